@@ -1,0 +1,126 @@
+"""SequenceBatch: requests in batch form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextitem.core.jagged import Jagged
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceBatch:
+    """B requests. Everything that a request says travels here, so that signatures never grow.
+
+    items             histories, oldest first: item ids, Jagged int64
+    user_ids          [B] int64, 1..U; 0 for a visitor who is not known; None where users are anonymous
+    actions           histories' action codes, Jagged int64, same offsets as items
+    timestamps        histories' event times, Jagged int64, milliseconds, same offsets
+    features          further columns of the histories, name -> Jagged, same offsets
+    request_times     [B] int64, milliseconds
+    context           request context, name -> [B]
+    targets           item ids to predict, Jagged int64 (training and evaluation only)
+    candidates        items to rank, Jagged int64, with candidate_features and candidate_labels of its offsets
+    allowed           bool [1, N + 1] or [B, N + 1]: only these items may be returned; None: all
+    excluded          items that may not be returned, Jagged int64 (seen items, block lists); None: none
+    """
+
+    items: Jagged
+    user_ids: Tensor | None = None
+    actions: Jagged | None = None
+    timestamps: Jagged | None = None
+    features: dict[str, Jagged] = field(default_factory=dict)
+    request_times: Tensor | None = None
+    context: dict[str, Tensor] = field(default_factory=dict)
+    targets: Jagged | None = None
+    candidates: Jagged | None = None
+    candidate_features: dict[str, Jagged] = field(default_factory=dict)
+    candidate_labels: dict[str, Jagged] = field(default_factory=dict)
+    allowed: Tensor | None = None
+    excluded: Jagged | None = None
+
+    def __post_init__(self) -> None:
+        for name, rows in self._row_counts():
+            if rows != self.num_requests:
+                raise ValueError(f"{name} has {rows} rows, the histories have {self.num_requests}")
+        for name, jagged in [
+            ("actions", self.actions),
+            ("timestamps", self.timestamps),
+            *self.features.items(),
+        ]:
+            if jagged is not None and jagged.values.shape[0] != self.items.values.shape[0]:
+                raise ValueError(f"{name} must share the histories' offsets")
+
+    @property
+    def num_requests(self) -> int:
+        """B."""
+        return self.items.num_rows
+
+    def select(self, rows: Tensor) -> SequenceBatch:
+        """The given requests [R] (int64), in the given order."""
+        changed = replace(self, allowed=None)._map(
+            lambda jagged: jagged.select(rows), lambda dense: dense[rows]
+        )
+        if self.allowed is None:
+            return changed
+        shared = self.allowed.shape[0] == 1 and self.num_requests != 1
+        return replace(changed, allowed=self.allowed if shared else self.allowed[rows])
+
+    def split(self, size: int) -> Iterator[SequenceBatch]:
+        """The requests in order, at most `size` at a time."""
+        for start in range(0, self.num_requests, size):
+            yield self.select(torch.arange(start, min(start + size, self.num_requests)))
+
+    def to(self, device: torch.device | str) -> SequenceBatch:
+        """The same on another device."""
+        return self._map(lambda jagged: jagged.to(device), lambda dense: dense.to(device))
+
+    def legal(self, num_items: int) -> Tensor | None:
+        """bool [B, N + 1] of what each request may be answered with; None where every item may."""
+        if self.allowed is None and self.excluded is None:
+            return None
+        shape = (self.num_requests, num_items + 1)
+        if self.allowed is not None:
+            mask = self.allowed.expand(shape).clone()
+        else:
+            mask = torch.ones(shape, dtype=torch.bool, device=self.items.values.device)
+        if self.excluded is not None:
+            mask[self.excluded.row_ids(), self.excluded.values] = False
+        mask[:, 0] = False
+        return mask
+
+    def last(self, count: int) -> SequenceBatch:
+        """The same requests with the last `count` events of each history."""
+        return replace(
+            self,
+            items=self.items.last(count),
+            actions=None if self.actions is None else self.actions.last(count),
+            timestamps=None if self.timestamps is None else self.timestamps.last(count),
+            features={name: jagged.last(count) for name, jagged in self.features.items()},
+        )
+
+    def _row_counts(self) -> Iterator[tuple[str, int]]:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            parts = value.items() if isinstance(value, dict) else [(entry.name, value)]
+            for name, part in parts:
+                if isinstance(part, Jagged):
+                    yield name, part.num_rows
+                elif part is not None and not (entry.name == "allowed" and part.shape[0] == 1):
+                    yield name, part.shape[0]
+
+    def _map(
+        self, on_jagged: Callable[[Jagged], Jagged], on_dense: Callable[[Tensor], Tensor]
+    ) -> SequenceBatch:
+        def apply(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: apply(part) for name, part in value.items()}
+            if value is None:
+                return None
+            return on_jagged(value) if isinstance(value, Jagged) else on_dense(value)
+
+        return replace(self, **{entry.name: apply(getattr(self, entry.name)) for entry in fields(self)})

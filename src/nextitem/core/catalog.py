@@ -1,0 +1,123 @@
+"""Catalog: the items that may be recommended, and what is known of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.ids import IdMap
+
+FEATURE_TYPES = ("categorical", "categorical-list", "numeric", "text", "history", "timestamp")
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """Items 1..N with their columns; row 0 of every tensor is padding.
+
+    ids          external <-> internal
+    table        the items' columns as the owner gave them, N rows in internal order, item_id included
+    features     feature schema: column -> one of FEATURE_TYPES
+    text         content sentence of each item, N strings, or None where there is no text
+    content      content vectors [N + 1, D] float32 that tokenizers and towers read, or None
+    released_ms  [N] int64, when an item came out, milliseconds since 1970, or None
+    identifiers  semantic IDs, where the model needs them
+    """
+
+    ids: IdMap
+    table: pl.DataFrame
+    features: dict[str, str] = field(default_factory=dict)
+    text: pl.Series | None = None
+    content: Tensor | None = None
+    released_ms: NDArray[np.int64] | None = None
+    identifiers: IdentifierTable | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.ids)
+        if self.table.height != count:
+            raise ValueError(f"{count} item ids but {self.table.height} rows in the items table")
+        if self.text is not None and len(self.text) != count:
+            raise ValueError(f"{count} items but {len(self.text)} content sentences")
+        if self.content is not None and self.content.shape[0] != count + 1:
+            raise ValueError(f"content must be [{count + 1}, D], got {tuple(self.content.shape)}")
+        if self.identifiers is not None and self.identifiers.num_items != count:
+            raise ValueError(f"{count} items but identifiers for {self.identifiers.num_items}")
+        for column, kind in self.features.items():
+            if kind not in FEATURE_TYPES:
+                raise ValueError(
+                    f"feature {column!r} has type {kind!r}; choose one of {', '.join(FEATURE_TYPES)}"
+                )
+            if column not in self.table.columns:
+                raise ValueError(
+                    f"feature {column!r} is not a column of the items table: {self.table.columns}"
+                )
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return len(self.ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the item ids in order: what an identifier table and a bundle are tied to."""
+        return ids_fingerprint(self.ids.external)
+
+    def titles(self) -> pl.Series:
+        """One printable name an item: its title, else its content sentence, else its id."""
+        named = self.ids.external.cast(pl.String)
+        if "title" in self.table.columns:
+            return self.table["title"].cast(pl.String).zip_with(self.table["title"].is_not_null(), named)
+        return self.text.zip_with(self.text.str.len_chars() > 0, named) if self.text is not None else named
+
+    def with_content(self, content: Tensor) -> Catalog:
+        """The same items with other content vectors [N + 1, D]."""
+        content = content.to(torch.float32)
+        content[0] = 0
+        return replace(self, content=content)
+
+    def with_identifiers(self, identifiers: IdentifierTable) -> Catalog:
+        """The same items with semantic IDs; they must have been made for these items."""
+        if identifiers.catalog_fingerprint != self.fingerprint:
+            raise ValueError("these identifiers were made for another catalogue; run tokenize on this one")
+        return replace(self, identifiers=identifiers)
+
+    def extend(
+        self, table: pl.DataFrame, *, text: pl.Series | None = None, content: Tensor | None = None
+    ) -> Catalog:
+        """Appends the rows of `table` as new items; items that stand keep their numbers.
+
+        `text` and `content [new, D]` are needed exactly where this catalogue has them. Identifiers are
+        dropped: append them with the tokenizer that made them.
+        """
+        ids = self.ids.extend(table["item_id"])
+        added = len(ids) - len(self.ids)
+        if added != table.height:
+            raise ValueError(f"{table.height - added} of the new items are there already; give only new ones")
+        if (text is None) != (self.text is None) or (content is None) != (self.content is None):
+            raise ValueError("new items need text and content vectors exactly where the catalogue has them")
+        return Catalog(
+            ids,
+            pl.concat(
+                [self.table, table.with_columns(pl.col("item_id").cast(self.ids.external.dtype))],
+                how="diagonal",
+            ),
+            features=self.features,
+            text=None if self.text is None or text is None else pl.concat([self.text, text]),
+            content=None if self.content is None or content is None else torch.cat([self.content, content]),
+        )
+
+
+def ids_fingerprint(ids: pl.Series) -> str:
+    """Hash of ids in order, equal on every machine and for every integer width."""
+    digest = hashlib.sha256()
+    for start in range(0, len(ids), 65536):
+        digest.update("\x00".join(ids[start : start + 65536].cast(pl.String).to_list()).encode())
+        digest.update(b"\x00")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,111 @@
+"""Strict typed configs <-> TOML, with dotted overrides."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import tomli_w
+
+from nextitem.core.errors import UserError
+
+
+class Config(pydantic.BaseModel):
+    """Base of every config: frozen; an unknown field or a wrong type is an error that names it."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
+    )
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def parse(kind: type[ConfigType], values: Mapping[str, Any], *, where: str) -> ConfigType:
+    """Builds a config from plain values; UserError names field, value and what was expected.
+
+    `where` says what the values came from: a file, a table, an option.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except pydantic.ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_explain(kind, entry) for entry in error.errors())) from None
+
+
+def _explain(kind: type[Config], entry: Mapping[str, Any]) -> str:
+    path = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        return f"unknown setting {path!r}; known are {', '.join(kind.model_fields)}"
+    if entry["type"] == "missing":
+        return f"setting {path!r} is missing"
+    return f"{path} = {entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; UserError names file and line of a mistake."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+
+
+def write_toml(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes tables as TOML; settings that are None are left out, since TOML has no null."""
+    path.write_text(tomli_w.dumps(_without_none(values)), encoding="utf-8")
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Applies `a.b=c` settings to nested tables; c is read as TOML, else as text.
+
+    Returns a new dict; UserError where an override has no `=` or walks through a value.
+    """
+    result = _copy(values)
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path.strip():
+            raise UserError(
+                f"--set {override!r}: write it as name.field=value, for example training.max_epochs=5"
+            )
+        *parents, last = path.strip().split(".")
+        table = result
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise UserError(f"--set {override!r}: {parent!r} is a value, not a table")
+        table[last] = _value(text.strip())
+    return result
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` laid upon it, table by table."""
+    result = _copy(base)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+    return result
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if value is not None
+    }

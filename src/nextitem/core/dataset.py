@@ -1,0 +1,109 @@
+"""Dataset: everything known of one recommender's data. Split: what may be learnt from, what is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.ids import IdMap
+from nextitem.core.interactions import Interactions
+
+
+@dataclass(frozen=True, eq=False)
+class Users:
+    """Users (or anonymous sessions) 1..U with their features; `table` has U rows in internal order."""
+
+    ids: IdMap
+    table: pl.DataFrame = field(default_factory=pl.DataFrame)
+    features: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Impressions:
+    """Items shown, one row each, in the file's order; rows with the same request were shown together.
+
+    request_ids  [T] int64, 0-based, in order of first appearance
+    item_ids     [T] int32, 1..N
+    user_ids     [T] int32, 0 where unknown
+    timestamps   [T] int64, milliseconds, or None
+    columns      slot, propensity, policy, labels and context, rows aligned
+    labels       names of label columns
+    context      context columns: name -> feature type
+    """
+
+    request_ids: NDArray[np.int64]
+    item_ids: NDArray[np.int32]
+    user_ids: NDArray[np.int32]
+    timestamps: NDArray[np.int64] | None
+    columns: pl.DataFrame
+    labels: tuple[str, ...] = ()
+    context: dict[str, str] = field(default_factory=dict)
+
+    def select(self, rows: NDArray[np.bool_]) -> Impressions:
+        """The rows where the mask [T] is true."""
+        return replace(
+            self,
+            request_ids=self.request_ids[rows],
+            item_ids=self.item_ids[rows],
+            user_ids=self.user_ids[rows],
+            timestamps=None if self.timestamps is None else self.timestamps[rows],
+            columns=self.columns.filter(pl.Series(rows)),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One data set in memory.
+
+    repeats        may an item that the user has seen be recommended?
+    anonymous      True for a log of sessions without users
+    labels         label columns of interactions; context: context columns -> feature type
+    fingerprint    of the events and items: a bundle knows what it was trained on
+    """
+
+    name: str
+    interactions: Interactions
+    catalog: Catalog
+    users: Users
+    impressions: Impressions | None = None
+    repeats: bool = True
+    anonymous: bool = False
+    labels: tuple[str, ...] = ()
+    context: dict[str, str] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def with_interactions(self, interactions: Interactions) -> Dataset:
+        """The same data set with other events: users, items and numbering stay."""
+        return replace(self, interactions=interactions)
+
+    def with_catalog(self, catalog: Catalog) -> Dataset:
+        """The same data set with an enriched catalogue (content vectors, identifiers)."""
+        return replace(self, catalog=catalog)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One protocol applied to one data set.
+
+    protocol     its name
+    train        what may be learnt from
+    validation   what is asked to choose an epoch; its targets are never trained on unless refit
+    test         what is asked in the end; histories hold every earlier event, validation's included
+    refit        train and validation together, for `--refit`; called only then, since it may be large
+    test_later   `time` only: the same requests as test, all of the user's later events as targets
+    notes        what was left out, in words, to be printed
+    """
+
+    protocol: str
+    train: Dataset
+    validation: SequenceBatch
+    test: SequenceBatch
+    refit: Callable[[], Dataset]
+    test_later: SequenceBatch | None = None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,121 @@
+"""IdentifierTable: item -> code sequence, a versioned artifact that only appends."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nextitem.core.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class IdentifierTable:
+    """Semantic IDs of items 1..N.
+
+    codes                [N + 1, M] int32; row i is the code sequence of item i, row 0 is all -1
+    codebook_sizes       M numbers; level m has the codes 0..codebook_sizes[m] - 1
+    catalog_fingerprint  of the catalogue that the table was made for
+    tokenizer            registry name of what made it
+    version              counts appends, from 1
+    report               quality figures, JSON values
+
+    Rows may collide: then one code sequence leads to several items, all of them reachable.
+    """
+
+    codes: Tensor
+    codebook_sizes: tuple[int, ...]
+    catalog_fingerprint: str
+    tokenizer: str = ""
+    version: int = 1
+    report: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.codes.dim() != 2 or self.codes.dtype != torch.int32:
+            raise ValueError(
+                f"codes must be int32 [N + 1, M], got {self.codes.dtype} {tuple(self.codes.shape)}"
+            )
+        if len(self.codebook_sizes) != self.codes.shape[1]:
+            raise ValueError(f"{self.codes.shape[1]} levels but {len(self.codebook_sizes)} codebook sizes")
+        real = self.codes[1:]
+        sizes = torch.tensor(self.codebook_sizes, dtype=torch.int32)
+        if bool((real < 0).any()) or bool((real >= sizes).any()):
+            raise ValueError(
+                f"codes must lie below the codebook sizes {self.codebook_sizes} and not be negative"
+            )
+        if bool((self.codes[0] != -1).any()):
+            raise ValueError("row 0 is padding and must be -1")
+
+    @classmethod
+    def from_item_codes(
+        cls, codes: Tensor, *, codebook_sizes: tuple[int, ...], **fields: Any
+    ) -> IdentifierTable:
+        """Builds a table from `codes [N, M]` of items 1..N: puts the padding row before them."""
+        padding = torch.full((1, codes.shape[1]), -1, dtype=torch.int32)
+        return cls(torch.cat([padding, codes.to(torch.int32)]), codebook_sizes, **fields)
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return self.codes.shape[0] - 1
+
+    @property
+    def num_levels(self) -> int:
+        """M."""
+        return self.codes.shape[1]
+
+    @cached_property
+    def is_unique(self) -> bool:
+        """True where no two items share a code sequence."""
+        return int(torch.unique(self.codes[1:], dim=0).shape[0]) == self.num_items
+
+    def append(self, codes: Tensor, *, catalog_fingerprint: str) -> IdentifierTable:
+        """A new version with `codes [new, M]` for the items that follow; old rows stay as they are."""
+        return replace(
+            self,
+            codes=torch.cat([self.codes, codes.to(torch.int32)]),
+            catalog_fingerprint=catalog_fingerprint,
+            version=self.version + 1,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes identifiers.safetensors and identifiers.json into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"codes": self.codes.contiguous()}, folder / "identifiers.safetensors")
+        meta = {
+            "codebook_sizes": list(self.codebook_sizes),
+            "catalog_fingerprint": self.catalog_fingerprint,
+            "tokenizer": self.tokenizer,
+            "version": self.version,
+            "report": self.report,
+        }
+        (folder / "identifiers.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> IdentifierTable:
+        """Reads what `save` wrote; UserError where it is missing or damaged."""
+        try:
+            meta = json.loads((folder / "identifiers.json").read_text())
+            codes = load_file(folder / "identifiers.safetensors")["codes"]
+            return cls(
+                codes,
+                tuple(meta["codebook_sizes"]),
+                meta["catalog_fingerprint"],
+                tokenizer=meta["tokenizer"],
+                version=meta["version"],
+                report=meta["report"],
+            )
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{folder} holds no identifiers ({error.filename}); make them with: nextitem tokenize"
+            ) from None
+        except (KeyError, ValueError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"{folder}: the identifier table is damaged ({error}); make it again with: nextitem tokenize"
+            ) from None

@@ -1,0 +1,61 @@
+"""IdMap: the owner's ids <-> dense internal numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class IdMap:
+    """External ids in a fixed order: `external[i]` has the internal number i + 1; 0 is padding.
+
+    `external` holds distinct strings or integers without nulls.
+    """
+
+    external: pl.Series
+
+    def __post_init__(self) -> None:
+        if not (self.external.dtype.is_integer() or self.external.dtype == pl.String):
+            raise ValueError(f"ids must be strings or integers, got {self.external.dtype}")
+        if self.external.null_count():
+            raise ValueError("ids must not be null")
+        if self.external.n_unique() != len(self.external):
+            raise ValueError("ids must be distinct")
+
+    @classmethod
+    def sorted_from(cls, ids: pl.Series) -> IdMap:
+        """The distinct values of `ids`, in ascending order: row order does not matter."""
+        return cls(ids.unique().sort().alias("id"))
+
+    def __len__(self) -> int:
+        return len(self.external)
+
+    def encode(self, ids: pl.Series) -> NDArray[np.int32]:
+        """Internal numbers of `ids`, shape [n]; 0 where an id is unknown.
+
+        Text that spells an integer id counts as that id, and the reverse, so that ids read from a command
+        line or from CSV match ids read from Parquet.
+        """
+        if ids.dtype != self.external.dtype:
+            ids = ids.cast(self.external.dtype, strict=False)
+        table = pl.DataFrame(
+            {"id": self.external, "internal": np.arange(1, len(self.external) + 1, dtype=np.int32)}
+        )
+        joined = pl.DataFrame({"id": ids}).join(table, on="id", how="left", maintain_order="left")
+        return joined["internal"].fill_null(0).to_numpy()
+
+    def decode(self, internal: NDArray[np.integer]) -> pl.Series:
+        """External ids of internal numbers [n]; null where the number is 0."""
+        index = pl.Series(np.asarray(internal, dtype=np.int64) - 1)
+        index = index.set(index < 0, None)
+        return self.external.gather(index)
+
+    def extend(self, ids: pl.Series) -> IdMap:
+        """Appends ids that are not there yet, in the given order; never renumbers."""
+        ids = ids.cast(self.external.dtype)
+        new = ids.filter(~ids.is_in(self.external.implode())).unique(maintain_order=True)
+        return IdMap(pl.concat([self.external, new.alias(self.external.name)]))

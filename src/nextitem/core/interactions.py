@@ -1,0 +1,94 @@
+"""Interactions: a columnar event log, sorted by (user, order), stable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from nextitem.core.jagged import Jagged
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """Parallel columns, one row an event, sorted by user and then by the order of events (stable).
+
+    user_ids    [T] int32, 1..U (a session stands as a user in a log of anonymous sessions)
+    item_ids    [T] int32, 1..N; 0 for an event without an item (a search)
+    num_users   U
+    num_items   N
+    timestamps  [T] int64, milliseconds since 1970, or None where the log has no times
+    positive    [T] bool: may the event be a target? (None: all may)
+    columns     other columns of the log (action, session_id, quantity, price, query, labels, split, ...),
+                rows aligned
+    """
+
+    user_ids: NDArray[np.int32]
+    item_ids: NDArray[np.int32]
+    num_users: int
+    num_items: int
+    timestamps: NDArray[np.int64] | None = None
+    positive: NDArray[np.bool_] | None = None
+    columns: pl.DataFrame = field(default_factory=pl.DataFrame)
+
+    def __post_init__(self) -> None:
+        rows = len(self.user_ids)
+        if len(self.item_ids) != rows:
+            raise ValueError(f"{rows} user ids but {len(self.item_ids)} item ids")
+        for name, column in (("timestamps", self.timestamps), ("positive", self.positive)):
+            if column is not None and len(column) != rows:
+                raise ValueError(f"{rows} rows but {len(column)} {name}")
+        if self.columns.width and self.columns.height != rows:
+            raise ValueError(f"{rows} rows but {self.columns.height} rows of other columns")
+        if rows:
+            if int(self.user_ids.min()) < 1 or int(self.user_ids.max()) > self.num_users:
+                raise ValueError(f"user ids must lie in 1..{self.num_users}")
+            if int(self.item_ids.min()) < 0 or int(self.item_ids.max()) > self.num_items:
+                raise ValueError(f"item ids must lie in 0..{self.num_items}")
+            if bool((self.user_ids[1:] < self.user_ids[:-1]).any()):
+                raise ValueError("interactions must be sorted by user")
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each user's events start, [U + 1]; user u has rows offsets[u - 1]:offsets[u]."""
+        counts = np.bincount(self.user_ids, minlength=self.num_users + 1)[1:]
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Interactions:
+        """The given rows (a mask [T] or rising indices): order, numbering of users and items stay."""
+        frame = self.columns
+        if frame.width:
+            frame = frame.filter(pl.Series(rows)) if rows.dtype == np.bool_ else frame[rows]
+        return Interactions(
+            self.user_ids[rows],
+            self.item_ids[rows],
+            self.num_users,
+            self.num_items,
+            timestamps=None if self.timestamps is None else self.timestamps[rows],
+            positive=None if self.positive is None else self.positive[rows],
+            columns=frame,
+        )
+
+    def targets_only(self) -> Interactions:
+        """The events that may be targets: positive, and with an item."""
+        keep = self.item_ids > 0
+        if self.positive is not None:
+            keep = keep & self.positive
+        return self if bool(keep.all()) else self.select(keep)
+
+    def item_counts(self) -> NDArray[np.int64]:
+        """How often each item is a target, [N + 1]; entry 0 is 0."""
+        counts = np.bincount(self.targets_only().item_ids, minlength=self.num_items + 1)
+        counts[0] = 0
+        return counts.astype(np.int64)
+
+    def histories(self) -> Jagged:
+        """Item ids of every user 1..U in order (empty rows included): values int64, U rows."""
+        return Jagged(torch.from_numpy(self.item_ids.astype(np.int64)), torch.from_numpy(self.offsets))

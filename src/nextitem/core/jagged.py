@@ -1,0 +1,132 @@
+"""Jagged: rows of different lengths without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Jagged:
+    """Rows of different lengths: row b is `values[offsets[b]:offsets[b + 1]]`.
+
+    `values [T, ...]` any dtype; `offsets [B + 1]` int64, rising from 0 to T. Padding exists only inside
+    `to_padded`.
+    """
+
+    values: Tensor
+    offsets: Tensor
+
+    def __post_init__(self) -> None:
+        if self.offsets.dtype != torch.int64 or self.offsets.dim() != 1 or self.offsets.numel() == 0:
+            raise ValueError(
+                f"offsets must be int64 [B + 1], got {self.offsets.dtype} {tuple(self.offsets.shape)}"
+            )
+        if int(self.offsets[0]) != 0 or int(self.offsets[-1]) != self.values.shape[0]:
+            raise ValueError(
+                f"offsets must rise from 0 to {self.values.shape[0]}, "
+                f"got {int(self.offsets[0])} to {int(self.offsets[-1])}"
+            )
+        if bool((self.offsets[1:] < self.offsets[:-1]).any()):
+            raise ValueError("offsets must not fall")
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[int]], *, dtype: torch.dtype = torch.int64) -> Jagged:
+        """Builds a Jagged from Python lists, one per row."""
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        values = torch.tensor([value for row in rows for value in row], dtype=dtype)
+        return cls(values, offsets_of(lengths))
+
+    @classmethod
+    def from_lengths(cls, values: Tensor, lengths: Tensor) -> Jagged:
+        """Builds a Jagged from concatenated `values [T, ...]` and `lengths [B]`."""
+        return cls(values, offsets_of(lengths))
+
+    @classmethod
+    def from_padded(cls, padded: Tensor, lengths: Tensor) -> Jagged:
+        """Takes the first `lengths[b]` entries of each row of `padded [B, L, ...]` (right padding)."""
+        keep = torch.arange(padded.shape[1], device=padded.device)[None, :] < lengths[:, None]
+        return cls(padded[keep], offsets_of(lengths))
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return self.offsets.numel() - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """Row lengths [B], int64."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def row_ids(self) -> Tensor:
+        """The row that each value belongs to, [T] int64."""
+        rows = torch.arange(self.num_rows, device=self.offsets.device)
+        return rows.repeat_interleave(self.lengths, output_size=self.values.shape[0])
+
+    def to_padded(self, length: int | None = None, *, fill: float = 0, align: str = "left") -> Tensor:
+        """Returns [B, length, ...]; rows that are longer keep their **last** `length` values.
+
+        `align="left"` puts padding (`fill`) to the right of the values, `align="right"` to their left.
+        """
+        width = length if length is not None else int(self.lengths.max()) if self.num_rows else 0
+        kept = self.last(width)
+        shape = (self.num_rows, width, *self.values.shape[1:])
+        padded = torch.full(shape, fill, dtype=self.values.dtype, device=self.values.device)
+        rows = kept.row_ids()
+        columns = torch.arange(kept.values.shape[0], device=rows.device) - kept.offsets[rows]
+        if align == "right":
+            columns = columns + width - kept.lengths[rows]
+        padded[rows, columns] = kept.values
+        return padded
+
+    def last(self, count: int) -> Jagged:
+        """The last `count` values of each row (all of a shorter row)."""
+        lengths = self.lengths
+        if self.num_rows == 0 or int(lengths.max()) <= count:
+            return self
+        kept = lengths.clamp(max=count)
+        return self._slice(self.offsets[1:] - kept, kept)
+
+    def drop_last(self, count: int) -> Jagged:
+        """Each row without its last `count` values."""
+        kept = (self.lengths - count).clamp(min=0)
+        return self._slice(self.offsets[:-1], kept)
+
+    def select(self, rows: Tensor) -> Jagged:
+        """The given rows [R] (int64, in the given order, repeats allowed)."""
+        return self._slice(self.offsets[:-1][rows], self.lengths[rows])
+
+    def with_values(self, values: Tensor) -> Jagged:
+        """The same rows over other `values [T, ...]`."""
+        return Jagged(values, self.offsets)
+
+    def to(self, device: torch.device | str) -> Jagged:
+        """The same on another device."""
+        return Jagged(self.values.to(device), self.offsets.to(device))
+
+    def to_lists(self) -> list[list[int]]:
+        """Python lists, one per row: for messages and tests."""
+        bounds = self.offsets.tolist()
+        values = self.values.tolist()
+        return [values[start:end] for start, end in pairwise(bounds)]
+
+    def _slice(self, starts: Tensor, lengths: Tensor) -> Jagged:
+        return Jagged(self.values[ranges(starts, lengths)], offsets_of(lengths))
+
+
+def offsets_of(lengths: Tensor) -> Tensor:
+    """Offsets [B + 1] of rows with the given lengths [B]."""
+    offsets = torch.zeros(lengths.numel() + 1, dtype=torch.int64, device=lengths.device)
+    torch.cumsum(lengths, 0, out=offsets[1:])
+    return offsets
+
+
+def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+    """Concatenated index ranges starts[b] .. starts[b] + lengths[b] - 1, [sum(lengths)] int64."""
+    total = int(lengths.sum())
+    shift = (starts - offsets_of(lengths)[:-1]).repeat_interleave(lengths, output_size=total)
+    return torch.arange(total, device=starts.device) + shift

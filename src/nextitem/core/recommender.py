@@ -1,0 +1,136 @@
+"""Recommender: the one contract of everything that recommends."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.recommendations import Recommendations
+
+
+class Recommender(nn.Module, ABC):
+    """Ranks catalogue items for the requests in a batch.
+
+    `catalog` is the catalogue that the model was built for; `popularity [N + 1]` counts each item's training
+    events: the answer to an empty history, and what log_q corrections read.
+    """
+
+    Config: ClassVar[type[configs.Config]]
+    popularity: Tensor
+
+    def __init__(self, config: configs.Config, catalog: Catalog) -> None:
+        super().__init__()
+        self.config = config
+        self.catalog = catalog
+        self.register_buffer("popularity", torch.zeros(catalog.num_items + 1))
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return self.catalog.num_items
+
+    def set_popularity(self, counts: Tensor) -> None:
+        """Stores how often each item occurs in training, [N + 1]; entry 0 must be 0."""
+        self.popularity.copy_(counts)
+
+    @torch.inference_mode()
+    def recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        """Returns the k best items for each request; fewer, then padding, where fewer are allowed.
+
+        Checks the request (ValueError), answers empty histories by popularity among the allowed items (marked
+        in `fallback`), asks the model for the others, and checks the answer: nothing excluded, forbidden,
+        repeated, unknown or unsorted ever leaves here. Ties go to the smaller item number.
+        """
+        self._check_request(batch, k)
+        was_training = self.training
+        self.eval()
+        empty = batch.items.lengths == 0
+        if bool(empty.all()):
+            answer = self._popular(batch, k)
+        elif not bool(empty.any()):
+            answer = self._recommend(batch, k)
+        else:
+            answer = self._mixed(batch, k, empty)
+        self.train(was_training)
+        self._check_answer(answer, batch, k)
+        return Recommendations(
+            answer.item_ids,
+            answer.scores,
+            ordered_by=answer.ordered_by,
+            fallback=empty if answer.fallback is None else answer.fallback | empty,
+            channel=answer.channel,
+            channels=answer.channels,
+        )
+
+    @abstractmethod
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        """The model's answer; every history has at least one event."""
+
+    def _popular(self, batch: SequenceBatch, k: int) -> Recommendations:
+        scores = self.popularity.expand(batch.num_requests, -1).clone()
+        legal = batch.legal(self.num_items)
+        scores[:, 0] = -torch.inf
+        if legal is not None:
+            scores[~legal] = -torch.inf
+        values, items = scores.sort(dim=1, descending=True, stable=True)
+        missing = (0, max(0, k - values.shape[1]))
+        values = nn.functional.pad(values[:, :k], missing, value=-torch.inf)
+        items = nn.functional.pad(items[:, :k], missing)
+        return Recommendations(items.masked_fill(values == -torch.inf, 0), values)
+
+    def _mixed(self, batch: SequenceBatch, k: int, empty: Tensor) -> Recommendations:
+        full_rows, empty_rows = (~empty).nonzero()[:, 0], empty.nonzero()[:, 0]
+        asked = self._recommend(batch.select(full_rows), k)
+        popular = self._popular(batch.select(empty_rows), k)
+        back = torch.cat([full_rows, empty_rows]).argsort()
+        channel = asked.channel
+        if channel is not None:
+            channel = torch.cat([channel, channel.new_zeros(popular.item_ids.shape)])[back]
+        return Recommendations(
+            torch.cat([asked.item_ids, popular.item_ids])[back],
+            torch.cat([asked.scores, popular.scores])[back],
+            ordered_by=asked.ordered_by,
+            channel=channel,
+            channels=asked.channels,
+        )
+
+    def _check_request(self, batch: SequenceBatch, k: int) -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        for name, jagged in (
+            ("history", batch.items),
+            ("excluded", batch.excluded),
+            ("candidates", batch.candidates),
+        ):
+            if jagged is not None and jagged.values.numel():
+                low, high = jagged.values.aminmax()
+                if int(low) < 0 or int(high) > self.num_items:
+                    raise ValueError(
+                        f"{name} holds item number {int(high)}; this catalogue has 1..{self.num_items}"
+                    )
+        if batch.allowed is not None and batch.allowed.shape[1] != self.num_items + 1:
+            raise ValueError(f"allowed must have {self.num_items + 1} columns, got {batch.allowed.shape[1]}")
+
+    def _check_answer(self, answer: Recommendations, batch: SequenceBatch, k: int) -> None:
+        ids = answer.item_ids
+        assert ids.shape == (batch.num_requests, k), f"{type(self).__name__} returned {tuple(ids.shape)}"
+        assert bool(((ids >= 0) & (ids <= self.num_items)).all()), f"{type(self).__name__} made items up"
+        real = ids > 0
+        if batch.allowed is not None:
+            rows = batch.allowed.expand(batch.num_requests, -1)
+            assert bool((rows.gather(1, ids) | ~real).all()), (
+                f"{type(self).__name__} returned a forbidden item"
+            )
+        if batch.excluded is not None:
+            span = self.num_items + 1
+            excluded = batch.excluded.row_ids() * span + batch.excluded.values
+            keys = torch.arange(len(ids), device=ids.device)[:, None] * span + ids
+            assert not bool((torch.isin(keys, excluded) & real).any()), (
+                f"{type(self).__name__} returned an excluded item"
+            )

@@ -1,0 +1,126 @@
+"""What there is, by name: literal tables that load a class only when it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from nextitem.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered thing: where it lives, one line on what it is, and where it comes from."""
+
+    path: str  # "package.module:Name"
+    summary: str
+    paper: str
+
+    def load(self) -> Any:
+        """Imports and returns it."""
+        module, _, name = self.path.partition(":")
+        return getattr(import_module(module), name)
+
+
+MODELS: dict[str, Entry] = {
+    "popularity": Entry("nextitem.models.popularity:Popularity", "most frequent items, with time decay", "-"),
+    "item-cf": Entry(
+        "nextitem.models.item_cf:ItemCF", "item-to-item collaborative filtering", "Linden et al. 2003"
+    ),
+    "item-graph": Entry(
+        "nextitem.models.item_graph:ItemGraph",
+        "untrained walk on item transitions and content",
+        "arXiv 2605.07125",
+    ),
+    "sasrec": Entry(
+        "nextitem.models.sasrec:SASRec", "causal self-attention over the history", "arXiv 1808.09781"
+    ),
+    "tiger": Entry(
+        "nextitem.models.tiger:Tiger", "generates an item's semantic ID, code by code", "arXiv 2305.05065"
+    ),
+}
+
+TOKENIZERS: dict[str, Entry] = {
+    "residual-kmeans": Entry(
+        "nextitem.tokenizers.residual_kmeans:ResidualKMeans",
+        "k-means on residuals, level by level",
+        "arXiv 2502.18965",
+    ),
+    "rq-vae": Entry(
+        "nextitem.tokenizers.rq_vae:RQVAE", "residual-quantised auto-encoder", "arXiv 2203.01941, 2305.05065"
+    ),
+}
+
+LOSSES: dict[str, Entry] = {
+    "full-softmax": Entry(
+        "nextitem.losses.full_softmax:full_softmax", "cross-entropy over the catalogue", "-"
+    ),
+    "sampled-softmax": Entry(
+        "nextitem.losses.sampled_softmax:sampled_softmax",
+        "cross-entropy over sampled items, log_q corrected",
+        "Bengio & Senecal 2008",
+    ),
+    "bce": Entry(
+        "nextitem.losses.bce:bce", "binary cross-entropy with sampled negatives", "arXiv 1808.09781"
+    ),
+    "gbce": Entry("nextitem.losses.gbce:gbce", "generalised binary cross-entropy", "arXiv 2308.07192"),
+}
+
+METRICS: dict[str, Entry] = {
+    "recall": Entry("nextitem.evaluation.metrics.accuracy:recall", "share of the targets in the list", "-"),
+    "hit_rate": Entry(
+        "nextitem.evaluation.metrics.accuracy:hit_rate", "1 where any target is in the list", "-"
+    ),
+    "precision": Entry(
+        "nextitem.evaluation.metrics.accuracy:precision", "share of the list that is a target", "-"
+    ),
+    "ndcg": Entry(
+        "nextitem.evaluation.metrics.accuracy:ndcg",
+        "discounted gain over the ideal one",
+        "Jarvelin & Kekalainen 2002",
+    ),
+    "mrr": Entry("nextitem.evaluation.metrics.accuracy:mrr", "inverse rank of the first target", "-"),
+    "map": Entry("nextitem.evaluation.metrics.accuracy:average_precision", "mean precision at each hit", "-"),
+    "coverage": Entry(
+        "nextitem.evaluation.metrics.beyond_accuracy:coverage", "share of the catalogue ever recommended", "-"
+    ),
+    "gini": Entry(
+        "nextitem.evaluation.metrics.beyond_accuracy:gini", "inequality of exposure; 0 is even", "-"
+    ),
+    "novelty": Entry(
+        "nextitem.evaluation.metrics.beyond_accuracy:novelty",
+        "mean self-information of the items, bits",
+        "Vargas & Castells 2011",
+    ),
+    "diversity": Entry(
+        "nextitem.evaluation.metrics.beyond_accuracy:diversity",
+        "mean distance within a list",
+        "Ziegler et al. 2005",
+    ),
+    "serendipity": Entry(
+        "nextitem.evaluation.metrics.beyond_accuracy:serendipity",
+        "hits that popularity would not have brought",
+        "Ge et al. 2010",
+    ),
+    "popularity_bias": Entry(
+        "nextitem.evaluation.metrics.beyond_accuracy:popularity_bias",
+        "mean popularity of lists over histories'",
+        "Abdollahpouri et al. 2019",
+    ),
+}
+
+KINDS: dict[str, dict[str, Entry]] = {
+    "model": MODELS,
+    "tokenizer": TOKENIZERS,
+    "loss": LOSSES,
+    "metric": METRICS,
+}
+
+
+def entry(kind: str, name: str) -> Entry:
+    """The entry of that name; UserError lists the names that there are."""
+    table = KINDS[kind]
+    if name not in table:
+        raise UserError(f"no {kind} is called {name!r}; there are: {', '.join(table)}")
+    return table[name]

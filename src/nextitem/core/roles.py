@@ -1,0 +1,106 @@
+"""What a model can do beside recommending: small protocols, each known by the layer that uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """`total` (scalar, differentiable) is what is minimised; `named` are detached parts to be shown."""
+
+    total: Tensor
+    named: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class OnDevice(Protocol):
+    """A batch that can move to a device: all that training asks of it."""
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+
+class Examples(Protocol):
+    """A source of training batches: a pure function of (seed, epoch), so that a run can resume anywhere."""
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches in one epoch."""
+
+    def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[Any]:
+        """Batches `start`, `start + 1`, ... of the given epoch; the same ones for the same arguments."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """Learns by gradient."""
+
+    def examples(self, train: Dataset) -> Examples:
+        """The examples that it learns from."""
+
+    def training_loss(self, batch: Any) -> LossTerms:
+        """The loss of one batch of its examples."""
+
+
+@runtime_checkable
+class ClosedForm(Protocol):
+    """Learns in one pass, without gradients."""
+
+    def fit(self, train: Dataset) -> None:
+        """Learns from the training events."""
+
+
+@dataclass(frozen=True)
+class GeneratorState:
+    """What a generator remembers between steps.
+
+    shared  per request, leading dimension B (encoder keys and values): never copied per beam
+    beams   per beam, leading dimensions [B, W] (decoder caches): gathered when beams are reordered
+    """
+
+    shared: Mapping[str, Tensor]
+    beams: Mapping[str, Tensor]
+
+    def reorder(self, parents: Tensor) -> GeneratorState:
+        """Beam w of request b becomes the former beam `parents[b, w]` (int64 [B, W'])."""
+        rows = torch.arange(parents.shape[0], device=parents.device)[:, None]
+        return GeneratorState(self.shared, {name: value[rows, parents] for name, value in self.beams.items()})
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Spells items code by code."""
+
+    def start(self, batch: SequenceBatch) -> GeneratorState:
+        """The state before the first code; its beams have W = 1."""
+
+    def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
+        """Feeds the last codes [B, W] (None before the first) and returns logits [B, W, C] and the new state.
+
+        C is the codebook size of the level that comes next.
+        """
+
+
+@runtime_checkable
+class VectorRetriever(Protocol):
+    """Scores an item by the inner product of two vectors."""
+
+    def user_vectors(self, batch: SequenceBatch) -> Tensor:
+        """[B, D]."""
+
+    def item_vectors(self) -> Tensor:
+        """[N + 1, D]; row 0 is padding."""
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """Scores given candidates."""
+
+    def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
+        """Task -> [B, K], aligned with the padded candidates."""

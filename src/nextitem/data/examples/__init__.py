@@ -1,0 +1,1 @@
+"""One file per kind of training example, each with its own frozen batch."""

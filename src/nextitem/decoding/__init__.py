@@ -1,0 +1,1 @@
+"""Constrained generation, written once for everything that offers start and step."""

@@ -1,0 +1,1 @@
+"""One protocol, one set of metrics, for everything that recommends."""

@@ -1,0 +1,1 @@
+"""Metrics on lists of items, one idea per file."""

@@ -1,0 +1,1 @@
+"""Composes a run from a recipe; saves and loads bundles."""

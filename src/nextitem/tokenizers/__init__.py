@@ -1,0 +1,1 @@
+"""Semantic-ID tokenizers, one per file."""
