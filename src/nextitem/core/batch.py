@@ -62,9 +62,7 @@ class SequenceBatch:
 
     def select(self, rows: Tensor) -> SequenceBatch:
         """The given requests [R] (int64), in the given order."""
-        changed = replace(self, allowed=None)._map(
-            lambda jagged: jagged.select(rows), lambda dense: dense[rows]
-        )
+        changed = replace(self, allowed=None)._map(lambda jagged: jagged.select(rows), lambda dense: dense[rows])
         if self.allowed is None:
             return changed
         shared = self.allowed.shape[0] == 1 and self.num_requests != 1
@@ -113,9 +111,7 @@ class SequenceBatch:
                 elif part is not None and not (entry.name == "allowed" and part.shape[0] == 1):
                     yield name, part.shape[0]
 
-    def _map(
-        self, on_jagged: Callable[[Jagged], Jagged], on_dense: Callable[[Tensor], Tensor]
-    ) -> SequenceBatch:
+    def _map(self, on_jagged: Callable[[Jagged], Jagged], on_dense: Callable[[Tensor], Tensor]) -> SequenceBatch:
         def apply(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: apply(part) for name, part in value.items()}

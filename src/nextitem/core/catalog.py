@@ -51,13 +51,9 @@ class Catalog:
             raise ValueError(f"{count} items but identifiers for {self.identifiers.num_items}")
         for column, kind in self.features.items():
             if kind not in FEATURE_TYPES:
-                raise ValueError(
-                    f"feature {column!r} has type {kind!r}; choose one of {', '.join(FEATURE_TYPES)}"
-                )
+                raise ValueError(f"feature {column!r} has type {kind!r}; choose one of {', '.join(FEATURE_TYPES)}")
             if column not in self.table.columns:
-                raise ValueError(
-                    f"feature {column!r} is not a column of the items table: {self.table.columns}"
-                )
+                raise ValueError(f"feature {column!r} is not a column of the items table: {self.table.columns}")
 
     @property
     def num_items(self) -> int:
@@ -88,9 +84,7 @@ class Catalog:
             raise ValueError("these identifiers were made for another catalogue; run tokenize on this one")
         return replace(self, identifiers=identifiers)
 
-    def extend(
-        self, table: pl.DataFrame, *, text: pl.Series | None = None, content: Tensor | None = None
-    ) -> Catalog:
+    def extend(self, table: pl.DataFrame, *, text: pl.Series | None = None, content: Tensor | None = None) -> Catalog:
         """Appends the rows of `table` as new items; items that stand keep their numbers.
 
         `text` and `content [new, D]` are needed exactly where this catalogue has them. Identifiers are

@@ -16,9 +16,7 @@ from nextitem.core.errors import UserError
 class Config(pydantic.BaseModel):
     """Base of every config: frozen; an unknown field or a wrong type is an error that names it."""
 
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
-    )
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -58,7 +56,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def write_toml(path: Path, values: Mapping[str, Any]) -> None:
     """Writes tables as TOML; settings that are None are left out, since TOML has no null."""
-    path.write_text(tomli_w.dumps(_without_none(values)), encoding="utf-8")
+    path.write_text(tomli_w.dumps(without_none(values)), encoding="utf-8")
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -70,9 +68,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path.strip():
-            raise UserError(
-                f"--set {override!r}: write it as name.field=value, for example training.max_epochs=5"
-            )
+            raise UserError(f"--set {override!r}: write it as name.field=value, for example training.max_epochs=5")
         *parents, last = path.strip().split(".")
         table = result
         for parent in parents:
@@ -103,9 +99,10 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
 
-def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables without the settings that are None."""
     return {
-        key: _without_none(value) if isinstance(value, Mapping) else value
+        key: without_none(value) if isinstance(value, Mapping) else value
         for key, value in values.items()
         if value is not None
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,24 +39,18 @@ class IdentifierTable:
 
     def __post_init__(self) -> None:
         if self.codes.dim() != 2 or self.codes.dtype != torch.int32:
-            raise ValueError(
-                f"codes must be int32 [N + 1, M], got {self.codes.dtype} {tuple(self.codes.shape)}"
-            )
+            raise ValueError(f"codes must be int32 [N + 1, M], got {self.codes.dtype} {tuple(self.codes.shape)}")
         if len(self.codebook_sizes) != self.codes.shape[1]:
             raise ValueError(f"{self.codes.shape[1]} levels but {len(self.codebook_sizes)} codebook sizes")
         real = self.codes[1:]
         sizes = torch.tensor(self.codebook_sizes, dtype=torch.int32)
         if bool((real < 0).any()) or bool((real >= sizes).any()):
-            raise ValueError(
-                f"codes must lie below the codebook sizes {self.codebook_sizes} and not be negative"
-            )
+            raise ValueError(f"codes must lie below the codebook sizes {self.codebook_sizes} and not be negative")
         if bool((self.codes[0] != -1).any()):
             raise ValueError("row 0 is padding and must be -1")
 
     @classmethod
-    def from_item_codes(
-        cls, codes: Tensor, *, codebook_sizes: tuple[int, ...], **fields: Any
-    ) -> IdentifierTable:
+    def from_item_codes(cls, codes: Tensor, *, codebook_sizes: tuple[int, ...], **fields: Any) -> IdentifierTable:
         """Builds a table from `codes [N, M]` of items 1..N: puts the padding row before them."""
         padding = torch.full((1, codes.shape[1]), -1, dtype=torch.int32)
         return cls(torch.cat([padding, codes.to(torch.int32)]), codebook_sizes, **fields)
@@ -115,7 +110,7 @@ class IdentifierTable:
             raise UserError(
                 f"{folder} holds no identifiers ({error.filename}); make them with: nextitem tokenize"
             ) from None
-        except (KeyError, ValueError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"{folder}: the identifier table is damaged ({error}); make it again with: nextitem tokenize"
             ) from None

@@ -42,9 +42,7 @@ class IdMap:
         """
         if ids.dtype != self.external.dtype:
             ids = ids.cast(self.external.dtype, strict=False)
-        table = pl.DataFrame(
-            {"id": self.external, "internal": np.arange(1, len(self.external) + 1, dtype=np.int32)}
-        )
+        table = pl.DataFrame({"id": self.external, "internal": np.arange(1, len(self.external) + 1, dtype=np.int32)})
         joined = pl.DataFrame({"id": ids}).join(table, on="id", how="left", maintain_order="left")
         return joined["internal"].fill_null(0).to_numpy()
 

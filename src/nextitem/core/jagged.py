@@ -23,9 +23,7 @@ class Jagged:
 
     def __post_init__(self) -> None:
         if self.offsets.dtype != torch.int64 or self.offsets.dim() != 1 or self.offsets.numel() == 0:
-            raise ValueError(
-                f"offsets must be int64 [B + 1], got {self.offsets.dtype} {tuple(self.offsets.shape)}"
-            )
+            raise ValueError(f"offsets must be int64 [B + 1], got {self.offsets.dtype} {tuple(self.offsets.shape)}")
         if int(self.offsets[0]) != 0 or int(self.offsets[-1]) != self.values.shape[0]:
             raise ValueError(
                 f"offsets must rise from 0 to {self.values.shape[0]}, "

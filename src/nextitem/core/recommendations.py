@@ -37,9 +37,7 @@ class Recommendations:
         real = self.item_ids > 0
         if bool((real[:, 1:] & ~real[:, :-1]).any()):
             raise ValueError("padding may stand only at the tail of a list")
-        ordered = torch.where(
-            real, self.item_ids, -torch.arange(real.shape[1], device=real.device)[None, :] - 1
-        )
+        ordered = torch.where(real, self.item_ids, -torch.arange(real.shape[1], device=real.device)[None, :] - 1)
         in_order = ordered.sort(dim=1).values
         if bool((in_order[:, 1:] == in_order[:, :-1]).any()):
             raise ValueError("an item is repeated within a list")
@@ -50,8 +48,7 @@ class Recommendations:
     def concat(cls, parts: Sequence[Recommendations]) -> Recommendations:
         """Joins answers of the same K, order and channels, row after row."""
         fallback = [
-            p.fallback if p.fallback is not None else torch.zeros(len(p.item_ids), dtype=torch.bool)
-            for p in parts
+            p.fallback if p.fallback is not None else torch.zeros(len(p.item_ids), dtype=torch.bool) for p in parts
         ]
         channel = [p.channel for p in parts if p.channel is not None]
         return cls(

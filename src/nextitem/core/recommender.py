@@ -111,9 +111,7 @@ class Recommender(nn.Module, ABC):
             if jagged is not None and jagged.values.numel():
                 low, high = jagged.values.aminmax()
                 if int(low) < 0 or int(high) > self.num_items:
-                    raise ValueError(
-                        f"{name} holds item number {int(high)}; this catalogue has 1..{self.num_items}"
-                    )
+                    raise ValueError(f"{name} holds item number {int(high)}; this catalogue has 1..{self.num_items}")
         if batch.allowed is not None and batch.allowed.shape[1] != self.num_items + 1:
             raise ValueError(f"allowed must have {self.num_items + 1} columns, got {batch.allowed.shape[1]}")
 
@@ -124,9 +122,7 @@ class Recommender(nn.Module, ABC):
         real = ids > 0
         if batch.allowed is not None:
             rows = batch.allowed.expand(batch.num_requests, -1)
-            assert bool((rows.gather(1, ids) | ~real).all()), (
-                f"{type(self).__name__} returned a forbidden item"
-            )
+            assert bool((rows.gather(1, ids) | ~real).all()), f"{type(self).__name__} returned a forbidden item"
         if batch.excluded is not None:
             span = self.num_items + 1
             excluded = batch.excluded.row_ids() * span + batch.excluded.values

@@ -25,20 +25,14 @@ class Entry:
 
 MODELS: dict[str, Entry] = {
     "popularity": Entry("nextitem.models.popularity:Popularity", "most frequent items, with time decay", "-"),
-    "item-cf": Entry(
-        "nextitem.models.item_cf:ItemCF", "item-to-item collaborative filtering", "Linden et al. 2003"
-    ),
+    "item-cf": Entry("nextitem.models.item_cf:ItemCF", "item-to-item collaborative filtering", "Linden et al. 2003"),
     "item-graph": Entry(
         "nextitem.models.item_graph:ItemGraph",
         "untrained walk on item transitions and content",
         "arXiv 2605.07125",
     ),
-    "sasrec": Entry(
-        "nextitem.models.sasrec:SASRec", "causal self-attention over the history", "arXiv 1808.09781"
-    ),
-    "tiger": Entry(
-        "nextitem.models.tiger:Tiger", "generates an item's semantic ID, code by code", "arXiv 2305.05065"
-    ),
+    "sasrec": Entry("nextitem.models.sasrec:SASRec", "causal self-attention over the history", "arXiv 1808.09781"),
+    "tiger": Entry("nextitem.models.tiger:Tiger", "generates an item's semantic ID, code by code", "arXiv 2305.05065"),
 }
 
 TOKENIZERS: dict[str, Entry] = {
@@ -53,28 +47,20 @@ TOKENIZERS: dict[str, Entry] = {
 }
 
 LOSSES: dict[str, Entry] = {
-    "full-softmax": Entry(
-        "nextitem.losses.full_softmax:full_softmax", "cross-entropy over the catalogue", "-"
-    ),
+    "full-softmax": Entry("nextitem.losses.full_softmax:full_softmax", "cross-entropy over the catalogue", "-"),
     "sampled-softmax": Entry(
         "nextitem.losses.sampled_softmax:sampled_softmax",
         "cross-entropy over sampled items, log_q corrected",
         "Bengio & Senecal 2008",
     ),
-    "bce": Entry(
-        "nextitem.losses.bce:bce", "binary cross-entropy with sampled negatives", "arXiv 1808.09781"
-    ),
+    "bce": Entry("nextitem.losses.bce:bce", "binary cross-entropy with sampled negatives", "arXiv 1808.09781"),
     "gbce": Entry("nextitem.losses.gbce:gbce", "generalised binary cross-entropy", "arXiv 2308.07192"),
 }
 
 METRICS: dict[str, Entry] = {
     "recall": Entry("nextitem.evaluation.metrics.accuracy:recall", "share of the targets in the list", "-"),
-    "hit_rate": Entry(
-        "nextitem.evaluation.metrics.accuracy:hit_rate", "1 where any target is in the list", "-"
-    ),
-    "precision": Entry(
-        "nextitem.evaluation.metrics.accuracy:precision", "share of the list that is a target", "-"
-    ),
+    "hit_rate": Entry("nextitem.evaluation.metrics.accuracy:hit_rate", "1 where any target is in the list", "-"),
+    "precision": Entry("nextitem.evaluation.metrics.accuracy:precision", "share of the list that is a target", "-"),
     "ndcg": Entry(
         "nextitem.evaluation.metrics.accuracy:ndcg",
         "discounted gain over the ideal one",
@@ -85,9 +71,7 @@ METRICS: dict[str, Entry] = {
     "coverage": Entry(
         "nextitem.evaluation.metrics.beyond_accuracy:coverage", "share of the catalogue ever recommended", "-"
     ),
-    "gini": Entry(
-        "nextitem.evaluation.metrics.beyond_accuracy:gini", "inequality of exposure; 0 is even", "-"
-    ),
+    "gini": Entry("nextitem.evaluation.metrics.beyond_accuracy:gini", "inequality of exposure; 0 is even", "-"),
     "novelty": Entry(
         "nextitem.evaluation.metrics.beyond_accuracy:novelty",
         "mean self-information of the items, bits",

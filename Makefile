@@ -1,0 +1,51 @@
+# make demo    environment and the main job: five recommenders on one scoreboard
+# make test    environment with the dev extra and the fast tests
+# make check   lint, types, fast tests
+#
+# PYTHON       the interpreter that makes .venv (3.11 or newer)
+# TORCH_INDEX  address of a package index with another build of torch (CPU only, another CUDA version)
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: demo test slow lint types check clean
+
+demo: $(VENV)/.installed
+	$(BIN)/nextitem demo --out runs/demo --overwrite
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+
+slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+check: lint types test
+
+# torch comes first and pinned: unpinned, another package would draw in the newest build and its CUDA packages.
+$(VENV)/.torch:
+	@echo "Making $(VENV) (a few minutes the first time) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(INPUTS)
+	$(PIP) --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch $(INPUTS)
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

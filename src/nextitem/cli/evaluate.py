@@ -1,0 +1,42 @@
+"""nextitem evaluate"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nextitem.cli.options import Protocol
+
+EXAMPLES = "Examples: nextitem evaluate runs/sasrec | nextitem evaluate runs/sasrec --json figures.json"
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run's folder.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Dataset folder; default: the one that the run was trained on."),
+    ] = None,
+    protocol: Protocol = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Write the figures to this file; - prints them.")
+    ] = None,
+    allow_other_data: Annotated[
+        bool,
+        typer.Option("--allow-other-data", help="Evaluate on data or a protocol that the run was not trained for."),
+    ] = False,
+) -> None:
+    """Evaluates a run on its test requests: full catalogue, item-level hits, confidence intervals, slices."""
+    from nextitem.evaluation.scoreboard import print_evaluation
+    from nextitem.pipeline.run import evaluate as run_evaluation
+
+    figures = run_evaluation(run, data, protocol=protocol, allow_other_data=allow_other_data, progress=json_file != "-")
+    text = json.dumps(figures.to_json(), indent=2)
+    if json_file == "-":
+        print(text)
+        return
+    if json_file is not None:
+        Path(json_file).write_text(text + "\n", encoding="utf-8")
+    print_evaluation(figures)

@@ -1,0 +1,59 @@
+"""The `nextitem` command: options in, one call into the pipeline, a clear message out."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from nextitem.cli import compare, data, demo, evaluate, models, recommend, tokenize, train
+from nextitem.core.errors import UserError
+
+app = typer.Typer(
+    name="nextitem",
+    help="From an interaction log to a served recommender: classic and generative models on one scoreboard.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+app.add_typer(data.app, name="data")
+app.command("tokenize", epilog=tokenize.EXAMPLES)(tokenize.tokenize)
+app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("recommend", epilog=recommend.EXAMPLES)(recommend.recommend)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("models", epilog=models.EXAMPLES)(models.models)
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(standalone_mode=False)
+    except UserError as error:
+        code = _fail(str(error))
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        if os.environ.get("NEXTITEM_DEBUG"):
+            raise
+        code = _fail(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        # Typer carries its own copy of click's exceptions; what they share is this method.
+        if not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "nextitem"
+        message = error.format_message()
+        code = _fail(f"{message} See: {where} --help") if message else 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2

@@ -1,0 +1,61 @@
+"""nextitem train"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nextitem.cli.options import Data, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, Set, say
+
+EXAMPLES = (
+    "Examples: nextitem train sasrec --data shop --out runs/sasrec | "
+    "nextitem train tiger --data DIR --out RUN --recipe amazon14-beauty/tiger-small --minutes 30"
+)
+
+
+def train(
+    model: Annotated[str, typer.Argument(help="A model's name; see: nextitem models.")],
+    data: Data,
+    out: Out,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="A .toml file, or a shipped recipe such as amazon14-beauty/sasrec."),
+    ] = None,
+    ids: Annotated[str | None, typer.Option("--ids", help="Semantic IDs made by: nextitem tokenize.")] = None,
+    protocol: Protocol = None,
+    refit: Annotated[
+        bool | None,
+        typer.Option(
+            "--refit",
+            help="Retrain on training and validation events for the chosen number of epochs.",
+            show_default=False,
+        ),
+    ] = None,
+    start_from: Annotated[
+        str | None, typer.Option("--from", help="Start from the weights of another run of the same model.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.01, help="Stop training after so many minutes.")
+    ] = None,
+    seed: Seed = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    settings: Set = None,
+    drop_unknown_items: DropUnknown = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Trains a model, evaluates it on the test requests, and leaves a bundle in --out."""
+    from nextitem.pipeline.run import train as run_training
+
+    run = run_training(
+        model, data, out=out, recipe=recipe, ids=ids, protocol=protocol, refit=refit, start_from=start_from,
+        minutes=minutes, seed=seed, device=device, overrides=settings or [], drop_unknown_items=drop_unknown_items,
+        resume=resume, overwrite=overwrite, say=say,
+    )  # fmt: skip
+    figures = run.metrics["metrics"]
+    shown = ", ".join(
+        f"{name} {figures[name]:.4f}" for name in ("recall@10", "ndcg@10", "coverage@10") if name in figures
+    )
+    refitted = "refit" if run.recipe.data.refit else "training events only"
+    print(f"{run.folder}: {run.recipe.model['name']} ({run.recipe.data.protocol}, {refitted}): {shown}")

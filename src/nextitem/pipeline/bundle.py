@@ -1,0 +1,143 @@
+"""A run's bundle on disk: recipe, weights, catalogue, identifiers, metrics. Nothing in it is pickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nextitem.core.catalog import Catalog
+from nextitem.core.config import parse, read_toml, write_toml
+from nextitem.core.errors import UserError
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.ids import IdMap
+from nextitem.core.recommender import Recommender
+from nextitem.pipeline.recipe import Recipe, component
+
+# Columns of catalog.parquet beside the owner's own.
+_TEXT, _CONTENT, _RELEASED = "__text__", "__content__", "__released_ms__"
+
+
+def save_recipe(folder: Path, recipe: Recipe) -> None:
+    """Writes recipe.toml: every setting, so that it reproduces the run."""
+    write_toml(folder / "recipe.toml", recipe.model_dump())
+
+
+def load_recipe(folder: Path) -> Recipe:
+    """Reads recipe.toml of a run; UserError where the folder is none."""
+    file = folder / "recipe.toml"
+    if not file.is_file():
+        raise UserError(f"{folder} is not a run: it has no recipe.toml; make one with: nextitem train")
+    return parse(Recipe, read_toml(file), where=str(file))
+
+
+def save_model(folder: Path, model: Recommender) -> None:
+    """Writes weights.safetensors, catalog.parquet and the identifiers."""
+    save_weights(folder / "weights.safetensors", model)
+    save_catalog(folder, model.catalog)
+
+
+def load_model(folder: Path, recipe: Recipe) -> Recommender:
+    """Builds the model that `save_model` wrote; UserError where a file is missing or damaged."""
+    kind, config = component("model", recipe.model)
+    model: Recommender = kind(config, load_catalog(folder))
+    load_weights(folder / "weights.safetensors", model)
+    return model.eval()
+
+
+def save_weights(file: Path, module: nn.Module) -> None:
+    """Parameters and buffers of a module as safetensors; tied parameters are written once."""
+    tensors: dict[str, Tensor] = {}
+    seen: dict[int, str] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            seen[id(value)] = name
+            tensors[name] = value.detach().cpu().contiguous()
+    save_file(tensors, file)
+
+
+def load_weights(file: Path, module: nn.Module) -> None:
+    """Fills a module from safetensors; buffers whose size depends on the data take the saved size."""
+    try:
+        saved = load_file(file)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise UserError(f"{file} is missing or damaged ({error}); train again") from None
+    for name, value in saved.items():
+        owner, _, leaf = name.rpartition(".")
+        try:
+            part = module.get_submodule(owner)
+        except AttributeError:
+            raise UserError(f"{file} has {name!r}, which this model lacks: it was made by another version") from None
+        if leaf in part._buffers:
+            part._buffers[leaf] = value
+    own = module.state_dict(keep_vars=True)
+    tied = {id(own[name]) for name in saved if name in own}
+    missing = [name for name, value in own.items() if name not in saved and id(value) not in tied]
+    if missing:
+        raise UserError(f"{file} lacks {', '.join(missing[:3])}: it was made by another version; train again")
+    try:
+        module.load_state_dict(saved, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{file} does not fit the recipe beside it: {str(error).splitlines()[-1].strip()}") from None
+
+
+def save_catalog(folder: Path, catalog: Catalog) -> None:
+    """Writes catalog.parquet, and identifiers where there are some."""
+    columns: list[pl.Series] = []
+    if catalog.text is not None:
+        columns.append(catalog.text.alias(_TEXT))
+    if catalog.content is not None:
+        vectors = catalog.content[1:].cpu().numpy()
+        columns.append(pl.Series(_CONTENT, vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])))
+    if catalog.released_ms is not None:
+        columns.append(pl.Series(_RELEASED, catalog.released_ms))
+    table = catalog.table.with_columns(catalog.ids.external.alias("item_id"), *columns)
+    table.write_parquet(folder / "catalog.parquet", metadata={"features": json.dumps(catalog.features)})
+    if catalog.identifiers is not None:
+        catalog.identifiers.save(folder)
+
+
+def load_catalog(folder: Path) -> Catalog:
+    """Reads what `save_catalog` wrote."""
+    file = folder / "catalog.parquet"
+    try:
+        table = pl.read_parquet(file)
+        features = json.loads(pl.read_parquet_metadata(file)["features"])
+    except (FileNotFoundError, pl.exceptions.ComputeError, KeyError) as error:
+        raise UserError(f"{file} is missing or damaged ({error}); train again") from None
+    text = table[_TEXT] if _TEXT in table.columns else None
+    content = None
+    if _CONTENT in table.columns:
+        vectors = torch.from_numpy(np.array(table[_CONTENT].to_numpy()))
+        content = torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors])
+    released = table[_RELEASED].to_numpy() if _RELEASED in table.columns else None
+    catalog = Catalog(
+        IdMap(table["item_id"]),
+        table.drop(_TEXT, _CONTENT, _RELEASED, strict=False),
+        features=features,
+        text=text,
+        content=content,
+        released_ms=released,
+    )
+    if (folder / "identifiers.json").is_file():
+        catalog = catalog.with_identifiers(IdentifierTable.load(folder))
+    return catalog
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Writes JSON with stable keys."""
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def without_content(catalog: Catalog) -> Catalog:
+    """The catalogue without its content vectors, for models that do not read them."""
+    return replace(catalog, content=None)

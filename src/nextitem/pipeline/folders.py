@@ -1,0 +1,37 @@
+"""The rule for every --out: nothing that stands is overwritten unless told so."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from nextitem.core.errors import UserError
+
+# What a folder of ours holds; --overwrite deletes no other folder.
+_MARKS = ("recipe.toml", "scoreboard.json", "report.html", "dataset.toml", "identifiers.json")
+
+
+def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Makes the folder `out`, empty unless resuming; UserError where it stands and was not given over."""
+    folder = Path(out)
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; --out wants a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
+        if not overwrite:
+            raise UserError(f"{folder} is not empty; choose another --out, or add --resume or --overwrite")
+        if not any((folder / mark).exists() for mark in _MARKS):
+            raise UserError(f"{folder} holds something else than a run: it is not overwritten; choose another --out")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def refuse_existing_file(path: str | Path, *, overwrite: bool) -> Path:
+    """`path`, if nothing stands there or it may be overwritten."""
+    file = Path(path)
+    if file.exists() and not overwrite:
+        raise UserError(f"{file} exists; choose another --out, or add --overwrite")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file

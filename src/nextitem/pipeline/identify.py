@@ -1,0 +1,137 @@
+"""Items -> content vectors -> semantic IDs: what `nextitem tokenize` does, and training where a model needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import polars as pl
+import torch
+
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.errors import UserError
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.roles import ClosedForm, Trainable
+from nextitem.data.text import content_vectors
+from nextitem.pipeline.bundle import (
+    load_catalog,
+    load_recipe,
+    load_weights,
+    save_catalog,
+    save_recipe,
+    save_weights,
+)
+from nextitem.pipeline.recipe import Recipe, component
+from nextitem.tokenizers.collisions import append_items, build_table
+from nextitem.tokenizers.quality import collapse_warning
+from nextitem.tokenizers.tokenizer import Tokenizer
+from nextitem.training.fit import fit
+
+Say = Callable[[str], None]
+
+
+def with_content(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """The data set with the content vectors that the recipe asks for."""
+    return dataset.with_catalog(dataset.catalog.with_content(content_vectors(dataset.catalog, recipe.content)))
+
+
+def make_tokenizer(train: Dataset, recipe: Recipe, *, out: Path | None, progress: bool = True) -> Tokenizer:
+    """Trains the recipe's tokenizer on the content vectors of `train.catalog`; same seed, same codes."""
+    assert recipe.tokenizer is not None
+    kind, config = component("tokenizer", recipe.tokenizer)
+    torch.manual_seed(recipe.seed)
+    tokenizer = cast(Tokenizer, kind(config, train.catalog))
+    if isinstance(tokenizer, ClosedForm):
+        tokenizer.fit(train)
+    else:
+        assert isinstance(tokenizer, Trainable)
+        fit(
+            tokenizer,
+            tokenizer.examples(train),
+            recipe.tokenizer_training,
+            seed=recipe.seed,
+            out=None if out is None else out / "tokenizer",
+            progress=progress,
+            label=recipe.tokenizer["name"],
+        )
+    return tokenizer.eval()
+
+
+def tokenize(train: Dataset, recipe: Recipe, *, out: Path, say: Say, progress: bool = True) -> IdentifierTable:
+    """Writes semantic IDs, the tokenizer and its quality report into `out`; warns of a collapse."""
+    assert recipe.tokenizer is not None
+    train = with_content(train, recipe)
+    save_recipe(out, recipe)
+    tokenizer = make_tokenizer(train, recipe, out=out, progress=progress)
+    table = build_table(tokenizer, train.catalog)
+    save_weights(out / "tokenizer.safetensors", tokenizer)
+    save_catalog(out, train.catalog.with_identifiers(table))
+    warning = collapse_warning(table.report or {}, recipe.quality)
+    if warning:
+        say(f"warning: {warning}")
+    return table
+
+
+def append(catalog: Catalog, folder: Path, *, say: Say) -> IdentifierTable:
+    """Gives codes to the items of `catalog` that the table in `folder` lacks; old codes stay as they are.
+
+    The text encoder is the one that was fitted to the first version's items, so new vectors lie in its space.
+    """
+    recipe, table, known = load_recipe(folder), IdentifierTable.load(folder), load_catalog(folder)
+    if recipe.tokenizer is None:
+        raise UserError(f"{folder} was not made by nextitem tokenize; it cannot be appended to")
+    new = known.ids.encode(catalog.ids.external) == 0
+    rows = pl.Series(new)
+    if not new.any():
+        say(f"no new items; version {table.version} stays")
+        return table
+    longer = replace(known, identifiers=None, content=None, released_ms=None).extend(
+        catalog.table.filter(rows), text=None if catalog.text is None else catalog.text.filter(rows)
+    )
+    first = int((table.report or {})["items"])
+    longer = longer.with_content(content_vectors(longer, recipe.content, fit_items=first))
+    kind, config = component("tokenizer", recipe.tokenizer)
+    tokenizer = cast(Tokenizer, kind(config, longer))
+    load_weights(folder / "tokenizer.safetensors", tokenizer)
+    appended = append_items(tokenizer.eval(), table, longer)
+    save_catalog(folder, longer.with_identifiers(appended))
+    say(f"{int(new.sum()):,} new items, {table.num_items:,} unchanged; version {appended.version}")
+    return appended
+
+
+def read_identifiers(folder: Path, catalog: Catalog) -> IdentifierTable:
+    """The table in `folder`, its rows in the order of `catalog`; UserError where an item has no codes."""
+    table = IdentifierTable.load(folder)
+    rows = torch.from_numpy(load_catalog(folder).ids.encode(catalog.ids.external)).long()
+    missing = int((rows == 0).sum())
+    if missing:
+        raise UserError(
+            f"{folder}: {missing:,} of {catalog.num_items:,} items have no semantic ID; "
+            "add them with: nextitem tokenize NAME --append"
+        )
+    codes = torch.cat([table.codes[:1], table.codes[rows]])
+    return replace(table, codes=codes, catalog_fingerprint=catalog.fingerprint)
+
+
+def require_identifiers(train: Dataset, recipe: Recipe, *, out: Path, say: Say, progress: bool = True) -> Dataset:
+    """The data set with semantic IDs, ready-made or trained; UserError where they have collapsed."""
+    if recipe.ids is not None:
+        table = read_identifiers(Path(recipe.ids), train.catalog)
+    else:
+        if recipe.tokenizer is None:
+            raise UserError(f"{recipe.model['name']} needs semantic IDs: give --ids, or a [tokenizer] in the recipe")
+        if train.catalog.content is None:
+            train = with_content(train, recipe)
+        say(f"semantic IDs by {recipe.tokenizer['name']}")
+        tokenizer = make_tokenizer(train, recipe, out=out, progress=progress)
+        table = build_table(tokenizer, train.catalog)
+    warning = collapse_warning(table.report or {}, recipe.quality)
+    if warning:
+        raise UserError(
+            f"these semantic IDs cannot carry a model: {warning}. "
+            "Use richer content or another tokenizer, or lower the thresholds in [quality]"
+        )
+    return train.with_catalog(train.catalog.with_identifiers(table))

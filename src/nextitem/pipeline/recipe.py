@@ -1,0 +1,108 @@
+"""Recipe: everything that a run was told, fully resolved, as one TOML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from nextitem.core import registry
+from nextitem.core.config import Config, apply_overrides, merge, parse, read_toml
+from nextitem.core.errors import UserError
+from nextitem.data.text import ContentConfig
+from nextitem.tokenizers.quality import QualityConfig
+from nextitem.training.config import TrainingConfig
+
+
+class DataTable(Config):
+    """What a run learns from."""
+
+    path: str  # a dataset folder, or "shop"
+    protocol: str | None = None  # how it is split; None: the data set's default
+    drop_unknown_items: bool = False  # leave out events whose item is not in the items file
+    refit: bool = False  # retrain on training and validation events for the chosen number of epochs
+    fingerprint: str | None = None  # of the data that a run was trained on; written by the run
+
+
+class Recipe(Config):
+    """One run. `model` and `tokenizer` hold `name` and the fields of the named class's Config."""
+
+    seed: int = 0  # of weights, shuffling and sampling
+    data: DataTable
+    model: dict[str, Any]
+    training: TrainingConfig = TrainingConfig()  # for models that learn by gradient
+    content: ContentConfig = ContentConfig()  # text vectors, for models and tokenizers that read them
+    tokenizer: dict[str, Any] | None = None  # what makes the semantic IDs, for models that need them
+    tokenizer_training: TrainingConfig = TrainingConfig()  # for tokenizers that learn by gradient
+    quality: QualityConfig = QualityConfig()  # below these figures a tokenizer counts as collapsed
+    ids: str | None = None  # folder of ready semantic IDs, instead of a tokenizer
+
+
+def component(kind: str, table: Mapping[str, Any]) -> tuple[Any, Config]:
+    """The class that a `[model]` or `[tokenizer]` table names, and its checked config."""
+    fields = dict(table)
+    name = fields.pop("name", None)
+    if name is None:
+        raise UserError(f"[{kind}] has no name; write for example name = {next(iter(registry.KINDS[kind]))!r}")
+    found = registry.entry(kind, name).load()
+    return found, parse(found.Config, fields, where=f"[{kind}] {name}")
+
+
+def resolve(
+    layers: Sequence[tuple[str, Mapping[str, Any]]], *, overrides: Sequence[str] = (), kind: str = "model"
+) -> Recipe:
+    """Lays tables upon one another (later wins), applies `--set`, and fills in every default.
+
+    `layers` are (where they came from, tables). The answer names every setting, so that it reproduces the run.
+    """
+    values: dict[str, Any] = {}
+    for _, table in layers:
+        named = table.get(kind, {}).get("name") if isinstance(table.get(kind), Mapping) else None
+        if named is not None and named != values.get(kind, {}).get("name", named):
+            values[kind] = {}  # another model: the fields of the former mean nothing
+        values = merge(values, table)
+    values = apply_overrides(values, overrides)
+    sources = [name for name, _ in layers] + ["--set"] * bool(overrides)
+    recipe = parse(Recipe, values, where=" and ".join(sources))
+    changes: dict[str, Any] = {}
+    if recipe.model:
+        changes["model"] = {
+            "name": recipe.model.get("name"),
+            **component("model", recipe.model)[1].model_dump(),
+        }
+    if recipe.tokenizer is not None:
+        settings = component("tokenizer", recipe.tokenizer)[1].model_dump()
+        changes["tokenizer"] = {"name": recipe.tokenizer["name"], **settings}
+    return recipe.model_copy(update=changes)
+
+
+def find(name: str | Path) -> tuple[str, dict[str, Any]]:
+    """Reads a recipe: a file, or one that ships with the package, such as amazon14-beauty/sasrec."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        return str(path), read_toml(path)
+    shipped = resources.files("nextitem.recipes")
+    inside = shipped.joinpath(f"{name}.toml")
+    if not inside.is_file():
+        raise UserError(f"no recipe is called {str(name)!r}; give a .toml file or one of: {', '.join(names())}")
+    with resources.as_file(inside) as file:
+        return str(name), read_toml(file)
+
+
+def default_for(model: str) -> tuple[str, dict[str, Any]]:
+    """The laptop-sized recipe of a model; without one, the defaults of its Config."""
+    name = f"default/{model}"
+    return find(name) if name in names() else (model, {"model": {"name": model}})
+
+
+def names() -> list[str]:
+    """The recipes that ship with the package."""
+    root = resources.files("nextitem.recipes")
+    return sorted(
+        f"{folder.name}/{file.name.removesuffix('.toml')}"
+        for folder in root.iterdir()
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.name.endswith(".toml")
+    )

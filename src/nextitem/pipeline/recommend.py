@@ -1,0 +1,172 @@
+"""From a user, a history or a list of users to recommended items, with the request's filters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.errors import UserError
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommender import Recommender
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a request allows: `only` column=value (all must hold), and external ids that are kept out."""
+
+    only: tuple[str, ...] = ()
+    exclude_items: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One list, best first, in external ids. `fallback`: popularity answered instead of the model."""
+
+    item_ids: list[Any]
+    scores: list[float]
+    titles: list[str]
+    fallback: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The public format of `nextitem recommend --json`."""
+        rows = zip(self.item_ids, self.scores, self.titles, strict=True)
+        items = [{"item_id": item, "score": score, "title": title} for item, score, title in rows]
+        return {"items": items, "fallback": self.fallback}
+
+
+def history_requests(history: Sequence[Any], catalog: Catalog) -> SequenceBatch:
+    """One request of a visitor with this history of external item ids; UserError names unknown ones."""
+    ids = pl.Series([str(item).strip() for item in history], dtype=pl.String)
+    items = catalog.ids.encode(ids)
+    unknown = ids.filter(pl.Series(items == 0)).to_list()
+    if unknown:
+        known = ", ".join(str(item) for item in catalog.ids.external.head(3))
+        raise UserError(f"--history: no item is called {', '.join(unknown[:5])}; item ids look like {known}")
+    return SequenceBatch(Jagged.from_rows([items.tolist()]))
+
+
+def user_requests(dataset: Dataset, users: Sequence[Any] | None) -> SequenceBatch:
+    """Requests of these users (external ids; None: all) with their whole history in the data set."""
+    log = dataset.interactions
+    if users is None:
+        rows = np.arange(1, log.num_users + 1)
+    else:
+        ids = pl.Series([str(user).strip() for user in users], dtype=pl.String)
+        rows = dataset.users.ids.encode(ids).astype(np.int64)
+        unknown = ids.filter(pl.Series(rows == 0)).to_list()
+        if unknown:
+            known = ", ".join(str(user) for user in dataset.users.ids.external.head(3))
+            raise UserError(f"no user is called {', '.join(unknown[:5])}; user ids look like {known}")
+    with_item = log.select(log.item_ids > 0) if bool((log.item_ids == 0).any()) else log
+    index = torch.from_numpy(rows - 1)
+    histories = with_item.histories()
+    times = None
+    if with_item.timestamps is not None:
+        times = histories.with_values(torch.from_numpy(with_item.timestamps)).select(index)
+    return SequenceBatch(histories.select(index), user_ids=index + 1, timestamps=times)
+
+
+def answer(
+    model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
+) -> list[Answer]:
+    """One Answer a request."""
+    catalog = model.catalog
+    titles = catalog.titles()
+    answers = []
+    for ids, scores, fallback in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
+        for row in range(ids.shape[0]):
+            real = ids[row][ids[row] > 0].numpy()
+            answers.append(
+                Answer(
+                    catalog.ids.decode(real).to_list(),
+                    [round(score, 6) for score in scores[row][: len(real)].tolist()],
+                    titles.gather(real - 1).to_list(),
+                    bool(fallback[row]),
+                )
+            )
+    return answers
+
+
+def answer_table(
+    model: Recommender,
+    dataset: Dataset,
+    users: Sequence[Any] | None,
+    *,
+    k: int,
+    exclude_seen: bool,
+    filters: Filters,
+) -> pl.DataFrame:
+    """Recommendations of many users: columns user_id, item_id, rank (from 1), score."""
+    requests = user_requests(dataset, users)
+    assert requests.user_ids is not None
+    parts = []
+    start = 0
+    for ids, scores, _ in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
+        rows, columns = (ids > 0).nonzero(as_tuple=True)
+        numbers = requests.user_ids[start + rows].numpy()
+        start += ids.shape[0]
+        parts.append(
+            pl.DataFrame(
+                {
+                    "user_id": dataset.users.ids.decode(numbers),
+                    "item_id": model.catalog.ids.decode(ids[rows, columns].numpy()),
+                    "rank": (columns + 1).numpy().astype(np.int32),
+                    "score": scores[rows, columns].numpy(),
+                }
+            )
+        )
+    return pl.concat(parts)
+
+
+def _lists(
+    model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    allowed = _allowed(model.catalog, filters)
+    for batch in requests.split(256):
+        asked = replace(batch, allowed=allowed, excluded=batch.items if exclude_seen else None)
+        found = model.recommend(asked, k)
+        assert found.fallback is not None
+        yield found.item_ids, found.scores, found.fallback
+
+
+def _allowed(catalog: Catalog, filters: Filters) -> Tensor | None:
+    """bool [1, N + 1], or None where the filters forbid nothing."""
+    if not filters.only and not filters.exclude_items:
+        return None
+    mask = np.ones(catalog.num_items, dtype=np.bool_)
+    for text in filters.only:
+        column, separator, value = text.partition("=")
+        if not separator:
+            raise UserError(f"--only {text!r}: write it as column=value, for example category=Tents")
+        if column not in catalog.table.columns:
+            raise UserError(
+                f"--only {text!r}: items have no column {column!r}; there are {', '.join(catalog.table.columns)}"
+            )
+        mask &= _holds(catalog.table[column], value)
+        if not mask.any():
+            raise UserError(f"--only {text!r}: no item is left; some values are {_some(catalog.table[column])}")
+    excluded = catalog.ids.encode(pl.Series([str(item) for item in filters.exclude_items], dtype=pl.String))
+    mask[excluded[excluded > 0] - 1] = False
+    return torch.from_numpy(np.concatenate([[False], mask]))[None, :]
+
+
+def _holds(column: pl.Series, value: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    if column.dtype.is_nested():
+        held = column.list.eval(pl.element().cast(pl.String) == value).list.any()
+    else:
+        held = column.cast(pl.String) == value
+    return held.fill_null(False).to_numpy()
+
+
+def _some(column: pl.Series) -> str:
+    values = column.explode() if column.dtype.is_nested() else column
+    return ", ".join(str(value) for value in values.drop_nulls().unique(maintain_order=True).head(5))

@@ -1,0 +1,106 @@
+"""The structure that docs/architecture.md promises: layers, file lengths, registry, light import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nextitem.core import registry
+
+SOURCE = Path(__file__).parents[2] / "src" / "nextitem"
+LAYERS = [
+    {"core"},
+    {"ops"},
+    {"nn", "losses", "data", "decoding"},
+    {"models", "tokenizers"},
+    {"training", "evaluation", "alignment", "cascade", "simulation"},
+    {"pipeline"},
+    {"serving"},
+    {"cli"},
+]
+RANK = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def package_of(file: Path) -> str | None:
+    inside = file.relative_to(SOURCE).parts
+    return inside[0] if len(inside) > 1 else None
+
+
+def imported_packages(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("nextitem.")}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_imports_point_down(file: Path) -> None:
+    own = package_of(file)
+    if own is None or own == "recipes":
+        return
+    for other in imported_packages(file) - {own, "recipes"}:
+        assert RANK[other] < RANK[own], f"{file.name} in {own} imports {other}, which is not below it"
+
+
+def test_every_package_has_a_layer() -> None:
+    packages = {package for file in FILES if (package := package_of(file))}
+    assert packages - {"recipes"} <= set(RANK)
+    assert not packages & {"utils", "common", "helpers"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_files_and_functions_stay_short(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    limit = 300 if package_of(file) == "models" else 500
+    assert text.count("\n") <= limit, f"{file} is longer than {limit} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and package_of(file) != "cli":
+            start = node.body[1].lineno if ast.get_docstring(node) and len(node.body) > 1 else node.body[0].lineno
+            length = (node.end_lineno or 0) - start + 1
+            assert length <= 60, f"{file.name}: {node.name} has {length} lines"
+
+
+def test_every_model_file_is_registered_and_indexed() -> None:
+    registered = {entry.path.split(":")[0].rsplit(".", 1)[1] for entry in registry.MODELS.values()}
+    files = {file.stem for file in (SOURCE / "models").glob("*.py")} - {"__init__"}
+    assert registered == files
+    index = (SOURCE.parents[1] / "docs" / "papers.md").read_text(encoding="utf-8")
+    for table in (registry.MODELS, registry.TOKENIZERS):
+        for name in table:
+            assert f"`{name}`" in index, f"docs/papers.md does not list {name}"
+
+
+def test_every_model_has_a_debug_recipe() -> None:
+    for name in registry.MODELS:
+        assert (SOURCE / "recipes" / "debug" / f"{name}.toml").is_file()
+
+
+def test_import_is_light() -> None:
+    heavy = ["triton", "transformers", "ray", "sentence_transformers", "lightning", "matplotlib"]
+    code = f"import nextitem, nextitem.models.sasrec, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_help_needs_no_torch_and_answers_within_a_second() -> None:
+    code = "import sys, nextitem.cli.main; print('torch' in sys.modules, 'polars' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False False"
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "nextitem", "--help"], capture_output=True, check=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 1.0

@@ -1,0 +1,52 @@
+"""IdMap: dense numbers, stable under extension, tolerant of how an id is spelt."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nextitem.core.ids import IdMap
+
+IDS = st.lists(st.integers(-(2**62), 2**62), min_size=1, unique=True) | st.lists(
+    st.text(max_size=5), min_size=1, unique=True
+)
+
+
+@given(IDS)
+def test_encode_and_decode_are_inverse(ids: list[int] | list[str]) -> None:
+    series = pl.Series("id", ids)
+    numbers = IdMap(series).encode(series)
+    assert numbers.tolist() == list(range(1, len(ids) + 1))
+    assert IdMap(series).decode(numbers).to_list() == ids
+
+
+def test_unknown_ids_are_zero_and_decode_to_null() -> None:
+    ids = IdMap(pl.Series(["b", "a"]))
+    assert ids.encode(pl.Series(["a", "x", None, "b"])).tolist() == [2, 0, 0, 1]
+    assert ids.decode(np.array([0, 2])).to_list() == [None, "a"]
+
+
+def test_integers_may_come_as_text() -> None:
+    ids = IdMap(pl.Series([30, 2**40]))
+    assert ids.encode(pl.Series(["30", str(2**40), "x"])).tolist() == [1, 2, 0]
+
+
+def test_extend_never_renumbers() -> None:
+    longer = IdMap(pl.Series([7, 3])).extend(pl.Series([3, 9, 7, 1, 9]))
+    assert longer.external.to_list() == [7, 3, 9, 1]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (pl.Series(["a", "a"]), "distinct"),
+        (pl.Series(["a", None]), "null"),
+        (pl.Series([1.5]), "strings or integers"),
+    ],
+)
+def test_bad_ids_are_refused(ids: pl.Series, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        IdMap(ids)

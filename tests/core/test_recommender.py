@@ -1,0 +1,96 @@
+"""The one contract: what the public method promises whatever the model does."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.config import Config
+from nextitem.core.ids import IdMap
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.ops.topk import top_items
+
+N = 5
+
+
+class Fixed(Recommender):
+    """Answers every request with the same items, right or wrong."""
+
+    Config = Config
+
+    def __init__(self, answer: list[int]) -> None:
+        ids = [str(number) for number in range(N)]
+        super().__init__(Config(), Catalog(IdMap(pl.Series(ids)), pl.DataFrame({"item_id": ids})))
+        self.answer = answer
+        self.set_popularity(torch.tensor([0.0, 1, 5, 5, 2, 0]))
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        ids = torch.tensor(self.answer).expand(batch.num_requests, -1)
+        return Recommendations(ids, -torch.arange(ids.shape[1]).float().expand(ids.shape))
+
+
+class Scores(Fixed):
+    """Prefers large item numbers."""
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        return top_items(torch.arange(N + 1).float().repeat(batch.num_requests, 1), batch, k)
+
+
+def requests(histories: list[list[int]], **fields: object) -> SequenceBatch:
+    return SequenceBatch(Jagged.from_rows(histories), **fields)  # type: ignore[arg-type]
+
+
+def mask(*items: int) -> Tensor:
+    return torch.isin(torch.arange(N + 1), torch.tensor(items))[None, :]
+
+
+def test_an_empty_history_is_answered_by_popularity_and_marked() -> None:
+    found = Scores([]).recommend(requests([[], [1], []]), 3)
+    assert found.item_ids.tolist() == [[2, 3, 4], [5, 4, 3], [2, 3, 4]]
+    assert found.fallback is not None
+    assert found.fallback.tolist() == [True, False, True]
+
+
+def test_the_fallback_keeps_exclusions_and_allow_lists() -> None:
+    batch = requests([[], []], allowed=mask(2, 4, 5), excluded=Jagged.from_rows([[2], []]))
+    assert Scores([]).recommend(batch, 3).item_ids.tolist() == [[4, 5, 0], [2, 4, 5]]
+
+
+def test_an_allowed_set_of_one_is_found_and_k_may_exceed_the_catalogue() -> None:
+    assert Scores([]).recommend(requests([[1]], allowed=mask(3)), 9).item_ids.tolist() == [[3, *[0] * 8]]
+    assert Scores([]).recommend(requests([[1]]), 9).item_ids.tolist() == [[5, 4, 3, 2, 1, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "fields", "message"),
+    [
+        ([1, 2], {"excluded": Jagged.from_rows([[2]])}, "excluded"),
+        ([1, 2], {"allowed": mask(1)}, "forbidden"),
+        ([1, 6], {}, "made items up"),
+        ([1, 2, 3], {}, "returned"),
+    ],
+)
+def test_a_wrong_answer_never_leaves(answer: list[int], fields: dict[str, object], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        Fixed(answer).recommend(requests([[1]], **fields), 2)
+
+
+def test_wrong_requests_are_refused() -> None:
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        Scores([]).recommend(requests([[1]]), 0)
+    with pytest.raises(ValueError, match=r"history holds item number 6; this catalogue has 1\.\.5"):
+        Scores([]).recommend(requests([[6]]), 2)
+    with pytest.raises(ValueError, match="6 columns"):
+        Scores([]).recommend(requests([[1]], allowed=torch.ones(1, 3, dtype=torch.bool)), 2)
+
+
+def test_recommending_leaves_the_mode_as_it_was() -> None:
+    model = Scores([]).train()
+    model.recommend(requests([[1]]), 2)
+    assert model.training

@@ -1,0 +1,149 @@
+"""Interactions, Catalog, IdentifierTable, SequenceBatch, Recommendations: invariants checked on construction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.errors import UserError
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.ids import IdMap
+from nextitem.core.interactions import Interactions
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommendations import Recommendations
+
+
+def log(users: list[int], items: list[int], **fields: object) -> Interactions:
+    return Interactions(np.array(users, np.int32), np.array(items, np.int32), 3, 4, **fields)  # type: ignore[arg-type]
+
+
+def catalog(ids: list[str], **fields: object) -> Catalog:
+    return Catalog(IdMap(pl.Series(ids)), pl.DataFrame({"item_id": ids}), **fields)  # type: ignore[arg-type]
+
+
+def test_interactions_know_where_users_start() -> None:
+    events = log([1, 1, 3], [4, 2, 2])
+    assert events.offsets.tolist() == [0, 2, 2, 3]
+    assert events.histories().to_lists() == [[4, 2], [], [2]]
+    assert events.item_counts().tolist() == [0, 0, 2, 0, 1]
+
+
+def test_context_events_are_never_counted_as_targets() -> None:
+    events = log([1, 1, 2], [4, 2, 0], positive=np.array([True, False, True]))
+    assert events.item_counts().tolist() == [0, 0, 0, 0, 1]
+    assert len(events.targets_only()) == 1
+
+
+@pytest.mark.parametrize(("users", "items"), [([2, 1], [1, 1]), ([0, 1], [1, 1]), ([1, 4], [1, 1]), ([1, 2], [1, 5])])
+def test_interactions_refuse_what_breaks_them(users: list[int], items: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"sorted|lie in"):
+        log(users, items)
+
+
+def test_select_keeps_columns_aligned() -> None:
+    events = log([1, 1, 2], [4, 2, 1], columns=pl.DataFrame({"price": [1.0, 2.0, 3.0]}), timestamps=np.array([1, 2, 3]))
+    for rows in (np.array([False, True, True]), np.array([1, 2])):
+        kept = events.select(rows)
+        assert kept.columns["price"].to_list() == [2.0, 3.0]
+        assert kept.timestamps is not None
+        assert kept.timestamps.tolist() == [2, 3]
+
+
+def test_catalog_extends_without_renumbering() -> None:
+    longer = catalog(["b", "a"], text=pl.Series(["x", "y"])).extend(
+        pl.DataFrame({"item_id": ["c"], "brand": ["new"]}), text=pl.Series(["z"])
+    )
+    assert longer.ids.external.to_list() == ["b", "a", "c"]
+    assert longer.text is not None
+    assert longer.text.to_list() == ["x", "y", "z"]
+    with pytest.raises(ValueError, match="are there already"):
+        longer.extend(pl.DataFrame({"item_id": ["a"]}), text=pl.Series(["?"]))
+
+
+def test_fingerprint_depends_on_ids_and_order_alone() -> None:
+    numbers = [
+        Catalog(IdMap(pl.Series([1, 2], dtype=kind)), pl.DataFrame({"item_id": [1, 2]}))
+        for kind in (pl.Int32, pl.Int64)
+    ]
+    assert numbers[0].fingerprint == numbers[1].fingerprint == catalog(["1", "2"]).fingerprint
+    assert catalog(["2", "1"]).fingerprint != numbers[0].fingerprint
+
+
+def test_identifiers_round_trip_and_only_append(tmp_path: Path) -> None:
+    table = IdentifierTable.from_item_codes(
+        torch.tensor([[0, 1], [2, 1], [0, 1]]),
+        codebook_sizes=(3, 2),
+        catalog_fingerprint="f",
+        report={"a": 1.5},
+    )
+    assert not table.is_unique
+    longer = table.append(torch.tensor([[2, 0]]), catalog_fingerprint="g")
+    longer.save(tmp_path)
+    back = IdentifierTable.load(tmp_path)
+    assert torch.equal(back.codes[:4], table.codes)
+    assert (back.version, back.num_items, back.report, back.codebook_sizes) == (2, 4, {"a": 1.5}, (3, 2))
+    (tmp_path / "identifiers.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"damaged.*tokenize"):
+        IdentifierTable.load(tmp_path)
+    with pytest.raises(UserError, match="nextitem tokenize"):
+        IdentifierTable.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("codes", [[[3, 0]], [[0, 2]], [[-1, 0]]])
+def test_codes_outside_their_codebook_are_refused(codes: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="codebook sizes"):
+        IdentifierTable.from_item_codes(torch.tensor(codes), codebook_sizes=(3, 2), catalog_fingerprint="f")
+
+
+def test_identifiers_of_other_items_are_refused() -> None:
+    table = IdentifierTable.from_item_codes(torch.tensor([[0]]), codebook_sizes=(1,), catalog_fingerprint="other")
+    with pytest.raises(ValueError, match="another catalogue"):
+        catalog(["a"]).with_identifiers(table)
+
+
+def test_batch_selects_everything_together() -> None:
+    batch = SequenceBatch(
+        Jagged.from_rows([[1, 2], [], [3]]),
+        user_ids=torch.tensor([7, 8, 9]),
+        timestamps=Jagged.from_rows([[10, 20], [], [30]]),
+        context={"hour": torch.tensor([1, 2, 3])},
+        allowed=torch.tensor([[False, True, True, False]]),
+        excluded=Jagged.from_rows([[1], [2], []]),
+    )
+    picked = batch.select(torch.tensor([2, 0]))
+    assert picked.items.to_lists() == [[3], [1, 2]]
+    assert picked.timestamps is not None
+    assert picked.timestamps.to_lists() == [[30], [10, 20]]
+    assert picked.context["hour"].tolist() == [3, 1]
+    legal = picked.legal(3)
+    assert legal is not None
+    assert legal.tolist() == [[False, True, True, False], [False, False, True, False]]
+    assert [part.num_requests for part in batch.split(2)] == [2, 1]
+    assert batch.last(1).items.to_lists() == [[2], [], [3]]
+
+
+def test_batch_refuses_rows_that_do_not_match() -> None:
+    with pytest.raises(ValueError, match="user_ids has 1 rows"):
+        SequenceBatch(Jagged.from_rows([[1], [2]]), user_ids=torch.tensor([1]))
+    with pytest.raises(ValueError, match="share the histories' offsets"):
+        SequenceBatch(Jagged.from_rows([[1], [2]]), timestamps=Jagged.from_rows([[1, 2], [3]]))
+
+
+@pytest.mark.parametrize(
+    ("ids", "scores", "message"),
+    [
+        ([[1, 0, 2]], [[3.0, 2.0, 1.0]], "tail"),
+        ([[1, 2, 1]], [[3.0, 2.0, 1.0]], "repeated"),
+        ([[1, 2, 3]], [[1.0, 2.0, 0.5]], "fall"),
+        ([[1, 2, 3]], [[1.0, 0.5]], "must be"),
+    ],
+)
+def test_recommendations_refuse_broken_lists(ids: list[list[int]], scores: list[list[float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recommendations(torch.tensor(ids), torch.tensor(scores))
