@@ -1,0 +1,136 @@
+"""How good semantic IDs are, and whether they have collapsed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from nextitem.core.catalog import Catalog
+from nextitem.core.config import Config
+from nextitem.tokenizers.tokenizer import Tokenizer, content_of
+
+_NEIGHBOURS = 10
+_SAMPLE = 2000  # items whose neighbours are looked up; a share over 2,000 items is sure to about a percent
+
+
+class QualityConfig(Config):
+    """When a tokenizer counts as collapsed. Shares are of what the content allows: equal content, equal
+    codes."""
+
+    min_usage: float = Field(0.2, ge=0, le=1)  # share of the first level's codes that items use
+    min_entropy_share: float = Field(0.4, ge=0, le=1)  # entropy of the first level over its maximum
+    max_collision_rate: float = Field(0.8, ge=0, le=1)  # share of different contents that share their codes
+
+
+def quality_report(tokenizer: Tokenizer, catalog: Catalog, codes: Tensor) -> dict[str, Any]:
+    """Quality of `codes [N, M]`, which `tokenizer` gave to the catalogue's items, before collisions are
+    resolved.
+
+    items, distinct_contents           counts of items and of different content vectors
+    collision_rate                     share of items whose codes another item has too
+    avoidable_collision_rate           share of different content vectors whose codes another one has too
+    largest_group                      most items with the same codes
+    levels                             each level's codebook_size, used (codes), usage (used codes over what
+                                       could
+                                       be used: codes or different contents), entropy_bits, entropy_share (of
+                                       its maximum; 0 where all items have one code), gini (0: codes used
+                                       evenly)
+    reconstruction_error               sum of squared distances to the decoded vectors over those to the mean
+    neighbours_sharing_prefix          share of an item's 10 nearest others by cosine that share its first
+                                       code, its
+                                       first two, ...; null where there is one item
+    chance_sharing_prefix              the same of two items drawn at random
+    """
+    content = content_of(catalog)
+    distinct, where = torch.unique(content, dim=0, return_inverse=True)
+    groups = _group_sizes(codes)
+    # One row for each different content; of equal rows, any one, since equal content has equal codes.
+    representatives = torch.zeros(len(distinct), dtype=torch.int64).scatter_(0, where, torch.arange(len(where)))
+    return {
+        "items": len(codes),
+        "distinct_contents": len(distinct),
+        "collision_rate": _share(groups > 1),
+        "avoidable_collision_rate": _share(_group_sizes(codes[representatives]) > 1),
+        "largest_group": int(groups.max()),
+        "levels": [_level(codes[:, level], size, len(distinct)) for level, size in enumerate(tokenizer.codebook_sizes)],
+        "reconstruction_error": _relative_error(content, tokenizer.decode(codes)),
+        **_neighbours(content, codes),
+    }
+
+
+def collapse_warning(report: Mapping[str, Any], config: QualityConfig) -> str | None:
+    """One sentence that says how a tokenizer has collapsed; None where it has not, or has one item only."""
+    if report["items"] < 2:
+        return None
+    first, items = report["levels"][0], f"{report['items']:,} items"
+    if first["entropy_share"] < config.min_entropy_share or first["usage"] < config.min_usage:
+        return (
+            f"the tokenizer has collapsed: {items} use {first['used']} of {first['codebook_size']} first codes, with "
+            f"{first['entropy_share']:.0%} of the largest entropy (at least {config.min_usage:.0%} of the usable codes "
+            f"and {config.min_entropy_share:.0%} are wanted)"
+        )
+    if report["avoidable_collision_rate"] > config.max_collision_rate:
+        return (
+            f"the tokenizer has collapsed: {report['avoidable_collision_rate']:.0%} of {items} with different content "
+            f"share their codes with another (at most {config.max_collision_rate:.0%} are wanted)"
+        )
+    return None
+
+
+def _level(codes: Tensor, size: int, distinct: int) -> dict[str, Any]:
+    counts = torch.bincount(codes, minlength=size).double()
+    shares = counts[counts > 0] / counts.sum()
+    bits = float(-(shares * shares.log2()).sum())
+    usable = min(size, distinct)
+    ranks = torch.arange(1, size + 1, dtype=torch.float64)
+    gini = float((2 * ranks - size - 1) @ counts.sort().values / (size * counts.sum()))
+    return {
+        "codebook_size": size,
+        "used": len(shares),
+        "usage": len(shares) / usable,
+        "entropy_bits": abs(bits),
+        "entropy_share": abs(bits) / math.log2(usable) if usable > 1 else 0.0,
+        "gini": gini,
+    }
+
+
+def _group_sizes(codes: Tensor) -> Tensor:
+    """[n]: how many rows are equal to each row."""
+    inverse, counts = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)[1:]
+    sizes: Tensor = counts[inverse]
+    return sizes
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.double().mean())
+
+
+def _relative_error(content: Tensor, decoded: Tensor) -> float:
+    spread = float((content - content.mean(0)).double().square().sum())
+    error = float((content - decoded).double().square().sum())
+    return error / spread if spread > 0 else 0.0
+
+
+def _neighbours(content: Tensor, codes: Tensor) -> dict[str, list[float] | None]:
+    count, depth = codes.shape
+    if count < 2:
+        return {"neighbours_sharing_prefix": None, "chance_sharing_prefix": None}
+    unit = torch.nn.functional.normalize(content, dim=1)
+    sample = torch.arange(0, count, -(-count // _SAMPLE))
+    shared = torch.zeros(depth, dtype=torch.float64)
+    for rows in torch.split(sample, 256):
+        similarity = unit[rows] @ unit.T
+        similarity[torch.arange(len(rows)), rows] = -torch.inf  # an item is not its own neighbour
+        nearest = similarity.topk(min(_NEIGHBOURS, count - 1), dim=1).indices
+        same = (codes[nearest] == codes[rows][:, None]).cumprod(2)
+        shared += same.double().mean(1).sum(0)
+    chance = []
+    for length in range(1, depth + 1):
+        sizes = torch.unique(codes[:, :length], dim=0, return_counts=True)[1].double()
+        chance.append(float((sizes * (sizes - 1)).sum() / (count * (count - 1))))
+    return {"neighbours_sharing_prefix": (shared / len(sample)).tolist(), "chance_sharing_prefix": chance}

@@ -1,0 +1,89 @@
+"""Residual k-means: k-means on content vectors, then on what each level leaves over.
+
+Paper: OneRec, arXiv 2502.18965, section 3.1 (as RK-means elsewhere); a training-free stand-in for an RQ-VAE.
+Idea: the first level's codes are the clusters of the content vectors; each further level clusters the
+distances that are left between vectors and their code vectors; an item's codes are its clusters from coarse
+to fine.
+
+Notable
+- Plain k-means; OneRec balances the clusters, so that every code has equally many items.
+- A level has fewer codes than asked where there are fewer distinct residuals, and none that no item uses.
+- Large catalogues are clustered on a seeded sample of 256 items a code (faiss's limit).
+
+Shapes: n items, D content width, M levels, C codes.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from nextitem.core import config as configs
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.nn.quantizers import kmeans, nearest_code, residual_quantise, sum_of_codes
+from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
+
+
+class ResidualKMeansConfig(configs.Config):
+    """Settings of residual k-means; 3 levels x 256 codes are usual for ten thousand items and more."""
+
+    levels: int = Field(3, ge=1)  # codes an item
+    codebook_size: int = Field(64, ge=1)  # codes a level
+    iterations: int = Field(25, ge=1)  # rounds of k-means a level
+    standardise: bool = True  # give every content dimension the same weight
+
+
+class ResidualKMeans(Tokenizer):
+    """Closed form; the same seed and content give the same codes."""
+
+    name = "residual-kmeans"
+    Config = ResidualKMeansConfig
+
+    def __init__(self, config: configs.Config, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.settings = cast(ResidualKMeansConfig, config)
+        self.standardizer = Standardizer(self.content_dim)
+        for level in range(self.settings.levels):
+            # How many codes there are is known after fit.
+            self.register_buffer(f"codebook_{level}", torch.empty(0, self.content_dim))
+
+    @property
+    def codebooks(self) -> list[Tensor]:
+        """M code tables [C, D]; C may differ by level."""
+        return [self.get_buffer(f"codebook_{level}") for level in range(self.settings.levels)]
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes of each level."""
+        return tuple(len(codebook) for codebook in self.codebooks)
+
+    @torch.no_grad()
+    def fit(self, train: Dataset) -> None:
+        """Clusters the content vectors of `train.catalog`, level by level."""
+        content = content_of(train.catalog)
+        if self.settings.standardise:
+            self.standardizer.fit(content)
+        residual = self.standardizer(content)
+        for level in range(self.settings.levels):
+            codebook = kmeans(
+                residual,
+                self.settings.codebook_size,
+                seed=(int(self.seed) + level) % 2**31,
+                iterations=self.settings.iterations,
+            )
+            setattr(self, f"codebook_{level}", codebook)
+            residual = residual - codebook[nearest_code(residual, codebook)]
+
+    @torch.no_grad()
+    def encode(self, content: Tensor) -> Tensor:
+        """Codes [n, M] of content vectors [n, D]."""
+        return residual_quantise(self.standardizer(content), self.codebooks).codes
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Content vectors [n, D] of codes [n, M]."""
+        return self.standardizer.inverse(sum_of_codes(codes, self.codebooks))
