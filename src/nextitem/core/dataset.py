@@ -65,6 +65,7 @@ class Dataset:
     anonymous      True for a log of sessions without users
     labels         label columns of interactions; context: context columns -> feature type
     fingerprint    of the events and items: a bundle knows what it was trained on
+    source         the folder it was read from, or "shop": where a bundle finds it again
     """
 
     name: str
@@ -77,6 +78,7 @@ class Dataset:
     labels: tuple[str, ...] = ()
     context: dict[str, str] = field(default_factory=dict)
     fingerprint: str = ""
+    source: str = ""
 
     def with_interactions(self, interactions: Interactions) -> Dataset:
         """The same data set with other events: users, items and numbering stay."""

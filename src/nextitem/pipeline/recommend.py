@@ -130,7 +130,7 @@ def answer_table(
 def _lists(
     model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    allowed = _allowed(model.catalog, filters)
+    allowed = allowed_items(model.catalog, filters)
     for batch in requests.split(256):
         asked = replace(batch, allowed=allowed, excluded=batch.items if exclude_seen else None)
         found = model.recommend(asked, k)
@@ -138,7 +138,7 @@ def _lists(
         yield found.item_ids, found.scores, found.fallback
 
 
-def _allowed(catalog: Catalog, filters: Filters) -> Tensor | None:
+def allowed_items(catalog: Catalog, filters: Filters) -> Tensor | None:
     """bool [1, N + 1], or None where the filters forbid nothing."""
     if not filters.only and not filters.exclude_items:
         return None

@@ -50,6 +50,11 @@ class Run:
             self._dataset = aligned(load_dataset(data.path, drop_unknown_items=data.drop_unknown_items), self.model)
         return self._dataset
 
+    def use_data(self, data: Dataset | str | Path) -> None:
+        """Takes histories from other data, in the numbering of the model."""
+        loaded = data if isinstance(data, Dataset) else load_dataset(data)
+        self._dataset = aligned(loaded, self.model)
+
     def recommend(
         self,
         *,
@@ -102,7 +107,7 @@ def train(
     defaults. With `resume`, a run that was cut off goes on and ends with the same weights.
     """
     say = say or (lambda text: None)
-    path = data.name if isinstance(data, Dataset) else str(data)
+    path = data.source or data.name if isinstance(data, Dataset) else str(data)
     given: dict[str, Any] = {"data": {"path": path}, "model": {"name": model}}
     given["data"].update({"protocol": protocol} if protocol else {})
     given["data"].update({"refit": refit} if refit is not None else {})

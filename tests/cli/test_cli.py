@@ -1,0 +1,248 @@
+"""The real command line on a small data set: every command, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from known_answers import planted_clusters
+
+from nextitem.cli.main import main
+
+Result = tuple[int, str, str]
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs `nextitem ARGS` in this process: (exit code, stdout, stderr)."""
+
+    def run(*args: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["nextitem", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def write_folder(folder: Path) -> Path:
+    """The planted clusters as a CSV folder."""
+    dataset = planted_clusters()
+    folder.mkdir()
+    log = dataset.interactions
+    assert log.timestamps is not None
+    pl.DataFrame(
+        {
+            "user_id": dataset.users.ids.decode(log.user_ids),
+            "item_id": dataset.catalog.ids.decode(log.item_ids),
+            "timestamp": log.timestamps // 1000,
+        }
+    ).write_csv(folder / "interactions.csv")
+    table = dataset.catalog.table.with_columns(
+        pl.Series("category", [f"c{number // 6}" for number in range(30)]), price=pl.int_range(30) * 1.5
+    )
+    table.write_csv(folder / "items.csv")
+    (folder / "dataset.toml").write_text(
+        'name = "planted"\nrepeats = false\n[items]\ntext = "{title}"\n'
+        'features = { category = "categorical", price = "numeric" }\n'
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("cli") / "data")
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of a closed-form and one of a trained model, made by the real command."""
+    out = tmp_path_factory.mktemp("runs")
+    for model in ("item-cf", "sasrec"):
+        args = ["train", model, "--data", folder, "--out", out / model, "--recipe", f"debug/{model}"]
+        args += ["--protocol", "leave-one-out"]
+        subprocess.run([sys.executable, "-m", "nextitem", *map(str, args)], check=True, capture_output=True)
+    return out
+
+
+def one_line(result: Result) -> str:
+    """The message of a user's mistake: exit code 2, one line on stderr, nothing else."""
+    code, _, err = result
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+def test_models_lists_everything(cli: Cli) -> None:
+    code, out, _ = cli("models")
+    assert code == 0
+    for name in ("tiger", "rq-vae", "gbce", "ndcg"):
+        assert name in out
+    assert "tiger" not in cli("models", "--kind", "loss")[1]
+    assert "choose one of model" in one_line(cli("models", "--kind", "loss-function"))
+
+
+def test_describe_and_diagnose(cli: Cli, folder: Path) -> None:
+    facts = json.loads(cli("data", "describe", folder, "--json")[1])
+    assert (facts["users"], facts["items"], facts["events"]) == (80, 30, 400)
+    assert cli("data", "describe", folder)[0] == 0
+    code, out, _ = cli("data", "diagnose", folder)
+    assert code == 0
+    assert len(out.splitlines()) > 3
+
+
+def test_train_leaves_a_whole_bundle(runs: Path) -> None:
+    files = {file.name for file in (runs / "sasrec").iterdir()}
+    assert {"recipe.toml", "weights.safetensors", "catalog.parquet", "metrics.json"} <= files
+    assert not list(runs.rglob("*.pkl"))
+    metrics = json.loads((runs / "sasrec" / "metrics.json").read_text())
+    assert {"model", "protocol", "refit", "users", "metrics", "intervals", "slices"} <= set(metrics)
+
+
+def test_evaluate_prints_and_writes_the_same_figures(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    printed = json.loads(cli("evaluate", runs / "sasrec", "--json", "-")[1])
+    assert cli("evaluate", runs / "sasrec", "--json", tmp_path / "a.json")[0] == 0
+    assert json.loads((tmp_path / "a.json").read_text()) == printed
+    trained = json.loads((runs / "sasrec" / "metrics.json").read_text())
+    assert printed["metrics"] == trained["metrics"]
+    low, high = printed["intervals"]["recall@10"]
+    assert low <= printed["metrics"]["recall@10"] <= high
+
+
+def test_evaluating_on_other_data_is_refused_unless_told_so(cli: Cli, runs: Path, folder: Path, tmp_path: Path) -> None:
+    other = write_folder(tmp_path / "other")
+    log = pl.read_csv(other / "interactions.csv")
+    log.head(300).write_csv(other / "interactions.csv")
+    assert "--allow-other-data" in one_line(cli("evaluate", runs / "sasrec", "--data", other))
+    assert cli("evaluate", runs / "sasrec", "--data", other, "--allow-other-data")[0] == 0
+    assert "--allow-other-data" in one_line(cli("evaluate", runs / "sasrec", "--protocol", "time"))
+    assert cli("evaluate", runs / "sasrec", "--data", folder)[0] == 0
+
+
+def test_recommend_for_a_history(cli: Cli, runs: Path) -> None:
+    found = json.loads(cli("recommend", runs / "item-cf", "--history", "i1,i2", "-k", 3, "--json")[1])
+    assert found["fallback"] is False
+    ids = [item["item_id"] for item in found["items"]]
+    assert set(ids) <= {"i3", "i4", "i5", "i6"}
+    assert set(found["items"][0]) == {"item_id", "score", "title"}
+    code, out, _ = cli("recommend", runs / "item-cf", "--history", "i1", "-k", 2)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+
+
+def test_recommend_filters(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked.txt"
+    blocked.write_text("i7\ni8\n")
+    args = ["--history", "i1", "-k", 9, "--json", "--only", "category=c1", "--exclude-items", blocked]
+    found = json.loads(cli("recommend", runs / "sasrec", *args)[1])
+    assert sorted(item["item_id"] for item in found["items"]) == ["i10", "i11", "i12", "i9"]
+
+
+def test_recommend_for_a_user_and_for_all(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    found = json.loads(cli("recommend", runs / "sasrec", "--user", "u1", "-k", 3, "--json")[1])
+    assert len(found["items"]) == 3
+    out = tmp_path / "recs.parquet"
+    assert cli("recommend", runs / "sasrec", "--users", "all", "--out", out, "-k", 3)[0] == 0
+    table = pl.read_parquet(out)
+    assert table.columns == ["user_id", "item_id", "rank", "score"]
+    mine = table.filter(pl.col("user_id") == "u1").sort("rank")
+    assert mine["item_id"].to_list() == [item["item_id"] for item in found["items"]]
+    assert mine["rank"].to_list() == [1, 2, 3]
+    assert table["user_id"].n_unique() == 80
+    assert "--overwrite" in one_line(cli("recommend", runs / "sasrec", "--users", "all", "--out", out))
+
+
+def test_tokenize_append_and_train_on_the_result(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    ids = tmp_path / "ids"
+    assert (
+        cli("tokenize", "residual-kmeans", "--data", folder, "--out", ids, "--set", "tokenizer.codebook_size=8")[0] == 0
+    )
+    before = json.loads((ids / "identifiers.json").read_text())
+    assert before["version"] == 1
+    grown = write_folder(tmp_path / "grown")
+    with (grown / "items.csv").open("a") as file:
+        file.write("i31,tent canvas pole model9,c0,9.5\n")
+    code, _, err = cli("tokenize", "residual-kmeans", "--data", grown, "--out", ids, "--append")
+    assert code == 0
+    assert "1 new items, 30 unchanged; version 2" in err
+    run = tmp_path / "run"
+    args = ["--data", grown, "--ids", ids, "--recipe", "debug/tiger", "--set", "training.max_epochs=1"]
+    assert cli("train", "tiger", *args, "--out", run, "--protocol", "leave-one-out")[0] == 0
+    found = json.loads(cli("recommend", run, "--history", "i1", "-k", 31, "--json")[1])
+    assert len(found["items"]) == 30
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "sasrex", "--data", "DATA", "--out", "OUT"], "no model is called 'sasrex'"),
+        (["train", "sasrec", "--data", "nowhere", "--out", "OUT"], "nowhere"),
+        (["train", "sasrec", "--data", "DATA", "--out", "OUT", "--set", "model.widht=3"], "unknown setting 'widht'"),
+        (["train", "sasrec", "--data", "DATA", "--out", "OUT", "--set", "training.batch_size=x"], "batch_size"),
+        (["train", "sasrec", "--data", "DATA", "--out", "OUT", "--recipe", "none/such"], "no recipe is called"),
+        (["train", "sasrec", "--data", "DATA", "--out", "OUT", "--recipe", "debug/tiger"], "is for tiger"),
+        (["train", "sasrec", "--data", "DATA", "--out", "OUT", "--protocol", "weekly"], "weekly"),
+        (["train", "sasrec", "--out", "OUT"], "--data"),
+        (["train", "sasrec", "--data", "DATA", "--out", "RUN"], "is not empty"),
+        (["train", "sasrec", "--data", "DATA", "--out", "DATA", "--overwrite"], "choose another --out"),
+        (["tokenize", "lsh2", "--data", "DATA", "--out", "OUT"], "no tokenizer is called"),
+        (["evaluate", "nowhere"], "no such run"),
+        (["evaluate", "DATA"], "is not a run"),
+        (["recommend", "RUN"], "exactly one of"),
+        (["recommend", "RUN", "--history", "zz"], "no item is called zz; item ids look like i"),
+        (["recommend", "RUN", "--user", "zz"], "no user is called zz"),
+        (["recommend", "RUN", "--history", "i1", "--only", "colour=red"], "no column 'colour'"),
+        (["recommend", "RUN", "--history", "i1", "--only", "category=zz"], "some values are c"),
+        (["recommend", "RUN", "--history", "i1", "-k", "0"], "-k"),
+        (["compare", "--data", "DATA", "--out", "OUT"], "--models"),
+        (["frobnicate"], "frobnicate"),
+        (["train", "--nonsense"], "nonsense"),
+    ],
+)
+def test_mistakes_get_one_clear_line(
+    cli: Cli, runs: Path, folder: Path, tmp_path: Path, args: list[str], message: str
+) -> None:
+    places = {"DATA": folder, "OUT": tmp_path / "out", "RUN": runs / "sasrec"}
+    assert message in one_line(cli(*[places.get(arg, arg) for arg in args]))
+    assert not (tmp_path / "out" / "weights.safetensors").exists()
+    assert (folder / "items.csv").is_file()
+
+
+def test_resume_of_a_finished_run_and_of_another_recipe(cli: Cli, runs: Path, folder: Path) -> None:
+    args = ["train", "sasrec", "--data", folder, "--out", runs / "sasrec", "--recipe", "debug/sasrec", "--resume"]
+    code, _, err = cli(*args, "--protocol", "leave-one-out")
+    assert code == 0
+    assert "finished already" in err
+    assert "other settings" in one_line(cli(*args, "--protocol", "leave-one-out", "--seed", 7))
+
+
+def test_a_damaged_bundle_says_so(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("recipe.toml", "catalog.parquet"):
+        (broken / name).write_bytes((runs / "sasrec" / name).read_bytes())
+    (broken / "weights.safetensors").write_bytes(b"\x00" * 50)
+    assert "weights.safetensors is missing or damaged" in one_line(cli("evaluate", broken))
+
+
+def test_compare_writes_scoreboard_and_report(cli: Cli, runs: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    args = ["compare", runs / "item-cf", runs / "sasrec", "--models", "popularity", "--data", folder]
+    code, shown, _ = cli(*args, "--protocol", "leave-one-out", "--out", out)
+    assert code == 0
+    rows = json.loads((out / "scoreboard.json").read_text())["rows"]
+    assert {row["model"] for row in rows} == {"item-cf", "sasrec", "popularity"}
+    assert {"parameters", "train_seconds", "p50_ms", "p99_ms", "metrics", "intervals"} <= set(rows[0])
+    page = (out / "report.html").read_text()
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "sasrec" in shown

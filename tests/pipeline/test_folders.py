@@ -1,0 +1,42 @@
+"""--out: nothing is overwritten unless told so, and never what is not ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nextitem.core.errors import UserError
+from nextitem.pipeline.folders import prepare_out, refuse_existing_file
+
+
+def test_a_new_or_empty_folder_is_made(tmp_path: Path) -> None:
+    assert prepare_out(tmp_path / "a" / "b").is_dir()
+    assert prepare_out(tmp_path / "a" / "b").is_dir()
+
+
+def test_a_run_is_kept_unless_resumed_or_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("")
+    with pytest.raises(UserError, match="not empty"):
+        prepare_out(tmp_path)
+    assert (prepare_out(tmp_path, resume=True) / "recipe.toml").is_file()
+    assert not list(prepare_out(tmp_path, overwrite=True).iterdir())
+    with pytest.raises(UserError, match="exclude each other"):
+        prepare_out(tmp_path, resume=True, overwrite=True)
+
+
+def test_a_folder_that_is_no_run_is_never_deleted(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("years of work")
+    with pytest.raises(UserError, match="something else"):
+        prepare_out(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.doc").is_file()
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "recs.parquet"
+    file.write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        prepare_out(file)
+    with pytest.raises(UserError, match="--overwrite"):
+        refuse_existing_file(file, overwrite=False)
+    assert refuse_existing_file(file, overwrite=True) == file

@@ -1,0 +1,54 @@
+"""Requests from outside ids, and filters on the catalogue."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from known_answers import planted_clusters
+
+from nextitem.core.catalog import Catalog
+from nextitem.core.errors import UserError
+from nextitem.core.ids import IdMap
+from nextitem.pipeline.recommend import Filters, allowed_items, history_requests, user_requests
+
+
+def catalog() -> Catalog:
+    table = pl.DataFrame({"item_id": [5, 6, 7], "tags": [["a", "b"], [], ["b"]], "size": [1, None, 2]})
+    return Catalog(IdMap(table["item_id"]), table)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(only=("tags=b",)), [1, 3]),
+        (Filters(only=("size=2",)), [3]),
+        (Filters(only=("tags=b", "size=1")), [1]),
+        (Filters(exclude_items=("6", "99")), [1, 3]),
+    ],
+)
+def test_filters(filters: Filters, expected: list[int]) -> None:
+    mask = allowed_items(catalog(), filters)
+    assert mask is not None
+    assert mask[0].nonzero()[:, 0].tolist() == expected
+
+
+def test_no_filter_is_no_mask() -> None:
+    assert allowed_items(catalog(), Filters()) is None
+
+
+def test_histories_take_ids_as_text_and_name_unknown_ones() -> None:
+    assert history_requests(["6", 5], catalog()).items.to_lists() == [[2, 1]]
+    with pytest.raises(UserError, match="no item is called x, 9; item ids look like 5, 6, 7"):
+        history_requests(["x", "6", "9"], catalog())
+
+
+def test_users_come_with_their_whole_history() -> None:
+    dataset = planted_clusters()
+    everyone = user_requests(dataset, None)
+    assert everyone.num_requests == 80
+    one = user_requests(dataset, ["u3"])
+    assert one.items.to_lists() == [everyone.items.to_lists()[2]]
+    assert one.user_ids is not None
+    assert one.user_ids.tolist() == [3]
+    assert one.timestamps is not None
+    assert one.timestamps.values.shape == one.items.values.shape
