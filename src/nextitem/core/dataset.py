@@ -78,6 +78,7 @@ class Dataset:
     labels: tuple[str, ...] = ()
     context: dict[str, str] = field(default_factory=dict)
     fingerprint: str = ""
+    notes: tuple[str, ...] = ()
     source: str = ""
 
     def with_interactions(self, interactions: Interactions) -> Dataset:

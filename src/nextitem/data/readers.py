@@ -1,0 +1,235 @@
+"""load_dataset: a folder of tables, or the simulated shop, as a Dataset."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from nextitem.core.catalog import Catalog, ids_fingerprint
+from nextitem.core.dataset import Dataset, Impressions, Users
+from nextitem.core.errors import UserError
+from nextitem.core.ids import IdMap
+from nextitem.core.interactions import Interactions
+from nextitem.data import validation
+from nextitem.data.events import EventReader
+from nextitem.data.impressions import ImpressionReader
+from nextitem.data.settings import TABLES, DatasetSettings, parse_settings, read_settings, template_columns
+from nextitem.data.tables import Table, find_table, frame_table
+
+SHOP = "shop"
+TEXT_COLUMNS = ("title", "category", "brand", "description")  # content sentence without a template
+NO_IDS = np.empty(0, np.int32)
+
+
+def load_dataset(source: str | Path, *, drop_unknown_items: bool = False) -> Dataset:
+    """Reads a data set: "shop" is the simulated shop, anything else the path of a dataset folder.
+
+    Users and items are numbered in ascending order of their ids (integers by value), so the order of rows in
+    the files does not matter; only sessions of an undated log of anonymous sessions are numbered as they
+    first appear. Events are ordered by user, timestamp, position, row; whole-number timestamps are seconds
+    if all are below 1e11, else milliseconds. Where some times are missing (allowed with `position`), such an
+    event takes the place of the last dated one before it, and the log counts as undated. Without [items]
+    text, title, category, brand and description, as far as there are, make the content sentence. Of other
+    columns of the log only action, session_id (renumbered in order of appearance), rating, value, quantity,
+    price, query, split and the declared labels and context are read; categorical context and actions are
+    Enum columns, so that their codes are the same in every part of a split.
+
+    `drop_unknown_items` leaves out rows whose item is not in the items table (else they are an error), and
+    the data set's notes say how many. Every mistake in the files is a UserError with file, column and row.
+    """
+    if source == SHOP:
+        from nextitem.data.shop import generate_shop
+
+        shop = generate_shop()
+        return dataset_from_frames(
+            {name: getattr(shop, name) for name in TABLES},
+            shop.settings,
+            name=SHOP,
+        )
+    folder = Path(source)
+    if not folder.is_dir():
+        found = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {found}; give a folder with interactions.parquet, or {SHOP!r}")
+    settings = read_settings(folder / "dataset.toml")
+    tables = {name: find_table(folder, name, rename=getattr(settings, name).rename) for name in TABLES}
+    if tables["interactions"] is None and tables["impressions"] is None:
+        raise UserError(
+            f"{folder}: has neither interactions nor impressions; add interactions.parquet or interactions.csv"
+        )
+    return _assemble(tables, settings, name=folder.resolve().name, drop_unknown_items=drop_unknown_items)
+
+
+def dataset_from_frames(
+    frames: Mapping[str, pl.DataFrame | pl.LazyFrame | None],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    name: str = "data",
+    drop_unknown_items: bool = False,
+) -> Dataset:
+    """A data set of frames in memory, by the same rules as a folder's.
+
+    `frames` holds interactions and/or impressions, and items and users where there are some; `settings` is
+    what dataset.toml would hold.
+    """
+    parsed = parse_settings(settings or {}, where=f"settings of {name}")
+    tables = {
+        table: frame_table(f"{name}/{table}", frame, rename=getattr(parsed, table).rename)
+        for table, frame in frames.items()
+        if frame is not None
+    }
+    return _assemble(tables, parsed, name=name, drop_unknown_items=drop_unknown_items)
+
+
+def _assemble(
+    tables: Mapping[str, Table | None], settings: DatasetSettings, *, name: str, drop_unknown_items: bool
+) -> Dataset:
+    for table, own in dict(settings).items():
+        if table in TABLES and own != TABLES[table]() and tables.get(table) is None:
+            raise UserError(f"{name}: dataset.toml has a table [{table}], but there is no file {table}; add it")
+    log, shown, items = tables.get("interactions"), tables.get("impressions"), tables.get("items")
+    events = None if log is None else EventReader(log, settings.interactions)
+    impressions = None if shown is None else ImpressionReader(shown, settings.impressions)
+    readers = [reader for reader in (events, impressions) if reader is not None]
+    catalog = _catalog(items, settings, readers)
+    users = _users(tables.get("users"), settings, events, impressions)
+    interactions = Interactions(NO_IDS, NO_IDS, len(users.ids), len(catalog.ids))
+    notes: list[str] = []
+    if events is not None:
+        interactions, notes = events.read(users.ids, catalog.ids, items_table=items, drop_unknown=drop_unknown_items)
+    rows = None
+    if impressions is not None:
+        rows, more = impressions.read(users.ids, catalog.ids, items_table=items, drop_unknown=drop_unknown_items)
+        notes = notes + more
+    return Dataset(
+        name=settings.name or name,
+        interactions=interactions,
+        catalog=catalog,
+        users=users,
+        impressions=rows,
+        repeats=settings.repeats,
+        anonymous=events is not None and events.anonymous,
+        labels=settings.interactions.labels,
+        context=dict(settings.interactions.context),
+        fingerprint=_fingerprint(catalog, users, interactions, rows),
+        notes=tuple(notes),
+    )
+
+
+def _as_one_type(ids: list[pl.Series]) -> list[pl.Series]:
+    """Ids of several tables as integers where all are, else as text."""
+    text = any(series.dtype == pl.String for series in ids)
+    return [series.cast(pl.String if text else pl.Int64).alias("id") for series in ids]
+
+
+def _catalog(table: Table | None, settings: DatasetSettings, readers: list[EventReader | ImpressionReader]) -> Catalog:
+    own = settings.items
+    if table is None:
+        ids = IdMap.sorted_from(pl.concat(_as_one_type([reader.item_ids() for reader in readers])))
+        return Catalog(ids, pl.DataFrame({"item_id": ids.external}))
+    table.require("item_id")
+    item_id = validation.id_column(table, "item_id")
+    validation.unique_ids(table, "item_id", item_id)
+    columns = validation.feature_columns(table, own.features, setting="[items] features")
+    columns += validation.content_columns(table)
+    frame = table.frame.with_columns([item_id, *columns]).collect()
+    if not frame.height:
+        raise UserError(f"{table.where}: holds no items; add them, or remove the file to use the log's items")
+    # The log's ids decide too: "007" in the log must not become item 7.
+    samples = [pl.Series([], dtype=reader.item_type()) for reader in readers]
+    external = _as_one_type([frame["item_id"], *samples])[0]
+    frame = frame.with_columns(external.alias("item_id")).sort("item_id")
+    released = None
+    if own.released is not None:
+        validation.feature_columns(table, {own.released: "timestamp"}, setting="[items] released")
+        ticks, per_ms = validation.time_ticks(table, own.released, nulls=True)
+        times = table.collect(item_id.cast(external.dtype).alias("id"), (ticks // per_ms).alias("time"))
+        released = times.sort("id")["time"].fill_null(0).to_numpy()
+    return Catalog(
+        IdMap(frame["item_id"].alias("id")),
+        frame,
+        features=dict(own.features),
+        text=_sentences(frame, own.text, where=table.where),
+        released_ms=released,
+    )
+
+
+def _sentences(frame: pl.DataFrame, template: str | None, *, where: str) -> pl.Series | None:
+    if template is None:
+        template = ". ".join(
+            f"{{{column}}}" for column in TEXT_COLUMNS if frame.schema.get(column) in (pl.String, pl.List(pl.String))
+        )
+    if not template:
+        return None
+    parts: list[pl.Expr] = []
+    for literal, column in template_columns(template, where=where):
+        parts.append(pl.lit(literal))
+        if column is None:
+            continue
+        if column not in frame.columns:
+            raise UserError(
+                f"{where}: [items] text in dataset.toml names column {column!r}, "
+                f"but there are {', '.join(frame.columns)}; correct the template"
+            )
+        kind = frame.schema[column]
+        value = pl.col(column)
+        if isinstance(kind, pl.List):
+            value = value.cast(pl.List(pl.String)).list.join(", ", ignore_nulls=True)
+        parts.append(value.cast(pl.String).fill_null(""))
+    return frame.select(pl.concat_str(parts).alias("text"))["text"]
+
+
+def _users(
+    table: Table | None,
+    settings: DatasetSettings,
+    events: EventReader | None,
+    impressions: ImpressionReader | None,
+) -> Users:
+    shown = None if impressions is None else impressions.user_ids()
+    if events is not None and events.anonymous:
+        other = impressions.table if impressions is not None and shown is not None else table
+        if other is not None:
+            raise UserError(
+                f"{events.table.where}: has no user_id, but {other.where} has users; add user_id to the log"
+            )
+        ids = IdMap(events.user_ids().alias("id"))
+        return Users(ids, pl.DataFrame({"user_id": ids.external}))
+    known = [] if events is None else [events.user_ids()]
+    known += [] if shown is None else [shown]
+    if table is None:
+        ids = IdMap.sorted_from(pl.concat(_as_one_type([*known, pl.Series([], dtype=pl.Null)])))
+        return Users(ids, pl.DataFrame({"user_id": ids.external}))
+    table.require("user_id")
+    user_id = validation.id_column(table, "user_id")
+    validation.unique_ids(table, "user_id", user_id)
+    columns = validation.feature_columns(table, settings.users.features, setting="[users] features")
+    frame = table.frame.with_columns([user_id, *columns]).collect()
+    own, *others = _as_one_type([frame["user_id"], *known])
+    ids = IdMap.sorted_from(pl.concat([own, *others]))
+    rows = pl.DataFrame({"user_id": ids.external}).join(
+        frame.with_columns(own.alias("user_id")), on="user_id", how="left", maintain_order="left"
+    )
+    return Users(ids, rows, features=dict(settings.users.features))
+
+
+def _fingerprint(catalog: Catalog, users: Users, interactions: Interactions, impressions: Impressions | None) -> str:
+    """Hash of ids, events and impressions: a bundle knows by it what it was trained on."""
+    digest = hashlib.sha256(catalog.fingerprint.encode())
+    digest.update(ids_fingerprint(users.ids.external).encode())
+    arrays: list[NDArray[Any] | None] = [
+        interactions.user_ids,
+        interactions.item_ids,
+        interactions.timestamps,
+        interactions.positive,
+    ]
+    if impressions is not None:
+        arrays += [impressions.request_ids, impressions.item_ids, impressions.user_ids, impressions.timestamps]
+        arrays += [impressions.columns[label].cast(pl.Float64).to_numpy() for label in impressions.labels]
+    for array in arrays:
+        digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
