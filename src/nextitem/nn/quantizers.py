@@ -85,7 +85,6 @@ def kmeans(vectors: Tensor, num_codes: int, *, seed: int, iterations: int = 25) 
     clustering = faiss.Kmeans(distinct.shape[1], num_codes, niter=iterations, seed=seed, min_points_per_centroid=1)
     clustering.train(distinct.numpy(), weights=counts.float().numpy())
     assert clustering.centroids is not None
-    centroids = torch.from_numpy(clustering.centroids.copy())
-    used = torch.bincount(nearest_code(distinct, centroids), minlength=num_codes) > 0
-    kept: Tensor = centroids[used].to(vectors.device)
-    return kept
+    centroids: Tensor = torch.from_numpy(clustering.centroids.copy())
+    used = torch.unique(nearest_code(distinct, centroids))
+    return centroids.index_select(0, used).to(vectors.device)
