@@ -1,0 +1,209 @@
+"""Beam search over the items of a catalogue, for anything that spells items code by code.
+
+Each step: log-softmax over all codes of the level, then the constraint, then selection. Only live nodes are ever
+entered (constraints.py), so with W >= k beams k items come back whenever k may: either a step keeps all live
+children, then no live item is lost, or it keeps W of them, and below each lies at least one live item of its own.
+After the last code a leaf is expanded to its items, so that items which share a code sequence are all reachable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.jagged import offsets_of
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.roles import Generator
+from nextitem.decoding.constraints import Constraints
+from nextitem.decoding.trie import PrefixTrie
+from nextitem.ops.topk import stable_topk
+from nextitem.ops.trie_step import children_logits
+
+
+@dataclass(frozen=True, eq=False)
+class _Beams:
+    """B x W hypotheses, best first; the tail of a row with fewer is dead.
+
+    nodes    [B, W] int64, where in the trie; -1 dead
+    scores   [B, W] float32; -inf dead
+    codes    [B, W] int64, the code that led here; 0 where dead
+    parents  [B, W] int64, which of the generator's beams each one continues
+    held     [B, W, J] int64, positions of the items spelt so far
+    marks    [B, W, J] float32, the score when each of them was complete
+    """
+
+    nodes: Tensor
+    scores: Tensor
+    codes: Tensor
+    parents: Tensor
+    held: Tensor
+    marks: Tensor
+
+    @classmethod
+    def at_root(cls, num_requests: int, device: torch.device) -> _Beams:
+        zeros = torch.zeros((num_requests, 1), dtype=torch.int64, device=device)
+        nothing = torch.empty((num_requests, 1, 0), device=device)
+        return cls(zeros, zeros.float(), zeros, zeros, nothing.long(), nothing)
+
+    def completed(self) -> Tensor:
+        """Scores of the complete items of each beam, [B, W]."""
+        return self.marks[..., -1] if self.marks.shape[2] else torch.zeros_like(self.scores)
+
+
+@torch.no_grad()
+def beam_search(
+    generator: Generator,
+    batch: SequenceBatch,
+    trie: PrefixTrie,
+    *,
+    k: int,
+    beam_width: int,
+    accumulate: Literal["sum", "last"] = "sum",
+    renormalise: bool = False,
+    items_per_list: int = 1,
+) -> Recommendations:
+    """The items that the generator finds likeliest among those that each request may be answered with.
+
+    accumulate      "sum": an item scores the sum of its codes' log-probabilities; "last": the logit of its last
+                    code alone, without softmax (a tree whose nodes are scored, TDM)
+    renormalise     the log-softmax runs over the live codes only ("sum" only)
+    items_per_list  1: the k best items by score. m > 1: one list of m distinct items, spelt one after another,
+                    each from the trie's root; the likeliest list is returned, `ordered_by` "generation", and an
+                    item's score is its own share of the list's. m <= k.
+
+    Returns [B, k]: fewer items where fewer may be returned or where the generator gives -inf to the others, then
+    padding. `beam_width` is raised to k where it is smaller and m is 1. Equal scores: the better parent, then the
+    smaller code; among complete items the smaller item number. ValueError for logits that are NaN.
+    """
+    if k < 1 or beam_width < 1 or not 1 <= items_per_list <= k:
+        raise ValueError(
+            f"k ({k}) and beam_width ({beam_width}) must be at least 1, items_per_list ({items_per_list}) 1 to k"
+        )
+    if accumulate == "last" and renormalise:
+        raise ValueError('renormalise needs accumulate="sum": "last" takes logits as they are')
+    device = batch.items.offsets.device
+    item_ids = torch.zeros((batch.num_requests, k), dtype=torch.int64, device=device)
+    scores = torch.full((batch.num_requests, k), -torch.inf, device=device)
+    ordered_by: Literal["score", "generation"] = "score" if items_per_list == 1 else "generation"
+    if batch.num_requests == 0 or trie.num_items == 0:
+        return Recommendations(item_ids, scores, ordered_by=ordered_by)
+    width = max(beam_width, k) if items_per_list == 1 else beam_width
+    search = _Search(trie, Constraints(trie, batch), width, accumulate, renormalise)
+
+    beams, state = _Beams.at_root(batch.num_requests, device), generator.start(batch)
+    codes: Tensor | None = None
+    for count in range(1, items_per_list + 1):
+        for depth in range(trie.num_levels):
+            if codes is not None:
+                state = state.reorder(beams.parents)
+            logits, state = generator.step(state, codes)
+            beams = search.enter_children(beams, logits, depth)
+            if beams.scores.shape[1] == 0:
+                return Recommendations(item_ids, scores, ordered_by=ordered_by)
+            codes = beams.codes
+        beams = search.complete_items(beams, k if items_per_list == 1 else width)
+        codes = beams.codes
+        if items_per_list > 1:
+            # A request that has run out of items keeps the list that it has.
+            alive = beams.scores[:, 0] > -torch.inf
+            item_ids[alive, :count] = trie.items[beams.held[alive, 0]].long()
+            scores[alive, :count] = beams.marks[alive, 0].diff(prepend=torch.zeros_like(scores[alive, :1]))
+    if items_per_list > 1:
+        return Recommendations(item_ids, scores, ordered_by=ordered_by)
+    missing = (0, k - beams.scores.shape[1])
+    found = trie.items[beams.held[..., 0].clamp(min=0)].long().masked_fill(beams.scores == -torch.inf, 0)
+    return Recommendations(pad(found, missing), pad(beams.scores, missing, value=-torch.inf))
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """The two moves of the search: one code deeper, and from leaves to items."""
+
+    trie: PrefixTrie
+    constraints: Constraints
+    width: int
+    accumulate: Literal["sum", "last"]
+    renormalise: bool
+
+    def enter_children(self, beams: _Beams, logits: Tensor, depth: int) -> _Beams:
+        """The best live children of beams of the given depth, by `logits [B, W, C]`."""
+        logits = logits.float()
+        children = self.trie.expand(beams.nodes, depth=depth)
+        scores = children_logits(logits, children)
+        if self.renormalise:
+            self.constraints.strike(scores, beams.nodes, children, depth=depth, held=beams.held)
+            logits = scores
+        if self.accumulate == "sum":
+            # log-softmax and the beam's score in one addition per child. A beam that the generator gives -inf
+            # throughout dies: without the fill it would score -inf + inf.
+            total = logits.logsumexp(-1)
+            scores += (beams.scores - total.masked_fill(total == -torch.inf, 0))[..., None]
+        else:
+            scores += beams.completed()[..., None]
+        scores.masked_fill_(children.nodes < 0, -torch.inf)
+        self.constraints.strike(scores, beams.nodes, children, depth=depth, held=beams.held)
+        slots = scores.shape[2]
+        flat = scores.flatten(1)
+        values, picks = stable_topk(flat, min(self.width, flat.shape[1]))
+        values, picks = _trimmed(values, picks)
+        alive = values > -torch.inf
+        parents = picks // max(slots, 1)
+        codes = picks % max(slots, 1) if children.codes is None else children.codes.flatten(1).gather(1, picks)
+        return _Beams(
+            nodes=children.nodes.flatten(1).gather(1, picks).masked_fill(~alive, -1),
+            scores=values,
+            codes=codes.masked_fill(~alive, 0),
+            parents=parents,
+            held=_rows(beams.held, parents),
+            marks=_rows(beams.marks, parents),
+        )
+
+    def complete_items(self, beams: _Beams, keep: int) -> _Beams:
+        """The `keep` best items under the leaves that the beams have reached; the beams return to the root."""
+        rows, width = beams.nodes.shape
+        owners, positions = self.constraints.items_of_leaves(beams.nodes, limit=keep, held=beams.held)
+        values = beams.scores.flatten()[owners]
+        # Lexicographic by request, falling score, item number: stable sorts from the last key to the first.
+        order = self.trie.items[positions].argsort(stable=True)
+        order = order[values[order].argsort(descending=True, stable=True)]
+        order = order[(owners[order] // width).argsort(stable=True)]
+        owners, positions, values = owners[order], positions[order], values[order]
+        row = owners // width
+        counts = torch.bincount(row, minlength=rows)
+        place = torch.arange(len(row), device=row.device) - offsets_of(counts)[row]
+        kept = place < keep
+        row, place, owners = row[kept], place[kept], owners[kept]
+
+        shape = (rows, int(counts.clamp(max=keep).max()))
+        parents = torch.zeros(shape, dtype=torch.int64, device=row.device)
+        scores = torch.full(shape, -torch.inf, device=row.device)
+        found = torch.full(shape, -1, dtype=torch.int64, device=row.device)
+        parents[row, place] = owners % width
+        scores[row, place] = values[kept]
+        found[row, place] = positions[kept]
+        return _Beams(
+            nodes=torch.where(found >= 0, self.trie.root, -1),
+            scores=scores,
+            codes=beams.codes.gather(1, parents),
+            parents=beams.parents.gather(1, parents),
+            held=torch.cat([_rows(beams.held, parents), found[..., None]], dim=2),
+            marks=torch.cat([_rows(beams.marks, parents), scores[..., None]], dim=2),
+        )
+
+
+def _rows(values: Tensor, parents: Tensor) -> Tensor:
+    """`values [B, W, J]` of the beams that `parents [B, W']` name."""
+    return values.gather(1, parents[..., None].expand(-1, -1, values.shape[2]))
+
+
+def _trimmed(values: Tensor, picks: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the columns in which every beam is dead."""
+    if bool(values.isnan().any()):
+        raise ValueError("the generator returned logits that are NaN")
+    widest = int((values > -torch.inf).sum(1).max())
+    return values[:, :widest], picks[:, :widest]

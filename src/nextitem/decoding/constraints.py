@@ -1,0 +1,142 @@
+"""Constraints: what a batch of requests forbids, compiled for a walk over a trie.
+
+A node is **live** for a request while at least one allowed and not excluded item lies under it. The search only
+ever steps to live nodes, so it can not run into a dead end. Allow-lists become one running count over sorted
+positions: a node's allowed items are a difference of two entries. Exclusions are few, so they are turned round: for
+each depth the nodes that they empty are listed once, and a step strikes those among its candidates. Neither touches
+more than the candidates and the exclusions, however large the catalogue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.jagged import ranges
+from nextitem.decoding.trie import PrefixTrie
+from nextitem.ops.trie_step import Children
+
+
+@dataclass(frozen=True, eq=False)
+class _Dead:
+    """Nodes of one depth that exclusions empty: request rows, nodes and their parents, each [T] int64."""
+
+    rows: Tensor
+    nodes: Tensor
+    parents: Tensor
+
+
+class Constraints:
+    """The allow-lists and exclusions of `batch`, over the positions of `trie`."""
+
+    def __init__(self, trie: PrefixTrie, batch: SequenceBatch) -> None:
+        self._trie = trie
+        self._counts: Tensor | None = None
+        self._bases = torch.zeros(batch.num_requests, dtype=torch.int64, device=batch.items.offsets.device)
+        if batch.allowed is not None:
+            self._compile_allowed(batch.allowed)
+        self._excluded = self._excluded_keys(batch)
+        self._dead = [self._dead_at(depth) for depth in range(1, trie.num_levels + 1)]
+
+    def live_items(self, rows: Tensor, nodes: Tensor) -> Tensor:
+        """How many items under `nodes` may answer requests `rows` (same shape, int64)."""
+        starts, ends = self._trie.item_ranges(nodes)
+        return self._allowed_between(rows, starts, ends) - self._excluded_between(rows, starts, ends)
+
+    def strike(self, scores: Tensor, parents: Tensor, children: Children, *, depth: int, held: Tensor) -> None:
+        """Writes -inf into `scores [B, W, D]` at children that are not live.
+
+        `parents [B, W]` have the given depth; a beam may not repeat the positions that it holds, `held
+        [B, W, J]`.
+        """
+        if self._counts is not None:
+            safe = children.nodes.clamp(min=0)
+            rows = torch.arange(len(parents), device=parents.device)[:, None, None]
+            allowed = self._allowed_between(rows, *self._trie.item_ranges(safe))
+            scores.masked_fill_(allowed == 0, -torch.inf)
+        dead = self._dead[depth]
+        if dead.rows.numel():
+            which, beams = (parents[dead.rows] == dead.parents[:, None]).nonzero(as_tuple=True)
+            slots = self._slots(dead.nodes[which], dead.parents[which], children)
+            scores[dead.rows[which], beams, slots] = -torch.inf
+        if held.shape[2]:
+            self._strike_held(scores, parents, children, depth, held)
+
+    def items_of_leaves(self, leaves: Tensor, *, limit: int, held: Tensor) -> tuple[Tensor, Tensor]:
+        """The first `limit` or more live items of each leaf of `leaves [B, W]` (-1: dead).
+
+        Returns beams [T] (flat indices into [B, W]) and positions [T], int64. A beam leaves out what it holds.
+        """
+        beams = (leaves.flatten() >= 0).nonzero()[:, 0]
+        rows = beams // leaves.shape[1]
+        starts, ends = self._trie.item_ranges(leaves.flatten()[beams])
+        spare = self._excluded_between(rows, starts, ends) + held.shape[2]
+        # Ranks among the allowed items instead of positions: a large leaf with few allowed items stays cheap.
+        if self._counts is not None:
+            starts, ends = self._counts[self._bases[rows] + starts], self._counts[self._bases[rows] + ends]
+        lengths = torch.minimum(ends - starts, spare + limit)
+        positions = ranges(starts, lengths)
+        beams = beams.repeat_interleave(lengths)
+        rows = beams // leaves.shape[1]
+        if self._counts is not None:
+            positions = torch.searchsorted(self._counts, positions, right=True) - 1 - self._bases[rows]
+        live = self._excluded_between(rows, positions, positions + 1) == 0
+        live &= (held.flatten(0, 1)[beams] != positions[:, None]).all(dim=1)
+        return beams[live], positions[live]
+
+    def _compile_allowed(self, allowed: Tensor) -> None:
+        chosen = allowed[:, self._trie.items]
+        self._counts = torch.zeros(chosen.numel() + 1, dtype=torch.int64, device=allowed.device)
+        torch.cumsum(chosen.flatten(), 0, out=self._counts[1:])
+        if allowed.shape[0] > 1:
+            self._bases = torch.arange(allowed.shape[0], device=allowed.device) * self._trie.num_items
+
+    def _excluded_keys(self, batch: SequenceBatch) -> Tensor:
+        """Sorted distinct keys request * N + position of excluded items that would else be allowed."""
+        if batch.excluded is None:
+            return torch.empty(0, dtype=torch.int64, device=self._bases.device)
+        real = batch.excluded.values > 0
+        rows, items = batch.excluded.row_ids()[real], batch.excluded.values[real]
+        positions = self._trie.positions[items].long()
+        if self._counts is not None:
+            counted = self._allowed_between(rows, positions, positions + 1) > 0
+            rows, positions = rows[counted], positions[counted]
+        keys: Tensor = torch.unique(rows * self._trie.num_items + positions)
+        return keys
+
+    def _dead_at(self, depth: int) -> _Dead:
+        rows, positions = self._excluded // self._trie.num_items, self._excluded % self._trie.num_items
+        nodes = self._trie.ancestors(positions, depth=depth)
+        parents = self._trie.ancestors(positions, depth=depth - 1)
+        empty = self.live_items(rows, nodes) == 0
+        return _Dead(rows[empty], nodes[empty], parents[empty])
+
+    def _strike_held(self, scores: Tensor, parents: Tensor, children: Children, depth: int, held: Tensor) -> None:
+        safe = held.clamp(min=0)
+        nodes = self._trie.ancestors(safe, depth=depth + 1)
+        same = (nodes[..., :, None] == nodes[..., None, :]).sum(-1)
+        rows = torch.arange(len(parents), device=parents.device)[:, None, None].expand_as(nodes)
+        empty = self.live_items(rows, nodes) <= same
+        empty &= self._trie.ancestors(safe, depth=depth) == parents[..., None]
+        row, beam, _ = where = empty.nonzero(as_tuple=True)
+        slots = self._slots(nodes[where], parents[row, beam], children)
+        scores[row, beam, slots] = -torch.inf
+
+    def _slots(self, nodes: Tensor, parents: Tensor, children: Children) -> Tensor:
+        """Where nodes [T] stand among the children of their parents."""
+        if children.codes is None:
+            return self._trie.codes[nodes].long()
+        return nodes - self._trie.first_child[parents]
+
+    def _allowed_between(self, rows: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+        if self._counts is None:
+            return ends - starts
+        bases = self._bases[rows]
+        return self._counts[bases + ends] - self._counts[bases + starts]
+
+    def _excluded_between(self, rows: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+        base = rows * self._trie.num_items
+        return torch.searchsorted(self._excluded, base + ends) - torch.searchsorted(self._excluded, base + starts)

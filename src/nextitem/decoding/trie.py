@@ -1,0 +1,194 @@
+"""PrefixTrie: all code sequences of a catalogue, as a few flat integer tensors.
+
+Items are sorted by their code sequences (equal sequences by item number). Then every node of the trie, at every
+depth, is one contiguous range of sorted **positions**, and the nodes of one depth follow one another in the same
+order. So a node needs three numbers: where its items start, where its children start, and the code that leads to
+it. Whatever a request forbids is counted over ranges of positions (constraints.py), never node by node.
+
+Nodes are numbered breadth first: 0 is the root; the nodes of depth d are level_starts[d] .. level_starts[d + 1] - 2,
+and the last number of each depth is a sentinel that only ends the range of the node before it. The first
+levels, where the table is small or mostly full, are also kept as a dense table (node, code) -> child. Layout after
+STATIC (arXiv:2602.22647): dense head, CSR tail.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.ops.trie_step import Children, dense_children, listed_children
+
+# A level is kept dense up to this many entries (int32: 512 KiB), or where at least half of them are children.
+_DENSE_ENTRIES = 2**17
+
+
+class PrefixTrie(nn.Module):
+    """The legal code sequences of a catalogue; a module only so that it moves with its model's device.
+
+    codebook_sizes  codes per level; `num_levels` M; `num_items` N
+    items           [N] int32, position -> item number
+    positions       [N + 1] int32, item number -> position (entry 0 is -1)
+    item_starts     [nodes] int32, the first position under a node; node v holds positions
+                    item_starts[v] .. item_starts[v + 1] - 1
+    first_child     [inner nodes] int32, children of v are first_child[v] .. first_child[v + 1] - 1
+    codes           [nodes] int16 (int32 for codebooks above 32,768), the code that leads to a node
+    level_starts    M + 2 numbers, the first node of each depth, and the number of nodes
+
+    Nothing of it is saved: a bundle keeps the IdentifierTable that it is built from.
+    """
+
+    items: Tensor
+    positions: Tensor
+    item_starts: Tensor
+    first_child: Tensor
+    codes: Tensor
+    root = 0
+
+    def __init__(
+        self, codebook_sizes: tuple[int, ...], level_starts: tuple[int, ...], tensors: dict[str, Tensor]
+    ) -> None:
+        super().__init__()
+        self.codebook_sizes = codebook_sizes
+        self.level_starts = level_starts
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    @classmethod
+    def from_table(cls, table: IdentifierTable) -> PrefixTrie:
+        """Builds the trie of a table; rows may collide: their leaf then holds several items."""
+        sizes = table.codebook_sizes
+        real = table.codes[1:]
+        order = _sorted_rows(real, sizes)
+        small = torch.int16 if max(sizes) <= 2**15 else torch.int32
+        columns = [real[:, level].to(small)[order] for level in range(table.num_levels)]
+        starts, child_ranks = _node_starts(columns, table.num_items)
+        level_starts = tuple(accumulate((len(each) for each in starts), initial=0))
+
+        first_child = [level_starts[depth + 1] + child_ranks[depth][starts[depth]] for depth in range(table.num_levels)]
+        # The sentinel's entry of a code is never read; -1 keeps it apart from real ones.
+        end = torch.full((1,), -1, dtype=small)
+        codes = [torch.full((2,), -1, dtype=small)]
+        for column, begins in zip(columns, starts[1:], strict=True):
+            codes += [column[begins[:-1]], end]
+        positions = torch.full((table.num_items + 1,), -1, dtype=torch.int32)
+        positions[order + 1] = torch.arange(table.num_items, dtype=torch.int32)
+        tensors = {
+            "items": (order + 1).int(),
+            "positions": positions,
+            "item_starts": torch.cat(starts).int(),
+            "first_child": torch.cat(first_child).int(),
+            "codes": torch.cat(codes),
+        }
+        return cls(sizes, level_starts, tensors | _heads(tensors, level_starts, sizes))
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return self.items.numel()
+
+    @property
+    def num_levels(self) -> int:
+        """M."""
+        return len(self.codebook_sizes)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all tensors together."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    def expand(self, nodes: Tensor, *, depth: int) -> Children:
+        """Children of `nodes [B, W]`, all of the given depth (0 is the root's) or -1 for dead ones."""
+        head = getattr(self, f"head_{depth}", None)
+        if head is not None:
+            return dense_children(nodes, head, self.level_starts[depth])
+        return listed_children(nodes, self.first_child, self.codes)
+
+    def allowed(self, nodes: Tensor, *, depth: int) -> Tensor:
+        """bool [..., C]: the codes that may follow nodes [...] of the given depth; none follow node -1."""
+        children = listed_children(nodes, self.first_child, self.codes)
+        size = self.codebook_sizes[depth]
+        assert children.codes is not None
+        # Slots without a child write into a column of their own, which is cut off.
+        codes = torch.where(children.nodes >= 0, children.codes, size)
+        mask = torch.zeros((*nodes.shape, size + 1), dtype=torch.bool, device=nodes.device)
+        return mask.scatter_(-1, codes, True)[..., :size]
+
+    def advance(self, nodes: Tensor, codes: Tensor) -> Tensor:
+        """The children that `codes` [...] lead to from `nodes` [...], int64; -1 where there is none."""
+        inner = (nodes >= 0) & (nodes < self.level_starts[self.num_levels])
+        safe = torch.where(inner, nodes, 0)
+        low = self.first_child[safe].long()
+        end = self.first_child[safe + 1].long()
+        high = end
+        for _ in range(max(self.codebook_sizes).bit_length()):
+            middle = (low + high) // 2
+            before = (low < high) & (self.codes[middle] < codes)
+            low, high = torch.where(before, middle + 1, low), torch.where(before, high, middle)
+        found = inner & (low < end) & (self.codes[low.clamp(max=self.codes.numel() - 1)] == codes)
+        return torch.where(found, low, -1)
+
+    def item_ranges(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions under nodes [...] (none may be -1): starts and ends [...], int64."""
+        return self.item_starts[nodes].long(), self.item_starts[nodes + 1].long()
+
+    def ancestors(self, positions: Tensor, *, depth: int) -> Tensor:
+        """The nodes of the given depth that hold `positions` [...], int64."""
+        start, end = self.level_starts[depth], self.level_starts[depth + 1] - 1
+        queries = positions.to(torch.int32)
+        return torch.searchsorted(self.item_starts[start:end], queries, right=True) + (start - 1)
+
+    def items_under(self, node: int) -> Tensor:
+        """The items of one node, int64, in order of their code sequences."""
+        return self.items[int(self.item_starts[node]) : int(self.item_starts[node + 1])].long()
+
+
+def _sorted_rows(codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """The stable order of `codes [N, M]` by rows, int64 [N].
+
+    Neighbouring levels are packed into one int64 key while it holds them: one sort for most tables.
+    """
+    order = torch.arange(codes.shape[0])
+    key, span = torch.zeros(codes.shape[0], dtype=torch.int64), 1
+    for level in reversed(range(len(sizes))):
+        if span * sizes[level] >= 2**63:
+            order = order[key[order].argsort(stable=True)]
+            key, span = torch.zeros_like(key), 1
+        key += codes[:, level].long() * span
+        span *= sizes[level]
+    return order[key[order].argsort(stable=True)]
+
+
+def _node_starts(columns: list[Tensor], num_items: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Per depth 0..M the first position of each node, and the end N for the sentinel, int64;
+    per depth 0..M - 1 the rank [N + 1], among the nodes one deeper, of the node that holds a position."""
+    differs = torch.zeros(num_items, dtype=torch.bool)
+    differs[:1] = True
+    starts = [torch.tensor([0, num_items])]
+    ranks = []
+    end = torch.tensor([num_items])
+    for column in columns:
+        differs[1:] |= column[1:] != column[:-1]
+        starts.append(torch.cat([differs.nonzero()[:, 0], end]))
+        nodes = torch.tensor([len(starts[-1]) - 1])
+        ranks.append(torch.cat([differs.cumsum(0) - 1, nodes]))
+    return starts, ranks
+
+
+def _heads(tensors: dict[str, Tensor], level_starts: tuple[int, ...], sizes: tuple[int, ...]) -> dict[str, Tensor]:
+    """Dense tables (node of the level, code) -> child or -1, int32, of the levels that merit one."""
+    heads = {}
+    counts = [end - start - 1 for start, end in pairwise(level_starts)]
+    for depth, size in enumerate(sizes):
+        if counts[depth] * size > max(_DENSE_ENTRIES, 2 * counts[depth + 1]):
+            continue
+        start = level_starts[depth]
+        degree = tensors["first_child"][start : start + counts[depth] + 1].diff()
+        parents = torch.arange(counts[depth]).repeat_interleave(degree)
+        children = torch.arange(level_starts[depth + 1], level_starts[depth + 1] + counts[depth + 1])
+        table = torch.full((counts[depth], size), -1, dtype=torch.int32)
+        table[parents, tensors["codes"][children].long()] = children.int()
+        heads[f"head_{depth}"] = table
+    return heads

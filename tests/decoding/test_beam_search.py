@@ -1,0 +1,199 @@
+"""Beam search: worked examples, limits, and the mistakes that other implementations made."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fakes import FakeGenerator, identifier_table, requests
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.roles import GeneratorState
+from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.trie import PrefixTrie
+
+PAIRS = [[a, b] for a in range(3) for b in range(3)]  # item 3a + b + 1 has the codes a, b
+
+
+def trie_of(rows: list[list[int]], sizes: tuple[int, ...]) -> PrefixTrie:
+    return PrefixTrie.from_table(identifier_table(rows, sizes))
+
+
+def only(items: list[int], count: int) -> Tensor:
+    mask = torch.zeros((1, count + 1), dtype=torch.bool)
+    mask[0, items] = True
+    return mask
+
+
+def logs(rows: list[list[float]]) -> Tensor:
+    return torch.tensor([rows]).log()
+
+
+# First code: .5 .4 .1. The best pair, 1 then 2 (.4 * .9 = .36), lies below the second-best first code.
+TRAP = [logs([[0.5, 0.4, 0.1]]), logs([[0.4, 0.3, 0.3], [0.05, 0.05, 0.9], [0.2, 0.4, 0.4]])]
+
+
+def test_a_worked_example() -> None:
+    answer = beam_search(FakeGenerator(TRAP), requests(1), trie_of(PAIRS, (3, 3)), k=3, beam_width=3)
+    assert answer.item_ids.tolist() == [[6, 1, 2]]
+    assert torch.allclose(answer.scores.exp(), torch.tensor([[0.36, 0.20, 0.15]]))
+
+
+def test_width_one_is_greedy_and_falls_into_the_trap() -> None:
+    answer = beam_search(FakeGenerator(TRAP), requests(1), trie_of(PAIRS, (3, 3)), k=1, beam_width=1)
+    assert answer.item_ids.tolist() == [[1]]
+
+
+def test_last_ranks_by_the_last_logit_alone() -> None:
+    tables = [torch.tensor([[[1.0, 0.5, -9.0]]]), torch.tensor([[[0.1, 0.2, 0.3], [9.0, 0.0, 0.25], [99.0] * 3]])]
+    answer = beam_search(
+        FakeGenerator(tables), requests(1), trie_of(PAIRS, (3, 3)), k=2, beam_width=2, accumulate="last"
+    )
+    # Code 2 is pruned at the first level, so its 99 is never seen.
+    assert answer.item_ids.tolist() == [[4, 3]]
+    assert torch.allclose(answer.scores, torch.tensor([[9.0, 0.3]]))
+
+
+def test_probabilities_are_of_the_whole_level_unless_renormalised() -> None:
+    # Only items 6 (1, 2) and 7 (2, 0) may be returned: first codes .4 and .1.
+    batch = requests(1, allowed=only([6, 7], 9))
+    trie = trie_of(PAIRS, (3, 3))
+    plain = beam_search(FakeGenerator(TRAP), batch, trie, k=2, beam_width=2)
+    assert plain.item_ids.tolist() == [[6, 7]]
+    assert torch.allclose(plain.scores.exp(), torch.tensor([[0.36, 0.02]]))
+    legal = beam_search(FakeGenerator(TRAP), batch, trie, k=2, beam_width=2, renormalise=True)
+    assert torch.allclose(legal.scores.exp(), torch.tensor([[0.8, 0.2]]))
+
+
+def test_renormalised_probabilities_of_all_legal_items_sum_to_one() -> None:
+    rows = [[0, 0, 1], [0, 2, 0], [1, 1, 1], [3, 0, 0], [3, 2, 1]]
+    generator = FakeGenerator.random((4, 3, 2), users=2, seed=1)
+    batch = requests(2, excluded=[[2], [1, 4]])
+    answer = beam_search(generator, batch, trie_of(rows, (4, 3, 2)), k=5, beam_width=5, renormalise=True)
+    assert torch.allclose(answer.scores.exp().sum(1), torch.ones(2))
+
+
+def test_sequences_made_of_legal_pairs_that_no_item_has_never_pass() -> None:
+    # 0 1 1 has legal codes at every place and legal neighbours, but is nobody's; the generator wants it most.
+    rows = [[0, 1, 0], [1, 1, 1], [0, 0, 1]]
+    want = [torch.tensor([[[9.0, 0.0]]]), torch.tensor([[[0.0, 9.0]] * 2]), torch.tensor([[[0.0, 9.0]] * 4])]
+    answer = beam_search(FakeGenerator(want), requests(1), trie_of(rows, (2, 2, 2)), k=3, beam_width=3)
+    assert sorted(answer.item_ids[0].tolist()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("items_per_list", [1, 3])
+def test_nothing_allowed_gives_an_empty_list_and_spares_the_neighbour(items_per_list: int) -> None:
+    allowed = torch.stack([torch.zeros(10, dtype=torch.bool), torch.ones(10, dtype=torch.bool)])
+    generator = FakeGenerator.random((3, 3), users=2, seed=0, items_per_list=items_per_list)
+    answer = beam_search(
+        generator,
+        requests(2, allowed=allowed),
+        trie_of(PAIRS, (3, 3)),
+        k=3,
+        beam_width=3,
+        items_per_list=items_per_list,
+    )
+    assert answer.item_ids[0].tolist() == [0, 0, 0]
+    assert (answer.scores[0] == -torch.inf).all()
+    assert (answer.item_ids[1] > 0).all()
+
+
+def test_all_excluded_everywhere_stops_at_once() -> None:
+    generator = FakeGenerator(TRAP)
+    batch = requests(1, excluded=[list(range(1, 10))])
+    answer = beam_search(generator, batch, trie_of(PAIRS, (3, 3)), k=4, beam_width=2)
+    assert answer.item_ids.tolist() == [[0] * 4]
+    assert generator.steps == 1
+
+
+@pytest.mark.parametrize("item", range(1, 10))
+def test_an_allowed_set_of_one_is_found_by_a_single_beam(item: int) -> None:
+    batch = requests(1, allowed=only([item], 9))
+    answer = beam_search(FakeGenerator(TRAP), batch, trie_of(PAIRS, (3, 3)), k=1, beam_width=1)
+    assert answer.item_ids.tolist() == [[item]]
+
+
+def test_with_all_items_on_one_code_sequence_all_are_reachable_in_item_order() -> None:
+    trie = trie_of([[1, 2]] * 7, (3, 3))
+    answer = beam_search(FakeGenerator(TRAP), requests(1, excluded=[[3]]), trie, k=7, beam_width=1)
+    assert answer.item_ids.tolist() == [[1, 2, 4, 5, 6, 7, 0]]
+    assert torch.allclose(answer.scores[0, :6].exp(), torch.full((6,), 0.36))
+
+
+def test_of_a_large_leaf_only_what_is_asked_for_is_listed() -> None:
+    trie = trie_of([[0]] * 5000 + [[1]], (2,))
+    allowed = torch.zeros((1, 5002), dtype=torch.bool)
+    allowed[0, 4000:] = True
+    batch = requests(2, excluded=[[4000, 4002], []], allowed=allowed)
+    answer = beam_search(FakeGenerator([torch.zeros((2, 1, 2))]), batch, trie, k=3, beam_width=1)
+    assert answer.item_ids.tolist() == [[4001, 4003, 4004], [4000, 4001, 4002]]
+
+
+def test_one_item_and_one_level() -> None:
+    answer = beam_search(FakeGenerator([torch.zeros((1, 1, 1))]), requests(1), trie_of([[0]], (1,)), k=3, beam_width=9)
+    assert answer.item_ids.tolist() == [[1, 0, 0]]
+    assert answer.scores.tolist() == [[0.0, -torch.inf, -torch.inf]]
+
+
+def test_equal_scores_are_ordered_by_item_number() -> None:
+    rows = [[2, 2], [0, 1], [1, 0], [0, 0]]
+    flat = FakeGenerator([torch.zeros((1, 1, 3)), torch.zeros((1, 3, 3))])
+    answer = beam_search(flat, requests(1), trie_of(rows, (3, 3)), k=4, beam_width=4)
+    assert answer.item_ids.tolist() == [[1, 2, 3, 4]]
+
+
+def test_codes_that_the_generator_rules_out_are_never_taken() -> None:
+    tables = [torch.tensor([[[0.0, -torch.inf, 0.0]]]), torch.zeros((1, 3, 3))]
+    tables[1][0, 2] = -torch.inf
+    for renormalise in (False, True):
+        answer = beam_search(
+            FakeGenerator(tables), requests(1), trie_of(PAIRS, (3, 3)), k=9, beam_width=9, renormalise=renormalise
+        )
+        assert answer.item_ids.tolist() == [[1, 2, 3, 0, 0, 0, 0, 0, 0]]
+
+
+def test_logits_that_are_nan_are_refused() -> None:
+    tables = [torch.full((1, 1, 3), torch.nan), torch.zeros((1, 3, 3))]
+    with pytest.raises(ValueError, match="NaN"):
+        beam_search(FakeGenerator(tables), requests(1), trie_of(PAIRS, (3, 3)), k=1, beam_width=1)
+
+
+def test_an_empty_batch_gets_an_empty_answer() -> None:
+    answer = beam_search(FakeGenerator(TRAP), requests(0), trie_of(PAIRS, (3, 3)), k=2, beam_width=2)
+    assert answer.item_ids.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"k": 0, "beam_width": 1},
+        {"k": 1, "beam_width": 0},
+        {"k": 2, "beam_width": 2, "items_per_list": 3},
+        {"k": 2, "beam_width": 2, "items_per_list": 0},
+        {"k": 2, "beam_width": 2, "accumulate": "last", "renormalise": True},
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"must be at least|renormalise"):
+        beam_search(FakeGenerator(TRAP), requests(1), trie_of(PAIRS, (3, 3)), **options)  # type: ignore[arg-type]
+
+
+class Counting(FakeGenerator):
+    """Notes how many beams each step was asked for."""
+
+    def start(self, batch: SequenceBatch) -> GeneratorState:
+        self.widths: list[int] = []
+        return super().start(batch)
+
+    def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
+        self.widths.append(state.beams["path"].shape[1])
+        return super().step(state, codes)
+
+
+def test_beams_are_no_more_than_the_widest_request_has() -> None:
+    generator = Counting.random((3, 3, 3), users=2, seed=0)
+    rows = [[a, b, c] for a in range(3) for b in range(3) for c in range(3)]
+    allowed = torch.stack([only([1], 27)[0], only([1, 2, 27], 27)[0]])
+    beam_search(generator, requests(2, allowed=allowed), trie_of(rows, (3, 3, 3)), k=20, beam_width=20)
+    assert isinstance(generator, Counting)
+    assert generator.widths == [1, 2, 2]

@@ -1,0 +1,101 @@
+"""PrefixTrie against a trie of plain dictionaries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fakes import identifier_table
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.decoding import trie as trie_module
+from nextitem.decoding.trie import PrefixTrie
+
+
+def dict_trie(rows: list[list[int]]) -> dict[tuple[int, ...], set[int]]:
+    """Prefix -> codes that may follow; a full sequence -> its items."""
+    following: dict[tuple[int, ...], set[int]] = {}
+    for item, row in enumerate(rows, start=1):
+        for depth, code in enumerate(row):
+            following.setdefault(tuple(row[:depth]), set()).add(code)
+        following.setdefault(tuple(row), set()).add(item)
+    return following
+
+
+@st.composite
+def tables(draw: Any) -> tuple[list[list[int]], tuple[int, ...]]:
+    sizes = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
+    row = st.tuples(*(st.integers(0, size - 1) for size in sizes)).map(list)
+    return draw(st.lists(row, min_size=1, max_size=30)), sizes
+
+
+@pytest.mark.parametrize("dense_entries", [0, 12, 2**17])
+@settings(max_examples=60, deadline=None)
+@given(data=tables())
+def test_equals_a_dict_trie(dense_entries: int, data: tuple[list[list[int]], tuple[int, ...]]) -> None:
+    rows, sizes = data
+    before = trie_module._DENSE_ENTRIES
+    trie_module._DENSE_ENTRIES = dense_entries
+    try:
+        trie = PrefixTrie.from_table(identifier_table(rows, sizes))
+    finally:
+        trie_module._DENSE_ENTRIES = before
+    nodes = {(): trie.root}
+    for prefix, following in sorted(dict_trie(rows).items(), key=lambda entry: len(entry[0])):
+        node, depth = nodes[prefix], len(prefix)
+        if depth == len(sizes):
+            assert trie.items_under(node).tolist() == sorted(following)
+            continue
+        allowed = trie.allowed(torch.tensor([[node]]), depth=depth)[0, 0]
+        assert set(allowed.nonzero()[:, 0].tolist()) == following
+        codes = torch.arange(sizes[depth])
+        reached = trie.advance(torch.full_like(codes, node), codes)
+        assert set((reached >= 0).nonzero()[:, 0].tolist()) == following
+        children = trie.expand(torch.tensor([[node, -1]]), depth=depth)
+        assert (children.nodes[0, 1] == -1).all()
+        assert sorted(n for n in children.nodes[0, 0].tolist() if n >= 0) == sorted(reached[reached >= 0].tolist())
+        nodes |= {(*prefix, code): int(reached[code]) for code in following}
+    for position, item in enumerate(trie.items.tolist()):
+        assert int(trie.positions[item]) == position
+        for depth in range(len(sizes) + 1):
+            at = trie.ancestors(torch.tensor([position]), depth=depth)
+            assert at.item() == nodes[tuple(rows[item - 1][:depth])]
+
+
+def test_dead_nodes_leaves_and_unknown_codes_lead_nowhere() -> None:
+    trie = PrefixTrie.from_table(identifier_table([[0, 1], [2, 0]], (3, 2)))
+    leaf = trie.advance(trie.advance(torch.tensor([0]), torch.tensor([2])), torch.tensor([0]))
+    assert leaf.item() >= 0
+    nodes = torch.tensor([-1, int(leaf), 0, 0, 0, 0])
+    assert trie.advance(nodes, torch.tensor([0, 0, 1, 3, -1, 999])).tolist() == [-1] * 6
+    assert not trie.allowed(torch.tensor([-1]), depth=1).any()
+
+
+def test_rows_that_do_not_fit_one_key_are_sorted_too() -> None:
+    draw = torch.Generator().manual_seed(0)
+    sizes = (2**20, 2**20, 2**20, 40_000)
+    codes = torch.stack([torch.randint(0, min(size, 3), (200,), generator=draw) for size in sizes], dim=1)
+    codes[:, 3] += 39_000
+    trie = PrefixTrie.from_table(IdentifierTable.from_item_codes(codes, codebook_sizes=sizes, catalog_fingerprint=""))
+    rows = codes.tolist()
+    assert trie.items.tolist() == sorted(range(1, 201), key=lambda item: (rows[item - 1], item))
+
+
+def test_building_again_gives_the_same_trie_and_colliding_items_stay_in_order() -> None:
+    rows = [[1, 1], [0, 0], [1, 1], [1, 0], [1, 1]]
+    first, second = (PrefixTrie.from_table(identifier_table(rows, (2, 2))) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.buffers(), second.buffers(), strict=True))
+    assert first.items.tolist() == [2, 4, 1, 3, 5]
+
+
+def test_nothing_of_it_is_saved_with_a_model() -> None:
+    assert PrefixTrie.from_table(identifier_table([[0]], (1,))).state_dict() == {}
+
+
+def test_memory_stays_small() -> None:
+    codes = torch.randint(0, 256, (50_000, 4), generator=torch.Generator().manual_seed(0))
+    table = IdentifierTable.from_item_codes(codes, codebook_sizes=(256,) * 4, catalog_fingerprint="")
+    assert PrefixTrie.from_table(table).num_bytes <= 64 * 50_000

@@ -1,0 +1,89 @@
+"""Stand-ins with known answers, for tests of what is written once for all models."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.jagged import Jagged
+from nextitem.core.roles import GeneratorState
+
+
+class FakeGenerator:
+    """A Generator whose logits stand in tables: `tables[s] [U, prefixes of length s, C]`.
+
+    A prefix is numbered by reading its codes as digits, the first code most significant. User u reads row
+    u - 1 of each table. Steps beyond the trie's levels (lists of several items) simply have more tables.
+    It checks what it is given: codes in range, `shared` never copied per beam.
+    """
+
+    def __init__(self, tables: list[Tensor]) -> None:
+        self.tables = tables
+        self.steps = 0
+
+    @classmethod
+    def random(
+        cls, codebook_sizes: tuple[int, ...], *, users: int, seed: int, items_per_list: int = 1
+    ) -> FakeGenerator:
+        """Normal logits for every prefix of up to `items_per_list` items."""
+        draw = torch.Generator().manual_seed(seed)
+        sizes = codebook_sizes * items_per_list
+        return cls(
+            [torch.randn((users, prod(sizes[:step]), size), generator=draw) * 2 for step, size in enumerate(sizes)]
+        )
+
+    def start(self, batch: SequenceBatch) -> GeneratorState:
+        assert batch.user_ids is not None
+        return GeneratorState({"user": batch.user_ids - 1}, {"path": torch.empty((batch.num_requests, 1, 0)).long()})
+
+    def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
+        self.steps += 1
+        user, path = state.shared["user"], state.beams["path"]
+        assert user.dim() == 1
+        assert len(user) == len(path)
+        if codes is not None:
+            assert codes.shape == path.shape[:2]
+            size = self.tables[path.shape[2]].shape[2]
+            assert bool(((codes >= 0) & (codes < size)).all())
+            path = torch.cat([path, codes[..., None]], dim=2)
+        prefix = torch.zeros(path.shape[:2], dtype=torch.int64)
+        for place in range(path.shape[2]):
+            prefix = prefix * self.tables[place].shape[2] + path[..., place]
+        logits = self.tables[path.shape[2]][user[:, None], prefix]
+        return logits, GeneratorState(state.shared, {"path": path})
+
+    def log_prob(self, user: int, codes: list[int]) -> float:
+        """Of one code sequence, one code at a time: the oracle."""
+        total, prefix = 0.0, 0
+        for place, code in enumerate(codes):
+            table = self.tables[place]
+            total += float(table[user - 1, prefix].double().log_softmax(0)[code])
+            prefix = prefix * table.shape[2] + code
+        return total
+
+    def last_logit(self, user: int, codes: list[int]) -> float:
+        """The logit of the last code of a sequence."""
+        prefix = 0
+        for place, code in enumerate(codes[:-1]):
+            prefix = prefix * self.tables[place].shape[2] + code
+        return float(self.tables[len(codes) - 1][user - 1, prefix, codes[-1]])
+
+
+def identifier_table(rows: list[list[int]], codebook_sizes: tuple[int, ...]) -> IdentifierTable:
+    """A table of items 1..N from their code sequences."""
+    codes = torch.tensor(rows, dtype=torch.int32).reshape(len(rows), len(codebook_sizes))
+    return IdentifierTable.from_item_codes(codes, codebook_sizes=codebook_sizes, catalog_fingerprint="fake")
+
+
+def requests(users: int, *, excluded: list[list[int]] | None = None, allowed: Tensor | None = None) -> SequenceBatch:
+    """One request of each user 1..users, with a history of one item."""
+    return SequenceBatch(
+        items=Jagged.from_rows([[1]] * users),
+        user_ids=torch.arange(1, users + 1),
+        excluded=None if excluded is None else Jagged.from_rows(excluded),
+        allowed=allowed,
+    )
