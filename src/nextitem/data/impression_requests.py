@@ -1,0 +1,66 @@
+"""Requests of what was shown: candidates with labels, and the history before them."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+from nextitem.core.interactions import Interactions
+from nextitem.core.jagged import Jagged, offsets_of
+from nextitem.data.requests import Rows, build_requests, context_values, tensor
+
+
+def impression_requests(dataset: Dataset, times: Rows, asked: NDArray[np.bool_]) -> SequenceBatch:
+    """One request for each impression request in the mask `asked [R]`, made at `times [R]` (milliseconds).
+
+    Candidates are the rows shown, in the file's order, with slot and propensity as features and the labels
+    as float32 (a missing label is 0). The history is the user's events strictly before the time; it is empty
+    for an unknown user or an undated log. Context is that of the request's first row. There are no targets.
+    """
+    shown, log = dataset.impressions, dataset.interactions
+    assert shown is not None
+    rows = np.flatnonzero(asked[shown.request_ids])
+    rows = rows[np.argsort(shown.request_ids[rows], kind="stable")]
+    requests, first, lengths = np.unique(shown.request_ids[rows], return_index=True, return_counts=True)
+    users, when = shown.user_ids[rows[first]], times[requests]
+    known = users > 0
+    starts = np.where(known, log.offsets[users - 1], 0) if len(log) else np.zeros_like(when)
+    ends = np.where(known, _events_before(log, users, when), starts)
+    batch = build_requests(dataset, starts, ends, targets=None, times=when, user_ids=users if known.any() else None)
+    offsets = offsets_of(torch.from_numpy(lengths.astype(np.int64)))
+
+    def candidates(column: NDArray[np.generic]) -> Jagged:
+        return Jagged(tensor(column), offsets)
+
+    columns = shown.columns[rows]
+
+    def numbers(name: str) -> Jagged:
+        return candidates(columns[name].cast(pl.Float32).fill_null(0).to_numpy())
+
+    context = context_values(columns[first], shown.context)
+    return SequenceBatch(
+        batch.items,
+        user_ids=batch.user_ids,
+        actions=batch.actions,
+        timestamps=batch.timestamps,
+        features=batch.features,
+        request_times=batch.request_times,
+        context={name: tensor(v) for name, v in context.items()},
+        candidates=candidates(shown.item_ids[rows].astype(np.int64)),
+        candidate_features={n: numbers(n) for n in ("slot", "propensity") if n in columns.columns},
+        candidate_labels={name: numbers(name) for name in shown.labels},
+    )
+
+
+def _events_before(log: Interactions, users: NDArray[np.int32], times: Rows) -> Rows:
+    """The row after each user's last event strictly before a time, [n]; the user's first row if there is none."""
+    if log.timestamps is None or not len(log):
+        return log.offsets[users - 1] if len(log) else np.zeros(len(users), np.int64)
+    # Ranks instead of times: (user, rank) then fits one sortable integer whatever the times are.
+    distinct = np.unique(log.timestamps)
+    keys = log.user_ids * np.int64(len(distinct) + 1) + np.searchsorted(distinct, log.timestamps)
+    return np.searchsorted(keys, users * np.int64(len(distinct) + 1) + np.searchsorted(distinct, times))

@@ -1,0 +1,135 @@
+"""Requests with histories cut out of a log: what a split asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+from nextitem.core.interactions import Interactions
+from nextitem.core.jagged import Jagged
+
+Rows = NDArray[np.int64]
+
+
+def action_codes(interactions: Interactions) -> NDArray[np.int64] | None:
+    """The action of every event [T] as a code: 1.. in ascending order of the names, 0 where it is missing.
+
+    The same in every part of a split; None where the log has no actions.
+    """
+    if "action" not in interactions.columns.columns:
+        return None
+    return enum_codes(interactions.columns["action"])
+
+
+def enum_codes(column: pl.Series) -> NDArray[np.int64]:
+    """Codes of an Enum column: 1.. in the order of its categories, 0 for null."""
+    return (column.to_physical().cast(pl.Int64) + 1).fill_null(0).to_numpy()
+
+
+def context_values(columns: pl.DataFrame, context: dict[str, str]) -> dict[str, NDArray[np.generic]]:
+    """Context columns as arrays [T]: categorical ones as int64 codes (0: missing), numeric ones as float32.
+
+    A missing number is 0; context of other types is left to the model that wants it.
+    """
+    values: dict[str, NDArray[np.generic]] = {}
+    for name, kind in context.items():
+        if kind == "categorical":
+            values[name] = enum_codes(columns[name])
+        elif kind == "numeric":
+            values[name] = columns[name].cast(pl.Float32).fill_null(0).to_numpy()
+    return values
+
+
+def tensor(array: NDArray[Any]) -> Tensor:
+    """A tensor over the array's memory; over a copy where that memory may not be written to."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def build_requests(
+    dataset: Dataset,
+    starts: Rows,
+    ends: Rows,
+    *,
+    targets: Jagged | None,
+    times: Rows | None = None,
+    user_ids: NDArray[np.int32] | None = None,
+    order: Rows | None = None,
+    exclude_seen: bool = False,
+) -> SequenceBatch:
+    """B requests whose histories are the events `starts[b]` to `ends[b] - 1` of the log, [B] each.
+
+    Events without an item (searches) are left out of the histories; every other event is kept with its
+    action, positive or not: a cancelled purchase tells as much about taste as a purchase. `order [T]` makes
+    starts and ends count in another order of the log than its own. `exclude_seen` excludes the history.
+    """
+    log = dataset.interactions
+    items, rows, offsets = _histories(log, starts, ends, order)
+
+    def along(column: NDArray[np.generic]) -> Jagged:
+        return Jagged(tensor(column[rows]), offsets)
+
+    actions = action_codes(log)
+    return SequenceBatch(
+        items,
+        user_ids=None if user_ids is None else torch.from_numpy(user_ids.astype(np.int64)),
+        actions=None if actions is None else along(actions),
+        timestamps=None if log.timestamps is None else along(log.timestamps),
+        features={name: along(v) for name, v in context_values(log.columns, dataset.context).items()},
+        request_times=None if times is None else tensor(times),
+        targets=targets,
+        excluded=items if exclude_seen else None,
+    )
+
+
+def _histories(log: Interactions, starts: Rows, ends: Rows, order: Rows | None) -> tuple[Jagged, Rows, Tensor]:
+    lengths = ends - starts
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    rows = np.arange(offsets[-1], dtype=np.int64)
+    rows += np.repeat(starts - offsets[:-1], lengths)
+    if order is not None:
+        rows = order[rows]
+    items = log.item_ids[rows]
+    real = items > 0
+    if not real.all():
+        kept = np.concatenate([[0], np.cumsum(real)])
+        offsets = kept[offsets]
+        rows, items = rows[real], items[real]
+    bounds = torch.from_numpy(offsets)
+    return Jagged(torch.from_numpy(items.astype(np.int64)), bounds), rows, bounds
+
+
+def target_sets(log: Interactions, rows: Rows, owners: Rows, *, count: int) -> Jagged:
+    """The distinct items of the events `rows` for each owner 0..count - 1, in order of first occurrence.
+
+    `owners` must not fall along `rows`.
+    """
+    items = log.item_ids[rows].astype(np.int64)
+    keys = owners * (log.num_items + 1) + items
+    first = np.sort(np.unique(keys, return_index=True)[1])
+    lengths = np.bincount(owners[first], minlength=count)
+    return Jagged.from_lengths(torch.from_numpy(items[first]), torch.from_numpy(lengths.astype(np.int64)))
+
+
+def single_targets(log: Interactions, rows: Rows) -> Jagged:
+    """One target a request: the items of the events `rows`."""
+    items = torch.from_numpy(log.item_ids[rows].astype(np.int64))
+    return Jagged(items, torch.arange(len(rows) + 1))
+
+
+def is_target(log: Interactions) -> NDArray[np.bool_]:
+    """Which events [T] may be targets: positive, and with an item."""
+    return (log.item_ids > 0) if log.positive is None else (log.item_ids > 0) & log.positive
+
+
+def earlier_items(log: Interactions, starts: Rows, ends: Rows) -> Rows:
+    """How many events with an item stand in `starts[b]` to `ends[b] - 1` of the log, [B]."""
+    before: Rows = np.concatenate([[0], np.cumsum(log.item_ids > 0)])
+    counts: Rows = before[ends] - before[starts]
+    return counts
