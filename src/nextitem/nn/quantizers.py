@@ -81,8 +81,16 @@ def kmeans(vectors: Tensor, num_codes: int, *, seed: int, iterations: int = 25) 
 
     distinct, counts = torch.unique(vectors.detach().cpu().float(), dim=0, return_counts=True)
     if distinct.shape[0] <= num_codes:
-        return distinct.to(vectors.device)
-    clustering = faiss.Kmeans(distinct.shape[1], num_codes, niter=iterations, seed=seed, min_points_per_centroid=1)
+        whole: Tensor = distinct.to(vectors.device)
+        return whole
+    clustering = faiss.Kmeans(
+        distinct.shape[1],
+        num_codes,
+        niter=iterations,
+        seed=seed,
+        min_points_per_centroid=1,
+        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
+    )
     clustering.train(distinct.numpy(), weights=counts.float().numpy())
     assert clustering.centroids is not None
     centroids: Tensor = torch.from_numpy(clustering.centroids.copy())
