@@ -78,7 +78,7 @@ def beam_search(
 
     Returns [B, k]: fewer items where fewer may be returned or where the generator gives -inf to the others, then
     padding. `beam_width` is raised to k where it is smaller and m is 1. Equal scores: the better parent, then the
-    smaller code; among complete items the smaller item number. ValueError for logits that are NaN.
+    smaller code; among complete items the smaller item number. ValueError for logits that are NaN or +inf.
     """
     if k < 1 or beam_width < 1 or not 1 <= items_per_list <= k:
         raise ValueError(
@@ -132,24 +132,22 @@ class _Search:
 
     def enter_children(self, beams: _Beams, logits: Tensor, depth: int) -> _Beams:
         """The best live children of beams of the given depth, by `logits [B, W, C]`."""
+        assert logits.shape == (*beams.nodes.shape, self.trie.codebook_sizes[depth]), f"logits {logits.shape}"
         logits = logits.float()
         children = self.trie.expand(beams.nodes, depth=depth)
         scores = children_logits(logits, children)
-        if self.renormalise:
-            self.constraints.strike(scores, beams.nodes, children, depth=depth, held=beams.held)
-            logits = scores
-        if self.accumulate == "sum":
-            # log-softmax and the beam's score in one addition per child. A beam that the generator gives -inf
-            # throughout dies: without the fill it would score -inf + inf.
-            total = logits.logsumexp(-1)
-            scores += (beams.scores - total.masked_fill(total == -torch.inf, 0))[..., None]
-        else:
-            scores += beams.completed()[..., None]
-        scores.masked_fill_(children.nodes < 0, -torch.inf)
         self.constraints.strike(scores, beams.nodes, children, depth=depth, held=beams.held)
+        if self.accumulate == "sum":
+            # log-softmax and the beam's score in one addition per child. A beam whose codes are all -inf dies:
+            # without the first fill it would score -inf + inf.
+            total = (scores if self.renormalise else logits).logsumexp(-1)
+            shift = beams.scores - total.masked_fill(total == -torch.inf, 0)
+        else:
+            shift = beams.completed()
+        # What the generator makes of dead beams, even NaN, must not reach the selection.
+        scores += shift.masked_fill(beams.nodes < 0, 0)[..., None]
         slots = scores.shape[2]
-        flat = scores.flatten(1)
-        values, picks = stable_topk(flat, min(self.width, flat.shape[1]))
+        values, picks = stable_topk(scores.flatten(1), min(self.width, scores[0].numel()))
         values, picks = _trimmed(values, picks)
         alive = values > -torch.inf
         parents = picks // max(slots, 1)
@@ -204,6 +202,6 @@ def _rows(values: Tensor, parents: Tensor) -> Tensor:
 def _trimmed(values: Tensor, picks: Tensor) -> tuple[Tensor, Tensor]:
     """Without the columns in which every beam is dead."""
     if bool(values.isnan().any()):
-        raise ValueError("the generator returned logits that are NaN")
+        raise ValueError("the generator returned logits that are NaN or +inf")
     widest = int((values > -torch.inf).sum(1).max())
     return values[:, :widest], picks[:, :widest]

@@ -39,7 +39,7 @@ class Constraints:
         if batch.allowed is not None:
             self._compile_allowed(batch.allowed)
         self._excluded = self._excluded_keys(batch)
-        self._dead = [self._dead_at(depth) for depth in range(1, trie.num_levels + 1)]
+        self._dead = self._emptied()
 
     def live_items(self, rows: Tensor, nodes: Tensor) -> Tensor:
         """How many items under `nodes` may answer requests `rows` (same shape, int64)."""
@@ -76,21 +76,25 @@ class Constraints:
         spare = self._excluded_between(rows, starts, ends) + held.shape[2]
         # Ranks among the allowed items instead of positions: a large leaf with few allowed items stays cheap.
         if self._counts is not None:
-            starts, ends = self._counts[self._bases[rows] + starts], self._counts[self._bases[rows] + ends]
+            bases = self._bases[rows]
+            starts, ends = self._counts[bases + starts].long(), self._counts[bases + ends].long()
         lengths = torch.minimum(ends - starts, spare + limit)
         positions = ranges(starts, lengths)
         beams = beams.repeat_interleave(lengths)
         rows = beams // leaves.shape[1]
         if self._counts is not None:
-            positions = torch.searchsorted(self._counts, positions, right=True) - 1 - self._bases[rows]
+            ranks = positions.to(self._counts.dtype)
+            positions = torch.searchsorted(self._counts, ranks, right=True) - 1 - self._bases[rows]
         live = self._excluded_between(rows, positions, positions + 1) == 0
         live &= (held.flatten(0, 1)[beams] != positions[:, None]).all(dim=1)
         return beams[live], positions[live]
 
     def _compile_allowed(self, allowed: Tensor) -> None:
         chosen = allowed[:, self._trie.items]
-        self._counts = torch.zeros(chosen.numel() + 1, dtype=torch.int64, device=allowed.device)
-        torch.cumsum(chosen.flatten(), 0, out=self._counts[1:])
+        # Half the memory where it suffices: one entry per item and distinct list is the largest thing here.
+        kind = torch.int32 if chosen.numel() < 2**31 else torch.int64
+        self._counts = torch.zeros(chosen.numel() + 1, dtype=kind, device=allowed.device)
+        torch.cumsum(chosen.flatten(), 0, dtype=kind, out=self._counts[1:])
         if allowed.shape[0] > 1:
             self._bases = torch.arange(allowed.shape[0], device=allowed.device) * self._trie.num_items
 
@@ -107,12 +111,16 @@ class Constraints:
         keys: Tensor = torch.unique(rows * self._trie.num_items + positions)
         return keys
 
-    def _dead_at(self, depth: int) -> _Dead:
-        rows, positions = self._excluded // self._trie.num_items, self._excluded % self._trie.num_items
-        nodes = self._trie.ancestors(positions, depth=depth)
-        parents = self._trie.ancestors(positions, depth=depth - 1)
-        empty = self.live_items(rows, nodes) == 0
-        return _Dead(rows[empty], nodes[empty], parents[empty])
+    def _emptied(self) -> list[_Dead]:
+        """Per depth 1..M the nodes that exclusions empty; a node may be listed once for each of its items."""
+        size, levels = self._trie.num_items, self._trie.num_levels
+        rows, positions = self._excluded // size, self._excluded % size
+        nodes = torch.stack([self._trie.ancestors(positions, depth=depth) for depth in range(levels + 1)])
+        empty = self.live_items(rows.expand(levels, -1), nodes[1:]) == 0
+        return [
+            _Dead(rows[gone], below[gone], above[gone])
+            for gone, above, below in zip(empty, nodes[:-1], nodes[1:], strict=True)
+        ]
 
     def _strike_held(self, scores: Tensor, parents: Tensor, children: Children, depth: int, held: Tensor) -> None:
         safe = held.clamp(min=0)
