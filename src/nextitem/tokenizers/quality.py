@@ -24,7 +24,9 @@ class QualityConfig(Config):
 
     min_usage: float = Field(0.2, ge=0, le=1)  # share of the first level's codes that items use
     min_entropy_share: float = Field(0.4, ge=0, le=1)  # entropy of the first level over its maximum
-    max_collision_rate: float = Field(0.8, ge=0, le=1)  # share of different contents that share their codes
+    max_collision_rate: float = Field(0.9, ge=0, le=1)  # share of different contents that share their codes
+    # relative error of decoded vectors up to which collisions are excused: such items are near-duplicates
+    excused_error: float = Field(0.1, ge=0)
 
 
 def quality_report(tokenizer: Tokenizer, catalog: Catalog, codes: Tensor) -> dict[str, Any]:
@@ -74,10 +76,11 @@ def collapse_warning(report: Mapping[str, Any], config: QualityConfig) -> str | 
             f"{first['entropy_share']:.0%} of the largest entropy (at least {config.min_usage:.0%} of the usable codes "
             f"and {config.min_entropy_share:.0%} are wanted)"
         )
-    if report["avoidable_collision_rate"] > config.max_collision_rate:
+    rate, error = report["avoidable_collision_rate"], report["reconstruction_error"]
+    if rate > config.max_collision_rate and error > config.excused_error:
         return (
-            f"the tokenizer has collapsed: {report['avoidable_collision_rate']:.0%} of {items} with different content "
-            f"share their codes with another (at most {config.max_collision_rate:.0%} are wanted)"
+            f"the tokenizer has collapsed: {rate:.0%} of {items} with different content share their codes with another "
+            f"(at most {config.max_collision_rate:.0%} are wanted), and decoded vectors are off by {error:.0%}"
         )
     return None
 

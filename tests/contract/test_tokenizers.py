@@ -1,0 +1,132 @@
+"""What every registered tokenizer must do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from planted import catalog_of, clusters, learn, purity
+
+from nextitem.core.config import parse
+from nextitem.core.registry import TOKENIZERS
+from nextitem.core.roles import ClosedForm, Trainable
+from nextitem.tokenizers.collisions import append_items, build_table
+from nextitem.tokenizers.quality import QualityConfig, collapse_warning
+from nextitem.tokenizers.tokenizer import Tokenizer
+
+NAMES = sorted(TOKENIZERS)
+CONTENT, TRUTH = clusters()
+SETTINGS = {"levels": 3, "codebook_size": 8}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return learn(request.param, catalog_of(CONTENT), **SETTINGS)
+
+
+def _again(tokenizer: Tokenizer) -> Tokenizer:
+    return learn(tokenizer.name, catalog_of(CONTENT), **SETTINGS)
+
+
+def test_it_learns_in_exactly_one_way(tokenizer: Tokenizer) -> None:
+    assert isinstance(tokenizer, ClosedForm) != isinstance(tokenizer, Trainable)
+
+
+def test_its_name_is_its_registry_name(tokenizer: Tokenizer) -> None:
+    assert TOKENIZERS[tokenizer.name].load() is type(tokenizer)
+
+
+def test_codes_have_the_promised_shape_and_range(tokenizer: Tokenizer) -> None:
+    codes = tokenizer.encode(CONTENT)
+    assert codes.shape == (len(CONTENT), 3)
+    assert codes.dtype == torch.int64
+    assert len(tokenizer.codebook_sizes) == 3
+    assert bool((codes >= 0).all())
+    assert bool((codes < torch.tensor(tokenizer.codebook_sizes)).all())
+
+
+def test_a_row_alone_gets_the_codes_that_it_gets_in_company(tokenizer: Tokenizer) -> None:
+    together = tokenizer.encode(CONTENT[:40])
+    assert torch.equal(torch.cat([tokenizer.encode(row[None]) for row in CONTENT[:40]]), together)
+
+
+def test_decoding_is_better_than_the_mean_vector(tokenizer: Tokenizer) -> None:
+    decoded = tokenizer.decode(tokenizer.encode(CONTENT))
+    assert decoded.shape == CONTENT.shape
+    error = (decoded - CONTENT).square().sum()
+    assert float(error) < 0.1 * float((CONTENT - CONTENT.mean(0)).square().sum())
+
+
+def test_planted_clusters_are_recovered_and_random_codes_do_not(tokenizer: Tokenizer) -> None:
+    codes = tokenizer.encode(CONTENT)
+    shuffled = codes[torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))]
+    assert purity(codes[:, :1], TRUTH[:, 0]) > 0.99
+    assert purity(codes[:, :2], TRUTH[:, 0] * 4 + TRUTH[:, 1]) > 0.9
+    assert purity(shuffled[:, :1], TRUTH[:, 0]) < 0.5
+
+
+def test_the_same_seed_gives_the_same_codes(tokenizer: Tokenizer) -> None:
+    assert torch.equal(_again(tokenizer).encode(CONTENT), tokenizer.encode(CONTENT))
+
+
+def test_weights_on_disk_give_the_same_codes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from nextitem.pipeline.bundle import load_weights, save_weights
+
+    save_weights(tmp_path / "tokenizer.safetensors", tokenizer)
+    torch.manual_seed(99)
+    config = parse(tokenizer.Config, SETTINGS, where="test")
+    fresh = type(tokenizer)(config, catalog_of(CONTENT)).eval()
+    load_weights(tmp_path / "tokenizer.safetensors", fresh)
+    assert fresh.codebook_sizes == tokenizer.codebook_sizes
+    assert torch.equal(fresh.encode(CONTENT), tokenizer.encode(CONTENT))
+    codes = tokenizer.encode(CONTENT)
+    assert torch.equal(fresh.decode(codes), tokenizer.decode(codes))
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in tokenizer.state_dict().items())
+
+
+def test_items_are_appended_without_changing_old_codes(tokenizer: Tokenizer) -> None:
+    table = build_table(tokenizer, catalog_of(CONTENT))
+    longer = append_items(tokenizer, table, catalog_of(torch.cat([CONTENT, CONTENT[:7], CONTENT[:7]])))
+    assert torch.equal(longer.codes[: len(CONTENT) + 1], table.codes)
+    assert longer.version == 2
+    assert torch.equal(longer.codes[-7:, :3], table.codes[1:8, :3])
+    # Told apart as far as the extra level goes; beyond that, shared evenly.
+    prefixes, sizes = torch.unique(longer.codes[1:, :3], dim=0, return_counts=True)
+    for prefix, size in zip(prefixes, sizes, strict=True):
+        same = longer.codes[(longer.codes[:, :3] == prefix).all(1)]
+        assert len(torch.unique(same, dim=0)) == min(int(size), longer.codebook_sizes[3])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_fewer_items_than_codes(name: str, count: int) -> None:
+    catalog = catalog_of(CONTENT[:count])
+    tokenizer = learn(name, catalog, epochs=30, codebook_size=8)
+    table = build_table(tokenizer, catalog)
+    assert table.is_unique
+    assert collapse_warning(table.report or {}, QualityConfig()) is None
+    assert torch.isfinite(tokenizer.decode(tokenizer.encode(CONTENT[:count]))).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_identical_items_collide_and_are_told_apart(name: str) -> None:
+    catalog = catalog_of(CONTENT[:16].repeat_interleave(5, dim=0))
+    table = build_table(learn(name, catalog, **SETTINGS), catalog)
+    assert table.is_unique
+    grouped = table.codes[1:].reshape(16, 5, 4)
+    assert bool((grouped[:, :, :3] == grouped[:, :1, :3]).all())
+    assert table.report is not None
+    assert table.report["collision_rate"] == 1
+    assert table.report["avoidable_collision_rate"] < 0.5
+    assert collapse_warning(table.report, QualityConfig()) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_constant_content_raises_the_alarm(name: str) -> None:
+    catalog = catalog_of(torch.ones(50, 6) / 6**0.5)
+    table = build_table(learn(name, catalog, epochs=5, **SETTINGS), catalog)
+    warning = collapse_warning(table.report or {}, QualityConfig())
+    assert warning is not None
+    assert "collapsed" in warning
+    assert table.is_unique

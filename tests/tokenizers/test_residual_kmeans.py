@@ -1,0 +1,63 @@
+"""Residual k-means: each level clusters what is left over."""
+
+from __future__ import annotations
+
+import torch
+from planted import catalog_of, clusters, learn
+
+from nextitem.nn.quantizers import kmeans, nearest_code
+from nextitem.tokenizers.residual_kmeans import ResidualKMeans
+
+CONTENT, _ = clusters(each=30)
+
+
+def test_it_equals_kmeans_applied_to_residuals_by_hand() -> None:
+    tokenizer = learn("residual-kmeans", catalog_of(CONTENT), codebook_size=6, standardise=False)
+    residual = CONTENT
+    for level, codes in enumerate(tokenizer.encode(CONTENT).T):
+        book = kmeans(residual, 6, seed=int(tokenizer.seed) + level)
+        assert torch.equal(nearest_code(residual, book), codes)
+        residual = residual - book[codes]
+    torch.testing.assert_close(tokenizer.decode(tokenizer.encode(CONTENT)), CONTENT - residual)
+
+
+def test_more_levels_leave_less_over() -> None:
+    errors = []
+    for levels in (1, 2, 3, 4):
+        tokenizer = learn("residual-kmeans", catalog_of(CONTENT), codebook_size=8, levels=levels)
+        errors.append(float((tokenizer.decode(tokenizer.encode(CONTENT)) - CONTENT).square().sum()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 2
+
+
+def test_every_code_is_used() -> None:
+    tokenizer = learn("residual-kmeans", catalog_of(CONTENT), codebook_size=64)
+    for codes, size in zip(tokenizer.encode(CONTENT).T, tokenizer.codebook_sizes, strict=True):
+        assert len(torch.unique(codes)) == size
+
+
+def test_another_seed_gives_other_codes() -> None:
+    first, second = (learn("residual-kmeans", catalog_of(CONTENT), seed=seed).encode(CONTENT) for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_standardising_lets_a_dimension_in_small_units_count() -> None:
+    noise = torch.randn((40, 2), generator=torch.Generator().manual_seed(0)) * 0.05
+    content = torch.stack([torch.arange(40) % 2, torch.arange(40) // 20], dim=1) + noise
+    content[:, 0] *= 0.001
+    with_it, without = (
+        learn("residual-kmeans", catalog_of(content), levels=1, codebook_size=4, standardise=choice).encode(content)[
+            :, 0
+        ]
+        for choice in (True, False)
+    )
+    even = torch.arange(40) % 2 == 0
+    assert not set(with_it[even].tolist()) & set(with_it[~even].tolist())
+    assert set(without[even].tolist()) & set(without[~even].tolist())
+
+
+def test_codebooks_take_their_size_from_the_data() -> None:
+    tokenizer = learn("residual-kmeans", catalog_of(CONTENT[:5]), codebook_size=8)
+    assert isinstance(tokenizer, ResidualKMeans)
+    assert tokenizer.codebook_sizes[0] == 5
+    assert tokenizer.codebook_sizes[1:] == (1, 1)
