@@ -406,13 +406,10 @@ def _impressions(dataset: Dataset, seed: int) -> Split:
 
 def _learn(dataset: Dataset, rows: Mask, *, before: int | None = None) -> Dataset:
     """The data set with the given events, and impressions before a time (none without one)."""
-    shown = dataset.impressions
-    if shown is not None:
-        if before is None or shown.timestamps is None:
-            shown = None
-        else:
-            shown = shown.select(shown.timestamps < before)
-    return replace(dataset.with_interactions(dataset.interactions.select(rows)), impressions=shown)
+    shown, earlier = dataset.impressions, None
+    if shown is not None and shown.timestamps is not None and before is not None:
+        earlier = shown.select(shown.timestamps < before)
+    return replace(dataset.with_interactions(dataset.interactions.select(rows)), impressions=earlier)
 
 
 def _no_impressions(dataset: Dataset) -> list[str]:

@@ -114,6 +114,14 @@ def _whole_numbers(table: Table, column: str, *, nulls: bool) -> pl.Expr:
 
 
 def _parsed_text(table: Table, column: str) -> pl.Expr:
+    # Among whole numbers the stray text is the mistake, although dates would be read too.
+    whole = pl.col(column).cast(pl.Int64, strict=False).is_not_null()
+    if table.collect(whole.filter(~_empty(column)).first().alias("first"))["first"][0]:
+        row = table.first_row(~whole & ~_empty(column))
+        if row is not None:
+            what = f"{table.value(column, row)!r} is no time, and the first one is a whole number"
+            remedy = "give seconds or milliseconds since 1970 in every row"
+            raise table.problem(column, what, remedy, row=row)
     text = pl.col(column).str.replace("T", " ", literal=True).str.replace(r"\s*Z$", "+00:00")
     parsed = pl.coalesce(
         text.str.to_datetime(form, time_unit="us", strict=False).dt.timestamp("us") for form in TIME_FORMATS

@@ -1,0 +1,110 @@
+"""describe: what a data set holds, in numbers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from nextitem.core.dataset import Dataset
+from nextitem.core.interactions import Interactions
+from nextitem.data.splits import default_protocol
+
+QUANTILES = {"min": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "90%": 0.9, "max": 1.0}
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """A summary of JSON values.
+
+    users are those with events (sessions, where the log is anonymous), items those of the catalogue; events
+    without an item are counted under searches. period: first and last time, ISO 8601 in UTC, or None.
+    density: distinct (user, item) pairs / (users x items). repeat_share: share of events whose item the user
+    has an earlier event with. missing: in words, what the data lacks and what it would be good for.
+    """
+    log, catalog = dataset.interactions, dataset.catalog
+    lengths = np.diff(log.offsets)
+    lengths = lengths[lengths > 0]
+    with_item = int((log.item_ids > 0).sum())
+    pairs = _distinct_pairs(log)
+    protocol, reason = default_protocol(dataset)
+    shown = dataset.impressions
+    return {
+        "name": dataset.name,
+        "users": len(lengths),
+        "users_are": "sessions" if dataset.anonymous else "users",
+        "items": catalog.num_items,
+        "items_with_events": int((np.bincount(log.item_ids, minlength=1)[1:] > 0).sum()),
+        "events": with_item,
+        "searches": len(log) - with_item,
+        "impressions": 0 if shown is None else len(shown.item_ids),
+        "impression_requests": 0 if shown is None else len(np.unique(shown.request_ids)),
+        "period": _period(dataset),
+        "actions": _actions(log),
+        "target_events": len(log.targets_only()),
+        "density": pairs / (len(lengths) * catalog.num_items) if len(lengths) else 0.0,
+        "events_per_user": _quantiles(lengths),
+        "repeat_share": (with_item - pairs) / with_item if with_item else 0.0,
+        "seen_items_may_recur": dataset.repeats,
+        "default_protocol": protocol,
+        "default_protocol_reason": reason,
+        "columns": _columns(dataset),
+        "missing": _missing(dataset),
+        "notes": list(dataset.notes),
+        "fingerprint": dataset.fingerprint,
+    }
+
+
+def _distinct_pairs(log: Interactions) -> int:
+    real = log.item_ids > 0
+    keys = log.user_ids[real] * np.int64(log.num_items + 1) + log.item_ids[real]
+    keys.sort()
+    return int((np.diff(keys) != 0).sum()) + 1 if len(keys) else 0
+
+
+def _period(dataset: Dataset) -> list[str] | None:
+    times = dataset.interactions.timestamps
+    if times is None and dataset.impressions is not None:
+        times = dataset.impressions.timestamps
+    if times is None or not len(times):
+        return None
+    return [datetime.fromtimestamp(int(t) / 1000, UTC).isoformat() for t in (times.min(), times.max())]
+
+
+def _actions(log: Interactions) -> dict[str, int]:
+    if "action" not in log.columns.columns:
+        return {}
+    counts = log.columns["action"].drop_nulls().value_counts(sort=True)
+    return {str(action): int(count) for action, count in counts.iter_rows()}
+
+
+def _quantiles(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float]:
+    if not len(lengths):
+        return {}
+    values = {name: float(np.quantile(lengths, share)) for name, share in QUANTILES.items()}
+    return values | {"mean": float(lengths.mean())}
+
+
+def _columns(dataset: Dataset) -> dict[str, list[str]]:
+    shown = dataset.impressions
+    return {
+        "interactions": dataset.interactions.columns.columns,
+        "items": dataset.catalog.table.columns,
+        "users": dataset.users.table.columns,
+        "impressions": [] if shown is None else shown.columns.columns,
+    }
+
+
+def _missing(dataset: Dataset) -> list[str]:
+    catalog, log = dataset.catalog, dataset.interactions
+    content = [name for name in catalog.table.columns if name.startswith("content_")]
+    empty = 0 if catalog.text is None else int((catalog.text.str.strip_chars(" .,") == "").sum())
+    lacks = [
+        (len(log) == 0, "interactions: sequence models have nothing to learn from"),
+        (len(log) > 0 and log.timestamps is None, "times: neither the time protocol nor recency is possible"),
+        (catalog.text is None and not content, "item text or content_ columns: semantic IDs need one of them"),
+        (empty > 0, f"text of {empty} of {catalog.num_items} items"),
+        (not catalog.features, "item features: [items] features in dataset.toml declares them"),
+        (dataset.impressions is None, "impressions: ranking models and policy evaluation learn from them"),
+    ]
+    return [words for lacking, words in lacks if lacking]
