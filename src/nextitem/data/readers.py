@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,8 @@ def load_dataset(source: str | Path, *, drop_unknown_items: bool = False) -> Dat
         from nextitem.data.shop import generate_shop
 
         shop = generate_shop()
-        return dataset_from_frames(
-            {name: getattr(shop, name) for name in TABLES},
-            shop.settings,
-            name=SHOP,
-        )
+        frames = {name: getattr(shop, name) for name in TABLES}
+        return replace(dataset_from_frames(frames, shop.settings, name=SHOP), source=SHOP)
     folder = Path(source)
     if not folder.is_dir():
         found = "is a file, not a folder" if folder.exists() else "no such folder"
@@ -62,7 +60,8 @@ def load_dataset(source: str | Path, *, drop_unknown_items: bool = False) -> Dat
         raise UserError(
             f"{folder}: has neither interactions nor impressions; add interactions.parquet or interactions.csv"
         )
-    return _assemble(tables, settings, name=folder.resolve().name, drop_unknown_items=drop_unknown_items)
+    dataset = _assemble(tables, settings, name=folder.resolve().name, drop_unknown_items=drop_unknown_items)
+    return replace(dataset, source=str(source))
 
 
 def dataset_from_frames(

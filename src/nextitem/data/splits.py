@@ -95,15 +95,21 @@ def time_cut(values: NDArray[np.int64], share: float) -> int:
     borders += [int(above.min())] if len(above) else []
     if not borders:
         raise UserError(
-            "all events carry one timestamp, so there is no border to cut at; choose leave-one-out or user-split"
+            f"{len(values)} events carry one timestamp, so there is no border between them to cut at; "
+            "choose leave-one-out or user-split"
         )
     return min(borders, key=lambda border: abs(int((values < border).sum()) - goal))
 
 
 def _two_cuts(times: Rows) -> tuple[int, int]:
-    """The borders after 80% and 90%; where ties make them one, the second halves what is left."""
+    """The borders nearest to 80% and 90%; where ties make them one, the nearest pair around it."""
     first, second = time_cut(times, 0.8), time_cut(times, 0.9)
-    return first, second if second > first else time_cut(times[times >= first], 0.5)
+    if first < second:
+        return first, second
+    rest = times[times >= second]
+    if int(rest.min()) < int(rest.max()):
+        return first, time_cut(rest, 0.5)
+    return time_cut(times[times < second], 8 / 9), second
 
 
 def _time(dataset: Dataset, seed: int) -> Split:
@@ -265,7 +271,10 @@ def _within_sessions(
     places = np.flatnonzero(part[ordered] & is_target(log)[order])
     starts = first[ordered[places]]
     items = np.concatenate([[0], np.cumsum(log.item_ids[order] > 0)])
-    places, starts = (kept[items[places] > items[starts]] for kept in (places, starts))
+    kept = items[places] > items[starts]
+    places, starts = places[kept], starts[kept]
+    in_order_of_log = np.argsort(order[places])
+    places, starts = places[in_order_of_log], starts[in_order_of_log]
     rows = order[places]
     requests = build_requests(
         dataset,
