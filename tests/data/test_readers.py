@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -345,6 +347,29 @@ def test_batches_of_any_size_give_the_same_data_set(monkeypatch: pytest.MonkeyPa
     parts = dataset_from_frames({"interactions": frame})
     assert whole.fingerprint == parts.fingerprint
     assert whole.interactions.columns.equals(parts.interactions.columns)
+
+
+def test_the_shop_goes_the_way_of_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log = pl.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "timestamp": [1, 2], "action": ["view", "buy"]})
+    shop = SimpleNamespace(
+        interactions=log,
+        items=pl.DataFrame({"item_id": [1, 2, 3], "title": ["a", "b", "c"]}),
+        users=pl.DataFrame({"user_id": [1, 2]}),
+        impressions=None,
+        settings={"repeats": True, "interactions": {"positive_actions": ["buy"]}},
+    )
+    monkeypatch.setitem(sys.modules, "nextitem.data.shop", SimpleNamespace(generate_shop=lambda: shop))
+    dataset = load_dataset("shop")
+    assert (dataset.name, dataset.source, dataset.catalog.num_items) == ("shop", "shop", 3)
+    folder = load(tmp_path, interactions=log, toml='[interactions]\npositive_actions = ["buy"]')
+    assert folder.source == str(tmp_path)
+    assert rows(dataset) == rows(folder)
+
+
+def test_frames_may_be_lazy_and_their_mistakes_have_a_place() -> None:
+    frame = pl.LazyFrame({"user_id": [1, None], "item_id": [1, 2], "timestamp": [1, 2]})
+    with pytest.raises(UserError, match=r"toys/interactions: column 'user_id', row 2: the id is missing"):
+        dataset_from_frames({"interactions": frame}, name="toys")
 
 
 REAL = {  # name -> users or sessions, items, events, impressions, of their READMEs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +376,13 @@ def test_time_learns_from_earlier_impressions_only() -> None:
     assert split.validation.request_times is not None
     assert split.train.impressions.timestamps is not None
     assert split.train.impressions.timestamps.max() < split.validation.request_times.min()
+    # The table of impressions may have no column but the ids and the time.
+    bare = shop()
+    assert bare.impressions is not None
+    bare = replace(bare, impressions=replace(bare.impressions, columns=pl.DataFrame(), labels=(), context={}))
+    earlier = make_split(bare, "time").train.impressions
+    assert earlier is not None
+    assert len(earlier.item_ids) == len(split.train.impressions.item_ids)
     left_out = make_split(logs_with_impressions(), "leave-one-out")
     assert left_out.train.impressions is None
     assert any("impressions are not learnt from" in note for note in left_out.notes)

@@ -53,7 +53,7 @@ class Impressions:
             item_ids=self.item_ids[rows],
             user_ids=self.user_ids[rows],
             timestamps=None if self.timestamps is None else self.timestamps[rows],
-            columns=self.columns.filter(pl.Series(rows)),
+            columns=self.columns.filter(pl.Series(rows)) if self.columns.width else self.columns,
         )
 
 
@@ -65,6 +65,7 @@ class Dataset:
     anonymous      True for a log of sessions without users
     labels         label columns of interactions; context: context columns -> feature type
     fingerprint    of the events and items: a bundle knows what it was trained on
+    notes          what loading left out, in words, to be printed
     source         the folder it was read from, or "shop": where a bundle finds it again
     """
 
