@@ -54,7 +54,7 @@ def learnt(dataset: Dataset) -> list[str]:
     return [parts[user] for user in sorted(parts)]
 
 
-def random_log(seed: int, *, distinct_times: bool, users: int = 20, events: int = 400) -> pl.DataFrame:
+def random_log(seed: int, *, distinct_times: bool, users: int = 30, events: int = 1_000) -> pl.DataFrame:
     draw = np.random.default_rng(seed)
     times = draw.permutation(events * 3)[:events] if distinct_times else draw.integers(0, events // 4, events)
     return pl.DataFrame(
