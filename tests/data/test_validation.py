@@ -102,6 +102,10 @@ CASES: dict[str, tuple[Files, tuple[str, ...]]] = {
     ),
     "null time without position": (log(timestamp=[10, None, 30, 40]), ("'timestamp'", "row 2", "position")),
     "null position": (log(position=[0, None, 0, 1]), ("'position'", "row 2", "fill it in")),
+    "position of text": (
+        {"interactions.csv": "user_id,item_id,position\n1,5,0\n\n1,6,second\n2,5,1\n"},
+        ("'position'", "row 2 (line 4)", "'second'", "whole numbers"),
+    ),
     "fractional position": (log(position=[0, 0.5, 0, 1]), ("'position'", "Float64", "whole numbers")),
     "empty log": ({"interactions.parquet": pl.DataFrame(GOOD).clear()}, ("interactions.parquet", "no events")),
     "empty csv log": ({"interactions.csv": "user_id,item_id,timestamp\n"}, ("interactions.csv", "no events")),
@@ -120,6 +124,11 @@ CASES: dict[str, tuple[Files, tuple[str, ...]]] = {
         {"interactions.csv": "user_id,item_id,timestamp\n1,5,10\n1,Café,20\n".encode("latin-1")},
         ("interactions.csv", "'item_id'", "row 2 (line 3)", "UTF-8"),
     ),
+    "header not utf-8": (
+        {"interactions.csv": CSV.replace("timestamp", "größe").encode("latin-1")},
+        ("interactions.csv", "line 1", "header", "UTF-8"),
+    ),
+    "open quote": ({"interactions.csv": CSV + '3,"5,50\n'}, ("interactions.csv", "close every quote")),
     "too many fields": ({"interactions.csv": CSV + "3,5,50,oops\n"}, ("row 5 (line 6)", "4 fields", "quotes")),
     "truncated parquet": ({"interactions.parquet": b"PAR1" + b"\0" * 40}, ("interactions.parquet", "truncated")),
     "empty parquet": ({"interactions.parquet": b""}, ("interactions.parquet", "truncated")),

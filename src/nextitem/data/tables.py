@@ -143,12 +143,20 @@ def _read_csv(path: Path) -> pl.DataFrame:
     A column of whole numbers is one of integers only if every value prints the same again, over the whole
     file: "00123" keeps its zeros, and ids beyond 64 bits stay text.
     """
+    with path.open("rb") as file:
+        try:
+            file.readline().decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: line 1, the header: not UTF-8 text; save the file as UTF-8") from None
     try:
         frame = pl.read_csv(path, infer_schema=False)
     except pl.exceptions.NoDataError:
         raise UserError(f"{path}: the file is empty; the first line must name the columns") from None
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise _csv_problem(path) or unreadable(str(path), error) from None
+        raise _csv_problem(path, error) from None
+    if frame.width:
+        # Lines without a value are no rows; _records counts in the same way.
+        frame = frame.filter(pl.any_horizontal(pl.all().is_not_null() & (pl.all() != "")))
     return frame.select(_narrowed(column) for column in frame)
 
 
@@ -176,7 +184,7 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(file)
         line = 1
         for record in reader:
-            if record:
+            if any(record):
                 yield line, record
             line = reader.line_num + 1
 
@@ -188,8 +196,8 @@ def _line_of(path: Path, row: int) -> int:
     raise AssertionError(f"{path} has no row {row}")
 
 
-def _csv_problem(path: Path) -> UserError | None:
-    """The first record that is not UTF-8 or has too many fields."""
+def _csv_problem(path: Path, error: Exception) -> UserError:
+    """The error of the first record that is not UTF-8 or has too many fields, else of the reader's."""
     header: list[str] = []
     for row, (line, record) in enumerate(_records(path)):
         header = header or record
@@ -204,4 +212,5 @@ def _csv_problem(path: Path) -> UserError | None:
                 f"{path}: row {row} (line {line}) has {len(record)} fields, the header has {len(header)}; "
                 "put quotes around values that hold a comma"
             )
-    return None
+    reason = str(error).splitlines()[0]
+    return UserError(f"{path}: not a well-formed CSV file ({reason}); close every quote, and save it as UTF-8")

@@ -140,9 +140,15 @@ def _parsed_text(table: Table, column: str) -> pl.Expr:
 def position_column(table: Table) -> pl.Expr:
     """The column position as Int64; nulls and other types than integers are errors."""
     kind = table.schema["position"]
-    if not kind.is_integer():
-        raise table.problem("position", f"is of type {kind}", "store whole numbers, 0 for the first event")
-    row = table.first_row(pl.col("position").is_null())
+    remedy = "store whole numbers, 0 for the first event"
+    if kind == pl.String:
+        row = table.first_row(pl.col("position").cast(pl.Int64, strict=False).is_null() & ~_empty("position"))
+        if row is not None:
+            what = f"{table.value('position', row)!r} is no whole number"
+            raise table.problem("position", what, remedy, row=row)
+    elif not kind.is_integer():
+        raise table.problem("position", f"is of type {kind}", remedy)
+    row = table.first_row(_empty("position") if kind == pl.String else pl.col("position").is_null())
     if row is not None:
         raise table.problem("position", "is missing", "fill it in, or remove the column", row=row)
     return pl.col("position").cast(pl.Int64)
