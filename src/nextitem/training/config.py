@@ -1,0 +1,29 @@
+"""TrainingConfig: everything that the one training path can be told."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from nextitem.core import config as configs
+
+
+class TrainingConfig(configs.Config):
+    """How a Trainable learns. One epoch is one pass over its examples."""
+
+    max_epochs: int = Field(30, ge=1)  # passes over the examples, and the length of the cosine schedule
+    batch_size: int = Field(128, ge=1)  # examples in a batch
+    optimizer: Literal["adamw", "adam", "adagrad", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)  # at its highest point
+    betas: tuple[float, float] = (0.9, 0.999)  # of adam and adamw
+    weight_decay: float = Field(0.0, ge=0)  # on matrices only, never on biases and norms
+    schedule: Literal["constant", "cosine", "inverse-sqrt"] = "constant"  # after warm-up
+    warmup_steps: int = Field(0, ge=0)  # optimizer steps over which the rate rises from 0
+    gradient_clip: float | None = Field(None, gt=0)  # largest norm of the gradient; None: no limit
+    accumulate: int = Field(1, ge=1)  # batches whose gradients make one optimizer step
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # on CPUs without AMX 32-true is fastest
+    validate_every: int = Field(1, ge=1)  # epochs between validations
+    patience: int | None = Field(5, ge=1)  # validations without a better value before stopping; None: never
+    max_minutes: float | None = Field(None, gt=0)  # stop after so long, whatever the epoch; None: no limit
+    checkpoint_minutes: float = Field(5.0, gt=0)  # minutes between two resume points

@@ -1,0 +1,212 @@
+"""fit: the one training path."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from nextitem.core.errors import UserError
+from nextitem.core.roles import Examples
+from nextitem.training.config import TrainingConfig
+from nextitem.training.loader import BatchStream
+from nextitem.training.module import TrainingModule
+from nextitem.training.progress import progress_for
+from nextitem.training.session import Session
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How training went. `best_epoch` counts from 1; without validation it is the last one."""
+
+    epochs: int
+    best_epoch: int
+    best_value: float | None
+    seconds: float
+    stopped: str  # finished, patience, time, interrupted
+    history: list[dict[str, float]]
+
+
+def fit(
+    model: nn.Module,
+    examples: Examples,
+    config: TrainingConfig,
+    *,
+    seed: int = 0,
+    out: Path | None = None,
+    validate: Callable[[], float] | None = None,
+    stop_after: int | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+    label: str = "",
+) -> TrainingResult:
+    """Trains `model` (a Trainable) and leaves in it the weights of the best epoch.
+
+    `validate` returns the value to be maximised; without it the last weights are the best. `stop_after` ends
+    after so many epochs while schedules keep the length of `config.max_epochs` (a refit for a chosen number of
+    epochs). `out` takes TensorBoard events and, under checkpoints/, the resume point; with `resume` training
+    goes on from there and ends, on a CPU, with the weights of an uninterrupted run. Ctrl-C stops after the
+    current batch. Raises UserError where there are no examples, a device is missing or the loss diverges.
+    """
+    epochs = config.max_epochs if stop_after is None else min(stop_after, config.max_epochs)
+    checkpoint = None if out is None else out / "checkpoints" / "last.ckpt"
+    saved = _read(checkpoint) if resume and checkpoint is not None else None
+    logger = None if out is None else TensorBoardLogger(out, name="", version="")
+    session = Session(
+        config,
+        progress_for(label or type(model).__name__, shown=progress),
+        validate=validate,
+        checkpoint=checkpoint,
+        record=lambda values, epoch: None if logger is None else logger.log_metrics(values, step=epoch),
+    )
+    if saved is not None:
+        session.load_state_dict(saved["callbacks"][session.state_key])
+        if session.stopped == "interrupted" or (session.stopped == "time" and not _spent(session, config)):
+            session.stopped = None
+    stream = BatchStream(
+        examples, batch_size=config.batch_size, seed=seed, epochs=epochs, epoch=session.epoch, start=session.batch
+    )
+    if stream.per_epoch == 0:
+        raise UserError("there is nothing to train on: no user has two events that may be learnt from")
+    total_steps = max(1, config.max_epochs * stream.per_epoch // config.accumulate)
+    module = TrainingModule(model, config, seed=seed, total_steps=total_steps)
+    if session.stopped is None and len(stream):
+        _train(module, stream, session, config, saved=saved, device=device, epochs=epochs)
+    elif saved is not None:
+        module.load_state_dict(saved["state_dict"])
+    if logger is not None:
+        logger.finalize("success")
+    if session.best_weights:
+        model.load_state_dict(session.best_weights)
+    model.eval()
+    return TrainingResult(
+        epochs=session.epoch,
+        best_epoch=session.best_epoch if session.best_weights else max(1, session.epoch),
+        best_value=session.best_value if session.best_weights else None,
+        seconds=session.seconds,
+        stopped=session.stopped or "finished",
+        history=session.history,
+    )
+
+
+def _train(
+    module: TrainingModule,
+    stream: BatchStream,
+    session: Session,
+    config: TrainingConfig,
+    *,
+    saved: dict[str, Any] | None,
+    device: str,
+    epochs: int,
+) -> None:
+    restore = [] if saved is None else [_Restore(saved)]
+    with _quiet():
+        # All epochs are one epoch to Lightning: the cursor is ours, so no loop state has to be restored.
+        trainer = lightning.Trainer(
+            accelerator=_accelerator(device),
+            devices=1,
+            max_epochs=1,
+            callbacks=[*restore, session],
+            precision=config.precision,
+            gradient_clip_val=config.gradient_clip,
+            accumulate_grad_batches=config.accumulate,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        session.progress.start(session.epoch * stream.per_epoch + session.batch, epochs * stream.per_epoch)
+        module.model.train()
+        try:
+            with _ctrl_c(session):
+                trainer.fit(module, train_dataloaders=stream)
+        finally:
+            session.progress.stop()
+        session.settle()
+        session.save(trainer)
+    module.model.to("cpu")
+
+
+class _Restore(lightning.Callback):
+    """Puts a checkpoint's weights, optimizer and schedule into a trainer that is about to begin."""
+
+    def __init__(self, saved: dict[str, Any]) -> None:
+        self.saved = saved
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        """Lightning's hook: optimizers are made by now."""
+        module.load_state_dict(self.saved["state_dict"])
+        for optimizer, state in zip(trainer.optimizers, self.saved["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)
+        for entry, state in zip(trainer.lr_scheduler_configs, self.saved["lr_schedulers"], strict=True):
+            entry.scheduler.load_state_dict(state)
+
+
+def _read(checkpoint: Path) -> dict[str, Any] | None:
+    if not checkpoint.is_file():
+        return None
+    try:
+        loaded: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, UnpicklingError) as error:
+        raise UserError(f"{checkpoint} is damaged ({error}); begin again with --overwrite") from None
+    return loaded
+
+
+def _spent(session: Session, config: TrainingConfig) -> bool:
+    return config.max_minutes is not None and session.seconds > 60 * config.max_minutes
+
+
+def _accelerator(device: str) -> str:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device {device!r}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda': torch finds no GPU here; use --device cpu, or install a CUDA build of torch")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _ctrl_c(session: Session) -> Iterator[None]:
+    """The first Ctrl-C stops after the current batch; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask_to_stop(signum: int, frame: Any) -> None:
+        session.interrupted = True
+        signal.signal(signal.SIGINT, former)
+
+    former = signal.signal(signal.SIGINT, ask_to_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's banners and hints are not for our users."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [entry.level for entry in loggers]
+    for entry in loggers:
+        entry.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for entry, level in zip(loggers, levels, strict=True):
+            entry.setLevel(level)

@@ -1,0 +1,54 @@
+"""The stream of training batches: all epochs in one, from any point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nextitem.core.roles import Examples
+
+
+@dataclass(frozen=True)
+class Stamped:
+    """A batch that knows its place: from it follows every random number that its step draws."""
+
+    epoch: int
+    index: int
+    is_last: bool
+    batch: Any
+
+    def to(self, device: torch.device | str) -> Stamped:
+        """The same on another device."""
+        return Stamped(self.epoch, self.index, self.is_last, self.batch.to(device))
+
+
+class BatchStream:
+    """Batches of epochs `epoch` .. `epochs` - 1, beginning with batch `start` of the first.
+
+    Examples are pure functions of (seed, epoch, index), so these two numbers are the whole cursor of a run.
+    """
+
+    def __init__(
+        self, examples: Examples, *, batch_size: int, seed: int, epochs: int, epoch: int = 0, start: int = 0
+    ) -> None:
+        self.examples = examples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epochs = epochs
+        self.epoch = epoch
+        self.start = start
+        self.per_epoch = examples.num_batches(batch_size)
+
+    def __len__(self) -> int:
+        return max(0, (self.epochs - self.epoch) * self.per_epoch - self.start)
+
+    def __iter__(self) -> Iterator[Stamped]:
+        start = self.start
+        for epoch in range(self.epoch, self.epochs):
+            batches = self.examples.batches(self.batch_size, epoch=epoch, seed=self.seed, start=start)
+            for index, batch in enumerate(batches, start=start):
+                yield Stamped(epoch, index, index + 1 == self.per_epoch, batch)
+            start = 0

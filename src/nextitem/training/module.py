@@ -1,0 +1,58 @@
+"""The one LightningModule: any Trainable, one step."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from nextitem.core.errors import UserError
+from nextitem.core.roles import Trainable
+from nextitem.training.config import TrainingConfig
+from nextitem.training.loader import Stamped
+from nextitem.training.optimizers import build_optimizer, build_schedule
+
+_MIX = 0x9E3779B97F4A7C15  # odd 64-bit constant: spreads neighbouring cursors over all seeds
+
+
+class TrainingModule(lightning.LightningModule):
+    """Gives a Trainable to Lightning.
+
+    Each step seeds torch from (seed, epoch, batch). So dropout is a function of the cursor, a resumed run
+    draws what the uninterrupted one drew, and no generator state is ever saved.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, *, seed: int, total_steps: int) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.seed = seed
+        self.total_steps = total_steps
+
+    def training_step(self, stamped: Stamped, batch_idx: int) -> Tensor:
+        """The loss of one batch; UserError where it is not finite."""
+        torch.manual_seed(step_seed(self.seed, stamped.epoch, stamped.index))
+        terms = cast(Trainable, self.model).training_loss(stamped.batch)
+        if not bool(torch.isfinite(terms.total)):
+            raise UserError(
+                f"the loss is {float(terms.total.detach())} in epoch {stamped.epoch + 1}, batch {stamped.index + 1}: "
+                "training has diverged; lower training.learning_rate or set training.gradient_clip"
+            )
+        return terms.total
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lightning's hook: batches know how to move."""
+        return batch.to(device)
+
+    def configure_optimizers(self) -> Any:
+        """Lightning's hook: optimizer and per-step schedule."""
+        optimizer = build_optimizer(self.model, self.config)
+        schedule = build_schedule(optimizer, self.config, total_steps=self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def step_seed(seed: int, epoch: int, index: int) -> int:
+    """The seed of one training step."""
+    return ((seed * _MIX + epoch) * _MIX + index) % 2**63

@@ -1,0 +1,276 @@
+"""The one training path: deterministic, resumable after a kill, stoppable, clear about divergence."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nextitem.core.errors import UserError
+from nextitem.core.roles import LossTerms
+from nextitem.training.config import TrainingConfig
+from nextitem.training.fit import TrainingResult, fit
+from nextitem.training.optimizers import build_optimizer, rate_factor
+
+
+@dataclass(frozen=True)
+class Rows:
+    inputs: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device | str) -> Rows:
+        return Rows(self.inputs.to(device), self.targets.to(device))
+
+
+class LineExamples:
+    """y = 3x - 1 with noise, shuffled by (seed, epoch); `pause` makes an epoch last."""
+
+    def __init__(self, count: int = 64, pause: float = 0.0) -> None:
+        self.pause = pause
+        self.inputs = torch.linspace(-1, 1, count)[:, None].repeat(1, 4)
+        self.targets = 3 * self.inputs[:, :1] - 1
+
+    def num_batches(self, batch_size: int) -> int:
+        return math.ceil(len(self.inputs) / batch_size)
+
+    def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[Rows]:
+        order = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(1000 * seed + epoch))
+        for rows in order.split(batch_size)[start:]:
+            time.sleep(self.pause)
+            yield Rows(self.inputs[rows], self.targets[rows])
+
+
+class Net(nn.Module):
+    def __init__(self, dropout: float = 0.3) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 1))
+
+    def examples(self, train: object) -> LineExamples:
+        return LineExamples()
+
+    def training_loss(self, batch: Rows) -> LossTerms:
+        return LossTerms(((self.layers(batch.inputs) - batch.targets) ** 2).mean())
+
+
+def config(**fields: object) -> TrainingConfig:
+    return TrainingConfig(**{"max_epochs": 6, "batch_size": 8, "learning_rate": 0.01, "patience": None, **fields})  # type: ignore[arg-type]
+
+
+def run(net: Net, settings: TrainingConfig, **arguments: object) -> TrainingResult:
+    return fit(net, LineExamples(), settings, progress=False, **arguments)  # type: ignore[arg-type]
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_it_learns_and_the_same_seed_gives_the_same_weights() -> None:
+    nets = [Net(), Net(), Net()]
+    results = [run(net, config(max_epochs=40), seed=seed) for net, seed in zip(nets, (1, 1, 2), strict=True)]
+    assert results[0].history[-1]["loss"] < 0.2 * results[0].history[0]["loss"]
+    assert same_weights(nets[0], nets[1])
+    assert not same_weights(nets[0], nets[2])
+    assert (results[0].epochs, results[0].stopped) == (40, "finished")
+
+
+def test_training_equals_a_plain_loop() -> None:
+    net, plain = Net(dropout=0.0), Net(dropout=0.0)
+    run(net, config(), seed=3)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.0)
+    for epoch in range(6):
+        for batch in LineExamples().batches(8, epoch=epoch, seed=3):
+            optimizer.zero_grad()
+            plain.training_loss(batch).total.backward()
+            optimizer.step()
+    assert same_weights(net, plain)
+
+
+def test_accumulated_batches_equal_one_large_batch() -> None:
+    small, large = Net(dropout=0.0), Net(dropout=0.0)
+    run(small, config(accumulate=4, optimizer="sgd"))
+    run(large, config(batch_size=32, optimizer="sgd"))
+    for a, b in zip(small.parameters(), large.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("cut_after", [1, 7, 8, 20, 33])
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path, cut_after: int) -> None:
+    whole, cut, resumed = Net(), Net(), Net()
+    values = iter([0.1, 0.5, 0.3, 0.4, 0.2, 0.45])
+    expected = run(whole, config(), seed=4, validate=lambda: next(values))
+
+    class Stop(Exception):
+        pass
+
+    class Cut(LineExamples):
+        seen = 0
+
+        def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[Rows]:
+            for batch in super().batches(batch_size, epoch=epoch, seed=seed, start=start):
+                if self.seen == cut_after:
+                    raise Stop
+                self.seen += 1
+                yield batch
+
+    values = iter([0.1, 0.5, 0.3, 0.4, 0.2, 0.45])
+    settings = config(checkpoint_minutes=1e-9)
+    with pytest.raises(Stop):
+        fit(cut, Cut(), settings, seed=4, out=tmp_path, validate=lambda: next(values), progress=False)
+    found = run(resumed, settings, seed=4, out=tmp_path, validate=lambda: next(values), resume=True)
+    assert same_weights(whole, resumed)
+    assert found.history == expected.history
+    assert (found.best_epoch, found.best_value) == (expected.best_epoch, expected.best_value) == (2, 0.5)
+
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_fit import LineExamples, Net, config
+from nextitem.training.fit import fit
+out, resume, pause = Path(sys.argv[1]), sys.argv[2] == "resume", float(sys.argv[3])
+torch.set_num_threads(1)
+net = Net()
+result = fit(net, LineExamples(pause=pause), config(max_epochs=12, checkpoint_minutes=1e-9), seed=9, out=out,
+             resume=resume, progress=False)
+torch.save(net.state_dict(), out / "final.pt")
+print(result.stopped, result.epochs)
+"""
+
+
+def child(out: Path, mode: str, pause: float) -> list[str]:
+    return [sys.executable, "-c", CHILD.format(tests=str(Path(__file__).parent)), str(out), mode, str(pause)]
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not (out / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_kill_9_and_resume_gives_the_same_final_weights(tmp_path: Path) -> None:
+    subprocess.run(child(tmp_path / "whole", "new", 0.0), check=True, capture_output=True)
+    process = subprocess.Popen(child(tmp_path / "cut", "new", 0.02), stdout=subprocess.PIPE, text=True)
+    wait_for_checkpoint(process, tmp_path / "cut")
+    time.sleep(0.35)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "cut" / "final.pt").exists()
+    subprocess.run(child(tmp_path / "cut", "resume", 0.0), check=True, capture_output=True)
+    whole, cut = (torch.load(tmp_path / name / "final.pt", weights_only=True) for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_ctrl_c_stops_cleanly_and_can_be_resumed(tmp_path: Path) -> None:
+    process = subprocess.Popen(child(tmp_path, "new", 0.02), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_checkpoint(process, tmp_path)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.startswith("interrupted")
+    assert "Traceback" not in err
+    assert (tmp_path / "final.pt").is_file()
+    again = subprocess.run(child(tmp_path, "resume", 0.0), check=True, capture_output=True, text=True)
+    assert again.stdout.split() == ["finished", "12"]
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
+    net, values, kept = Net(), iter([0.1, 0.3, 0.2, 0.2, 0.9]), []
+
+    def validate() -> float:
+        kept.append([p.detach().clone() for p in net.parameters()])
+        return next(values)
+
+    result = run(net, config(max_epochs=9, patience=2), validate=validate, out=tmp_path)
+    assert (result.stopped, result.epochs, result.best_epoch, result.best_value) == ("patience", 4, 2, 0.3)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), kept[1], strict=True))
+    assert list(tmp_path.glob("events.out.tfevents*"))
+    done = run(Net(), config(max_epochs=9, patience=2), validate=validate, out=tmp_path, resume=True)
+    assert (done.stopped, done.epochs) == ("patience", 4)
+
+
+def test_the_time_budget_is_kept_within_a_batch() -> None:
+    began = time.monotonic()
+    settings = config(max_epochs=1000, max_minutes=1 / 60)
+    result = fit(Net(), LineExamples(pause=0.01), settings, progress=False, validate=lambda: 1.0)
+    assert result.stopped == "time"
+    assert 0.9 < result.seconds < 3
+    assert time.monotonic() - began < 5
+
+
+def test_a_refit_for_chosen_epochs_follows_the_same_schedule() -> None:
+    kept: list[list[Tensor]] = []
+    net, short = Net(), Net()
+
+    def validate() -> float:
+        kept.append([p.detach().clone() for p in net.parameters()])
+        return 0.0
+
+    run(net, config(schedule="cosine", max_epochs=6), validate=validate)
+    run(short, config(schedule="cosine", max_epochs=6), stop_after=3)
+    assert all(torch.equal(a, b) for a, b in zip(short.parameters(), kept[2], strict=True))
+
+
+def test_divergence_says_where_and_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"epoch \d+, batch \d+.*learning_rate"):
+        run(Net(), config(optimizer="sgd", learning_rate=1e9, max_epochs=50))
+
+
+def test_nothing_to_train_on_and_missing_devices_are_named() -> None:
+    with pytest.raises(UserError, match="nothing to train on"):
+        fit(Net(), LineExamples(count=0), config(), progress=False)
+    with pytest.raises(UserError, match="choose auto, cpu or cuda"):
+        run(Net(), config(), device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no GPU"):
+            run(Net(), config(), device="cuda")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"half a file")
+    with pytest.raises(UserError, match=r"damaged.*--overwrite"):
+        run(Net(), config(), out=tmp_path, resume=True)
+
+
+def test_progress_goes_to_stderr_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(Net(), LineExamples(), config(max_epochs=2), label="net", validate=lambda: 0.5)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("net: epoch 2 loss ")
+    assert "validation 0.5000" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 4, [0.25, 0.5, 0.75, 1, 1, 1]),
+        ("cosine", 0, [1.0, 0.5 * (1 + math.cos(math.pi / 6)), None, 0.5, None, None]),
+        ("inverse-sqrt", 1, [1, 1, math.sqrt(1 / 2), math.sqrt(1 / 3), 0.5, math.sqrt(1 / 5)]),
+    ],
+)
+def test_schedules(schedule: str, warmup: int, expected: list[float | None]) -> None:
+    settings = config(schedule=schedule, warmup_steps=warmup)
+    for step, value in enumerate(expected):
+        if value is not None:
+            assert rate_factor(step, settings, total_steps=6) == pytest.approx(value)
+
+
+def test_weight_decay_acts_on_matrices_only() -> None:
+    groups = build_optimizer(Net(), config(weight_decay=0.1)).param_groups
+    assert {p.dim(): group["weight_decay"] for group in groups for p in group["params"]} == {2: 0.1, 1: 0.0}
