@@ -36,6 +36,7 @@ from nextitem.decoding.trie import PrefixTrie
 
 SIZES = (256, 256, 256, 256)
 BATCH, WIDTH, EXCLUDED = 32, 20, 50
+KINDS = ("free", "excluded", "excluded and allowed")
 
 
 class Canned:
@@ -152,7 +153,7 @@ def measure(items: int, repeats: int) -> list[dict[str, Any]]:
     trie = PrefixTrie.from_table(table)
     built = time.perf_counter() - start
     generator, rows = Canned(0), []
-    for kind in ("free", "excluded", "excluded and allowed"):
+    for kind in KINDS:
         batch = request_batch(items, kind)
 
         def search(batch: SequenceBatch = batch) -> object:
@@ -204,7 +205,18 @@ def main() -> None:
         cells = [f"{row[n]:>20}" if n == "requests" else f"{row[n]:>14,.2f}" for n in names]
         print("  ".join(cells))
     print(f"a decoder step of TIGER's size (arithmetic alone): {model:.1f} ms")
-    print(json.dumps({"model_step_ms": model, "threads": options.threads, "rows": rows}))
+    summary = {}
+    for kind in KINDS:
+        mine = [row for row in rows if row["requests"] == kind]
+        summary[kind] = {
+            "largest_over_smallest": mine[-1]["ms_per_step"] / mine[0]["ms_per_step"],
+            "masking_share_of_model_step": mine[-1]["masking"] / model,
+        }
+        print(
+            f"{kind}: {mine[-1]['items']:,} items cost {summary[kind]['largest_over_smallest']:.2f} times "
+            f"{mine[0]['items']:,}; masking is {summary[kind]['masking_share_of_model_step']:.1%} of the model step"
+        )
+    print(json.dumps({"model_step_ms": model, "threads": options.threads, "summary": summary, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ class FakeGenerator:
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
         assert batch.user_ids is not None
-        return GeneratorState({"user": batch.user_ids - 1}, {"path": torch.empty((batch.num_requests, 1, 0)).long()})
+        path = batch.user_ids.new_empty((batch.num_requests, 1, 0))
+        return GeneratorState({"user": batch.user_ids - 1}, {"path": path})
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
         self.steps += 1
@@ -50,7 +51,7 @@ class FakeGenerator:
             size = self.tables[path.shape[2]].shape[2]
             assert bool(((codes >= 0) & (codes < size)).all())
             path = torch.cat([path, codes[..., None]], dim=2)
-        prefix = torch.zeros(path.shape[:2], dtype=torch.int64)
+        prefix = path.new_zeros(path.shape[:2])
         for place in range(path.shape[2]):
             prefix = prefix * self.tables[place].shape[2] + path[..., place]
         logits = self.tables[path.shape[2]][user[:, None], prefix]

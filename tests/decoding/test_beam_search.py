@@ -158,6 +158,16 @@ def test_logits_that_are_nan_are_refused() -> None:
         beam_search(FakeGenerator(tables), requests(1), trie_of(PAIRS, (3, 3)), k=1, beam_width=1)
 
 
+def test_what_the_generator_makes_of_dead_beams_is_ignored() -> None:
+    # User 1 may have item 5 (1, 1) alone, so next to user 2 it carries dead beams, which spell 0.
+    generator = FakeGenerator.random((3, 3), users=2, seed=0)
+    generator.tables[1][0, [0, 2]] = torch.nan
+    allowed = torch.stack([only([5], 9)[0], torch.ones(10, dtype=torch.bool)])
+    answer = beam_search(generator, requests(2, allowed=allowed), trie_of(PAIRS, (3, 3)), k=3, beam_width=3)
+    assert answer.item_ids[0].tolist() == [5, 0, 0]
+    assert (answer.item_ids[1] > 0).all()
+
+
 def test_an_empty_batch_gets_an_empty_answer() -> None:
     answer = beam_search(FakeGenerator(TRAP), requests(0), trie_of(PAIRS, (3, 3)), k=2, beam_width=2)
     assert answer.item_ids.shape == (0, 2)
@@ -197,3 +207,14 @@ def test_beams_are_no_more_than_the_widest_request_has() -> None:
     beam_search(generator, requests(2, allowed=allowed), trie_of(rows, (3, 3, 3)), k=20, beam_width=20)
     assert isinstance(generator, Counting)
     assert generator.widths == [1, 2, 2]
+
+
+@pytest.mark.parametrize("items_per_list", [1, 2])
+def test_new_tensors_are_made_where_the_batch_lies(items_per_list: int) -> None:
+    generator = FakeGenerator.random((3, 3), users=2, seed=0, items_per_list=items_per_list)
+    batch = requests(2, excluded=[[1], [2, 3]], allowed=torch.ones((2, 10), dtype=torch.bool))
+    trie = trie_of(PAIRS, (3, 3))
+    # A tensor that is made without naming a device would now hold no data, and could not meet the others.
+    with torch.device("meta"):
+        answer = beam_search(generator, batch, trie, k=4, beam_width=4, items_per_list=items_per_list)
+    assert answer.item_ids.device.type == answer.scores.device.type == "cpu"
