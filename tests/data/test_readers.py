@@ -212,7 +212,10 @@ def test_anonymous_sessions_stand_as_users(tmp_path: Path) -> None:
     assert rows(dataset) == [("s1", 2), ("s9", 1), ("s9", 3)]
     undated = {"session_id": ["s9", "s1", "s9"], "item_id": [1, 2, 3], "position": [1, 0, 0]}
     # Without times the order of appearance is all there is of the order of sessions.
-    assert rows(load(tmp_path / "undated", interactions=undated)) == [("s9", 3), ("s9", 1), ("s1", 2)]
+    order = [("s9", 3), ("s9", 1), ("s1", 2)]
+    assert rows(load(tmp_path / "undated", interactions=undated)) == order
+    partly = undated | {"timestamp": [10, 20, None]}
+    assert rows(load(tmp_path / "partly", interactions=partly)) == order
 
 
 def test_sessions_of_users_are_numbered_as_they_appear(tmp_path: Path) -> None:

@@ -323,6 +323,25 @@ def test_published_without_valid_rows_takes_the_last_training_events() -> None:
     assert learnt(split.refit()) == ["abc", "xy"]
 
 
+@pytest.mark.parametrize("dated", [False, True])
+def test_published_sessions_without_valid_rows_hold_the_last_tenth_back(dated: bool) -> None:
+    names = [f"s{number}" for number in range(22)][::-1]
+    columns: dict[str, Any] = {
+        "session_id": [name for name in names for _ in "abc"],
+        "item_id": [*"abc"] * 22,
+        "split": ["train"] * 60 + ["test"] * 6,
+    }
+    order = {"timestamp": range(66)} if dated else {"position": [0, 1, 2] * 22}
+    dataset = data(**columns, **order)
+    split = make_split(dataset, "published")
+    trained = dataset.users.ids.decode(np.unique(split.train.interactions.user_ids))
+    assert sorted(trained) == sorted(names[:18])
+    assert learnt(split.train) == ["abc"] * 18
+    assert words(dataset, split.validation) == [("a", "b"), ("ab", "c")] * 2
+    assert words(dataset, split.test) == [("a", "b"), ("ab", "c")] * 2
+    assert len(split.refit().interactions) == 60
+
+
 # --- impressions
 
 
@@ -361,6 +380,21 @@ def test_impressions_learn_before_the_cut_and_rank_after_it() -> None:
     assert split.test.user_ids is not None
     assert split.test.user_ids.tolist() == [2, 2]
     assert learnt(split.train) == ["a", "a"]
+
+
+@pytest.mark.parametrize(("clicks", "told"), [([1, 0], False), ([1, 1], True), ([0, 0], True)])
+def test_impressions_say_where_gauc_is_not_possible(clicks: list[int], told: bool) -> None:
+    shown = pl.DataFrame(
+        {
+            "impression_id": np.repeat(np.arange(20), 2),
+            "item_id": [*"ab"] * 20,
+            "timestamp": np.repeat(np.arange(20), 2),
+            "click": clicks * 20,
+        }
+    )
+    dataset = dataset_from_frames({"impressions": shown}, {"impressions": {"labels": ["click"]}})
+    notes = make_split(dataset).notes
+    assert any("GAUC" in note for note in notes) == told
 
 
 def test_undated_events_are_no_history_of_impressions() -> None:

@@ -43,12 +43,13 @@ class EventReader:
         if "timestamp" in table:
             nulls = self.position is not None
             self.time, self.ticks_per_ms = validation.time_ticks(table, "timestamp", nulls=nulls)
+        self.dated = self.time is not None and table.first_row(self.time.is_null()) is None
         self.columns = self._other_columns()
 
     def user_ids(self) -> pl.Series:
         """Distinct ids of users (or anonymous sessions) in the order of their numbers."""
         ids = self.user_id.alias("id")
-        if self.anonymous and self.time is None:
+        if self.anonymous and not self.dated:
             return self.table.collect(ids.unique(maintain_order=True))["id"]
         return self.table.collect(ids.unique())["id"].sort()
 

@@ -121,8 +121,8 @@ def _time(dataset: Dataset, seed: int) -> Split:
     validation, left_early, _ = _after_cut(dataset, first, second)
     test, left, later = _after_cut(dataset, second, None)
     notes = (
-        f"validation: left out {left_early} users without events before the cut",
-        f"test: left out {left} users without events before the cut",
+        *_note(left_early, "validation: left out {} users without events before the cut"),
+        *_note(left, "test: left out {} users without events before the cut"),
         *_unreachable(dataset, test),
     )
     return Split(
@@ -186,7 +186,7 @@ def _leave_one_out(dataset: Dataset, seed: int) -> Split:
         requests,
         lambda: _learn(dataset, _rows_before(log, asked, test)),
         notes=(
-            f"{short} users with fewer than three positive events are learnt from and not asked",
+            *_note(short, "{} users with fewer than three positive events are learnt from and not asked"),
             *_unreachable(dataset, requests),
             *_no_impressions(dataset),
         ),
@@ -236,11 +236,11 @@ def _session(dataset: Dataset, seed: int) -> Split:
     if len(np.unique(begins[begins < second_cut])) < 2:
         raise UserError(f"{dataset.name}: too few sessions start at distinct times; use leave-one-out")
     first_cut = time_cut(begins[begins < second_cut], 0.9)
-    notes = []
+    notes: list[str] = []
 
     def ask(part: Mask, name: str) -> SequenceBatch:
         requests, single = _within_sessions(dataset, ordered, order, first, part)
-        notes.append(f"{name}: left out {single} sessions without a next event")
+        notes.extend(_note(single, name + ": left out {} sessions without a next event"))
         return requests
 
     validation = ask((begins >= first_cut) & (begins < second_cut), "validation")
@@ -297,7 +297,7 @@ def _user_split(dataset: Dataset, seed: int) -> Split:
 
     def ask(users: Rows, name: str) -> SequenceBatch:
         requests, short = _halves(dataset, np.sort(users))
-        notes.append(f"{name}: left out {short} users without a history and a target")
+        notes.extend(_note(short, name + ": left out {} users without a history and a target"))
         return requests
 
     validation, test = ask(drawn[train:held], "validation"), ask(drawn[held:], "test")
@@ -362,7 +362,7 @@ def _published(dataset: Dataset, seed: int) -> Split:
         requests,
         lambda: _learn(dataset, train | valid),
         notes=(
-            f"test: {missed} marked events without an earlier item are history only",
+            *_note(missed, "test: {} marked events without an earlier item are history only"),
             *_unreachable(dataset, requests),
             *_no_impressions(dataset),
         ),
@@ -403,14 +403,29 @@ def _impressions(dataset: Dataset, seed: int) -> Split:
         learnt = (times < cut)[shown.request_ids]
         return replace(dataset.with_interactions(log.select(events)), impressions=shown.select(learnt))
 
+    test = impression_requests(dataset, times, times >= second)
+    if not _both_labels(test, shown.labels[0]):
+        notes.append(f"test: no user (or request of an unknown user) has both values of {shown.labels[0]}: no GAUC")
     return Split(
         "impressions",
         learn(first),
         impression_requests(dataset, times, (times >= first) & (times < second)),
-        impression_requests(dataset, times, times >= second),
+        test,
         lambda: learn(second),
         notes=tuple(notes),
     )
+
+
+def _both_labels(requests: SequenceBatch, label: str) -> bool:
+    """Has any user, or request where the user is unknown, candidates with and without the label?"""
+    labels = requests.candidate_labels[label]
+    request = labels.row_ids().numpy()
+    groups = -1 - request
+    if requests.user_ids is not None:
+        users = requests.user_ids.numpy()[request]
+        groups = np.where(users > 0, users, groups)
+    positive = labels.values.numpy() > 0
+    return bool(np.intersect1d(groups[positive], groups[~positive]).size)
 
 
 def _learn(dataset: Dataset, rows: Mask, *, before: int | None = None) -> Dataset:
@@ -431,7 +446,11 @@ def _unreachable(dataset: Dataset, requests: SequenceBatch) -> list[str]:
         return []
     seen = requests.items.values == requests.targets.values[requests.items.row_ids()]
     count = len(np.unique(requests.items.row_ids()[seen].numpy()))
-    return [f"test: {count} targets were seen before, and repeats = false forbids them"] if count else []
+    return _note(count, "test: {} targets were seen before, and repeats = false forbids them")
+
+
+def _note(count: int, words: str) -> list[str]:
+    return [words.format(count)] if count else []
 
 
 PROTOCOLS: dict[str, Callable[[Dataset, int], Split]] = {
