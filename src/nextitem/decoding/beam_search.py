@@ -13,12 +13,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import offsets_of
 from nextitem.core.recommendations import Recommendations
-from nextitem.core.roles import Generator
+from nextitem.core.roles import Generator, GeneratorState
 from nextitem.decoding.constraints import Constraints
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.ops.topk import stable_topk
@@ -31,7 +30,7 @@ class _Beams:
 
     nodes    [B, W] int64, where in the trie; -1 dead
     scores   [B, W] float32; -inf dead
-    codes    [B, W] int64, the code that led here; 0 where dead
+    codes    [B, W] int64, the code that led here; 0 where dead; None before the first
     parents  [B, W] int64, which of the generator's beams each one continues
     held     [B, W, J] int64, positions of the items spelt so far
     marks    [B, W, J] float32, the score when each of them was complete
@@ -39,7 +38,7 @@ class _Beams:
 
     nodes: Tensor
     scores: Tensor
-    codes: Tensor
+    codes: Tensor | None
     parents: Tensor
     held: Tensor
     marks: Tensor
@@ -48,7 +47,7 @@ class _Beams:
     def at_root(cls, num_requests: int, device: torch.device) -> _Beams:
         zeros = torch.zeros((num_requests, 1), dtype=torch.int64, device=device)
         nothing = torch.empty((num_requests, 1, 0), device=device)
-        return cls(zeros, zeros.float(), zeros, zeros, nothing.long(), nothing)
+        return cls(zeros, zeros.float(), None, zeros, nothing.long(), nothing)
 
     def completed(self) -> Tensor:
         """Scores of the complete items of each beam, [B, W]."""
@@ -80,55 +79,57 @@ def beam_search(
     padding. `beam_width` is raised to k where it is smaller and m is 1. Equal scores: the better parent, then the
     smaller code; among complete items the smaller item number. ValueError for logits that are NaN or +inf.
     """
-    if k < 1 or beam_width < 1 or not 1 <= items_per_list <= k:
-        raise ValueError(
-            f"k ({k}) and beam_width ({beam_width}) must be at least 1, items_per_list ({items_per_list}) 1 to k"
-        )
+    _check_options(k, beam_width, items_per_list)
     if accumulate == "last" and renormalise:
         raise ValueError('renormalise needs accumulate="sum": "last" takes logits as they are')
-    device = batch.items.offsets.device
+    device, alone = batch.items.offsets.device, items_per_list == 1
     item_ids = torch.zeros((batch.num_requests, k), dtype=torch.int64, device=device)
     scores = torch.full((batch.num_requests, k), -torch.inf, device=device)
-    ordered_by: Literal["score", "generation"] = "score" if items_per_list == 1 else "generation"
+    ordered_by: Literal["score", "generation"] = "score" if alone else "generation"
     if batch.num_requests == 0 or trie.num_items == 0:
         return Recommendations(item_ids, scores, ordered_by=ordered_by)
-    width = max(beam_width, k) if items_per_list == 1 else beam_width
+    width = max(beam_width, k) if alone else beam_width
     search = _Search(trie, Constraints(trie, batch), width, accumulate, renormalise)
-
     beams, state = _Beams.at_root(batch.num_requests, device), generator.start(batch)
-    codes: Tensor | None = None
     for count in range(1, items_per_list + 1):
-        for depth in range(trie.num_levels):
-            if codes is not None:
-                state = state.reorder(beams.parents)
-            logits, state = generator.step(state, codes)
-            beams = search.enter_children(beams, logits, depth)
-            if beams.scores.shape[1] == 0:
-                return Recommendations(item_ids, scores, ordered_by=ordered_by)
-            codes = beams.codes
-        beams = search.complete_items(beams, k if items_per_list == 1 else width)
-        codes = beams.codes
-        if items_per_list > 1:
-            # A request that has run out of items keeps the list that it has.
-            alive = beams.scores[:, 0] > -torch.inf
-            item_ids[alive, :count] = trie.items[beams.held[alive, 0]].long()
-            scores[alive, :count] = beams.marks[alive, 0].diff(prepend=torch.zeros_like(scores[alive, :1]))
-    if items_per_list > 1:
-        return Recommendations(item_ids, scores, ordered_by=ordered_by)
-    missing = (0, k - beams.scores.shape[1])
-    found = trie.items[beams.held[..., 0].clamp(min=0)].long().masked_fill(beams.scores == -torch.inf, 0)
-    return Recommendations(pad(found, missing), pad(beams.scores, missing, value=-torch.inf))
+        beams, state = search.spell_item(generator, state, beams, keep=k if alone else width)
+        found = beams.scores.shape[1]
+        if found == 0:
+            break
+        alive = beams.scores > -torch.inf
+        if alone:
+            spelt = trie.items[beams.held[..., 0].clamp(min=0)].long()
+            item_ids[:, :found], scores[:, :found] = spelt.masked_fill(~alive, 0), beams.scores
+        else:
+            # The first beam is the best. A request that has run out of items keeps the list that it has.
+            row = alive[:, 0]
+            item_ids[row, :count] = trie.items[beams.held[row, 0]].long()
+            scores[row, :count] = beams.marks[row, 0].diff(prepend=torch.zeros_like(scores[row, :1]))
+    return Recommendations(item_ids, scores, ordered_by=ordered_by)
 
 
 @dataclass(frozen=True, eq=False)
 class _Search:
-    """The two moves of the search: one code deeper, and from leaves to items."""
+    """The moves of the search: one code deeper, from leaves to items, and both together: an item further."""
 
     trie: PrefixTrie
     constraints: Constraints
     width: int
     accumulate: Literal["sum", "last"]
     renormalise: bool
+
+    def spell_item(
+        self, generator: Generator, state: GeneratorState, beams: _Beams, *, keep: int
+    ) -> tuple[_Beams, GeneratorState]:
+        """From the root to the root by way of the `keep` best next items; no beams (W = 0) where none is left."""
+        for depth in range(self.trie.num_levels):
+            if beams.codes is not None:
+                state = state.reorder(beams.parents)
+            logits, state = generator.step(state, beams.codes)
+            beams = self.enter_children(beams, logits, depth)
+            if beams.scores.shape[1] == 0:
+                return beams, state
+        return self.complete_items(beams, keep), state
 
     def enter_children(self, beams: _Beams, logits: Tensor, depth: int) -> _Beams:
         """The best live children of beams of the given depth, by `logits [B, W, C]`."""
@@ -163,6 +164,7 @@ class _Search:
 
     def complete_items(self, beams: _Beams, keep: int) -> _Beams:
         """The `keep` best items under the leaves that the beams have reached; the beams return to the root."""
+        assert beams.codes is not None
         rows, width = beams.nodes.shape
         owners, positions = self.constraints.items_of_leaves(beams.nodes, limit=keep, held=beams.held)
         values = beams.scores.flatten()[owners]
@@ -205,3 +207,11 @@ def _trimmed(values: Tensor, picks: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError("the generator returned logits that are NaN or +inf")
     widest = int((values > -torch.inf).sum(1).max())
     return values[:, :widest], picks[:, :widest]
+
+
+def _check_options(k: int, beam_width: int, items_per_list: int) -> None:
+    for name, value in (("k", k), ("beam_width", beam_width), ("items_per_list", items_per_list)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if items_per_list > k:
+        raise ValueError(f"items_per_list ({items_per_list}) must be at most k ({k}): the rest would be dropped")
