@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.dataset import Dataset, Split
+from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
-from nextitem.data.readers import dataset_from_frames, load_dataset
-from nextitem.data.requests import action_codes, context_values
-from nextitem.data.splits import PROTOCOLS, default_protocol, make_split, time_cut
+from nextitem.data.readers import dataset_from_frames
+from nextitem.data.requests import context_values
+from nextitem.data.splits import default_protocol, make_split, time_cut
 
 PURCHASES = {"interactions": {"positive_actions": ["purchase"]}}
-Event = tuple[Any, ...]
 
 
 def data(settings: dict[str, Any] | None = None, **columns: Any) -> Dataset:
@@ -52,28 +49,6 @@ def learnt(dataset: Dataset) -> list[str]:
     for user, item in zip(log.user_ids.tolist(), dataset.catalog.ids.decode(log.item_ids), strict=True):
         parts[user] += item or "?"
     return [parts[user] for user in sorted(parts)]
-
-
-def random_log(seed: int, *, distinct_times: bool, users: int = 30, events: int = 1_000) -> pl.DataFrame:
-    draw = np.random.default_rng(seed)
-    times = draw.permutation(events * 3)[:events] if distinct_times else draw.integers(0, events // 4, events)
-    return pl.DataFrame(
-        {
-            "user_id": draw.integers(0, users, events),
-            "session_id": times // (times.max() // 5),
-            "item_id": draw.integers(100, 130, events),
-            "timestamp": times,
-            "action": draw.choice(["view", "purchase"], events),
-            "split": draw.choice(["train", "valid", "test"], events, p=[0.8, 0.1, 0.1]),
-        }
-    )
-
-
-LOG_PROTOCOLS = [name for name in PROTOCOLS if name != "impressions"]
-
-
-def parts(split: Split) -> list[SequenceBatch]:
-    return [part for part in (split.validation, split.test, split.test_later) if part is not None]
 
 
 # --- leave-one-out
@@ -208,20 +183,6 @@ def test_ties_leave_three_parts(times: list[int]) -> None:
     assert split.validation.num_requests == split.test.num_requests == 1
 
 
-def test_no_time_is_on_both_sides_of_a_cut() -> None:
-    for seed in range(20):
-        dataset = dataset_from_frames({"interactions": random_log(seed, distinct_times=False)})
-        split = make_split(dataset, "time")
-        train, refit = split.train.interactions.timestamps, split.refit().interactions.timestamps
-        assert train is not None
-        assert refit is not None
-        assert split.validation.request_times is not None
-        assert split.test.request_times is not None
-        assert train.max() < split.validation.request_times.min()
-        assert split.validation.request_times.max() < split.test.request_times.min()
-        assert refit.max() < split.test.request_times.min()
-
-
 # --- session
 
 
@@ -241,44 +202,6 @@ def test_undated_sessions_split_in_the_order_of_the_file() -> None:
     assert split.test.excluded is None
     trained = dataset.users.ids.decode(np.unique(split.train.interactions.user_ids)).to_list()
     assert trained == names[:16]
-
-
-def test_histories_of_sessions_hold_only_their_own_events() -> None:
-    for seed in range(10):
-        frame = random_log(seed, distinct_times=True)
-        dataset = dataset_from_frames({"interactions": frame}, PURCHASES)
-        split = make_split(dataset, "session")
-        by_time = {row["timestamp"] * 1000: row for row in frame.iter_rows(named=True)}
-        for requests in (split.validation, split.test):
-            assert requests.timestamps is not None
-            assert requests.request_times is not None
-            for times, now in zip(requests.timestamps.to_lists(), requests.request_times.tolist(), strict=True):
-                target = by_time[now]
-                own = [
-                    time
-                    for time, row in sorted(by_time.items())
-                    if (row["user_id"], row["session_id"]) == (target["user_id"], target["session_id"])
-                ]
-                assert target["action"] == "purchase"
-                assert times == own[: own.index(now)]
-                assert times
-
-
-def test_dated_sessions_split_by_their_start() -> None:
-    frame = random_log(3, distinct_times=True)
-    dataset = dataset_from_frames({"interactions": frame})
-    split = make_split(dataset, "session")
-    starts = frame.group_by("user_id", "session_id").agg(pl.col("timestamp").min())
-    assert split.test.timestamps is not None
-    first_asked = min(times[0] for times in split.test.timestamps.to_lists()) // 1000
-    last_asked = max(times[0] for times in split.validation.timestamps.to_lists()) // 1000  # type: ignore[union-attr]
-    trained = split.train.interactions.timestamps
-    assert trained is not None
-    begun = set(starts["timestamp"].to_list()) & set((trained // 1000).tolist())
-    asked = [times[0] // 1000 for times in split.validation.timestamps.to_lists()]  # type: ignore[union-attr]
-    assert max(begun) < min(asked)
-    assert last_asked < first_asked
-    assert abs(len(begun) - 0.81 * len(starts)) <= 1
 
 
 # --- user-split
@@ -428,113 +351,6 @@ def logs_with_impressions() -> Dataset:
     return dataset_from_frames({"interactions": log, "impressions": shown})
 
 
-# --- what holds for every protocol
-
-
-def identity(dataset: Dataset, split: Split) -> list[Any]:
-    """A split in the owner's ids, comparable between numberings."""
-    users, items = dataset.users.ids, dataset.catalog.ids
-    log = split.train.interactions
-    seen: list[Any] = [users.decode(log.user_ids).to_list(), items.decode(log.item_ids).to_list()]
-    for requests in parts(split):
-        assert requests.targets is not None
-        seen.append([items.decode(np.array(h)).to_list() for h in requests.items.to_lists()])
-        seen.append([items.decode(np.array(t)).to_list() for t in requests.targets.to_lists()])
-        seen.append(None if requests.user_ids is None else users.decode(requests.user_ids.numpy()).to_list())
-    return seen
-
-
-@pytest.mark.parametrize("protocol", LOG_PROTOCOLS)
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000))
-def test_shuffled_rows_with_distinct_times_give_the_same_split(protocol: str, seed: int) -> None:
-    frame = random_log(seed, distinct_times=True)
-    shuffled = frame.sample(fraction=1.0, shuffle=True, seed=seed)
-    first, second = (dataset_from_frames({"interactions": f}, PURCHASES) for f in (frame, shuffled))
-    assert identity(first, make_split(first, protocol)) == identity(second, make_split(second, protocol))
-
-
-def events_of(dataset: Dataset) -> dict[int, list[Event]]:
-    """Each user's events in order: (time, item, action code)."""
-    log = dataset.interactions
-    assert log.timestamps is not None
-    actions = action_codes(log)
-    assert actions is not None
-    rows: dict[int, list[Event]] = defaultdict(list)
-    for user, *event in zip(
-        log.user_ids.tolist(), log.timestamps.tolist(), log.item_ids.tolist(), actions.tolist(), strict=True
-    ):
-        rows[user].append(tuple(event))
-    return rows
-
-
-@pytest.mark.parametrize("protocol", ["time", "leave-one-out", "user-split", "published"])
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), distinct=st.booleans())
-def test_history_and_target_are_a_prefix_of_the_log(protocol: str, seed: int, distinct: bool) -> None:
-    dataset = dataset_from_frames({"interactions": random_log(seed, distinct_times=distinct)}, PURCHASES)
-    split, log = make_split(dataset, protocol), events_of(dataset)
-    for requests in (split.validation, split.test):
-        assert requests.targets is not None
-        assert requests.timestamps is not None
-        assert requests.actions is not None
-        assert requests.user_ids is not None
-        histories = zip(
-            requests.timestamps.to_lists(), requests.items.to_lists(), requests.actions.to_lists(), strict=True
-        )
-        for user, history, targets in zip(
-            requests.user_ids.tolist(), histories, requests.targets.to_lists(), strict=True
-        ):
-            events = list(zip(*history, strict=True))
-            own = log[user]
-            assert own[: len(events)] == events
-            assert events
-            if protocol != "user-split":
-                assert own[len(events)][1:] == (targets[0], 1)
-
-
-@pytest.mark.parametrize("protocol", LOG_PROTOCOLS)
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), distinct=st.booleans())
-def test_no_target_is_learnt_from(protocol: str, seed: int, distinct: bool) -> None:
-    # Every event has an item of its own, so that an item tells the event.
-    frame = random_log(seed, distinct_times=distinct).with_columns(item_id=pl.int_range(pl.len()))
-    split = make_split(dataset_from_frames({"interactions": frame}, PURCHASES), protocol)
-    assert split.validation.targets is not None
-    assert split.test.targets is not None
-    train = set(split.train.interactions.item_ids.tolist())
-    refit = set(split.refit().interactions.item_ids.tolist())
-    validation, test = (set(p.targets.values.tolist()) for p in (split.validation, split.test))  # type: ignore[union-attr]
-    assert not train & (validation | test)
-    assert not validation & test
-    assert not refit & test
-    assert train < refit
-    if protocol != "user-split":
-        assert validation <= refit
-
-
-@pytest.mark.parametrize("protocol", ["time", "leave-one-out", "session"])
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
-@given(seed=st.integers(0, 10_000))
-def test_what_happens_later_changes_no_history(protocol: str, seed: int) -> None:
-    frame = random_log(seed, distinct_times=True)
-    dataset = dataset_from_frames({"interactions": frame})
-    before = make_split(dataset, protocol).test
-    assert before.request_times is not None
-    moment = int(before.request_times.max()) // 1000
-    changed = frame.with_columns(
-        item_id=pl.when(pl.col("timestamp") > moment).then(pl.lit(100)).otherwise(pl.col("item_id"))
-    )
-    # All items stay in the catalogue, so the numbering does not change.
-    catalog = pl.DataFrame({"item_id": dataset.catalog.ids.external})
-    later = dataset_from_frames({"interactions": changed, "items": catalog})
-    after = make_split(later, protocol).test
-    assert before.items.to_lists() == after.items.to_lists()
-    assert before.targets is not None
-    assert after.targets is not None
-    assert before.targets.to_lists() == after.targets.to_lists()
-
-
 def test_default_protocols() -> None:
     assert default_protocol(logs("abc", "abd"))[0] == "leave-one-out"
     assert default_protocol(data(user_id=[1, 2], item_id=[1, 2], timestamp=[1, 2]))[0] == "time"
@@ -579,54 +395,3 @@ def test_context_columns_travel_with_histories() -> None:
     values = context_values(dataset.interactions.columns, dataset.context)
     assert values["shop"].tolist() == [2, 0, 1, 2]
     assert test.context == {}  # the target's own price would tell the target
-
-
-# --- real data
-
-
-def real(name: str) -> Dataset:
-    root = os.environ.get("NEXTITEM_DATA")
-    if not root or not (Path(root) / name).is_dir():
-        pytest.skip(f"set NEXTITEM_DATA to a folder with {name}")
-    return load_dataset(Path(root) / name)
-
-
-def test_tmall_has_its_published_prefixes() -> None:
-    split = make_split(real("tmall-sessions"), "published")
-    train = split.refit().interactions
-    assert split.test.num_requests == 25_898
-    assert len(train) - len(np.unique(train.user_ids)) == 351_268
-
-
-@pytest.mark.parametrize("name", ["amazon14-beauty", "amazon14-sports", "amazon18-office"])
-def test_amazon_asks_every_user(name: str) -> None:
-    dataset = real(name)
-    split = make_split(dataset)
-    users = len(dataset.users.ids)
-    assert split.protocol == "leave-one-out"
-    assert split.test.num_requests == split.validation.num_requests == users
-    assert len(split.train.interactions) == len(dataset.interactions) - 2 * users
-
-
-@pytest.mark.parametrize(
-    ("name", "protocol"),
-    [
-        ("online-retail", "time"),
-        ("amazon14-tools", "time"),
-        ("tmall-sessions", "session"),
-        ("obd-men", "impressions"),
-    ],
-)
-def test_default_split_of_real_data(name: str, protocol: str) -> None:
-    dataset = real(name)
-    split = make_split(dataset)
-    assert split.protocol == protocol
-    if protocol == "impressions":
-        assert split.train.impressions is not None
-        shown = len(split.train.impressions.item_ids)
-        assert split.test.candidates is not None
-        assert abs(shown / 20_000 - 0.8) < 0.01
-        assert abs(split.test.num_requests / 20_000 - 0.1) < 0.01
-    else:
-        assert 0.65 < len(split.train.interactions) / len(dataset.interactions) < 0.85
-        assert split.test.num_requests > 500

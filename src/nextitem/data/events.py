@@ -17,6 +17,7 @@ from nextitem.data.tables import Table
 
 BATCH_ROWS = 4_000_000  # rows in memory as text at a time
 NUMBERS = ("rating", "value", "quantity", "price")
+Arrays = dict[str, NDArray[Any]]
 MISSING = -1  # stands for a missing time: valid ones are not negative
 
 
@@ -69,38 +70,23 @@ class EventReader:
         UserError at the first item that is not in `items`, unless `drop_unknown`.
         """
         notes: list[str] = []
-        codes, ticks, position, columns = self._encode(users, items)
-        unknown = codes["item"] == 0
+        arrays, columns = self._encode(users, items)
+        unknown = arrays["item"] == 0
         if self.searches is not None:
             unknown &= columns["action"].ne_missing("search").to_numpy()
         if unknown.any():
-            count, row = int(unknown.sum()), int(unknown.argmax()) + 1
             assert items_table is not None
-            if not drop_unknown:
-                raise validation.unknown_items(self.table, items_table, count=count, row=row)
-            notes.append(f"{self.table.where}: left out {count} rows whose items are not in {items_table.where}")
-            codes = {name: values[~unknown] for name, values in codes.items()}
-            ticks = None if ticks is None else ticks[~unknown]
-            position = None if position is None else position[~unknown]
-            columns = columns.filter(pl.Series(~unknown)) if columns.width else columns
-        if ticks is not None and len(ticks) and int(ticks.min()) == MISSING:
-            assert position is not None
-            missing = int((ticks == MISSING).sum())
-            notes.append(f"{self.table.where}: {missing} events have no time, so the log counts as undated")
-            order = event_order(codes["user"], _with_gaps_filled(codes["user"], ticks, position), position)
-            ticks = None
-        else:
-            order = event_order(codes["user"], *(key for key in (ticks, position) if key is not None))
-        del position
+            notes.append(validation.unknown_items(self.table, items_table, unknown, drop=drop_unknown))
+            arrays, columns = _rows(arrays, columns, ~unknown)
+        order = self._order(arrays, notes)
         if order is not None:
-            codes = {name: values[order] for name, values in codes.items()}
-            ticks = None if ticks is None else ticks[order]
-            columns = columns[order] if columns.width else columns
+            arrays, columns = _rows(arrays, columns, order)
+        ticks = arrays.get("time")
         if ticks is not None and self.ticks_per_ms != 1:
             ticks //= self.ticks_per_ms
         interactions = Interactions(
-            codes["user"],
-            codes["item"],
+            arrays["user"],
+            arrays["item"],
             len(users),
             len(items),
             timestamps=ticks,
@@ -109,6 +95,16 @@ class EventReader:
         )
         self._check_worth(interactions)
         return interactions, notes
+
+    def _order(self, arrays: Arrays, notes: list[str]) -> NDArray[np.int64] | None:
+        """The order of events; takes out of `arrays` what serves nothing but the order."""
+        users, ticks, position = arrays["user"], arrays.get("time"), arrays.pop("position", None)
+        if ticks is None or not len(ticks) or int(ticks.min()) != MISSING:
+            return event_order(users, *(key for key in (ticks, position) if key is not None))
+        assert position is not None
+        missing = int((ticks == MISSING).sum())
+        notes.append(f"{self.table.where}: {missing} events have no time, so the log counts as undated")
+        return event_order(users, _with_gaps_filled(users, arrays.pop("time"), position), position)
 
     def _other_columns(self) -> dict[str, pl.Expr]:
         table, settings = self.table, self.settings
@@ -129,27 +125,27 @@ class EventReader:
         columns |= context_columns(table, dict(settings.context), setting="[interactions] context")
         return columns
 
-    def _encode(
-        self, users: IdMap, items: IdMap
-    ) -> tuple[dict[str, NDArray[np.int32]], NDArray[np.int64] | None, NDArray[np.int64] | None, pl.DataFrame]:
+    def _encode(self, users: IdMap, items: IdMap) -> tuple[Arrays, pl.DataFrame]:
+        """Arrays user, item, time and position (as far as there are), and the other columns; in file order."""
         rows = int(self.table.collect(pl.len())["len"][0])
-        codes = {name: np.empty(rows, np.int32) for name in ("user", "item")}
-        ticks = None if self.time is None else np.empty(rows, np.int64)
-        position = None if self.position is None else np.empty(rows, np.int64)
-        sessions = self._sessions() if "session_id" in self.columns else None
+        arrays: Arrays = {"user": np.empty(rows, np.int32), "item": np.empty(rows, np.int32)}
         wanted = [self.user_id.alias("#user"), self.item_id.alias("#item")]
-        wanted += [] if self.time is None else [self.time.fill_null(MISSING).alias("#time")]
-        wanted += [] if self.position is None else [self.position.alias("#position")]
+        if self.time is not None:
+            arrays["time"] = np.empty(rows, np.int64)
+            wanted.append(self.time.fill_null(MISSING).alias("#time"))
+        if self.position is not None:
+            arrays["position"] = np.empty(rows, np.int64)
+            wanted.append(self.position.alias("#position"))
         wanted += [expression.alias(name) for name, expression in self.columns.items()]
+        sessions = self._sessions() if "session_id" in self.columns else None
         parts, start = [], 0
         for batch in self.table.batches(wanted, rows=BATCH_ROWS):
             window = slice(start, start + batch.height)
-            codes["user"][window] = users.encode(batch["#user"])
-            codes["item"][window] = items.encode(batch["#item"])
-            if ticks is not None:
-                ticks[window] = batch["#time"].to_numpy()
-            if position is not None:
-                position[window] = batch["#position"].to_numpy()
+            arrays["user"][window] = users.encode(batch["#user"])
+            arrays["item"][window] = items.encode(batch["#item"])
+            for name in ("time", "position"):
+                if name in arrays:
+                    arrays[name][window] = batch[f"#{name}"].to_numpy()
             if sessions is not None:
                 numbered = batch.select("#user", "session_id").join(
                     sessions, on=["#user", "session_id"], how="left", maintain_order="left"
@@ -157,7 +153,7 @@ class EventReader:
                 batch = batch.with_columns(numbered["#session"].alias("session_id"))
             parts.append(batch.select(list(self.columns)))
             start += batch.height
-        return codes, ticks, position, pl.concat(parts)
+        return arrays, pl.concat(parts)
 
     def _sessions(self) -> pl.DataFrame:
         """Each session of a user with its number, from 1 in order of appearance.
@@ -190,6 +186,13 @@ class EventReader:
             if count < 2:
                 found = f"holds events of one {what} only" if count else f"holds no event with an {what}"
                 raise UserError(f"{self.table.where}: {found}; nothing can be learnt from fewer than two {what}s")
+
+
+def _rows(arrays: Arrays, columns: pl.DataFrame, rows: NDArray[Any]) -> tuple[Arrays, pl.DataFrame]:
+    """The rows of a mask or of indices."""
+    if columns.width:
+        columns = columns.filter(pl.Series(rows)) if rows.dtype == np.bool_ else columns[rows]
+    return {name: values[rows] for name, values in arrays.items()}, columns
 
 
 def label_columns(table: Table, labels: tuple[str, ...], *, setting: str) -> dict[str, pl.Expr]:

@@ -61,11 +61,8 @@ class ImpressionReader:
         unknown = item_ids == 0
         notes: list[str] = []
         if unknown.any():
-            count, row = int(unknown.sum()), int(unknown.argmax()) + 1
             assert items_table is not None
-            if not drop_unknown:
-                raise validation.unknown_items(self.table, items_table, count=count, row=row)
-            notes.append(f"{self.table.where}: left out {count} rows whose items are not in {items_table.where}")
+            notes.append(validation.unknown_items(self.table, items_table, unknown, drop=drop_unknown))
             frame, item_ids = frame.filter(pl.Series(~unknown)), item_ids[~unknown]
         requests = IdMap(frame["#request"].unique(maintain_order=True))
         if len(requests) < 2:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from nextitem.core.errors import UserError
 from nextitem.data.tables import Table
@@ -308,14 +310,17 @@ def check_searches(table: Table) -> pl.Expr | None:
     return searches
 
 
-def unknown_items(table: Table, items: Table, *, count: int, row: int) -> UserError:
-    """The error of item ids of `table` that the items table lacks."""
-    return table.problem(
-        "item_id",
-        f"{table.value('item_id', row)!r} is not in {items.where} ({count} rows have such items)",
-        "add the items, or leave these rows out with --drop-unknown-items",
-        row=row,
-    )
+def unknown_items(table: Table, items: Table, unknown: NDArray[np.bool_], *, drop: bool) -> str:
+    """A note of the rows whose items the items table lacks; UserError at the first one unless they `drop`."""
+    count, row = int(unknown.sum()), int(unknown.argmax()) + 1
+    if not drop:
+        raise table.problem(
+            "item_id",
+            f"{table.value('item_id', row)!r} is not in {items.where} ({count} rows have such items)",
+            "add the items, or leave these rows out with --drop-unknown-items",
+            row=row,
+        )
+    return f"{table.where}: left out {count} rows whose items are not in {items.where}"
 
 
 def unique_ids(table: Table, column: str, ids: pl.Expr) -> None:
