@@ -5,8 +5,10 @@
 A generator with canned logits costs nothing, so the time of a search is the time of everything but the model. It is
 split by wrapping the functions that the search calls: gathering (children and their logits), masking (exclusions,
 allow-lists, compiled and applied), selection (top-k and the expansion of leaves), and the rest (log-sum-exp,
-bookkeeping, reordering). Catalogues are uniform random codes; batch 32, width 20, k 20. Compared with one
-decoder step of TIGER's published size, the arithmetic alone. Prints a table, then JSON.
+bookkeeping, reordering). Requests: free; 50 exclusions each; then also an allow-list of half the catalogue, one
+for all requests or one for each (a mask of B x N entries, which takes as long as it takes to read). Catalogues are
+uniform random codes; batch 32, width 20, k 20. Compared with one decoder step of TIGER's published size, the
+arithmetic alone. Prints a table, then JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from nextitem.decoding.trie import PrefixTrie
 
 SIZES = (256, 256, 256, 256)
 BATCH, WIDTH, EXCLUDED = 32, 20, 50
-KINDS = ("free", "excluded", "excluded and allowed")
+KINDS = ("free", "excluded", "+ one allow-list", "+ own allow-lists")
 
 
 class Canned:
@@ -135,11 +137,12 @@ def timed_median(work: Callable[[], object], repeats: int) -> float:
 def request_batch(items: int, kind: str) -> SequenceBatch:
     draw = torch.Generator().manual_seed(1)
     excluded = allowed = None
-    if "excluded" in kind:
+    if kind != "free":
         drawn = torch.randint(1, items + 1, (BATCH * EXCLUDED,), generator=draw)
         excluded = Jagged.from_lengths(drawn, torch.full((BATCH,), EXCLUDED))
-    if "allowed" in kind:
-        allowed = torch.rand((1, items + 1), generator=draw) < 0.5
+    if "allow" in kind:
+        lists = 1 if "one" in kind else BATCH
+        allowed = torch.rand((lists, items + 1), generator=draw) < 0.5
     return SequenceBatch(Jagged.from_rows([[1]] * BATCH), excluded=excluded, allowed=allowed)
 
 
