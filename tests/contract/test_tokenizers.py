@@ -11,6 +11,7 @@ from planted import catalog_of, clusters, learn, purity
 from nextitem.core.config import parse
 from nextitem.core.registry import TOKENIZERS
 from nextitem.core.roles import ClosedForm, Trainable
+from nextitem.pipeline.bundle import load_weights, save_weights
 from nextitem.tokenizers.collisions import append_items, build_table
 from nextitem.tokenizers.quality import QualityConfig, collapse_warning
 from nextitem.tokenizers.tokenizer import Tokenizer
@@ -71,8 +72,6 @@ def test_the_same_seed_gives_the_same_codes(tokenizer: Tokenizer) -> None:
 
 
 def test_weights_on_disk_give_the_same_codes(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    from nextitem.pipeline.bundle import load_weights, save_weights
-
     save_weights(tmp_path / "tokenizer.safetensors", tokenizer)
     torch.manual_seed(99)
     config = parse(tokenizer.Config, SETTINGS, where="test")

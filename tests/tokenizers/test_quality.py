@@ -124,6 +124,13 @@ def test_good_codes_raise_no_alarm_and_thresholds_are_settings() -> None:
     assert collapse_warning(some, QualityConfig(max_collision_rate=0.5)) is not None
 
 
+def test_content_that_says_too_little_is_named() -> None:
+    content = torch.eye(3).repeat(70, 1)
+    report = _report(content, [[n % 3, 0] for n in range(210)], (20, 20))
+    assert "210 items have 3 different contents" in str(collapse_warning(report, QualityConfig()))
+    assert collapse_warning(report, QualityConfig(min_distinct_share=0.01)) is None
+
+
 def test_near_duplicates_may_collide() -> None:
     """Codes that say nearly everything there is to say have not collapsed."""
     content = torch.arange(100)[:, None] % 10 + torch.randn((100, 3), generator=torch.Generator().manual_seed(0)) / 10

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _CHUNK = 1 << 24  # entries of a distance matrix that are held at once
+_START_SAMPLE = 32  # vectors a code among which k-means looks for its start
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -75,23 +77,21 @@ def kmeans(vectors: Tensor, num_codes: int, *, seed: int, iterations: int = 25) 
     """Centroids [C, D] of `vectors [B, D]`, on their device; deterministic for a seed.
 
     C is num_codes, or fewer: the distinct vectors where there are no more of them than codes, and never a
-    centroid that is nearest to no vector. Duplicates count as often as they occur.
+    centroid that is nearest to no vector. Duplicates count as often as they occur. Starts by greedy k-means++
+    (Arthur & Vassilvitskii 2007) on a sample of 32 vectors a code.
     """
     import faiss
+    from sklearn.cluster import kmeans_plusplus
 
     distinct, counts = torch.unique(vectors.detach().cpu().float(), dim=0, return_counts=True)
     if distinct.shape[0] <= num_codes:
         whole: Tensor = distinct.to(vectors.device)
         return whole
-    clustering = faiss.Kmeans(
-        distinct.shape[1],
-        num_codes,
-        niter=iterations,
-        seed=seed,
-        min_points_per_centroid=1,
-        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
-    )
-    clustering.train(distinct.numpy(), weights=counts.float().numpy())
+    points, weights = distinct.numpy(), counts.float().numpy()
+    sample = np.random.default_rng(seed).permutation(len(points))[: _START_SAMPLE * num_codes]
+    start = kmeans_plusplus(points[sample], num_codes, sample_weight=weights[sample], random_state=seed)[0]
+    clustering = faiss.Kmeans(points.shape[1], num_codes, niter=iterations, seed=seed, min_points_per_centroid=1)
+    clustering.train(points, weights=weights, init_centroids=start)
     assert clustering.centroids is not None
     centroids: Tensor = torch.from_numpy(clustering.centroids.copy())
     used = torch.unique(nearest_code(distinct, centroids))

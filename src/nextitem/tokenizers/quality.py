@@ -25,6 +25,7 @@ class QualityConfig(Config):
     min_usage: float = Field(0.2, ge=0, le=1)  # share of the first level's codes that items use
     min_entropy_share: float = Field(0.4, ge=0, le=1)  # entropy of the first level over its maximum
     max_collision_rate: float = Field(0.9, ge=0, le=1)  # share of different contents that share their codes
+    min_distinct_share: float = Field(0.02, ge=0, le=1)  # different contents an item: below, content says too little
     # relative error of decoded vectors up to which collisions are excused: such items are near-duplicates
     excused_error: float = Field(0.1, ge=0)
 
@@ -66,7 +67,7 @@ def quality_report(tokenizer: Tokenizer, catalog: Catalog, codes: Tensor) -> dic
 
 
 def collapse_warning(report: Mapping[str, Any], config: QualityConfig) -> str | None:
-    """One sentence that says how a tokenizer has collapsed; None where it has not, or has one item only."""
+    """How a tokenizer has collapsed, as part of a sentence; None where it has not, or has one item only."""
     if report["items"] < 2:
         return None
     first, items = report["levels"][0], f"{report['items']:,} items"
@@ -75,6 +76,11 @@ def collapse_warning(report: Mapping[str, Any], config: QualityConfig) -> str | 
             f"the tokenizer has collapsed: {items} use {first['used']} of {first['codebook_size']} first codes, with "
             f"{first['entropy_share']:.0%} of the largest entropy (at least {config.min_usage:.0%} of the usable codes "
             f"and {config.min_entropy_share:.0%} are wanted)"
+        )
+    if report["distinct_contents"] < config.min_distinct_share * report["items"]:
+        return (
+            f"content cannot tell items apart: {items} have {report['distinct_contents']:,} different contents "
+            f"(at least {config.min_distinct_share:.0%} are wanted)"
         )
     rate, error = report["avoidable_collision_rate"], report["reconstruction_error"]
     if rate > config.max_collision_rate and error > config.excused_error:
@@ -126,7 +132,7 @@ def _neighbours(content: Tensor, codes: Tensor) -> dict[str, list[float] | None]
     unit = torch.nn.functional.normalize(content, dim=1)
     sample = torch.arange(0, count, -(-count // _SAMPLE))
     shared = torch.zeros(depth, dtype=torch.float64)
-    for rows in torch.split(sample, 256):
+    for rows in torch.split(sample, 64):
         similarity = unit[rows] @ unit.T
         similarity[torch.arange(len(rows)), rows] = -torch.inf  # an item is not its own neighbour
         nearest = similarity.topk(min(_NEIGHBOURS, count - 1), dim=1).indices
