@@ -1,0 +1,93 @@
+"""Next-item sequences: a user's events, each predicting the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nextitem.core.interactions import Interactions
+from nextitem.core.jagged import Jagged, offsets_of, ranges
+
+
+@dataclass(frozen=True, eq=False)
+class NextItemBatch:
+    """Sequences of one batch.
+
+    items    inputs, Jagged int64: all events of a sequence but its last
+    targets  Jagged int64, same offsets: the event after each input; 0 where it may not be a target
+    seed     of what is drawn for this batch (negatives)
+    """
+
+    items: Jagged
+    targets: Jagged
+    seed: int
+
+    def to(self, device: torch.device | str) -> NextItemBatch:
+        """The same on another device."""
+        return NextItemBatch(self.items.to(device), self.targets.to(device), self.seed)
+
+
+class NextItemSequences:
+    """Sequences of at most `max_length` inputs from a log; a longer history is cut into windows from its end.
+
+    Events that may not be targets stay as inputs. Sequences without any target are left out. Batches hold sequences of
+    similar length, so that little work falls on padding; which sequences meet, and the order of batches, are drawn anew
+    each epoch from (seed, epoch).
+    """
+
+    def __init__(self, log: Interactions, *, max_length: int) -> None:
+        with_item = log.select(log.item_ids > 0) if bool((log.item_ids == 0).any()) else log
+        self.items = torch.from_numpy(with_item.item_ids.astype(np.int64))
+        may = with_item.positive
+        self.targets = self.items if may is None else self.items * torch.from_numpy(may)
+        self.starts, self.lengths = _windows(with_item.offsets, max_length)
+        keep = self._has_target()
+        self.starts, self.lengths = self.starts[keep], self.lengths[keep]
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches in one epoch."""
+        return -(-len(self.starts) // batch_size)
+
+    def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[NextItemBatch]:
+        """Batches `start`, ... of an epoch."""
+        order, batch_order = self._order(batch_size, epoch, seed)
+        for place in range(start, len(batch_order)):
+            rows = order[batch_order[place] * batch_size : (batch_order[place] + 1) * batch_size]
+            starts, lengths = torch.from_numpy(self.starts[rows]), torch.from_numpy(self.lengths[rows])
+            inputs = ranges(starts, lengths)
+            offsets = offsets_of(lengths)
+            yield NextItemBatch(
+                Jagged(self.items[inputs], offsets),
+                Jagged(self.targets[inputs + 1], offsets),
+                seed=hash((seed, epoch, place)) % 2**62,
+            )
+
+    def _order(self, batch_size: int, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        rng = np.random.default_rng([seed, epoch])
+        shuffled = rng.permutation(len(self.starts))
+        # Sorted by length within pools of 50 batches: mates differ by epoch, lengths hardly do within a batch.
+        pool = np.arange(len(shuffled)) // (50 * batch_size)
+        order = shuffled[np.lexsort((self.lengths[shuffled], pool))]
+        return order, rng.permutation(self.num_batches(batch_size))
+
+    def _has_target(self) -> NDArray[np.bool_]:
+        if not len(self.starts):
+            return np.zeros(0, np.bool_)
+        seen = np.concatenate([[0], np.cumsum(self.targets.numpy() > 0)])
+        found: NDArray[np.bool_] = seen[self.starts + self.lengths + 1] > seen[self.starts + 1]
+        return found
+
+
+def _windows(offsets: NDArray[np.int64], max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First input and number of inputs of every window; the last of a user ends with the user's last event."""
+    inputs = np.maximum(np.diff(offsets) - 1, 0)
+    counts = -(-inputs // max_length)
+    user = np.repeat(np.arange(len(inputs)), counts)
+    from_end = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
+    ends = inputs[user] - from_end * max_length
+    begins = np.maximum(ends - max_length, 0)
+    return (offsets[:-1][user] + begins).astype(np.int64), (ends - begins).astype(np.int64)

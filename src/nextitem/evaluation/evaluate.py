@@ -1,0 +1,183 @@
+"""evaluate: the figures of one model on one set of requests, over the full catalogue."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.recommender import Recommender
+from nextitem.evaluation.intervals import interval
+from nextitem.evaluation.metrics import accuracy, beyond_accuracy
+from nextitem.evaluation.slices import slice_masks
+
+ACCURACY = {
+    "recall": accuracy.recall,
+    "ndcg": accuracy.ndcg,
+    "mrr": accuracy.mrr,
+    "hit_rate": accuracy.hit_rate,
+    "map": accuracy.average_precision,
+    "precision": accuracy.precision,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Figures of one model.
+
+    metrics    name@k -> mean over the requests that it is defined on
+    intervals  name@k -> 95% bootstrap interval of that mean; for metrics that are means over requests
+    slices     slice -> {"users": n, metric -> mean}
+    values     name@k -> one value a request, [users] float64 (NaN: not defined): for paired comparisons
+    lists      the recommendations, [users, K] int64
+    """
+
+    model: str
+    protocol: str
+    refit: bool
+    users: int
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    slices: dict[str, dict[str, float]]
+    values: dict[str, Tensor] = field(repr=False, default_factory=dict)
+    lists: Tensor = field(repr=False, default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+
+    def to_json(self) -> dict[str, Any]:
+        """The public format of `nextitem evaluate --json`."""
+        return {
+            "model": self.model,
+            "protocol": self.protocol,
+            "refit": self.refit,
+            "users": self.users,
+            "metrics": {name: _plain(value) for name, value in self.metrics.items()},
+            "intervals": {name: [_plain(low), _plain(high)] for name, (low, high) in self.intervals.items()},
+            "slices": {name: {key: _plain(value) for key, value in part.items()} for name, part in self.slices.items()},
+        }
+
+
+def evaluate(
+    model: Recommender,
+    requests: SequenceBatch,
+    *,
+    train: Dataset,
+    ks: Sequence[int] = (5, 10, 20),
+    batch_size: int = 512,
+    set_requests: SequenceBatch | None = None,
+    model_name: str = "",
+    protocol: str = "",
+    refit: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    """Figures of `model` on `requests` (their targets, exclusions and allow-lists), over the full catalogue.
+
+    `set_requests` holds the same requests with all later events as targets (`time` protocol): it adds
+    set_recall@k, set_ndcg@k, ... from the same lists. `train` gives popularity and transitions for beyond-accuracy
+    metrics and slices; it is never learnt from here. Deterministic.
+    """
+    assert requests.targets is not None, "requests must have targets"
+    lists = recommend_all(model, requests, max(ks), batch_size=batch_size, progress=progress)
+    popularity = torch.from_numpy(train.interactions.item_counts()).double()
+    values: dict[str, Tensor] = {}
+    metrics: dict[str, float] = {}
+    distances = item_distances(model.catalog)
+    for k in ks:
+        for name, metric in ACCURACY.items():
+            values[f"{name}@{k}"] = metric(lists, requests.targets, k)
+            if set_requests is not None and set_requests.targets is not None:
+                values[f"set_{name}@{k}"] = metric(lists, set_requests.targets, k)
+        values[f"serendipity@{k}"] = beyond_accuracy.serendipity(lists, requests.targets, popularity, k)
+        values[f"novelty@{k}"] = beyond_accuracy.novelty(lists[:, :k], popularity)
+        values[f"popularity_bias@{k}"] = beyond_accuracy.popularity_bias(lists[:, :k], requests.items, popularity)
+        if distances is not None:
+            values[f"diversity@{k}"] = beyond_accuracy.diversity(lists[:, :k], distances)
+        metrics[f"coverage@{k}"] = beyond_accuracy.coverage(lists[:, :k], num_items=model.num_items)
+        metrics[f"gini@{k}"] = beyond_accuracy.gini(lists[:, :k], num_items=model.num_items)
+    metrics |= {name: _mean(value) for name, value in values.items()}
+    return Evaluation(
+        model=model_name,
+        protocol=protocol,
+        refit=refit,
+        users=requests.num_requests,
+        metrics=dict(sorted(metrics.items())),
+        intervals={name: interval(value) for name, value in sorted(values.items())},
+        slices=_slices(slice_masks(requests, train, model.catalog), values, ks),
+        values=values,
+        lists=lists,
+    )
+
+
+def recommend_all(
+    model: Recommender, requests: SequenceBatch, k: int, *, batch_size: int = 512, progress: bool = False
+) -> Tensor:
+    """The lists of all requests, [B, k] int64."""
+    total = -(-requests.num_requests // batch_size)
+    batches = requests.split(batch_size)
+    shown = (
+        track(batches, "evaluating", total=total, console=Console(stderr=True), transient=True) if progress else batches
+    )
+    device = model.popularity.device
+    parts = [model.recommend(batch.to(device), k).item_ids.cpu() for batch in shown]
+    return torch.cat(parts) if parts else torch.zeros(0, k, dtype=torch.int64)
+
+
+def quick_score(model: Recommender, requests: SequenceBatch, *, metric: str = "ndcg@10") -> float:
+    """One figure, for choosing an epoch: `metric` is name@k of an accuracy metric."""
+    assert requests.targets is not None, "requests must have targets"
+    name, _, k = metric.partition("@")
+    lists = recommend_all(model, requests, int(k))
+    return _mean(ACCURACY[name](lists, requests.targets, int(k)))
+
+
+def latency(model: Recommender, requests: SequenceBatch, *, k: int = 10, count: int = 100) -> tuple[float, float]:
+    """Milliseconds of one request alone, median and 99th percentile over `count` requests, after ten warm ones."""
+    rows = torch.linspace(0, requests.num_requests - 1, count + 10).long()
+    singles = [requests.select(row[None]) for row in rows]
+    times = []
+    for single in singles:
+        began = time.perf_counter()
+        model.recommend(single, k)
+        times.append(1000 * (time.perf_counter() - began))
+    spent = torch.tensor(times[10:], dtype=torch.float64)
+    return float(spent.median()), float(spent.quantile(0.99))
+
+
+def item_distances(catalog: Catalog) -> Tensor | None:
+    """What diversity measures distance by: content vectors, else one-hot categories [N + 1, D], else None."""
+    if catalog.content is not None:
+        return catalog.content
+    column = next((name for name, kind in catalog.features.items() if kind == "categorical"), None)
+    if column is None:
+        return None
+    codes = torch.from_numpy(catalog.table[column].cast(str).fill_null("").rank("dense").to_numpy().astype("int64"))
+    one_hot = torch.nn.functional.one_hot(codes).float()
+    return torch.cat([torch.zeros(1, one_hot.shape[1]), one_hot])
+
+
+def _slices(
+    masks: Mapping[str, Tensor], values: Mapping[str, Tensor], ks: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    k = 10 if 10 in ks else ks[0]
+    shown = [name for name in (f"recall@{k}", f"ndcg@{k}") if name in values]
+    return {
+        name: {"users": int(mask.sum()), **{metric: _mean(values[metric][mask]) for metric in shown}}
+        for name, mask in masks.items()
+        if bool(mask.any())
+    }
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.nanmean()) if values.numel() else float("nan")
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if value != value else value

@@ -1,0 +1,94 @@
+"""Slices of requests: where a model is good, and where it is not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+
+
+def slice_masks(requests: SequenceBatch, train: Dataset, catalog: Catalog) -> dict[str, Tensor]:
+    """Slice -> bool [B]. A request with several targets is sliced by its first.
+
+    activity: by the length of the history (thirds). popularity: targets among the fifth of the training events that
+    fall on the most popular items, the next three fifths, the last. cold: targets unseen in training; warm: the others.
+    memorization: the step from the last item of the history to the target was seen in training; generalization: it was
+    not. new_category: the target's category is not in the history. siblings: how many other items share all codes but
+    the last of the target's semantic ID.
+    """
+    assert requests.targets is not None
+    has_target = requests.targets.lengths > 0
+    first = torch.zeros(requests.num_requests, dtype=torch.int64)
+    first[has_target] = requests.targets.values[requests.targets.offsets[:-1][has_target]]
+    masks = _activity(requests) | _popularity(first, train) | _memorization(requests, first, train)
+    masks |= _new_category(requests, first, catalog) | _siblings(first, catalog)
+    return {name: mask & has_target for name, mask in masks.items()}
+
+
+def _activity(requests: SequenceBatch) -> dict[str, Tensor]:
+    lengths = requests.items.lengths
+    if not lengths.numel():
+        return {}
+    low, high = lengths.double().quantile(torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)).tolist()
+    return {
+        f"history<={low:.0f}": lengths <= low,
+        f"history {low:.0f}-{high:.0f}": (lengths > low) & (lengths <= high),
+        f"history>{high:.0f}": lengths > high,
+    }
+
+
+def _popularity(first: Tensor, train: Dataset) -> dict[str, Tensor]:
+    counts = torch.from_numpy(train.interactions.item_counts())
+    order = counts.argsort(descending=True, stable=True)
+    before = counts[order].cumsum(0) - counts[order]  # events on more popular items
+    share = torch.empty(len(counts), dtype=torch.float64)
+    share[order] = before.double() / max(1, int(counts.sum()))
+    warm = counts[first] > 0
+    return {
+        "popular": warm & (share[first] < 0.2),
+        "middle": warm & (share[first] >= 0.2) & (share[first] < 0.8),
+        "rare": warm & (share[first] >= 0.8),
+        "warm": warm,
+        "cold": ~warm,
+    }
+
+
+def _memorization(requests: SequenceBatch, first: Tensor, train: Dataset) -> dict[str, Tensor]:
+    log = train.interactions.targets_only()
+    span = log.num_items + 1
+    same = torch.from_numpy(log.user_ids[1:] == log.user_ids[:-1])
+    items = torch.from_numpy(log.item_ids).long()
+    seen = torch.unique((items[:-1] * span + items[1:])[same])
+    has_history = requests.items.lengths > 0
+    last = torch.zeros(requests.num_requests, dtype=torch.int64)
+    last[has_history] = requests.items.values[requests.items.offsets[1:][has_history] - 1]
+    known = torch.isin(last * span + first, seen)
+    return {"memorization": known & has_history, "generalization": ~known & has_history}
+
+
+def _new_category(requests: SequenceBatch, first: Tensor, catalog: Catalog) -> dict[str, Tensor]:
+    column = next((name for name, kind in catalog.features.items() if kind == "categorical"), None)
+    if column is None:
+        return {}
+    ranked = catalog.table[column].cast(str).fill_null("").rank("dense").to_numpy().astype("int64")
+    category = torch.cat([torch.zeros(1, dtype=torch.int64), torch.from_numpy(ranked)])
+    span = int(category.max()) + 1
+    held = requests.items.row_ids() * span + category[requests.items.values]
+    wanted = torch.arange(requests.num_requests) * span + category[first]
+    return {"new_category": ~torch.isin(wanted, held)}
+
+
+def _siblings(first: Tensor, catalog: Catalog) -> dict[str, Tensor]:
+    if catalog.identifiers is None:
+        return {}
+    prefixes = catalog.identifiers.codes[1:, :-1]
+    group, sizes = torch.unique(prefixes, dim=0, return_inverse=True, return_counts=True)[1:]
+    siblings = torch.cat([torch.zeros(1, dtype=torch.int64), sizes[group] - 1])[first]
+    return {
+        "no siblings": siblings == 0,
+        "1-3 siblings": (siblings >= 1) & (siblings <= 3),
+        "4+ siblings": siblings >= 4,
+    }

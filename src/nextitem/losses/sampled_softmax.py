@@ -1,0 +1,29 @@
+"""Cross-entropy over the target and sampled items, corrected for how they were sampled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sampled_softmax(
+    hidden: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    *,
+    negatives: Tensor,
+    log_q: Tensor | None = None,
+) -> Tensor:
+    """Mean over T of the cross-entropy of the target among itself and S sampled items, scalar.
+
+    `hidden [T, D]`, `table [N + 1, D]`, `targets [T]`; `negatives [S]` shared by all positions. `log_q [N + 1]` is the
+    log of each item's expected number of draws; subtracting it from every logit makes the sampled softmax consistent
+    with the full one (Bengio and Senecal 2008). A negative that is the target itself is left out.
+    """
+    positive = (hidden * table[targets]).sum(1, keepdim=True)
+    sampled = hidden @ table[negatives].T
+    if log_q is not None:
+        positive = positive - log_q[targets][:, None]
+        sampled = sampled - log_q[negatives]
+    sampled = sampled.masked_fill(targets[:, None] == negatives, -torch.inf)
+    return (torch.logaddexp(positive[:, 0], sampled.logsumexp(1)) - positive[:, 0]).mean()

@@ -1,0 +1,157 @@
+"""SASRec: causal self-attention over the history predicts the next item.
+
+Kang and McAuley, Self-Attentive Sequential Recommendation, arXiv 1808.09781; objectives and blocks after gSASRec
+(arXiv 2308.07192) and eSASRec (arXiv 2508.06450). An item's embedding plus a position goes through blocks of causal
+attention; the last hidden state scores every item by inner product with the same table; every position of a history
+learns to predict its successor.
+
+Notable
+- Block, objective and negatives are settings: `published` with `bce` and one negative is the paper, `ligr` with a
+  softmax is what makes SASRec strong.
+- Histories are padded on the right, and positions are counted from the last item backwards, so that an item's position
+  does not depend on padding. The paper's left padding has the same effect at request time.
+- Loss is computed at real targets only; no logit is computed that nobody reads.
+- Negatives of the softmax are drawn once a batch and shared by all its positions; those of bce and gbce are drawn for
+  each position. They are uniform; with `negatives_power` by popularity ** power, and corrected by log_q.
+
+Shapes: B sequences, L positions, D width, T real targets of a batch, N items, S negatives.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.core.roles import LossTerms
+from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
+from nextitem.losses.bce import bce
+from nextitem.losses.full_softmax import full_softmax
+from nextitem.losses.gbce import gbce
+from nextitem.losses.sampled_softmax import sampled_softmax
+from nextitem.nn.transformer import BLOCKS
+from nextitem.ops.topk import top_items
+
+
+class SASRecConfig(configs.Config):
+    """Settings of SASRec."""
+
+    width: int = Field(64, ge=1)  # D
+    layers: int = Field(1, ge=1)  # blocks
+    heads: int = Field(1, ge=1)  # attention heads; must divide width
+    dropout: float = Field(0.5, ge=0, lt=1)  # of embeddings, attention and feed-forward
+    max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    block: Literal["published", "pre-norm", "ligr"] = "ligr"  # see nn/transformer.py
+    objective: Literal["full-softmax", "sampled-softmax", "bce", "gbce"] = "sampled-softmax"
+    num_negatives: int = Field(1024, ge=1)  # a batch (sampled-softmax) or a position (bce, gbce)
+    negatives_power: float = Field(0.0, ge=0)  # negatives by popularity ** power, log_q corrected; 0: uniform
+    gbce_calibration: float = Field(0.75, ge=0, le=1)  # t of gSASRec
+    temperature: float | None = Field(None, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
+
+
+class SASRec(Recommender):
+    """Ranks items by the inner product with the last hidden state."""
+
+    Config = SASRecConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("cycle", "checkerboard")
+
+    def __init__(self, config: SASRecConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        if config.width % config.heads:
+            raise ValueError(f"heads = {config.heads} must divide width = {config.width}")
+        self.settings = config
+        self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
+        self.positions = nn.Embedding(config.max_history_length, config.width)  # 0: the last item
+        self.dropout = nn.Dropout(config.dropout)
+        block = BLOCKS[config.block]
+        self.blocks = nn.ModuleList(
+            block(config.width, heads=config.heads, dropout=config.dropout) for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=1e-8)
+        self._initialise()
+
+    def examples(self, train: Dataset) -> NextItemSequences:
+        """Windows of the users' histories; every event but the first is a target."""
+        return NextItemSequences(train.interactions, max_length=self.settings.max_history_length)
+
+    def training_loss(self, batch: NextItemBatch) -> LossTerms:
+        """The configured objective at every real target."""
+        kept = batch.targets.values > 0
+        hidden_TD = self._scale(self._flat_hidden(batch.items)[kept])
+        targets = batch.targets.values[kept]
+        table = self.item_vectors()
+        chosen = self.settings
+        if chosen.objective == "full-softmax":
+            return LossTerms(full_softmax(hidden_TD, table, targets))
+        generator = torch.Generator().manual_seed(batch.seed)
+        if chosen.objective == "sampled-softmax":
+            negatives, log_q = self._shared_negatives(generator)
+            return LossTerms(sampled_softmax(hidden_TD, table, targets, negatives=negatives, log_q=log_q))
+        shape = (len(targets), chosen.num_negatives)
+        drawn = torch.randint(1, self.num_items + 1, shape, generator=generator).to(targets.device)
+        if chosen.objective == "bce":
+            return LossTerms(bce(hidden_TD, table, targets, negatives=drawn))
+        calibration = chosen.gbce_calibration
+        loss = gbce(hidden_TD, table, targets, negatives=drawn, calibration=calibration, num_items=self.num_items)
+        return LossTerms(loss)
+
+    def user_vectors(self, batch: SequenceBatch) -> Tensor:
+        """The last hidden state of each history, [B, D]."""
+        recent = batch.items.last(self.settings.max_history_length)
+        hidden = self._flat_hidden(recent)
+        return self._scale(hidden[recent.offsets[1:] - 1])
+
+    def item_vectors(self) -> Tensor:
+        """The table that scores, [N + 1, D]."""
+        table: Tensor = self.items.weight
+        return table if self.settings.temperature is None else nn.functional.normalize(table, dim=1)
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
+
+    def _flat_hidden(self, items: Jagged) -> Tensor:
+        """Hidden states at the real positions of the histories, [T, D]."""
+        padded_BL = items.to_padded()
+        lengths = items.lengths
+        column = torch.arange(padded_BL.shape[1], device=padded_BL.device)
+        from_end = (lengths[:, None] - 1 - column).clamp(min=0)
+        hidden_BLD = self.items(padded_BL) * self.settings.width**0.5 + self.positions(from_end)
+        hidden_BLD = self.dropout(hidden_BLD)
+        for block in self.blocks:
+            hidden_BLD = block(hidden_BLD)
+        return self.norm(hidden_BLD[column < lengths[:, None]])  # type: ignore[no-any-return]
+
+    def _scale(self, hidden_TD: Tensor) -> Tensor:
+        if self.settings.temperature is None:
+            return hidden_TD
+        return nn.functional.normalize(hidden_TD, dim=1) / self.settings.temperature
+
+    def _shared_negatives(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Item ids [S] and log_q [N + 1]; uniform draws have a constant log_q, which only the target lacks."""
+        device = self.items.weight.device
+        count, power = self.settings.num_negatives, self.settings.negatives_power
+        if power == 0:
+            drawn = torch.randint(1, self.num_items + 1, (count,), generator=generator)
+            return drawn.to(device), None
+        weights = (self.popularity.cpu() + 1) ** power
+        weights[0] = 0
+        drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
+        return drawn.to(device), torch.log(count * weights / weights.sum()).to(device)
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.dim() >= 2:
+                nn.init.trunc_normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        with torch.no_grad():
+            self.items.weight[0] = 0
