@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from planted import catalog_of, clusters, learn
 
+from nextitem.data.readers import load_dataset
+from nextitem.data.text import ContentConfig, content_vectors
 from nextitem.nn.quantizers import kmeans, nearest_code
+from nextitem.tokenizers.collisions import build_table
+from nextitem.tokenizers.quality import QualityConfig, collapse_warning
 from nextitem.tokenizers.residual_kmeans import ResidualKMeans
 
 CONTENT, _ = clusters(each=30)
@@ -61,3 +68,17 @@ def test_codebooks_take_their_size_from_the_data() -> None:
     assert isinstance(tokenizer, ResidualKMeans)
     assert tokenizer.codebook_sizes[0] == 5
     assert tokenizer.codebook_sizes[1:] == (1, 1)
+
+
+@pytest.mark.slow
+def test_beauty_gets_codes_that_say_something(real_data: Path) -> None:
+    catalog = load_dataset(real_data / "amazon14-beauty").catalog
+    catalog = catalog.with_content(content_vectors(catalog, ContentConfig()))
+    table = build_table(learn("residual-kmeans", catalog, codebook_size=256), catalog)
+    report = table.report or {}
+    assert table.is_unique
+    assert table.codebook_sizes == (256, 256, 256, 256)
+    assert collapse_warning(report, QualityConfig()) is None
+    assert report["collision_rate"] < 0.35
+    assert report["reconstruction_error"] < 0.15
+    assert report["neighbours_sharing_prefix"][0] > 100 * report["chance_sharing_prefix"][0]
