@@ -1,0 +1,126 @@
+"""Item graph: an untrained walk on the graph of item transitions, re-weighted by content.
+
+arXiv 2605.07125 (2026) shows that such a walk from the last one or two items matches or beats most published
+sequential and generative recommenders on common data sets. It is the yardstick: a model that does not beat it has
+shown nothing on that data.
+
+    a = e_last + previous_weight * e_previous                 where the walk starts
+    s = a P + second_step * a P P                             P: row-normalised transitions of training
+    f = a F F'                                                F: L2-normalised TF-IDF rows of the items' content
+    score = s * (content_floor + f) + content_weight * f
+
+Notable
+- Transitions count at several lags, and backwards at a part of their weight.
+- Where items have neither text nor categorical features, f = 1 - content_floor and the score is s alone.
+- Nothing is trained; the weights below are the yardstick's own and are not tuned by data set.
+
+Shapes: B requests, N items, K returned.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import polars as pl
+import scipy.sparse as sp
+import torch
+from pydantic import Field
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.interactions import Interactions
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.data.text import split_words
+from nextitem.nn.sparse_rows import SparseRows, ages, weighted_histories
+from nextitem.ops.topk import top_items
+
+# Far below the score of any real transition, so popularity only orders what the walk does not reach.
+BACKFILL = 1e-7
+
+
+class ItemGraphConfig(configs.Config):
+    """Settings of ItemGraph."""
+
+    lag_weights: tuple[float, ...] = (1.0, 0.5, 0.25)  # weight of a transition 1, 2, 3, ... events apart
+    backward: float = Field(0.5, ge=0)  # weight of the reverse of a transition
+    previous_weight: float = Field(0.5, ge=0)  # start weight of the item before the last, relative to the last
+    second_step: float = Field(0.3, ge=0)  # weight of two steps, relative to one
+    content_floor: float = Field(0.05, ge=0)  # factor on a transition between items that share no content
+    content_weight: float = Field(0.02, ge=0)  # score of pure content similarity
+    use_content: bool = True  # False: transitions alone
+
+
+class ItemGraph(Recommender):
+    """Ranks items by a two-step walk from the last items, re-weighted by content similarity."""
+
+    Config = ItemGraphConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("cycle", "checkerboard", "planted-clusters")
+
+    def __init__(self, config: ItemGraphConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.settings = config
+        self.transitions = SparseRows()  # P [N + 1, N + 1]
+        self.content = SparseRows()  # F [N + 1, V]; V = 0 where there is no content
+
+    def fit(self, train: Dataset) -> None:
+        """Counts transitions of the training sequences and weighs the words of the items."""
+        self.transitions.store(_transitions(train.interactions.targets_only(), self.settings))
+        documents = _documents(self.catalog) if self.settings.use_content else []
+        self.content.store(_tfidf(documents, self.num_items))
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        recent = batch.items.last(2)
+        weights = torch.where(ages(recent.offsets) == 0, 1.0, self.settings.previous_weight)
+        start = weighted_histories(recent.values, recent.offsets, weights, num_items=self.num_items)
+        transitions, content = self.transitions.matrix(), self.content.matrix()
+        one = start @ transitions
+        walk = torch.from_numpy((one + self.settings.second_step * (one @ transitions)).toarray())
+        if content.shape[1]:
+            similar = torch.from_numpy(((start @ content) @ content.T).toarray())
+            scores = walk * (self.settings.content_floor + similar) + self.settings.content_weight * similar
+        else:
+            scores = walk
+        scores += BACKFILL * self.popularity.cpu() / self.popularity.max().clamp(min=1).cpu()
+        return top_items(scores, batch, k)
+
+
+def _transitions(log: Interactions, settings: ItemGraphConfig) -> sp.csr_matrix:
+    """Row-normalised transitions [N + 1, N + 1] of consecutive events of the same user."""
+    shape = (log.num_items + 1, log.num_items + 1)
+    total = sp.csr_matrix(shape, dtype=np.float32)
+    for lag, weight in enumerate(settings.lag_weights, start=1):
+        same = log.user_ids[lag:] == log.user_ids[:-lag]
+        earlier, later = log.item_ids[:-lag][same], log.item_ids[lag:][same]
+        total = total + sp.csr_matrix((np.full(len(earlier), weight, np.float32), (earlier, later)), shape=shape)
+    total = (total + settings.backward * total.T).tocsr()
+    sums = np.asarray(total.sum(axis=1)).ravel()
+    total.data /= np.repeat(np.where(sums > 0, sums, 1), np.diff(total.indptr)).astype(np.float32)
+    return total
+
+
+def _documents(catalog: Catalog) -> list[list[str]]:
+    """The words of each item: its content sentence, else its categorical features."""
+    if catalog.text is not None:
+        return [split_words(sentence) for sentence in catalog.text.fill_null("").to_list()]
+    columns = [name for name, kind in catalog.features.items() if kind.startswith("categorical")]
+    documents: list[list[str]] = [[] for _ in range(catalog.num_items)]
+    for name in columns:
+        listed = catalog.table[name]
+        values = listed if isinstance(listed.dtype, pl.List) else listed.reshape((-1, 1)).arr.to_list()
+        for document, entry in zip(documents, values.to_list(), strict=True):
+            document += [f"{name}={value}" for value in entry or [] if value is not None]
+    return documents
+
+
+def _tfidf(documents: list[list[str]], num_items: int) -> sp.csr_matrix:
+    """L2-normalised TF-IDF [N + 1, V]; V = 0 where there are no words."""
+    if not any(documents):
+        return sp.csr_matrix((num_items + 1, 0), dtype=np.float32)
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    weights = TfidfVectorizer(analyzer=list, dtype=np.float32).fit_transform(documents)
+    return sp.vstack([sp.csr_matrix((1, weights.shape[1]), dtype=np.float32), weights]).tocsr()

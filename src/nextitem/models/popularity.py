@@ -1,0 +1,61 @@
+"""Popularity: the most frequent items, recent events counting more.
+
+The floor of every comparison. An event counts 0.5 ** (age / half-life), its age measured from the last training
+event; without times every event counts 1.
+
+Notable
+- The rate of an item is smoothed by nothing: at these counts a prior changes no order.
+
+Shapes: B requests, N items, K returned.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.ops.topk import top_items
+
+DAY_MS = 86_400_000
+
+
+class PopularityConfig(configs.Config):
+    """Settings of Popularity."""
+
+    half_life_days: float | None = Field(30.0, gt=0)  # age at which an event counts half; None: all count alike
+
+
+class Popularity(Recommender):
+    """Ranks items by their decayed count in training."""
+
+    Config = PopularityConfig
+    known_answers: ClassVar[tuple[str, ...]] = ()
+    scores: Tensor
+
+    def __init__(self, config: PopularityConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.half_life_days = config.half_life_days
+        self.register_buffer("scores", torch.zeros(catalog.num_items + 1))
+
+    def fit(self, train: Dataset) -> None:
+        """Counts the training events that may be targets."""
+        log = train.interactions.targets_only()
+        weights = None
+        if self.half_life_days is not None and log.timestamps is not None and len(log):
+            age_days = (log.timestamps.max() - log.timestamps) / DAY_MS
+            weights = 0.5 ** (age_days / self.half_life_days)
+        counts = np.bincount(log.item_ids, weights=weights, minlength=self.num_items + 1)
+        self.scores.copy_(torch.from_numpy(counts))
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        return top_items(self.scores.repeat(batch.num_requests, 1), batch, k)
