@@ -68,7 +68,7 @@ class ItemGraph(Recommender):
 
     def fit(self, train: Dataset) -> None:
         """Counts transitions of the training sequences and weighs the words of the items."""
-        self.transitions.store(_transitions(train.interactions.targets_only(), self.settings))
+        self.transitions.store(item_transitions(train.interactions.targets_only(), self.settings))
         documents = _documents(self.catalog) if self.settings.use_content else []
         self.content.store(_tfidf(documents, self.num_items))
 
@@ -88,7 +88,7 @@ class ItemGraph(Recommender):
         return top_items(scores, batch, k)
 
 
-def _transitions(log: Interactions, settings: ItemGraphConfig) -> sp.csr_matrix:
+def item_transitions(log: Interactions, settings: ItemGraphConfig) -> sp.csr_matrix:
     """Row-normalised transitions [N + 1, N + 1] of consecutive events of the same user."""
     shape = (log.num_items + 1, log.num_items + 1)
     total = sp.csr_matrix(shape, dtype=np.float32)

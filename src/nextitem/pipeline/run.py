@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomli_w
 import torch
 
-from nextitem.core.config import read_toml
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.config import read_toml, without_none
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
-from nextitem.core.roles import ClosedForm, Trainable
+from nextitem.core.roles import ClosedForm, Generator, Trainable
 from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import Evaluation, quick_score
@@ -26,10 +30,10 @@ from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.identify import Say, require_identifiers, with_content
 from nextitem.pipeline.recipe import Recipe, component, default_for, find, resolve
 from nextitem.pipeline.recommend import Answer, Filters, answer, history_requests, user_requests
-from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import TrainingResult, fit
 
 KS = (5, 10, 20)
+GENERATOR_VALIDATION = 2000  # requests that a generator is validated on
 
 
 @dataclass
@@ -40,6 +44,8 @@ class Run:
     recipe: Recipe
     model: Recommender
     metrics: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
     _dataset: Dataset | None = None
 
     @property
@@ -198,9 +204,10 @@ def train_on(
     seconds = time.perf_counter() - began
     save_model(folder, model)
     run = Run(folder, recipe, model, _dataset=split.train)
-    figures = evaluate_split(run, split, progress=progress)
+    run.evaluation = evaluate_split(run, split, progress=progress)
+    run.history = [] if result is None else result.history
     run.metrics = {
-        **figures.to_json(),
+        **run.evaluation.to_json(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "train_seconds": round(seconds, 2),
         "stopped": None if result is None else result.stopped,
@@ -316,25 +323,29 @@ def _fit(
         return model.eval(), None
     assert isinstance(model, Trainable), f"{kind.__name__} offers neither fit nor training_loss"
     validate: Callable[[], float] | None = None
-    settings: TrainingConfig = recipe.training
-    if split is None:
-        settings = settings.model_copy(update={"max_epochs": epochs, "patience": None})
-    elif split.validation.num_requests:
-        requests = split.validation
-        validate = lambda: quick_score(model, requests)  # noqa: E731
+    if split is not None and split.validation.num_requests:
+        validate = partial(quick_score, model, _validation(model, split.validation))
     result = fit(
         model,
         model.examples(learnt),
-        settings,
+        recipe.training,
         seed=recipe.seed,
         out=folder,
         validate=validate,
+        stop_after=epochs,
         resume=resume,
         device=device,
         progress=progress,
         label=recipe.model["name"],
     )
     return model.eval(), result
+
+
+def _validation(model: Recommender, requests: SequenceBatch) -> SequenceBatch:
+    """What an epoch is judged on: all requests, or an even sample where each answer takes a beam search."""
+    if not isinstance(model, Generator) or requests.num_requests <= GENERATOR_VALIDATION:
+        return requests
+    return requests.select(torch.linspace(0, requests.num_requests - 1, GENERATOR_VALIDATION).long())
 
 
 def _warm_start(model: Recommender, source: Path) -> None:
@@ -355,10 +366,4 @@ def _resumed(folder: Path, recipe: Recipe) -> Run | None:
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as it reads back from its own file."""
-    import tomllib
-
-    import tomli_w
-
-    from nextitem.core.config import without_none
-
     return tomllib.loads(tomli_w.dumps(without_none(recipe.model_dump())))

@@ -1,0 +1,52 @@
+"""nextitem compare"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nextitem.cli.options import Data, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, say
+
+EXAMPLES = (
+    "Examples: nextitem compare --models popularity,item-graph,sasrec --data DIR --out report | "
+    "nextitem compare runs/sasrec runs/tiger --data DIR --out report"
+)
+
+
+def compare(
+    data: Data,
+    out: Out,
+    runs: Annotated[list[str] | None, typer.Argument(help="Folders of finished runs on this data.")] = None,
+    models: Annotated[
+        str | None, typer.Option("--models", help="Models to train with their default recipes, a,b,c.")
+    ] = None,
+    protocol: Protocol = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes-per-model", min=0.01, help="Stop training each model after so many minutes."),
+    ] = None,
+    seed: Seed = None,
+    drop_unknown_items: DropUnknown = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Judges runs and freshly trained models on the same test requests; writes report.html and scoreboard.json."""
+    from nextitem.evaluation.scoreboard import print_scoreboard
+    from nextitem.pipeline.compare import compare as run_comparison
+
+    rows, _ = run_comparison(
+        data,
+        out=out,
+        runs=runs or [],
+        models=[name.strip() for name in (models or "").split(",") if name.strip()],
+        protocol=protocol,
+        minutes_per_model=minutes,
+        seed=seed,
+        drop_unknown_items=drop_unknown_items,
+        resume=resume,
+        overwrite=overwrite,
+        say=say,
+    )
+    print_scoreboard(rows)
+    print(f"report: {out}/report.html")

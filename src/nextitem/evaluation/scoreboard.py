@@ -1,0 +1,172 @@
+"""The scoreboard: models side by side, and what these requests cannot tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.evaluation.evaluate import Evaluation
+from nextitem.evaluation.intervals import paired_difference
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One model on the scoreboard."""
+
+    evaluation: Evaluation
+    parameters: int  # trained numbers
+    train_seconds: float
+    p50_ms: float  # of one request alone
+    p99_ms: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The public format of a row of scoreboard.json."""
+        return {
+            **self.evaluation.to_json(),
+            "parameters": self.parameters,
+            "train_seconds": self.train_seconds,
+            "p50_ms": self.p50_ms,
+            "p99_ms": self.p99_ms,
+        }
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the printed scoreboard."""
+
+    title: str
+    metric: str
+    digits: int
+    higher_is_better: bool | None  # None: neither is better
+
+
+COLUMNS = (
+    Column("recall@10", "recall@10", 4, True),
+    Column("ndcg@10", "ndcg@10", 4, True),
+    Column("set recall@10", "set_recall@10", 4, True),
+    Column("coverage", "coverage@10", 3, True),
+    Column("novelty", "novelty@10", 1, None),
+    Column("diversity", "diversity@10", 3, None),
+)
+
+
+def scoreboard_json(rows: Sequence[ReportRow]) -> dict[str, Any]:
+    """The public format of scoreboard.json."""
+    return {"rows": [row.to_json() for row in rows]}
+
+
+def noise_marks(rows: Sequence[ReportRow], metric: str) -> dict[int, bool]:
+    """For each row but the best: can its distance to the best be chance? (95% paired bootstrap over requests.)
+
+    Empty where the metric is no mean over requests, or some row lacks it.
+    """
+    if not rows or any(metric not in row.evaluation.values for row in rows):
+        return {}
+    best = max(range(len(rows)), key=lambda index: rows[index].evaluation.metrics[metric])
+    reference = rows[best].evaluation.values[metric]
+    return {
+        index: paired_difference(reference, row.evaluation.values[metric]).is_noise
+        for index, row in enumerate(rows)
+        if index != best
+    }
+
+
+def print_scoreboard(rows: Sequence[ReportRow], *, console: Console | None = None) -> None:
+    """The scoreboard on the terminal; * marks a column's best, ~ what lies within noise of it."""
+    first = rows[0].evaluation
+    used = [column for column in COLUMNS if any(column.metric in row.evaluation.metrics for row in rows)]
+    refit = "training and validation events" if first.refit else "training events only"
+    table = Table(
+        title=f"protocol {first.protocol}, {first.users:,} requests, learnt from {refit}", title_justify="left"
+    )
+    table.add_column("model")
+    for column in used:
+        table.add_column(column.title, justify="right")
+    for title in ("cold recall@10", "parameters", "train s", "p50 ms", "p99 ms"):
+        table.add_column(title, justify="right")
+    cells = [_cells(rows, column) for column in used]
+    for index, row in enumerate(rows):
+        cold = row.evaluation.slices.get("cold", {}).get("recall@10")
+        table.add_row(
+            row.evaluation.model,
+            *[column[index] for column in cells],
+            "-" if cold is None else f"{cold:.4f}",
+            f"{row.parameters:,}",
+            f"{row.train_seconds:.1f}",
+            f"{row.p50_ms:.1f}",
+            f"{row.p99_ms:.1f}",
+        )
+    out = console or Console(width=None if Console().is_terminal else 160)
+    out.print(table)
+    out.print("* best   ~ within noise of the best (95% paired bootstrap over requests)", highlight=False)
+
+
+def _cells(rows: Sequence[ReportRow], column: Column) -> list[str]:
+    values = [row.evaluation.metrics.get(column.metric, float("nan")) for row in rows]
+    known = [value for value in values if value == value]
+    best = max(known) if column.higher_is_better and known else None
+    noise = noise_marks(rows, column.metric) if column.higher_is_better else {}
+    shown = []
+    for index, value in enumerate(values):
+        mark = "*" if value == best else "~" if noise.get(index, False) else " "
+        shown.append("- " if value != value else f"{value:.{column.digits}f}{mark}")
+    return shown
+
+
+def print_evaluation(evaluation: Evaluation, *, console: Console | None = None) -> None:
+    """One model's figures and slices on the terminal."""
+    out = console or Console()
+    refit = "training and validation events" if evaluation.refit else "training events only"
+    table = Table(title=f"{evaluation.model}: protocol {evaluation.protocol}, {evaluation.users:,} requests, {refit}")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("95% interval", justify="right")
+    for name, value in evaluation.metrics.items():
+        low, high = evaluation.intervals.get(name, (None, None))
+        between = "" if low is None or low != low else f"{low:.4f} .. {high:.4f}"
+        table.add_row(name, f"{value:.4f}", between)
+    out.print(table)
+    parts = Table(title="slices")
+    parts.add_column("slice")
+    for title in ("requests", "recall@10", "ndcg@10"):
+        parts.add_column(title, justify="right")
+    for name, part in evaluation.slices.items():
+        figures = [f"{part[metric]:.4f}" if metric in part else "-" for metric in ("recall@10", "ndcg@10")]
+        parts.add_row(name, f"{part['users']:,}", *figures)
+    out.print(parts)
+
+
+def print_quality(table: IdentifierTable, *, console: Console | None = None) -> None:
+    """The quality report of semantic IDs on the terminal."""
+    out = console or Console()
+    report = table.report or {}
+    shown = Table(title=f"{table.tokenizer}: {report.get('items', table.num_items):,} items")
+    for title in ("level", "codes", "used", "usage", "entropy (share)", "gini"):
+        shown.add_column(title, justify="right")
+    for number, level in enumerate(report.get("levels", []), start=1):
+        shown.add_row(
+            str(number),
+            str(level["codebook_size"]),
+            str(level["used"]),
+            f"{level['usage']:.1%}",
+            f"{level['entropy_bits']:.2f} bits ({level['entropy_share']:.0%})",
+            f"{level['gini']:.2f}",
+        )
+    out.print(shown)
+    shares = report.get("neighbours_sharing_prefix") or []
+    facts = [
+        f"collisions before resolution: {report.get('collision_rate', 0):.1%} of items, "
+        f"largest group {report.get('largest_group', 1)}",
+        f"reconstruction error: {report.get('reconstruction_error', 0):.3f} of the variance",
+    ]
+    facts += [
+        f"nearest neighbours that share the first {depth} code{'s' if depth > 1 else ''}: {share:.1%}"
+        for depth, share in enumerate(shares, start=1)
+    ]
+    for fact in facts:
+        out.print(fact, highlight=False)

@@ -1,0 +1,101 @@
+"""Item-CF against the formula written out with dense loops, and against a well-kept library."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from implicit.nearest_neighbours import CosineRecommender
+from known_answers import build
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.jagged import Jagged
+from nextitem.models.item_cf import ItemCF, ItemCFConfig, keep_largest
+
+
+def random_sequences(seed: int, *, users: int = 40, items: int = 25) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, items + 1, rng.integers(2, 12)).tolist() for _ in range(users)]
+
+
+def fitted(sequences: list[list[int]], items: int, **settings: object) -> ItemCF:
+    dataset = build(sequences, [f"t{number}" for number in range(items)], name="random")
+    model = ItemCF(ItemCFConfig(**settings), dataset.catalog)  # type: ignore[arg-type]
+    model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
+    model.fit(dataset)
+    return model
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_similarities_equal_the_formula(window: int | None) -> None:
+    sequences, items, decay = random_sequences(0), 25, 0.7
+    model = fitted(sequences, items, window=window, decay=decay, neighbours=25, normalise_rows=False)
+    expected = np.zeros((items + 1, items + 1))
+    takers = np.zeros(items + 1)
+    for sequence in sequences:
+        penalty = 1 / math.log(1 + len(set(sequence)))
+        for item in set(sequence):
+            takers[item] += 1
+        if window is None:
+            for i in set(sequence):
+                for j in set(sequence) - {i}:
+                    expected[i, j] += penalty
+        else:
+            for a in range(len(sequence)):
+                for b in range(a + 1, min(a + window, len(sequence) - 1) + 1):
+                    expected[sequence[a], sequence[b]] += decay ** (b - a - 1) * penalty
+                    expected[sequence[b], sequence[a]] += decay ** (b - a - 1) * penalty
+    np.fill_diagonal(expected, 0)
+    expected /= np.sqrt(np.maximum(takers, 1)[:, None] * np.maximum(takers, 1)[None, :])
+    found = model.similarities.matrix().toarray()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found, found.T, rtol=1e-5)
+
+
+def test_a_request_sums_decayed_votes() -> None:
+    model = fitted(random_sequences(1), 25, recent_items=3, recency_decay=0.5)
+    similar = model.similarities.matrix().toarray()
+    history = [4, 9, 2, 7]
+    expected = similar[7] + 0.5 * similar[2] + 0.25 * similar[9]
+    found = model.recommend(SequenceBatch(Jagged.from_rows([history])), 25)
+    scores = dict(zip(found.item_ids[0].tolist(), found.scores[0].tolist(), strict=True))
+    for item in range(1, 26):
+        assert scores[item] == pytest.approx(expected[item], abs=2e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_without_decay_and_penalty_it_is_the_cosine_of_a_well_kept_library(seed: int) -> None:
+    sequences, items = random_sequences(seed, users=60, items=40), 40
+    settings = {"window": None, "activity_penalty": False, "normalise_rows": False, "recent_items": None}
+    model = fitted(sequences, items, neighbours=items, recency_decay=1.0, **settings)
+    rows = [user for user, sequence in enumerate(sequences) for _ in sequence]
+    columns = [item - 1 for sequence in sequences for item in sequence]
+    taken = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(sequences), items))
+    taken.data[:] = 1
+    peer = CosineRecommender(K=items)
+    peer.fit(taken, show_progress=False)
+    theirs, their_scores = peer.recommend(np.arange(len(sequences)), taken, N=5, filter_already_liked_items=True)
+    batch = SequenceBatch(Jagged.from_rows(sequences), excluded=Jagged.from_rows(sequences))
+    ours = model.recommend(batch, 5)
+    for row in range(len(sequences)):
+        known = {i + 1: s for i, s in zip(theirs[row].tolist(), their_scores[row].tolist(), strict=True) if i >= 0}
+        found = dict(zip(ours.item_ids[row].tolist(), ours.scores[row].tolist(), strict=True))
+        last = min(known.values())
+        for item, score in known.items():
+            if score > last + 1e-5 and score > 1e-4:  # below: ties at the cut
+                assert found[item] == pytest.approx(score, rel=1e-4, abs=2e-6)
+
+
+def test_keep_largest_breaks_ties_by_column() -> None:
+    matrix = sp.csr_matrix(np.array([[0, 2.0, 3, 2], [1, 0, 0, 0]]))
+    kept = keep_largest(matrix, 2).toarray()
+    assert kept.tolist() == [[0, 2, 3, 0], [1, 0, 0, 0]]
+
+
+def test_items_without_similarity_follow_by_popularity() -> None:
+    model = fitted([[1, 2], [3, 4], [3, 5], [3, 5]], 6)
+    found = model.recommend(SequenceBatch(Jagged.from_rows([[1]]), excluded=Jagged.from_rows([[1]])), 5)
+    assert found.item_ids.tolist() == [[2, 3, 5, 4, 6]]
