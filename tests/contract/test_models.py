@@ -10,12 +10,12 @@ from tempfile import mkdtemp
 import pytest
 import torch
 from known_answers import DATASETS, share_right
-from nextitem.data.splits import make_split
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
+from nextitem.data.splits import make_split
 from nextitem.pipeline.run import Run, load_run, train
 
 

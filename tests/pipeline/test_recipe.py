@@ -29,7 +29,7 @@ def test_another_model_forgets_the_fields_of_the_former() -> None:
 
 @pytest.mark.parametrize("override", ["model.colour=1", "training.colour=1", "colour=1", "content.colour=1"])
 def test_unknown_settings_are_refused(override: str) -> None:
-    with pytest.raises(UserError, match="unknown setting 'colour'|colour"):
+    with pytest.raises(UserError, match="colour"):
         resolve([DATA, ("a", {"model": {"name": "sasrec"}})], overrides=[override])
 
 
@@ -48,7 +48,7 @@ def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
 
 
 def test_unknown_recipes_list_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no recipe is called 'x'; .*debug/sasrec"):
+    with pytest.raises(UserError, match=r"no recipe is called 'x'; .*debug/sasrec"):
         find("x")
     with pytest.raises(UserError, match="no such file"):
         find(tmp_path / "x.toml")

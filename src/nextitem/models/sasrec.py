@@ -119,16 +119,25 @@ class SASRec(Recommender):
         return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
 
     def _flat_hidden(self, items: Jagged) -> Tensor:
-        """Hidden states at the real positions of the histories, [T, D]."""
+        """Normalised hidden states at the real positions of the histories, [T, D]."""
+        hidden_BLD = self._padded_hidden(items)
+        column = torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device)
+        return self.norm(hidden_BLD[column < items.lengths[:, None]])  # type: ignore[no-any-return]
+
+    def _padded_hidden(self, items: Jagged, *, positions_from: int | None = None) -> Tensor:
+        """What the blocks make of right-padded histories, [B, L, D].
+
+        Positions count down to 0 at each history's last item; with `positions_from`, from that number at its first.
+        """
         padded_BL = items.to_padded()
-        lengths = items.lengths
         column = torch.arange(padded_BL.shape[1], device=padded_BL.device)
-        from_end = (lengths[:, None] - 1 - column).clamp(min=0)
+        first = items.lengths[:, None] if positions_from is None else positions_from
+        from_end = (first - 1 - column).clamp(min=0).expand(padded_BL.shape)
         hidden_BLD = self.items(padded_BL) * self.settings.width**0.5 + self.positions(from_end)
         hidden_BLD = self.dropout(hidden_BLD)
         for block in self.blocks:
             hidden_BLD = block(hidden_BLD)
-        return self.norm(hidden_BLD[column < lengths[:, None]])  # type: ignore[no-any-return]
+        return hidden_BLD  # type: ignore[no-any-return]
 
     def _scale(self, hidden_TD: Tensor) -> Tensor:
         if self.settings.temperature is None:

@@ -1,0 +1,48 @@
+"""What every registered loss must do: fall as the target's logit rises, and ignore the padding row."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from nextitem.core.registry import LOSSES
+
+T, N, D, S = 6, 9, 4, 5
+
+
+def arguments(loss: object) -> dict[str, object]:
+    """The keyword arguments that this loss asks for."""
+    generator = torch.Generator().manual_seed(1)
+    names = inspect.signature(loss).parameters  # type: ignore[arg-type]
+    shape = (S,) if loss.__name__ == "sampled_softmax" else (T, S)  # type: ignore[attr-defined]
+    offered = {
+        "negatives": torch.randint(1, N + 1, shape, generator=generator),
+        "calibration": 0.5,
+        "num_items": N,
+    }
+    return {name: value for name, value in offered.items() if name in names}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss(name: str) -> None:
+    loss = LOSSES[name].load()
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(T, D, generator=generator)
+    table = torch.randn(N + 1, D, generator=generator)
+    targets = torch.arange(1, T + 1)
+    extra = arguments(loss)
+    value = loss(hidden, table, targets, **extra)
+    assert value.shape == ()
+    assert bool(torch.isfinite(value))
+    hidden_param = hidden.clone().requires_grad_()
+    loss(hidden_param, table, targets, **extra).backward()
+    better = loss(hidden - 0.05 * hidden_param.grad, table, targets, **extra)
+    assert float(better) < float(value)
+    changed = table.clone()
+    changed[0] = 100.0
+    assert float(loss(hidden, changed, targets, **extra)) == pytest.approx(float(value))
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    moved = {key: v[order] if key == "negatives" and v.dim() == 2 else v for key, v in extra.items()}  # type: ignore[attr-defined]
+    assert float(loss(hidden[order], table, targets[order], **moved)) == pytest.approx(float(value), rel=1e-5)

@@ -1,0 +1,129 @@
+"""Losses against their formulas in float64, their golden values and their limits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from nextitem.losses.bce import bce
+from nextitem.losses.full_softmax import full_softmax
+from nextitem.losses.gbce import calibrated_logit, gbce, positive_power
+from nextitem.losses.sampled_softmax import sampled_softmax
+
+T, N, D, S = 5, 7, 4, 3
+
+
+def inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(T, D, generator=generator, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(N + 1, D, generator=generator, dtype=torch.float64, requires_grad=True)
+    return hidden, table, torch.randint(1, N + 1, (T,), generator=generator)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_full_softmax_is_the_formula_and_padding_never_competes() -> None:
+    hidden, table, targets = inputs()
+    logits = (hidden @ table.T).tolist()
+    expected = sum(
+        math.log(sum(math.exp(logits[t][j]) for j in range(1, N + 1))) - logits[t][target]
+        for t, target in enumerate(targets.tolist())
+    )
+    assert float(full_softmax(hidden, table, targets)) == pytest.approx(expected / T)
+
+
+def test_sampled_softmax_over_all_items_is_the_full_one() -> None:
+    hidden, table, targets = inputs()
+    everything = torch.arange(1, N + 1)
+    sampled = sampled_softmax(hidden, table, targets, negatives=everything)
+    assert float(sampled) == pytest.approx(float(full_softmax(hidden, table, targets)))
+
+
+def test_sampled_softmax_leaves_out_the_target_and_takes_log_q_off_every_column() -> None:
+    hidden, table, targets = inputs()
+    negatives = torch.cat([targets[:1], torch.tensor([1, 2])])
+    log_q = torch.linspace(-2, 0, N + 1, dtype=torch.float64)
+    logits = (hidden @ table.T - log_q).tolist()
+    expected = 0.0
+    for t, target in enumerate(targets.tolist()):
+        others = [j for j in negatives.tolist() if j != target]
+        expected += math.log(math.exp(logits[t][target]) + sum(math.exp(logits[t][j]) for j in others))
+        expected -= logits[t][target]
+    found = sampled_softmax(hidden, table, targets, negatives=negatives, log_q=log_q)
+    assert float(found) == pytest.approx(expected / T)
+
+
+def test_log_q_makes_popularity_sampling_agree_with_the_full_softmax() -> None:
+    hidden, table, targets = inputs()
+    weights = torch.arange(N + 1, dtype=torch.float64)
+    draws = 200_000
+    negatives = torch.multinomial(weights, draws, replacement=True, generator=torch.Generator().manual_seed(1))
+    log_q = torch.log(draws * weights / weights.sum())
+    # The target's own column stands in for its expected draws: compare with the log-sum over all items.
+    logits = hidden @ table.T
+    sampled = torch.logsumexp(logits[:, negatives] - log_q[negatives], 1)
+    torch.testing.assert_close(sampled, torch.logsumexp(logits[:, 1:], 1), rtol=0.01, atol=0.02)
+    corrected = sampled_softmax(hidden, table, targets, negatives=negatives, log_q=log_q)
+    assert math.isfinite(float(corrected))
+
+
+def test_bce_is_the_formula() -> None:
+    hidden, table, targets = inputs()
+    negatives = torch.randint(1, N + 1, (T, S), generator=torch.Generator().manual_seed(2))
+    logits = (hidden @ table.T).tolist()
+    expected = 0.0
+    for t, target in enumerate(targets.tolist()):
+        expected -= math.log(sigmoid(logits[t][target]))
+        expected -= sum(math.log(1 - sigmoid(logits[t][j])) for j in negatives[t].tolist())
+    assert float(bce(hidden, table, targets, negatives=negatives)) == pytest.approx(expected / T)
+
+
+def test_gbce_golden_values() -> None:
+    assert positive_power(0.1, 0.75) == pytest.approx(0.325)
+    assert positive_power(0.1, 0.0) == pytest.approx(1.0)
+    assert positive_power(0.1, 1.0) == pytest.approx(0.1)
+    gamma = calibrated_logit(torch.tensor([2.0]), 0.325)
+    assert float(gamma) == pytest.approx(3.1673676, abs=1e-6)
+    assert math.log(sigmoid(float(gamma))) == pytest.approx(0.325 * math.log(sigmoid(2.0)))
+
+
+@pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
+def test_gbce_is_the_formula(calibration: float) -> None:
+    hidden, table, targets = inputs()
+    negatives = torch.randint(1, N + 1, (T, S), generator=torch.Generator().manual_seed(2))
+    beta = positive_power(S / (N - 1), calibration)
+    logits = (hidden @ table.T).tolist()
+    expected = 0.0
+    for t, target in enumerate(targets.tolist()):
+        expected -= beta * math.log(sigmoid(logits[t][target]))
+        expected -= sum(math.log(1 - sigmoid(logits[t][j])) for j in negatives[t].tolist())
+    found = gbce(hidden, table, targets, negatives=negatives, calibration=calibration, num_items=N)
+    assert float(found) == pytest.approx(expected / T / (S + 1), rel=1e-6)
+
+
+def test_gbce_stays_finite_at_extreme_logits() -> None:
+    hidden = torch.tensor([[60.0], [-60.0]], requires_grad=True)
+    table = torch.tensor([[0.0], [1.0], [-1.0]])
+    loss = gbce(hidden, table, torch.tensor([1, 1]), negatives=torch.tensor([[2], [2]]), calibration=0.75, num_items=2)
+    loss.backward()
+    assert math.isfinite(float(loss))
+    assert hidden.grad is not None
+    assert bool(torch.isfinite(hidden.grad).all())
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    hidden, table, targets = inputs()
+    shared = torch.tensor([1, 5, 5])
+    each = torch.randint(1, N + 1, (T, S), generator=torch.Generator().manual_seed(3))
+    for loss in (
+        lambda h, w: full_softmax(h, w, targets),
+        lambda h, w: sampled_softmax(h, w, targets, negatives=shared),
+        lambda h, w: bce(h, w, targets, negatives=each),
+        lambda h, w: gbce(h, w, targets, negatives=each, calibration=0.5, num_items=N),
+    ):
+        assert torch.autograd.gradcheck(loss, (hidden, table))

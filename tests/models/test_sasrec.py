@@ -1,0 +1,132 @@
+"""SASRec: the published block to the letter, no leak from the future, no effect of padding."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from known_answers import build, cycle
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+from nextitem.core.jagged import Jagged
+from nextitem.models.sasrec import SASRec, SASRecConfig
+from nextitem.nn.transformer import BLOCKS, PublishedBlock
+from nextitem.training.config import TrainingConfig
+from nextitem.training.fit import fit
+
+
+def tiny() -> Dataset:
+    return build([[1, 2, 3, 4, 5], [3, 1]], [f"t{n}" for n in range(8)], name="tiny")
+
+
+def model_of(dataset: Dataset, **settings: object) -> SASRec:
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)  # type: ignore[arg-type]
+    with torch.no_grad():  # larger than at initialisation, so that a difference would show
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+def requests(histories: list[list[int]]) -> SequenceBatch:
+    return SequenceBatch(Jagged.from_rows(histories))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_future_never_leaks(block: str) -> None:
+    model = model_of(tiny(), block=block, layers=2)
+    hidden = model._padded_hidden(Jagged.from_rows([[1, 2, 3, 4], [5, 6, 7, 8]]), positions_from=6)
+    changed = model._padded_hidden(Jagged.from_rows([[1, 2, 8, 1], [5, 6, 1, 1]]), positions_from=6)
+    assert torch.equal(hidden[:, :2], changed[:, :2])
+    assert not torch.equal(hidden[:, 2:], changed[:, 2:])
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_padding_changes_nothing(block: str) -> None:
+    model = model_of(tiny(), block=block, layers=2)
+    alone = model.user_vectors(requests([[3, 1]]))
+    beside = model.user_vectors(requests([[3, 1], [1, 2, 3, 4, 5]]))[:1]
+    torch.testing.assert_close(alone, beside, rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_latest_events_are_read() -> None:
+    model = model_of(tiny())
+    long = model.user_vectors(requests([[7, 8, 7, 1, 2, 3, 4, 5, 6]]))
+    assert torch.equal(long, model.user_vectors(requests([[1, 2, 3, 4, 5, 6]])))
+
+
+def test_the_length_limit_does_not_move_positions() -> None:
+    short = model_of(tiny(), max_history_length=4)
+    longer = SASRec(SASRecConfig(width=8, max_history_length=9), tiny().catalog).eval()
+    state = short.state_dict()
+    state["positions.weight"] = torch.cat([state["positions.weight"], torch.randn(5, 8)])
+    longer.load_state_dict(state)
+    torch.testing.assert_close(short.user_vectors(requests([[1, 2, 3]])), longer.user_vectors(requests([[1, 2, 3]])))
+
+
+def test_the_published_block_is_the_authors() -> None:
+    """Written out: query from the normalised input, keys and values not, no output projection."""
+    torch.manual_seed(1)
+    block = PublishedBlock(6, heads=2, dropout=0.5).eval()
+    x = torch.randn(1, 4, 6)
+
+    def norm(values: Tensor, layer: torch.nn.LayerNorm) -> Tensor:
+        centred = values - values.mean(-1, keepdim=True)
+        return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-8).sqrt() * layer.weight + layer.bias
+
+    query_in = norm(x[0], block.norm_query)
+    query = block.query(query_in).view(4, 2, 3)
+    key, value = (part.view(4, 2, 3) for part in block.key_value(x[0]).view(4, 2, 6).unbind(1))
+    mixed = torch.zeros(4, 2, 3)
+    for t in range(4):
+        for head in range(2):
+            logits = [float(query[t, head] @ key[s, head]) / math.sqrt(3) for s in range(t + 1)]
+            weights = [math.exp(logit) / sum(math.exp(other) for other in logits) for logit in logits]
+            mixed[t, head] = sum(weight * value[s, head] for s, weight in enumerate(weights))
+    mid = norm(mixed.reshape(4, 6) + query_in, block.norm_feed)
+    inner = block.feed[3](torch.relu(block.feed[0](mid)))
+    torch.testing.assert_close(block(x)[0], mid + inner, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["full-softmax", "sampled-softmax", "bce", "gbce"])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_block_learns_a_cycle_by_every_objective(block: str, objective: str) -> None:
+    dataset = cycle()
+    torch.manual_seed(0)
+    config = SASRecConfig(width=16, dropout=0.0, block=block, objective=objective, num_negatives=8)  # type: ignore[arg-type]
+    model = SASRec(config, dataset.catalog)
+    settings = TrainingConfig(max_epochs=40, batch_size=16, learning_rate=1e-2)
+    fit(model, model.examples(dataset), settings, progress=False)
+    found = model.recommend(requests([[item] for item in range(1, 13)]), 1)
+    assert found.item_ids[:, 0].tolist() == [*range(2, 13), 1]
+
+
+def test_negatives_follow_from_the_batch_alone() -> None:
+    dataset = tiny()
+    for objective in ("sampled-softmax", "bce"):
+        model = model_of(dataset, objective=objective, num_negatives=3)
+        batch = next(iter(model.examples(dataset).batches(2, epoch=0, seed=0)))
+        torch.manual_seed(1)
+        first = model.training_loss(batch).total
+        torch.manual_seed(2)
+        assert torch.equal(first, model.training_loss(batch).total)
+
+
+def test_popularity_negatives_are_drawn_and_corrected_by_it() -> None:
+    model = model_of(tiny(), num_negatives=20_000, negatives_power=0.5)
+    model.set_popularity(torch.tensor([0.0, 0, 3, 8, 15, 24, 35, 48, 63]))
+    negatives, log_q = model._shared_negatives(torch.Generator().manual_seed(0))
+    counts = torch.bincount(negatives, minlength=9)[1:].double()
+    expected = torch.arange(1, 9).double()  # sqrt(count + 1)
+    expected = 20_000 * expected / expected.sum()
+    assert float(((counts - expected) ** 2 / expected).sum()) < 24.3  # chi-square, 7 degrees, 0.1%
+    assert log_q is not None
+    torch.testing.assert_close(log_q[1:].double().exp(), expected, rtol=1e-4, atol=1e-2)
+
+
+def test_heads_must_divide_width() -> None:
+    with pytest.raises(ValueError, match="heads = 3 must divide width = 8"):
+        model_of(tiny(), heads=3)
