@@ -1,0 +1,203 @@
+"""Public data sets from their official addresses, as dataset folders.
+
+Downloads resume, are checked where a checksum is published, and leave nothing half-made: the folder appears when
+everything in it is right. What comes from outside is data, never code: Python-literal lines are parsed, not evaluated,
+and archive members are checked before they are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from nextitem.core.errors import UserError
+from nextitem.data import conversion
+
+Say = Callable[[str], None]
+
+CHUNK = 1 << 20
+TIMEOUT = 60  # seconds without a byte
+ATTEMPTS = 5  # of a connection that breaks; each goes on where the former ended
+
+
+@dataclass(frozen=True)
+class Source:
+    """A public data set: what to fetch, what it may be used for, and how it becomes a dataset folder.
+
+    files     address -> address of its published MD5, or None
+    convert   (downloaded files in the order of `files`, folder to fill) -> dataset.toml's content
+    """
+
+    files: dict[str, str | None]
+    licence: str
+    citation: str
+    convert: Callable[[list[Path], Path], dict[str, object]]
+
+
+def _movielens(name: str, convert: Callable[[list[Path], Path], dict[str, object]]) -> Source:
+    address = f"https://files.grouplens.org/datasets/movielens/{name}.zip"
+    return Source(
+        {address: f"{address}.md5"},
+        "for research; no redistribution without permission, no commercial use without permission of GroupLens",
+        "Harper, Konstan: The MovieLens Datasets. ACM TiiS 5(4), 2015",
+        convert,
+    )
+
+
+def _amazon(category: str) -> Source:
+    base = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
+    return Source(
+        {f"{base}/reviews_{category}_5.json.gz": None, f"{base}/meta_{category}.json.gz": None},
+        "for research, with citation; no explicit licence to redistribute",
+        "McAuley, Targett, Shi, van den Hengel: Image-based recommendations on styles and substitutes. SIGIR 2015",
+        conversion.amazon,
+    )
+
+
+DATASETS: dict[str, Source] = {
+    "ml-100k": _movielens("ml-100k", conversion.movielens_100k),
+    "ml-1m": _movielens("ml-1m", conversion.movielens_1m),
+    "ml-20m": _movielens("ml-20m", conversion.movielens_20m),
+    "amazon14-beauty": _amazon("Beauty"),
+    "amazon14-sports": _amazon("Sports_and_Outdoors"),
+    "amazon14-toys": _amazon("Toys_and_Games"),
+    "online-retail": Source(
+        {"https://archive.ics.uci.edu/static/public/352/online+retail.zip": None},
+        "CC BY 4.0",
+        "Chen: Online Retail. UCI Machine Learning Repository, 2015, doi 10.24432/C5BW33",
+        conversion.online_retail,
+    ),
+}
+
+
+def download(
+    name: str,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say = lambda text: None,
+    sources: dict[str, Source] | None = None,
+) -> Path:
+    """Fetches data set `name` and writes it as a dataset folder at `out`.
+
+    Files being fetched lie in `<out>.download` until all is done; `resume` goes on with what lies there. UserError
+    where the name is unknown, `out` stands, an address cannot be reached, or a file is not what was published.
+    """
+    table = DATASETS if sources is None else sources
+    if name not in table:
+        raise UserError(f"no data set is called {name!r}; there are: {', '.join(table)}")
+    source, folder = table[name], Path(out)
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        if resume and (folder / "dataset.toml").is_file():
+            say(f"{folder} is complete already")
+            return folder
+        raise UserError(f"{folder} is not empty; choose another --out, or add --overwrite")
+    if overwrite and folder.exists() and any(folder.iterdir()) and not (folder / "dataset.toml").is_file():
+        raise UserError(f"{folder} holds something else than a data set: it is not overwritten; choose another --out")
+    say(f"{name}: licence: {source.licence}")
+    say(f"{name}: please cite {source.citation}")
+    parts = folder.with_name(folder.name + ".download")
+    if parts.exists() and not resume:
+        shutil.rmtree(parts)
+    parts.mkdir(parents=True, exist_ok=True)
+    files = [_fetch_checked(address, md5, parts, say) for address, md5 in source.files.items()]
+    say(f"{name}: converting")
+    with tempfile.TemporaryDirectory(dir=parts) as fresh:
+        made = Path(fresh) / "data"
+        made.mkdir()
+        settings = source.convert(files, made)
+        (made / "dataset.toml").write_text(tomli_w.dumps({"name": name, **settings}), encoding="utf-8")
+        readme = f"{name}\n\nLicence: {source.licence}.\nCite: {source.citation}.\nFrom: {', '.join(source.files)}\n"
+        (made / "README.md").write_text(readme, encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.rename(folder)
+    shutil.rmtree(parts)
+    return folder
+
+
+def _fetch_checked(address: str, md5_address: str | None, parts: Path, say: Say) -> Path:
+    file = parts / address.rsplit("/", 1)[1]
+    if not file.exists():
+        _fetch(address, file, say)
+    if md5_address is not None:
+        listed = parts / (file.name + ".md5")
+        if not listed.exists():
+            _fetch(md5_address, listed, say)
+        expected = _published_md5(listed.read_text(encoding="utf-8", errors="replace"))
+        found = _md5(file)
+        if expected is None or found != expected:
+            file.unlink()
+            listed.unlink()
+            raise UserError(f"{address}: its MD5 is {found}, published is {expected}; it was removed, try again")
+    return file
+
+
+def _fetch(address: str, file: Path, say: Say) -> None:
+    """Downloads to `file`, beginning where an earlier attempt ended; the name appears when it is whole."""
+    part = file.with_name(file.name + ".part")
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _fetch_rest(address, part, say)
+            part.rename(file)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # what lies here is longer than the file: not ours, begin again
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                raise UserError(f"{address}: the server answers {error.code} {error.reason}") from None
+            reason = f"the server answers {error.code} {error.reason}"
+        except (urllib.error.URLError, OSError) as error:
+            reason = str(getattr(error, "reason", error))
+        if attempt < ATTEMPTS:
+            say(f"{file.name}: {reason}; trying again ({attempt} of {ATTEMPTS - 1})")
+            time.sleep(min(8.0, 0.25 * 2**attempt))
+    raise UserError(f"{address} cannot be fetched ({reason}); try again later with --resume")
+
+
+def _fetch_rest(address: str, part: Path, say: Say) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "nextitem", **({"Range": f"bytes={have}-"} if have else {})}
+    request = urllib.request.Request(address, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        continued = answer.status == 206
+        have = have if continued else 0
+        length = answer.headers.get("Content-Length")
+        total = None if length is None else have + int(length)
+        told = time.monotonic()
+        with part.open("ab" if continued else "wb") as file:
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                have += len(chunk)
+                if time.monotonic() - told > 5:
+                    share = f" of {total / 1e6:.0f}" if total else ""
+                    say(f"{part.stem}: {have / 1e6:.0f}{share} MB")
+                    told = time.monotonic()
+    if total is not None and have != total:
+        raise OSError(f"the connection ended after {have:,} of {total:,} bytes")
+
+
+def _published_md5(text: str) -> str | None:
+    """The first 32 hexadecimal digits in a row: `MD5 (file) = digest` and `digest  file` both occur."""
+    for word in text.replace("=", " ").split():
+        if len(word) == 32 and all(letter in "0123456789abcdef" for letter in word.lower()):
+            return word.lower()
+    return None
+
+
+def _md5(file: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
