@@ -37,7 +37,7 @@ def cycle() -> Dataset:
     starts = rng.integers(0, 12, 80)
     lengths = rng.integers(5, 10, 80)
     sequences = [[int((start + step) % 12) + 1 for step in range(n)] for start, n in zip(starts, lengths, strict=True)]
-    return build(sequences, [f"thing {WORDS[i % 5]} {'abcdefghijkl'[i]}x" for i in range(12)], name="cycle")
+    return build(sequences, [f"thing {'abcdefghijkl'[i]}x" for i in range(12)], name="cycle")
 
 
 def checkerboard() -> Dataset:
@@ -62,7 +62,8 @@ def share_right(name: str, dataset: Dataset, found: Recommendations, last_items:
     group: Callable[[np.ndarray], np.ndarray] = (
         (lambda items: items % 2) if name == "checkerboard" else (lambda items: (items - 1) // 6)
     )
-    return float((group(ids[:, :3]) == group(last_items)[:, None]).mean())
+    # Two items: of a planted cluster no more may be unseen.
+    return float((group(ids[:, :2]) == group(last_items)[:, None]).mean())
 
 
 DATASETS = {"cycle": cycle, "checkerboard": checkerboard, "planted-clusters": planted_clusters}

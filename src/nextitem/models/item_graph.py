@@ -10,6 +10,8 @@ shown nothing on that data.
     score = s * (content_floor + f) + content_weight * f
 
 Notable
+- The items that the walk starts from get no content score of their own: where repeats are allowed, each would
+  otherwise recommend itself. Transitions may still lead back to them.
 - Transitions count at several lags, and backwards at a part of their weight.
 - Where items have neither text nor categorical features, f = 1 - content_floor and the score is s alone.
 - Nothing is trained; the weights below are the yardstick's own and are not tuned by data set.
@@ -81,6 +83,7 @@ class ItemGraph(Recommender):
         walk = torch.from_numpy((one + self.settings.second_step * (one @ transitions)).toarray())
         if content.shape[1]:
             similar = torch.from_numpy(((start @ content) @ content.T).toarray())
+            similar[recent.row_ids(), recent.values] = 0
             scores = walk * (self.settings.content_floor + similar) + self.settings.content_weight * similar
         else:
             scores = walk
