@@ -1,0 +1,54 @@
+"""The untrained item graph: figures and seconds, fit and all users.
+
+python benchmarks/item_graph.py DATASET_FOLDER ... [--refit] [--protocol leave-one-out]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from nextitem.data.readers import load_dataset
+from nextitem.data.splits import make_split
+from nextitem.evaluation.evaluate import evaluate, recommend_all
+from nextitem.models.item_graph import ItemGraph, ItemGraphConfig
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--refit", action="store_true", help="learn from validation events too")
+    parser.add_argument("--protocol", default="leave-one-out")
+    arguments = parser.parse_args()
+    for folder in arguments.folders:
+        split = make_split(load_dataset(folder), arguments.protocol)
+        learnt = split.refit() if arguments.refit else split.train
+        model = ItemGraph(ItemGraphConfig(), learnt.catalog)
+        model.set_popularity(torch.from_numpy(learnt.interactions.item_counts()).float())
+        began = time.perf_counter()
+        model.fit(learnt)
+        fitted = time.perf_counter()
+        recommend_all(model, split.test, 10)
+        done = time.perf_counter()
+        found = evaluate(model, split.test, train=learnt)
+        print(
+            json.dumps(
+                {
+                    "data": folder.name,
+                    "refit": arguments.refit,
+                    "recall@10": round(found.metrics["recall@10"], 4),
+                    "ndcg@10": round(found.metrics["ndcg@10"], 4),
+                    "fit_s": round(fitted - began, 2),
+                    "all_users_s": round(done - fitted, 2),
+                }
+            ),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

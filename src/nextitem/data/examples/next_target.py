@@ -1,0 +1,54 @@
+"""Next targets: a history and the one item that followed it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.interactions import Interactions
+from nextitem.core.jagged import Jagged, ranges
+
+
+class NextTargets:
+    """Every event that may be a target, with the `max_length` events before it, as a SequenceBatch.
+
+    All prefixes of a user's history are examples, not its last alone. Batches hold histories of similar length, so
+    that little work falls on padding. An epoch passes over `per_epoch` targets drawn without replacement (None: all);
+    shorter epochs are the same learning with more validations. Everything is drawn from (seed, epoch).
+    """
+
+    def __init__(self, log: Interactions, *, max_length: int, per_epoch: int | None = None) -> None:
+        with_item = log.select(log.item_ids > 0) if bool((log.item_ids == 0).any()) else log
+        self.items = torch.from_numpy(with_item.item_ids.astype(np.int64))
+        first = with_item.offsets[with_item.user_ids - 1]
+        before = np.arange(len(with_item)) - first
+        may = before > 0 if with_item.positive is None else (before > 0) & with_item.positive
+        self.places = np.flatnonzero(may)  # of the targets within the log
+        self.lengths = np.minimum(before[self.places], max_length)
+        self.users = with_item.user_ids[self.places].astype(np.int64)
+        self.per_epoch = len(self.places) if per_epoch is None else min(per_epoch, len(self.places))
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches in one epoch."""
+        return -(-self.per_epoch // batch_size)
+
+    def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[SequenceBatch]:
+        """Batches `start`, ... of an epoch."""
+        rng = np.random.default_rng([seed, epoch])
+        drawn = rng.permutation(len(self.places))[: self.per_epoch]
+        # Sorted by length within pools of 50 batches: mates differ by epoch, lengths hardly do within a batch.
+        pool = np.arange(len(drawn)) // (50 * batch_size)
+        order = drawn[np.lexsort((self.lengths[drawn], pool))]
+        for number in rng.permutation(self.num_batches(batch_size))[start:]:
+            yield self._batch(order[number * batch_size : (number + 1) * batch_size])
+
+    def _batch(self, rows: np.ndarray) -> SequenceBatch:  # type: ignore[type-arg]
+        places, lengths = torch.from_numpy(self.places[rows]), torch.from_numpy(self.lengths[rows])
+        return SequenceBatch(
+            Jagged.from_lengths(self.items[ranges(places - lengths, lengths)], lengths),
+            user_ids=torch.from_numpy(self.users[rows]),
+            targets=Jagged(self.items[places], torch.arange(len(rows) + 1)),
+        )

@@ -1,0 +1,205 @@
+"""TIGER: generates the semantic ID of the next item, code by code.
+
+Rajput et al., Recommender Systems with Generative Retrieval, arXiv 2305.05065. Items are spelt as short sequences of
+codes made from their content; a T5-style encoder reads the codes of the history, a decoder spells the next item, and a
+beam search over the catalogue's prefix trie returns the likeliest items. Similar items share codes, so what is learnt
+of one is learnt of its neighbours, unseen ones included.
+
+Notable
+- Each level is a softmax over its own codes, where the paper's is over the whole vocabulary: a code of another level
+  can never be right, so no probability is spent on it.
+- The search only enters prefixes of items that the request may be answered with; the paper's is unconstrained, and
+  drops invalid results.
+- The paper's sizes give 4.8 million parameters by plain T5, and it states about 13. `ff_layers = 2` (two hidden layers
+  of 1,024) and `width = 384` are the two readings that reach it.
+- Input and output tables are separate, as in T5 1.1. Every prefix of a history is an example.
+- The user token is a bucket of the user's number in the training data; visitors have bucket 0.
+
+Shapes: B requests, L tokens, W beams, D width, H heads, E head width, M levels, C codes of a level.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.core.roles import GeneratorState, LossTerms
+from nextitem.data.examples.next_target import NextTargets
+from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.trie import PrefixTrie
+from nextitem.nn.t5 import DecoderLayer, EncoderLayer, RelativePositionBias
+
+
+class TigerConfig(configs.Config):
+    """Settings of Tiger."""
+
+    width: int = Field(64, ge=1)  # D
+    heads: int = Field(4, ge=1)  # H
+    head_width: int = Field(16, ge=1)  # E
+    ff_width: int = Field(256, ge=1)  # hidden units of the feed-forward layers
+    ff_layers: int = Field(1, ge=1)  # hidden layers of each feed-forward block; T5: 1, one reading of TIGER: 2
+    encoder_layers: int = Field(2, ge=1)  # blocks
+    decoder_layers: int = Field(2, ge=1)  # blocks
+    dropout: float = Field(0.1, ge=0, lt=1)  # everywhere that T5 has it
+    max_history_length: int = Field(20, ge=1)  # most recent events that are read
+    user_buckets: int = Field(0, ge=0)  # hashed user tokens before the history; 0: none
+    targets_per_epoch: int | None = Field(None, ge=1)  # examples of an epoch, drawn anew each time; None: all
+    beam_width: int = Field(20, ge=1)  # beams kept; at least k are
+
+
+class Tiger(Recommender):
+    """Ranks items by the probability of spelling their semantic ID."""
+
+    Config = TigerConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
+    needs: ClassVar[frozenset[str]] = frozenset({"identifiers"})
+    codes: Tensor
+    trie: PrefixTrie
+
+    def __init__(self, config: TigerConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        table = catalog.identifiers
+        if table is None:
+            raise ValueError("Tiger needs a catalogue with identifiers: make them with nextitem tokenize")
+        self.settings = config
+        self.sizes = table.codebook_sizes
+        self.level_starts = [sum(self.sizes[:level]) for level in range(len(self.sizes))]
+        self.register_buffer("codes", table.codes.long().clamp(min=0), persistent=False)  # [N + 1, M]
+        self.trie = PrefixTrie.from_table(table)
+        # Codes by level, then the first decoder input, then user buckets (0: unknown).
+        self.first_input = sum(self.sizes)
+        self.tokens = nn.Embedding(self.first_input + 1 + config.user_buckets + bool(config.user_buckets), config.width)
+        self.output = nn.Linear(config.width, sum(self.sizes), bias=False)
+        self.encoder_bias = RelativePositionBias(config.heads, bidirectional=True)
+        self.decoder_bias = RelativePositionBias(config.heads, bidirectional=False)
+        sizes = {
+            "heads": config.heads,
+            "head_width": config.head_width,
+            "inner": config.ff_width,
+            "hidden_layers": config.ff_layers,
+            "dropout": config.dropout,
+        }
+        self.encoder = nn.ModuleList(EncoderLayer(config.width, **sizes) for _ in range(config.encoder_layers))  # type: ignore[arg-type]
+        self.decoder = nn.ModuleList(DecoderLayer(config.width, **sizes) for _ in range(config.decoder_layers))  # type: ignore[arg-type]
+        self.encoder_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.decoder_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.dropout = nn.Dropout(config.dropout)
+        self._initialise()
+
+    def examples(self, train: Dataset) -> NextTargets:
+        """Every target with the history before it."""
+        return NextTargets(
+            train.interactions,
+            max_length=self.settings.max_history_length,
+            per_epoch=self.settings.targets_per_epoch,
+        )
+
+    def training_loss(self, batch: SequenceBatch) -> LossTerms:
+        """Mean cross-entropy of the target's codes, given the codes before (equation of section 3.2)."""
+        assert batch.targets is not None
+        wanted_BM = self.codes[batch.targets.values]
+        hidden_BMD = self._decode(self._shared(batch), wanted_BM[:, :-1])
+        named = {}
+        for level, size in enumerate(self.sizes):
+            weight = self.output.weight[self.level_starts[level] : self.level_starts[level] + size]
+            named[f"level_{level + 1}"] = F.cross_entropy(hidden_BMD[:, level] @ weight.T, wanted_BM[:, level])
+        total = torch.stack(list(named.values())).mean()
+        return LossTerms(total, {name: value.detach() for name, value in named.items()})
+
+    def start(self, batch: SequenceBatch) -> GeneratorState:
+        """Encodes the histories; keys and values for the decoder are made once a request."""
+        return GeneratorState(self._shared(batch.last(self.settings.max_history_length)), {})
+
+    def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
+        """Logits [B, W, C] of the next level's codes."""
+        caches = [state.beams.get(f"layer_{number}") for number in range(len(self.decoder))]
+        level = 0 if caches[0] is None else caches[0].shape[3]
+        if codes is None:
+            tokens = torch.full((state.shared["bias"].shape[0], 1), self.first_input, device=self.codes.device)
+        else:
+            tokens = codes + self.level_starts[level - 1]
+        hidden_BWD = self.tokens(tokens)
+        places = torch.arange(level + 1, device=tokens.device)
+        bias = self.decoder_bias(places[-1:], places)[:, 0]
+        beams = {}
+        for number, layer in enumerate(self.decoder):
+            cross = (state.shared[f"key_{number}"], state.shared[f"value_{number}"])
+            hidden_BWD, beams[f"layer_{number}"] = cast(DecoderLayer, layer).step(
+                hidden_BWD, cross, caches[number], bias=bias, cross_bias=state.shared["bias"]
+            )
+        weight = self.output.weight[self.level_starts[level] : self.level_starts[level] + self.sizes[level]]
+        return self.decoder_norm(hidden_BWD) @ weight.T, GeneratorState(state.shared, beams)
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        return beam_search(self, batch, self.trie, k=k, beam_width=max(k, self.settings.beam_width))
+
+    def _shared(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """Keys and values of the encoded histories for each decoder layer, and the bias that hides padding."""
+        encoded_BLD, bias = self._encode(batch)
+        shared = {"bias": bias}
+        for number, layer in enumerate(self.decoder):
+            shared[f"key_{number}"], shared[f"value_{number}"] = cast(DecoderLayer, layer).cross.keys_values(
+                encoded_BLD
+            )
+        return shared
+
+    def _encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Encoder output [B, L, D] and the bias [B, 1, 1, L] that is -inf at padding."""
+        items_BT = batch.items.to_padded()
+        B, T = items_BT.shape
+        starts = torch.tensor(self.level_starts, device=items_BT.device)
+        tokens_BL = (self.codes[items_BT] + starts).view(B, T * len(self.sizes))
+        real_BL = (items_BT > 0).repeat_interleave(len(self.sizes), dim=1)
+        if self.settings.user_buckets:
+            tokens_BL = torch.cat([self._user_tokens(batch)[:, None], tokens_BL], dim=1)
+            real_BL = F.pad(real_BL, (1, 0), value=True)
+        padding = torch.zeros(real_BL.shape, device=items_BT.device).masked_fill(~real_BL, -torch.inf)[:, None, None]
+        places = torch.arange(tokens_BL.shape[1], device=items_BT.device)
+        bias = self.encoder_bias(places, places)[None] + padding
+        hidden_BLD = self.dropout(self.tokens(tokens_BL))
+        for layer in self.encoder:
+            hidden_BLD = layer(hidden_BLD, bias)
+        return self.dropout(self.encoder_norm(hidden_BLD)), padding
+
+    def _decode(self, shared: dict[str, Tensor], codes_BS: Tensor) -> Tensor:
+        """Hidden states [B, S + 1, D] that predict each next code, all positions at once (training)."""
+        starts = torch.tensor(self.level_starts[: codes_BS.shape[1]], device=codes_BS.device)
+        tokens_BS = F.pad(codes_BS + starts, (1, 0), value=self.first_input)
+        places = torch.arange(tokens_BS.shape[1], device=codes_BS.device)
+        future = torch.ones(len(places), len(places), dtype=torch.bool, device=codes_BS.device).triu(1)
+        bias = self.decoder_bias(places, places)[None].masked_fill(future, -torch.inf)
+        hidden_BSD = self.dropout(self.tokens(tokens_BS))
+        for number, layer in enumerate(self.decoder):
+            cross = (shared[f"key_{number}"], shared[f"value_{number}"])
+            hidden_BSD = layer(hidden_BSD, cross, bias=bias, cross_bias=shared["bias"])
+        return self.dropout(self.decoder_norm(hidden_BSD))  # type: ignore[no-any-return]
+
+    def _user_tokens(self, batch: SequenceBatch) -> Tensor:
+        """Bucket of each user, [B]; numbers are mixed, so that neighbours in the log do not share buckets."""
+        buckets = self.settings.user_buckets
+        users = batch.user_ids if batch.user_ids is not None else torch.zeros_like(batch.items.lengths)
+        mixed = (users * 2_654_435_761) % 2**32 % buckets + 1
+        return self.first_input + 1 + torch.where(users > 0, mixed, 0)
+
+    def _initialise(self) -> None:
+        """As T5: a product of two weights keeps unit variance without a scale in attention."""
+        width, heads, inner = self.settings.width, self.settings.heads, self.settings.head_width
+        for name, parameter in self.named_parameters():
+            if name.endswith("query.weight"):
+                nn.init.normal_(parameter, std=(width * inner) ** -0.5)
+            elif name.endswith("attention.output.weight") or name.endswith("cross.output.weight"):
+                nn.init.normal_(parameter, std=(heads * inner) ** -0.5)
+            elif name.startswith("tokens"):
+                nn.init.normal_(parameter, std=1.0)
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
