@@ -25,10 +25,10 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 def parse(kind: type[ConfigType], values: Mapping[str, Any], *, where: str) -> ConfigType:
     """Builds a config from plain values; UserError names field, value and what was expected.
 
-    `where` says what the values came from: a file, a table, an option.
+    `where` says what the values came from: a file, a table, an option. The text "none" counts as None.
     """
     try:
-        return kind.model_validate(dict(values))
+        return kind.model_validate(_from_toml_values(values))
     except pydantic.ValidationError as error:
         raise UserError(f"{where}: " + "; ".join(_explain(kind, entry) for entry in error.errors())) from None
 
@@ -55,8 +55,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def write_toml(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes tables as TOML; settings that are None are left out, since TOML has no null."""
-    path.write_text(tomli_w.dumps(without_none(values)), encoding="utf-8")
+    """Writes tables as TOML; settings that are None stand as "none"."""
+    path.write_text(tomli_w.dumps(to_toml_values(values)), encoding="utf-8")
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -99,10 +99,16 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
 
-def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables without the settings that are None."""
+def to_toml_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables as TOML can hold them: None, which TOML lacks, as "none"."""
     return {
-        key: without_none(value) if isinstance(value, Mapping) else value
+        key: to_toml_values(value) if isinstance(value, Mapping) else "none" if value is None else value
         for key, value in values.items()
-        if value is not None
+    }
+
+
+def _from_toml_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _from_toml_values(value) if isinstance(value, Mapping) else None if value == "none" else value
+        for key, value in values.items()
     }

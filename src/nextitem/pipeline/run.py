@@ -16,7 +16,7 @@ import tomli_w
 import torch
 
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.config import read_toml, without_none
+from nextitem.core.config import read_toml, to_toml_values
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
@@ -366,4 +366,4 @@ def _resumed(folder: Path, recipe: Recipe) -> Run | None:
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as it reads back from its own file."""
-    return tomllib.loads(tomli_w.dumps(without_none(recipe.model_dump())))
+    return tomllib.loads(tomli_w.dumps(to_toml_values(recipe.model_dump())))
