@@ -1,0 +1,51 @@
+"""SASRec's recipe over several seeds, with and without refit: mean, spread and minutes, through the Python door.
+
+python benchmarks/sasrec_beauty.py DATASET_FOLDER [--recipe amazon14-beauty/sasrec] [--seeds 0 1 2] [--refit]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import nextitem as ni
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--recipe", default="amazon14-beauty/sasrec")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--refit", action="store_true")
+    arguments = parser.parse_args()
+    found: dict[str, list[float]] = {"recall@10": [], "ndcg@10": [], "train_seconds": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in arguments.seeds:
+            run = ni.train(
+                "sasrec",
+                arguments.folder,
+                out=Path(folder) / str(seed),
+                recipe=arguments.recipe,
+                refit=arguments.refit,
+                seed=seed,
+                progress=False,
+            )
+            for name, values in found.items():
+                values.append(run.metrics[name] if name == "train_seconds" else run.metrics["metrics"][name])
+            row = {name: round(values[-1], 4) for name, values in found.items()}
+            print(
+                json.dumps({"seed": seed, "refit": arguments.refit, "best_epoch": run.metrics["best_epoch"], **row}),
+                flush=True,
+            )
+    summary = {}
+    for name, values in found.items():
+        summary[name] = round(statistics.mean(values), 4)
+        summary[f"{name}_spread"] = round(max(values) - min(values), 4)
+    print(json.dumps({"data": arguments.folder.name, "recipe": arguments.recipe, "refit": arguments.refit, **summary}))
+
+
+if __name__ == "__main__":
+    main()
