@@ -29,6 +29,8 @@ class Server:
         self.files: dict[str, bytes] = {}
         self.cut_first: set[str] = set()
         self.ranges = True
+        self.shift = 0  # bytes by which an answer to Range begins too early
+        self.nonsense: set[str] = set()  # paths whose first answer is no HTTP
         self.asked: list[tuple[str, str | None]] = []
         owner = self
 
@@ -41,7 +43,7 @@ class Server:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         wanted = request.headers.get("Range")
@@ -50,12 +52,22 @@ class Server:
             request.send_error(404)
             return
         body = self.files[request.path]
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
+        if request.path in self.nonsense:
+            self.nonsense.remove(request.path)
+            request.wfile.write(b"what?\r\n\r\n")
+            return
+        tag = f'"{hashlib.md5(body).hexdigest()}"'
+        same = request.headers.get("If-Range") in (None, tag)
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges and same else 0
+        start = max(0, start - self.shift)
         if start >= len(body) > 0:
             request.send_error(416)
             return
         request.send_response(206 if start else 200)
         request.send_header("Content-Length", str(len(body) - start))
+        request.send_header("ETag", tag)
+        if start:
+            request.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         request.end_headers()
         part = body[start:]
         if request.path in self.cut_first:
@@ -140,6 +152,43 @@ def test_resume_goes_on_with_what_an_earlier_call_left(server: Server, tmp_path:
     assert len(server.asked) == asked
 
 
+def test_a_file_that_changed_meanwhile_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+    table = sources(server, md5=False)
+    parts = tmp_path / "ml.download"
+    parts.mkdir()
+    (parts / "ml-1m.zip.part").write_bytes(b"of an older file")
+    (parts / "ml-1m.zip.part.etag").write_text('"older"')
+    folder = download.download("ml-1m", tmp_path / "ml", sources=table, resume=True)
+    assert server.asked == [("/ml-1m.zip", "bytes=16-")]
+    assert len(load_dataset(folder).interactions) == 4
+
+
+def test_a_range_that_nobody_asked_for_is_not_appended(server: Server, tmp_path: Path) -> None:
+    table = sources(server, md5=False)
+    server.cut_first.add("/ml-1m.zip")
+    server.shift = 1
+    folder = download.download("ml-1m", tmp_path / "ml", sources=table)
+    assert len(load_dataset(folder).interactions) == 4
+    assert [asked for _, asked in server.asked] == [None, f"bytes={len(ML_1M) // 2}-", None]
+
+
+def test_an_answer_that_is_no_http_is_tried_again(server: Server, tmp_path: Path) -> None:
+    table = sources(server)
+    server.nonsense.add("/ml-1m.zip")
+    assert len(load_dataset(download.download("ml-1m", tmp_path / "ml", sources=table)).interactions) == 4
+
+
+@pytest.mark.parametrize("body", [b"<html>closed for repairs</html>", ML_1M[:80] + b"?" + ML_1M[81:]])
+def test_a_damaged_archive_is_named_and_fetched_anew(server: Server, tmp_path: Path, body: bytes) -> None:
+    table = sources(server, md5=False)
+    server.files["/ml-1m.zip"] = body
+    with pytest.raises(UserError, match=r"ml-1m\.zip cannot be read"):
+        download.download("ml-1m", tmp_path / "ml", sources=table)
+    assert not (tmp_path / "ml").exists()
+    server.files["/ml-1m.zip"] = ML_1M
+    assert len(load_dataset(download.download("ml-1m", tmp_path / "ml", sources=table, resume=True)).interactions) == 4
+
+
 def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
     table = sources(server)
     server.files["/ml-1m.zip"] = ML_1M + b"x"
@@ -157,6 +206,9 @@ def test_mistakes_are_named(server: Server, tmp_path: Path) -> None:
     del server.files["/ml-1m.zip"]
     with pytest.raises(UserError, match="404"):
         download.download("ml-1m", tmp_path / "ml", sources=table)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        download.download("ml-1m", tmp_path / "file", sources=table, overwrite=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.doc").write_text("x")
     with pytest.raises(UserError, match="--overwrite"):
@@ -237,9 +289,16 @@ def test_amazon_lines_are_parsed_and_never_evaluated(tmp_path: Path) -> None:
         file.write("__import__('os').system('touch /evil')\n")
     with pytest.raises(UserError, match="line 1"):
         conversion.amazon([tmp_path / "reviews.json.gz", tmp_path / "meta.json.gz"], tmp_path)
-    (tmp_path / "meta.json.gz").write_bytes(b"not gzip")
-    with pytest.raises(UserError, match="damaged"):
-        conversion.amazon([tmp_path / "reviews.json.gz", tmp_path / "meta.json.gz"], tmp_path)
+    whole = gzip.compress(b"{'asin': 'B1', 'title': 'soap'}\n" * 50)
+    for damaged in (
+        b"not gzip",
+        whole[:15],
+        whole[:12] + b"\xff\xff\xff" + whole[15:],
+        gzip.compress(b"{'asin': '\xff'}"),
+    ):
+        (tmp_path / "meta.json.gz").write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            conversion.amazon([tmp_path / "reviews.json.gz", tmp_path / "meta.json.gz"], tmp_path)
 
 
 def workbook(rows: list[list[object]]) -> bytes:

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -216,7 +217,7 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
                 except (ValueError, SyntaxError):
                     raise UserError(f"{file.name}, line {number}: neither JSON nor a literal; fetch it again") from None
                 yield row
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{file.name} is damaged ({error}); fetch it again") from None
 
 

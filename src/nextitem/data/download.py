@@ -8,11 +8,14 @@ and archive members are checked before they are read.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import shutil
 import tempfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +100,8 @@ def download(
     if name not in table:
         raise UserError(f"no data set is called {name!r}; there are: {', '.join(table)}")
     source, folder = table[name], Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --out")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         if resume and (folder / "dataset.toml").is_file():
             say(f"{folder} is complete already")
@@ -115,7 +120,7 @@ def download(
     with tempfile.TemporaryDirectory(dir=parts) as fresh:
         made = Path(fresh) / "data"
         made.mkdir()
-        settings = source.convert(files, made)
+        settings = _converted(source, files, made)
         (made / "dataset.toml").write_text(tomli_w.dumps({"name": name, **settings}), encoding="utf-8")
         readme = f"{name}\n\nLicence: {source.licence}.\nCite: {source.citation}.\nFrom: {', '.join(source.files)}\n"
         (made / "README.md").write_text(readme, encoding="utf-8")
@@ -124,6 +129,16 @@ def download(
         made.rename(folder)
     shutil.rmtree(parts)
     return folder
+
+
+def _converted(source: Source, files: list[Path], made: Path) -> dict[str, object]:
+    """Fills `made`; files that cannot be read are removed, so that `resume` fetches them anew."""
+    try:
+        return source.convert(files, made)
+    except (UserError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        for file in files:
+            file.unlink()
+        raise UserError(f"what came from {', '.join(source.files)} cannot be read: {error}") from None
 
 
 def _fetch_checked(address: str, md5_address: str | None, parts: Path, say: Say) -> Path:
@@ -150,6 +165,7 @@ def _fetch(address: str, file: Path, say: Say) -> None:
         try:
             _fetch_rest(address, part, say)
             part.rename(file)
+            _version(part).unlink(missing_ok=True)
             return
         except urllib.error.HTTPError as error:
             if error.code == 416:  # what lies here is longer than the file: not ours, begin again
@@ -157,7 +173,7 @@ def _fetch(address: str, file: Path, say: Say) -> None:
             elif error.code < 500:
                 raise UserError(f"{address}: the server answers {error.code} {error.reason}") from None
             reason = f"the server answers {error.code} {error.reason}"
-        except (urllib.error.URLError, OSError) as error:
+        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
             reason = str(getattr(error, "reason", error))
         if attempt < ATTEMPTS:
             say(f"{file.name}: {reason}; trying again ({attempt} of {ATTEMPTS - 1})")
@@ -165,13 +181,30 @@ def _fetch(address: str, file: Path, say: Say) -> None:
     raise UserError(f"{address} cannot be fetched ({reason}); try again later with --resume")
 
 
+def _version(part: Path) -> Path:
+    """Where the ETag of the file that a part belongs to is kept."""
+    return part.with_name(part.name + ".etag")
+
+
 def _fetch_rest(address: str, part: Path, say: Say) -> None:
     have = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "nextitem", **({"Range": f"bytes={have}-"} if have else {})}
+    headers = {"User-Agent": "nextitem"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if _version(part).exists():  # the server sends the whole file where it is no longer the one we began with
+            headers["If-Range"] = _version(part).read_text(encoding="latin-1")
     request = urllib.request.Request(address, headers=headers)
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         continued = answer.status == 206
+        if continued and not (answer.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
+            part.unlink()
+            raise OSError(f"the server sent another range than the one from byte {have:,} on")
         have = have if continued else 0
+        etag = answer.headers.get("ETag") or ""
+        if not continued:
+            _version(part).unlink(missing_ok=True)
+            if etag.startswith('"'):  # a weak one (W/) does not promise the same bytes
+                _version(part).write_text(etag, encoding="latin-1")
         length = answer.headers.get("Content-Length")
         total = None if length is None else have + int(length)
         told = time.monotonic()
