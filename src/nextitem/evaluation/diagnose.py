@@ -157,7 +157,8 @@ def _hits_by_memory(train: Interactions, histories: Jagged, targets: Jagged) -> 
             recent.values, recent.offsets, DECAY ** ages(recent.offsets).float(), num_items=train.num_items
         )
         hits = []
-        for rows in torch.arange(histories.num_rows).split(500):
+        for first in range(0, histories.num_rows, 500):
+            rows = torch.arange(first, min(first + 500, histories.num_rows))
             scores = torch.from_numpy((start[rows.numpy()] @ walk).toarray())
             lists = top_items(scores, SequenceBatch(histories.select(rows)), 10).item_ids
             hits.append(recall(lists, targets.select(rows), 10))

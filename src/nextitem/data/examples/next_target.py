@@ -45,7 +45,7 @@ class NextTargets:
         for number in rng.permutation(self.num_batches(batch_size))[start:]:
             yield self._batch(order[number * batch_size : (number + 1) * batch_size])
 
-    def _batch(self, rows: np.ndarray) -> SequenceBatch:  # type: ignore[type-arg]
+    def _batch(self, rows: np.ndarray) -> SequenceBatch:
         places, lengths = torch.from_numpy(self.places[rows]), torch.from_numpy(self.lengths[rows])
         return SequenceBatch(
             Jagged.from_lengths(self.items[ranges(places - lengths, lengths)], lengths),
