@@ -204,7 +204,7 @@ def _customers(examples: Sequence[CustomerExample]) -> str:
         cards = _titles("had, newest last", example.history) + _titles("took next", example.held_out, marked=wanted)
         for model, titles in example.recommended.items():
             cards += _titles(model, titles, marked=wanted)
-        parts.append(f'<h3>{escape(example.name)}</h3><div class="grid">{cards}</div>')
+        parts.append(f'<h3>{escape(example.name)}</h3><div class="grid narrow">{cards}</div>')
     if not parts:
         return ""
     words = '<p class="soft">What they took next is <span class="hit">marked</span>.</p>'

@@ -6,7 +6,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --page: #14171b; --text: #e6e9ed; --soft: #9aa5b1; --line: #3a424c;
   --card: #1c2127; --hit: #143d29; --hit-text: #8ee0b2; --best: #6cb2ff; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 72rem; background: var(--page); color: var(--text);
+body { margin: 0 auto; padding: 1rem; max-width: 78rem; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0 0; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .3rem; }
@@ -16,7 +16,7 @@ ul { padding-left: 1.2rem; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; }
 .wide { overflow-x: auto; margin: .5rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .4rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .4rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
   color: var(--text); font-weight: 600; }
@@ -25,6 +25,7 @@ td.words { white-space: normal; text-align: left; min-width: 16rem; }
 .between { display: block; color: var(--soft); font-size: .75rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
 h3 + .grid { margin-bottom: 1.4rem; }
+.grid.narrow { grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
 .card { background: var(--card); border-radius: .6rem; padding: .9rem; min-width: 0; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; list-style: none; font-size: .9rem; }
 .swatch { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .35rem;
