@@ -1,0 +1,64 @@
+"""The main job end to end: on real data, and from an installed wheel in an empty folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from nextitem.pipeline.compare import MAIN_JOB, compare
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["online-retail", "amazon14-beauty"])
+def test_the_main_job_runs_on_real_data(real_data: Path, tmp_path: Path, name: str) -> None:
+    _, customers = compare(
+        real_data / name, out=tmp_path / "out", models=MAIN_JOB, minutes_per_model=0.3, progress=False
+    )
+    board = json.loads((tmp_path / "out" / "scoreboard.json").read_text())["rows"]
+    assert [row["model"] for row in board] == list(MAIN_JOB)
+    figures = {row["model"]: row["metrics"]["recall@10"] for row in board}
+    assert figures["item-graph"] > figures["item-cf"] > figures["popularity"] > 0
+    assert all(row["p50_ms"] > 0 for row in board)
+    assert len(customers) == 3
+    assert set(customers[0].recommended) == set(MAIN_JOB)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") >= 4
+    assert "<script" not in page
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_the_demo_from_an_empty_folder(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", ROOT], check=True, capture_output=True
+    )
+    wheel = next((tmp_path / "dist").glob("*.whl"))
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
+    # The wheel's dependencies come from the environment of this test: only the package itself is new.
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    (next((tmp_path / "env" / "lib").glob("python*")) / "site-packages" / "outer.pth").write_text(site + "\n")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    place = subprocess.run(
+        [python, "-c", "import nextitem; print(nextitem.__file__)"],
+        cwd=empty, env=environment, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert str(tmp_path / "env") in place.stdout
+    command = [python, "-m", "nextitem", "demo", "--minutes-per-model", "0.1", "--out", "runs/demo"]
+    shown = subprocess.run(command, cwd=empty, env=environment, check=True, capture_output=True, text=True)
+    for model in MAIN_JOB:
+        assert model in shown.stdout
+    assert (empty / "runs" / "demo" / "report.html").is_file()
+    again = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
