@@ -246,18 +246,24 @@ def test_complements_show_in_the_log(shop: Shop, events: pl.DataFrame) -> None:
 
 
 def test_the_way_on_depends_on_more_than_the_last_item(shop: Shop, events: pl.DataFrame) -> None:
-    """Among steps to another category, the two last categories tell the next one better than the last alone."""
-    before, last, following = session_steps(shop, events, 2)
-    moved = (before != last) & (last != following)
-    before, last, following = before[moved], last[moved], following[moved]
-    half = len(last) // 2
+    """The category before and the number of items compared so far tell the next category better than the last item."""
+    category, session = shop.truth.category[column(events, "item")], column(events, "session_id")
+    new_session = np.append(True, session[1:] != session[:-1])
+    new_run = new_session | np.append(True, category[1:] != category[:-1])
+    first = np.maximum.accumulate(np.where(new_run, np.arange(len(category)), 0))  # of the run of one category
+    before = np.where(new_session[first], len(CATEGORIES), category[first - 1])
+    compared = np.minimum(np.arange(len(category)) - first, 1)
+    rows = np.flatnonzero(~new_session[1:])
+    train, test = np.array_split(rows, 2)
 
     def accuracy(state: np.ndarray) -> float:
         counts = np.zeros((state.max() + 1, len(CATEGORIES)))
-        np.add.at(counts, (state[:half], following[:half]), 1)
-        return float((counts.argmax(axis=1)[state[half:]] == following[half:]).mean())
+        np.add.at(counts, (state[train], category[train + 1]), 1)
+        return float((counts.argmax(axis=1)[state[test]] == category[test + 1]).mean())
 
-    assert accuracy(before * len(CATEGORIES) + last) > accuracy(last) + 0.06
+    last = accuracy(category)
+    assert accuracy(2 * category + compared) > last + 0.04
+    assert accuracy(2 * (before * len(CATEGORIES) + category) + compared) > last + 0.06
 
 
 def test_price_style_and_brand_matter(shop: Shop, events: pl.DataFrame) -> None:
@@ -281,7 +287,7 @@ def test_interests_drift(shop: Shop, events: pl.DataFrame) -> None:
     rows, department = np.arange(len(user)), shop.truth.department[column(late, "item")]
     now = shop.truth.interests(user, time)[rows, department].mean()
     then = shop.truth.interests(user, np.full_like(time, START))[rows, department].mean()
-    assert now > then + 0.3
+    assert now > then + 0.1
 
 
 def next_items(shop: Shop, events: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
@@ -323,7 +329,7 @@ def test_simple_recommenders_separate(shop: Shop, events: pl.DataFrame) -> None:
     both = recall((way + alike + np.log(popular + 1) + 1.5 * np.log(moves + 0.5))[last], target)
     assert by_moves > 2.5 * by_popularity
     assert both > 1.08 * by_moves
-    assert by_content > 1.05 * by_look  # price matters
+    assert by_content > 1.02 * by_look  # price matters
     cold = popular[target] == 0
     assert recall((way + alike)[last[cold]], target[cold]) > 0.1
     assert recall(moves[last[cold]] + 1e-6 * popular, target[cold]) < 0.03

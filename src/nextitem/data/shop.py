@@ -60,6 +60,9 @@ MAX_STEPS = 12  # items of one session, slate and repeat purchases aside
 SLATE_SHARE = 0.3  # of sessions that open with a slate
 UNIFORM_SHARE = 0.15  # of slates drawn by the uniform policy
 CONTINUE = 0.75  # probability that a session goes on with an unfinished project
+# Probability of one more item of the same category once 1, and 2 or more, of it were looked at: customers
+# compare two and go on, so what comes next takes more than the last item to tell.
+COMPARE = np.array([0.8, 0.15])
 WANDER = 0.05  # probability that an item has nothing to do with the project
 STYLE_MATCH, BRAND_MATCH = 2.0, 3.0  # appeal of the style and the brand of the session's last item
 SEEN_LOSS = 4.0  # appeal that an item loses once the customer has looked at it
@@ -202,6 +205,7 @@ class _Simulation:
         self.purchases: list[Ints] = []  # of durable goods: user, item, time
         self.project = np.full(num_users, -1)  # -1: none under way
         self.step = np.zeros(num_users, dtype=np.int64)
+        self.compared = np.zeros(num_users, dtype=np.int64)  # items looked at in the step's category
         self.last = np.full(num_users, -1)  # last item of each customer
         self.anchor = np.full(num_users, -1)  # last item that the project led to
         self.end = np.zeros(num_users, dtype=np.int64)  # end of the last session
@@ -296,8 +300,11 @@ class _Simulation:
         return goes_on
 
     def _advance(self, users: Ints, times: Ints) -> None:
-        """Moves along the path; at its end a new project begins."""
-        self.step[users] += np.searchsorted(np.cumsum(ADVANCE)[:-1], self.rng.random(len(users)), side="right")
+        """Compares more items of the category or moves along the path; at its end a new project begins."""
+        stays = self.rng.random(len(users)) < COMPARE[np.minimum(self.compared[users], 2) - 1]
+        self.compared[users] = np.where(stays, self.compared[users] + 1, 1)
+        ahead = 1 + np.searchsorted(np.cumsum(ADVANCE)[:-1], self.rng.random(len(users)), side="right")
+        self.step[users] += np.where(stays, 0, ahead)
         done = self.step[users] >= PATHS.shape[1]
         self._new_project(users[done], times[done])
 
@@ -305,6 +312,7 @@ class _Simulation:
         interest = self.truth.interests(users, times)[:, CATEGORY_DEPARTMENT[PATHS[:, 0]]]
         self.project[users] = (interest + self.rng.gumbel(size=interest.shape)).argmax(axis=1)
         self.step[users] = self.rng.random(len(users)) < 0.3
+        self.compared[users] = 1
 
     def _choose(self, users: Ints, times: Ints, anchor: Ints, held: Ints) -> Ints:
         """An item of the project's category for each customer, -1 where none is to be had."""

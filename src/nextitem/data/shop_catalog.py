@@ -22,7 +22,7 @@ from nextitem.data.shop_words import (
 FIRST_ITEM, FIRST_USER = 10_001, 100_001  # ids are not rows
 WIDTH = 16  # of latent vectors
 NEW_SHARE = 0.5  # of the items are released during the year
-ADVANCE = np.array([0.55, 0.4, 0.05])  # probability that a project's next item lies 0, 1, 2 categories on
+ADVANCE = np.array([0.9, 0.1])  # probability that the next category of a project lies 1, 2 steps on
 CATEGORY_INDEX = {category.name: index for index, category in enumerate(CATEGORIES)}
 CATEGORY_DEPARTMENT = np.array([DEPARTMENTS.index(category.department) for category in CATEGORIES])
 PATHS: Ints = np.array([[CATEGORY_INDEX[name] for name in path] for path in PROJECTS])  # [projects, steps]
@@ -152,7 +152,7 @@ def complements() -> Floats:
     result = np.zeros((len(CATEGORIES), len(CATEGORIES)))
     for path in PATHS:
         for step in range(len(path) - 1):
-            for ahead, share in enumerate(ADVANCE[1:], start=1):
+            for ahead, share in enumerate(ADVANCE, start=1):
                 result[path[step], path[min(step + ahead, len(path) - 1)]] += share
     total = result.sum(axis=1, keepdims=True)
     rows: Floats = np.divide(result, total, out=np.zeros_like(result), where=total > 0)
