@@ -29,7 +29,12 @@ from nextitem.training.session import Session
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How training went. `best_epoch` counts from 1; without validation it is the last one."""
+    """How training went.
+
+    `epochs` counts complete ones. `best_epoch` counts from 1; without validation it is the last one begun.
+    `history` has an entry an epoch: epoch, loss and its named parts (means over the batches), and validation
+    where there was one.
+    """
 
     epochs: int
     best_epoch: int
@@ -58,9 +63,12 @@ def fit(
     `validate` returns the value to be maximised; without it the last weights are the best. `stop_after` ends
     after so many epochs while schedules keep the length of `config.max_epochs` (a refit for a chosen number of
     epochs). `out` takes TensorBoard events and, under checkpoints/, the resume point; with `resume` training
-    goes on from there and ends, on a CPU, with the weights of an uninterrupted run. Ctrl-C stops after the
-    current batch. Raises UserError where there are no examples, a device is missing or the loss diverges.
+    goes on from there and ends, on a CPU, with the weights of an uninterrupted run. Ctrl-C and the time budget
+    stop it after the current optimizer step; what the budget leaves of an epoch is validated as an epoch, and so
+    may be the best. Raises UserError where there are no examples, a device is missing, its precision is, or the
+    loss diverges.
     """
+    accelerator = _accelerator(device, config.precision)
     epochs = config.max_epochs if stop_after is None else min(stop_after, config.max_epochs)
     checkpoint = None if out is None else out / "checkpoints" / "last.ckpt"
     saved = _read(checkpoint) if resume and checkpoint is not None else None
@@ -84,17 +92,20 @@ def fit(
     total_steps = max(1, config.max_epochs * stream.per_epoch // config.accumulate)
     module = TrainingModule(model, config, seed=seed, total_steps=total_steps)
     if session.stopped is None and len(stream):
-        _train(module, stream, session, config, saved=saved, device=device, epochs=epochs)
+        try:
+            _train(module, stream, session, config, saved=saved, accelerator=accelerator, epochs=epochs)
+        finally:
+            if logger is not None and session.history:
+                logger.experiment.close()
     elif saved is not None:
         module.load_state_dict(saved["state_dict"])
-    if logger is not None:
-        logger.finalize("success")
+        session.judge_rest(module)
     if session.best_weights:
         model.load_state_dict(session.best_weights)
     model.eval()
     return TrainingResult(
         epochs=session.epoch,
-        best_epoch=session.best_epoch if session.best_weights else max(1, session.epoch),
+        best_epoch=session.best_epoch if session.best_weights else session.epoch + (session.batch > 0),
         best_value=session.best_value if session.best_weights else None,
         seconds=session.seconds,
         stopped=session.stopped or "finished",
@@ -109,14 +120,14 @@ def _train(
     config: TrainingConfig,
     *,
     saved: dict[str, Any] | None,
-    device: str,
+    accelerator: str,
     epochs: int,
 ) -> None:
     restore = [] if saved is None else [_Restore(saved)]
     with _quiet():
         # All epochs are one epoch to Lightning: the cursor is ours, so no loop state has to be restored.
         trainer = lightning.Trainer(
-            accelerator=_accelerator(device),
+            accelerator=accelerator,
             devices=1,
             max_epochs=1,
             callbacks=[*restore, session],
@@ -129,15 +140,15 @@ def _train(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        session.progress.start(session.epoch * stream.per_epoch + session.batch, epochs * stream.per_epoch)
+        done = session.epoch * stream.per_epoch + session.batch
+        session.progress.start(done, epochs * stream.per_epoch, per_epoch=stream.per_epoch)
         module.model.train()
         try:
             with _ctrl_c(session):
                 trainer.fit(module, train_dataloaders=stream)
         finally:
             session.progress.stop()
-        session.settle()
-        session.save(trainer)
+        session.finish(trainer, module)
     module.model.to("cpu")
 
 
@@ -170,12 +181,15 @@ def _spent(session: Session, config: TrainingConfig) -> bool:
     return config.max_minutes is not None and session.seconds > 60 * config.max_minutes
 
 
-def _accelerator(device: str) -> str:
+def _accelerator(device: str, precision: str) -> str:
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device {device!r}: choose auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda': torch finds no GPU here; use --device cpu, or install a CUDA build of torch")
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    found = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if found == "cpu" and precision == "16-mixed":
+        raise UserError("training.precision '16-mixed' needs a GPU; use 'bf16-mixed' or '32-true' on a CPU")
+    return found
 
 
 @contextmanager

@@ -30,6 +30,7 @@ class TrainingModule(lightning.LightningModule):
         self.config = config
         self.seed = seed
         self.total_steps = total_steps
+        self.terms: dict[str, Tensor] = {}  # of the last batch, detached: the loss and its named parts
 
     def training_step(self, stamped: Stamped, batch_idx: int) -> Tensor:
         """The loss of one batch; UserError where it is not finite."""
@@ -40,6 +41,7 @@ class TrainingModule(lightning.LightningModule):
                 f"the loss is {float(terms.total.detach())} in epoch {stamped.epoch + 1}, batch {stamped.index + 1}: "
                 "training has diverged; lower training.learning_rate or set training.gradient_clip"
             )
+        self.terms = {"loss": terms.total.detach(), **terms.named}
         return terms.total
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

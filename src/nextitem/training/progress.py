@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from torch import Tensor
+
+REFRESH = 0.1  # seconds between two updates of the bar: reading a loss waits for the device
 
 
 class Progress(Protocol):
     """What training tells of itself."""
 
-    def start(self, done: int, total: int) -> None:
+    def start(self, done: int, total: int, *, per_epoch: int) -> None:
         """Training begins, `done` of `total` batches being behind it."""
 
-    def step(self, epoch: int, loss: float) -> None:
-        """One batch is done; `loss` is the epoch's mean so far."""
+    def step(self, epoch: int, loss: Tensor) -> None:
+        """One batch is done; epochs count from 0."""
 
     def epoch(self, entry: dict[str, float], *, best_epoch: int) -> None:
         """One epoch is done."""
@@ -29,10 +33,10 @@ class Progress(Protocol):
 class Silent:
     """Tells nothing."""
 
-    def start(self, done: int, total: int) -> None:
+    def start(self, done: int, total: int, *, per_epoch: int) -> None:
         """Nothing."""
 
-    def step(self, epoch: int, loss: float) -> None:
+    def step(self, epoch: int, loss: Tensor) -> None:
         """Nothing."""
 
     def epoch(self, entry: dict[str, float], *, best_epoch: int) -> None:
@@ -47,17 +51,36 @@ class Lines(Silent):
 
     def __init__(self, label: str) -> None:
         self.label = label
+        self.done = self.steps = self.total = self.epochs = 0
+        self.began = 0.0
+
+    def start(self, done: int, total: int, *, per_epoch: int) -> None:
+        """Starts the clock."""
+        self.done, self.total, self.epochs, self.began = done, total, total // per_epoch, time.monotonic()
+
+    def step(self, epoch: int, loss: Tensor) -> None:
+        """Counts."""
+        self.steps += 1
 
     def epoch(self, entry: dict[str, float], *, best_epoch: int) -> None:
-        """Prints loss and validation."""
-        best = "" if best_epoch in (0, int(entry["epoch"])) else f" (best: epoch {best_epoch})"
-        print(f"{self.label}: {describe(entry)}{best}", file=sys.stderr, flush=True)
+        """Prints loss, validation, rate and the time that all epochs would still take."""
+        validation = (
+            f" validation {entry['validation']:.4f} (best: epoch {best_epoch})" if "validation" in entry else ""
+        )
+        rate = max(1, self.steps) / max(1e-9, time.monotonic() - self.began)
+        left = round((self.total - self.done - self.steps) / rate)
+        print(
+            f"{self.label}: epoch {int(entry['epoch'])}/{self.epochs} loss {entry['loss']:.4f}{validation}, "
+            f"{rate:.3g} batches/s, {left // 60}:{left % 60:02} left",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class Bar:
     """A bar with rate, loss, validation and time left."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, *, console: Console | None = None) -> None:
         self.bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -66,36 +89,42 @@ class Bar:
             TextColumn("{task.fields[shown]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console or Console(stderr=True),
         )
         self.task = self.bar.add_task(label, rate="", shown="")
         self.validation = ""
+        self.waiting = 0  # batches that the bar does not show yet
+        self.updated = 0.0
 
-    def start(self, done: int, total: int) -> None:
+    def start(self, done: int, total: int, *, per_epoch: int) -> None:
         """Shows the bar."""
         self.bar.update(self.task, total=total, completed=done)
         self.bar.start()
 
-    def step(self, epoch: int, loss: float) -> None:
-        """Moves the bar."""
+    def step(self, epoch: int, loss: Tensor) -> None:
+        """Moves the bar, at most ten times a second."""
+        self.waiting += 1
+        if time.monotonic() - self.updated < REFRESH:
+            return
         speed = self.bar.tasks[0].speed
-        rate = f"{speed:.1f} batches/s" if speed else ""
-        self.bar.update(self.task, advance=1, rate=rate, shown=f"epoch {epoch + 1} loss {loss:.4f}{self.validation}")
+        rate = f"{speed:.3g} batches/s" if speed else ""
+        shown = f"epoch {epoch + 1} loss {float(loss):.4f}{self.validation}"
+        self.bar.update(self.task, advance=self.waiting, rate=rate, shown=shown)
+        self.waiting, self.updated = 0, time.monotonic()
 
     def epoch(self, entry: dict[str, float], *, best_epoch: int) -> None:
-        """Remembers the validation value for the next updates."""
+        """Shows the epoch's mean loss and its validation, which later updates repeat."""
         if "validation" in entry:
             self.validation = f" validation {entry['validation']:.4f} best epoch {best_epoch}"
+        shown = f"epoch {int(entry['epoch'])} loss {entry['loss']:.4f}{self.validation}"
+        self.bar.update(self.task, advance=self.waiting, shown=shown)
+        self.waiting = 0
 
     def stop(self) -> None:
         """Leaves the finished bar standing."""
+        self.bar.update(self.task, advance=self.waiting)
+        self.waiting = 0
         self.bar.stop()
-
-
-def describe(entry: dict[str, float]) -> str:
-    """An epoch in words."""
-    text = f"epoch {int(entry['epoch'])} loss {entry['loss']:.4f}"
-    return text + (f" validation {entry['validation']:.4f}" if "validation" in entry else "")
 
 
 def progress_for(label: str, *, shown: bool) -> Progress:

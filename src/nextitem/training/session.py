@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from torch import Tensor
 
 from nextitem.training.config import TrainingConfig
@@ -45,8 +44,8 @@ class Session(lightning.Callback):
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
         self.history: list[dict[str, float]] = []
-        self.loss_sum = torch.zeros(())
-        self.loss_count = 0
+        self.sums: dict[str, Tensor] = {}  # of the losses in this epoch, over ...
+        self.count = 0  # ... so many batches
         self._began = self._saved = time.monotonic()
 
     @property
@@ -57,8 +56,8 @@ class Session(lightning.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Lightning's hook: goes into the checkpoint; plain values and tensors only."""
         kept = ("stopped", "epoch", "batch", "bad", "best_value", "best_epoch", "best_weights", "history")
-        state = {name: getattr(self, name) for name in kept}
-        return {**state, "loss_sum": self.loss_sum, "loss_count": self.loss_count, "seconds": self.elapsed}
+        state = {name: getattr(self, name) for name in (*kept, "sums", "count")}
+        return {**state, "seconds": self.elapsed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
@@ -69,30 +68,39 @@ class Session(lightning.Callback):
         """Lightning's hook."""
         self._began = self._saved = time.monotonic()
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Stamped, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: TrainingModule, outputs: Any, batch: Stamped, batch_idx: int
+    ) -> None:
         """Lightning's hook: moves the cursor, and looks whether anything is due."""
         self.epoch, self.batch = (batch.epoch + 1, 0) if batch.is_last else (batch.epoch, batch.index + 1)
-        self.loss_sum = self.loss_sum + outputs["loss"].detach().cpu()
-        self.loss_count += 1
-        self.progress.step(self.epoch, float(self.loss_sum) / self.loss_count)
+        for name, value in module.terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.double()
+        self.count += 1
+        self.progress.step(batch.epoch, module.terms["loss"])
         if batch.is_last:
             self._end_epoch(module)
-        if self.stopped is None and self.interrupted:
-            self.stopped = "interrupted"
-        if self.stopped is None and self.config.max_minutes is not None and self.elapsed > 60 * self.config.max_minutes:
-            self.stopped = "time"
-            if not batch.is_last:
-                self._judge(module)
-        if self.stopped is not None:
-            trainer.should_stop = True
-        elif (batch_idx + 1) % self.config.accumulate == 0 and self._due():
-            self.save(trainer)
+        # Gradients of a group that is not complete are in no checkpoint: the run is cut between groups only.
+        if self.stopped is None and (batch_idx + 1) % self.config.accumulate == 0:
+            if self.interrupted:
+                self.stopped = "interrupted"
+            elif self.config.max_minutes is not None and self.elapsed > 60 * self.config.max_minutes:
+                self.stopped = "time"
+            elif time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes:
+                self.save(trainer)
+        trainer.should_stop = self.stopped is not None
 
-    def settle(self) -> None:
-        """Training has ended: fixes the time that it took, and why it ended."""
+    def finish(self, trainer: Any, module: TrainingModule) -> None:
+        """Training has ended: writes the last resume point and judges an epoch that the budget cut off."""
+        self.stopped = self.stopped or "finished"
+        self.save(trainer)
+        self.judge_rest(module)
         self.seconds = self.elapsed
         self._began = time.monotonic()
-        self.stopped = self.stopped or "finished"
+
+    def judge_rest(self, module: TrainingModule) -> None:
+        """Validates the part of an epoch that the budget left; it is in no checkpoint, a longer run goes on without."""
+        if self.stopped == "time" and self.batch:
+            self._record(module, self.epoch + 1, judge=True)
 
     def save(self, trainer: Any) -> None:
         """Writes the resume point; a kill while it is written leaves the former one."""
@@ -104,31 +112,29 @@ class Session(lightning.Callback):
         os.replace(beside, self.checkpoint)
         self._saved = time.monotonic()
 
-    def _due(self) -> bool:
-        return time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
-
     def _end_epoch(self, module: TrainingModule) -> None:
-        entry = {"epoch": float(self.epoch), "loss": float(self.loss_sum) / self.loss_count}
-        self.history.append(entry)
-        self.loss_sum, self.loss_count = torch.zeros(()), 0
-        if self.epoch % self.config.validate_every == 0:
-            self._judge(module)
-        self.record({name: value for name, value in entry.items() if name != "epoch"}, self.epoch)
-        self.progress.epoch(self.history[-1], best_epoch=self.best_epoch)
-
-    def _judge(self, module: TrainingModule) -> None:
-        """Validates; keeps the weights where they are the best so far."""
-        if self.validate is None:
-            return
-        module.model.eval()
-        value = self.validate()
-        module.model.train()
-        if self.history:
-            self.history[-1]["validation"] = value
-        if value > self.best_value:
-            self.best_value, self.best_epoch, self.bad = value, self.epoch, 0
-            self.best_weights = {name: part.detach().cpu().clone() for name, part in module.model.state_dict().items()}
-            return
-        self.bad += 1
+        self._record(module, self.epoch, judge=self.epoch % self.config.validate_every == 0)
+        self.sums, self.count = {}, 0
         if self.config.patience is not None and self.bad >= self.config.patience:
             self.stopped = "patience"
+
+    def _record(self, module: TrainingModule, epoch: int, *, judge: bool) -> None:
+        """Adds the means of an epoch, and its validation, to the history."""
+        entry = {name: float(total) / self.count for name, total in self.sums.items()}
+        if judge and self.validate is not None:
+            entry["validation"] = self._judge(module, epoch, self.validate)
+        self.record(entry, epoch)
+        self.history.append({"epoch": float(epoch), **entry})
+        self.progress.epoch(self.history[-1], best_epoch=self.best_epoch)
+
+    def _judge(self, module: TrainingModule, epoch: int, validate: Callable[[], float]) -> float:
+        """Validates; keeps the weights where they are the best so far."""
+        module.model.eval()
+        value = validate()
+        module.model.train()
+        if value > self.best_value:
+            self.best_value, self.best_epoch, self.bad = value, epoch, 0
+            self.best_weights = {name: part.detach().cpu().clone() for name, part in module.model.state_dict().items()}
+        else:
+            self.bad += 1
+        return value
