@@ -121,11 +121,11 @@ def recommend_all(
     """The lists of all requests, [B, k] int64."""
     total = -(-requests.num_requests // batch_size)
     batches = requests.split(batch_size)
-    shown = (
-        track(batches, "evaluating", total=total, console=Console(stderr=True), transient=True) if progress else batches
-    )
+    console = Console(stderr=True)
+    if progress and console.is_terminal:
+        batches = iter(track(batches, "evaluating", total=total, console=console, transient=True))
     device = model.popularity.device
-    parts = [model.recommend(batch.to(device), k).item_ids.cpu() for batch in shown]
+    parts = [model.recommend(batch.to(device), k).item_ids.cpu() for batch in batches]
     return torch.cat(parts) if parts else torch.zeros(0, k, dtype=torch.int64)
 
 
