@@ -63,7 +63,7 @@ class NextItemSequences:
             yield NextItemBatch(
                 Jagged(self.items[inputs], offsets),
                 Jagged(self.targets[inputs + 1], offsets),
-                seed=hash((seed, epoch, place)) % 2**62,
+                seed=int(np.random.SeedSequence([seed, epoch, place]).generate_state(1, np.uint64)[0] >> 1),
             )
 
     def _order(self, batch_size: int, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,0 +1,106 @@
+"""What holds for every model that reads histories: nothing but the latest events of the request itself counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from known_answers import cycle
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommender import Recommender
+from nextitem.core.registry import MODELS
+from nextitem.models.sasrec import SASRec, SASRecConfig
+from nextitem.nn.transformer import BLOCKS
+
+READS = 6  # max_history_length of the models under test
+HISTORIES = [[1], [4, 5, 6, 7, 8, 9, 10, 11], [2, 3, 2], [12, 1, 2, 3, 4, 5], [7, 7]]
+NAMES = [name for name, entry in MODELS.items() if "max_history_length" in entry.load().Config.model_fields]
+
+
+def model_of(name: str) -> Recommender:
+    """With random weights, large enough that any difference would show."""
+    catalog = cycle().catalog
+    codes = torch.stack([torch.arange(12) // 4, torch.arange(12) % 4], 1).int()
+    table = IdentifierTable.from_item_codes(codes, codebook_sizes=(3, 4), catalog_fingerprint=catalog.fingerprint)
+    kind = MODELS[name].load()
+    torch.manual_seed(0)
+    model: Recommender = kind(kind.Config(max_history_length=READS), catalog.with_identifiers(table))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    return model
+
+
+def requests(histories: list[list[int]]) -> SequenceBatch:
+    return SequenceBatch(Jagged.from_rows(histories))
+
+
+def answers(model: Recommender, batch: SequenceBatch) -> tuple[list[list[int]], torch.Tensor]:
+    found = model.recommend(batch, 12)
+    return found.item_ids.tolist(), found.scores
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_eight_requests_at_once_are_eight_requests(name: str) -> None:
+    model = model_of(name)
+    items, scores = answers(model, requests(HISTORIES))
+    for row, history in enumerate(HISTORIES):
+        alone, alone_scores = answers(model, requests([history]))
+        assert alone == [items[row]]
+        torch.testing.assert_close(alone_scores[0], scores[row], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_requests_is_the_order_of_answers(name: str) -> None:
+    model = model_of(name)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    items, _ = answers(model, requests(HISTORIES))
+    moved, _ = answers(model, requests(HISTORIES).select(order))
+    assert moved == [items[row] for row in order.tolist()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_are_never_read(name: str) -> None:
+    model = model_of(name)
+    blind, scores = answers(model, requests(HISTORIES))
+    told, told_scores = answers(model, replace(requests(HISTORIES), targets=Jagged.from_rows([[5]] * len(HISTORIES))))
+    assert told == blind
+    assert torch.equal(told_scores, scores)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_events_before_the_limit_change_nothing_and_later_ones_do(name: str) -> None:
+    model = model_of(name)
+    recent = [3, 9, 4, 1, 12, 5]
+    items, scores = answers(model, requests([recent]))
+    older, older_scores = answers(model, requests([[8, 8, 2, *recent]]))
+    assert older == items
+    assert torch.equal(older_scores, scores)
+    for place in range(READS):
+        changed = [*recent[:place], 7, *recent[place + 1 :]]
+        assert not torch.equal(answers(model, requests([changed]))[1], scores), place
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_loss_of_a_batch_is_the_mean_over_the_targets_of_its_sequences(block: str) -> None:
+    """Gradients too: eight sequences in one batch are eight batches of one."""
+    dataset = cycle()
+    torch.manual_seed(0)
+    config = SASRecConfig(width=8, layers=2, block=block, objective="full-softmax", max_history_length=READS)  # type: ignore[arg-type]
+    model = SASRec(config, dataset.catalog).double().eval()
+    examples = model.examples(dataset)
+    whole = next(iter(examples.batches(8, epoch=0, seed=0)))
+    model.training_loss(whole).total.backward()
+    together = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
+    model.zero_grad()
+    for row in range(8):
+        rows = torch.tensor([row])
+        one = replace(whole, items=whole.items.select(rows), targets=whole.targets.select(rows))
+        share = len(one.targets.values) / len(whole.targets.values)
+        (share * model.training_loss(one).total).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, together[name], msg=lambda text, name=name: f"{name}: {text}")
