@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
+from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
+from nextitem.data.text import ContentConfig, content_vectors
 from nextitem.evaluation.intervals import interval
 from nextitem.evaluation.metrics import accuracy, beyond_accuracy
 from nextitem.evaluation.slices import slice_masks
@@ -28,6 +31,8 @@ ACCURACY = {
     "map": accuracy.average_precision,
     "precision": accuracy.precision,
 }
+
+DIVERSITY_WIDTH = 32  # of the vectors that diversity is measured by
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +93,7 @@ def evaluate(
     popularity = torch.from_numpy(train.interactions.item_counts()).double()
     values: dict[str, Tensor] = {}
     metrics: dict[str, float] = {}
-    distances = item_distances(model.catalog)
+    vectors = item_vectors(train.catalog)
     for k in ks:
         for name, metric in ACCURACY.items():
             values[f"{name}@{k}"] = metric(lists, requests.targets, k)
@@ -97,8 +102,8 @@ def evaluate(
         values[f"serendipity@{k}"] = beyond_accuracy.serendipity(lists, requests.targets, popularity, k)
         values[f"novelty@{k}"] = beyond_accuracy.novelty(lists[:, :k], popularity)
         values[f"popularity_bias@{k}"] = beyond_accuracy.popularity_bias(lists[:, :k], requests.items, popularity)
-        if distances is not None:
-            values[f"diversity@{k}"] = beyond_accuracy.diversity(lists[:, :k], distances)
+        if vectors is not None:
+            values[f"diversity@{k}"] = beyond_accuracy.diversity(lists[:, :k], vectors)
         metrics[f"coverage@{k}"] = beyond_accuracy.coverage(lists[:, :k], num_items=model.num_items)
         metrics[f"gini@{k}"] = beyond_accuracy.gini(lists[:, :k], num_items=model.num_items)
     metrics |= {name: _mean(value) for name, value in values.items()}
@@ -140,7 +145,8 @@ def quick_score(model: Recommender, requests: SequenceBatch, *, metric: str = "n
 def latency(model: Recommender, requests: SequenceBatch, *, k: int = 10, count: int = 100) -> tuple[float, float]:
     """Milliseconds of one request alone, median and 99th percentile over `count` requests, after ten warm ones."""
     rows = torch.linspace(0, requests.num_requests - 1, count + 10).long()
-    singles = [requests.select(row[None]) for row in rows]
+    device = model.popularity.device
+    singles = [requests.select(row[None]).to(device) for row in rows]
     times = []
     for single in singles:
         began = time.perf_counter()
@@ -150,16 +156,16 @@ def latency(model: Recommender, requests: SequenceBatch, *, k: int = 10, count: 
     return float(spent.median()), float(spent.quantile(0.99))
 
 
-def item_distances(catalog: Catalog) -> Tensor | None:
-    """What diversity measures distance by: content vectors, else one-hot categories [N + 1, D], else None."""
-    if catalog.content is not None:
-        return catalog.content
-    column = next((name for name, kind in catalog.features.items() if kind == "categorical"), None)
-    if column is None:
-        return None
-    codes = torch.from_numpy(catalog.table[column].cast(str).fill_null("").rank("dense").to_numpy().astype("int64"))
-    one_hot = torch.nn.functional.one_hot(codes).float()
-    return torch.cat([torch.zeros(1, one_hot.shape[1]), one_hot])
+@lru_cache(maxsize=1)
+def item_vectors(catalog: Catalog) -> Tensor | None:
+    """What diversity measures distance by, [N + 1, D]: TF-IDF of the items' text, else of their features; else None.
+
+    Never what one model reads: on a scoreboard, diversity has to mean the same for every model.
+    """
+    try:
+        return content_vectors(catalog, ContentConfig(dim=DIVERSITY_WIDTH))
+    except UserError:
+        return None  # neither text nor features
 
 
 def _slices(

@@ -16,8 +16,8 @@ def slice_masks(requests: SequenceBatch, train: Dataset, catalog: Catalog) -> di
     activity: by the length of the history (thirds). popularity: targets among the fifth of the training events that
     fall on the most popular items, the next three fifths, the last. cold: targets unseen in training; warm: the others.
     memorization: the step from the last item of the history to the target was seen in training; generalization: it was
-    not. new_category: the target's category is not in the history. siblings: how many other items share all codes but
-    the last of the target's semantic ID.
+    not. new_category: the target's category (else its first categorical feature) is not in the history. siblings: how
+    many other items share all codes but the last of the target's semantic ID.
     """
     assert requests.targets is not None
     has_target = requests.targets.lengths > 0
@@ -32,11 +32,12 @@ def _activity(requests: SequenceBatch) -> dict[str, Tensor]:
     lengths = requests.items.lengths
     if not lengths.numel():
         return {}
-    low, high = lengths.double().quantile(torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)).tolist()
+    ordered = lengths.sort().values
+    low, high = (int(ordered[(part * (len(ordered) - 1)) // 3]) for part in (1, 2))
     return {
-        f"history<={low:.0f}": lengths <= low,
-        f"history {low:.0f}-{high:.0f}": (lengths > low) & (lengths <= high),
-        f"history>{high:.0f}": lengths > high,
+        f"history<={low}": lengths <= low,
+        f"history {low + 1}-{high}": (lengths > low) & (lengths <= high),
+        f"history>{high}": lengths > high,
     }
 
 
@@ -70,9 +71,10 @@ def _memorization(requests: SequenceBatch, first: Tensor, train: Dataset) -> dic
 
 
 def _new_category(requests: SequenceBatch, first: Tensor, catalog: Catalog) -> dict[str, Tensor]:
-    column = next((name for name, kind in catalog.features.items() if kind == "categorical"), None)
-    if column is None:
+    columns = [name for name, kind in catalog.features.items() if kind == "categorical"]
+    if not columns:
         return {}
+    column = next((name for name in columns if "categor" in name.lower()), columns[0])
     ranked = catalog.table[column].cast(str).fill_null("").rank("dense").to_numpy().astype("int64")
     category = torch.cat([torch.zeros(1, dtype=torch.int64), torch.from_numpy(ranked)])
     span = int(category.max()) + 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nextitem.core.jagged import Jagged
-
 
 def auc(scores: Tensor, labels: Tensor) -> float:
     """Chance that a random positive scores above a random negative, a tie counting half; NaN without both."""
@@ -33,11 +31,6 @@ def log_loss(probabilities: Tensor, labels: Tensor) -> float:
     """Mean negative log-likelihood of 0/1 labels, in nats; probabilities are clipped to 1e-7 .. 1 - 1e-7."""
     clipped = probabilities.double().clamp(1e-7, 1 - 1e-7)
     return float(-(labels.double() * clipped.log() + (1 - labels.double()) * (1 - clipped).log()).mean())
-
-
-def by_group(jagged: Jagged, keys: Tensor) -> Tensor:
-    """The key of the request that each candidate belongs to, [T]."""
-    return keys[jagged.row_ids()]
 
 
 def _auc_by_group(scores: Tensor, labels: Tensor, group: Tensor, count: int) -> Tensor:
