@@ -83,8 +83,9 @@ class ItemGraph(Recommender):
         walk = torch.from_numpy((one + self.settings.second_step * (one @ transitions)).toarray())
         if content.shape[1]:
             similar = torch.from_numpy(((start @ content) @ content.T).toarray())
+            scores = walk * (self.settings.content_floor + similar)
             similar[recent.row_ids(), recent.values] = 0
-            scores = walk * (self.settings.content_floor + similar) + self.settings.content_weight * similar
+            scores += self.settings.content_weight * similar
         else:
             scores = walk
         scores += BACKFILL * self.popularity.cpu() / self.popularity.max().clamp(min=1).cpu()
