@@ -81,6 +81,19 @@ def test_sampled_softmax_leaves_out_the_target_and_takes_log_q_off_every_column(
     assert float(found) == pytest.approx(expected / T)
 
 
+def test_negatives_of_sequences_meet_the_positions_of_their_sequence_only() -> None:
+    hidden, table, targets = inputs()
+    negatives = torch.tensor([[1, 2], [6, 6], [3, int(targets[4])]])
+    log_q = torch.linspace(-2, 0, N + 1, dtype=torch.float64)
+    lengths = torch.tensor([2, 0, 3])
+    found = sampled_softmax(hidden, table, targets, negatives=negatives, lengths=lengths, log_q=log_q)
+    parts = [
+        count * sampled_softmax(hidden[at], table, targets[at], negatives=row, log_q=log_q)
+        for row, at, count in zip(negatives[[0, 2]], (slice(0, 2), slice(2, 5)), (2, 3), strict=True)
+    ]
+    torch.testing.assert_close(found, sum(parts) / T)
+
+
 def test_log_q_makes_popularity_sampling_agree_with_the_full_softmax() -> None:
     hidden, table, targets = inputs()
     weights = torch.arange(N + 1, dtype=torch.float64)
@@ -146,6 +159,7 @@ def test_gradients_agree_with_finite_differences() -> None:
     for loss in (
         lambda h, w: full_softmax(h, w, targets),
         lambda h, w: sampled_softmax(h, w, targets, negatives=shared),
+        lambda h, w: sampled_softmax(h, w, targets, negatives=each[:2], lengths=torch.tensor([2, 3])),
         lambda h, w: bce(h, w, targets, negatives=each),
         lambda h, w: gbce(h, w, targets, negatives=each, calibration=0.5, num_items=N),
     ):

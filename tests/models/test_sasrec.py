@@ -12,6 +12,8 @@ from torch import Tensor
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
+from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.nn.transformer import BLOCKS, PublishedBlock
 from nextitem.training.config import TrainingConfig
@@ -83,7 +85,7 @@ def test_the_published_block_is_the_authors() -> None:
     mixed = torch.zeros(4, 2, 3)
     for t in range(4):
         for head in range(2):
-            logits = [float(query[t, head] @ key[s, head]) / math.sqrt(3) for s in range(t + 1)]
+            logits = [float((query[t, head] @ key[s, head]).detach()) / math.sqrt(3) for s in range(t + 1)]
             weights = [math.exp(logit) / sum(math.exp(other) for other in logits) for logit in logits]
             mixed[t, head] = sum(weight * value[s, head] for s, weight in enumerate(weights))
     mid = norm(mixed.reshape(4, 6) + query_in, block.norm_feed)
@@ -113,6 +115,30 @@ def test_negatives_follow_from_the_batch_alone() -> None:
         first = model.training_loss(batch).total
         torch.manual_seed(2)
         assert torch.equal(first, model.training_loss(batch).total)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_a_sequence_s_own_negatives_are_a_batch_s_where_it_is_alone(power: float) -> None:
+    items, targets = Jagged.from_rows([[1, 2, 3, 4]]), Jagged.from_rows([[2, 0, 4, 5]])
+    losses = []
+    for sharing in ("batch", "sequence"):
+        model = model_of(tiny(), num_negatives=3, negatives_power=power, negatives_shared_by=sharing)
+        losses.append(model.training_loss(NextItemBatch(items, targets, seed=5)).total)
+    torch.testing.assert_close(*losses)
+
+
+def test_each_sequence_has_its_own_negatives() -> None:
+    model = model_of(tiny(), num_negatives=4, negatives_shared_by="sequence")
+    items, targets = Jagged.from_rows([[1, 2], [1, 2], [3]]), Jagged.from_rows([[2, 3], [0, 3], [1]])
+    batch = NextItemBatch(items, targets, seed=5)
+    negatives, _ = model._shared_negatives(torch.Generator().manual_seed(5), sets=3)
+    hidden, table = model._flat_hidden(items), model.item_vectors()
+    rows = [(0, 0, 2), (1, 0, 3), (3, 1, 3), (4, 2, 1)]  # position, sequence, target
+    expected = [
+        sampled_softmax(hidden[at][None], table, torch.tensor([target]), negatives=negatives[row])
+        for at, row, target in rows
+    ]
+    torch.testing.assert_close(model.training_loss(batch).total, torch.stack(expected).mean())
 
 
 def test_popularity_negatives_are_drawn_and_corrected_by_it() -> None:

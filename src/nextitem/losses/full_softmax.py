@@ -21,7 +21,7 @@ def full_softmax(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         return _summed(hidden, table, targets) / len(hidden)
     parts = [
         checkpoint(_summed, part, table, wanted, use_reentrant=False, preserve_rng_state=False)
-        for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True)
+        for part, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
     ]
     return torch.stack(parts).sum() / len(hidden)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nextitem.core.jagged import Jagged
+
 
 def sampled_softmax(
     hidden: Tensor,
@@ -12,18 +14,26 @@ def sampled_softmax(
     targets: Tensor,
     *,
     negatives: Tensor,
+    lengths: Tensor | None = None,
     log_q: Tensor | None = None,
 ) -> Tensor:
     """Mean over T of the cross-entropy of the target among itself and S sampled items, scalar.
 
-    `hidden [T, D]`, `table [N + 1, D]`, `targets [T]`; `negatives [S]` shared by all positions. `log_q [N + 1]` is the
-    log of each item's expected number of draws; subtracting it from every logit makes the sampled softmax consistent
-    with the full one (Bengio and Senecal 2008). A negative that is the target itself is left out.
+    `hidden [T, D]`, `table [N + 1, D]`, `targets [T]`; `negatives [S]` shared by all positions, or `[B, S]`, row b
+    for the next `lengths[b]` positions (a sequence). `log_q [N + 1]` is the log of each item's expected number of
+    draws; subtracting it from every logit makes the sampled softmax consistent with the full one (Bengio and Senecal
+    2008). A negative that is the target itself is left out.
     """
     positive = (hidden * table[targets]).sum(1, keepdim=True)
-    sampled = hidden @ table[negatives].T
+    if lengths is None:
+        sampled = hidden @ table[negatives].T
+    else:
+        padded = Jagged.from_lengths(hidden, lengths).to_padded()
+        real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+        sampled = (padded @ table[negatives].transpose(1, 2))[real]
+        negatives = negatives.repeat_interleave(lengths, dim=0)
     if log_q is not None:
         positive = positive - log_q[targets][:, None]
         sampled = sampled - log_q[negatives]
-    sampled = sampled.masked_fill(targets[:, None] == negatives, -torch.inf)
+    sampled = sampled.masked_fill_(targets[:, None] == negatives, -torch.inf)
     return (torch.logaddexp(positive[:, 0], sampled.logsumexp(1)) - positive[:, 0]).mean()

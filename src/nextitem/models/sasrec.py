@@ -11,8 +11,11 @@ Notable
 - Histories are padded on the right, and positions are counted from the last item backwards, so that an item's position
   does not depend on padding. The paper's left padding has the same effect at request time.
 - Loss is computed at real targets only; no logit is computed that nobody reads.
-- Negatives of the softmax are drawn once a batch and shared by all its positions; those of bce and gbce are drawn for
-  each position. They are uniform; with `negatives_power` by popularity ** power, and corrected by log_q.
+- Negatives of the softmax are drawn once a batch (or once a sequence) and shared by its positions; those of bce and
+  gbce are drawn for each position. They are uniform, or, in the softmax, by popularity ** negatives_power, corrected
+  by log_q. The paper draws again where a negative is in the user's history; here only the target itself is left out
+  (softmax), or nothing is (bce, gbce).
+- An epoch passes once over all users; the paper's draws as many users with replacement.
 
 Shapes: B sequences, L positions, D width, T real targets of a batch, N items, S negatives.
 """
@@ -52,7 +55,8 @@ class SASRecConfig(configs.Config):
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
     block: Literal["published", "pre-norm", "ligr"] = "ligr"  # see nn/transformer.py
     objective: Literal["full-softmax", "sampled-softmax", "bce", "gbce"] = "sampled-softmax"
-    num_negatives: int = Field(1024, ge=1)  # a batch (sampled-softmax) or a position (bce, gbce)
+    num_negatives: int = Field(1024, ge=1)  # sampled-softmax: a batch or sequence; bce, gbce: a position
+    negatives_shared_by: Literal["batch", "sequence"] = "batch"  # of sampled-softmax: who has the same negatives
     negatives_power: float = Field(0.0, ge=0)  # negatives by popularity ** power, log_q corrected; 0: uniform
     gbce_calibration: float = Field(0.75, ge=0, le=1)  # t of gSASRec
     temperature: float | None = Field(None, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
@@ -94,8 +98,12 @@ class SASRec(Recommender):
             return LossTerms(full_softmax(hidden_TD, table, targets))
         generator = torch.Generator().manual_seed(batch.seed)
         if chosen.objective == "sampled-softmax":
-            negatives, log_q = self._shared_negatives(generator)
-            return LossTerms(sampled_softmax(hidden_TD, table, targets, negatives=negatives, log_q=log_q))
+            lengths = None
+            if chosen.negatives_shared_by == "sequence":
+                lengths = torch.bincount(batch.targets.row_ids()[kept], minlength=batch.targets.num_rows)
+            negatives, log_q = self._shared_negatives(generator, sets=None if lengths is None else len(lengths))
+            loss = sampled_softmax(hidden_TD, table, targets, negatives=negatives, lengths=lengths, log_q=log_q)
+            return LossTerms(loss)
         shape = (len(targets), chosen.num_negatives)
         drawn = torch.randint(1, self.num_items + 1, shape, generator=generator).to(targets.device)
         if chosen.objective == "bce":
@@ -144,16 +152,16 @@ class SASRec(Recommender):
             return hidden_TD
         return nn.functional.normalize(hidden_TD, dim=1) / self.settings.temperature
 
-    def _shared_negatives(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Item ids [S] and log_q [N + 1]; uniform draws have a constant log_q, which only the target lacks."""
+    def _shared_negatives(self, generator: torch.Generator, *, sets: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Item ids [S], or [sets, S], and log_q [N + 1]; None for uniform draws, whose log_q is a constant."""
         device = self.items.weight.device
         count, power = self.settings.num_negatives, self.settings.negatives_power
+        shape = (count,) if sets is None else (sets, count)
         if power == 0:
-            drawn = torch.randint(1, self.num_items + 1, (count,), generator=generator)
-            return drawn.to(device), None
+            return torch.randint(1, self.num_items + 1, shape, generator=generator).to(device), None
         weights = (self.popularity.cpu() + 1) ** power
         weights[0] = 0
-        drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
+        drawn = torch.multinomial(weights, count * (sets or 1), replacement=True, generator=generator).view(shape)
         return drawn.to(device), torch.log(count * weights / weights.sum()).to(device)
 
     def _initialise(self) -> None:
