@@ -1,0 +1,213 @@
+"""TIGER against transformers' T5 with the same weights, against exhaustive scoring, and at its published sizes."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+import torch
+from t5_peer import DictTrie, as_transformers, encoder_inputs, generate
+from torch import Tensor
+from torch.nn import functional as F
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.ids import IdMap
+from nextitem.core.jagged import Jagged
+from nextitem.models.tiger import Tiger, TigerConfig
+
+SIZES = (16, 12, 16, 8)
+
+
+def catalog_of(items: int = 150, sizes: tuple[int, ...] = SIZES, *, unique: bool = True) -> Catalog:
+    draw = torch.Generator().manual_seed(3)
+    codes = torch.stack([torch.randint(size, (4 * items,), generator=draw) for size in sizes], dim=1)
+    if unique:
+        codes = torch.unique(codes, dim=0)
+        codes = codes[torch.randperm(len(codes), generator=draw)]
+    ids = pl.Series("item_id", range(items))
+    catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
+    table = IdentifierTable.from_item_codes(
+        codes[:items], codebook_sizes=sizes, catalog_fingerprint=catalog.fingerprint
+    )
+    return catalog.with_identifiers(table)
+
+
+def tiger(catalog: Catalog | None = None, **settings: object) -> Tiger:
+    torch.manual_seed(5)
+    small = {"width": 32, "heads": 2, "head_width": 8, "ff_width": 48}
+    return Tiger(TigerConfig.model_validate(small | settings), catalog or catalog_of()).eval()
+
+
+def requests(*histories: list[int], users: list[int] | None = None) -> SequenceBatch:
+    user_ids = None if users is None else torch.tensor(users)
+    return SequenceBatch(Jagged.from_rows(histories), user_ids=user_ids)
+
+
+HISTORIES = ([1, 2, 3], [4], [5, 6, 7, 8, 9, 150])
+
+
+def code_log_probs(model: Tiger, batch: SequenceBatch) -> Tensor:
+    """log p of every item, [B, N + 1], each spelt on its own without caches."""
+    rows = []
+    for row in range(batch.num_requests):
+        one = batch.select(torch.full((model.num_items,), row))
+        hidden = model._decode(model._shared(one), model.codes[1:, :-1])
+        total = torch.zeros(model.num_items)
+        for level, (start, size) in enumerate(zip(model.level_starts, model.sizes, strict=True)):
+            logits = hidden[:, level] @ model.output.weight[start : start + size].T
+            total += logits.log_softmax(1).gather(1, model.codes[1:, level, None])[:, 0]
+        rows.append(F.pad(total, (1, 0), value=-torch.inf))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def test_encoder_and_decoder_are_those_of_t5() -> None:
+    model = tiger(encoder_layers=3, decoder_layers=2)
+    peer, batch = as_transformers(model), requests(*HISTORIES)
+    inputs = encoder_inputs(model, batch)
+    encoded = model._encode(batch)[0]
+    real = inputs["attention_mask"].bool()
+    expected = peer.encoder(**inputs).last_hidden_state
+    torch.testing.assert_close(encoded[real], expected[real], rtol=1e-4, atol=1e-4)
+
+    codes = model.codes[[10, 20, 30], :-1]
+    tokens = F.pad(codes + torch.tensor(model.level_starts[:-1]), (1, 0), value=model.first_input)
+    logits = peer(**inputs, decoder_input_ids=tokens).logits[..., : model.first_input]
+    mine = model._decode(model._shared(batch), codes) @ model.output.weight.T
+    torch.testing.assert_close(mine, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_search_finds_what_generate_finds() -> None:
+    model = tiger(beam_width=6)
+    batch, trie = requests(*HISTORIES), DictTrie(model)
+    sequences, scores = generate(as_transformers(model), model, trie, batch, 6)
+    found = model.recommend(batch, 6)
+    expected = [[trie.items[tuple(each)][0] for each in row] for row in sequences.tolist()]
+    assert found.item_ids.tolist() == expected
+    torch.testing.assert_close(found.scores, scores, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_beam_of_full_width_equals_exhaustive_scoring() -> None:
+    model = tiger()
+    batch = requests(*HISTORIES)
+    scores, items = code_log_probs(model, batch).sort(dim=1, descending=True, stable=True)
+    found = model.recommend(batch, model.num_items)
+    assert torch.equal(found.item_ids, items[:, :-1])
+    torch.testing.assert_close(found.scores, scores[:, :-1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_probabilities_of_all_items_sum_to_at_most_one() -> None:
+    total = code_log_probs(tiger(), requests(*HISTORIES)).exp().sum(1)
+    assert bool((total <= 1 + 1e-5).all())
+    # Where every sequence is an item nothing is lost.
+    ids = pl.Series("item_id", range(12))
+    catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
+    codes = torch.cartesian_prod(torch.arange(3), torch.arange(4))
+    full = IdentifierTable.from_item_codes(codes, codebook_sizes=(3, 4), catalog_fingerprint=catalog.fingerprint)
+    complete = code_log_probs(tiger(catalog.with_identifiers(full)), requests([1, 2], [3])).exp().sum(1)
+    torch.testing.assert_close(complete, torch.ones(2))
+
+
+@torch.no_grad()
+def test_cached_steps_equal_one_pass_without_caches() -> None:
+    model = tiger()
+    batch = requests(*HISTORIES)
+    codes = torch.randint(8, (3, 4, 3), generator=torch.Generator().manual_seed(1))  # [B, W, M - 1]
+    logits, state = model.step(model.start(batch), None)
+    stepped = [logits.expand(-1, 4, -1)]
+    state = state.reorder(torch.zeros((3, 4), dtype=torch.int64))
+    order = torch.tensor([2, 0, 3, 1])
+    for level in range(3):
+        logits, state = model.step(state, codes[:, :, level])
+        # Beams change places between steps; their caches have to come along.
+        state, codes = state.reorder(order.expand(3, -1)), codes[:, order]
+        stepped = [each[:, order] if each.shape[1] == 4 else each for each in [*stepped, logits]]
+    for beam in range(4):
+        hidden = model._decode(model._shared(batch), codes[:, beam])
+        for level, (start, size) in enumerate(zip(model.level_starts, model.sizes, strict=True)):
+            expected = hidden[:, level] @ model.output.weight[start : start + size].T
+            torch.testing.assert_close(stepped[level][:, beam], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_encoder_runs_once_and_nothing_of_it_is_copied_per_beam() -> None:
+    model = tiger()
+    state = model.start(requests(*HISTORIES))
+    assert not state.beams
+    assert {value.shape[0] for value in state.shared.values()} == {3}
+    after = model.step(state, None)[1].reorder(torch.zeros((3, 7), dtype=torch.int64))
+    assert all(after.shared[name] is value for name, value in state.shared.items())
+    assert all(value.shape[:2] == (3, 7) for value in after.beams.values())
+
+
+@torch.no_grad()
+def test_the_loss_is_the_mean_cross_entropy_of_the_codes() -> None:
+    model = tiger()
+    targets = torch.tensor([17, 90, 3])
+    asked = requests(*HISTORIES)
+    batch = SequenceBatch(asked.items, targets=Jagged.from_rows([[17], [90], [3]]))
+    log_p = code_log_probs(model, asked).gather(1, targets[:, None])
+    terms = model.training_loss(batch)
+    torch.testing.assert_close(terms.total, -log_p.mean() / 4, rtol=1e-4, atol=1e-5)
+    assert sorted(terms.named) == ["level_1", "level_2", "level_3", "level_4"]
+
+
+def test_padding_and_old_events_change_nothing() -> None:
+    model = tiger(max_history_length=3)
+    together = model.recommend(requests([7, 8, 9, 1, 2, 3], [4]), 5)
+    for row, history in enumerate(([1, 2, 3], [4])):
+        alone = model.recommend(requests(history), 5)
+        assert alone.item_ids.tolist() == together.item_ids[row : row + 1].tolist()
+        torch.testing.assert_close(alone.scores[0], together.scores[row], rtol=1e-4, atol=1e-4)
+
+
+def test_the_order_of_the_history_counts() -> None:
+    model = tiger()
+    found = model.recommend(requests([1, 2, 3], [3, 2, 1]), 5)
+    assert not torch.equal(found.scores[0], found.scores[1])
+
+
+def test_user_tokens_are_hashed_and_visitors_have_their_own() -> None:
+    model = tiger(user_buckets=4)
+    batch = requests(*[[1, 2]] * 6, users=[1, 2, 3, 4, 0, 1])
+    tokens = model._user_tokens(batch) - model.first_input - 1
+    assert int(tokens[4]) == 0
+    assert bool(((tokens[:4] >= 1) & (tokens[:4] <= 4)).all())
+    assert len(tokens[:4].unique()) > 1
+    scores = model.recommend(batch, 3).scores
+    assert torch.equal(scores[0], scores[5])
+    assert not torch.equal(scores[0], scores[4])
+    anonymous = model.recommend(requests([1, 2]), 3).scores
+    torch.testing.assert_close(anonymous[0], scores[4])
+
+
+def test_items_that_share_a_sequence_are_all_found() -> None:
+    model = tiger(catalog_of(40, (2, 2), unique=False), beam_width=2)
+    found = model.recommend(requests([1, 2]), 40)
+    assert sorted(found.item_ids[0].tolist()) == list(range(1, 41))
+
+
+def test_it_needs_identifiers() -> None:
+    ids = pl.Series("item_id", [1])
+    with pytest.raises(ValueError, match="nextitem tokenize"):
+        Tiger(TigerConfig(), Catalog(IdMap(ids), pl.DataFrame({"item_id": ids})))
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers", "everything"),
+    [
+        # Plain T5 is about 4.8 million; two readings reach the paper's 13.
+        ({}, 4_459_648, 4_978_048),
+        ({"ff_layers": 2}, 12_848_256, 13_366_656),
+        ({"width": 384}, 13_378_176, 14_933_376),
+    ],
+)
+def test_published_sizes(settings: dict[str, int], layers: int, everything: int) -> None:
+    published = {"width": 128, "heads": 6, "head_width": 64, "ff_width": 1024, "user_buckets": 2000}
+    published |= {"encoder_layers": 4, "decoder_layers": 4}
+    model = tiger(catalog_of(sizes=(256,) * 4), **(published | settings))
+    tables = model.tokens.weight.numel() + model.output.weight.numel()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert (total - tables, total) == (layers, everything)

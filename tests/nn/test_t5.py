@@ -1,0 +1,67 @@
+"""T5's layers against the transformers library's and against plain definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from nextitem.nn.t5 import Attention, EncoderLayer, FeedForward, RelativePositionBias
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_buckets_are_the_published_ones(bidirectional: bool) -> None:
+    distance = torch.arange(-300, 301)
+    ours = RelativePositionBias(2, bidirectional=bidirectional)._bucket(distance)
+    theirs = T5Attention._relative_position_bucket(
+        distance, bidirectional=bidirectional, num_buckets=32, max_distance=128
+    )
+    assert torch.equal(ours, theirs)
+
+
+def test_a_bias_depends_on_the_distance_and_its_sign() -> None:
+    torch.manual_seed(0)
+    bias = RelativePositionBias(3, bidirectional=True)(torch.arange(6), torch.arange(6))
+    assert bias.shape == (3, 6, 6)
+    for shift in range(-5, 6):
+        diagonal = bias.diagonal(shift, 1, 2)
+        assert bool((diagonal == diagonal[:, :1]).all())
+    assert not torch.allclose(bias, bias.transpose(1, 2))
+
+
+@torch.no_grad()
+def test_attention_has_no_scale_and_obeys_its_bias() -> None:
+    torch.manual_seed(0)
+    layer = Attention(8, heads=2, head_width=4, dropout=0.0)
+    target, source = torch.randn(3, 5, 8), torch.randn(3, 7, 8)
+    bias = torch.randn(1, 2, 5, 7)
+    bias[..., 6] = -torch.inf
+    query = layer.query(target).view(3, 5, 2, 4)
+    key, value = layer.key_value(source).view(3, 7, 2, 2, 4).unbind(2)
+    weights = (torch.einsum("bshe,blhe->bhsl", query, key) + bias).softmax(-1)
+    expected = layer.output(torch.einsum("bhsl,blhe->bshe", weights, value).flatten(2))
+    found = layer(target, layer.keys_values(source), bias)
+    torch.testing.assert_close(found, expected)
+    source[:, 6] = 100.0
+    torch.testing.assert_close(layer(target, layer.keys_values(source), bias), found)
+
+
+@pytest.mark.parametrize("hidden_layers", [1, 2])
+def test_feed_forward_has_the_hidden_layers_that_it_is_told(hidden_layers: int) -> None:
+    block = FeedForward(6, inner=10, hidden_layers=hidden_layers, dropout=0.0)
+    shapes = [tuple(layer.weight.shape) for layer in block.layers]
+    assert shapes == [(10, 6), *[(10, 10)] * (hidden_layers - 1), (6, 10)]
+    x = torch.randn(2, 6)
+    expected = x
+    for layer in block.layers[:-1]:
+        expected = (expected @ layer.weight.T).clamp(min=0)
+    torch.testing.assert_close(block(x), expected @ block.layers[-1].weight.T)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    torch.manual_seed(0)
+    layer = EncoderLayer(8, heads=2, head_width=4, inner=16, hidden_layers=1, dropout=0.5)
+    hidden, bias = torch.randn(2, 3, 8), torch.zeros(1, 1, 1, 3)
+    assert not torch.equal(layer(hidden, bias), layer(hidden, bias))
+    layer.eval()
+    assert torch.equal(layer(hidden, bias), layer(hidden, bias))
