@@ -33,7 +33,7 @@ def hit_rate(lists: Tensor, targets: Jagged, k: int) -> Tensor:
 
 def precision(lists: Tensor, targets: Jagged, k: int) -> Tensor:
     """Share of k that are targets; a list shorter than k is not excused."""
-    return _where_asked(hits(lists[:, :k], targets).sum(1) / k, targets)
+    return _where_asked(hits(lists[:, :k], targets).sum(1).double() / k, targets)
 
 
 def ndcg(lists: Tensor, targets: Jagged, k: int) -> Tensor:

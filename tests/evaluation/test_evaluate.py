@@ -1,0 +1,138 @@
+"""evaluate: the right figures of a model whose answers are known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import log2
+
+import pytest
+import torch
+from made import Fixed, ask, identified, shop
+
+from nextitem.evaluation.evaluate import Evaluation, evaluate, latency, quick_score
+from nextitem.evaluation.intervals import interval
+
+TRAIN = shop([[1, 2, 3], [1, 2], [1, 4, 1]], items=8)
+FALLING = torch.arange(9, 0, -1).float()  # lists are 1, 2, 3, ...
+
+
+def judged(targets: list[list[int]], **options: object) -> Evaluation:
+    requests = ask([[5]] * len(targets), targets)
+    return evaluate(Fixed(TRAIN.catalog, FALLING), requests, train=TRAIN, **{"ks": (2, 4), **options})
+
+
+def test_figures_by_hand() -> None:
+    found = judged([[1], [3], [8]])
+    assert found.lists.tolist() == [[1, 2, 3, 4]] * 3
+    assert found.metrics["recall@2"] == pytest.approx(1 / 3)
+    assert found.metrics["recall@4"] == pytest.approx(2 / 3)
+    assert found.metrics["ndcg@4"] == pytest.approx((1 + 1 / log2(4)) / 3)
+    assert found.metrics["mrr@4"] == pytest.approx((1 + 1 / 3) / 3)
+    assert found.metrics["precision@4"] == pytest.approx(2 / 12)
+    assert found.metrics["coverage@4"] == 0.5
+    assert found.values["recall@4"].tolist() == [1, 1, 0]
+    assert found.intervals["recall@4"] == interval(found.values["recall@4"])
+    assert found.metrics["serendipity@2"] == 0  # the two most popular items are what it recommends
+    assert "gini@2" in found.metrics
+    assert "gini@2" not in found.intervals
+
+
+def test_the_json_is_the_public_format() -> None:
+    found = judged([[1], []], model_name="fixed", protocol="time", refit=True).to_json()
+    assert list(found) == ["model", "protocol", "refit", "users", "metrics", "intervals", "slices"]
+    assert (found["model"], found["protocol"], found["refit"], found["users"]) == ("fixed", "time", True, 2)
+    assert found["metrics"]["recall@2"] == 1.0
+    assert found["intervals"]["recall@2"] == [1.0, 1.0]
+    assert found["slices"]["warm"]["users"] == 1
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_requests_without_targets_are_counted_and_not_judged() -> None:
+    found = judged([[1], [], [8]])
+    assert found.users == 3
+    assert found.metrics["recall@4"] == 0.5
+    assert found.values["recall@4"].isnan().tolist() == [False, True, False]
+    nothing = judged([[], []])
+    assert nothing.metrics["recall@4"] != nothing.metrics["recall@4"]
+    assert nothing.to_json()["metrics"]["recall@4"] is None
+    assert nothing.to_json()["intervals"]["recall@4"] == [None, None]
+
+
+def test_later_targets_are_a_set() -> None:
+    later = ask([[5]] * 2, [[1, 8], [3, 4]])
+    found = judged([[1], [3]], set_requests=later)
+    assert found.metrics["recall@4"] == 1.0
+    assert found.metrics["set_recall@4"] == pytest.approx((1 / 2 + 1) / 2)
+    assert found.metrics["set_hit_rate@2"] == 0.5
+    assert "set_recall@4" in found.intervals
+    assert "set_recall@4" not in judged([[1], [3]]).metrics
+
+
+def test_the_same_twice_and_in_batches_of_any_size() -> None:
+    targets = [[1 + row % 8] for row in range(23)]
+    first = judged(targets)
+    assert judged(targets).to_json() == first.to_json()
+    assert judged(targets, batch_size=4).to_json() == first.to_json()
+
+
+def test_lists_that_are_shorter_than_k() -> None:
+    requests = replace(ask([[5]] * 2, [[2], [1]]), allowed=torch.tensor([[False, False, True] + [False] * 6]))
+    found = evaluate(Fixed(TRAIN.catalog, FALLING), requests, train=TRAIN, ks=(5,))
+    assert found.lists.tolist() == [[2, 0, 0, 0, 0]] * 2
+    assert found.metrics["recall@5"] == 0.5
+    assert found.metrics["precision@5"] == pytest.approx(0.1)
+    whole = evaluate(Fixed(TRAIN.catalog, FALLING), ask([[5]], [[8]]), train=TRAIN, ks=(20,))
+    assert whole.lists[0].tolist() == [*range(1, 9), *[0] * 12]
+    assert whole.metrics["recall@20"] == 1.0
+
+
+def test_seen_items_stay_out() -> None:
+    found = evaluate(Fixed(TRAIN.catalog, FALLING), ask([[1, 2]], [[3]], excluded=True), train=TRAIN, ks=(1,))
+    assert found.lists.tolist() == [[3]]
+    assert found.metrics["recall@1"] == 1.0
+
+
+def test_hits_are_items_though_a_collapsed_tokenizer_gives_all_one_code() -> None:
+    collapsed = identified(TRAIN, [[0, 0]] * 8, (1, 1))
+    requests = ask([[5]] * 3, [[1], [7], [8]])
+    found = evaluate(Fixed(collapsed.catalog, FALLING), requests, train=collapsed, ks=(1,))
+    assert found.metrics["recall@1"] == pytest.approx(1 / 3)
+
+
+def test_a_constant_scorer_is_at_chance() -> None:
+    draw = torch.Generator().manual_seed(0)
+    wanted = torch.randint(1, 101, (3000,), generator=draw)
+    large = shop([[1, 2], [3, 4]], items=100)
+    requests = ask([[1]] * 3000, wanted[:, None].tolist())
+    found = evaluate(Fixed(large.catalog, torch.zeros(101)), requests, train=large, ks=(10,))
+    low, high = found.intervals["recall@10"]
+    assert low <= 0.1 <= high
+    assert found.lists[0].tolist() == list(range(1, 11))  # the stated rule of ties: the smaller item number
+
+
+def test_diversity_is_measured_alike_whatever_a_model_reads() -> None:
+    richer = TRAIN.catalog.with_content(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)))
+    requests = ask([[5]], [[1]])
+    plain = evaluate(Fixed(TRAIN.catalog, FALLING), requests, train=TRAIN, ks=(4,))
+    rich = evaluate(Fixed(richer, FALLING), requests, train=TRAIN, ks=(4,))
+    assert rich.metrics["diversity@4"] == plain.metrics["diversity@4"]
+    assert 0 < plain.metrics["diversity@4"] < 1
+    assert "diversity@4" in plain.intervals
+
+
+def test_one_figure_for_choosing_an_epoch() -> None:
+    model, requests = Fixed(TRAIN.catalog, FALLING), ask([[5]] * 2, [[3], [8]])
+    assert quick_score(model, requests, metric="recall@4") == 0.5
+    assert quick_score(model, requests) == pytest.approx((1 / log2(4) + 1 / log2(9)) / 2)
+
+
+def test_latency_is_in_order() -> None:
+    p50, p99 = latency(Fixed(TRAIN.catalog, FALLING), ask([[5]] * 3, [[1]] * 3), count=12)
+    assert 0 < p50 <= p99
+
+
+def test_targets_are_needed() -> None:
+    bare = replace(ask([[5]], [[1]]), targets=None)
+    with pytest.raises(AssertionError, match="targets"):
+        evaluate(Fixed(TRAIN.catalog, FALLING), bare, train=TRAIN)
