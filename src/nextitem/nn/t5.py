@@ -85,7 +85,8 @@ class FeedForward(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., D]."""
         for layer in self.layers[:-1]:
-            hidden = self.dropout(torch.relu(layer(hidden)))
+            # In place: the widest tensor of the model is not made twice.
+            hidden = self.dropout(layer(hidden).relu_())
         out: Tensor = self.layers[-1](hidden)
         return out
 
