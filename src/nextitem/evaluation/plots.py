@@ -21,6 +21,7 @@ from nextitem.evaluation.evaluate import Evaluation
 # Told apart on white and on near-black, and by most colour-blind readers; markers differ too.
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#d946ef", "#eab308", "#ef4444", "#06b6d4", "#8b7355", "#84cc16", "#94a3b8")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+SIGNS = "●■▲◆▼✚✖◀▶⬢"  # the same marks in text
 TEXT, LINE = "#010203", "#040506"  # stand-ins, replaced by the page's colours
 SLICE_FAMILIES = (
     ("memorization", "generalization"),
@@ -35,6 +36,11 @@ SLICE_FAMILIES = (
 def color(index: int) -> str:
     """The colour of the model at that place on the scoreboard."""
     return COLORS[index % len(COLORS)]
+
+
+def sign(index: int) -> str:
+    """The mark of the model at that place, as text."""
+    return SIGNS[index % len(SIGNS)]
 
 
 def metric_curve(evaluations: Sequence[Evaluation], name: str) -> str | None:

@@ -114,6 +114,7 @@ def _figures(rows: Sequence[ReportRow], column: Column) -> list[str]:
     """The cells of one metric, with intervals and marks."""
     values = [row.evaluation.metrics.get(column.metric) for row in rows]
     noise = noise_marks(rows, column.metric) if column.higher_is_better else {}
+    best = max((value for value in values if value is not None and value == value), default=None)
     shown = []
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
         words = "-" if value is None or value != value else f"{value:.{column.digits}f}"
@@ -121,7 +122,8 @@ def _figures(rows: Sequence[ReportRow], column: Column) -> list[str]:
         between = ""
         if low == low and column.higher_is_better:
             between = f'<span class="between">{low:.{column.digits}f} .. {high:.{column.digits}f}</span>'
-        shown.append(words + ("&nbsp;≈" if noise.get(place, False) else "") + between)
+        close = noise.get(place, False) and value != best
+        shown.append(words + ("&nbsp;≈" if close else "") + between)
     return _marked(shown, values if column.higher_is_better else [None] * len(values))
 
 
@@ -140,13 +142,18 @@ def _verdict(rows: Sequence[ReportRow]) -> str:
     known = [place for place, row in enumerate(rows) if row.evaluation.metrics.get(metric, float("nan")) >= 0]
     if len(known) < 2:
         return ""
-    best = max(known, key=lambda place: rows[place].evaluation.metrics[metric])
-    close = [rows[place].evaluation.model for place, noise in noise_marks(rows, metric).items() if noise]
-    leader = f"<b>{escape(rows[best].evaluation.model)}</b> leads by {metric}"
-    if not close:
-        return f"<p>{leader}, beyond noise.</p>"
-    others = ", ".join(f"<b>{escape(name)}</b>" for name in close)
-    return f"<p>{leader}; {others} cannot be told from it on these requests.</p>"
+    top = max(rows[place].evaluation.metrics[metric] for place in known)
+    leaders = [place for place in known if rows[place].evaluation.metrics[metric] == top]
+    close = [place for place, noise in noise_marks(rows, metric).items() if noise and place not in leaders]
+    leader = f"{_named(rows, leaders)} {'leads' if len(leaders) == 1 else 'lead'} by {metric}"
+    if close:
+        them = "it" if len(leaders) == 1 else "them"
+        return f"<p>{leader}; {_named(rows, close)} cannot be told from {them} on these requests.</p>"
+    return f"<p>{leader}, beyond noise.</p>" if len(leaders) == 1 else f"<p>{leader}.</p>"
+
+
+def _named(rows: Sequence[ReportRow], places: Sequence[int]) -> str:
+    return ", ".join(f"<b>{escape(rows[place].evaluation.model)}</b>" for place in places)
 
 
 def _curves(evaluations: Sequence[Evaluation]) -> str:
@@ -259,7 +266,7 @@ def _legend(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _legend_name(place: int, name: str) -> str:
-    return f'<span class="swatch" style="background:{plots.color(place)}"></span>{escape(name)}'
+    return f'<span class="mark" style="color:{plots.color(place)}">{plots.sign(place)}</span>{escape(name)}'
 
 
 def _table(titles: Sequence[str], lines: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ h3 + .grid { margin-bottom: 1.4rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; list-style: none; font-size: .9rem; }
 .swatch { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .35rem;
   vertical-align: -.05rem; }
+.mark { display: inline-block; width: 1.1rem; }
 figure { margin: 0; min-width: 0; }
 svg { width: 100%; height: auto; display: block; }
 svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }

@@ -11,6 +11,8 @@ from torch import Tensor
 from nextitem.core.jagged import Jagged
 from nextitem.evaluation.metrics.accuracy import hits
 
+AT_ONCE = 8192  # lists whose vectors are held at a time
+
 
 def coverage(lists: Tensor, *, num_items: int) -> float:
     """Share of the catalogue that is in any list."""
@@ -48,12 +50,16 @@ def diversity(lists: Tensor, features: Tensor) -> Tensor:
     categories. Ziegler et al. 2005.
     """
     unit = torch.nn.functional.normalize(features.float(), dim=1)
-    real = (lists > 0).double()
-    vectors = unit[lists] * (lists > 0)[:, :, None]
+    unit[0] = 0
+    parts = [_diversity(unit[rows], (rows > 0).sum(1).double()) for rows in torch.split(lists, AT_ONCE)]
+    return torch.cat(parts)
+
+
+def _diversity(vectors: Tensor, count: Tensor) -> Tensor:
+    """Of `vectors [R, K, D]`, zero where there is no item, of which there are `count [R]`."""
     # The sum over all pairs is the square of the sum: no K x K matrix is needed.
     sum_of_all = vectors.sum(1).double().pow(2).sum(1)
-    sum_of_self = vectors.double().pow(2).sum((1, 2))
-    count = real.sum(1)
+    sum_of_self = vectors.pow(2).sum(2).double().sum(1)
     pairs = count * (count - 1)
     return torch.where(pairs > 0, 1 - (sum_of_all - sum_of_self) / pairs.clamp(min=1), torch.nan)
 
