@@ -67,12 +67,15 @@ def noise_marks(rows: Sequence[ReportRow], metric: str) -> dict[int, bool]:
     """
     if not rows or any(metric not in row.evaluation.values for row in rows):
         return {}
-    best = max(range(len(rows)), key=lambda index: rows[index].evaluation.metrics[metric])
+    known = [index for index, row in enumerate(rows) if row.evaluation.metrics[metric] >= 0]  # NaN is not
+    if not known:
+        return {}
+    best = max(known, key=lambda index: rows[index].evaluation.metrics[metric])
     reference = rows[best].evaluation.values[metric]
     return {
         index: paired_difference(reference, row.evaluation.values[metric]).is_noise
         for index, row in enumerate(rows)
-        if index != best
+        if index in known and index != best
     }
 
 
