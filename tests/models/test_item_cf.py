@@ -13,7 +13,8 @@ from known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
-from nextitem.models.item_cf import ItemCF, ItemCFConfig, keep_largest
+from nextitem.models import item_cf
+from nextitem.models.item_cf import ItemCF, ItemCFConfig
 
 
 def random_sequences(seed: int, *, users: int = 40, items: int = 25) -> list[list[int]]:
@@ -89,10 +90,34 @@ def test_without_decay_and_penalty_it_is_the_cosine_of_a_well_kept_library(seed:
                 assert found[item] == pytest.approx(score, rel=1e-4, abs=2e-6)
 
 
-def test_keep_largest_breaks_ties_by_column() -> None:
-    matrix = sp.csr_matrix(np.array([[0, 2.0, 3, 2], [1, 0, 0, 0]]))
-    kept = keep_largest(matrix, 2).toarray()
-    assert kept.tolist() == [[0, 2, 3, 0], [1, 0, 0, 0]]
+@pytest.mark.parametrize("window", [None, 4])
+def test_blocks_of_items_give_what_one_block_gives(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    sequences = random_sequences(2)
+    whole = fitted(sequences, 30, window=window, neighbours=6)  # items 26 to 30 are never taken
+    monkeypatch.setattr(item_cf, "BLOCK_COST", 50)
+    blocks = fitted(sequences, 30, window=window, neighbours=6)
+    assert blocks.similarities.shape.tolist() == [31, 31]
+    np.testing.assert_allclose(blocks.similarities.matrix().toarray(), whole.similarities.matrix().toarray())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sparse_lists_equal_dense_ones(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allowed and excluded items, requests with fewer votes than places, and ties included."""
+    rng = np.random.default_rng(seed)
+    sequences, items = random_sequences(seed, users=30, items=60), 60
+    model = fitted(sequences, items, neighbours=4, window=None, activity_penalty=False, recency_decay=1.0)
+    batch = SequenceBatch(
+        Jagged.from_rows(sequences),
+        excluded=Jagged.from_rows([sequence[: int(rng.integers(0, 5))] for sequence in sequences]),
+        allowed=torch.from_numpy(rng.random((30, items + 1)) < 0.6) if seed % 2 else None,
+    )
+    for k in (1, 7, 70):
+        monkeypatch.setattr(item_cf, "DENSE_FROM", 0.0)
+        dense = model.recommend(batch, k)
+        monkeypatch.setattr(item_cf, "DENSE_FROM", 2.0)
+        sparse = model.recommend(batch, k)
+        assert torch.equal(sparse.item_ids, dense.item_ids)
+        assert torch.equal(sparse.scores, dense.scores)
 
 
 def test_items_without_similarity_follow_by_popularity() -> None:

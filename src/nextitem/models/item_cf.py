@@ -19,13 +19,15 @@ Shapes: B requests, N items, K returned.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
@@ -34,11 +36,13 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.nn.sparse_rows import SparseRows, ages, weighted_histories
-from nextitem.ops.topk import top_items
+from nextitem.nn.sparse_rows import SparseRows, ages, keep_largest, padded_rows, weighted_histories
+from nextitem.ops.topk import stable_topk, top_items
 
 # Far below any similarity that a pair of users' events can give, so popularity only orders what has none.
 BACKFILL = 1e-6
+BLOCK_COST = 2**22  # pairs that are summed at a time: some 200 MiB
+DENSE_FROM = 0.25  # share of the catalogue with votes from which whole rows are sorted
 
 
 class ItemCFConfig(configs.Config):
@@ -65,25 +69,23 @@ class ItemCF(Recommender):
         self.similarities = SparseRows()  # [N + 1, N + 1], row j: what j votes for
 
     def fit(self, train: Dataset) -> None:
-        """Computes each item's most similar items."""
+        """Computes each item's most similar items, a block of items at a time."""
         log = train.interactions.targets_only()
         taken = _taken(log)
-        users = np.asarray(taken.sum(axis=1)).ravel()
-        penalty = 1 / np.log1p(np.maximum(users, 1)) if self.settings.activity_penalty else np.ones_like(users)
-        if self.settings.window is None:
-            together = (taken.T @ sp.diags_array(penalty.astype(np.float32)) @ taken).tocsr()
-        else:
-            together = _close_pairs(log, penalty, self.settings.window, self.settings.decay)
-        together.setdiag(0)
-        together.eliminate_zeros()
-        norms = np.sqrt(np.maximum(np.asarray(taken.sum(axis=0)).ravel(), 1))
-        rows = np.repeat(np.arange(self.num_items + 1), np.diff(together.indptr))
-        together.data = (together.data / (norms[rows] * norms[together.indices])).astype(np.float32)
-        similar = keep_largest(together, self.settings.neighbours)
+        sizes = np.asarray(taken.sum(axis=1)).ravel()  # items of each user
+        penalty = 1 / np.log1p(np.maximum(sizes, 1)) if self.settings.activity_penalty else np.ones_like(sizes)
+        scale = (1 / np.sqrt(np.maximum(np.asarray(taken.sum(axis=0)).ravel(), 1))).astype(np.float32)
+        close = self.settings.window is not None
+        pairs = _ClosePairs(log, penalty, self.settings) if close else _AllPairs(taken, penalty)
+        similar = [
+            keep_largest(_scaled(pairs.block(low, high), low, scale), self.settings.neighbours)
+            for low, high in _blocks(pairs.costs)
+        ]
+        similarities = sp.vstack(similar, format="csr")
         if self.settings.normalise_rows:
-            largest = similar.max(axis=1).toarray().ravel()
-            similar.data /= np.repeat(np.where(largest > 0, largest, 1), np.diff(similar.indptr)).astype(np.float32)
-        self.similarities.store(similar)
+            largest = similarities.max(axis=1).toarray().ravel()
+            similarities.data /= np.repeat(np.where(largest > 0, largest, 1), np.diff(similarities.indptr))
+        self.similarities.store(similarities)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         recent = batch.items if self.settings.recent_items is None else batch.items.last(self.settings.recent_items)
@@ -93,10 +95,37 @@ class ItemCF(Recommender):
             history.data[:] = 1  # an item taken twice votes once
         backfill = (BACKFILL * self.popularity / self.popularity.max().clamp(min=1)).cpu()
         votes = history @ self.similarities.matrix()
-        scores = backfill.repeat(batch.num_requests, 1)
-        rows = np.repeat(np.arange(batch.num_requests), np.diff(votes.indptr))
-        scores[torch.from_numpy(rows), torch.from_numpy(votes.indices).long()] += torch.from_numpy(votes.data).float()
-        return top_items(scores, batch, k)
+        votes.sort_indices()
+        votes.data += backfill.numpy()[votes.indices]
+        lengths = torch.from_numpy(np.diff(votes.indptr))
+        if int(lengths.max()) < max(k, DENSE_FROM * self.num_items):
+            return _from_votes(votes, backfill, batch, k)
+        return top_items(_dense(votes, backfill), batch, k)
+
+
+def _from_votes(votes: sp.csr_matrix, backfill: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
+    """Lists from the items with votes alone; requests with fewer than k such are answered from all items."""
+    values, columns = padded_rows(votes, np.arange(batch.num_requests))
+    legal = batch.legal(len(backfill) - 1)
+    if legal is not None:
+        values.masked_fill_(~legal.gather(1, columns), -torch.inf)
+    width = max(0, k - values.shape[1])
+    values = torch.nn.functional.pad(values, (0, width), value=-torch.inf)
+    scores, places = stable_topk(values, k)
+    items = torch.nn.functional.pad(columns, (0, width)).gather(1, places)
+    short = (scores[:, -1] == -torch.inf).nonzero()[:, 0]
+    if len(short):
+        rest = top_items(_dense(votes[short.numpy()], backfill), batch.select(short), k)
+        items[short], scores[short] = rest.item_ids, rest.scores
+    return Recommendations(items, scores)
+
+
+def _dense(votes: sp.csr_matrix, backfill: Tensor) -> Tensor:
+    """Scores of all items [B, N + 1]."""
+    scores = backfill.repeat(votes.shape[0], 1)
+    rows = np.repeat(np.arange(votes.shape[0]), np.diff(votes.indptr))
+    scores[torch.from_numpy(rows), torch.from_numpy(votes.indices).long()] = torch.from_numpy(votes.data)
+    return scores
 
 
 def _taken(log: Interactions) -> sp.csr_matrix:
@@ -107,25 +136,65 @@ def _taken(log: Interactions) -> sp.csr_matrix:
     return taken
 
 
-def _close_pairs(log: Interactions, penalty: NDArray[np.float64], window: int, decay: float) -> sp.csr_matrix:
-    """Sum over users and pairs of events at most `window` apart, [N + 1, N + 1], symmetric."""
-    shape = (log.num_items + 1, log.num_items + 1)
-    total = sp.csr_matrix(shape, dtype=np.float32)
-    for distance in range(1, window + 1):
-        same = log.user_ids[distance:] == log.user_ids[:-distance]
-        if not same.any():
-            break
-        earlier, later = log.item_ids[:-distance][same], log.item_ids[distance:][same]
-        weight = (decay ** (distance - 1) * penalty[log.user_ids[distance:][same]]).astype(np.float32)
-        total = total + sp.csr_matrix((weight, (earlier, later)), shape=shape)
-    return (total + total.T).tocsr()
+class _AllPairs:
+    """Sums over users who took both items. `costs [N + 1]`: terms in the sums of each item."""
+
+    def __init__(self, taken: sp.csr_matrix, penalty: NDArray[np.float64]) -> None:
+        self.weighted = (sp.diags_array(penalty.astype(np.float32)) @ taken).tocsr()
+        self.takers = taken.T.tocsr()
+        self.costs = self.takers @ np.diff(taken.indptr)
+
+    def block(self, low: int, high: int) -> sp.csr_matrix:
+        """Rows `low`..`high` - 1 of the sums [N + 1, N + 1]."""
+        return self.takers[low:high] @ self.weighted
 
 
-def keep_largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
-    """The `count` largest entries of each row; of equal ones those with the smaller column."""
-    lengths = np.diff(matrix.indptr)
-    rows = np.repeat(np.arange(matrix.shape[0]), lengths)
-    order = np.lexsort((matrix.indices, -matrix.data, rows))
-    rank = np.arange(len(order)) - np.repeat(matrix.indptr[:-1], lengths)
-    kept = order[rank < count]
-    return sp.csr_matrix((matrix.data[kept], (rows[kept], matrix.indices[kept])), shape=matrix.shape)
+class _ClosePairs:
+    """Sums over events of the two items at most `window` events apart; later ones weigh less."""
+
+    def __init__(self, log: Interactions, penalty: NDArray[np.float64], settings: ItemCFConfig) -> None:
+        assert settings.window is not None
+        assert settings.window is not None
+        self.items = log.item_ids
+        self.by_item = np.argsort(log.item_ids, kind="stable")
+        counts = np.bincount(log.item_ids, minlength=log.num_items + 1)
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.first = log.offsets[log.user_ids - 1]  # the event's user: their first event, ...
+        self.end = log.offsets[log.user_ids]  # ... and one past their last
+        self.weight = penalty[log.user_ids].astype(np.float32)
+        distances = np.arange(1, settings.window + 1)
+        self.steps = np.concatenate([-distances, distances])
+        self.decays = settings.decay ** (np.abs(self.steps) - 1).astype(np.float32)
+        self.costs = len(self.steps) * counts
+
+    def block(self, low: int, high: int) -> sp.csr_matrix:
+        """Rows `low`..`high` - 1 of the sums [N + 1, N + 1]."""
+        events = self.by_item[self.starts[low] : self.starts[high]]
+        others = events[:, None] + self.steps
+        inside = (others >= self.first[events][:, None]) & (others < self.end[events][:, None])
+        columns = self.items[others[inside]]
+        weights = (self.weight[events][:, None] * self.decays)[inside]
+        ends = np.concatenate([[0], np.cumsum(inside.sum(axis=1))])[self.starts[low : high + 1] - self.starts[low]]
+        pairs = sp.csr_matrix((weights, columns, ends), shape=(high - low, len(self.starts) - 1))
+        pairs = pairs.tocsc().tocsr()  # sorts columns in linear time
+        pairs.sum_duplicates()
+        return pairs
+
+
+def _blocks(costs: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Ranges of items whose costs sum to BLOCK_COST at most (or that hold one item)."""
+    total, low = np.cumsum(costs), 0
+    while low < len(costs):
+        before = total[low - 1] if low else 0
+        high = max(low + 1, int(np.searchsorted(total, before + BLOCK_COST, side="right")))
+        yield low, high
+        low = high
+
+
+def _scaled(sums: sp.csr_matrix, low: int, scale: NDArray[np.float32]) -> sp.csr_matrix:
+    """Rows `low`, ... of the sums, divided by the items' norms, without an item's similarity to itself."""
+    rows = np.repeat(np.arange(low, low + sums.shape[0]), np.diff(sums.indptr))
+    sums.data *= scale[rows] * scale[sums.indices]
+    sums.data[rows == sums.indices] = 0
+    sums.eliminate_zeros()
+    return sums
