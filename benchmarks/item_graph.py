@@ -1,6 +1,6 @@
 """The untrained item graph: figures and seconds, fit and all users.
 
-python benchmarks/item_graph.py DATASET_FOLDER ... [--refit] [--protocol leave-one-out]
+python benchmarks/item_graph.py DATASET_FOLDER ... [--refit] [--protocol leave-one-out] [--recipe NAME]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import evaluate, recommend_all
 from nextitem.models.item_graph import ItemGraph, ItemGraphConfig
+from nextitem.pipeline.recipe import find
 
 
 def main() -> None:
@@ -23,11 +24,16 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--refit", action="store_true", help="learn from validation events too")
     parser.add_argument("--protocol", default="leave-one-out")
+    parser.add_argument("--recipe", help="settings of the model, for example amazon14-sports/item-graph")
     arguments = parser.parse_args()
     for folder in arguments.folders:
         split = make_split(load_dataset(folder), arguments.protocol)
         learnt = split.refit() if arguments.refit else split.train
-        model = ItemGraph(ItemGraphConfig(), learnt.catalog)
+        settings = ItemGraphConfig()
+        if arguments.recipe:
+            fields = {name: value for name, value in find(arguments.recipe)[1]["model"].items() if name != "name"}
+            settings = ItemGraphConfig(**fields)
+        model = ItemGraph(settings, learnt.catalog)
         model.set_popularity(torch.from_numpy(learnt.interactions.item_counts()).float())
         began = time.perf_counter()
         model.fit(learnt)

@@ -43,7 +43,7 @@ def expected_scores(history: list[int], *, content: bool) -> np.ndarray:
     similar = start @ words @ words.T
     walked = walk * (0.05 + similar)
     similar[history[-2:]] = 0
-    return walked + 0.02 * similar
+    return walked + 0.01 * similar
 
 
 @pytest.mark.parametrize("content", [True, False])

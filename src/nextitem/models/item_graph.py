@@ -14,19 +14,23 @@ Notable
   otherwise recommend itself. Transitions may still lead back to them.
 - Transitions count at several lags, and backwards at a part of their weight.
 - Where items have neither text nor categorical features, f = 1 - content_floor and the score is s alone.
-- Nothing is trained; the weights below are the yardstick's own and are not tuned by data set.
+- Nothing is trained. The weights are the yardstick's own, but for content_weight: .01 instead of .02 is clearly better
+  on the validation requests of Amazon Sports, and hardly worse on those of Beauty.
 
 Shapes: B requests, N items, K returned.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
 from nextitem.core import config as configs
@@ -52,7 +56,7 @@ class ItemGraphConfig(configs.Config):
     previous_weight: float = Field(0.5, ge=0)  # start weight of the item before the last, relative to the last
     second_step: float = Field(0.3, ge=0)  # weight of two steps, relative to one
     content_floor: float = Field(0.05, ge=0)  # factor on a transition between items that share no content
-    content_weight: float = Field(0.02, ge=0)  # score of pure content similarity
+    content_weight: float = Field(0.01, ge=0)  # score of pure content similarity
     use_content: bool = True  # False: transitions alone
 
 
@@ -82,7 +86,7 @@ class ItemGraph(Recommender):
         one = start @ transitions
         walk = torch.from_numpy((one + self.settings.second_step * (one @ transitions)).toarray())
         if content.shape[1]:
-            similar = torch.from_numpy(((start @ content) @ content.T).toarray())
+            similar = torch.from_numpy(_products(start @ content, content))
             scores = walk * (self.settings.content_floor + similar)
             similar[recent.row_ids(), recent.values] = 0
             scores += self.settings.content_weight * similar
@@ -90,6 +94,15 @@ class ItemGraph(Recommender):
             scores = walk
         scores += BACKFILL * self.popularity.cpu() / self.popularity.max().clamp(min=1).cpu()
         return top_items(scores, batch, k)
+
+
+def _products(rows: sp.csr_matrix, content: sp.csr_matrix) -> NDArray[np.float32]:
+    """Dense `rows @ content.T`, its rows shared out to torch's threads: scipy multiplies on one, without the GIL."""
+    bounds = np.linspace(0, rows.shape[0], torch.get_num_threads() + 1).astype(int)
+    transposed = content.T.tocsr()
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        parts = pool.map(lambda span: (rows[span[0] : span[1]] @ transposed).toarray(), pairwise(bounds))
+        return np.concatenate(list(parts))
 
 
 def item_transitions(log: Interactions, settings: ItemGraphConfig) -> sp.csr_matrix:
