@@ -11,6 +11,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import torch
+
 import nextitem as ni
 
 
@@ -40,11 +42,12 @@ def main() -> None:
                 json.dumps({"seed": seed, "refit": arguments.refit, "best_epoch": run.metrics["best_epoch"], **row}),
                 flush=True,
             )
-    summary = {}
+    summary: dict[str, float] = {}
     for name, values in found.items():
         summary[name] = round(statistics.mean(values), 4)
         summary[f"{name}_spread"] = round(max(values) - min(values), 4)
-    print(json.dumps({"data": arguments.folder.name, "recipe": arguments.recipe, "refit": arguments.refit, **summary}))
+    told = {"data": arguments.folder.name, "recipe": arguments.recipe, "refit": arguments.refit}
+    print(json.dumps({**told, "threads": torch.get_num_threads(), **summary}))
 
 
 if __name__ == "__main__":

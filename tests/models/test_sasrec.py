@@ -153,6 +153,16 @@ def test_popularity_negatives_are_drawn_and_corrected_by_it() -> None:
     torch.testing.assert_close(log_q[1:].double().exp(), expected, rtol=1e-4, atol=1e-2)
 
 
+def test_temperature_makes_scores_cosines() -> None:
+    model = model_of(tiny(), temperature=0.05)
+    batch = requests([[3, 1], [1, 2, 3]])
+    scores = model.recommend(batch, 8)
+    hidden = model._flat_hidden(batch.items)[[1, 4]]
+    for row in range(2):
+        expected = torch.cosine_similarity(hidden[row], model.items.weight[scores.item_ids[row]]) / 0.05
+        torch.testing.assert_close(scores.scores[row], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_heads_must_divide_width() -> None:
     with pytest.raises(ValueError, match="heads = 3 must divide width = 8"):
         model_of(tiny(), heads=3)

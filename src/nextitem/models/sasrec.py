@@ -11,6 +11,8 @@ Notable
 - Histories are padded on the right, and positions are counted from the last item backwards, so that an item's position
   does not depend on padding. The paper's left padding has the same effect at request time.
 - Loss is computed at real targets only; no logit is computed that nobody reads.
+- A training history beyond the limit is cut into windows and learnt from in full; the paper keeps its latest events.
+- One item table serves input (times sqrt(width)) and output; gSASRec's own code has two.
 - Negatives of the softmax are drawn once a batch (or once a sequence) and shared by its positions; those of bce and
   gbce are drawn for each position. They are uniform, or, in the softmax, by popularity ** negatives_power, corrected
   by log_q. The paper draws again where a negative is in the user's history; here only the target itself is left out
