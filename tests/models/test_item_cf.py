@@ -12,6 +12,7 @@ from implicit.nearest_neighbours import CosineRecommender
 from known_answers import build
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.models import item_cf
 from nextitem.models.item_cf import ItemCF, ItemCFConfig
@@ -54,6 +55,23 @@ def test_similarities_equal_the_formula(window: int | None) -> None:
     found = model.similarities.matrix().toarray()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(found, found.T, rtol=1e-5)
+
+
+def test_pairs_far_apart_in_time_count_less() -> None:
+    dataset = build([[1, 2, 3], [3, 1]], ["a", "b", "c"], name="dated")
+    log, days = dataset.interactions, np.array([0, 10, 40, 5, 5])
+    dated = Interactions(log.user_ids, log.item_ids, 2, 3, timestamps=days * 86_400_000)
+    model = ItemCF(ItemCFConfig(decay=0.5, half_life_days=10, normalise_rows=False), dataset.catalog)
+    model.fit(dataset.with_interactions(dated))
+    three, two = 1 / math.log(4), 1 / math.log(3)
+    expected = np.zeros((4, 4))
+    expected[1, 2] = three * 0.5 / math.sqrt(2 * 1)
+    expected[2, 3] = three * 0.5**3 / math.sqrt(1 * 2)
+    expected[1, 3] = (three * 0.5 * 0.5**4 + two) / math.sqrt(2 * 2)
+    np.testing.assert_allclose(model.similarities.matrix().toarray(), expected + expected.T, rtol=1e-5)
+    undated = ItemCF(ItemCFConfig(half_life_days=10), dataset.catalog)
+    undated.fit(dataset)
+    assert undated.similarities.values.numel() == 6
 
 
 def test_a_request_sums_decayed_votes() -> None:

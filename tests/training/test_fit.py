@@ -52,7 +52,8 @@ class LineExamples:
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[Rows]:
         order = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(1000 * seed + epoch))
         for rows in order.split(batch_size)[start:]:
-            time.sleep(self.pause)
+            if self.pause:
+                time.sleep(self.pause)
             yield Rows(self.inputs[rows], self.targets[rows])
 
 

@@ -34,7 +34,11 @@ class TrainingModule(lightning.LightningModule):
 
     def training_step(self, stamped: Stamped, batch_idx: int) -> Tensor:
         """The loss of one batch; UserError where it is not finite."""
-        torch.manual_seed(step_seed(self.seed, stamped.epoch, stamped.index))
+        # torch.manual_seed would format a stack trace for every kind of device, longer than a small step takes.
+        seed = step_seed(self.seed, stamped.epoch, stamped.index)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         terms = cast(Trainable, self.model).training_loss(stamped.batch)
         if not bool(torch.isfinite(terms.total)):
             raise UserError(
