@@ -64,7 +64,7 @@ class ItemGraph(Recommender):
     """Ranks items by a two-step walk from the last items, re-weighted by content similarity."""
 
     Config = ItemGraphConfig
-    known_answers: ClassVar[tuple[str, ...]] = ("cycle", "checkerboard", "planted-clusters")
+    known_answers: ClassVar[tuple[str, ...]] = ("checkerboard", "planted-clusters")
 
     def __init__(self, config: ItemGraphConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
