@@ -21,6 +21,7 @@ Shapes: B requests, N items, K returned.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
@@ -80,11 +81,12 @@ class ItemCF(Recommender):
         scale = (1 / np.sqrt(np.maximum(np.asarray(taken.sum(axis=0)).ravel(), 1))).astype(np.float32)
         close = self.settings.window is not None
         pairs = _ClosePairs(log, penalty, self.settings) if close else _AllPairs(taken, penalty)
-        similar = [
-            keep_largest(_scaled(pairs.block(low, high), low, scale), self.settings.neighbours)
-            for low, high in _blocks(pairs.costs)
-        ]
-        similarities = sp.vstack(similar, format="csr")
+
+        def similar(block: tuple[int, int]) -> sp.csr_matrix:
+            return keep_largest(_scaled(pairs.block(*block), block[0], scale), self.settings.neighbours)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            similarities = sp.vstack(list(pool.map(similar, _blocks(pairs.costs))), format="csr")
         if self.settings.normalise_rows:
             largest = similarities.max(axis=1).toarray().ravel()
             similarities.data /= np.repeat(np.where(largest > 0, largest, 1), np.diff(similarities.indptr))
@@ -98,7 +100,6 @@ class ItemCF(Recommender):
             history.data[:] = 1  # an item taken twice votes once
         backfill = (BACKFILL * self.popularity / self.popularity.max().clamp(min=1)).cpu()
         votes = history @ self.similarities.matrix()
-        votes.sort_indices()
         votes.data += backfill.numpy()[votes.indices]
         lengths = torch.from_numpy(np.diff(votes.indptr))
         if int(lengths.max()) < max(k, DENSE_FROM * self.num_items):
@@ -108,6 +109,7 @@ class ItemCF(Recommender):
 
 def _from_votes(votes: sp.csr_matrix, backfill: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
     """Lists from the items with votes alone; requests with fewer than k such are answered from all items."""
+    votes.sort_indices()
     values, columns = padded_rows(votes, np.arange(batch.num_requests))
     legal = batch.legal(len(backfill) - 1)
     if legal is not None:

@@ -55,20 +55,19 @@ def ages(items_offsets: Tensor) -> Tensor:
     return ends - 1 - torch.arange(ends.numel(), device=ends.device)
 
 
-def row_entries(matrix: sp.csr_matrix, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the entries of the given rows stand in `matrix.data`, row after row."""
+def padded_places(matrix: sp.csr_matrix, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Room for the given rows side by side: which places are filled, bool [R, longest], and by which entries."""
     lengths = np.diff(matrix.indptr)[rows]
-    return np.repeat(matrix.indptr[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+    filled = np.arange(max(1, lengths.max(initial=0))) < lengths[:, None]
+    starts = matrix.indptr[rows] - np.cumsum(lengths) + lengths
+    return filled, np.repeat(starts, lengths) + np.arange(lengths.sum())
 
 
 def padded_rows(matrix: sp.csr_matrix, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """The stored entries of the given rows: values [R, longest] float32, -inf in padding, and columns, 0 there."""
-    lengths = np.diff(matrix.indptr)[rows]
-    values = np.full((len(rows), max(1, lengths.max(initial=0))), -np.inf, np.float32)
-    columns = np.zeros(values.shape, np.int64)
-    filled = np.arange(values.shape[1]) < lengths[:, None]
-    places = row_entries(matrix, rows)
-    values[filled], columns[filled] = matrix.data[places], matrix.indices[places]
+    filled, entries = padded_places(matrix, rows)
+    values, columns = np.full(filled.shape, -np.inf, np.float32), np.zeros(filled.shape, np.int64)
+    values[filled], columns[filled] = matrix.data[entries], matrix.indices[entries]
     return torch.from_numpy(values), torch.from_numpy(columns)
 
 
@@ -77,27 +76,38 @@ def keep_largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
 
     Columns of the answer rise within each row.
     """
-    matrix = matrix.tocsc().tocsr()  # sorts columns in linear time
     lengths = np.diff(matrix.indptr)
-    kept = np.repeat(lengths <= count, lengths)
+    rows = [np.flatnonzero(lengths <= count)]
+    entries = [padded_places(matrix, rows[0])[1]]
+    rows[0] = np.repeat(rows[0], lengths[rows[0]])
     by_length = np.argsort(lengths, kind="stable")[::-1]
     long = by_length[: int((lengths > count).sum())]
     while len(long):  # rows of about equal lengths together: little padding
         part = long[: max(1, PADDED_ENTRIES // int(lengths[long[0]]))]
-        filled = np.arange(lengths[part[0]]) < lengths[part][:, None]
-        kept[row_entries(matrix, part)] = _among_largest(padded_rows(matrix, part)[0], count).numpy()[filled]
+        entries.append(_largest_entries(matrix, part, count))
+        rows.append(np.repeat(part, count))
         long = long[len(part) :]
-    ends = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
-    return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], ends), shape=matrix.shape)
-
-
-def _among_largest(values: Tensor, count: int) -> Tensor:
-    """bool [R, L]: the `count` largest of each row; of equal ones the first."""
-    top = values.topk(count, dim=1).values
-    cut = top[:, -1:]
-    kept = values > cut
-    rows, places = (values == cut).nonzero(as_tuple=True)
-    first = torch.searchsorted(rows, torch.arange(len(values)))
-    fits = torch.arange(len(rows)) - first[rows] < (top == cut).sum(dim=1)[rows]
-    kept[rows[fits], places[fits]] = True
+    row, entry = np.concatenate(rows), np.concatenate(entries)
+    kept = sp.csr_matrix((matrix.data[entry], (row, matrix.indices[entry])), shape=matrix.shape)
+    kept.sort_indices()
     return kept
+
+
+def _largest_entries(matrix: sp.csr_matrix, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Where the `count` largest entries of each row stand in `matrix.data`, row after row; all rows are longer."""
+    filled, entries = padded_places(matrix, rows)
+    padded = np.full(filled.shape, -np.inf, np.float32)
+    padded[filled] = matrix.data[entries]
+    values = torch.from_numpy(padded)
+    top = values.topk(count, dim=1).values
+    tied_row, place = (part.numpy() for part in (values == top[:, -1:]).nonzero(as_tuple=True))
+    # Of the entries that equal the last one, only the first by column fit.
+    room = (top == top[:, -1:]).sum(dim=1).numpy()
+    order = np.lexsort((matrix.indices[matrix.indptr[rows[tied_row]] + place], tied_row))
+    rank = np.arange(len(order)) - np.searchsorted(tied_row, tied_row)
+    fits = order[rank < room[tied_row]]
+    kept = values > top[:, -1:]
+    kept[torch.from_numpy(tied_row[fits]), torch.from_numpy(place[fits])] = True
+    row, place = (part.numpy() for part in kept.nonzero(as_tuple=True))
+    found: NDArray[np.int64] = matrix.indptr[rows[row]] + place
+    return found
