@@ -17,8 +17,9 @@ INPUTS := pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/nextitem demo --out runs/demo --overwrite
 
+# Two workers of one thread each: two of two threads would fight over two cores.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow and not gpu"
