@@ -9,14 +9,22 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.sparse as sp
+import torch
 
+from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.data.readers import dataset_from_frames, load_dataset
 from nextitem.data.shop import Shop, generate_shop
 from nextitem.data.shop_catalog import FIRST_ITEM, FIRST_USER
 from nextitem.data.shop_truth import EXPLORATION, NUM_SLOTS, START, YEAR
 from nextitem.data.shop_words import BRANDS, CATEGORIES, STYLES
+from nextitem.data.splits import make_split
 from nextitem.data.text import split_words
+from nextitem.evaluation.evaluate import quick_score
+from nextitem.evaluation.slices import slice_masks
+from nextitem.models.item_cf import ItemCF
+from nextitem.models.item_graph import ItemGraph
+from nextitem.models.popularity import Popularity
 
 TABLES = ("interactions", "items", "users", "impressions")
 
@@ -333,3 +341,41 @@ def test_simple_recommenders_separate(shop: Shop, events: pl.DataFrame) -> None:
     cold = popular[target] == 0
     assert recall((way + alike)[last[cold]], target[cold]) > 0.1
     assert recall(moves[last[cold]] + 1e-6 * popular, target[cold]) < 0.03
+
+
+def fitted(model: Popularity | ItemCF | ItemGraph, train: Dataset) -> Popularity | ItemCF | ItemGraph:
+    model.set_popularity(torch.from_numpy(train.interactions.item_counts()).float())
+    model.fit(train)
+    return model
+
+
+def test_the_models_separate(shop: Shop) -> None:
+    """By protocol time: popularity < item-cf < item-graph, and content helps the graph where items are rare."""
+    dataset = dataset_from_frames({name: getattr(shop, name) for name in TABLES}, shop.settings)
+    split = make_split(dataset, "time")
+    catalog = dataset.catalog
+    graph = fitted(ItemGraph(ItemGraph.Config(), catalog), split.train)
+    blind = fitted(ItemGraph(ItemGraph.Config(use_content=False), catalog), split.train)
+    popular = fitted(Popularity(Popularity.Config(), catalog), split.train)
+    item_cf = fitted(ItemCF(ItemCF.Config(), catalog), split.train)
+    by_popularity, by_cf, by_graph = (
+        quick_score(model, split.test, metric="recall@10") for model in (popular, item_cf, graph)
+    )
+    assert by_cf > 2 * by_popularity
+    assert by_graph > 1.1 * by_cf
+    rare = slice_masks(split.test, split.train, catalog)["rare"].nonzero()[:, 0]
+    assert len(rare) > 100
+    with_content, without = (
+        quick_score(model, split.test.select(rare), metric="recall@10") for model in (graph, blind)
+    )
+    assert with_content > 1.05 * without
+
+
+def test_a_customer_s_own_items_do_not_answer_the_next_one(shop: Shop) -> None:
+    """Repeat purchases are there to be found, but a list of the last ten items seen is no recommender."""
+    dataset = dataset_from_frames({name: getattr(shop, name) for name in TABLES}, shop.settings)
+    test = make_split(dataset, "time").test
+    assert test.targets is not None
+    recent = [list(dict.fromkeys(reversed(history)))[:10] for history in test.items.to_lists()]
+    found = [target in own for own, (target,) in zip(recent, test.targets.to_lists(), strict=True)]
+    assert 0 < np.mean(found) < 0.1

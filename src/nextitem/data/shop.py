@@ -233,9 +233,7 @@ class _Simulation:
     def _session(self, users: Ints, start: Ints, session: Ints) -> None:
         slated = self.rng.random(len(users)) < SLATE_SHARE
         self._slates(users[slated], start[slated], session[slated])
-        clock = start + 60
-        self._repeat_purchases(users, clock, session)
-        clock = clock + 60
+        clock = start + 120
         length = np.minimum(self.rng.geometric(0.22, size=len(users)), MAX_STEPS)
         # A project that goes on matches what it held in the last session.
         anchor = np.where(self._begin(users, start), self.anchor[users], -1)
@@ -253,6 +251,10 @@ class _Simulation:
             held[rows, step] = anchor[rows] = item
             bought = self._buys(users[rows], item, clock[rows])
             self._record(users[rows], item, clock[rows], bought, session[rows])
+        # Last, on the way to the till: at the start they would be what protocol time asks for first, and a list of
+        # the customer's own items would answer it.
+        clock = clock + 60
+        self._repeat_purchases(users, clock, session)
         self.anchor[users], self.end[users] = anchor, clock
 
     def _slates(self, users: Ints, start: Ints, session: Ints) -> None:
@@ -369,7 +371,7 @@ def _shelves(category: Ints) -> Ints:
 
 def _session_times(rng: Generator, num_users: int) -> Ints:
     """[U, MAX_SESSIONS]: when sessions should start, ascending; 0 behind the last."""
-    count = np.clip(np.exp(1.4 + 0.85 * rng.normal(size=num_users)).astype(np.int64) + 1, 1, MAX_SESSIONS)
+    count = np.clip(np.exp(1.15 + 0.85 * rng.normal(size=num_users)).astype(np.int64) + 1, 1, MAX_SESSIONS)
     joined = np.where(rng.random(num_users) < 0.55, 0.0, rng.uniform(0, 0.95, size=num_users))
     spread = joined[:, None] + (1 - joined[:, None]) * rng.random((num_users, MAX_SESSIONS)) ** 0.8  # the shop grows
     day = (spread * 365).astype(np.int64)
