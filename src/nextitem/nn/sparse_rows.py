@@ -95,19 +95,19 @@ def keep_largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
 
 def _largest_entries(matrix: sp.csr_matrix, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Where the `count` largest entries of each row stand in `matrix.data`, row after row; all rows are longer."""
+    # NumPy throughout: blocks run on threads of their own, and torch would start a team of threads in each.
     filled, entries = padded_places(matrix, rows)
-    padded = np.full(filled.shape, -np.inf, np.float32)
-    padded[filled] = matrix.data[entries]
-    values = torch.from_numpy(padded)
-    top = values.topk(count, dim=1).values
-    tied_row, place = (part.numpy() for part in (values == top[:, -1:]).nonzero(as_tuple=True))
+    values = np.full(filled.shape, -np.inf, np.float32)
+    values[filled] = matrix.data[entries]
+    last = np.partition(values, -count, axis=1)[:, -count][:, None]
+    kept = values > last
+    tied_row, place = np.nonzero(values == last)
     # Of the entries that equal the last one, only the first by column fit.
-    room = (top == top[:, -1:]).sum(dim=1).numpy()
+    room = count - kept.sum(axis=1)
     order = np.lexsort((matrix.indices[matrix.indptr[rows[tied_row]] + place], tied_row))
     rank = np.arange(len(order)) - np.searchsorted(tied_row, tied_row)
     fits = order[rank < room[tied_row]]
-    kept = values > top[:, -1:]
-    kept[torch.from_numpy(tied_row[fits]), torch.from_numpy(place[fits])] = True
-    row, place = (part.numpy() for part in kept.nonzero(as_tuple=True))
+    kept[tied_row[fits], place[fits]] = True
+    row, place = np.nonzero(kept)
     found: NDArray[np.int64] = matrix.indptr[rows[row]] + place
     return found
