@@ -172,6 +172,7 @@ def train_on(
     if "identifiers" in needs:
         learnt = require_identifiers(learnt, recipe, out=folder, say=say, progress=progress)
     began = time.perf_counter()
+    refitted: TrainingResult | None = None
     model, result = _fit(
         kind,
         config,
@@ -188,7 +189,7 @@ def train_on(
         enlarged = split.refit().with_catalog(learnt.catalog)
         epochs = None if result is None else max(1, result.best_epoch)
         say("refit on training and validation events" + (f" for {epochs} epochs" if epochs else ""))
-        model, _ = _fit(
+        model, refitted = _fit(
             kind,
             config,
             enlarged,
@@ -213,7 +214,7 @@ def train_on(
         "stopped": None if result is None else result.stopped,
         "best_epoch": None if result is None else result.best_epoch,
     }
-    if result is None or result.stopped != "interrupted":
+    if not any(part is not None and part.stopped == "interrupted" for part in (result, refitted)):
         write_json(folder / "metrics.json", run.metrics)
     return run
 
