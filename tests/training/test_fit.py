@@ -393,7 +393,7 @@ def test_progress_goes_to_stderr_a_line_an_epoch(capsys: pytest.CaptureFixture[s
     lines = captured.err.splitlines()
     assert len(lines) == 2
     assert re.fullmatch(
-        r"net: epoch 2/2 loss \d+\.\d{4} validation 0\.5000 \(best: epoch 1\), \d+(\.\d)? batches/s, 0:00 left",
+        r"net: epoch 2/2 loss \d+\.\d{4} validation 0\.5000 \(best: epoch 1\), [\d.,]+ batches/s, 0:00 left",
         lines[1],
     )
 

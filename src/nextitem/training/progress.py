@@ -14,6 +14,11 @@ from torch import Tensor
 REFRESH = 0.1  # seconds between two updates of the bar: reading a loss waits for the device
 
 
+def batches_a_second(rate: float) -> str:
+    """A rate as people write it: three figures below a thousand, whole numbers above."""
+    return f"{rate:.3g} batches/s" if rate < 999.5 else f"{rate:,.0f} batches/s"
+
+
 class Progress(Protocol):
     """What training tells of itself."""
 
@@ -71,7 +76,7 @@ class Lines(Silent):
         left = round((self.total - self.done - self.steps) / rate)
         print(
             f"{self.label}: epoch {int(entry['epoch'])}/{self.epochs} loss {entry['loss']:.4f}{validation}, "
-            f"{rate:.3g} batches/s, {left // 60}:{left % 60:02} left",
+            f"{batches_a_second(rate)}, {left // 60}:{left % 60:02} left",
             file=sys.stderr,
             flush=True,
         )
@@ -107,7 +112,7 @@ class Bar:
         if time.monotonic() - self.updated < REFRESH:
             return
         speed = self.bar.tasks[0].speed
-        rate = f"{speed:.3g} batches/s" if speed else ""
+        rate = batches_a_second(speed) if speed else ""
         shown = f"epoch {epoch + 1} loss {float(loss):.4f}{self.validation}"
         self.bar.update(self.task, advance=self.waiting, rate=rate, shown=shown)
         self.waiting, self.updated = 0, time.monotonic()
