@@ -11,7 +11,7 @@ from transformers import T5ForConditionalGeneration as T5
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.models.tiger import Tiger
-from nextitem.nn.t5 import Attention
+from nextitem.nn.t5 import SelfAttention
 
 
 def as_transformers(model: Tiger) -> T5:
@@ -117,9 +117,11 @@ def _copy_layer(theirs: nn.ModuleList, ours: nn.Module) -> None:
         attentions.append((theirs[1].EncDecAttention, ours.cross))
         norms.append(ours.norm_cross)
     for target, source in attentions:
-        assert isinstance(source, Attention)
-        key, value = source.key_value.weight.chunk(2)
-        for name, weight in (("q", source.query.weight), ("k", key), ("v", value), ("o", source.output.weight)):
+        if isinstance(source, SelfAttention):
+            query, key, value = source.query_key_value.weight.chunk(3)
+        else:
+            query, (key, value) = source.query.weight, source.key_value.weight.chunk(2)
+        for name, weight in (("q", query), ("k", key), ("v", value), ("o", source.output.weight)):
             getattr(target, name).weight.copy_(weight)
     feed = theirs[-1].DenseReluDense
     feed.wi.weight.copy_(ours.feed.layers[0].weight)

@@ -177,8 +177,8 @@ def test_user_tokens_are_hashed_and_visitors_have_their_own() -> None:
     assert bool(((tokens[:4] >= 1) & (tokens[:4] <= 4)).all())
     assert len(tokens[:4].unique()) > 1
     scores = model.recommend(batch, 3).scores
-    assert torch.equal(scores[0], scores[5])
-    assert not torch.equal(scores[0], scores[4])
+    torch.testing.assert_close(scores[0], scores[5])
+    assert not torch.allclose(scores[0], scores[4])
     anonymous = model.recommend(requests([1, 2]), 3).scores
     torch.testing.assert_close(anonymous[0], scores[4])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from nextitem.nn.t5 import Attention, EncoderLayer, FeedForward, RelativePositionBias
+from nextitem.nn.t5 import CrossAttention, DecoderLayer, EncoderLayer, FeedForward, RelativePositionBias, SelfAttention
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -32,7 +32,7 @@ def test_a_bias_depends_on_the_distance_and_its_sign() -> None:
 @torch.no_grad()
 def test_attention_has_no_scale_and_obeys_its_bias() -> None:
     torch.manual_seed(0)
-    layer = Attention(8, heads=2, head_width=4, dropout=0.0)
+    layer = CrossAttention(8, heads=2, head_width=4, dropout=0.0)
     target, source = torch.randn(3, 5, 8), torch.randn(3, 7, 8)
     bias = torch.randn(1, 2, 5, 7)
     bias[..., 6] = -torch.inf
@@ -44,6 +44,42 @@ def test_attention_has_no_scale_and_obeys_its_bias() -> None:
     torch.testing.assert_close(found, expected)
     source[:, 6] = 100.0
     torch.testing.assert_close(layer(target, layer.keys_values(source), bias), found)
+
+
+@torch.no_grad()
+def test_self_attention_is_attention_to_itself() -> None:
+    torch.manual_seed(0)
+    own, cross = (kind(8, heads=2, head_width=4, dropout=0.0) for kind in (SelfAttention, CrossAttention))
+    cross.query.weight.copy_(own.query_key_value.weight[:8])
+    cross.key_value.weight.copy_(own.query_key_value.weight[8:])
+    cross.output.weight.copy_(own.output.weight)
+    hidden, bias = torch.randn(3, 5, 8), torch.randn(1, 2, 5, 5)
+    torch.testing.assert_close(own(hidden, bias), cross(hidden, cross.keys_values(hidden), bias))
+
+
+@torch.no_grad()
+def test_steps_of_beams_equal_whole_sequences() -> None:
+    """Two beams share their first position, then part; each hidden state is that of its own whole sequence."""
+    torch.manual_seed(0)
+    layer = DecoderLayer(8, heads=2, head_width=4, inner=16, hidden_layers=1, dropout=0.0)
+    source, cross_bias = torch.randn(3, 7, 8), torch.randn(3, 1, 1, 7)
+    cross = layer.cross.keys_values(source)
+    first, second = torch.randn(3, 1, 8), torch.randn(3, 2, 8)
+    causal = torch.randn(1, 2, 2, 2).masked_fill(torch.tensor([[False, True], [False, False]]), -torch.inf)
+    along = causal[0, :, 1]  # [H, 2]: what the second position adds to the first and to itself
+    outside = torch.full((3, 2), -torch.inf)
+    tree = torch.stack([torch.stack([row[0], row[1], outside[0, 0]]) for row in along])
+    other = torch.stack([torch.stack([row[0], outside[0, 0], row[1]]) for row in along])
+    bias = torch.stack([tree, other], dim=1)[None].expand(3, -1, -1, -1)
+    start, known = layer.step(
+        first, cross, None, bias=causal[:, :, :1, :1].expand(3, -1, -1, -1), cross_bias=cross_bias
+    )
+    found, known = layer.step(second, cross, known, bias=bias, cross_bias=cross_bias)
+    assert known.shape == (2, 3, 2, 3, 4)
+    for beam in (0, 1):
+        whole = layer(torch.cat([first, second[:, beam : beam + 1]], 1), cross, bias=causal, cross_bias=cross_bias)
+        torch.testing.assert_close(start[:, 0], whole[:, 0])
+        torch.testing.assert_close(found[:, beam], whole[:, 1])
 
 
 @pytest.mark.parametrize("hidden_layers", [1, 2])

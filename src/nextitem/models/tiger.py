@@ -121,24 +121,40 @@ class Tiger(Recommender):
         return GeneratorState(self._shared(batch.last(self.settings.max_history_length)), {})
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
-        """Logits [B, W, C] of the next level's codes."""
-        caches = [state.beams.get(f"layer_{number}") for number in range(len(self.decoder))]
-        level = 0 if caches[0] is None else caches[0].shape[3]
-        if codes is None:
-            tokens = torch.full((state.shared["bias"].shape[0], 1), self.first_input, device=self.codes.device)
+        """Logits [B, W, C] of the next level's codes.
+
+        A request's positions are numbered in the order in which its beams came to them; `path [B, W, t]` are those
+        of each beam.
+        """
+        path_BWt, shared = state.beams.get("path"), dict(state.shared)
+        if codes is None or path_BWt is None:
+            tokens = torch.full((state.shared["key_0"].shape[0], 1), self.first_input, device=self.codes.device)
+            path_BWt, level, known = torch.zeros_like(tokens)[..., None], 0, 0
         else:
+            level, known = path_BWt.shape[2], state.shared["own_0"].shape[3]
             tokens = codes + self.level_starts[level - 1]
+            fresh = torch.arange(known, known + codes.shape[1], device=codes.device)
+            path_BWt = torch.cat([path_BWt, fresh.expand_as(codes)[..., None]], dim=2)
+        bias = self._path_bias(path_BWt, known + tokens.shape[1])
         hidden_BWD = self.tokens(tokens)
-        places = torch.arange(level + 1, device=tokens.device)
-        bias = self.decoder_bias(places[-1:], places)[:, 0]
-        beams = {}
         for number, layer in enumerate(self.decoder):
-            cross = (state.shared[f"key_{number}"], state.shared[f"value_{number}"])
-            hidden_BWD, beams[f"layer_{number}"] = cast(DecoderLayer, layer).step(
-                hidden_BWD, cross, caches[number], bias=bias, cross_bias=state.shared["bias"]
+            hidden_BWD, shared[f"own_{number}"] = cast(DecoderLayer, layer).step(
+                hidden_BWD,
+                (shared[f"key_{number}"], shared[f"value_{number}"]),
+                shared.get(f"own_{number}"),
+                bias=bias,
+                cross_bias=shared.get("bias"),
             )
         weight = self.output.weight[self.level_starts[level] : self.level_starts[level] + self.sizes[level]]
-        return self.decoder_norm(hidden_BWD) @ weight.T, GeneratorState(state.shared, beams)
+        return self.decoder_norm(hidden_BWD) @ weight.T, GeneratorState(shared, {"path": path_BWt})
+
+    def _path_bias(self, path_BWt: Tensor, positions: int) -> Tensor:
+        """[B, H, W, positions]: the relative bias along each beam's path, -inf elsewhere."""
+        B, W, t = path_BWt.shape
+        places = torch.arange(t, device=path_BWt.device)
+        along: Tensor = self.decoder_bias(places[-1:], places).expand(B, -1, W, -1)
+        bias = along.new_full((*along.shape[:3], positions), -torch.inf)
+        return bias.scatter_(3, path_BWt[:, None].expand_as(along), along)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         return beam_search(self, batch, self.trie, k=k, beam_width=max(k, self.settings.beam_width))
@@ -146,15 +162,15 @@ class Tiger(Recommender):
     def _shared(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Keys and values of the encoded histories for each decoder layer, and the bias that hides padding."""
         encoded_BLD, bias = self._encode(batch)
-        shared = {"bias": bias}
+        shared = {} if bias is None else {"bias": bias}
         for number, layer in enumerate(self.decoder):
             shared[f"key_{number}"], shared[f"value_{number}"] = cast(DecoderLayer, layer).cross.keys_values(
                 encoded_BLD
             )
         return shared
 
-    def _encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        """Encoder output [B, L, D] and the bias [B, 1, 1, L] that is -inf at padding."""
+    def _encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
+        """Encoder output [B, L, D] and the bias [B, 1, 1, L] that is -inf at padding; None where there is none."""
         items_BT = batch.items.to_padded()
         B, T = items_BT.shape
         starts = torch.tensor(self.level_starts, device=items_BT.device)
@@ -163,9 +179,13 @@ class Tiger(Recommender):
         if self.settings.user_buckets:
             tokens_BL = torch.cat([self._user_tokens(batch)[:, None], tokens_BL], dim=1)
             real_BL = F.pad(real_BL, (1, 0), value=True)
-        padding = torch.zeros(real_BL.shape, device=items_BT.device).masked_fill(~real_BL, -torch.inf)[:, None, None]
         places = torch.arange(tokens_BL.shape[1], device=items_BT.device)
-        bias = self.encoder_bias(places, places)[None] + padding
+        bias, padding = self.encoder_bias(places, places)[None], None
+        if not bool(real_BL.all()):
+            padding = torch.zeros(real_BL.shape, device=items_BT.device).masked_fill(~real_BL, -torch.inf)[
+                :, None, None
+            ]
+            bias = bias + padding
         hidden_BLD = self.dropout(self.tokens(tokens_BL))
         for layer in self.encoder:
             hidden_BLD = layer(hidden_BLD, bias)
@@ -181,7 +201,7 @@ class Tiger(Recommender):
         hidden_BSD = self.dropout(self.tokens(tokens_BS))
         for number, layer in enumerate(self.decoder):
             cross = (shared[f"key_{number}"], shared[f"value_{number}"])
-            hidden_BSD = layer(hidden_BSD, cross, bias=bias, cross_bias=shared["bias"])
+            hidden_BSD = layer(hidden_BSD, cross, bias=bias, cross_bias=shared.get("bias"))
         return self.dropout(self.decoder_norm(hidden_BSD))  # type: ignore[no-any-return]
 
     def _user_tokens(self, batch: SequenceBatch) -> Tensor:
@@ -197,6 +217,10 @@ class Tiger(Recommender):
         for name, parameter in self.named_parameters():
             if name.endswith("query.weight"):
                 nn.init.normal_(parameter, std=(width * inner) ** -0.5)
+            elif name.endswith("query_key_value.weight"):
+                nn.init.normal_(parameter, std=width**-0.5)
+                with torch.no_grad():
+                    parameter[: heads * inner] *= inner**-0.5
             elif name.endswith("attention.output.weight") or name.endswith("cross.output.weight"):
                 nn.init.normal_(parameter, std=(heads * inner) ** -0.5)
             elif name.startswith("tokens"):

@@ -44,8 +44,33 @@ class RelativePositionBias(nn.Module):
         return base + torch.where(away < exact, away, large)
 
 
-class Attention(nn.Module):
-    """Multi-head attention without scale and biases; keys and values can be made once and used many times."""
+class SelfAttention(nn.Module):
+    """Multi-head attention of a sequence to itself, without scale and biases."""
+
+    def __init__(self, width: int, *, heads: int, head_width: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.rate = dropout
+        self.query_key_value = nn.Linear(width, 3 * heads * head_width, bias=False)
+        self.output = nn.Linear(heads * head_width, width, bias=False)
+
+    def project(self, hidden_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [B, H, L, E]; keys and values [2, B, H, L, E]."""
+        B, L, _ = hidden_BLD.shape
+        parts = self.query_key_value(hidden_BLD).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return parts[0], parts[1:]
+
+    def forward(self, hidden_BLD: Tensor, bias: Tensor) -> Tensor:
+        """[B, L, D]; `bias` [B or 1, H or 1, L, L] is added to the logits, -inf where attention is forbidden."""
+        query, (key, value) = self.project(hidden_BLD)
+        rate = self.rate if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=rate, scale=1.0)
+        out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention to another sequence, whose keys and values are made once and used many times."""
 
     def __init__(self, width: int, *, heads: int, head_width: int, dropout: float) -> None:
         super().__init__()
@@ -58,19 +83,31 @@ class Attention(nn.Module):
     def keys_values(self, source_BLD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, H, L, E] of what is attended to."""
         B, L, _ = source_BLD.shape
-        pair = self.key_value(source_BLD).view(B, L, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        # Laid out by head once: what reads them, several times where beams do, is twice as fast.
-        key, value = pair.contiguous()
+        key, value = self.key_value(source_BLD).view(B, L, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         return key, value
 
-    def forward(self, target_BSD: Tensor, keys_values: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        """[B, S, D]; `bias` [B or 1, H or 1, S, L] is added to the logits, -inf where attention is forbidden."""
+    def project(self, target_BSD: Tensor) -> Tensor:
+        """Queries [B, H, S, E]."""
         B, S, _ = target_BSD.shape
-        query = self.query(target_BSD).view(B, S, self.heads, -1).transpose(1, 2)
+        query: Tensor = self.query(target_BSD).view(B, S, self.heads, -1).transpose(1, 2)
+        return query
+
+    def forward(self, target_BSD: Tensor, keys_values: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+        """[B, S, D]; `bias` [B or 1, H or 1, S or 1, L] is added to the logits, -inf where attention is forbidden."""
+        query = self.project(target_BSD)
         rate = self.rate if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, *keys_values, attn_mask=bias, dropout_p=rate, scale=1.0)
-        out: Tensor = self.output(mixed.transpose(1, 2).reshape(B, S, -1))
+        out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return out
+
+
+def mix(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """What `query [B, H, W, E]` attends to, [B W, H E]: for few queries plain products beat a fused kernel."""
+    logits = query @ key.transpose(2, 3)
+    if bias is not None:
+        logits += bias
+    mixed = logits.softmax(3) @ value
+    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 class FeedForward(nn.Module):
@@ -99,15 +136,14 @@ class EncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_attention = nn.RMSNorm(width, eps=1e-6)
-        self.attention = Attention(width, heads=heads, head_width=head_width, dropout=dropout)
+        self.attention = SelfAttention(width, heads=heads, head_width=head_width, dropout=dropout)
         self.norm_feed = nn.RMSNorm(width, eps=1e-6)
         self.feed = FeedForward(width, inner=inner, hidden_layers=hidden_layers, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_BLD: Tensor, bias: Tensor) -> Tensor:
         """[B, L, D]."""
-        normed = self.norm_attention(hidden_BLD)
-        hidden_BLD = hidden_BLD + self.dropout(self.attention(normed, self.attention.keys_values(normed), bias))
+        hidden_BLD = hidden_BLD + self.dropout(self.attention(self.norm_attention(hidden_BLD), bias))
         out: Tensor = hidden_BLD + self.dropout(self.feed(self.norm_feed(hidden_BLD)))
         return out
 
@@ -120,17 +156,18 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_attention = nn.RMSNorm(width, eps=1e-6)
-        self.attention = Attention(width, heads=heads, head_width=head_width, dropout=dropout)
+        self.attention = SelfAttention(width, heads=heads, head_width=head_width, dropout=dropout)
         self.norm_cross = nn.RMSNorm(width, eps=1e-6)
-        self.cross = Attention(width, heads=heads, head_width=head_width, dropout=dropout)
+        self.cross = CrossAttention(width, heads=heads, head_width=head_width, dropout=dropout)
         self.norm_feed = nn.RMSNorm(width, eps=1e-6)
         self.feed = FeedForward(width, inner=inner, hidden_layers=hidden_layers, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden_BSD: Tensor, cross: tuple[Tensor, Tensor], *, bias: Tensor, cross_bias: Tensor) -> Tensor:
+    def forward(
+        self, hidden_BSD: Tensor, cross: tuple[Tensor, Tensor], *, bias: Tensor, cross_bias: Tensor | None
+    ) -> Tensor:
         """[B, S, D]; `cross` are the keys and values of the encoder's output."""
-        normed = self.norm_attention(hidden_BSD)
-        hidden_BSD = hidden_BSD + self.dropout(self.attention(normed, self.attention.keys_values(normed), bias))
+        hidden_BSD = hidden_BSD + self.dropout(self.attention(self.norm_attention(hidden_BSD), bias))
         hidden_BSD = hidden_BSD + self.dropout(self.cross(self.norm_cross(hidden_BSD), cross, cross_bias))
         out: Tensor = hidden_BSD + self.dropout(self.feed(self.norm_feed(hidden_BSD)))
         return out
@@ -139,24 +176,25 @@ class DecoderLayer(nn.Module):
         self,
         hidden_BWD: Tensor,
         cross: tuple[Tensor, Tensor],
-        cache: Tensor | None,
+        earlier: Tensor | None,
         *,
         bias: Tensor,
-        cross_bias: Tensor,
+        cross_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """One more position of each beam: [B, W, D] and the longer cache.
+        """One more position of each of W beams: [B, W, D], and the keys and values of all positions so far.
 
-        `cache` [B, W, 2, t, H, E] holds keys and values of the beam's earlier positions; `bias` [H, t + 1].
-        Attention to the encoder treats the W beams of a request as W positions: its keys are read once.
+        `earlier` [2, B, H, n, E] holds keys and values of every position that any beam of the request has ever
+        stood at, and W more come to it: `bias` [B, H, W, n + W] is -inf but at a beam's own path. So nothing is
+        copied when beams are reordered, and W beams read the keys of a request, the encoder's too, as W queries.
         """
-        B, W, _ = hidden_BWD.shape
-        normed = self.norm_attention(hidden_BWD)
-        fresh = self.attention.key_value(normed).view(B, W, 2, 1, self.attention.heads, -1)
-        cache = fresh if cache is None else torch.cat([cache, fresh], dim=3)
-        query = self.attention.query(normed).view(B, W, 1, self.attention.heads, -1)
-        # A handful of positions: elementwise products beat B x W x H tiny matrix products.
-        logits = (query * cache[:, :, 0]).sum(-1) + bias.T
-        mixed = (logits.softmax(2)[..., None] * cache[:, :, 1]).sum(2)
-        hidden_BWD = hidden_BWD + self.attention.output(mixed.view(B, W, -1))
-        hidden_BWD = hidden_BWD + self.cross(self.norm_cross(hidden_BWD), cross, cross_bias)
-        return hidden_BWD + self.feed(self.norm_feed(hidden_BWD)), cache
+        B, W, D = hidden_BWD.shape
+        query, keys_values = self.attention.project(self.norm_attention(hidden_BWD))
+        if earlier is not None:
+            keys_values = torch.cat([earlier, keys_values], dim=3)
+        # Each sum with what came before is part of the product that ends its branch.
+        hidden = hidden_BWD.flatten(0, 1)
+        hidden = torch.addmm(hidden, mix(query, keys_values[0], keys_values[1], bias), self.attention.output.weight.T)
+        query = self.cross.project(self.norm_cross(hidden).view(B, W, D))
+        mixed = F.scaled_dot_product_attention(query, *cross, attn_mask=cross_bias, scale=1.0)
+        hidden = torch.addmm(hidden, mixed.transpose(1, 2).reshape(B * W, -1), self.cross.output.weight.T)
+        return (hidden + self.feed(self.norm_feed(hidden))).view(B, W, D), keys_values
