@@ -23,7 +23,7 @@ class FakeGenerator:
 
     def __init__(self, tables: list[Tensor]) -> None:
         self.tables = tables
-        self.steps = 0
+        self.calls = 0
 
     @classmethod
     def random(
@@ -42,7 +42,7 @@ class FakeGenerator:
         return GeneratorState({"user": batch.user_ids - 1}, {"path": path})
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
-        self.steps += 1
+        self.calls += 1
         user, path = state.shared["user"], state.beams["path"]
         assert user.dim() == 1
         assert len(user) == len(path)
@@ -72,6 +72,18 @@ class FakeGenerator:
         for place, code in enumerate(codes[:-1]):
             prefix = prefix * self.tables[place].shape[2] + code
         return float(self.tables[len(codes) - 1][user - 1, prefix, codes[-1]])
+
+
+class FakeParallelGenerator(FakeGenerator):
+    """The same, taking several codes at once."""
+
+    def steps(self, state: GeneratorState, codes: Tensor) -> tuple[list[Tensor], GeneratorState]:
+        logits = []
+        for place in range(codes.shape[2]):
+            found, state = self.step(state, codes[:, :, place])
+            logits.append(found)
+        self.calls -= codes.shape[2] - 1
+        return logits, state
 
 
 def identifier_table(rows: list[list[int]], codebook_sizes: tuple[int, ...]) -> IdentifierTable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import FakeGenerator, identifier_table, requests
+from fakes import FakeGenerator, FakeParallelGenerator, identifier_table, requests
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -103,7 +103,7 @@ def test_all_excluded_everywhere_stops_at_once() -> None:
     batch = requests(1, excluded=[list(range(1, 10))])
     answer = beam_search(generator, batch, trie_of(PAIRS, (3, 3)), k=4, beam_width=2)
     assert answer.item_ids.tolist() == [[0] * 4]
-    assert generator.steps == 1
+    assert generator.calls == 1
 
 
 @pytest.mark.parametrize("item", range(1, 10))
@@ -218,3 +218,14 @@ def test_new_tensors_are_made_where_the_batch_lies(items_per_list: int) -> None:
     with torch.device("meta"):
         answer = beam_search(generator, batch, trie, k=4, beam_width=4, items_per_list=items_per_list)
     assert answer.item_ids.device.type == answer.scores.device.type == "cpu"
+
+
+def test_forced_codes_cost_no_call_of_their_own() -> None:
+    rows = [[a, b, a, b] for a in range(4) for b in range(4)]  # below the second code every node has one child
+    tables = FakeGenerator.random((4, 4, 4, 4), users=2, seed=0).tables
+    answers = []
+    for generator, calls in ((FakeGenerator(tables), 4), (FakeParallelGenerator(tables), 3)):
+        answers.append(beam_search(generator, requests(2), trie_of(rows, (4, 4, 4, 4)), k=8, beam_width=8))
+        assert generator.calls == calls
+    assert torch.equal(answers[0].item_ids, answers[1].item_ids)
+    assert torch.equal(answers[0].scores, answers[1].scores)

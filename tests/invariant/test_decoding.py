@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import FakeGenerator, identifier_table, requests
+from fakes import FakeGenerator, FakeParallelGenerator, identifier_table, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -115,6 +115,26 @@ def test_k_distinct_legal_items_whenever_k_exist(world: World, k: int, width: in
         legal = world.legal(user)
         assert len(found) == len(set(found)) == min(k, len(legal))
         assert set(found) <= set(legal)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    world=worlds(),
+    k=st.integers(1, 8),
+    width=st.integers(1, 12),
+    items_per_list=st.integers(1, 3),
+    accumulate=st.sampled_from(["sum", "last"]),
+)
+def test_two_steps_at_once_equal_two_steps(
+    world: World, k: int, width: int, items_per_list: int, accumulate: str
+) -> None:
+    count = min(k, items_per_list)
+    options: dict[str, Any] = {"k": k, "beam_width": width, "items_per_list": count, "accumulate": accumulate}
+    plain = world.search(**options)
+    batch = requests(world.users, excluded=world.excluded, allowed=world.allowed_mask())
+    ahead = beam_search(FakeParallelGenerator(world.generator(count).tables), batch, world.trie(), **options)
+    assert torch.equal(ahead.item_ids, plain.item_ids)
+    assert torch.equal(ahead.scores, plain.scores)
 
 
 @settings(max_examples=60, deadline=None)

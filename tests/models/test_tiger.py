@@ -135,11 +135,26 @@ def test_cached_steps_equal_one_pass_without_caches() -> None:
 def test_the_encoder_runs_once_and_nothing_of_it_is_copied_per_beam() -> None:
     model = tiger()
     state = model.start(requests(*HISTORIES))
-    assert not state.beams
+    assert all(value.numel() == 0 for value in state.beams.values())
     assert {value.shape[0] for value in state.shared.values()} == {3}
     after = model.step(state, None)[1].reorder(torch.zeros((3, 7), dtype=torch.int64))
     assert all(after.shared[name] is value for name, value in state.shared.items())
     assert all(value.shape[:2] == (3, 7) for value in after.beams.values())
+
+
+@torch.no_grad()
+def test_two_codes_at_once_equal_one_after_the_other() -> None:
+    model = tiger()
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.stack([torch.randint(size, (3, 5), generator=generator) for size in model.sizes[:3]], dim=2)
+    start = model.step(model.start(requests(*HISTORIES)), None)[1].reorder(torch.zeros((3, 5), dtype=torch.int64))
+    second, state = model.step(start, codes[..., 0])
+    third, state = model.step(state, codes[..., 1])
+    fourth, _ = model.step(state, codes[..., 2])
+    together, state = model.steps(start, codes[..., :2])
+    for found, expected in zip(together, (second, third), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.step(state, codes[..., 2])[0], fourth, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

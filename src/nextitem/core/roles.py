@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -60,7 +60,7 @@ class ClosedForm(Protocol):
 class GeneratorState:
     """What a generator remembers between steps.
 
-    shared  per request, leading dimension B (encoder keys and values): never copied per beam
+    shared  what the beams of a request have in common (encoder keys and values): never copied per beam
     beams   per beam, leading dimensions [B, W] (decoder caches): gathered when beams are reordered
     """
 
@@ -85,6 +85,14 @@ class Generator(Protocol):
 
         C is the codebook size of the level that comes next.
         """
+
+
+@runtime_checkable
+class ParallelGenerator(Generator, Protocol):
+    """Can also take several codes of a beam at once, where a search knows them before it has their scores."""
+
+    def steps(self, state: GeneratorState, codes: Tensor) -> tuple[Sequence[Tensor], GeneratorState]:
+        """Feeds n codes of each beam [B, W, n]: the logits after each of them, n times [B, W, C], and the new state."""
 
 
 @runtime_checkable

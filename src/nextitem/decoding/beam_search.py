@@ -8,7 +8,7 @@ After the last code a leaf is expanded to its items, so that items which share a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,11 +17,16 @@ from torch import Tensor
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import offsets_of
 from nextitem.core.recommendations import Recommendations
-from nextitem.core.roles import Generator, GeneratorState
+from nextitem.core.roles import Generator, GeneratorState, ParallelGenerator
 from nextitem.decoding.constraints import Constraints
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.ops.topk import stable_topk
-from nextitem.ops.trie_step import children_logits
+from nextitem.ops.trie_step import Children, children_logits
+
+# Where W beams have at most W + W / 4 children, as most nodes have one child by then, two steps are one. That saves
+# a pass over the weights, which is what a step costs as long as a batch has few beams, and some more rows of work.
+_AHEAD_SHARE = 4
+_AHEAD_ROWS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,20 +127,54 @@ class _Search:
         self, generator: Generator, state: GeneratorState, beams: _Beams, *, keep: int
     ) -> tuple[_Beams, GeneratorState]:
         """From the root to the root by way of the `keep` best next items; no beams (W = 0) where none is left."""
-        for depth in range(self.trie.num_levels):
-            if beams.codes is not None:
-                state = state.reorder(beams.parents)
-            logits, state = generator.step(state, beams.codes)
-            beams = self.enter_children(beams, logits, depth)
+        looks_ahead = generator if isinstance(generator, ParallelGenerator) else None
+        levels, depth = self.trie.num_levels, 0
+        while depth < levels:
+            children = self.trie.expand(beams.nodes, depth=depth)
+            known = looks_ahead is not None and beams.codes is not None and depth + 1 < levels
+            ahead = _few_children(children, limit=self.width + self.width // _AHEAD_SHARE) if known else None
+            if looks_ahead is not None and ahead is not None:
+                beams, state = self.two_deeper(looks_ahead, state, beams, children, ahead, depth)
+                depth += 2
+            else:
+                if beams.codes is not None:
+                    state = state.reorder(beams.parents)
+                logits, state = generator.step(state, beams.codes)
+                beams = self.enter_children(beams, children, logits, depth)
+                depth += 1
             if beams.scores.shape[1] == 0:
                 return beams, state
         return self.complete_items(beams, keep), state
 
-    def enter_children(self, beams: _Beams, logits: Tensor, depth: int) -> _Beams:
-        """The best live children of beams of the given depth, by `logits [B, W, C]`."""
+    def two_deeper(
+        self,
+        generator: ParallelGenerator,
+        state: GeneratorState,
+        beams: _Beams,
+        children: Children,
+        ahead: _Ahead,
+        depth: int,
+    ) -> tuple[_Beams, GeneratorState]:
+        """Two codes deeper by one call of the generator, which is given all children before one is chosen."""
+        assert beams.codes is not None
+        state = state.reorder(beams.parents.gather(1, ahead.parents))
+        codes = torch.stack([beams.codes.gather(1, ahead.parents), ahead.codes], dim=2)
+        (logits, next_logits), state = generator.steps(state, codes)
+        chosen = self.enter_children(beams, children, _rows(logits, ahead.first), depth)
+        # Beams of one node differ in what they hold, so a child is known by its node and its parent together.
+        same = chosen.nodes[..., None] == ahead.nodes[:, None, :]
+        same &= chosen.parents[..., None] == ahead.parents[:, None, :]
+        places = same.int().argmax(2) if same.numel() else chosen.parents
+        if chosen.scores.shape[1] == 0:
+            return chosen, state
+        next_children = self.trie.expand(chosen.nodes, depth=depth + 1)
+        found = self.enter_children(chosen, next_children, _rows(next_logits, places), depth + 1)
+        return replace(found, parents=places.gather(1, found.parents)), state
+
+    def enter_children(self, beams: _Beams, children: Children, logits: Tensor, depth: int) -> _Beams:
+        """The best live `children` of beams of the given depth, by `logits [B, W, C]`."""
         assert logits.shape == (*beams.nodes.shape, self.trie.codebook_sizes[depth]), f"logits {logits.shape}"
         logits = logits.float()
-        children = self.trie.expand(beams.nodes, depth=depth)
         scores = children_logits(logits, children)
         self.constraints.strike(scores, beams.nodes, children, depth=depth, held=beams.held)
         if self.accumulate == "sum":
@@ -194,6 +233,43 @@ class _Search:
             held=torch.cat([_rows(beams.held, parents), found[..., None]], dim=2),
             marks=torch.cat([_rows(beams.marks, parents), scores[..., None]], dim=2),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Ahead:
+    """All children of the beams of B requests, side by side; the tail of a row with fewer is dead.
+
+    nodes    [B, X] int64; -1 dead
+    codes    [B, X] int64; 0 where dead
+    parents  [B, X] int64, the beam that each is a child of
+    first    [B, W] int64, where the children of each beam start; 0 where it has none
+    """
+
+    nodes: Tensor
+    codes: Tensor
+    parents: Tensor
+    first: Tensor
+
+
+def _few_children(children: Children, *, limit: int) -> _Ahead | None:
+    """The children of all beams, in order; None where a request has more than `limit`, or all too many."""
+    alive = children.nodes.flatten(1) >= 0
+    counts = alive.sum(1)
+    most = int(counts.max()) if counts.numel() else 0
+    if not 0 < most <= min(limit, _AHEAD_ROWS // len(alive)):
+        return None
+    slots = alive.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    real = torch.arange(most, device=slots.device) < counts[:, None]
+    width = children.nodes.shape[2]
+    codes = slots % width if children.codes is None else children.codes.flatten(1).gather(1, slots)
+    degrees = alive.view(children.nodes.shape).sum(2)
+    first = degrees.cumsum(1) - degrees
+    return _Ahead(
+        nodes=children.nodes.flatten(1).gather(1, slots).masked_fill(~real, -1),
+        codes=codes.masked_fill(~real, 0),
+        parents=slots // width,
+        first=first.masked_fill(degrees == 0, 0),
+    )
 
 
 def _rows(values: Tensor, parents: Tensor) -> Tensor:

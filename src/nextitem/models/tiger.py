@@ -110,51 +110,67 @@ class Tiger(Recommender):
         wanted_BM = self.codes[batch.targets.values]
         hidden_BMD = self._decode(self._shared(batch), wanted_BM[:, :-1])
         named = {}
-        for level, size in enumerate(self.sizes):
-            weight = self.output.weight[self.level_starts[level] : self.level_starts[level] + size]
-            named[f"level_{level + 1}"] = F.cross_entropy(hidden_BMD[:, level] @ weight.T, wanted_BM[:, level])
+        for level in range(len(self.sizes)):
+            logits = hidden_BMD[:, level] @ self._codes_weight(level).T
+            named[f"level_{level + 1}"] = F.cross_entropy(logits, wanted_BM[:, level])
         total = torch.stack(list(named.values())).mean()
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
         """Encodes the histories; keys and values for the decoder are made once a request."""
-        return GeneratorState(self._shared(batch.last(self.settings.max_history_length)), {})
+        path = torch.empty((batch.num_requests, 1, 0), dtype=torch.int64, device=self.codes.device)
+        return GeneratorState(self._shared(batch.last(self.settings.max_history_length)), {"path": path})
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
-        """Logits [B, W, C] of the next level's codes.
+        """Logits [B, W, C] of the next level's codes."""
+        logits, state = self.steps(state, None if codes is None else codes[..., None])
+        return logits[0], state
+
+    def steps(self, state: GeneratorState, codes: Tensor | None) -> tuple[list[Tensor], GeneratorState]:
+        """Logits after each of n codes [B, W, n] (None: the first input), n times [B, W, C].
 
         A request's positions are numbered in the order in which its beams came to them; `path [B, W, t]` are those
         of each beam.
         """
-        path_BWt, shared = state.beams.get("path"), dict(state.shared)
-        if codes is None or path_BWt is None:
-            tokens = torch.full((state.shared["key_0"].shape[0], 1), self.first_input, device=self.codes.device)
-            path_BWt, level, known = torch.zeros_like(tokens)[..., None], 0, 0
+        path_BWt, shared = state.beams["path"], dict(state.shared)
+        level = path_BWt.shape[2]
+        if codes is None:
+            tokens_BWn = torch.full((len(path_BWt), 1, 1), self.first_input, device=path_BWt.device)
         else:
-            level, known = path_BWt.shape[2], state.shared["own_0"].shape[3]
-            tokens = codes + self.level_starts[level - 1]
-            fresh = torch.arange(known, known + codes.shape[1], device=codes.device)
-            path_BWt = torch.cat([path_BWt, fresh.expand_as(codes)[..., None]], dim=2)
-        bias = self._path_bias(path_BWt, known + tokens.shape[1])
-        hidden_BWD = self.tokens(tokens)
+            starts = torch.tensor(self.level_starts[level - 1 :][: codes.shape[2]], device=codes.device)
+            tokens_BWn = codes + starts
+        B, W, n = tokens_BWn.shape
+        known = shared["own_0"].shape[2] if level else 0
+        fresh = torch.arange(known, known + W * n, device=path_BWt.device).view(1, W, n)
+        path_BWt = torch.cat([path_BWt, fresh.expand(B, -1, -1)], dim=2)
+        bias = self._path_bias(path_BWt, n, known + W * n)
+        hidden_ND = self.tokens(tokens_BWn.flatten())
         for number, layer in enumerate(self.decoder):
-            hidden_BWD, shared[f"own_{number}"] = cast(DecoderLayer, layer).step(
-                hidden_BWD,
+            hidden_ND, shared[f"own_{number}"] = cast(DecoderLayer, layer).step(
+                hidden_ND,
                 (shared[f"key_{number}"], shared[f"value_{number}"]),
                 shared.get(f"own_{number}"),
                 bias=bias,
                 cross_bias=shared.get("bias"),
             )
-        weight = self.output.weight[self.level_starts[level] : self.level_starts[level] + self.sizes[level]]
-        return self.decoder_norm(hidden_BWD) @ weight.T, GeneratorState(shared, {"path": path_BWt})
+        hidden_BWnD = self.decoder_norm(hidden_ND).view(B, W, n, -1)
+        logits = [hidden_BWnD[:, :, place] @ self._codes_weight(level + place).T for place in range(n)]
+        return logits, GeneratorState(shared, {"path": path_BWt})
 
-    def _path_bias(self, path_BWt: Tensor, positions: int) -> Tensor:
-        """[B, H, W, positions]: the relative bias along each beam's path, -inf elsewhere."""
+    def _codes_weight(self, level: int) -> Tensor:
+        """Output rows [C, D] of a level's codes."""
+        return self.output.weight[self.level_starts[level] : self.level_starts[level] + self.sizes[level]]
+
+    def _path_bias(self, path_BWt: Tensor, n: int, positions: int) -> Tensor:
+        """[B H, W n, positions]: the relative bias from a beam's last n positions along its path, -inf elsewhere."""
         B, W, t = path_BWt.shape
         places = torch.arange(t, device=path_BWt.device)
-        along: Tensor = self.decoder_bias(places[-1:], places).expand(B, -1, W, -1)
-        bias = along.new_full((*along.shape[:3], positions), -torch.inf)
-        return bias.scatter_(3, path_BWt[:, None].expand_as(along), along)
+        bias = torch.full((B, self.settings.heads, W, n, positions), -torch.inf, device=path_BWt.device)
+        for last in range(n):
+            reach = t - n + last + 1
+            along = self.decoder_bias(places[reach - 1 : reach], places[:reach]).expand(B, -1, W, -1)
+            bias[:, :, :, last].scatter_(3, path_BWt[:, None, :, :reach].expand_as(along), along.to(bias.dtype))
+        return bias.view(-1, W * n, positions)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         return beam_search(self, batch, self.trie, k=k, beam_width=max(k, self.settings.beam_width))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,32 +17,38 @@ from torch.nn import functional as F
 class RelativePositionBias(nn.Module):
     """A bias by head and bucket of the distance between key and query; one is shared by all layers of a stack."""
 
+    bucket_of: Tensor
+
     def __init__(self, heads: int, *, bidirectional: bool, buckets: int = 32, max_distance: int = 128) -> None:
         super().__init__()
-        self.bidirectional = bidirectional
-        self.buckets = buckets
         self.max_distance = max_distance
         self.weight = nn.Embedding(buckets, heads)
+        distances = torch.arange(-max_distance, max_distance + 1)
+        self.register_buffer(
+            "bucket_of", _buckets(distances, buckets, max_distance, bidirectional=bidirectional), persistent=False
+        )
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         """[H, Q, K] for query positions [Q] and key positions [K]."""
-        bias: Tensor = self.weight(self._bucket(keys[None, :] - queries[:, None]))
+        distance = (keys[None, :] - queries[:, None]).clamp(-self.max_distance, self.max_distance)
+        bias: Tensor = self.weight(self.bucket_of[distance + self.max_distance])
         return bias.permute(2, 0, 1)
 
-    def _bucket(self, distance: Tensor) -> Tensor:
-        """Half of the buckets are exact, the others grow with the logarithm of the distance up to max_distance."""
-        buckets, base = self.buckets, torch.zeros_like(distance)
-        if self.bidirectional:
-            buckets //= 2
-            base = (distance > 0) * buckets
-            away = distance.abs()
-        else:
-            away = (-distance).clamp(min=0)
-        exact = buckets // 2
-        # float64 would put some distances into another bucket than the published tables.
-        growth = torch.log(away.float().clamp(min=1) / exact) / math.log(self.max_distance / exact)
-        large = (exact + (growth * (buckets - exact)).long()).clamp(max=buckets - 1)
-        return base + torch.where(away < exact, away, large)
+
+def _buckets(distance: Tensor, buckets: int, max_distance: int, *, bidirectional: bool) -> Tensor:
+    """Half of the buckets are exact, the others grow with the logarithm of the distance up to max_distance."""
+    base = torch.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        base = (distance > 0) * buckets
+        away = distance.abs()
+    else:
+        away = (-distance).clamp(min=0)
+    exact = buckets // 2
+    # float64 would put some distances into another bucket than the published tables.
+    growth = torch.log(away.float().clamp(min=1) / exact) / math.log(max_distance / exact)
+    large = (exact + (growth * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return base + torch.where(away < exact, away, large)
 
 
 class SelfAttention(nn.Module):
@@ -99,15 +106,6 @@ class CrossAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, *keys_values, attn_mask=bias, dropout_p=rate, scale=1.0)
         out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return out
-
-
-def mix(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """What `query [B, H, W, E]` attends to, [B W, H E]: for few queries plain products beat a fused kernel."""
-    logits = query @ key.transpose(2, 3)
-    if bias is not None:
-        logits += bias
-    mixed = logits.softmax(3) @ value
-    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 class FeedForward(nn.Module):
@@ -174,27 +172,45 @@ class DecoderLayer(nn.Module):
 
     def step(
         self,
-        hidden_BWD: Tensor,
+        hidden_ND: Tensor,
         cross: tuple[Tensor, Tensor],
         earlier: Tensor | None,
         *,
         bias: Tensor,
         cross_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """One more position of each of W beams: [B, W, D], and the keys and values of all positions so far.
+        """More positions of beams, S a request: [B S, D], and the keys and values of all positions so far.
 
-        `earlier` [2, B, H, n, E] holds keys and values of every position that any beam of the request has ever
-        stood at, and W more come to it: `bias` [B, H, W, n + W] is -inf but at a beam's own path. So nothing is
-        copied when beams are reordered, and W beams read the keys of a request, the encoder's too, as W queries.
+        `earlier` [2, B H, n, E] holds keys and values of every position that any beam of the request has ever
+        stood at, and S more come to it: `bias` [B H, S, n + S] is -inf but at a position's own path. So nothing
+        is copied when beams are reordered, and the keys of a request, the encoder's too, are read once.
+
+        What a handful of rows cost is the number of calls: there is one a product, sums are part of them, and no
+        submodule is entered.
         """
-        B, W, D = hidden_BWD.shape
-        query, keys_values = self.attention.project(self.norm_attention(hidden_BWD))
+        own, other, rows = self.attention, self.cross, len(hidden_ND)
+        B, heads = len(cross[0]), own.heads
+        parts = _normed(hidden_ND, self.norm_attention) @ own.query_key_value.weight.T
+        parts = parts.view(B, rows // B, 3, heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        query, keys_values = parts[0], parts[1:]
         if earlier is not None:
-            keys_values = torch.cat([earlier, keys_values], dim=3)
-        # Each sum with what came before is part of the product that ends its branch.
-        hidden = hidden_BWD.flatten(0, 1)
-        hidden = torch.addmm(hidden, mix(query, keys_values[0], keys_values[1], bias), self.attention.output.weight.T)
-        query = self.cross.project(self.norm_cross(hidden).view(B, W, D))
+            keys_values = torch.cat([earlier, keys_values], dim=2)
+        # For few queries plain products beat a fused kernel.
+        weights = torch.baddbmm(bias, query, keys_values[0].transpose(1, 2)).softmax(2)
+        mixed = torch.bmm(weights, keys_values[1]).view(B, heads, rows // B, -1).transpose(1, 2).reshape(rows, -1)
+        hidden_ND = torch.addmm(hidden_ND, mixed, own.output.weight.T)
+
+        query = _normed(hidden_ND, self.norm_cross) @ other.query.weight.T
+        query = query.view(B, rows // B, heads, -1).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(query, *cross, attn_mask=cross_bias, scale=1.0)
-        hidden = torch.addmm(hidden, mixed.transpose(1, 2).reshape(B * W, -1), self.cross.output.weight.T)
-        return (hidden + self.feed(self.norm_feed(hidden))).view(B, W, D), keys_values
+        hidden_ND = torch.addmm(hidden_ND, mixed.transpose(1, 2).reshape(rows, -1), other.output.weight.T)
+
+        inner = _normed(hidden_ND, self.norm_feed)
+        *weights_in, weight_out = (cast(nn.Linear, layer).weight.T for layer in self.feed.layers)
+        for weight in weights_in:
+            inner = (inner @ weight).relu_()
+        return torch.addmm(hidden_ND, inner, weight_out), keys_values
+
+
+def _normed(hidden_ND: Tensor, norm: nn.RMSNorm) -> Tensor:
+    return torch.rms_norm(hidden_ND, hidden_ND.shape[1:], norm.weight, norm.eps)
