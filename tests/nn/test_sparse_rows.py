@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextitem.nn import sparse_rows
-from nextitem.nn.sparse_rows import SparseRows, ages, keep_largest, padded_rows, weighted_histories
+from nextitem.nn.sparse_rows import (
+    SparseRows,
+    ages,
+    keep_largest,
+    keep_largest_of_dense,
+    padded_rows,
+    weighted_histories,
+)
 from nextitem.ops.topk import stable_topk_reference
 
 
@@ -35,10 +42,13 @@ def test_keep_largest_equals_a_stable_sort_of_dense_rows(seed: int, rows: int, c
     expected = torch.zeros_like(dense).scatter_(1, places, values)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse_rows, "PADDED_ENTRIES", 20)
-        kept = keep_largest(matrix, count)
-    assert torch.equal(torch.from_numpy(kept.toarray()), expected)
-    assert kept.has_sorted_indices
-    assert int(np.diff(kept.indptr).max()) <= count
+        patch.setattr(sparse_rows, "GROUP", 2)
+        found = [keep_largest(matrix, count), keep_largest_of_dense(dense.numpy(), count)]
+    for kept in found:
+        assert torch.equal(torch.from_numpy(kept.toarray()), expected)
+        assert kept.has_sorted_indices
+        assert kept.nnz == int((expected > 0).sum())
+        assert int(np.diff(kept.indptr).max()) <= count
 
 
 def test_keep_largest_of_nothing_is_nothing() -> None:

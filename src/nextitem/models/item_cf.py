@@ -38,14 +38,21 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.nn.sparse_rows import SparseRows, ages, keep_largest, padded_rows, weighted_histories
+from nextitem.nn.sparse_rows import (
+    SparseRows,
+    ages,
+    keep_largest,
+    keep_largest_of_dense,
+    padded_rows,
+    weighted_histories,
+)
 from nextitem.ops.topk import stable_topk, top_items
 
 # Far below any similarity that a pair of users' events can give, so popularity only orders what has none.
 BACKFILL = 1e-6
 DAY_MS = 86_400_000
 BLOCK_COST = 2**22  # pairs that are summed at a time: some 200 MiB
-DENSE_FROM = 0.25  # share of the catalogue with votes from which whole rows are sorted
+DENSE_FROM = 0.25  # share of the catalogue with votes from which whole rows are looked at
 
 
 class ItemCFConfig(configs.Config):
@@ -83,7 +90,10 @@ class ItemCF(Recommender):
         pairs = _ClosePairs(log, penalty, self.settings) if close else _AllPairs(taken, penalty)
 
         def similar(block: tuple[int, int]) -> sp.csr_matrix:
-            return keep_largest(_scaled(pairs.block(*block), block[0], scale), self.settings.neighbours)
+            sums, count = pairs.block(*block), self.settings.neighbours
+            if sums.nnz < DENSE_FROM * sums.shape[0] * sums.shape[1]:
+                return keep_largest(_scaled(sums, block[0], scale), count)
+            return keep_largest_of_dense(_scaled_dense(sums, block[0], scale), count)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             similarities = sp.vstack(list(pool.map(similar, _blocks(pairs.costs))), format="csr")
@@ -100,7 +110,6 @@ class ItemCF(Recommender):
             history.data[:] = 1  # an item taken twice votes once
         backfill = (BACKFILL * self.popularity / self.popularity.max().clamp(min=1)).cpu()
         votes = history @ self.similarities.matrix()
-        votes.data += backfill.numpy()[votes.indices]
         lengths = torch.from_numpy(np.diff(votes.indptr))
         if int(lengths.max()) < max(k, DENSE_FROM * self.num_items):
             return _from_votes(votes, backfill, batch, k)
@@ -111,6 +120,7 @@ def _from_votes(votes: sp.csr_matrix, backfill: Tensor, batch: SequenceBatch, k:
     """Lists from the items with votes alone; requests with fewer than k such are answered from all items."""
     votes.sort_indices()
     values, columns = padded_rows(votes, np.arange(batch.num_requests))
+    values += backfill[columns]
     legal = batch.legal(len(backfill) - 1)
     if legal is not None:
         values.masked_fill_(~legal.gather(1, columns), -torch.inf)
@@ -127,10 +137,7 @@ def _from_votes(votes: sp.csr_matrix, backfill: Tensor, batch: SequenceBatch, k:
 
 def _dense(votes: sp.csr_matrix, backfill: Tensor) -> Tensor:
     """Scores of all items [B, N + 1]."""
-    scores = backfill.repeat(votes.shape[0], 1)
-    rows = np.repeat(np.arange(votes.shape[0]), np.diff(votes.indptr))
-    scores[torch.from_numpy(rows), torch.from_numpy(votes.indices).long()] = torch.from_numpy(votes.data)
-    return scores
+    return torch.from_numpy(votes.toarray()).add_(backfill)
 
 
 def _taken(log: Interactions) -> sp.csr_matrix:
@@ -208,3 +215,11 @@ def _scaled(sums: sp.csr_matrix, low: int, scale: NDArray[np.float32]) -> sp.csr
     sums.data[rows == sums.indices] = 0
     sums.eliminate_zeros()
     return sums
+
+
+def _scaled_dense(sums: sp.csr_matrix, low: int, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same as an array: where most items have something in common, that is half of the work."""
+    values: NDArray[np.float32] = sums.toarray()
+    values *= scale[low : low + len(values), None] * scale
+    values[np.arange(len(values)), np.arange(low, low + len(values))] = 0
+    return values

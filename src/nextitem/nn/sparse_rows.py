@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+GROUP = 16  # entries whose maximum is looked at first
 PADDED_ENTRIES = 2**22  # entries that are padded at a time: 16 MiB of values
 
 
@@ -91,6 +92,22 @@ def keep_largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
     kept = sp.csr_matrix((matrix.data[entry], (row, matrix.indices[entry])), shape=matrix.shape)
     kept.sort_indices()
     return kept
+
+
+def keep_largest_of_dense(values: NDArray[np.float32], count: int) -> sp.csr_matrix:
+    """The same for an array [R, N] of which most entries are positive; those that are not are never kept."""
+    rows, columns = values.shape
+    width = columns // GROUP
+    least = np.zeros((rows, 1), np.float32)
+    if width > count:
+        # `count` groups hold an entry as large as the least of the `count` largest maxima: smaller ones are out.
+        maxima = values[:, : width * GROUP].reshape(rows, GROUP, width).max(axis=1)
+        least = np.partition(maxima, -count, axis=1)[:, -count][:, None]
+    kept = values >= least
+    kept &= values > 0
+    entries = np.flatnonzero(kept)
+    ends = np.concatenate([[0], np.cumsum(np.count_nonzero(kept, axis=1))])
+    return keep_largest(sp.csr_matrix((values.ravel()[entries], entries % columns, ends), shape=values.shape), count)
 
 
 def _largest_entries(matrix: sp.csr_matrix, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
