@@ -30,8 +30,8 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
@@ -83,26 +83,26 @@ class ItemGraph(Recommender):
         weights = torch.where(ages(recent.offsets) == 0, 1.0, self.settings.previous_weight)
         start = weighted_histories(recent.values, recent.offsets, weights, num_items=self.num_items)
         transitions, content = self.transitions.matrix(), self.content.matrix()
-        one = start @ transitions
-        walk = torch.from_numpy((one + self.settings.second_step * (one @ transitions)).toarray())
-        if content.shape[1]:
-            similar = torch.from_numpy(_products(start @ content, content))
-            scores = walk * (self.settings.content_floor + similar)
-            similar[recent.row_ids(), recent.values] = 0
-            scores += self.settings.content_weight * similar
-        else:
-            scores = walk
+        words = content.T.tocsr()
+
+        def part(span: tuple[int, int]) -> Tensor:
+            rows = start[span[0] : span[1]]
+            one = rows @ transitions
+            scores = torch.from_numpy((one + self.settings.second_step * (one @ transitions)).toarray())
+            if content.shape[1]:
+                similar = torch.from_numpy(((rows @ content) @ words).toarray())
+                scores *= self.settings.content_floor + similar
+                own = slice(recent.offsets[span[0]], recent.offsets[span[1]])
+                similar[recent.row_ids()[own] - span[0], recent.values[own]] = 0
+                scores += self.settings.content_weight * similar
+            return scores
+
+        # scipy multiplies on one thread, without the GIL: the rows are shared out.
+        bounds = np.linspace(0, batch.num_requests, torch.get_num_threads() + 1).astype(int).tolist()
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            scores = torch.cat(list(pool.map(part, pairwise(bounds))))
         scores += BACKFILL * self.popularity.cpu() / self.popularity.max().clamp(min=1).cpu()
         return top_items(scores, batch, k)
-
-
-def _products(rows: sp.csr_matrix, content: sp.csr_matrix) -> NDArray[np.float32]:
-    """Dense `rows @ content.T`, its rows shared out to torch's threads: scipy multiplies on one, without the GIL."""
-    bounds = np.linspace(0, rows.shape[0], torch.get_num_threads() + 1).astype(int)
-    transposed = content.T.tocsr()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        parts = pool.map(lambda span: (rows[span[0] : span[1]] @ transposed).toarray(), pairwise(bounds))
-        return np.concatenate(list(parts))
 
 
 def item_transitions(log: Interactions, settings: ItemGraphConfig) -> sp.csr_matrix:
