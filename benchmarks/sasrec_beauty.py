@@ -1,6 +1,7 @@
 """SASRec's recipe over several seeds, with and without refit: mean, spread and minutes, through the Python door.
 
 python benchmarks/sasrec_beauty.py DATASET_FOLDER [--recipe amazon14-beauty/sasrec] [--seeds 0 1 2] [--refit]
+    [--set training.max_epochs=22]
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="amazon14-beauty/sasrec")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--refit", action="store_true")
+    parser.add_argument("--set", dest="overrides", nargs="+", default=[], help="settings that differ from the recipe's")
     arguments = parser.parse_args()
     found: dict[str, list[float]] = {"recall@10": [], "ndcg@10": [], "train_seconds": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -33,6 +35,7 @@ def main() -> None:
                 recipe=arguments.recipe,
                 refit=arguments.refit,
                 seed=seed,
+                overrides=arguments.overrides,
                 progress=False,
             )
             for name, values in found.items():
@@ -47,6 +50,7 @@ def main() -> None:
         summary[name] = round(statistics.mean(values), 4)
         summary[f"{name}_spread"] = round(max(values) - min(values), 4)
     told = {"data": arguments.folder.name, "recipe": arguments.recipe, "refit": arguments.refit}
+    told["set"] = arguments.overrides
     print(json.dumps({**told, "threads": torch.get_num_threads(), **summary}))
 
 
