@@ -246,3 +246,12 @@ def test_compare_writes_scoreboard_and_report(cli: Cli, runs: Path, folder: Path
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "sasrec" in shown
+
+
+def test_a_protocol_for_rankers_is_refused_in_one_line(cli: Cli, tmp_path: Path) -> None:
+    for command in (["train", "popularity"], ["compare", "--models", "popularity"]):
+        args = ["--data", "shop", "--protocol", "impressions", "--out", tmp_path / command[0]]
+        code, _, err = cli(*command, *args)
+        assert code == 2
+        assert "choose another with --protocol" in err
+        assert "Traceback" not in err

@@ -20,7 +20,7 @@ from nextitem.pipeline.bundle import write_json
 from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.identify import Say
 from nextitem.pipeline.recipe import default_for, resolve
-from nextitem.pipeline.run import Run, aligned, evaluate_split, load_run, train
+from nextitem.pipeline.run import Run, aligned, evaluate_split, load_run, split_for_lists, train
 
 MAIN_JOB = ("popularity", "item-cf", "item-graph", "sasrec", "tiger")
 CUSTOMERS = 3  # shown in the report
@@ -54,7 +54,7 @@ def compare(
     dataset = load_dataset(data, drop_unknown_items=drop_unknown_items)
     opened = [load_run(run) for run in runs]
     chosen, reason = (protocol, "as asked") if protocol else default_protocol(dataset)
-    split = make_split(dataset, chosen, seed=seed or 0)
+    split = split_for_lists(dataset, chosen, seed=seed or 0)
     say(f"{dataset.name}: protocol {split.protocol} ({reason}); {split.test.num_requests:,} test requests")
     for note in (*dataset.notes, *split.notes):
         say(f"note: {note}")

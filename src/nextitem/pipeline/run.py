@@ -128,7 +128,7 @@ def train(
     dataset = (
         data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=settings.data.drop_unknown_items)
     )
-    split = make_split(dataset, settings.data.protocol, seed=settings.seed)
+    split = split_for_lists(dataset, settings.data.protocol, seed=settings.seed)
     settings = settings.model_copy(
         update={
             "data": settings.data.model_copy(update={"protocol": split.protocol, "fingerprint": dataset.fingerprint})
@@ -249,8 +249,20 @@ def evaluate(
                 f"{run.folder} was trained under protocol {recipe.protocol}: under {protocol} its test targets "
                 "may have been learnt; add --allow-other-data to evaluate all the same"
             )
-    split = make_split(aligned(dataset, run.model), protocol or recipe.protocol, seed=run.recipe.seed)
+    split = split_for_lists(aligned(dataset, run.model), protocol or recipe.protocol, seed=run.recipe.seed)
     return evaluate_split(run, split, progress=progress)
+
+
+def split_for_lists(dataset: Dataset, protocol: str | None, *, seed: int) -> Split:
+    """The split whose requests ask for lists of items; UserError for `impressions`, whose ask for scores."""
+    split = make_split(dataset, protocol, seed=seed)
+    if split.test.targets is None:
+        ways = "choose another with --protocol" if len(dataset.interactions) else "this data holds nothing else"
+        raise UserError(
+            f"protocol {split.protocol} judges the scores that a ranker gives to shown items, and every model here "
+            f"returns lists of its own; {ways}"
+        )
+    return split
 
 
 def evaluate_split(run: Run, split: Split, *, progress: bool = False) -> Evaluation:
