@@ -4,8 +4,9 @@
 
 TIGER's published sizes (4 + 4 layers, width 128, 6 heads of 64, feed-forward 1,024), random weights, random unique
 identifiers of 4 levels x 256 codes, histories of 20 items. Ours is the model's own `recommend`, request and answer
-checks included. The peer is transformers' T5 with `generate`: num_beams, num_return_sequences and a
-prefix_allowed_tokens_fn over a dict trie; a level softmax makes its scores mean what ours mean. Measurements
+checks included. The peer is transformers' T5 with `generate`: num_beams, num_return_sequences and a prefix function
+over a dict trie, applied by the library's PrefixConstrainedLogitsProcessor (what prefix_allowed_tokens_fn makes),
+after a level softmax that makes its scores mean what ours mean. Measurements
 alternate, medians count. Prints requests per second at batch 32, p50 milliseconds at batch 1, their ratios, and
 the share of requests whose sets of items are identical; then JSON.
 """

@@ -253,10 +253,13 @@ class _Ahead:
 
 def _few_children(children: Children, *, limit: int) -> _Ahead | None:
     """The children of all beams, in order; None where a request has more than `limit`, or all too many."""
+    limit = min(limit, _AHEAD_ROWS // len(children.nodes))
+    if children.nodes.shape[1] > limit:  # one request at least has a child for each beam
+        return None
     alive = children.nodes.flatten(1) >= 0
     counts = alive.sum(1)
-    most = int(counts.max()) if counts.numel() else 0
-    if not 0 < most <= min(limit, _AHEAD_ROWS // len(alive)):
+    most = int(counts.max())
+    if not 0 < most <= limit:
         return None
     slots = alive.int().argsort(dim=1, descending=True, stable=True)[:, :most]
     real = torch.arange(most, device=slots.device) < counts[:, None]
