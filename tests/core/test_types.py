@@ -12,6 +12,7 @@ import torch
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError
+from nextitem.core.history_state import HistoryState
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
@@ -147,3 +148,16 @@ def test_batch_refuses_rows_that_do_not_match() -> None:
 def test_recommendations_refuse_broken_lists(ids: list[list[int]], scores: list[list[float]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recommendations(torch.tensor(ids), torch.tensor(scores))
+
+
+def test_a_history_state_moves_with_its_batch() -> None:
+    state = HistoryState(torch.tensor([2, 1]), torch.tensor([[0.0], [1.0]]), {"hidden": torch.tensor([[5.0], [6.0]])})
+    batch = SequenceBatch(Jagged.from_rows([[1, 2], [3]]), state=state)
+    moved = batch.select(torch.tensor([1, 0])).to("cpu").state
+    assert moved is not None
+    assert moved.lengths.tolist() == [1, 2]
+    assert moved.cache["hidden"].tolist() == [[6.0], [5.0]]
+    with pytest.raises(ValueError, match="state has 2 rows"):
+        SequenceBatch(Jagged.from_rows([[1]]), state=state)
+    with pytest.raises(ValueError, match="hidden has 1 rows"):
+        HistoryState(torch.tensor([2, 1]), torch.zeros(2, 1), {"hidden": torch.zeros(1, 1)})

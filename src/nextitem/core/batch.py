@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
 
 
@@ -27,6 +28,7 @@ class SequenceBatch:
     candidates        items to rank, Jagged int64, with candidate_features and candidate_labels of its offsets
     allowed           bool [1, N + 1] or [B, N + 1]: only these items may be returned; None: all
     excluded          items that may not be returned, Jagged int64 (seen items, block lists); None: none
+    state             what the model has kept of these histories' earlier events (roles.Incremental); None: nothing
     """
 
     items: Jagged
@@ -42,6 +44,7 @@ class SequenceBatch:
     candidate_labels: dict[str, Jagged] = field(default_factory=dict)
     allowed: Tensor | None = None
     excluded: Jagged | None = None
+    state: HistoryState | None = None
 
     def __post_init__(self) -> None:
         for name, rows in self._row_counts():
@@ -62,7 +65,11 @@ class SequenceBatch:
 
     def select(self, rows: Tensor) -> SequenceBatch:
         """The given requests [R] (int64), in the given order."""
-        changed = replace(self, allowed=None)._map(lambda jagged: jagged.select(rows), lambda dense: dense[rows])
+        changed = replace(self, allowed=None, state=None)._map(
+            lambda jagged: jagged.select(rows), lambda dense: dense[rows]
+        )
+        if self.state is not None:
+            changed = replace(changed, state=self.state.select(rows))
         if self.allowed is None:
             return changed
         shared = self.allowed.shape[0] == 1 and self.num_requests != 1
@@ -75,7 +82,8 @@ class SequenceBatch:
 
     def to(self, device: torch.device | str) -> SequenceBatch:
         """The same on another device."""
-        return self._map(lambda jagged: jagged.to(device), lambda dense: dense.to(device))
+        moved = replace(self, state=None)._map(lambda jagged: jagged.to(device), lambda dense: dense.to(device))
+        return moved if self.state is None else replace(moved, state=self.state.to(device))
 
     def legal(self, num_items: int) -> Tensor | None:
         """bool [B, N + 1] of what each request may be answered with; None where every item may."""
@@ -108,6 +116,8 @@ class SequenceBatch:
             for name, part in parts:
                 if isinstance(part, Jagged):
                     yield name, part.num_rows
+                elif isinstance(part, HistoryState):
+                    yield name, part.lengths.shape[0]
                 elif part is not None and not (entry.name == "allowed" and part.shape[0] == 1):
                     yield name, part.shape[0]
 

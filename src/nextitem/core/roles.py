@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
+from nextitem.core.history_state import HistoryState
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,19 @@ class VectorRetriever(Protocol):
 
     def item_vectors(self) -> Tensor:
         """[N + 1, D]; row 0 is padding."""
+
+
+@runtime_checkable
+class Incremental(Protocol):
+    """Keeps what it has read of a history, so that a further event costs one step instead of the whole history."""
+
+    def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
+        """Reads the events that `state` has not read yet (None: all), and returns the state after all of them.
+
+        `batch` holds the histories in full; row b of `state` has read the first `state.lengths[b]` events of row b.
+        Its vectors are those of reading everything at once; where the window of the model slides, or nothing of a
+        row has been kept, the row is read anew. A batch with a `state` is answered through it.
+        """
 
 
 @runtime_checkable
