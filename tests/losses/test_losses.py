@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextitem.losses import full_softmax as full_softmax_module
 from nextitem.losses.bce import bce
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import calibrated_logit, gbce, positive_power
@@ -36,28 +35,6 @@ def test_full_softmax_is_the_formula_and_padding_never_competes() -> None:
         for t, target in enumerate(targets.tolist())
     )
     assert float(full_softmax(hidden, table, targets)) == pytest.approx(expected / T)
-
-
-@pytest.mark.parametrize("at_once", [1, N, 2 * N, 3 * N])
-def test_full_softmax_in_chunks_is_the_same_and_keeps_no_logits(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run() -> tuple[list[Tensor], int]:
-        hidden, table, targets = inputs()
-        kept: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-            loss = full_softmax(hidden, table, targets)
-        assert hidden.grad is None
-        loss.backward()
-        assert hidden.grad is not None
-        assert table.grad is not None
-        return [loss.detach(), hidden.grad, table.grad], max(kept)
-
-    whole, most = run()
-    assert most == T * N
-    monkeypatch.setattr(full_softmax_module, "LOGITS_AT_ONCE", at_once)
-    chunked, most = run()
-    assert most <= (N + 1) * D  # the table at most
-    for left, right in zip(whole, chunked, strict=True):
-        torch.testing.assert_close(left, right)
 
 
 def test_sampled_softmax_over_all_items_is_the_full_one() -> None:

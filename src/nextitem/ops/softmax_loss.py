@@ -1,0 +1,115 @@
+"""Cross-entropy over the whole catalogue that never holds all logits.
+
+Shapes: T positions, N items, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK = 2**22  # logits held at once: 16 MiB in float32
+ROWS = 256  # positions in a block, at least: fewer, and products with the table run at a fraction of their speed
+
+
+def softmax_loss(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    """Mean over T of -log softmax(hidden . items)[target], scalar; differentiable once.
+
+    `hidden [T, D]`; `table [N + 1, D]`, whose row 0 is padding and never competes; `targets [T]` item ids, 1..N.
+    Holds `BLOCK` logits beside the gradients, whatever T and N are.
+
+    The gradient of a cross-entropy needs nothing but the probabilities, so both gradients are made in the forward
+    pass while a block of them is at hand. A small catalogue is taken in blocks of positions: each product is computed
+    once, as in the plain version. A large one, of which few positions would fit a block, is taken in blocks of items,
+    once for the normaliser and once for the gradients.
+    """
+    if not len(hidden):
+        raise ValueError("softmax_loss needs at least one position with a target")
+    loss: Tensor = _SoftmaxLoss.apply(hidden, table, targets)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def softmax_loss_reference(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    """The same from all logits at once."""
+    return torch.nn.functional.cross_entropy(hidden @ table[1:].T, targets - 1)
+
+
+class _SoftmaxLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        wanted = any(ctx.needs_input_grad[:2])
+        with torch.autocast(hidden.device.type, enabled=False):
+            items = table[1:].to(hidden.dtype)
+            by_rows = BLOCK // len(items) >= min(ROWS, len(hidden))
+            blocks = _blocks_of_positions if by_rows else _blocks_of_items
+            grad_table = torch.zeros_like(table, dtype=hidden.dtype) if wanted else None
+            grad_items = None if grad_table is None else grad_table[1:]
+            losses, grad_hidden = blocks(hidden, items, targets - 1, grad_items)
+        if grad_hidden is not None and grad_table is not None:
+            ctx.save_for_backward(grad_hidden, grad_table.to(table.dtype))
+        return losses.sum() / len(hidden)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_hidden, grad_table = ctx.saved_tensors
+        return grad_hidden * grad, grad_table * grad, None
+
+
+def _blocks_of_positions(
+    hidden: Tensor, items: Tensor, wanted: Tensor, grad_items: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Losses [T] and the gradient of their mean by hidden; that by items is added to `grad_items`."""
+    rows = max(1, BLOCK // len(items))
+    losses = []
+    grad_hidden = None if grad_items is None else torch.empty_like(hidden)
+    logits = torch.empty(min(rows, len(hidden)), len(items), dtype=hidden.dtype, device=hidden.device)
+    for start in range(0, len(hidden), rows):
+        part, target = hidden[start : start + rows], wanted[start : start + rows, None]
+        block = torch.mm(part, items.T, out=logits[: len(part)])
+        probabilities, normaliser = _normalise(block)
+        losses.append(normaliser - (part * items[target[:, 0]]).sum(1).to(normaliser.dtype))
+        if grad_items is not None and grad_hidden is not None:
+            probabilities.scatter_add_(1, target, torch.full_like(target, -1, dtype=probabilities.dtype))
+            torch.mm(probabilities, items, out=grad_hidden[start : start + rows])
+            grad_items.addmm_(probabilities.T, part, alpha=1 / len(hidden))
+    return torch.cat(losses), None if grad_hidden is None else grad_hidden.div_(len(hidden))
+
+
+def _normalise(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax of the rows, in place where the type allows it, and the log of their normalisers [T] in float32."""
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        exact = logits.float()
+        normaliser = exact.logsumexp(1)
+        return (exact - normaliser[:, None]).exp_().to(logits.dtype), normaliser
+    highest = logits.amax(1, keepdim=True)
+    total = logits.sub_(highest).exp_().sum(1, keepdim=True)
+    return logits.div_(total), (highest + total.log())[:, 0]
+
+
+def _blocks_of_items(
+    hidden: Tensor, items: Tensor, wanted: Tensor, grad_items: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The same by blocks of items."""
+    columns = max(1, BLOCK // len(hidden))
+    exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    normaliser = torch.full((len(hidden),), -torch.inf, dtype=exact, device=hidden.device)
+    for part in torch.split(items, columns):
+        normaliser = torch.logaddexp(normaliser, (hidden @ part.T).to(exact).logsumexp(1))
+    losses = normaliser - (hidden * items[wanted]).sum(1).to(exact)
+    if grad_items is None:
+        return losses, None
+    grad_hidden = torch.zeros_like(hidden, dtype=exact)
+    shift = normaliser[:, None]
+    for part, grad_part in zip(torch.split(items, columns), torch.split(grad_items, columns), strict=True):
+        probabilities = ((hidden @ part.T).to(exact) - shift).exp_().to(hidden.dtype)
+        grad_hidden += probabilities @ part
+        torch.mm(probabilities.T, hidden, out=grad_part)
+    # The targets' own part of the gradient, apart from the blocks.
+    grad_hidden -= items[wanted]
+    grad_items.index_add_(0, wanted, hidden, alpha=-1)
+    grad_items.div_(len(hidden))
+    return losses, grad_hidden.div_(len(hidden)).to(hidden.dtype)

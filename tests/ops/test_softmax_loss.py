@@ -1,0 +1,115 @@
+"""The blocked cross-entropy against the plain one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nextitem.ops import softmax_loss as module
+from nextitem.ops.softmax_loss import softmax_loss, softmax_loss_reference
+
+
+def case(positions: int, items: int, width: int = 5, *, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(positions, width, generator=generator, dtype=torch.float64).requires_grad_()
+    table = torch.randn(items + 1, width, generator=generator, dtype=torch.float64).requires_grad_()
+    return hidden, table, torch.randint(1, items + 1, (positions,), generator=generator)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    positions=st.integers(1, 40),
+    items=st.integers(1, 60),
+    block=st.integers(1, 500),
+    rows=st.integers(1, 50),
+    seed=st.integers(0, 99),
+)
+def test_it_equals_the_plain_version(positions: int, items: int, block: int, rows: int, seed: int) -> None:
+    """Value and gradients, in blocks of positions (small catalogue) as of items."""
+    hidden, table, targets = case(positions, items, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK", block)
+        patch.setattr(module, "ROWS", rows)
+        loss = softmax_loss(hidden, table, targets)
+        silent = softmax_loss(hidden.detach(), table.detach(), targets)
+        gradients = torch.autograd.grad(3 * loss, [hidden, table])
+    plain = softmax_loss_reference(hidden, table, targets)
+    expected = torch.autograd.grad(3 * plain, [hidden, table])
+    torch.testing.assert_close(loss, plain)
+    assert torch.equal(silent, loss.detach())
+    for found, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert not bool(gradients[1][0].any())
+
+
+def test_both_ways_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    for name in ("_blocks_of_positions", "_blocks_of_items"):
+        way = getattr(module, name)
+
+        def spy(*arguments: object, name: str = name, way: object = way) -> object:
+            taken.append(name)
+            return way(*arguments)  # type: ignore[operator]
+
+        monkeypatch.setattr(module, name, spy)
+    softmax_loss(*case(30, 50))
+    monkeypatch.setattr(module, "BLOCK", 100)
+    softmax_loss(*case(30, 50))
+    assert taken == ["_blocks_of_positions", "_blocks_of_items"]
+
+
+@pytest.mark.parametrize("block", [40, 2**22])
+def test_its_gradient_is_that_of_finite_differences(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
+    hidden, table, targets = case(4, 17, 3)
+    assert torch.autograd.gradcheck(lambda h, w: softmax_loss(h, w, targets), (hidden, table))
+
+
+@pytest.mark.parametrize("block", [100, 2**22])
+def test_huge_logits_do_not_overflow(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
+    hidden, table, targets = (part.float() if part.is_floating_point() else part for part in case(30, 50))
+    loss = softmax_loss(1000 * hidden, table, targets)
+    torch.testing.assert_close(loss, softmax_loss_reference(1000 * hidden, table, targets))
+
+
+def test_under_mixed_precision_it_is_near() -> None:
+    hidden, table, targets = (part.float().detach() if part.is_floating_point() else part for part in case(30, 50))
+    table.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = softmax_loss(hidden.bfloat16(), table, targets)
+    loss.backward()
+    assert table.grad is not None
+    assert table.grad.dtype == torch.float32
+    assert float(loss.detach()) == pytest.approx(
+        float(softmax_loss_reference(hidden, table, targets).detach()), rel=0.02
+    )
+
+
+def test_no_position_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="at least one position"):
+        softmax_loss(torch.zeros(0, 3), torch.zeros(5, 3), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_positions_times_items() -> None:
+    """A million items x 64 with 2,000 positions: all logits alone would take 7.5 GiB."""
+    code = """
+import torch
+from pathlib import Path
+from nextitem.ops.softmax_loss import softmax_loss
+hidden = torch.randn(2000, 64, requires_grad=True)
+table = torch.randn(1_000_001, 64, requires_grad=True)
+def kib(name):  # getrusage would give the parent's peak
+    return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
+before = kib("VmRSS")
+softmax_loss(hidden, table, torch.randint(1, 1_000_001, (2000,))).backward()
+print((kib("VmHWM") - before) / 2**20)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.2 < float(found.stdout) < 1.2  # GiB: the gradient of the table four times over
