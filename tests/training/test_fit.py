@@ -97,7 +97,6 @@ def test_it_learns_and_the_same_seed_gives_the_same_weights() -> None:
     [
         ("adamw", torch.optim.AdamW),
         ("adam", torch.optim.Adam),
-        ("adagrad", torch.optim.Adagrad),
         ("sgd", torch.optim.SGD),
     ],
 )

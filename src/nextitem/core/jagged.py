@@ -81,10 +81,10 @@ class Jagged:
         padded[rows, columns] = kept.values
         return padded
 
-    def last(self, count: int) -> Jagged:
-        """The last `count` values of each row (all of a shorter row)."""
+    def last(self, count: int | Tensor) -> Jagged:
+        """The last `count` (of each row b `count[b]`) values of each row, all of a shorter row."""
         lengths = self.lengths
-        if self.num_rows == 0 or int(lengths.max()) <= count:
+        if self.num_rows == 0 or bool((lengths <= count).all()):
             return self
         kept = lengths.clamp(max=count)
         return self._slice(self.offsets[1:] - kept, kept)

@@ -31,6 +31,9 @@ MODELS: dict[str, Entry] = {
         "untrained walk on item transitions and content",
         "arXiv 2605.07125",
     ),
+    "gru4rec": Entry(
+        "nextitem.models.gru4rec:GRU4Rec", "recurrent network over sessions", "arXiv 1511.06939, 1706.03847"
+    ),
     "sasrec": Entry("nextitem.models.sasrec:SASRec", "causal self-attention over the history", "arXiv 1808.09781"),
     "tiger": Entry("nextitem.models.tiger:Tiger", "generates an item's semantic ID, code by code", "arXiv 2305.05065"),
 }
@@ -54,6 +57,15 @@ LOSSES: dict[str, Entry] = {
         "Bengio & Senecal 2008",
     ),
     "bce": Entry("nextitem.losses.bce:bce", "binary cross-entropy with sampled negatives", "arXiv 1808.09781"),
+    "in-batch-softmax": Entry(
+        "nextitem.losses.in_batch_softmax:in_batch_softmax", "cross-entropy over the batch's own targets", "-"
+    ),
+    "bpr": Entry("nextitem.losses.bpr:bpr", "positive above each negative", "arXiv 1205.2618"),
+    "bpr-max": Entry("nextitem.losses.bpr_max:bpr_max", "positive above the highest negatives", "arXiv 1706.03847"),
+    "top1": Entry("nextitem.losses.top1:top1", "positive above each negative, negatives near zero", "arXiv 1511.06939"),
+    "top1-max": Entry(
+        "nextitem.losses.top1_max:top1_max", "positive above the highest negatives, those near zero", "arXiv 1706.03847"
+    ),
     "gbce": Entry("nextitem.losses.gbce:gbce", "generalised binary cross-entropy", "arXiv 2308.07192"),
 }
 

@@ -50,6 +50,16 @@ class Trainable(Protocol):
 
 
 @runtime_checkable
+class Carrying(Protocol):
+    """A Trainable that carries something from one step to the next that is no weight: a row a lane of its batches.
+
+    A resume point holds it, a bundle does not. Where processes share the lanes, lane b is process b % world's.
+    """
+
+    carried: Tensor
+
+
+@runtime_checkable
 class ClosedForm(Protocol):
     """Learns in one pass, without gradients."""
 

@@ -17,6 +17,7 @@ class TrainingConfig(configs.Config):
     optimizer: Literal["adamw", "adam", "adagrad", "sgd"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)  # at its highest point
     betas: tuple[float, float] = (0.9, 0.999)  # of adam and adamw
+    momentum: float = Field(0.0, ge=0, lt=1)  # of adagrad and sgd
     weight_decay: float = Field(0.0, ge=0)  # on matrices only, never on biases and norms
     schedule: Literal["constant", "cosine", "inverse-sqrt"] = "constant"  # after warm-up
     warmup_steps: int = Field(0, ge=0)  # optimizer steps over which the rate rises from 0

@@ -161,6 +161,8 @@ class _Restore(lightning.Callback):
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         """Lightning's hook: optimizers are made by now."""
         module.load_state_dict(self.saved["state_dict"])
+        if "carried" in self.saved:
+            module.model.carried = self.saved["carried"].to(module.device)
         for optimizer, state in zip(trainer.optimizers, self.saved["optimizer_states"], strict=True):
             optimizer.load_state_dict(state)
         for entry, state in zip(trainer.lr_scheduler_configs, self.saved["lr_schedulers"], strict=True):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nextitem.core.errors import UserError
-from nextitem.core.roles import Trainable
+from nextitem.core.roles import Carrying, Trainable
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import Stamped
 from nextitem.training.optimizers import build_optimizer, build_schedule
@@ -51,6 +51,11 @@ class TrainingModule(lightning.LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Lightning's hook: batches know how to move."""
         return batch.to(device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: what the model carries between steps."""
+        if isinstance(self.model, Carrying):
+            checkpoint["carried"] = self.model.carried
 
     def configure_optimizers(self) -> Any:
         """Lightning's hook: optimizer and per-step schedule."""

@@ -8,11 +8,15 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from nextitem.training.adagrad import Adagrad
 from nextitem.training.config import TrainingConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """The optimizer over all parameters that want a gradient; weight decay acts on matrices only."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and config.optimizer != "adagrad":
+            module.sparse = False  # only adagrad leaves the rows that a step has not looked up as they are
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -26,8 +30,8 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
     if config.optimizer == "adagrad":
-        return torch.optim.Adagrad(groups, lr=config.learning_rate)
-    return torch.optim.SGD(groups, lr=config.learning_rate)
+        return Adagrad(groups, lr=config.learning_rate, momentum=config.momentum)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, *, total_steps: int) -> LambdaLR:

@@ -1,0 +1,211 @@
+"""GRU4Rec: a recurrent network reads a session and scores what comes next.
+
+Hidasi et al., Session-based Recommendations with Recurrent Neural Networks, arXiv 1511.06939; losses and sampling after
+Hidasi and Karatzoglou, arXiv 1706.03847; details after the authors' code and their study of third-party versions,
+arXiv 2307.14956. Sessions run side by side in lanes, one event a step; each step scores the targets of all lanes and
+sampled items; gradients do not reach beyond the step.
+
+Notable
+- Items count from training targets: `popularity ** negatives_power` draws negatives, with replacement.
+- `log_q = "published"` is the authors' correction: raw counts for the columns of the batch, counts ** negatives_power
+  for sampled ones, target collisions kept. "textbook" takes expected draws of both and leaves out a negative that is
+  the row's target.
+- BPR-max adds logs where the authors add 1e-24 within one: equal but where that constant would end the gradient.
+- An answer reads the latest `max_history_length` events; the authors' evaluation reads whole sessions.
+- A log of users is learnt from as if each user's history were one session.
+
+Shapes: B lanes, S sampled items, M = B + S columns, N items, D width of the last layer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.history_state import HistoryState
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.core.roles import LossTerms
+from nextitem.data.examples.session_lanes import LaneBatch, SessionLanes
+from nextitem.losses.bpr import bpr
+from nextitem.losses.bpr_max import bpr_max
+from nextitem.losses.in_batch_softmax import in_batch_softmax
+from nextitem.losses.top1 import top1
+from nextitem.losses.top1_max import top1_max
+from nextitem.nn.recurrent import GRULayer, OneHotGRULayer, glorot_
+from nextitem.ops.topk import top_items
+
+
+class GRU4RecConfig(configs.Config):
+    """Settings of GRU4Rec."""
+
+    layers: tuple[int, ...] = Field((100,), min_length=1)  # hidden units of each layer
+    embedding: Literal["shared", "separate", "one-hot"] = "shared"  # input table: the output's, its own, or none
+    embedding_width: int = Field(100, ge=1)  # of a separate input table
+    dropout_embedding: float = Field(0.0, ge=0, lt=1)  # of the embedded input
+    dropout_hidden: float = Field(0.0, ge=0, lt=1)  # of every layer's output, which is also the state that is kept
+    objective: Literal["cross-entropy", "bpr-max", "top1-max", "bpr", "top1"] = "cross-entropy"
+    num_negatives: int = Field(2048, ge=0)  # S, sampled for each step beside the targets of the other lanes
+    negatives_power: float = Field(0.5, ge=0)  # alpha: sampled by count ** alpha; 0: uniform
+    log_q: Literal["none", "published", "textbook"] = "published"  # of cross-entropy: correction for popularity
+    score_regularisation: float = Field(1.0, ge=0)  # of bpr-max
+    elu: float = Field(0.0, ge=0)  # of bpr-max and top1-max: alpha of ELU over the scores; 0: none
+    max_history_length: int = Field(200, ge=1)  # most recent events that an answer reads
+
+
+class GRU4Rec(Recommender):
+    """Ranks items by the inner product with the last hidden state, plus a bias."""
+
+    Config = GRU4RecConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("cycle",)
+    carried: Tensor
+    sampling: Tensor
+
+    def __init__(self, config: GRU4RecConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.settings = config
+        rows, width = catalog.num_items + 1, config.layers[-1]
+        self.items = nn.Embedding(rows, width, sparse=True)
+        self.bias = nn.Embedding(rows, 1, sparse=True)
+        self.inputs = (
+            nn.Embedding(rows, config.embedding_width, sparse=True) if config.embedding == "separate" else None
+        )
+        first: nn.Module
+        if config.embedding == "one-hot":
+            first = OneHotGRULayer(rows, config.layers[0])
+        else:
+            first = GRULayer(width if self.inputs is None else config.embedding_width, config.layers[0])
+        self.layers = nn.ModuleList(
+            [first, *(GRULayer(*pair) for pair in zip(config.layers[:-1], config.layers[1:], strict=True))]
+        )
+        self.register_buffer("carried", torch.zeros(0, sum(config.layers)), persistent=False)  # states of the lanes
+        self.register_buffer("sampling", torch.zeros(0, dtype=torch.float64), persistent=False)
+        self._initialise()
+
+    def set_popularity(self, counts: Tensor) -> None:
+        """Stores the counts, and the distribution that negatives are drawn from."""
+        super().set_popularity(counts)
+        weights = counts.double() ** self.settings.negatives_power
+        weights[0] = 0
+        self.sampling = weights.cumsum(0)
+        self.sampling /= self.sampling[-1].clamp(min=1e-300)
+
+    def examples(self, train: Dataset) -> SessionLanes:
+        """Sessions in lanes; every event but a session's first is a target."""
+        return SessionLanes(train.interactions)
+
+    def training_loss(self, batch: LaneBatch) -> LossTerms:
+        """The configured objective of one step of all lanes; their states go on to the next step, without gradient."""
+        if len(self.carried) != batch.num_lanes:
+            self.carried = self.carried.new_zeros(batch.num_lanes, self.carried.shape[1])
+        # Only the lanes whose session has changed forget, at every step anew.
+        states = self.carried[batch.lanes].masked_fill_(batch.begins[:, None], 0)
+        hidden = []
+        out = self._embed(batch.items)
+        for layer, state in zip(self.layers, torch.split(states, list(self.settings.layers), dim=1), strict=True):
+            assert isinstance(layer, GRULayer | OneHotGRULayer)
+            out = F.dropout(layer.step(out, state), self.settings.dropout_hidden, self.training)
+            hidden.append(out.detach())
+        self.carried[batch.lanes] = torch.cat(hidden, 1)
+        kept = batch.targets > 0
+        loss = self._objective(out[kept], batch.targets[kept], batch.seed)
+        return LossTerms(loss * (int(kept.sum()) / batch.num_lanes))
+
+    def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
+        """Roles.Incremental: hidden states go on from where they were kept."""
+        lengths, recent = batch.items.lengths, batch.items.last(self.settings.max_history_length)
+        done = torch.zeros_like(lengths) if state is None else state.lengths
+        # Where the window has slid the first events that it held must be forgotten: such a row is read anew.
+        slid = (lengths > recent.lengths) & (done < lengths)
+        done = done.masked_fill(slid, 0)
+        kept = self.carried.new_zeros(len(lengths), self.carried.shape[1]) if state is None else state.cache["hidden"]
+        hidden = kept.masked_fill(slid[:, None], 0)
+        rows = (done < lengths).nonzero()[:, 0]
+        if len(rows):
+            new = recent.select(rows).last((lengths - done)[rows])
+            hidden = hidden.index_copy(0, rows, self._run(new, hidden[rows]))
+        return HistoryState(lengths, self._vectors(hidden), {"hidden": hidden})
+
+    def user_vectors(self, batch: SequenceBatch) -> Tensor:
+        """The last hidden state of each history and 1, [B, D + 1]."""
+        return self.read(batch, batch.state).vectors
+
+    def item_vectors(self) -> Tensor:
+        """The table that scores, and its bias, [N + 1, D + 1]."""
+        return torch.cat([self.items.weight, self.bias.weight], 1)
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        hidden = self.user_vectors(batch)[:, :-1]
+        return top_items(torch.addmm(self.bias.weight[:, 0], hidden, self.items.weight.T), batch, k)
+
+    def _vectors(self, hidden: Tensor) -> Tensor:
+        return F.pad(hidden[:, -self.settings.layers[-1] :], (0, 1), value=1.0)
+
+    def _embed(self, items: Tensor) -> Tensor:
+        """The first layer's input: vectors, or item ids as they are where it takes one-hot vectors."""
+        if self.settings.embedding == "one-hot":
+            return items
+        table = self.items if self.inputs is None else self.inputs
+        return F.dropout(table(items), self.settings.dropout_embedding, self.training)
+
+    def _run(self, items: Jagged, states: Tensor) -> Tensor:
+        """The states [B, all layers] after reading further events; every row has at least one."""
+        lengths = items.lengths.cpu()
+        out = pack_padded_sequence(items.to_padded(), lengths, batch_first=True, enforce_sorted=False)
+        out = PackedSequence(self._embed(out.data), *out[1:])
+        hidden = []
+        for layer, state in zip(self.layers, torch.split(states, list(self.settings.layers), dim=1), strict=True):
+            out, last = layer(out, state)
+            hidden.append(last)
+        return torch.cat(hidden, 1)
+
+    def _objective(self, hidden: Tensor, targets: Tensor, seed: int) -> Tensor:
+        """Mean over the rows; only the columns of targets and sampled items are ever scored."""
+        chosen = self.settings
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.rand(chosen.num_negatives, generator=generator, dtype=torch.float64).to(hidden.device)
+        sampled = torch.searchsorted(self.sampling, draws, right=True).clamp_(max=self.num_items)
+        columns = torch.cat([targets, sampled])
+        scores = torch.addmm(self.bias(columns)[:, 0], hidden, self.items(columns).T)
+        if not len(targets) or scores.shape[1] < 2:
+            return scores.sum() * 0  # a last lane without negatives has nothing to learn from
+        if chosen.objective == "cross-entropy":
+            scores, log_q = self._corrected(scores, columns)
+            return in_batch_softmax(scores, log_q=log_q)
+        if chosen.objective == "bpr-max":
+            return bpr_max(scores, regularisation=chosen.score_regularisation, elu=chosen.elu)
+        if chosen.objective == "top1-max":
+            return top1_max(F.elu(scores, alpha=chosen.elu) if chosen.elu > 0 else scores)
+        return bpr(scores) if chosen.objective == "bpr" else top1(scores)
+
+    def _corrected(self, scores: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scores and log_q for the cross-entropy, of which the first B columns are targets."""
+        chosen, rows = self.settings, len(scores)
+        if chosen.log_q == "none":
+            return scores, None
+        counts = self.popularity[columns].clamp(min=1)
+        if chosen.log_q == "published":
+            return scores, torch.cat([counts[:rows].log(), chosen.negatives_power * counts[rows:].log()])
+        # Expected draws: as one of B targets, and as one of S samples.
+        share = counts[:rows].log() - self.popularity.sum().log() + math.log(rows)
+        weights = (self.popularity[1:] ** chosen.negatives_power).sum().log() - math.log(max(1, chosen.num_negatives))
+        log_q = torch.cat([share, chosen.negatives_power * counts[rows:].log() - weights])
+        same = (columns[:rows, None] == columns).fill_diagonal_(False)
+        return scores.masked_fill(same, -torch.inf), log_q
+
+    def _initialise(self) -> None:
+        for table in (self.items, self.inputs):
+            if table is not None:
+                glorot_(table.weight.data)
+        nn.init.zeros_(self.bias.weight)

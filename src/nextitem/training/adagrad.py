@@ -1,0 +1,60 @@
+"""Adagrad with momentum, as GRU4Rec's authors train: rows of a table that a step has not looked up stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-6  # within the root
+
+
+class Adagrad(torch.optim.Optimizer):
+    """acc += g ** 2 (from 0); m = momentum * m - lr * g / sqrt(acc + 1e-6); p += m.
+
+    A sparse gradient (`nn.Embedding(sparse=True)`) updates the rows that it holds, their sums and their momentum.
+    torch's own Adagrad has no momentum and another epsilon. Weight decay is added to dense gradients.
+    """
+
+    def __init__(self, params: Iterable[Any], *, lr: float, momentum: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state, rate, momentum = self.state[parameter], group["lr"], group["momentum"]
+        if not state:
+            state["sum"] = torch.zeros_like(parameter)
+            if momentum > 0:
+                state["momentum"] = torch.zeros_like(parameter)
+        if not grad.is_sparse:
+            if group["weight_decay"]:
+                grad = grad.add(parameter, alpha=group["weight_decay"])
+            state["sum"].addcmul_(grad, grad)
+            change = grad.mul(-rate).div_(state["sum"].add(EPSILON).sqrt_())
+            if momentum > 0:
+                change = state["momentum"].mul_(momentum).add_(change)
+            parameter.add_(change)
+            return
+        grad = grad.coalesce()
+        rows, values = grad.indices()[0], grad.values()
+        sums = state["sum"].index_select(0, rows).addcmul_(values, values)
+        state["sum"].index_copy_(0, rows, sums)
+        change = values.mul(-rate).div_(sums.add_(EPSILON).sqrt_())
+        if momentum > 0:
+            change = change.add_(state["momentum"].index_select(0, rows), alpha=momentum)
+            state["momentum"].index_copy_(0, rows, change)
+        parameter.index_add_(0, rows, change)
