@@ -1,4 +1,4 @@
-"""What every registered loss must do: fall as the target's logit rises, and ignore the padding row."""
+"""What every registered loss must do: fall along its gradient, ignore the padding row and the order of examples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,26 @@ def arguments(loss: object) -> dict[str, object]:
     return {name: value for name, value in offered.items() if name in names}
 
 
-@pytest.mark.parametrize("name", LOSSES)
+ON_SCORES = {name for name, entry in LOSSES.items() if "scores" in inspect.signature(entry.load()).parameters}
+
+
+@pytest.mark.parametrize("name", sorted(ON_SCORES))
+def test_every_loss_on_scores(name: str) -> None:
+    """Its positives stand on the diagonal."""
+    loss = LOSSES[name].load()
+    scores = torch.randn(T, T + S, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    value = loss(scores)
+    assert value.shape == ()
+    value.backward()
+    assert scores.grad is not None
+    assert bool((scores.grad.diagonal() < 0).all())  # a higher positive is a lower loss
+    assert float(loss(scores - 0.05 * scores.grad)) < float(value)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    columns = torch.cat([order, torch.arange(T, T + S)])
+    assert float(loss(scores[order][:, columns])) == pytest.approx(float(value), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ON_SCORES])
 def test_every_loss(name: str) -> None:
     loss = LOSSES[name].load()
     generator = torch.Generator().manual_seed(0)

@@ -60,7 +60,9 @@ class OneHotGRULayer(nn.Module):
         """The states after every event, and each sequence's last one [B, D]; `inputs` packs item ids."""
         states = state_BD if inputs.sorted_indices is None else state_BD[inputs.sorted_indices]
         states, out = states.clone(), []
-        for items in torch.split(inputs.data, inputs.batch_sizes.tolist()):  # sorted by length: who goes on stands first
+        for items in torch.split(
+            inputs.data, inputs.batch_sizes.tolist()
+        ):  # sorted by length: who goes on stands first
             out.append(self.step(items, states[: len(items)]))
             states[: len(items)] = out[-1]
         packed = PackedSequence(torch.cat(out), *inputs[1:])

@@ -1,0 +1,317 @@
+"""GRU4Rec: the session-parallel loop against a naive one, and a test for each mistake that ports of it made."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from known_answers import build, cycle
+from scipy.stats import chisquare
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+from nextitem.core.jagged import Jagged
+from nextitem.core.roles import Carrying
+from nextitem.data.examples.session_lanes import LaneBatch, SessionLanes
+from nextitem.losses.bpr_max import bpr_max
+from nextitem.models import gru4rec
+from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
+from nextitem.training.adagrad import Adagrad
+from nextitem.training.config import TrainingConfig
+from nextitem.training.fit import fit
+
+SESSIONS = [[1, 2, 3], [4, 5], [6, 7, 8, 2, 1], [3, 8], [5, 4, 6, 1], [2, 7]]
+EMBEDDINGS = ["shared", "separate", "one-hot"]
+real_dropout = F.dropout
+
+
+def tiny(sessions: list[list[int]] = SESSIONS) -> Dataset:
+    return build(sessions, [f"t{n}" for n in range(8)], name="tiny")
+
+
+def model_of(dataset: Dataset, **settings: object) -> GRU4Rec:
+    torch.manual_seed(0)
+    fields = {"layers": (6,), "embedding_width": 5, "num_negatives": 4, **settings}
+    model = GRU4Rec(GRU4RecConfig(**fields), dataset.catalog)  # type: ignore[arg-type]
+    model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
+    with torch.no_grad():
+        model.bias.weight.normal_()
+    return model
+
+
+def lanes(model: GRU4Rec, dataset: Dataset, count: int) -> list[LaneBatch]:
+    return list(model.examples(dataset).batches(count, epoch=0, seed=0))
+
+
+def requests(histories: list[list[int]]) -> SequenceBatch:
+    return SequenceBatch(Jagged.from_rows(histories))
+
+
+def hidden_of(model: GRU4Rec, batches: list[LaneBatch]) -> dict[tuple[int, ...], Tensor]:
+    """The hidden state that scored each prefix of each session, read through the lanes."""
+    read: dict[int, list[int]] = {}
+    found = {}
+    for batch in batches:
+        model.training_loss(batch)
+        rows = zip(batch.lanes.tolist(), batch.items.tolist(), batch.begins.tolist(), strict=True)
+        for lane, item, begins in rows:
+            read[lane] = [item] if begins else [*read[lane], item]
+            found[tuple(read[lane])] = model.carried[lane].clone()
+    return found
+
+
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+@pytest.mark.parametrize("layers", [(6,), (5, 7, 6)])
+def test_lanes_equal_a_naive_loop_over_sessions(embedding: str, layers: tuple[int, ...]) -> None:
+    """Wrong resets, states of other lanes, states that outlive a session: each would differ here."""
+    dataset = tiny()
+    model = model_of(dataset, embedding=embedding, layers=layers).eval()
+    found = hidden_of(model, lanes(model, dataset, 3))
+    prefixes = [tuple(session[:n]) for session in SESSIONS for n in range(1, len(session))]
+    assert set(found) == set(prefixes)
+    for prefix in prefixes:
+        out: Tensor = torch.tensor(prefix[:1])
+        states = [torch.zeros(1, width) for width in layers]
+        for item in prefix:
+            out = model._embed(torch.tensor([item]))
+            for place, layer in enumerate(model.layers):
+                out = states[place] = layer.step(out, states[place])  # type: ignore[operator]
+        torch.testing.assert_close(found[prefix], torch.cat(states, 1)[0])
+        answered = model.read(requests([list(prefix)]))  # and so does reading at request time
+        torch.testing.assert_close(answered.cache["hidden"][0], found[prefix])
+
+
+def test_order_of_lanes_does_not_matter() -> None:
+    dataset = tiny()
+    model = model_of(dataset)
+    batch = lanes(model, dataset, 4)[0]
+    order = torch.tensor([2, 0, 3, 1])
+    model.carried = torch.randn(4, 6)
+    states = model.carried.clone()
+    begins = torch.tensor([True, False, False, True])
+    first = model.training_loss(replace(batch, begins=begins)).total
+    model.carried = states[order]
+    moved = replace(batch, items=batch.items[order], targets=batch.targets[order], begins=begins[order])
+    torch.testing.assert_close(model.training_loss(moved).total, first)
+
+
+def test_training_leaves_no_trace_in_answers() -> None:
+    dataset = tiny()
+    model = model_of(dataset).eval()
+    before = model.recommend(requests([[1, 2], [3]]), 3)
+    for batch in lanes(model, dataset, 2):
+        model.training_loss(batch)
+    after = model.recommend(requests([[1, 2], [3]]), 3)
+    assert torch.equal(before.scores, after.scores)
+    assert "carried" not in model.state_dict()
+    assert isinstance(model, Carrying)
+
+
+def spy_on_scores(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Tensor]:
+    seen = []
+    real = getattr(gru4rec, name)
+    monkeypatch.setattr(gru4rec, name, lambda scores, **rest: seen.append(scores) or real(scores, **rest))
+    return seen
+
+
+def test_only_the_columns_of_the_batch_and_its_samples_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = tiny()
+    model = model_of(dataset, num_negatives=3, objective="bpr")
+    seen = spy_on_scores(monkeypatch, "bpr")
+    looked_up = []
+    model.items.register_forward_hook(lambda module, args, out: looked_up.append(len(args[0])))
+    model.training_loss(lanes(model, dataset, 4)[0])
+    assert seen[0].shape == (4, 7)
+    assert looked_up == [4, 7]  # inputs; targets and samples
+
+
+def test_cross_entropy_is_one_softmax_over_raw_scores_less_log_q(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of probabilities, and not of a softmax that was taken before the columns were chosen."""
+    dataset = tiny()
+    model = model_of(dataset, negatives_power=0.75, log_q="published").eval()
+    batch = lanes(model, dataset, 4)[0]
+    seen = spy_on_scores(monkeypatch, "in_batch_softmax")
+    columns = []
+    model.bias.register_forward_hook(lambda module, args, out: columns.append(args[0]))
+    loss = model.training_loss(batch).total
+    hidden, chosen = model.carried[batch.lanes], columns[0]
+    assert chosen[:4].tolist() == batch.targets.tolist()
+    scores = hidden @ model.items.weight[chosen].T + model.bias.weight[chosen, 0]
+    torch.testing.assert_close(seen[0], scores)
+    counts = torch.from_numpy(dataset.interactions.item_counts()).float()[chosen]
+    scores = scores - torch.cat([counts[:4], counts[4:] ** 0.75]).log()
+    torch.testing.assert_close(loss, F.cross_entropy(scores, torch.arange(4)))
+
+
+def test_the_textbook_log_q_is_that_of_expected_draws_and_leaves_collisions_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = tiny()
+    model = model_of(dataset, log_q="textbook", negatives_power=0.5, num_negatives=30)
+    seen: list[tuple[Tensor, Tensor]] = []
+    columns: list[Tensor] = []
+    monkeypatch.setattr(
+        gru4rec, "in_batch_softmax", lambda scores, *, log_q: seen.append((scores, log_q)) or scores.sum() * 0
+    )
+    model.bias.register_forward_hook(lambda module, args, out: columns.append(args[0]))
+    model.training_loss(lanes(model, dataset, 4)[0])
+    (scores, log_q), chosen = seen[0], columns[0]
+    counts = torch.from_numpy(dataset.interactions.item_counts()).float()
+    expected = torch.cat(
+        [4 * counts[chosen[:4]] / counts.sum(), 30 * counts[chosen[4:]] ** 0.5 / (counts[1:] ** 0.5).sum()]
+    )
+    torch.testing.assert_close(log_q.exp(), expected)
+    own = torch.eye(4, 34, dtype=torch.bool)
+    assert torch.equal(scores == -torch.inf, (chosen[:4, None] == chosen) & ~own)
+
+
+def test_settings_of_bpr_max_reach_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = tiny()
+    model = model_of(dataset, objective="bpr-max", score_regularisation=1.95, elu=0.5)
+    seen = spy_on_scores(monkeypatch, "bpr_max")
+    loss = model.training_loss(lanes(model, dataset, 4)[0]).total
+    torch.testing.assert_close(loss, bpr_max(seen[0], regularisation=1.95, elu=0.5))
+
+
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_dropout_stands_where_the_authors_put_it(embedding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the embedded input and on every layer's output, each at its own rate; the dropped output is the next state."""
+    dataset = tiny()
+    model = model_of(dataset, embedding=embedding, layers=(7, 6), dropout_embedding=0.25, dropout_hidden=0.5)
+    calls: list[tuple[tuple[int, ...], float]] = []
+    outs: list[Tensor] = []
+
+    def spy(values: Tensor, rate: float, training: bool) -> Tensor:
+        calls.append((tuple(values.shape), rate))
+        outs.append(real_dropout(values, rate, training))
+        return outs[-1]
+
+    monkeypatch.setattr(gru4rec.F, "dropout", spy)
+    model.train()
+    model.training_loss(lanes(model, dataset, 4)[0])
+    width = {"shared": 6, "separate": 5}.get(embedding)
+    expected = [((4, 7), 0.5), ((4, 6), 0.5)]
+    assert calls == ([((4, width), 0.25)] if width else []) + expected
+    assert torch.equal(model.carried, torch.cat(outs[-2:], 1))
+    assert bool((model.carried == 0).any())
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_negatives_are_drawn_by_count_to_the_power(power: float) -> None:
+    dataset = cycle()
+    model = model_of(dataset, num_negatives=50_000, negatives_power=power)
+    columns: list[Tensor] = []
+    model.bias.register_forward_hook(lambda module, args, out: columns.append(args[0]))
+    model.training_loss(lanes(model, dataset, 1)[0])
+    drawn = np.bincount(columns[0][1:].numpy(), minlength=13)[1:]
+    weights = dataset.interactions.item_counts()[1:].astype(float) ** power
+    assert chisquare(drawn, 50_000 * weights / weights.sum()).pvalue > 1e-3
+
+
+def test_an_item_that_is_no_target_in_training_is_never_drawn() -> None:
+    dataset = tiny([[1, 2, 3], [2, 1]])
+    model = model_of(dataset, num_negatives=1000)
+    columns: list[Tensor] = []
+    model.bias.register_forward_hook(lambda module, args, out: columns.append(args[0]))
+    model.training_loss(lanes(model, dataset, 1)[0])
+    assert set(columns[0].tolist()) == {1, 2, 3}
+
+
+def test_initial_weights_and_sizes_are_those_of_the_config() -> None:
+    dataset = tiny()
+    model = model_of(dataset, layers=(11, 13), embedding="separate", embedding_width=9)
+    assert model.items.weight.shape == (9, 13)
+    assert model.inputs is not None
+    assert model.inputs.weight.shape == (9, 9)
+    for table in (model.items, model.inputs):
+        bound = (6 / sum(table.weight.shape)) ** 0.5
+        assert 0.9 * bound < float(table.weight.detach().abs().max()) <= bound
+
+
+def test_the_loss_is_summed_over_rows_and_divided_by_the_lanes_of_a_full_batch() -> None:
+    dataset = tiny()
+    model = model_of(dataset, objective="top1").eval()
+    batch = lanes(model, dataset, 4)[0]
+    two = replace(batch, **{name: getattr(batch, name)[:2] for name in ("items", "targets", "lanes", "begins")})
+    alone = model.training_loss(replace(two, num_lanes=2)).total
+    torch.testing.assert_close(model.training_loss(two).total, alone / 2)
+
+
+def test_a_last_lane_without_negatives_ends_the_epoch_in_peace() -> None:
+    dataset = tiny([[1, 2, 3, 4, 5], [6, 7]])
+    for objective in ("cross-entropy", "bpr-max", "top1-max", "bpr", "top1"):
+        model = model_of(dataset, num_negatives=0, objective=objective)
+        result = fit(
+            model,
+            model.examples(dataset),
+            TrainingConfig(optimizer="adagrad", max_epochs=2, batch_size=2),
+            progress=False,
+        )
+        assert np.isfinite(result.history[-1]["loss"])
+
+
+def test_events_that_may_not_be_targets_are_read_and_not_scored() -> None:
+    dataset = tiny()
+    positive = np.ones(len(dataset.interactions), np.bool_)
+    positive[1] = False
+    model = model_of(dataset).eval()
+    log = replace(dataset.interactions, positive=positive)
+    batches = list(model.examples(dataset.with_interactions(log)).batches(6, epoch=0, seed=0))
+    assert batches[0].targets[0] == 0
+    found = hidden_of(model, batches)
+    torch.testing.assert_close(found[1, 2], model.read(requests([[1, 2]])).cache["hidden"][0])
+
+
+def test_untouched_rows_do_not_move_and_momentum_is_kept_by_row() -> None:
+    dataset = tiny()
+    model = model_of(dataset, num_negatives=0, objective="bpr")
+    before = model.items.weight.detach().clone()
+    optimizer = Adagrad(model.parameters(), lr=0.1, momentum=0.2)
+    batch = lanes(model, dataset, 2)[0]
+    model.training_loss(batch).total.backward()
+    optimizer.step()
+    moved = (model.items.weight != before).any(1).nonzero()[:, 0]
+    assert set(moved.tolist()) == {*batch.items.tolist(), *batch.targets.tolist()}
+
+
+def test_a_run_cut_off_within_an_epoch_goes_on_with_its_lanes(tmp_path: Path) -> None:
+    dataset = cycle()
+    config = TrainingConfig(optimizer="adagrad", learning_rate=0.05, momentum=0.2, max_epochs=2, batch_size=5)
+
+    class Interrupted(SessionLanes):
+        """Ctrl-C while the 7th step is read."""
+
+        def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[LaneBatch]:
+            for step, batch in enumerate(super().batches(batch_size, epoch=epoch, seed=seed, start=start), start):
+                if (epoch, step) == (1, 6):
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+
+    def train(examples: type[SessionLanes], *, resume: bool = False) -> tuple[GRU4Rec, str]:
+        model = model_of(dataset, dropout_hidden=0.3)
+        result = fit(model, examples(dataset.interactions), config, out=tmp_path, resume=resume, progress=False)
+        return model, result.stopped
+
+    whole, _ = train(SessionLanes)
+    assert train(Interrupted)[1] == "interrupted"
+    resumed, stopped = train(SessionLanes, resume=True)
+    assert stopped == "finished"
+    for (name, value), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_items_and_bias_score_as_vectors_do() -> None:
+    model = model_of(tiny()).eval()
+    batch = requests([[1, 2], [3, 4, 5]])
+    found = model.recommend(batch, 8)
+    scores = model.user_vectors(batch) @ model.item_vectors().T
+    torch.testing.assert_close(found.scores, scores[:, 1:].sort(descending=True).values)
+    assert isinstance(model.layers[0], nn.Module)
