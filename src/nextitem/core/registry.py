@@ -35,6 +35,9 @@ MODELS: dict[str, Entry] = {
         "nextitem.models.gru4rec:GRU4Rec", "recurrent network over sessions", "arXiv 1511.06939, 1706.03847"
     ),
     "sasrec": Entry("nextitem.models.sasrec:SASRec", "causal self-attention over the history", "arXiv 1808.09781"),
+    "hstu": Entry(
+        "nextitem.models.hstu:HSTU", "gated pointwise attention, aware of positions and time", "arXiv 2402.17152"
+    ),
     "tiger": Entry("nextitem.models.tiger:Tiger", "generates an item's semantic ID, code by code", "arXiv 2305.05065"),
 }
 

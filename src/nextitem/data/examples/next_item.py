@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,24 +12,40 @@ from numpy.typing import NDArray
 
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, offsets_of, ranges
+from nextitem.data.requests import action_codes
 
 
 @dataclass(frozen=True, eq=False)
 class NextItemBatch:
     """Sequences of one batch.
 
-    items    inputs, Jagged int64: all events of a sequence but its last
-    targets  Jagged int64, same offsets: the event after each input; 0 where it may not be a target
-    seed     of what is drawn for this batch (negatives)
+    items             inputs, Jagged int64: all events of a sequence but its last
+    targets           Jagged int64, same offsets: the event after each input; 0 where it may not be a target
+    seed              of what is drawn for this batch (negatives)
+    timestamps        times of the inputs, Jagged int64, milliseconds, same offsets; None where the log is undated
+    next_timestamps   times of the events after them
+    actions           action codes of the inputs (data.requests.action_codes); None where the log has none
     """
 
     items: Jagged
     targets: Jagged
     seed: int
+    timestamps: Jagged | None = None
+    next_timestamps: Jagged | None = None
+    actions: Jagged | None = None
 
     def to(self, device: torch.device | str) -> NextItemBatch:
         """The same on another device."""
-        return NextItemBatch(self.items.to(device), self.targets.to(device), self.seed)
+        return self.map(lambda column: column.to(device))
+
+    def map(self, change: Callable[[Jagged], Jagged]) -> NextItemBatch:
+        """The same change to every column."""
+        columns: dict[str, Any] = {
+            entry.name: change(column)
+            for entry in fields(self)
+            if isinstance(column := getattr(self, entry.name), Jagged)
+        }
+        return replace(self, **columns)
 
 
 class NextItemSequences:
@@ -44,6 +61,9 @@ class NextItemSequences:
         self.items = torch.from_numpy(with_item.item_ids.astype(np.int64))
         may = with_item.positive
         self.targets = self.items if may is None else self.items * torch.from_numpy(may)
+        self.timestamps = None if with_item.timestamps is None else torch.from_numpy(with_item.timestamps)
+        actions = action_codes(with_item)
+        self.actions = None if actions is None else torch.from_numpy(actions)
         self.starts, self.lengths = _windows(with_item.offsets, max_length)
         keep = self._has_target()
         self.starts, self.lengths = self.starts[keep], self.lengths[keep]
@@ -64,6 +84,9 @@ class NextItemSequences:
                 Jagged(self.items[inputs], offsets),
                 Jagged(self.targets[inputs + 1], offsets),
                 seed=int(np.random.SeedSequence([seed, epoch, place]).generate_state(1, np.uint64)[0] >> 1),
+                timestamps=None if self.timestamps is None else Jagged(self.timestamps[inputs], offsets),
+                next_timestamps=None if self.timestamps is None else Jagged(self.timestamps[inputs + 1], offsets),
+                actions=None if self.actions is None else Jagged(self.actions[inputs], offsets),
             )
 
     def _order(self, batch_size: int, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

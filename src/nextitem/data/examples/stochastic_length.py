@@ -1,0 +1,45 @@
+"""Stochastic length: training reads a part of each long history (HSTU, arXiv 2402.17152, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nextitem.core.jagged import Jagged, offsets_of
+from nextitem.data.examples.next_item import NextItemBatch
+
+
+def stochastic_length(batch: NextItemBatch, *, longest: int, alpha: float, generator: torch.Generator) -> NextItemBatch:
+    """Each sequence of n events with at most `longest ** (alpha / 2)` of them, most of the time.
+
+    A sequence that is longer is kept whole with probability longest ** alpha / n ** 2 (eq. 5), so that the cost of
+    attention grows with longest ** alpha. Else as many events are drawn without replacement, in proportion to how
+    recent they are: age / total age, taken from one. What is drawn keeps its order, its time and its true successor.
+    """
+    lengths = batch.items.lengths
+    most = max(1, int(longest ** (alpha / 2)))
+    whole = torch.rand(len(lengths), generator=generator).to(lengths.device) < longest**alpha / lengths.double() ** 2
+    counts = torch.where((lengths <= most) | whole, lengths, most)
+    # Gumbel noise over log weights: the `counts` highest are a draw without replacement.
+    noise = -torch.log(-torch.log(torch.rand(len(batch.items.values), generator=generator).clamp_(1e-20, 1 - 1e-7)))
+    keys = noise.to(lengths.device) + _recency(batch).clamp(min=1e-6).log()
+    rows = batch.items.row_ids()
+    by_key = torch.argsort(keys, descending=True)
+    by_row = by_key[torch.argsort(rows[by_key], stable=True)]
+    place = torch.empty_like(rows)
+    place[by_row] = torch.arange(len(rows), device=rows.device) - batch.items.offsets[rows]
+    kept = place < counts[rows]
+    offsets = offsets_of(counts)
+    return batch.map(lambda column: Jagged(column.values[kept], offsets))
+
+
+def _recency(batch: NextItemBatch) -> Tensor:
+    """1 - age / total age of the sequence, by time where the log has times, else by position, [T]."""
+    rows, ends = batch.items.row_ids(), batch.items.offsets[1:] - 1
+    if batch.timestamps is not None:
+        last = batch.timestamps.values[ends.clamp(min=0)]
+        age = (last[rows] - batch.timestamps.values).double()
+    else:
+        age = (ends[rows] - torch.arange(len(rows), device=rows.device)).double()
+    total = torch.zeros(batch.items.num_rows, dtype=age.dtype, device=age.device).index_add_(0, rows, age)
+    return 1 - age / total.clamp(min=1)[rows]

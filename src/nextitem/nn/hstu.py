@@ -1,0 +1,77 @@
+"""The HSTU layer: pointwise SiLU attention with a gate, over jagged sequences (arXiv 2402.17152, eq. 1 to 3).
+
+Shapes: T tokens of all sequences, D width, H heads, P longest sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextitem.ops.hstu_attention import TIME_BUCKETS, Layout, hstu_attention
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """Tokens that were read before: new ones stand at the end of each sequence.
+
+    order    [all tokens] int64: puts cached tokens followed by new ones into the order of the sequences
+    cache    [cached tokens, 2 x layers, H, width of a head]: keys and values, layer by layer
+    """
+
+    order: Tensor
+    cache: Tensor
+
+
+class HSTULayer(nn.Module):
+    """x + W_o(dropout(U * LN(A V))), with U, V, Q, K = SiLU(W LN(x)) and A = SiLU(Q K + bias) / N, causal.
+
+    Neither LN has weights; W has no bias. There is no feed-forward: the gate U takes its place. N is
+    `longest`, not the true length. Position and time biases are the layer's own and shared by its heads.
+    """
+
+    def __init__(self, width: int, *, heads: int, head_width: int, longest: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_width = head_width
+        self.longest = longest
+        self.rate = dropout
+        self.project = nn.Linear(width, 4 * heads * head_width, bias=False)
+        self.output = nn.Linear(heads * head_width, width)
+        self.position_weights = nn.Parameter(torch.empty(2 * longest - 1))
+        self.time_weights = nn.Parameter(torch.empty(TIME_BUCKETS))
+        nn.init.normal_(self.project.weight, std=0.02)
+        nn.init.xavier_uniform_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+        nn.init.normal_(self.position_weights, std=0.02)
+        nn.init.normal_(self.time_weights, std=0.02)
+
+    def forward(
+        self, hidden_TD: Tensor, layout: Layout, past: Past | None = None, layer: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """New hidden states [T, D], and the keys and values [T, H, head width] of the given tokens.
+
+        With `past`, `hidden_TD` holds the new tokens only; `layer` chooses what is cached.
+        """
+        normed = F.layer_norm(hidden_TD, hidden_TD.shape[-1:], eps=1e-6)
+        gate, value, query, key = F.silu(self.project(normed)).chunk(4, dim=1)
+        shape = (len(hidden_TD), self.heads, self.head_width)
+        value, query, key = value.reshape(shape), query.reshape(shape), key.reshape(shape)
+        all_keys, all_values = key, value
+        if past is not None:
+            all_keys = torch.cat([past.cache[:, 2 * layer], key])[past.order]
+            all_values = torch.cat([past.cache[:, 2 * layer + 1], value])[past.order]
+        mixed = hstu_attention(
+            query,
+            all_keys,
+            all_values,
+            layout,
+            normaliser=float(self.longest),
+            position_weights=self.position_weights,
+            time_weights=None if layout.query_times is None else self.time_weights,
+        ).reshape(gate.shape)
+        gated = gate * F.layer_norm(mixed, mixed.shape[-1:], eps=1e-6)
+        return hidden_TD + self.output(F.dropout(gated, self.rate, self.training)), key, value

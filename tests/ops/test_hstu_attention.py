@@ -1,0 +1,225 @@
+"""Pointwise attention in blocks against the formula, row by row."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nextitem.core.jagged import offsets_of
+from nextitem.ops import hstu_attention as module
+from nextitem.ops.hstu_attention import Layout, hstu_attention, hstu_attention_reference, time_buckets
+
+SECOND = 1000
+DAY = 86400 * SECOND
+LONGEST = 40
+
+
+def make(
+    lengths: list[int],
+    *,
+    heads: int = 2,
+    widths: tuple[int, int] = (3, 4),
+    asked: list[int] | None = None,
+    seed: int = 0,
+) -> tuple[list[Tensor], Layout]:
+    """Query, key, value, position and time weights in float64, and rising times."""
+    generator = torch.Generator().manual_seed(seed)
+    total, count = sum(lengths), sum(lengths if asked is None else asked)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    parts = [draw(count, heads, widths[0]), draw(total, heads, widths[0]), draw(total, heads, widths[1])]
+    parts += [draw(2 * LONGEST - 1), draw(129)]
+    steps = torch.randint(0, 40 * DAY, (total,), generator=generator) * torch.randint(
+        0, 2, (total,), generator=generator
+    )
+    times = steps.cumsum(0)
+    ends = offsets_of(torch.tensor(lengths))[1:]
+    queries = [torch.arange(int(end) - n, int(end)) for end, n in zip(ends, asked or lengths, strict=True)]
+    layout = Layout(
+        offsets_of(torch.tensor(lengths)),
+        None if asked is None else offsets_of(torch.tensor(asked)),
+        (times + 5 * SECOND)[torch.cat(queries)] if queries else times,
+        times,
+    )
+    return parts, layout
+
+
+def run(
+    way: Callable[..., Tensor], parts: list[Tensor], layout: Layout, *, position: bool, time: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output, and the gradients of all that is used."""
+    used = [*parts[:3], *([parts[3]] if position else []), *([parts[4]] if time else [])]
+    out = way(
+        *parts[:3],
+        layout,
+        normaliser=7.0,
+        scale=0.8,
+        position_weights=parts[3] if position else None,
+        time_weights=parts[4] if time else None,
+    )
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=out.dtype)
+    return out.detach(), torch.autograd.grad((out * weights).sum(), used)
+
+
+def same(parts: list[Tensor], layout: Layout, **used: bool) -> None:
+    found, found_grads = run(hstu_attention, parts, layout, **used)
+    wanted, wanted_grads = run(hstu_attention_reference, parts, layout, **used)
+    torch.testing.assert_close(found, wanted)
+    for left, right in zip(found_grads, wanted_grads, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 12), st.floats(0, 1)), min_size=1, max_size=7).filter(
+        lambda rows: any(length for length, _ in rows)
+    ),
+    tail=st.booleans(),
+    block=st.sampled_from([1, 20, 100, 2**19]),
+    kept=st.sampled_from([0, 2**22]),
+    position=st.booleans(),
+    time=st.booleans(),
+    heads=st.integers(1, 3),
+)
+def test_blocks_equal_the_formula(
+    rows: list[tuple[int, float]], tail: bool, block: int, kept: int, position: bool, time: bool, heads: int
+) -> None:
+    """Forward and backward; empty, short and long rows; all queries or the last of each row."""
+    lengths = [length for length, _ in rows]
+    asked = [round(share * length) for length, share in rows] if tail else None
+    if asked is not None and not sum(asked):
+        asked = lengths
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK", block)
+        patch.setattr(module, "KEPT", kept)
+        same(*make(lengths, heads=heads, asked=asked), position=position, time=time)
+
+
+def test_a_long_row_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", 200)
+    parts, layout = make([3, 40, 0, 7])
+    assert [(*block.queries.shape, block.keys.shape[1]) for block in layout.blocks][-1] == (1, 5, 40)
+    same(parts, layout, position=True, time=True)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    parts, layout = make([3, 0, 2], heads=1, widths=(2, 2))
+
+    def call(q: Tensor, k: Tensor, v: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        return hstu_attention(q, k, v, layout, normaliser=4.0, scale=0.5, position_weights=p, time_weights=t)
+
+    assert torch.autograd.gradcheck(call, tuple(parts))
+
+
+def test_golden_time_buckets() -> None:
+    seconds = [0, 1, 2, 60, 3600, 86400, 7 * 86400, 365 * 86400, 10**13]
+    found = time_buckets(torch.tensor(seconds) * SECOND)
+    assert found.tolist() == [0, 0, 2, 13, 27, 37, 44, 57, 99]
+    assert time_buckets(torch.tensor([-5 * DAY])).tolist() == [0]
+
+
+def test_golden_position_bias() -> None:
+    """N = 4: the rows of indices are 3456/2345/1234/0123, of which keys beyond the diagonal never count."""
+    one = torch.ones(4, 1, 1)
+    weights = torch.arange(7.0) + 10
+    out = hstu_attention(
+        torch.zeros(4, 1, 1), one, one, Layout(torch.tensor([0, 4])), normaliser=1.0, position_weights=weights
+    )
+    silu = torch.nn.functional.silu(weights)
+    expected = [silu[3], silu[2:4].sum(), silu[1:4].sum(), silu[0:4].sum()]
+    torch.testing.assert_close(out.flatten(), torch.stack(expected))
+
+
+def test_the_future_never_leaks() -> None:
+    parts, layout = make([8, 5])
+    parts = [part.detach() for part in parts]
+    before = run_plain(parts, layout)
+    for part in parts[:3]:
+        part[5:8] += 1
+        part[11:] += 1
+    after = run_plain(parts, layout)
+    assert torch.equal(before[:5], after[:5])
+    assert torch.equal(before[8:11], after[8:11])
+    assert not torch.equal(before[5:8], after[5:8])
+
+
+def run_plain(parts: list[Tensor], layout: Layout, normaliser: float = 7.0) -> Tensor:
+    return hstu_attention(*parts[:3], layout, normaliser=normaliser, position_weights=parts[3], time_weights=parts[4])
+
+
+def test_a_row_alone_is_the_row_in_a_batch() -> None:
+    lengths = [4, 9, 1, 6]
+    parts, layout = make(lengths)
+    whole = run_plain(parts, layout)
+    assert layout.query_times is not None
+    assert layout.key_times is not None
+    for row in range(4):
+        here = slice(int(layout.offsets[row]), int(layout.offsets[row + 1]))
+        alone = Layout(torch.tensor([0, lengths[row]]), None, layout.query_times[here], layout.key_times[here])
+        single = run_plain([*(part[here] for part in parts[:3]), *parts[3:]], alone)
+        torch.testing.assert_close(single, whole[here])
+
+
+def test_the_last_queries_alone_are_the_tail_of_all() -> None:
+    parts, layout = make([6, 3, 8])
+    asked = [2, 1, 5]
+    places = torch.cat([torch.arange(end - n, end) for end, n in zip([6, 9, 17], asked, strict=True)])
+    assert layout.query_times is not None
+    tail = Layout(layout.offsets, offsets_of(torch.tensor(asked)), layout.query_times[places], layout.key_times)
+    found = run_plain([parts[0][places], *parts[1:]], tail)
+    torch.testing.assert_close(found, run_plain(parts, layout)[places])
+
+
+def test_twice_the_normaliser_halves_and_a_repeated_event_counts_twice() -> None:
+    """Pointwise attention keeps intensity; a softmax would have averaged it away."""
+    parts, layout = make([6])
+    torch.testing.assert_close(2 * run_plain(parts, layout, 14.0), run_plain(parts, layout, 7.0))
+    once = torch.ones(1, 1, 2)
+    norms = []
+    for count in (1, 2, 4):
+        same_event = once.expand(count, 1, 2).contiguous()
+        out = hstu_attention(same_event, same_event, same_event, Layout(torch.tensor([0, count])), normaliser=4.0)
+        norms.append(float(out[-1].norm()))
+    assert norms[1] == pytest.approx(2 * norms[0])
+    assert norms[2] == pytest.approx(4 * norms[0])
+
+
+def test_mistakes_are_named() -> None:
+    parts, layout = make([LONGEST + 1])
+    with pytest.raises(ValueError, match="a row has 41 tokens, position_weights reach 40"):
+        run_plain(parts, layout)
+    with pytest.raises(ValueError, match="time_weights need"):
+        hstu_attention(*parts[:3], Layout(layout.offsets), normaliser=1.0, time_weights=parts[4])
+
+
+@pytest.mark.slow
+def test_memory_of_a_long_row_is_that_of_a_block() -> None:
+    """8192 tokens: all scores of two heads would take 512 MiB, and as much again on the way back."""
+    code = """
+import torch
+from pathlib import Path
+from nextitem.ops.hstu_attention import Layout, hstu_attention
+def kib(name):  # getrusage would give the parent's peak
+    return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
+def run(length):
+    q, k, v = (torch.randn(length, 2, 32, requires_grad=True) for _ in range(3))
+    times = torch.arange(length) * 10**6
+    p, t = torch.randn(2 * length - 1, requires_grad=True), torch.randn(129, requires_grad=True)
+    layout = Layout(torch.tensor([0, length]), None, times + 5, times)
+    hstu_attention(q, k, v, layout, normaliser=float(length), position_weights=p, time_weights=t).sum().backward()
+run(64)
+before = kib("VmRSS")
+run(8192)
+print((kib("VmHWM") - before) / 1024)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10 < float(found.stdout) < 400
