@@ -32,6 +32,9 @@ MODELS: dict[str, Entry] = {
         "arXiv 2605.07125",
     ),
     "sasrec": Entry("nextitem.models.sasrec:SASRec", "causal self-attention over the history", "arXiv 1808.09781"),
+    "nextitnet": Entry(
+        "nextitem.models.nextitnet:NextItNet", "causal dilated convolutions over the history", "arXiv 1808.05163"
+    ),
     "tiger": Entry("nextitem.models.tiger:Tiger", "generates an item's semantic ID, code by code", "arXiv 2305.05065"),
 }
 
