@@ -38,6 +38,10 @@ MODELS: dict[str, Entry] = {
     "hstu": Entry(
         "nextitem.models.hstu:HSTU", "gated pointwise attention, aware of positions and time", "arXiv 2402.17152"
     ),
+    "nextitnet": Entry(
+        "nextitem.models.nextitnet:NextItNet", "causal dilated convolutions over the history", "arXiv 1808.05163"
+    ),
+    "sr-gnn": Entry("nextitem.models.sr_gnn:SRGNN", "gated graph network on item transitions", "arXiv 1811.00855"),
     "tiger": Entry("nextitem.models.tiger:Tiger", "generates an item's semantic ID, code by code", "arXiv 2305.05065"),
 }
 

@@ -1,0 +1,159 @@
+"""NextItNet: causal dilated convolutions over the history predict the next item at every position.
+
+Yuan et al., A Simple Convolutional Generative Network for Next Item Recommendation, arXiv 1808.05163. Two
+convolutions, each followed by layer norm and ReLU, and a residual connection make a block (figure 3b). Dilations that
+double from layer to layer widen the receptive field exponentially with depth. The last state scores every item.
+
+Notable
+- Histories are padded on the right, zeros for the convolution on the left; so padding never meets a real position.
+- Loss is computed at real targets only; no logit is computed that nobody reads.
+- A training history beyond the limit is cut into windows and learnt from in full; the paper cuts fixed lengths.
+- As published, the output table is not the input table and carries a bias for each item (its last column).
+- The authors' code puts one more ReLU before the softmax over all items, and none before the sampled one; here none.
+- Negatives of the sampled softmax are uniform and drawn once a batch; the authors draw a fifth of the catalogue from
+  a log-uniform law over item numbers, which suits only items numbered by popularity.
+- Dropout of embeddings and last states is added; 0 is the paper.
+
+Shapes: B sequences, L positions, D width, T real positions, N items, S negatives.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.core.roles import LossTerms
+from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
+from nextitem.losses.full_softmax import full_softmax
+from nextitem.losses.sampled_softmax import sampled_softmax
+from nextitem.ops.topk import top_items
+
+
+class NextItNetConfig(configs.Config):
+    """Settings of NextItNet."""
+
+    width: int = Field(64, ge=1)  # D
+    kernel_size: int = Field(3, ge=1)  # events that a convolution reads
+    dilations: tuple[int, ...] = Field((1, 2, 4, 8), min_length=2)  # events between them, by layer; two make a block
+    dropout: float = Field(0.0, ge=0, lt=1)  # of embeddings and of the last states
+    max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    objective: Literal["full-softmax", "sampled-softmax"] = "full-softmax"
+    num_negatives: int = Field(1024, ge=1)  # a batch, of sampled-softmax
+
+
+class CausalConvolution(nn.Module):
+    """A dilated convolution that reads no later position, then layer norm and ReLU."""
+
+    def __init__(self, width: int, *, kernel_size: int, dilation: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(width, width, kernel_size, dilation=dilation)
+        self.reach = (kernel_size - 1) * dilation  # how far back position t reads
+        self.norm = nn.LayerNorm(width, eps=1e-8)
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        """[B, L, D]."""
+        read_BDL = F.pad(hidden_BLD.transpose(1, 2), (self.reach, 0))
+        out: Tensor = torch.relu(self.norm(self.convolution(read_BDL).transpose(1, 2)))
+        return out
+
+
+class ResidualBlock(nn.Module):
+    """x + two convolutions, one after the other (figure 3b)."""
+
+    def __init__(self, width: int, *, kernel_size: int, dilations: tuple[int, int]) -> None:
+        super().__init__()
+        first, second = dilations
+        self.first = CausalConvolution(width, kernel_size=kernel_size, dilation=first)
+        self.second = CausalConvolution(width, kernel_size=kernel_size, dilation=second)
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        """[B, L, D]."""
+        out: Tensor = hidden_BLD + self.second(self.first(hidden_BLD))
+        return out
+
+
+class NextItNet(Recommender):
+    """Ranks items by the inner product with the last state of the convolutions."""
+
+    Config = NextItNetConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("cycle",)
+
+    def __init__(self, config: NextItNetConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        if len(config.dilations) % 2 or min(config.dilations) < 1:
+            raise ValueError(f"dilations = {list(config.dilations)} must be positive, and two for each block")
+        self.settings = config
+        self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
+        self.output = nn.Embedding(catalog.num_items + 1, config.width + 1)  # the last column is the item's bias
+        self.dropout = nn.Dropout(config.dropout)
+        pairs = zip(config.dilations[::2], config.dilations[1::2], strict=True)
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(config.width, kernel_size=config.kernel_size, dilations=pair) for pair in pairs)
+        )
+        self._initialise()
+
+    @property
+    def receptive_field(self) -> int:
+        """Events that the last state depends on: itself and what each layer reaches further back."""
+        return 1 + (self.settings.kernel_size - 1) * sum(self.settings.dilations)
+
+    def examples(self, train: Dataset) -> NextItemSequences:
+        """Windows of the users' histories; every event but the first is a target."""
+        return NextItemSequences(train.interactions, max_length=self.settings.max_history_length)
+
+    def training_loss(self, batch: NextItemBatch) -> LossTerms:
+        """Cross-entropy of the next item at every real target, over all or over sampled items."""
+        kept = batch.targets.values > 0
+        hidden_TD = _with_one(self.dropout(self._flat_hidden(batch.items)[kept]))
+        targets = batch.targets.values[kept]
+        if self.settings.objective == "full-softmax":
+            return LossTerms(full_softmax(hidden_TD, self.item_vectors(), targets))
+        generator = torch.Generator().manual_seed(batch.seed)
+        shape = (self.settings.num_negatives,)
+        negatives = torch.randint(1, self.num_items + 1, shape, generator=generator).to(targets.device)
+        return LossTerms(sampled_softmax(hidden_TD, self.item_vectors(), targets, negatives=negatives))
+
+    def user_vectors(self, batch: SequenceBatch) -> Tensor:
+        """The last state of each history and a one, [B, D + 1]."""
+        recent = batch.items.last(min(self.settings.max_history_length, self.receptive_field))
+        return _with_one(self._flat_hidden(recent)[recent.offsets[1:] - 1])
+
+    def item_vectors(self) -> Tensor:
+        """The table that scores, with the items' biases in its last column, [N + 1, D + 1]."""
+        table: Tensor = self.output.weight
+        return table
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
+
+    def _flat_hidden(self, items: Jagged) -> Tensor:
+        """States at the real positions of the histories, [T, D]."""
+        hidden_BLD = self.blocks(self.dropout(self.items(items.to_padded())))
+        column = torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device)
+        return hidden_BLD[column < items.lengths[:, None]]  # type: ignore[no-any-return]
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.dim() >= 2:
+                nn.init.trunc_normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        with torch.no_grad():
+            self.items.weight[0] = 0
+            self.output.weight[:, -1] = 0
+
+
+def _with_one(hidden_TD: Tensor) -> Tensor:
+    """Appends the factor of the items' biases: [T, D + 1]."""
+    return F.pad(hidden_TD, (0, 1), value=1.0)
