@@ -1,0 +1,188 @@
+"""HSTU: what is read, when it is asked, interleaved actions, and answers that go on from a kept state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from known_answers import build, cycle
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+from nextitem.core.jagged import Jagged
+from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.models.hstu import HSTU, HSTUConfig
+
+HOUR = 3_600_000
+DAY = 24 * HOUR
+HISTORIES = [[1, 2, 3], [4], [5, 6, 7, 8, 1, 2, 3], [2, 2]]
+
+
+def tiny() -> Dataset:
+    return build([[1, 2, 3, 4, 5], [3, 1]], [f"t{n}" for n in range(8)], name="tiny")
+
+
+def model_of(**config: object) -> HSTU:
+    torch.manual_seed(0)
+    fields = {"width": 8, "heads": 2, "head_width": 4, "max_history_length": 5, **config}
+    model = HSTU(HSTUConfig(**fields), tiny().catalog).double()  # type: ignore[arg-type]
+    with torch.no_grad():  # larger than at initialisation, so that a difference would show
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+def requests(histories: list[list[int]] = HISTORIES, **fields: object) -> SequenceBatch:
+    """Dated, with actions, asked two hours after the last event."""
+    items = Jagged.from_rows(histories)
+    times = items.with_values(torch.arange(len(items.values)) * 7 * HOUR + items.values * DAY // 5)
+    asked = torch.tensor([int(t) for t in times.values[(items.offsets[1:] - 1).clamp(min=0)]]) + 2 * HOUR
+    actions = items.with_values(items.values % 3)
+    batch = SequenceBatch(items, actions=actions, timestamps=times, request_times=asked)
+    return replace(batch, **fields)
+
+
+def test_only_the_latest_events_are_read_and_the_future_never_leaks() -> None:
+    model = model_of()
+    batch = requests([[7, 8, 1, 2, 3, 4, 5]])
+    torch.testing.assert_close(model.user_vectors(batch), model.user_vectors(batch.last(5)))
+    columns = NextItemBatch(batch.items, batch.items, 0, batch.timestamps, batch.timestamps, batch.actions)
+    for actions in ("ignored", "interleaved"):
+        model = model_of(actions=actions, max_history_length=7)
+        before = model._encode(columns, batch.timestamps.values)  # type: ignore[union-attr]
+        changed = replace(columns, items=Jagged.from_rows([[7, 8, 1, 2, 6, 6, 6]]))
+        after = model._encode(changed, batch.timestamps.values)  # type: ignore[union-attr]
+        assert torch.equal(before[:4], after[:4])
+        assert not torch.equal(before[4:], after[4:])
+
+
+def test_the_time_of_the_request_counts_and_without_one_the_last_event_s_own() -> None:
+    model = model_of()
+    batch = requests()
+    assert batch.timestamps is not None
+    soon, late = model.user_vectors(batch), model.user_vectors(replace(batch, request_times=batch.request_times + DAY))  # type: ignore[operator]
+    assert not torch.allclose(soon, late)
+    own = batch.timestamps.values[batch.items.offsets[1:] - 1]
+    unasked = model.user_vectors(replace(batch, request_times=None))
+    torch.testing.assert_close(unasked, model.user_vectors(replace(batch, request_times=own)))
+
+
+def test_training_asks_each_event_at_the_time_of_the_next() -> None:
+    """So that the last hidden state of a request at its target's time is that which training saw."""
+    dataset = tiny()
+    model = model_of(objective="full-softmax")
+    examples = model.examples(dataset)
+    batch = next(iter(examples.batches(2, epoch=0, seed=0)))
+    assert batch.timestamps is not None
+    assert batch.next_timestamps is not None
+    hidden = model._encode(batch, batch.next_timestamps.values)
+    ends = batch.items.offsets[1:] - 1
+    asked = SequenceBatch(batch.items, timestamps=batch.timestamps, request_times=batch.next_timestamps.values[ends])
+    torch.testing.assert_close(model._scale(hidden[ends]), model.user_vectors(asked))
+
+
+@pytest.mark.parametrize("actions", ["ignored", "interleaved"])
+def test_actions_count_where_they_are_interleaved(actions: str) -> None:
+    model = model_of(actions=actions)
+    batch = requests()
+    assert batch.actions is not None
+    found = model.user_vectors(batch)
+    other = model.user_vectors(replace(batch, actions=batch.actions.with_values(batch.actions.values + 1)))
+    assert torch.allclose(found, other) == (actions == "ignored")
+    silent = model.user_vectors(replace(batch, actions=None))  # a request that does not know them
+    assert bool(torch.isfinite(silent).all())
+    many = model.user_vectors(replace(batch, actions=batch.actions.with_values(batch.actions.values + 99)))
+    assert bool(torch.isfinite(many).all())
+
+
+@pytest.mark.parametrize("actions", ["ignored", "interleaved"])
+@pytest.mark.parametrize("dated", [True, False])
+def test_going_on_from_a_kept_state_equals_reading_everything(actions: str, dated: bool) -> None:
+    """Rows with none, one and more new events; one that had nothing; two whose window slides."""
+    model = model_of(actions=actions, layers=3)
+    whole = requests([[1, 2, 3], [4, 5], [5, 6, 7, 8, 1, 2, 3], [2, 2, 7, 1, 5], [6, 1, 2, 3, 4, 8]])
+    if not dated:
+        whole = replace(whole, timestamps=None, request_times=None)
+    counts = torch.tensor([3, 0, 6, 3, 5])
+
+    def first(column: Jagged | None) -> Jagged | None:
+        if column is None:
+            return None
+        rows = [row[:count] for row, count in zip(column.to_lists(), counts.tolist(), strict=True)]
+        return Jagged.from_rows(rows)
+
+    items = first(whole.items)
+    assert items is not None
+    earlier = replace(whole, items=items, timestamps=first(whole.timestamps), actions=first(whole.actions))
+    had = (counts > 0).nonzero()[:, 0]
+    state = model.read(earlier.select(had))
+    # A row that has not been read yet: as good as a state of length 0.
+    filled = model.read(whole.select(torch.tensor([1])))
+    width = state.cache["keys_values"].shape[1]
+    blank = replace(
+        filled,
+        lengths=torch.zeros(1, dtype=torch.int64),
+        cache={"keys_values": torch.zeros(1, width, *filled.cache["keys_values"].shape[2:]).double()},
+    )
+    joined = replace(
+        state,
+        lengths=torch.cat([state.lengths, blank.lengths]),
+        vectors=torch.cat([state.vectors, blank.vectors]),
+        cache={"keys_values": torch.cat([state.cache["keys_values"], blank.cache["keys_values"]])},
+    ).select(torch.tensor([0, 4, 1, 2, 3]))
+    found, expected = model.read(whole, joined), model.read(whole)
+    torch.testing.assert_close(found.vectors, expected.vectors)
+    torch.testing.assert_close(found.cache["keys_values"], expected.cache["keys_values"])
+    assert torch.equal(found.lengths, expected.lengths)
+    torch.testing.assert_close(expected.vectors, model.user_vectors(whole))
+    torch.testing.assert_close(model.user_vectors(replace(whole, state=joined)), expected.vectors)
+
+
+def test_only_new_tokens_are_computed() -> None:
+    model = model_of(max_history_length=50, layers=2)
+    whole = requests([list(range(1, 9)) * 4])
+    state = model.read(whole.select(torch.tensor([0])))
+    seen: list[int] = []
+    model.layers[0].project.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))  # type: ignore[union-attr]
+    model.read(whole, state)
+    model.read(whole)
+    assert seen == [1, 32]
+
+
+def test_scores_are_cosines_over_the_temperature() -> None:
+    model = model_of(temperature=0.05)
+    found = model.recommend(requests(), 8)
+    assert float(found.scores.abs().max()) <= 20 + 1e-5
+    norms = model.item_vectors()[1:].norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
+def test_stochastic_length_shortens_what_training_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = build([[n % 8 + 1 for n in range(40)]] * 6, [f"t{n}" for n in range(8)], name="long")
+    tokens: dict[str, list[int]] = {}
+    for name, alpha in (("whole", None), ("part", 1.5)):
+        model = model_of(max_history_length=39, stochastic_length=alpha).train()
+        seen: list[int] = []
+        model.layers[0].project.register_forward_hook(lambda module, args, out, seen=seen: seen.append(len(args[0])))  # type: ignore[union-attr]
+        for epoch in range(6):
+            for batch in model.examples(dataset).batches(3, epoch=epoch, seed=1):
+                assert bool(torch.isfinite(model.training_loss(batch).total))
+        tokens[name] = seen
+    assert sum(tokens["whole"]) == 36 * 39
+    assert sum(tokens["part"]) < 0.7 * 36 * 39  # 39 ** .75 = 15 events, or with probability .16 all
+    assert tokens["part"] != sorted(tokens["part"])[:1] * len(tokens["part"])
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_the_targets_of_its_sequences() -> None:
+    dataset = cycle()
+    torch.manual_seed(0)
+    config = HSTUConfig(width=8, heads=1, head_width=8, objective="full-softmax", max_history_length=6, dropout=0.0)
+    model = HSTU(config, dataset.catalog).double().train()
+    whole = next(iter(model.examples(dataset).batches(8, epoch=0, seed=0)))
+    parts: list[Tensor] = []
+    for row in range(8):
+        one = whole.map(lambda column, row=row: column.select(torch.tensor([row])))
+        parts.append(model.training_loss(one).total * len(one.targets.values) / len(whole.targets.values))
+    torch.testing.assert_close(torch.stack(parts).sum(), model.training_loss(whole).total)
