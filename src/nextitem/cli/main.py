@@ -33,6 +33,7 @@ def main() -> None:
     """Runs the command line; a user's mistake is one line on stderr and exit code 2, never a traceback."""
     command = typer.main.get_command(app)
     try:
+        _share_the_terminal()
         code = command.main(standalone_mode=False)
     except UserError as error:
         code = _fail(str(error))
@@ -54,6 +55,19 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _share_the_terminal() -> None:
+    """Of several processes that torchrun has started, the first one alone prints; commands that are not for it end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    given = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if given not in ("train", "evaluate", ""):
+        raise UserError(f"torchrun shares the work of nextitem train and evaluate; start nextitem {given} without it")
+
+
 def _fail(message: str) -> int:
+    if os.environ.get("RANK", "0") != "0":
+        return 2  # the first process says it
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2

@@ -10,7 +10,8 @@ from nextitem.cli.options import Data, DropUnknown, Out, Overwrite, Protocol, Re
 
 EXAMPLES = (
     "Examples: nextitem train sasrec --data shop --out runs/sasrec | "
-    "nextitem train tiger --data DIR --out RUN --recipe amazon14-beauty/tiger-small --minutes 30"
+    "nextitem train tiger --data DIR --out RUN --recipe amazon14-beauty/tiger-small --minutes 30 | "
+    "torchrun --nproc-per-node 2 -m nextitem train sasrec --data DIR --out RUN"
 )
 
 

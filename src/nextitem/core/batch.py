@@ -80,6 +80,15 @@ class SequenceBatch:
         for start in range(0, self.num_requests, size):
             yield self.select(torch.arange(start, min(start + size, self.num_requests)))
 
+    def share(self, rank: int, count: int) -> SequenceBatch:
+        """Every `count`-th request from `rank` on."""
+        return self.select(torch.arange(rank, self.num_requests, count))
+
+    @property
+    def loss_count(self) -> int:
+        """Requests: what the loss of a batch with targets is a mean over."""
+        return self.num_requests
+
     def to(self, device: torch.device | str) -> SequenceBatch:
         """The same on another device."""
         moved = replace(self, state=None)._map(lambda jagged: jagged.to(device), lambda dense: dense.to(device))

@@ -22,10 +22,17 @@ class LossTerms:
     named: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class OnDevice(Protocol):
-    """A batch that can move to a device: all that training asks of it."""
+class TrainingBatch(Protocol):
+    """What training asks of a batch: to move to a device, and to be shared among processes."""
 
     def to(self, device: torch.device | str) -> Self: ...
+
+    def share(self, rank: int, count: int) -> Self:
+        """The part of process `rank` of `count`; all parts together are the batch, and one may be empty."""
+
+    @property
+    def loss_count(self) -> int:
+        """How many things the loss of this batch (or of this part of one) is a mean over."""
 
 
 class Examples(Protocol):

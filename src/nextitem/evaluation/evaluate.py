@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from nextitem.core import processes
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
@@ -124,14 +126,23 @@ def recommend_all(
     model: Recommender, requests: SequenceBatch, k: int, *, batch_size: int = 512, progress: bool = False
 ) -> Tensor:
     """The lists of all requests, [B, k] int64."""
-    total = -(-requests.num_requests // batch_size)
-    batches = requests.split(batch_size)
+    # Of several processes each answers its share of the batches, and all of them get all lists.
+    rank, count = processes.rank(), processes.count()
+    starts = range(rank * batch_size, requests.num_requests, count * batch_size)
+    total = len(starts)
+    batches: Iterable[SequenceBatch] = (
+        requests.select(torch.arange(start, min(start + batch_size, requests.num_requests))) for start in starts
+    )
     console = Console(stderr=True)
-    if progress and console.is_terminal:
-        batches = iter(track(batches, "evaluating", total=total, console=console, transient=True))
+    if progress and console.is_terminal and rank == 0:
+        batches = track(batches, "evaluating", total=total, console=console, transient=True)
     device = model.popularity.device
     parts = [model.recommend(batch.to(device), k).item_ids.cpu() for batch in batches]
-    return torch.cat(parts) if parts else torch.zeros(0, k, dtype=torch.int64)
+    own = torch.cat(parts) if parts else torch.zeros(0, k, dtype=torch.int64)
+    if count == 1:
+        return own
+    turns = [torch.split(part, batch_size) for part in processes.gather(own)]
+    return torch.cat([part for turn in zip_longest(*turns) for part in turn if part is not None])
 
 
 def quick_score(model: Recommender, requests: SequenceBatch, *, metric: str = "ndcg@10") -> float:

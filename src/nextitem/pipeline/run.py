@@ -15,6 +15,7 @@ import numpy as np
 import tomli_w
 import torch
 
+from nextitem.core import processes
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.config import read_toml, to_toml_values
 from nextitem.core.dataset import Dataset, Split
@@ -87,6 +88,7 @@ class Run:
         return answer(self.model, requests, k=k, exclude_seen=seen, filters=filters)[0]
 
 
+@processes.joined()
 def train(
     model: str,
     data: Dataset | str | Path,
@@ -112,7 +114,7 @@ def train(
     `data` is a data set, its folder, or "shop". Settings count in the order `overrides`, arguments, recipe,
     defaults. With `resume`, a run that was cut off goes on and ends with the same weights.
     """
-    say = say or (lambda text: None)
+    say = say if say is not None and processes.rank() == 0 else (lambda text: None)
     path = data.source or data.name if isinstance(data, Dataset) else str(data)
     given: dict[str, Any] = {"data": {"path": path}, "model": {"name": model}}
     given["data"].update({"protocol": protocol} if protocol else {})
@@ -134,12 +136,13 @@ def train(
             "data": settings.data.model_copy(update={"protocol": split.protocol, "fingerprint": dataset.fingerprint})
         }
     )
-    folder = prepare_out(out, resume=resume, overwrite=overwrite)
+    folder = Path(out)
+    processes.first_alone(lambda: prepare_out(out, resume=resume, overwrite=overwrite))
     finished = _resumed(folder, settings) if resume else None
     if finished is not None:
         say(f"{folder} is finished already")
         return finished
-    save_recipe(folder, settings)
+    processes.first_alone(lambda: save_recipe(folder, settings))
     return train_on(
         split,
         settings,
@@ -203,7 +206,7 @@ def train_on(
             epochs=epochs,
         )
     seconds = time.perf_counter() - began
-    save_model(folder, model)
+    processes.first_alone(lambda: save_model(folder, model))
     run = Run(folder, recipe, model, _dataset=split.train)
     run.evaluation = evaluate_split(run, split, progress=progress)
     run.history = [] if result is None else result.history
@@ -215,10 +218,11 @@ def train_on(
         "best_epoch": None if result is None else result.best_epoch,
     }
     if not any(part is not None and part.stopped == "interrupted" for part in (result, refitted)):
-        write_json(folder / "metrics.json", run.metrics)
+        processes.first_alone(lambda: write_json(folder / "metrics.json", run.metrics))
     return run
 
 
+@processes.joined()
 def evaluate(
     run: Run | str | Path,
     data: Dataset | str | Path | None = None,

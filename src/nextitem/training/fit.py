@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import warnings
@@ -16,8 +17,10 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+from nextitem.core import processes
 from nextitem.core.errors import UserError
 from nextitem.core.roles import Examples
 from nextitem.training.config import TrainingConfig
@@ -72,10 +75,10 @@ def fit(
     epochs = config.max_epochs if stop_after is None else min(stop_after, config.max_epochs)
     checkpoint = None if out is None else out / "checkpoints" / "last.ckpt"
     saved = _read(checkpoint) if resume and checkpoint is not None else None
-    logger = None if out is None else TensorBoardLogger(out, name="", version="")
+    logger = None if out is None or processes.rank() else TensorBoardLogger(out, name="", version="")
     session = Session(
         config,
-        progress_for(label or type(model).__name__, shown=progress),
+        progress_for(label or type(model).__name__, shown=progress and processes.rank() == 0),
         validate=validate,
         checkpoint=checkpoint,
         record=lambda values, epoch: None if logger is None else logger.log_metrics(values, step=epoch),
@@ -128,7 +131,7 @@ def _train(
         # All epochs are one epoch to Lightning: the cursor is ours, so no loop state has to be restored.
         trainer = lightning.Trainer(
             accelerator=accelerator,
-            devices=1,
+            **_together(),
             max_epochs=1,
             callbacks=[*restore, session],
             precision=config.precision,
@@ -150,6 +153,18 @@ def _train(
             session.progress.stop()
         session.finish(trainer, module)
     module.model.to("cpu")
+
+
+def _together() -> dict[str, Any]:
+    """Lightning's settings for the processes that torchrun has started, or for this one alone."""
+    if processes.count() == 1:
+        return {"devices": 1}
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return {
+        "devices": here,
+        "num_nodes": processes.count() // here,
+        "strategy": DDPStrategy(broadcast_buffers=False),  # what a model carries between steps is each process's own
+    }
 
 
 class _Restore(lightning.Callback):

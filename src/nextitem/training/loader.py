@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nextitem.core import processes
 from nextitem.core.roles import Examples
 
 
@@ -18,11 +19,12 @@ class Stamped:
     epoch: int
     index: int
     is_last: bool
-    batch: Any
+    batch: Any  # of several processes, this one's part ...
+    weight: float = 1.0  # ... whose loss counts so much, that the mean over processes is the loss of the whole batch
 
     def to(self, device: torch.device | str) -> Stamped:
         """The same on another device."""
-        return Stamped(self.epoch, self.index, self.is_last, self.batch.to(device))
+        return Stamped(self.epoch, self.index, self.is_last, self.batch.to(device), self.weight)
 
 
 class BatchStream:
@@ -50,5 +52,13 @@ class BatchStream:
         for epoch in range(self.epoch, self.epochs):
             batches = self.examples.batches(self.batch_size, epoch=epoch, seed=self.seed, start=start)
             for index, batch in enumerate(batches, start=start):
-                yield Stamped(epoch, index, index + 1 == self.per_epoch, batch)
+                yield Stamped(epoch, index, index + 1 == self.per_epoch, *_own_part(batch))
             start = 0
+
+
+def _own_part(batch: Any) -> tuple[Any, float]:
+    """This process's share of a batch that all have made alike, and its weight; nothing need be told for that."""
+    if processes.count() == 1:
+        return batch, 1.0
+    part = batch.share(processes.rank(), processes.count())
+    return part, part.loss_count * processes.count() / batch.loss_count

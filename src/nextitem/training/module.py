@@ -8,8 +8,9 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from nextitem.core import processes
 from nextitem.core.errors import UserError
-from nextitem.core.roles import Carrying, Trainable
+from nextitem.core.roles import Carrying, LossTerms, Trainable
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import Stamped
 from nextitem.training.optimizers import build_optimizer, build_schedule
@@ -35,11 +36,11 @@ class TrainingModule(lightning.LightningModule):
     def training_step(self, stamped: Stamped, batch_idx: int) -> Tensor:
         """The loss of one batch; UserError where it is not finite."""
         # torch.manual_seed would format a stack trace for every kind of device, longer than a small step takes.
-        seed = step_seed(self.seed, stamped.epoch, stamped.index)
+        seed = step_seed(self.seed, stamped.epoch, stamped.index, rank=processes.rank())
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        terms = cast(Trainable, self.model).training_loss(stamped.batch)
+        terms = self._terms(stamped)
         if not bool(torch.isfinite(terms.total)):
             raise UserError(
                 f"the loss is {float(terms.total.detach())} in epoch {stamped.epoch + 1}, batch {stamped.index + 1}: "
@@ -48,6 +49,16 @@ class TrainingModule(lightning.LightningModule):
         self.terms = {"loss": terms.total.detach(), **terms.named}
         return terms.total
 
+    def _terms(self, stamped: Stamped) -> LossTerms:
+        """Loss terms of this process's part; 0, with gradients that the others wait for, where it is empty."""
+        if stamped.weight == 0:
+            return LossTerms(torch.stack([p.sum() * 0 for p in self.model.parameters() if p.requires_grad]).sum())
+        terms = cast(Trainable, self.model).training_loss(stamped.batch)
+        if stamped.weight == 1:
+            return terms
+        named = {name: value * stamped.weight for name, value in terms.named.items()}
+        return LossTerms(terms.total * stamped.weight, named)
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Lightning's hook: batches know how to move."""
         return batch.to(device)
@@ -55,7 +66,8 @@ class TrainingModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: what the model carries between steps."""
         if isinstance(self.model, Carrying):
-            checkpoint["carried"] = self.model.carried
+            parts = processes.gather(self.model.carried.cpu())
+            checkpoint["carried"] = torch.stack([parts[lane % len(parts)][lane] for lane in range(len(parts[0]))])
 
     def configure_optimizers(self) -> Any:
         """Lightning's hook: optimizer and per-step schedule."""
@@ -64,6 +76,6 @@ class TrainingModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def step_seed(seed: int, epoch: int, index: int) -> int:
-    """The seed of one training step."""
-    return ((seed * _MIX + epoch) * _MIX + index) % 2**63
+def step_seed(seed: int, epoch: int, index: int, *, rank: int = 0) -> int:
+    """The seed of one training step, of its own for each process."""
+    return (((seed * _MIX + epoch) * _MIX + index) + rank * _MIX**2) % 2**63

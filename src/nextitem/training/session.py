@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from torch import Tensor
 
+from nextitem.core import processes
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import Stamped
 from nextitem.training.module import TrainingModule
 from nextitem.training.progress import Progress
+
+_DUE = [None, "interrupted", "time", "save"]
 
 
 class Session(lightning.Callback):
@@ -81,13 +85,19 @@ class Session(lightning.Callback):
             self._end_epoch(module)
         # Gradients of a group that is not complete are in no checkpoint: the run is cut between groups only.
         if self.stopped is None and (batch_idx + 1) % self.config.accumulate == 0:
-            if self.interrupted:
-                self.stopped = "interrupted"
-            elif self.config.max_minutes is not None and self.elapsed > 60 * self.config.max_minutes:
-                self.stopped = "time"
-            elif time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes:
+            due = _DUE[processes.from_first(_DUE.index(self._due()))]  # clocks differ, what is done must not
+            if due == "save":
                 self.save(trainer)
+            else:
+                self.stopped = due
         trainer.should_stop = self.stopped is not None
+
+    def _due(self) -> str | None:
+        if self.interrupted:
+            return "interrupted"
+        if self.config.max_minutes is not None and self.elapsed > 60 * self.config.max_minutes:
+            return "time"
+        return "save" if time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes else None
 
     def finish(self, trainer: Any, module: TrainingModule) -> None:
         """Training has ended: writes the last resume point and judges an epoch that the budget cut off."""
@@ -109,7 +119,8 @@ class Session(lightning.Callback):
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         beside = self.checkpoint.with_suffix(".tmp")
         trainer.save_checkpoint(beside)
-        os.replace(beside, self.checkpoint)
+        if processes.rank() == 0:
+            os.replace(beside, self.checkpoint)
         self._saved = time.monotonic()
 
     def _end_epoch(self, module: TrainingModule) -> None:
@@ -120,7 +131,10 @@ class Session(lightning.Callback):
 
     def _record(self, module: TrainingModule, epoch: int, *, judge: bool) -> None:
         """Adds the means of an epoch, and its validation, to the history."""
-        entry = {name: float(total) / self.count for name, total in self.sums.items()}
+        names = list(self.sums)
+        # Of several processes each has summed its own parts, weighted: their mean is that of the whole batches.
+        sums = torch.stack(processes.gather(torch.stack([self.sums[name].cpu() for name in names]))).mean(0)
+        entry = {name: float(total) / self.count for name, total in zip(names, sums, strict=True)}
         if judge and self.validate is not None:
             entry["validation"] = self._judge(module, epoch, self.validate)
         self.record(entry, epoch)

@@ -20,6 +20,15 @@ class ContentBatch:
         """The same on another device."""
         return ContentBatch(self.content.to(device))
 
+    def share(self, rank: int, count: int) -> ContentBatch:
+        """Every `count`-th row from `rank` on."""
+        return ContentBatch(self.content[rank::count])
+
+    @property
+    def loss_count(self) -> int:
+        """Rows."""
+        return len(self.content)
+
 
 class ContentRows:
     """Every row of `content [N, D]` once an epoch, in an order that follows from seed and epoch."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, offsets_of, ranges
-from nextitem.data.requests import action_codes
+from nextitem.data.requests import action_codes, tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,16 @@ class NextItemBatch:
     def to(self, device: torch.device | str) -> NextItemBatch:
         """The same on another device."""
         return self.map(lambda column: column.to(device))
+
+    def share(self, rank: int, count: int) -> NextItemBatch:
+        """Every `count`-th sequence from `rank` on."""
+        rows = torch.arange(rank, self.items.num_rows, count)
+        return self.map(lambda column: column.select(rows))
+
+    @property
+    def loss_count(self) -> int:
+        """Real targets."""
+        return int((self.targets.values > 0).sum())
 
     def map(self, change: Callable[[Jagged], Jagged]) -> NextItemBatch:
         """The same change to every column."""
@@ -63,7 +73,7 @@ class NextItemSequences:
         self.targets = self.items if may is None else self.items * torch.from_numpy(may)
         self.timestamps = None if with_item.timestamps is None else torch.from_numpy(with_item.timestamps)
         actions = action_codes(with_item)
-        self.actions = None if actions is None else torch.from_numpy(actions)
+        self.actions = None if actions is None else tensor(actions)
         self.starts, self.lengths = _windows(with_item.offsets, max_length)
         keep = self._has_target()
         self.starts, self.lengths = self.starts[keep], self.lengths[keep]

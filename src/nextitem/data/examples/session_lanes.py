@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapreplace
 
 import numpy as np
@@ -39,6 +39,18 @@ class LaneBatch:
             part.to(device) for part in (self.items, self.targets, self.lanes, self.begins)
         )
         return LaneBatch(items, targets, lanes, begins, self.num_lanes, self.seed)
+
+    def share(self, rank: int, count: int) -> LaneBatch:
+        """The lanes whose number leaves `rank` when divided by `count`: a lane stays where its state is."""
+        own = self.lanes % count == rank
+        return replace(
+            self, items=self.items[own], targets=self.targets[own], lanes=self.lanes[own], begins=self.begins[own]
+        )
+
+    @property
+    def loss_count(self) -> int:
+        """Lanes of a full batch: what the sum over rows is divided by, in a part of a batch too."""
+        return self.num_lanes
 
 
 class SessionLanes:
