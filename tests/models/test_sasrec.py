@@ -40,8 +40,8 @@ def requests(histories: list[list[int]]) -> SequenceBatch:
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_future_never_leaks(block: str) -> None:
     model = model_of(tiny(), block=block, layers=2)
-    hidden = model._padded_hidden(Jagged.from_rows([[1, 2, 3, 4], [5, 6, 7, 8]]), positions_from=6)
-    changed = model._padded_hidden(Jagged.from_rows([[1, 2, 8, 1], [5, 6, 1, 1]]), positions_from=6)
+    hidden = model._padded_hidden(Jagged.from_rows([[1, 2, 3, 4], [5, 6, 7, 8]]))
+    changed = model._padded_hidden(Jagged.from_rows([[1, 2, 8, 1], [5, 6, 1, 1]]))
     assert torch.equal(hidden[:, :2], changed[:, :2])
     assert not torch.equal(hidden[:, 2:], changed[:, 2:])
 
@@ -58,6 +58,28 @@ def test_only_the_latest_events_are_read() -> None:
     model = model_of(tiny())
     long = model.user_vectors(requests([[7, 8, 7, 1, 2, 3, 4, 5, 6]]))
     assert torch.equal(long, model.user_vectors(requests([[1, 2, 3, 4, 5, 6]])))
+
+
+def test_a_kept_history_costs_its_new_events_only() -> None:
+    model = model_of(tiny(), positions="from-first", layers=2)
+    state = model.read(requests([[1, 2, 3, 4], [5]]))
+    read: list[tuple[int, ...]] = []
+    model.blocks[1].register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape[:2])))
+    model.read(requests([[1, 2, 3, 4, 5], [5, 6]]), state)
+    assert read == [(2, 1)]
+
+
+def test_positions_count_from_either_end() -> None:
+    histories = requests([[1, 2, 3]])
+    for counted in ("from-last", "from-first"):
+        for number in range(3):
+            model = model_of(tiny(), positions=counted)
+            before = model._padded_hidden(histories.items)
+            with torch.no_grad():
+                model.positions.weight[number] += torch.randn(8)
+            changed = (model._padded_hidden(histories.items) != before).any(-1)[0]
+            first = number if counted == "from-first" else 2 - number
+            assert changed.tolist() == [place >= first for place in range(3)]
 
 
 def test_the_length_limit_does_not_move_positions() -> None:
@@ -162,6 +184,39 @@ def test_temperature_makes_scores_cosines() -> None:
         for row in range(2):
             expected = torch.cosine_similarity(hidden[row], model.items.weight[found.item_ids[row]]) / 0.05
             torch.testing.assert_close(found.scores[row], expected, rtol=1e-4, atol=1e-4)
+
+
+PINNED: list[tuple[dict[str, object], list[float]]] = [
+    ({}, [6.8714232, 6.8310475, 6.8057008]),
+    ({"block": "published", "objective": "bce", "num_negatives": 1}, [1.3999277, 1.3714358, 1.3672708]),
+    (
+        {"block": "pre-norm", "objective": "full-softmax", "layers": 2, "heads": 2},
+        [2.4827724, 2.4660039, 2.4178135],
+    ),
+    (
+        {"block": "published", "objective": "gbce", "num_negatives": 4, "heads": 2},
+        [0.6354129, 0.6273338, 0.6274399],
+    ),
+    ({"num_negatives": 5, "negatives_power": 0.5, "temperature": 0.05}, [12.9194241, 7.5621076, 5.7591376]),
+]
+
+
+@pytest.mark.parametrize(("settings", "losses"), PINNED)
+def test_three_steps_have_the_losses_that_they_always_had(settings: dict[str, object], losses: list[float]) -> None:
+    """What is added as an option must not change what a recipe without it learns."""
+    dataset = cycle()
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)  # type: ignore[arg-type]
+    model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    found = []
+    for batch, _ in zip(model.examples(dataset).batches(16, epoch=0, seed=0), losses, strict=False):
+        loss = model.training_loss(batch).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert found == pytest.approx(losses, rel=1e-5)
 
 
 def test_heads_must_divide_width() -> None:

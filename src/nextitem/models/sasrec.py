@@ -9,7 +9,8 @@ Notable
 - Block, objective and negatives are settings: `published` with `bce` and one negative is the paper, `ligr` with a
   softmax is what makes SASRec strong.
 - Histories are padded on the right, and positions are counted from the last item backwards, so that an item's position
-  does not depend on padding. The paper's left padding has the same effect at request time.
+  does not depend on padding. The paper's left padding has the same effect at request time. Counted so, a new event
+  moves every position; counted from the first one, `read` continues a history at the cost of its new events alone.
 - Loss is computed at real targets only; no logit is computed that nobody reads.
 - A training history beyond the limit is cut into windows and learnt from in full; the paper keeps its latest events.
 - One item table serves input (times sqrt(width)) and output; gSASRec's own code has two.
@@ -24,6 +25,8 @@ Shapes: B sequences, L positions, D width, T real targets of a batch, N items, S
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import ClassVar, Literal
 
 import torch
@@ -34,6 +37,7 @@ from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
+from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
@@ -43,6 +47,8 @@ from nextitem.losses.bce import bce
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import gbce
 from nextitem.losses.sampled_softmax import sampled_softmax
+from nextitem.nn.incremental import read_on
+from nextitem.nn.key_value_cache import FurtherPositions, KeyValueCache
 from nextitem.nn.transformer import BLOCKS
 from nextitem.ops.topk import top_items
 
@@ -55,6 +61,7 @@ class SASRecConfig(configs.Config):
     heads: int = Field(1, ge=1)  # attention heads; must divide width
     dropout: float = Field(0.5, ge=0, lt=1)  # of embeddings, attention and feed-forward
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    positions: Literal["from-last", "from-first"] = "from-last"  # of that window; from-first: new events cost one step
     block: Literal["published", "pre-norm", "ligr"] = "ligr"  # see nn/transformer.py
     objective: Literal["full-softmax", "sampled-softmax", "bce", "gbce"] = "sampled-softmax"
     num_negatives: int = Field(1024, ge=1)  # sampled-softmax: a batch or sequence; bce, gbce: a position
@@ -76,7 +83,7 @@ class SASRec(Recommender):
             raise ValueError(f"heads = {config.heads} must divide width = {config.width}")
         self.settings = config
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
-        self.positions = nn.Embedding(config.max_history_length, config.width)  # 0: the last item
+        self.positions = nn.Embedding(config.max_history_length, config.width)  # 0: the last item, or the first
         self.dropout = nn.Dropout(config.dropout)
         block = BLOCKS[config.block]
         self.blocks = nn.ModuleList(
@@ -116,9 +123,21 @@ class SASRec(Recommender):
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last hidden state of each history, [B, D]."""
+        if batch.state is not None:
+            return self.read(batch, batch.state).vectors
         recent = batch.items.last(self.settings.max_history_length)
         hidden = self._flat_hidden(recent)
         return self._scale(hidden[recent.offsets[1:] - 1])
+
+    @torch.no_grad()
+    def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
+        """The state after all events, roles.Incremental; keys and values [B, P, 2, H, D / H] of each block are kept.
+
+        Nothing is kept, and everything read again, where positions count from the last item.
+        """
+        limit = self.settings.max_history_length if self.settings.positions == "from-first" else 0
+        empty = self.norm.weight.new_zeros(self.settings.width)
+        return read_on(batch, state, self._read, limit=limit, empty=empty)
 
     def item_vectors(self) -> Tensor:
         """The table that scores, [N + 1, D]."""
@@ -134,20 +153,36 @@ class SASRec(Recommender):
         column = torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device)
         return self.norm(hidden_BLD[column < items.lengths[:, None]])  # type: ignore[no-any-return]
 
-    def _padded_hidden(self, items: Jagged, *, positions_from: int | None = None) -> Tensor:
-        """What the blocks make of right-padded histories, [B, L, D].
-
-        Positions count down to 0 at each history's last item; with `positions_from`, from that number at its first.
-        """
+    def _padded_hidden(
+        self, items: Jagged, caches: Sequence[KeyValueCache] = (), *, kept: Tensor | None = None
+    ) -> Tensor:
+        """What the blocks make of right-padded histories, or of what follows the first `kept [B]` items, [B, L, D]."""
         padded_BL = items.to_padded()
         column = torch.arange(padded_BL.shape[1], device=padded_BL.device)
-        first = items.lengths[:, None] if positions_from is None else positions_from
-        from_end = (first - 1 - column).clamp(min=0).expand(padded_BL.shape)
-        hidden_BLD = self.items(padded_BL) * self.settings.width**0.5 + self.positions(from_end)
+        if self.settings.positions == "from-last":
+            position = items.lengths[:, None] - 1 - column
+        else:
+            position = column if kept is None else kept[:, None] + column
+        position = position.clamp(0, self.settings.max_history_length - 1).expand(padded_BL.shape)  # of padding too
+        hidden_BLD = self.items(padded_BL) * self.settings.width**0.5 + self.positions(position)
         hidden_BLD = self.dropout(hidden_BLD)
-        for block in self.blocks:
-            hidden_BLD = block(hidden_BLD)
+        for block, cache in zip_longest(self.blocks, caches):
+            hidden_BLD = block(hidden_BLD, cache)
         return hidden_BLD  # type: ignore[no-any-return]
+
+    def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
+        """Reads histories anew, or what follows in them; each row has something to read."""
+        if state is None:
+            items, kept = batch.items.last(self.settings.max_history_length), None
+            caches = [KeyValueCache() for _ in self.blocks if self.settings.positions == "from-first"]
+        else:
+            items, kept = batch.items.after(state.lengths), state.lengths
+            further = FurtherPositions(kept, items.lengths)
+            caches = [KeyValueCache(state.cache[f"block{n}"], further) for n in range(len(self.blocks))]
+        hidden_BLD = self._padded_hidden(items, caches, kept=kept)
+        last_BD = hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), items.lengths - 1]
+        cache = {f"block{n}": layer.kept for n, layer in enumerate(caches) if layer.kept is not None}
+        return HistoryState(batch.items.lengths, self._scale(self.norm(last_BD)), cache)
 
     def _scale(self, hidden_TD: Tensor) -> Tensor:
         if self.settings.temperature is None:
