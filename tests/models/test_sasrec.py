@@ -130,8 +130,11 @@ def test_every_block_learns_a_cycle_by_every_objective(block: str, objective: st
 
 def test_negatives_follow_from_the_batch_alone() -> None:
     dataset = tiny()
-    for objective in ("sampled-softmax", "bce"):
-        model = model_of(dataset, objective=objective, num_negatives=3)
+    for settings in (
+        {"objective": "bce"},
+        *({"negatives_shared_by": who} for who in ("batch", "sequence", "position")),
+    ):
+        model = model_of(dataset, num_negatives=3, **settings)
         batch = next(iter(model.examples(dataset).batches(2, epoch=0, seed=0)))
         torch.manual_seed(1)
         first = model.training_loss(batch).total
@@ -140,33 +143,50 @@ def test_negatives_follow_from_the_batch_alone() -> None:
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5])
-def test_a_sequence_s_own_negatives_are_a_batch_s_where_it_is_alone(power: float) -> None:
+def test_a_sequence_alone_has_the_batch_s_negatives_but_for_its_own_items(power: float) -> None:
     items, targets = Jagged.from_rows([[1, 2, 3, 4]]), Jagged.from_rows([[2, 0, 4, 5]])
-    losses = []
-    for sharing in ("batch", "sequence"):
-        model = model_of(tiny(), num_negatives=3, negatives_power=power, negatives_shared_by=sharing)
-        losses.append(model.training_loss(NextItemBatch(items, targets, seed=5)).total)
-    torch.testing.assert_close(*losses)
+    batch = NextItemBatch(items, targets, seed=5)
+    shared, own = (
+        model_of(tiny(), num_negatives=12, negatives_power=power, negatives_shared_by=sharing)
+        for sharing in ("batch", "sequence")
+    )
+    drawn, log_q = shared._negatives(torch.Generator().manual_seed(5))
+    strange = drawn[~torch.isin(drawn, torch.tensor([1, 2, 3, 4, 5]))]
+    assert 0 < len(strange) < 12
+    expected = sampled_softmax(
+        shared._flat_hidden(items)[[0, 2, 3]],
+        shared.item_vectors(),
+        torch.tensor([2, 4, 5]),
+        negatives=strange,
+        log_q=log_q,
+    )
+    torch.testing.assert_close(own.training_loss(batch).total, expected)
+    assert not torch.isclose(shared.training_loss(batch).total, expected)
 
 
-def test_each_sequence_has_its_own_negatives() -> None:
-    model = model_of(tiny(), num_negatives=4, negatives_shared_by="sequence")
+def test_each_sequence_has_its_own_negatives_and_each_position_where_asked() -> None:
     items, targets = Jagged.from_rows([[1, 2], [1, 2], [3]]), Jagged.from_rows([[2, 3], [0, 3], [1]])
     batch = NextItemBatch(items, targets, seed=5)
-    negatives, _ = model._shared_negatives(torch.Generator().manual_seed(5), sets=3)
-    hidden, table = model._flat_hidden(items), model.item_vectors()
-    rows = [(0, 0, 2), (1, 0, 3), (3, 1, 3), (4, 2, 1)]  # position, sequence, target
-    expected = [
-        sampled_softmax(hidden[at][None], table, torch.tensor([target]), negatives=negatives[row])
-        for at, row, target in rows
-    ]
-    torch.testing.assert_close(model.training_loss(batch).total, torch.stack(expected).mean())
+    places = [(0, 0, 2), (1, 0, 3), (3, 1, 3), (4, 2, 1)]  # position, sequence, target
+    own = [[1, 2, 3], [1, 2, 3], [1, 3]]
+    for sharing, sets in (("sequence", 3), ("position", 4)):
+        model = model_of(tiny(), num_negatives=6, negatives_shared_by=sharing)
+        negatives, _ = model._negatives(torch.Generator().manual_seed(5), sets=sets)
+        assert negatives.shape == (sets, 6)
+        hidden, table = model._flat_hidden(items), model.item_vectors()
+        expected = []
+        for number, (at, row, target) in enumerate(places):
+            drawn = negatives[number if sharing == "position" else row]
+            if sharing == "sequence":
+                drawn = drawn[~torch.isin(drawn, torch.tensor(own[row]))]
+            expected.append(sampled_softmax(hidden[at][None], table, torch.tensor([target]), negatives=drawn))
+        torch.testing.assert_close(model.training_loss(batch).total, torch.stack(expected).mean())
 
 
 def test_popularity_negatives_are_drawn_and_corrected_by_it() -> None:
     model = model_of(tiny(), num_negatives=20_000, negatives_power=0.5)
     model.set_popularity(torch.tensor([0.0, 0, 3, 8, 15, 24, 35, 48, 63]))
-    negatives, log_q = model._shared_negatives(torch.Generator().manual_seed(0))
+    negatives, log_q = model._negatives(torch.Generator().manual_seed(0))
     counts = torch.bincount(negatives, minlength=9)[1:].double()
     expected = torch.arange(1, 9).double()  # sqrt(count + 1)
     expected = 20_000 * expected / expected.sum()

@@ -14,10 +14,11 @@ Notable
 - Loss is computed at real targets only; no logit is computed that nobody reads.
 - A training history beyond the limit is cut into windows and learnt from in full; the paper keeps its latest events.
 - One item table serves input (times sqrt(width)) and output; gSASRec's own code has two.
-- Negatives of the softmax are drawn once a batch (or once a sequence) and shared by its positions; those of bce and
-  gbce are drawn for each position. They are uniform, or, in the softmax, by popularity ** negatives_power, corrected
-  by log_q. The paper draws again where a negative is in the user's history; here only the target itself is left out
-  (softmax), or nothing is (bce, gbce).
+- Negatives of the softmax are drawn once a batch, once a sequence (SASRec+, arXiv 2309.07602) or for each position (the
+  SASRec of HSTU's authors); those of bce and gbce for each position. They are uniform, or, in the softmax, by
+  popularity ** negatives_power, corrected by log_q. The paper draws again where a negative is in the user's history;
+  here nothing is drawn again. The softmax leaves out the target itself and, of a sequence's own negatives, the items
+  of that sequence (a window of the user's history); bce and gbce leave out nothing.
 - An epoch passes once over all users; the paper's draws as many users with replacement.
 
 Shapes: B sequences, L positions, D width, T real targets of a batch, N items, S negatives.
@@ -64,8 +65,8 @@ class SASRecConfig(configs.Config):
     positions: Literal["from-last", "from-first"] = "from-last"  # of that window; from-first: new events cost one step
     block: Literal["published", "pre-norm", "ligr"] = "ligr"  # see nn/transformer.py
     objective: Literal["full-softmax", "sampled-softmax", "bce", "gbce"] = "sampled-softmax"
-    num_negatives: int = Field(1024, ge=1)  # sampled-softmax: a batch or sequence; bce, gbce: a position
-    negatives_shared_by: Literal["batch", "sequence"] = "batch"  # of sampled-softmax: who has the same negatives
+    num_negatives: int = Field(1024, ge=1)  # sampled-softmax: see the next line; bce, gbce: for each position
+    negatives_shared_by: Literal["batch", "sequence", "position"] = "batch"  # of sampled-softmax: who has the same ones
     negatives_power: float = Field(0.0, ge=0)  # negatives by popularity ** power, log_q corrected; 0: uniform
     gbce_calibration: float = Field(0.75, ge=0, le=1)  # t of gSASRec
     temperature: float | None = Field(None, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
@@ -107,12 +108,7 @@ class SASRec(Recommender):
             return LossTerms(full_softmax(hidden_TD, table, targets))
         generator = torch.Generator().manual_seed(batch.seed)
         if chosen.objective == "sampled-softmax":
-            lengths = None
-            if chosen.negatives_shared_by == "sequence":
-                lengths = torch.bincount(batch.targets.row_ids()[kept], minlength=batch.targets.num_rows)
-            negatives, log_q = self._shared_negatives(generator, sets=None if lengths is None else len(lengths))
-            loss = sampled_softmax(hidden_TD, table, targets, negatives=negatives, lengths=lengths, log_q=log_q)
-            return LossTerms(loss)
+            return LossTerms(self._sampled_softmax(batch, hidden_TD, generator))
         shape = (len(targets), chosen.num_negatives)
         drawn = torch.randint(1, self.num_items + 1, shape, generator=generator).to(targets.device)
         if chosen.objective == "bce":
@@ -120,6 +116,20 @@ class SASRec(Recommender):
         calibration = chosen.gbce_calibration
         loss = gbce(hidden_TD, table, targets, negatives=drawn, calibration=calibration, num_items=self.num_items)
         return LossTerms(loss)
+
+    def _sampled_softmax(self, batch: NextItemBatch, hidden_TD: Tensor, generator: torch.Generator) -> Tensor:
+        kept = batch.targets.values > 0
+        targets, table = batch.targets.values[kept], self.item_vectors()
+        if self.settings.negatives_shared_by == "sequence":
+            lengths = torch.bincount(batch.targets.row_ids()[kept], minlength=batch.targets.num_rows)
+            negatives, log_q = self._negatives(generator, sets=len(lengths))
+            own = batch.holds(negatives)
+            return sampled_softmax(
+                hidden_TD, table, targets, negatives=negatives, lengths=lengths, log_q=log_q, left_out=own
+            )
+        sets = len(targets) if self.settings.negatives_shared_by == "position" else None
+        negatives, log_q = self._negatives(generator, sets=sets)
+        return sampled_softmax(hidden_TD, table, targets, negatives=negatives, log_q=log_q)
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last hidden state of each history, [B, D]."""
@@ -189,7 +199,7 @@ class SASRec(Recommender):
             return hidden_TD
         return nn.functional.normalize(hidden_TD, dim=1) / self.settings.temperature
 
-    def _shared_negatives(self, generator: torch.Generator, *, sets: int | None = None) -> tuple[Tensor, Tensor | None]:
+    def _negatives(self, generator: torch.Generator, *, sets: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Item ids [S], or [sets, S], and log_q [N + 1]; None for uniform draws, whose log_q is a constant."""
         device = self.items.weight.device
         count, power = self.settings.num_negatives, self.settings.negatives_power
