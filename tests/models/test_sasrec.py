@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from known_answers import build, cycle
@@ -16,6 +19,7 @@ from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.nn.transformer import BLOCKS, PublishedBlock
+from nextitem.pipeline.run import load_run, train
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 
@@ -58,6 +62,58 @@ def test_only_the_latest_events_are_read() -> None:
     model = model_of(tiny())
     long = model.user_vectors(requests([[7, 8, 7, 1, 2, 3, 4, 5, 6]]))
     assert torch.equal(long, model.user_vectors(requests([[1, 2, 3, 4, 5, 6]])))
+
+
+def described() -> Dataset:
+    """The cycle, whose items have a kind, tags and a price."""
+    dataset = cycle()
+    number = pl.int_range(12)
+    table = dataset.catalog.table.with_columns(
+        pl.when(number > 1).then(pl.format("kind{}", number % 3)).alias("kind"),
+        pl.concat_list(pl.format("tag{}", number % 4), pl.format("tag{}", number % 5)).alias("tags"),
+        (number * 1.5).alias("price"),
+    )
+    kinds = {"kind": "categorical", "tags": "categorical-list", "price": "numeric"}
+    return dataset.with_catalog(replace(dataset.catalog, table=table, features=kinds))
+
+
+@pytest.mark.parametrize("merge", ["sum", "concat"])
+def test_a_bundle_with_features_answers_as_the_model_did(merge: str, tmp_path: Path) -> None:
+    overrides = [
+        'model.features=["kind", "tags", "price", "content"]',
+        f"model.features_merge={merge}",
+        "training.max_epochs=2",
+        "content.dim=4",
+    ]
+    run = train(
+        "sasrec",
+        described(),
+        out=tmp_path / "run",
+        recipe="debug/sasrec",
+        protocol="leave-one-out",
+        overrides=overrides,
+        progress=False,
+    )
+    batch = requests([[1, 2, 3], [7], [4, 9]])
+    before, after = run.model.recommend(batch, 5), load_run(run.folder).model.recommend(batch, 5)
+    assert torch.equal(before.item_ids, after.item_ids)
+    assert torch.equal(before.scores, after.scores)
+
+
+def test_features_are_read_and_only_where_asked() -> None:
+    dataset = described()
+    assert model_of(dataset).features is None
+    model = model_of(dataset, features=("kind",))
+    assert model.features is not None
+    before = model.user_vectors(requests([[3, 1], [6, 8]]))
+    with torch.no_grad():
+        model.features.parts[0].embedding.weight[0] += torch.randn(8)  # of items 1 and 2, which have no kind
+    changed = (model.user_vectors(requests([[3, 1], [6, 8]])) != before).any(1)
+    assert changed.tolist() == [True, False]
+    assert SASRecConfig(features=("kind",)).needs == frozenset()
+    assert SASRecConfig(features=("kind", "content")).needs == {"content"}
+    with pytest.raises(ValueError, match="needs a catalogue with content vectors"):
+        model_of(dataset, features=("content",))
 
 
 def test_a_kept_history_costs_its_new_events_only() -> None:

@@ -13,7 +13,8 @@ Notable
   moves every position; counted from the first one, `read` continues a history at the cost of its new events alone.
 - Loss is computed at real targets only; no logit is computed that nobody reads.
 - A training history beyond the limit is cut into windows and learnt from in full; the paper keeps its latest events.
-- One item table serves input (times sqrt(width)) and output; gSASRec's own code has two.
+- One item table serves input (times sqrt(width)) and output; gSASRec's own code has two. Features enrich the input
+  alone: what is scored is the table.
 - Negatives of the softmax are drawn once a batch, once a sequence (SASRec+, arXiv 2309.07602) or for each position (the
   SASRec of HSTU's authors); those of bce and gbce for each position. They are uniform, or, in the softmax, by
   popularity ** negatives_power, corrected by log_q. The paper draws again where a negative is in the user's history;
@@ -49,6 +50,7 @@ from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import gbce
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.incremental import read_on
+from nextitem.nn.item_features import CONTENT, ItemFeatures
 from nextitem.nn.key_value_cache import FurtherPositions, KeyValueCache
 from nextitem.nn.transformer import BLOCKS
 from nextitem.ops.topk import top_items
@@ -70,6 +72,13 @@ class SASRecConfig(configs.Config):
     negatives_power: float = Field(0.0, ge=0)  # negatives by popularity ** power, log_q corrected; 0: uniform
     gbce_calibration: float = Field(0.75, ge=0, le=1)  # t of gSASRec
     temperature: float | None = Field(None, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
+    features: tuple[str, ...] = ()  # of the items, read beside their ids: columns of the catalogue, "content"
+    features_merge: Literal["sum", "concat"] = "sum"  # how they meet the item's own vector; concat: then projected
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the catalogue must carry."""
+        return frozenset({CONTENT} & set(self.features))
 
 
 class SASRec(Recommender):
@@ -85,6 +94,9 @@ class SASRec(Recommender):
         self.settings = config
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
         self.positions = nn.Embedding(config.max_history_length, config.width)  # 0: the last item, or the first
+        self.features: ItemFeatures | None = None
+        if config.features:
+            self.features = ItemFeatures(catalog, config.features, width=config.width, merge=config.features_merge)
         self.dropout = nn.Dropout(config.dropout)
         block = BLOCKS[config.block]
         self.blocks = nn.ModuleList(
@@ -174,8 +186,10 @@ class SASRec(Recommender):
         else:
             position = column if kept is None else kept[:, None] + column
         position = position.clamp(0, self.settings.max_history_length - 1).expand(padded_BL.shape)  # of padding too
-        hidden_BLD = self.items(padded_BL) * self.settings.width**0.5 + self.positions(position)
-        hidden_BLD = self.dropout(hidden_BLD)
+        vectors = self.items(padded_BL)
+        if self.features is not None:
+            vectors = self.features(vectors, padded_BL)
+        hidden_BLD = self.dropout(vectors * self.settings.width**0.5 + self.positions(position))
         for block, cache in zip_longest(self.blocks, caches):
             hidden_BLD = block(hidden_BLD, cache)
         return hidden_BLD  # type: ignore[no-any-return]
