@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nextitem.losses import full_softmax as full_softmax_module
 from nextitem.losses.bce import bce
+from nextitem.losses.contrastive import contrastive
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import calibrated_logit, gbce, positive_power
 from nextitem.losses.sampled_softmax import sampled_softmax
@@ -191,6 +192,25 @@ def test_gbce_stays_finite_at_extreme_logits() -> None:
     assert bool(torch.isfinite(hidden.grad).all())
 
 
+def test_contrastive_is_the_formula() -> None:
+    views = torch.randn(2, T, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    every = [*views[0], *views[1]]
+    expected = 0.0
+    for place, view in enumerate(every):
+        others = {at: math.exp(float(view @ other) / 0.7) for at, other in enumerate(every) if at != place}
+        expected -= math.log(others[(place + T) % (2 * T)] / sum(others.values()))
+    assert float(contrastive(*views, temperature=0.7)) == pytest.approx(expected / (2 * T))
+
+
+def test_contrastive_of_a_single_sequence_has_nothing_to_tell_apart() -> None:
+    view = torch.randn(1, D, requires_grad=True)
+    loss = contrastive(view, 2 * view, temperature=1.0)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert view.grad is not None
+    assert not bool(view.grad.any())
+
+
 def test_gradients_agree_with_finite_differences() -> None:
     hidden, table, targets = inputs()
     shared = torch.tensor([1, 5, 5])
@@ -200,6 +220,7 @@ def test_gradients_agree_with_finite_differences() -> None:
         lambda h, w: sampled_softmax(h, w, targets, negatives=shared),
         lambda h, w: sampled_softmax(h, w, targets, negatives=each[:2], lengths=torch.tensor([2, 3])),
         lambda h, w: sampled_softmax(h, w, targets, negatives=each),
+        lambda h, w: contrastive(h, w[:T], temperature=0.7),
         lambda h, w: bce(h, w, targets, negatives=each),
         lambda h, w: gbce(h, w, targets, negatives=each, calibration=0.5, num_items=N),
     ):

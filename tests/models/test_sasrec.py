@@ -16,6 +16,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.losses.contrastive import contrastive
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.nn.transformer import BLOCKS, PublishedBlock
@@ -62,6 +63,29 @@ def test_only_the_latest_events_are_read() -> None:
     model = model_of(tiny())
     long = model.user_vectors(requests([[7, 8, 7, 1, 2, 3, 4, 5, 6]]))
     assert torch.equal(long, model.user_vectors(requests([[1, 2, 3, 4, 5, 6]])))
+
+
+def test_the_contrastive_term_is_added_and_shown() -> None:
+    dataset = tiny()
+    plain, added = (model_of(dataset, num_negatives=3, contrastive_weight=weight) for weight in (0.0, 0.5))
+    batch = next(iter(plain.examples(dataset).batches(2, epoch=0, seed=0)))
+    alone, terms = plain.training_loss(batch), added.training_loss(batch)
+    assert not alone.named
+    assert torch.equal(terms.named["next_item"], alone.total)
+    assert float(terms.named["contrastive"]) > 0
+    torch.testing.assert_close(terms.total, alone.total + 0.5 * terms.named["contrastive"])
+    terms.total.backward()
+    assert bool(added.blocks[0].down.weight.grad.any())
+    assert torch.equal(added.training_loss(batch).total, terms.total)
+
+
+def test_views_that_change_nothing_agree_as_far_as_the_temperature_lets_them() -> None:
+    settings = {"contrastive_crop": 1.0, "contrastive_mask": 0.0, "contrastive_reorder": 0.0}
+    model = model_of(tiny(), contrastive_weight=1.0, contrastive_temperature=2.0, num_negatives=3, **settings)
+    batch = NextItemBatch(Jagged.from_rows([[1, 2], [4, 3]]), Jagged.from_rows([[2, 3], [3, 1]]), seed=0)
+    last = model._flat_hidden(batch.items)[[1, 3]]
+    found = model.training_loss(batch).named["contrastive"]
+    torch.testing.assert_close(found, contrastive(last, last, temperature=2.0))
 
 
 def described() -> Dataset:

@@ -54,6 +54,9 @@ LOSSES: dict[str, Entry] = {
         "Bengio & Senecal 2008",
     ),
     "bce": Entry("nextitem.losses.bce:bce", "binary cross-entropy with sampled negatives", "arXiv 1808.09781"),
+    "contrastive": Entry(
+        "nextitem.losses.contrastive:contrastive", "InfoNCE between two views of a batch", "arXiv 2010.14395"
+    ),
     "gbce": Entry("nextitem.losses.gbce:gbce", "generalised binary cross-entropy", "arXiv 2308.07192"),
 }
 

@@ -20,6 +20,8 @@ Notable
   popularity ** negatives_power, corrected by log_q. The paper draws again where a negative is in the user's history;
   here nothing is drawn again. The softmax leaves out the target itself and, of a sequence's own negatives, the items
   of that sequence (a window of the user's history); bce and gbce leave out nothing.
+- The contrastive term is CL4SRec's (arXiv 2010.14395): a hidden item is the padding item at its position, where the
+  paper has a symbol of its own; its proportions, which the paper tunes, are here those of public versions.
 - An epoch passes once over all users; the paper's draws as many users with replacement.
 
 Shapes: B sequences, L positions, D width, T real targets of a batch, N items, S negatives.
@@ -44,8 +46,10 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
+from nextitem.data.examples.augmentations import augmented
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.losses.bce import bce
+from nextitem.losses.contrastive import contrastive
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import gbce
 from nextitem.losses.sampled_softmax import sampled_softmax
@@ -74,6 +78,12 @@ class SASRecConfig(configs.Config):
     temperature: float | None = Field(None, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
     features: tuple[str, ...] = ()  # of the items, read beside their ids: columns of the catalogue, "content"
     features_merge: Literal["sum", "concat"] = "sum"  # how they meet the item's own vector; concat: then projected
+
+    contrastive_weight: float = Field(0.0, ge=0)  # of the term between two views of each history; 0: none, CL4SRec: 0.1
+    contrastive_temperature: float = Field(1.0, gt=0)  # divides the views' inner products
+    contrastive_crop: float = Field(0.6, gt=0, le=1)  # share of a cropped history that is kept
+    contrastive_mask: float = Field(0.3, ge=0, le=1)  # share of a masked history's items that is hidden
+    contrastive_reorder: float = Field(0.6, ge=0, le=1)  # share of a reordered history that is permuted
 
     @property
     def needs(self) -> frozenset[str]:
@@ -110,24 +120,42 @@ class SASRec(Recommender):
         return NextItemSequences(train.interactions, max_length=self.settings.max_history_length)
 
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
-        """The configured objective at every real target."""
+        """The configured objective at every real target, and the contrastive term where it has a weight."""
+        generator = torch.Generator().manual_seed(batch.seed)
+        loss = self._objective(batch, generator)
+        chosen = self.settings
+        if chosen.contrastive_weight == 0:
+            return LossTerms(loss)
+        views = []
+        for _ in range(2):
+            view = augmented(
+                batch.items,
+                cropped=chosen.contrastive_crop,
+                masked=chosen.contrastive_mask,
+                reordered=chosen.contrastive_reorder,
+                generator=generator,
+            )
+            views.append(self._flat_hidden(view)[view.offsets[1:] - 1])
+        agreement = contrastive(*views, temperature=chosen.contrastive_temperature)
+        named = {"next_item": loss.detach(), "contrastive": agreement.detach()}
+        return LossTerms(loss + chosen.contrastive_weight * agreement, named)
+
+    def _objective(self, batch: NextItemBatch, generator: torch.Generator) -> Tensor:
         kept = batch.targets.values > 0
         hidden_TD = self._scale(self._flat_hidden(batch.items)[kept])
         targets = batch.targets.values[kept]
         table = self.item_vectors()
         chosen = self.settings
         if chosen.objective == "full-softmax":
-            return LossTerms(full_softmax(hidden_TD, table, targets))
-        generator = torch.Generator().manual_seed(batch.seed)
+            return full_softmax(hidden_TD, table, targets)
         if chosen.objective == "sampled-softmax":
-            return LossTerms(self._sampled_softmax(batch, hidden_TD, generator))
+            return self._sampled_softmax(batch, hidden_TD, generator)
         shape = (len(targets), chosen.num_negatives)
         drawn = torch.randint(1, self.num_items + 1, shape, generator=generator).to(targets.device)
         if chosen.objective == "bce":
-            return LossTerms(bce(hidden_TD, table, targets, negatives=drawn))
+            return bce(hidden_TD, table, targets, negatives=drawn)
         calibration = chosen.gbce_calibration
-        loss = gbce(hidden_TD, table, targets, negatives=drawn, calibration=calibration, num_items=self.num_items)
-        return LossTerms(loss)
+        return gbce(hidden_TD, table, targets, negatives=drawn, calibration=calibration, num_items=self.num_items)
 
     def _sampled_softmax(self, batch: NextItemBatch, hidden_TD: Tensor, generator: torch.Generator) -> Tensor:
         kept = batch.targets.values > 0
