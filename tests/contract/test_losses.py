@@ -44,7 +44,25 @@ def test_every_loss_on_scores(name: str) -> None:
     assert float(loss(scores[order][:, columns])) == pytest.approx(float(value), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ON_SCORES])
+def scores_items(name: str) -> bool:
+    return "targets" in inspect.signature(LOSSES[name].load()).parameters
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if not scores_items(name) and name not in ON_SCORES])
+def test_every_loss_between_two_views(name: str) -> None:
+    loss = LOSSES[name].load()
+    left, right = torch.randn(2, T, D, generator=torch.Generator().manual_seed(0))
+    value = loss(left, right, temperature=0.7)
+    assert value.shape == ()
+    moved = left.clone().requires_grad_()
+    loss(moved, right, temperature=0.7).backward()
+    assert float(loss(left - 0.05 * moved.grad, right, temperature=0.7)) < float(value)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    assert float(loss(left[order], right[order], temperature=0.7)) == pytest.approx(float(value), rel=1e-5)
+    assert float(loss(left, left, temperature=0.7)) < float(loss(left, left[order], temperature=0.7))
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if scores_items(name)])
 def test_every_loss(name: str) -> None:
     loss = LOSSES[name].load()
     generator = torch.Generator().manual_seed(0)

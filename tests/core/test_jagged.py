@@ -61,3 +61,8 @@ def test_wrong_offsets_are_refused(offsets: list[int]) -> None:
 
 def test_ranges() -> None:
     assert ranges(torch.tensor([5, 0, 2]), torch.tensor([2, 0, 3])).tolist() == [5, 6, 2, 3, 4]
+
+
+def test_after_leaves_out_as_many_values_as_it_is_told() -> None:
+    rows = Jagged.from_rows([[1, 2, 3], [], [4, 5], [6]])
+    assert rows.after(torch.tensor([1, 0, 2, 0])).to_lists() == [[2, 3], [], [], [6]]

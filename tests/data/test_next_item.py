@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextitem.core.interactions import Interactions
-from nextitem.data.examples.next_item import NextItemSequences
+from nextitem.core.jagged import Jagged
+from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 
 LOGS = st.lists(st.lists(st.integers(1, 9), max_size=9), min_size=1, max_size=6)
 
@@ -82,3 +84,11 @@ def test_little_work_falls_on_padding() -> None:
         real += int(batch.items.lengths.sum())
         padded += batch.items.num_rows * int(batch.items.lengths.max())
     assert real / padded > 0.9
+
+
+def test_a_sequence_holds_its_inputs_and_targets_and_no_other_s() -> None:
+    batch = NextItemBatch(Jagged.from_rows([[1, 2], [5]]), Jagged.from_rows([[2, 3], [1]]), seed=0)
+    assert batch.holds(torch.tensor([[1, 2, 3, 5, 4], [1, 2, 3, 5, 4]])).tolist() == [
+        [True, True, True, False, False],
+        [True, False, False, True, False],
+    ]

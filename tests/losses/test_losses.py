@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nextitem.losses.bce import bce
+from nextitem.losses.contrastive import contrastive
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import calibrated_logit, gbce, positive_power
 from nextitem.losses.sampled_softmax import sampled_softmax
@@ -71,6 +72,45 @@ def test_negatives_of_sequences_meet_the_positions_of_their_sequence_only() -> N
     torch.testing.assert_close(found, sum(parts) / T)
 
 
+def test_negatives_of_positions_are_each_its_own() -> None:
+    hidden, table, targets = inputs()
+    negatives = torch.randint(1, N + 1, (T, S), generator=torch.Generator().manual_seed(2))
+    negatives[0, 0] = targets[0]
+    log_q = torch.linspace(-2, 0, N + 1, dtype=torch.float64)
+    found = sampled_softmax(hidden, table, targets, negatives=negatives, log_q=log_q)
+    parts = [
+        sampled_softmax(hidden[t : t + 1], table, targets[t : t + 1], negatives=negatives[t], log_q=log_q)
+        for t in range(T)
+    ]
+    torch.testing.assert_close(found, torch.stack(parts).mean())
+
+
+def test_what_is_left_out_might_as_well_not_have_been_drawn() -> None:
+    hidden, table, targets = inputs()
+    others = torch.tensor([item for item in range(1, N + 1) if item not in targets.tolist()])
+    shared = torch.cat([others, torch.tensor([int(targets[0]), int(others[0])])])
+    gone = torch.isin(shared, others[:1])
+    found = sampled_softmax(hidden, table, targets, negatives=shared, left_out=gone)
+    torch.testing.assert_close(found, sampled_softmax(hidden, table, targets, negatives=shared[~gone]))
+    rows = torch.stack([shared, shared.flip(0)])
+    lengths = torch.tensor([2, 3])
+    both = torch.stack([gone, torch.zeros_like(gone)])
+    found = sampled_softmax(hidden, table, targets, negatives=rows, lengths=lengths, left_out=both)
+    first = sampled_softmax(hidden[:2], table, targets[:2], negatives=shared[~gone])
+    second = sampled_softmax(hidden[2:], table, targets[2:], negatives=shared)
+    torch.testing.assert_close(found, (2 * first + 3 * second) / T)
+
+
+def test_a_position_whose_negatives_are_all_left_out_adds_nothing() -> None:
+    hidden, table, targets = inputs()
+    negatives = torch.stack([targets, targets], 1)
+    loss = sampled_softmax(hidden, table, targets, negatives=negatives)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert hidden.grad is not None
+    assert not bool(hidden.grad.any())
+
+
 def test_log_q_makes_popularity_sampling_agree_with_the_full_softmax() -> None:
     hidden, table, targets = inputs()
     weights = torch.arange(N + 1, dtype=torch.float64)
@@ -129,6 +169,25 @@ def test_gbce_stays_finite_at_extreme_logits() -> None:
     assert bool(torch.isfinite(hidden.grad).all())
 
 
+def test_contrastive_is_the_formula() -> None:
+    views = torch.randn(2, T, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    every = [*views[0], *views[1]]
+    expected = 0.0
+    for place, view in enumerate(every):
+        others = {at: math.exp(float(view @ other) / 0.7) for at, other in enumerate(every) if at != place}
+        expected -= math.log(others[(place + T) % (2 * T)] / sum(others.values()))
+    assert float(contrastive(*views, temperature=0.7)) == pytest.approx(expected / (2 * T))
+
+
+def test_contrastive_of_a_single_sequence_has_nothing_to_tell_apart() -> None:
+    view = torch.randn(1, D, requires_grad=True)
+    loss = contrastive(view, 2 * view, temperature=1.0)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert view.grad is not None
+    assert not bool(view.grad.any())
+
+
 def test_gradients_agree_with_finite_differences() -> None:
     hidden, table, targets = inputs()
     shared = torch.tensor([1, 5, 5])
@@ -137,6 +196,8 @@ def test_gradients_agree_with_finite_differences() -> None:
         lambda h, w: full_softmax(h, w, targets),
         lambda h, w: sampled_softmax(h, w, targets, negatives=shared),
         lambda h, w: sampled_softmax(h, w, targets, negatives=each[:2], lengths=torch.tensor([2, 3])),
+        lambda h, w: sampled_softmax(h, w, targets, negatives=each),
+        lambda h, w: contrastive(h, w[:T], temperature=0.7),
         lambda h, w: bce(h, w, targets, negatives=each),
         lambda h, w: gbce(h, w, targets, negatives=each, calibration=0.5, num_items=N),
     ):

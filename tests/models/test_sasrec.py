@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from known_answers import build, cycle
@@ -13,9 +16,11 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.losses.contrastive import contrastive
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.nn.transformer import BLOCKS, PublishedBlock
+from nextitem.pipeline.run import load_run, train
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 
@@ -40,8 +45,8 @@ def requests(histories: list[list[int]]) -> SequenceBatch:
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_future_never_leaks(block: str) -> None:
     model = model_of(tiny(), block=block, layers=2)
-    hidden = model._padded_hidden(Jagged.from_rows([[1, 2, 3, 4], [5, 6, 7, 8]]), positions_from=6)
-    changed = model._padded_hidden(Jagged.from_rows([[1, 2, 8, 1], [5, 6, 1, 1]]), positions_from=6)
+    hidden = model._padded_hidden(Jagged.from_rows([[1, 2, 3, 4], [5, 6, 7, 8]]))
+    changed = model._padded_hidden(Jagged.from_rows([[1, 2, 8, 1], [5, 6, 1, 1]]))
     assert torch.equal(hidden[:, :2], changed[:, :2])
     assert not torch.equal(hidden[:, 2:], changed[:, 2:])
 
@@ -58,6 +63,103 @@ def test_only_the_latest_events_are_read() -> None:
     model = model_of(tiny())
     long = model.user_vectors(requests([[7, 8, 7, 1, 2, 3, 4, 5, 6]]))
     assert torch.equal(long, model.user_vectors(requests([[1, 2, 3, 4, 5, 6]])))
+
+
+def test_the_contrastive_term_is_added_and_shown() -> None:
+    dataset = tiny()
+    plain, added = (model_of(dataset, num_negatives=3, contrastive_weight=weight) for weight in (0.0, 0.5))
+    batch = next(iter(plain.examples(dataset).batches(2, epoch=0, seed=0)))
+    alone, terms = plain.training_loss(batch), added.training_loss(batch)
+    assert not alone.named
+    assert torch.equal(terms.named["next_item"], alone.total)
+    assert float(terms.named["contrastive"]) > 0
+    torch.testing.assert_close(terms.total, alone.total + 0.5 * terms.named["contrastive"])
+    terms.total.backward()
+    assert bool(added.blocks[0].down.weight.grad.any())
+    assert torch.equal(added.training_loss(batch).total, terms.total)
+
+
+def test_views_that_change_nothing_agree_as_far_as_the_temperature_lets_them() -> None:
+    settings = {"contrastive_crop": 1.0, "contrastive_mask": 0.0, "contrastive_reorder": 0.0}
+    model = model_of(tiny(), contrastive_weight=1.0, contrastive_temperature=2.0, num_negatives=3, **settings)
+    batch = NextItemBatch(Jagged.from_rows([[1, 2], [4, 3]]), Jagged.from_rows([[2, 3], [3, 1]]), seed=0)
+    last = model._flat_hidden(batch.items)[[1, 3]]
+    found = model.training_loss(batch).named["contrastive"]
+    torch.testing.assert_close(found, contrastive(last, last, temperature=2.0))
+
+
+def described() -> Dataset:
+    """The cycle, whose items have a kind, tags and a price."""
+    dataset = cycle()
+    number = pl.int_range(12)
+    table = dataset.catalog.table.with_columns(
+        pl.when(number > 1).then(pl.format("kind{}", number % 3)).alias("kind"),
+        pl.concat_list(pl.format("tag{}", number % 4), pl.format("tag{}", number % 5)).alias("tags"),
+        (number * 1.5).alias("price"),
+    )
+    kinds = {"kind": "categorical", "tags": "categorical-list", "price": "numeric"}
+    return dataset.with_catalog(replace(dataset.catalog, table=table, features=kinds))
+
+
+@pytest.mark.parametrize("merge", ["sum", "concat"])
+def test_a_bundle_with_features_answers_as_the_model_did(merge: str, tmp_path: Path) -> None:
+    overrides = [
+        'model.features=["kind", "tags", "price", "content"]',
+        f"model.features_merge={merge}",
+        "training.max_epochs=2",
+        "content.dim=4",
+    ]
+    run = train(
+        "sasrec",
+        described(),
+        out=tmp_path / "run",
+        recipe="debug/sasrec",
+        protocol="leave-one-out",
+        overrides=overrides,
+        progress=False,
+    )
+    batch = requests([[1, 2, 3], [7], [4, 9]])
+    before, after = run.model.recommend(batch, 5), load_run(run.folder).model.recommend(batch, 5)
+    assert torch.equal(before.item_ids, after.item_ids)
+    assert torch.equal(before.scores, after.scores)
+
+
+def test_features_are_read_and_only_where_asked() -> None:
+    dataset = described()
+    assert model_of(dataset).features is None
+    model = model_of(dataset, features=("kind",))
+    assert model.features is not None
+    before = model.user_vectors(requests([[3, 1], [6, 8]]))
+    with torch.no_grad():
+        model.features.parts[0].embedding.weight[0] += torch.randn(8)  # of items 1 and 2, which have no kind
+    changed = (model.user_vectors(requests([[3, 1], [6, 8]])) != before).any(1)
+    assert changed.tolist() == [True, False]
+    assert SASRecConfig(features=("kind",)).needs == frozenset()
+    assert SASRecConfig(features=("kind", "content")).needs == {"content"}
+    with pytest.raises(ValueError, match="needs a catalogue with content vectors"):
+        model_of(dataset, features=("content",))
+
+
+def test_a_kept_history_costs_its_new_events_only() -> None:
+    model = model_of(tiny(), positions="from-first", layers=2)
+    state = model.read(requests([[1, 2, 3, 4], [5]]))
+    read: list[tuple[int, ...]] = []
+    model.blocks[1].register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape[:2])))
+    model.read(requests([[1, 2, 3, 4, 5], [5, 6]]), state)
+    assert read == [(2, 1)]
+
+
+def test_positions_count_from_either_end() -> None:
+    histories = requests([[1, 2, 3]])
+    for counted in ("from-last", "from-first"):
+        for number in range(3):
+            model = model_of(tiny(), positions=counted)
+            before = model._padded_hidden(histories.items)
+            with torch.no_grad():
+                model.positions.weight[number] += torch.randn(8)
+            changed = (model._padded_hidden(histories.items) != before).any(-1)[0]
+            first = number if counted == "from-first" else 2 - number
+            assert changed.tolist() == [place >= first for place in range(3)]
 
 
 def test_the_length_limit_does_not_move_positions() -> None:
@@ -108,8 +210,11 @@ def test_every_block_learns_a_cycle_by_every_objective(block: str, objective: st
 
 def test_negatives_follow_from_the_batch_alone() -> None:
     dataset = tiny()
-    for objective in ("sampled-softmax", "bce"):
-        model = model_of(dataset, objective=objective, num_negatives=3)
+    for settings in (
+        {"objective": "bce"},
+        *({"negatives_shared_by": who} for who in ("batch", "sequence", "position")),
+    ):
+        model = model_of(dataset, num_negatives=3, **settings)
         batch = next(iter(model.examples(dataset).batches(2, epoch=0, seed=0)))
         torch.manual_seed(1)
         first = model.training_loss(batch).total
@@ -118,33 +223,50 @@ def test_negatives_follow_from_the_batch_alone() -> None:
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5])
-def test_a_sequence_s_own_negatives_are_a_batch_s_where_it_is_alone(power: float) -> None:
+def test_a_sequence_alone_has_the_batch_s_negatives_but_for_its_own_items(power: float) -> None:
     items, targets = Jagged.from_rows([[1, 2, 3, 4]]), Jagged.from_rows([[2, 0, 4, 5]])
-    losses = []
-    for sharing in ("batch", "sequence"):
-        model = model_of(tiny(), num_negatives=3, negatives_power=power, negatives_shared_by=sharing)
-        losses.append(model.training_loss(NextItemBatch(items, targets, seed=5)).total)
-    torch.testing.assert_close(*losses)
+    batch = NextItemBatch(items, targets, seed=5)
+    shared, own = (
+        model_of(tiny(), num_negatives=12, negatives_power=power, negatives_shared_by=sharing)
+        for sharing in ("batch", "sequence")
+    )
+    drawn, log_q = shared._negatives(torch.Generator().manual_seed(5))
+    strange = drawn[~torch.isin(drawn, torch.tensor([1, 2, 3, 4, 5]))]
+    assert 0 < len(strange) < 12
+    expected = sampled_softmax(
+        shared._flat_hidden(items)[[0, 2, 3]],
+        shared.item_vectors(),
+        torch.tensor([2, 4, 5]),
+        negatives=strange,
+        log_q=log_q,
+    )
+    torch.testing.assert_close(own.training_loss(batch).total, expected)
+    assert not torch.isclose(shared.training_loss(batch).total, expected)
 
 
-def test_each_sequence_has_its_own_negatives() -> None:
-    model = model_of(tiny(), num_negatives=4, negatives_shared_by="sequence")
+def test_each_sequence_has_its_own_negatives_and_each_position_where_asked() -> None:
     items, targets = Jagged.from_rows([[1, 2], [1, 2], [3]]), Jagged.from_rows([[2, 3], [0, 3], [1]])
     batch = NextItemBatch(items, targets, seed=5)
-    negatives, _ = model._shared_negatives(torch.Generator().manual_seed(5), sets=3)
-    hidden, table = model._flat_hidden(items), model.item_vectors()
-    rows = [(0, 0, 2), (1, 0, 3), (3, 1, 3), (4, 2, 1)]  # position, sequence, target
-    expected = [
-        sampled_softmax(hidden[at][None], table, torch.tensor([target]), negatives=negatives[row])
-        for at, row, target in rows
-    ]
-    torch.testing.assert_close(model.training_loss(batch).total, torch.stack(expected).mean())
+    places = [(0, 0, 2), (1, 0, 3), (3, 1, 3), (4, 2, 1)]  # position, sequence, target
+    own = [[1, 2, 3], [1, 2, 3], [1, 3]]
+    for sharing, sets in (("sequence", 3), ("position", 4)):
+        model = model_of(tiny(), num_negatives=6, negatives_shared_by=sharing)
+        negatives, _ = model._negatives(torch.Generator().manual_seed(5), sets=sets)
+        assert negatives.shape == (sets, 6)
+        hidden, table = model._flat_hidden(items), model.item_vectors()
+        expected = []
+        for number, (at, row, target) in enumerate(places):
+            drawn = negatives[number if sharing == "position" else row]
+            if sharing == "sequence":
+                drawn = drawn[~torch.isin(drawn, torch.tensor(own[row]))]
+            expected.append(sampled_softmax(hidden[at][None], table, torch.tensor([target]), negatives=drawn))
+        torch.testing.assert_close(model.training_loss(batch).total, torch.stack(expected).mean())
 
 
 def test_popularity_negatives_are_drawn_and_corrected_by_it() -> None:
     model = model_of(tiny(), num_negatives=20_000, negatives_power=0.5)
     model.set_popularity(torch.tensor([0.0, 0, 3, 8, 15, 24, 35, 48, 63]))
-    negatives, log_q = model._shared_negatives(torch.Generator().manual_seed(0))
+    negatives, log_q = model._negatives(torch.Generator().manual_seed(0))
     counts = torch.bincount(negatives, minlength=9)[1:].double()
     expected = torch.arange(1, 9).double()  # sqrt(count + 1)
     expected = 20_000 * expected / expected.sum()
@@ -162,6 +284,39 @@ def test_temperature_makes_scores_cosines() -> None:
         for row in range(2):
             expected = torch.cosine_similarity(hidden[row], model.items.weight[found.item_ids[row]]) / 0.05
             torch.testing.assert_close(found.scores[row], expected, rtol=1e-4, atol=1e-4)
+
+
+PINNED: list[tuple[dict[str, object], list[float]]] = [
+    ({}, [6.8714232, 6.8310475, 6.8057008]),
+    ({"block": "published", "objective": "bce", "num_negatives": 1}, [1.3999277, 1.3714358, 1.3672708]),
+    (
+        {"block": "pre-norm", "objective": "full-softmax", "layers": 2, "heads": 2},
+        [2.4827724, 2.4660039, 2.4178135],
+    ),
+    (
+        {"block": "published", "objective": "gbce", "num_negatives": 4, "heads": 2},
+        [0.6354129, 0.6273338, 0.6274399],
+    ),
+    ({"num_negatives": 5, "negatives_power": 0.5, "temperature": 0.05}, [12.9194241, 7.5621076, 5.7591376]),
+]
+
+
+@pytest.mark.parametrize(("settings", "losses"), PINNED)
+def test_three_steps_have_the_losses_that_they_always_had(settings: dict[str, object], losses: list[float]) -> None:
+    """What is added as an option must not change what a recipe without it learns."""
+    dataset = cycle()
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)  # type: ignore[arg-type]
+    model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    found = []
+    for batch, _ in zip(model.examples(dataset).batches(16, epoch=0, seed=0), losses, strict=False):
+        loss = model.training_loss(batch).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert found == pytest.approx(losses, rel=1e-5)
 
 
 def test_heads_must_divide_width() -> None:

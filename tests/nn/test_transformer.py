@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nextitem.nn.key_value_cache import FurtherPositions, KeyValueCache
 from nextitem.nn.transformer import BLOCKS, LiGRBlock, PreNormBlock, SelfAttention
 
 L, D, H = 5, 6, 2
@@ -74,6 +75,20 @@ def test_no_gradient_comes_from_later_positions(name: str) -> None:
         assert tracked.grad is not None
         seen = tracked.grad[0].abs().sum(1) > 0
         assert seen.tolist() == [s <= t for s in range(L)]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_positions_after_kept_ones_are_those_of_the_whole_sequence(name: str) -> None:
+    """Two rows, of which 3 and 1 positions have been read, get 1 and 4 more."""
+    block = block_of(name).eval()
+    x = torch.randn(2, L, D, dtype=torch.float64)
+    first = KeyValueCache()
+    block(x[:, :3], first)
+    kept, new = torch.tensor([3, 1]), torch.tensor([1, 4])
+    fed = torch.stack([torch.cat([x[0, 3:4], torch.randn(3, D)]), x[1, 1:]])
+    found = block(fed, KeyValueCache(first.kept, FurtherPositions(kept, new)))
+    torch.testing.assert_close(found[0, :1], block(x)[0, 3:4])
+    torch.testing.assert_close(found[1], block(x)[1, 1:])
 
 
 @pytest.mark.parametrize("name", BLOCKS)

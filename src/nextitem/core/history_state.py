@@ -27,6 +27,13 @@ class HistoryState:
             if value.shape[0] != self.lengths.shape[0]:
                 raise ValueError(f"{name} has {value.shape[0]} rows, lengths has {self.lengths.shape[0]}")
 
+    def new_events(self, lengths: Tensor) -> Tensor:
+        """How many events of histories of these lengths [B] are unread; ValueError where a history is too short."""
+        new = lengths - self.lengths
+        if bool((new < 0).any()):
+            raise ValueError("a state has read more events than its history has; give histories in full")
+        return new
+
     def select(self, rows: Tensor) -> HistoryState:
         """The given rows [R] (int64), in the given order."""
         return self._map(lambda value: value[rows])

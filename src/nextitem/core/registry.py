@@ -73,6 +73,9 @@ LOSSES: dict[str, Entry] = {
     "top1-max": Entry(
         "nextitem.losses.top1_max:top1_max", "positive above the highest negatives, those near zero", "arXiv 1706.03847"
     ),
+    "contrastive": Entry(
+        "nextitem.losses.contrastive:contrastive", "InfoNCE between two views of a batch", "arXiv 2010.14395"
+    ),
     "gbce": Entry("nextitem.losses.gbce:gbce", "generalised binary cross-entropy", "arXiv 2308.07192"),
 }
 

@@ -122,19 +122,20 @@ class GRU4Rec(Recommender):
         loss = self._objective(out[kept], batch.targets[kept], batch.seed)
         return LossTerms(loss * (int(kept.sum()) / batch.num_lanes))
 
+    @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """Roles.Incremental: hidden states go on from where they were kept."""
         lengths, recent = batch.items.lengths, batch.items.last(self.settings.max_history_length)
-        done = torch.zeros_like(lengths) if state is None else state.lengths
+        new = lengths if state is None else state.new_events(lengths)
         # Where the window has slid the first events that it held must be forgotten: such a row is read anew.
-        slid = (lengths > recent.lengths) & (done < lengths)
-        done = done.masked_fill(slid, 0)
+        slid = (lengths > recent.lengths) & (new > 0)
+        new = torch.where(slid, recent.lengths, new)
         kept = self.carried.new_zeros(len(lengths), self.carried.shape[1]) if state is None else state.cache["hidden"]
         hidden = kept.masked_fill(slid[:, None], 0)
-        rows = (done < lengths).nonzero()[:, 0]
+        rows = new.nonzero()[:, 0]
         if len(rows):
-            new = recent.select(rows).last((lengths - done)[rows])
-            hidden = hidden.index_copy(0, rows, self._run(new, hidden[rows]))
+            events = recent.select(rows).last(new[rows])
+            hidden = hidden.index_copy(0, rows, self._run(events, hidden[rows]))
         return HistoryState(lengths, self._vectors(hidden), {"hidden": hidden})
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:

@@ -128,6 +128,7 @@ class HSTU(Recommender):
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
 
+    @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """Roles.Incremental: keys and values of all events but the last, whose row depends on when it is asked."""
         window = batch.last(self.settings.max_history_length)
@@ -142,15 +143,17 @@ class HSTU(Recommender):
         if past is not None:
             cache = torch.cat([past.cache, cache])[past.order]
         tokens = Jagged(cache, window.items.offsets * self.tokens_an_event).drop_last(self.tokens_an_event)
-        ends = offsets_of(window.items.lengths - settled)[1:] - 1
-        return HistoryState(batch.items.lengths, self._scale(hidden_TD[ends]), {"keys_values": tokens.to_padded()})
+        counts = window.items.lengths - settled
+        vectors = hidden_TD.new_zeros(len(counts), self.settings.width)
+        vectors[counts > 0] = self._scale(hidden_TD[(offsets_of(counts)[1:] - 1)[counts > 0]])
+        return HistoryState(batch.items.lengths, vectors, {"keys_values": tokens.to_padded()})
 
     def _settled(self, batch: SequenceBatch, window: SequenceBatch, state: HistoryState | None) -> Tensor:
         """How many events of each window stand in the cache as they would be computed now, [B]."""
         read, here = batch.items.lengths, window.items.lengths
         if state is None:
             return torch.zeros_like(here)
-        slid = (read > here) & (state.lengths < read)  # positions have moved: the row is read anew
+        slid = (read > here) & (state.new_events(read) > 0)  # positions have moved: the row is read anew
         return (torch.minimum(state.lengths, here) - 1).clamp(min=0).masked_fill(slid, 0)
 
     def _past(self, state: HistoryState, settled: Tensor, new_rows: Tensor) -> Past:

@@ -9,14 +9,19 @@ Notable
 - Block, objective and negatives are settings: `published` with `bce` and one negative is the paper, `ligr` with a
   softmax is what makes SASRec strong.
 - Histories are padded on the right, and positions are counted from the last item backwards, so that an item's position
-  does not depend on padding. The paper's left padding has the same effect at request time.
+  does not depend on padding. The paper's left padding has the same effect at request time. Counted so, a new event
+  moves every position; counted from the first one, `read` continues a history at the cost of its new events alone.
 - Loss is computed at real targets only; no logit is computed that nobody reads.
 - A training history beyond the limit is cut into windows and learnt from in full; the paper keeps its latest events.
-- One item table serves input (times sqrt(width)) and output; gSASRec's own code has two.
-- Negatives of the softmax are drawn once a batch (or once a sequence) and shared by its positions; those of bce and
-  gbce are drawn for each position. They are uniform, or, in the softmax, by popularity ** negatives_power, corrected
-  by log_q. The paper draws again where a negative is in the user's history; here only the target itself is left out
-  (softmax), or nothing is (bce, gbce).
+- One item table serves input (times sqrt(width)) and output; gSASRec's own code has two. Features enrich the input
+  alone: what is scored is the table.
+- Negatives of the softmax are drawn once a batch, once a sequence (SASRec+, arXiv 2309.07602) or for each position (the
+  SASRec of HSTU's authors); those of bce and gbce for each position. They are uniform, or, in the softmax, by
+  popularity ** negatives_power, corrected by log_q. The paper draws again where a negative is in the user's history;
+  here nothing is drawn again. The softmax leaves out the target itself and, of a sequence's own negatives, the items
+  of that sequence (a window of the user's history); bce and gbce leave out nothing.
+- The contrastive term is CL4SRec's (arXiv 2010.14395): a hidden item is the padding item at its position, where the
+  paper has a symbol of its own; its proportions, which the paper tunes, are here those of public versions.
 - An epoch passes once over all users; the paper's draws as many users with replacement.
 
 Shapes: B sequences, L positions, D width, T real targets of a batch, N items, S negatives.
@@ -24,6 +29,8 @@ Shapes: B sequences, L positions, D width, T real targets of a batch, N items, S
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import ClassVar, Literal
 
 import torch
@@ -34,15 +41,21 @@ from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
+from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
+from nextitem.data.examples.augmentations import augmented
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.losses.bce import bce
+from nextitem.losses.contrastive import contrastive
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import gbce
 from nextitem.losses.sampled_softmax import sampled_softmax
+from nextitem.nn.incremental import read_on
+from nextitem.nn.item_features import CONTENT, ItemFeatures
+from nextitem.nn.key_value_cache import FurtherPositions, KeyValueCache
 from nextitem.nn.transformer import BLOCKS
 from nextitem.ops.topk import top_items
 
@@ -55,13 +68,27 @@ class SASRecConfig(configs.Config):
     heads: int = Field(1, ge=1)  # attention heads; must divide width
     dropout: float = Field(0.5, ge=0, lt=1)  # of embeddings, attention and feed-forward
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    positions: Literal["from-last", "from-first"] = "from-last"  # of that window; from-first: new events cost one step
     block: Literal["published", "pre-norm", "ligr"] = "ligr"  # see nn/transformer.py
     objective: Literal["full-softmax", "sampled-softmax", "bce", "gbce"] = "sampled-softmax"
-    num_negatives: int = Field(1024, ge=1)  # sampled-softmax: a batch or sequence; bce, gbce: a position
-    negatives_shared_by: Literal["batch", "sequence"] = "batch"  # of sampled-softmax: who has the same negatives
+    num_negatives: int = Field(1024, ge=1)  # sampled-softmax: see the next line; bce, gbce: for each position
+    negatives_shared_by: Literal["batch", "sequence", "position"] = "batch"  # of sampled-softmax: who has the same ones
     negatives_power: float = Field(0.0, ge=0)  # negatives by popularity ** power, log_q corrected; 0: uniform
     gbce_calibration: float = Field(0.75, ge=0, le=1)  # t of gSASRec
     temperature: float | None = Field(None, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
+    features: tuple[str, ...] = ()  # of the items, read beside their ids: columns of the catalogue, "content"
+    features_merge: Literal["sum", "concat"] = "sum"  # how they meet the item's own vector; concat: then projected
+
+    contrastive_weight: float = Field(0.0, ge=0)  # of the term between two views of each history; 0: none, CL4SRec: 0.1
+    contrastive_temperature: float = Field(1.0, gt=0)  # divides the views' inner products
+    contrastive_crop: float = Field(0.6, gt=0, le=1)  # share of a cropped history that is kept
+    contrastive_mask: float = Field(0.3, ge=0, le=1)  # share of a masked history's items that is hidden
+    contrastive_reorder: float = Field(0.6, ge=0, le=1)  # share of a reordered history that is permuted
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the catalogue must carry."""
+        return frozenset({CONTENT} & set(self.features))
 
 
 class SASRec(Recommender):
@@ -76,7 +103,10 @@ class SASRec(Recommender):
             raise ValueError(f"heads = {config.heads} must divide width = {config.width}")
         self.settings = config
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
-        self.positions = nn.Embedding(config.max_history_length, config.width)  # 0: the last item
+        self.positions = nn.Embedding(config.max_history_length, config.width)  # 0: the last item, or the first
+        self.features: ItemFeatures | None = None
+        if config.features:
+            self.features = ItemFeatures(catalog, config.features, width=config.width, merge=config.features_merge)
         self.dropout = nn.Dropout(config.dropout)
         block = BLOCKS[config.block]
         self.blocks = nn.ModuleList(
@@ -90,35 +120,74 @@ class SASRec(Recommender):
         return NextItemSequences(train.interactions, max_length=self.settings.max_history_length)
 
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
-        """The configured objective at every real target."""
+        """The configured objective at every real target, and the contrastive term where it has a weight."""
+        generator = torch.Generator().manual_seed(batch.seed)
+        loss = self._objective(batch, generator)
+        chosen = self.settings
+        if chosen.contrastive_weight == 0:
+            return LossTerms(loss)
+        views = []
+        for _ in range(2):
+            view = augmented(
+                batch.items,
+                cropped=chosen.contrastive_crop,
+                masked=chosen.contrastive_mask,
+                reordered=chosen.contrastive_reorder,
+                generator=generator,
+            )
+            views.append(self._flat_hidden(view)[view.offsets[1:] - 1])
+        agreement = contrastive(*views, temperature=chosen.contrastive_temperature)
+        named = {"next_item": loss.detach(), "contrastive": agreement.detach()}
+        return LossTerms(loss + chosen.contrastive_weight * agreement, named)
+
+    def _objective(self, batch: NextItemBatch, generator: torch.Generator) -> Tensor:
         kept = batch.targets.values > 0
         hidden_TD = self._scale(self._flat_hidden(batch.items)[kept])
         targets = batch.targets.values[kept]
         table = self.item_vectors()
         chosen = self.settings
         if chosen.objective == "full-softmax":
-            return LossTerms(full_softmax(hidden_TD, table, targets))
-        generator = torch.Generator().manual_seed(batch.seed)
+            return full_softmax(hidden_TD, table, targets)
         if chosen.objective == "sampled-softmax":
-            lengths = None
-            if chosen.negatives_shared_by == "sequence":
-                lengths = torch.bincount(batch.targets.row_ids()[kept], minlength=batch.targets.num_rows)
-            negatives, log_q = self._shared_negatives(generator, sets=None if lengths is None else len(lengths))
-            loss = sampled_softmax(hidden_TD, table, targets, negatives=negatives, lengths=lengths, log_q=log_q)
-            return LossTerms(loss)
+            return self._sampled_softmax(batch, hidden_TD, generator)
         shape = (len(targets), chosen.num_negatives)
         drawn = torch.randint(1, self.num_items + 1, shape, generator=generator).to(targets.device)
         if chosen.objective == "bce":
-            return LossTerms(bce(hidden_TD, table, targets, negatives=drawn))
+            return bce(hidden_TD, table, targets, negatives=drawn)
         calibration = chosen.gbce_calibration
-        loss = gbce(hidden_TD, table, targets, negatives=drawn, calibration=calibration, num_items=self.num_items)
-        return LossTerms(loss)
+        return gbce(hidden_TD, table, targets, negatives=drawn, calibration=calibration, num_items=self.num_items)
+
+    def _sampled_softmax(self, batch: NextItemBatch, hidden_TD: Tensor, generator: torch.Generator) -> Tensor:
+        kept = batch.targets.values > 0
+        targets, table = batch.targets.values[kept], self.item_vectors()
+        if self.settings.negatives_shared_by == "sequence":
+            lengths = torch.bincount(batch.targets.row_ids()[kept], minlength=batch.targets.num_rows)
+            negatives, log_q = self._negatives(generator, sets=len(lengths))
+            own = batch.holds(negatives)
+            return sampled_softmax(
+                hidden_TD, table, targets, negatives=negatives, lengths=lengths, log_q=log_q, left_out=own
+            )
+        sets = len(targets) if self.settings.negatives_shared_by == "position" else None
+        negatives, log_q = self._negatives(generator, sets=sets)
+        return sampled_softmax(hidden_TD, table, targets, negatives=negatives, log_q=log_q)
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last hidden state of each history, [B, D]."""
+        if batch.state is not None:
+            return self.read(batch, batch.state).vectors
         recent = batch.items.last(self.settings.max_history_length)
         hidden = self._flat_hidden(recent)
         return self._scale(hidden[recent.offsets[1:] - 1])
+
+    @torch.no_grad()
+    def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
+        """The state after all events, roles.Incremental; keys and values [B, P, 2, H, D / H] of each block are kept.
+
+        Nothing is kept, and everything read again, where positions count from the last item.
+        """
+        limit = self.settings.max_history_length if self.settings.positions == "from-first" else 0
+        empty = self.norm.weight.new_zeros(self.settings.width)
+        return read_on(batch, state, self._read, limit=limit, empty=empty)
 
     def item_vectors(self) -> Tensor:
         """The table that scores, [N + 1, D]."""
@@ -134,27 +203,45 @@ class SASRec(Recommender):
         column = torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device)
         return self.norm(hidden_BLD[column < items.lengths[:, None]])  # type: ignore[no-any-return]
 
-    def _padded_hidden(self, items: Jagged, *, positions_from: int | None = None) -> Tensor:
-        """What the blocks make of right-padded histories, [B, L, D].
-
-        Positions count down to 0 at each history's last item; with `positions_from`, from that number at its first.
-        """
+    def _padded_hidden(
+        self, items: Jagged, caches: Sequence[KeyValueCache] = (), *, kept: Tensor | None = None
+    ) -> Tensor:
+        """What the blocks make of right-padded histories, or of what follows the first `kept [B]` items, [B, L, D]."""
         padded_BL = items.to_padded()
         column = torch.arange(padded_BL.shape[1], device=padded_BL.device)
-        first = items.lengths[:, None] if positions_from is None else positions_from
-        from_end = (first - 1 - column).clamp(min=0).expand(padded_BL.shape)
-        hidden_BLD = self.items(padded_BL) * self.settings.width**0.5 + self.positions(from_end)
-        hidden_BLD = self.dropout(hidden_BLD)
-        for block in self.blocks:
-            hidden_BLD = block(hidden_BLD)
+        if self.settings.positions == "from-last":
+            position = items.lengths[:, None] - 1 - column
+        else:
+            position = column if kept is None else kept[:, None] + column
+        position = position.clamp(0, self.settings.max_history_length - 1).expand(padded_BL.shape)  # of padding too
+        vectors = self.items(padded_BL)
+        if self.features is not None:
+            vectors = self.features(vectors, padded_BL)
+        hidden_BLD = self.dropout(vectors * self.settings.width**0.5 + self.positions(position))
+        for block, cache in zip_longest(self.blocks, caches):
+            hidden_BLD = block(hidden_BLD, cache)
         return hidden_BLD  # type: ignore[no-any-return]
+
+    def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
+        """Reads histories anew, or what follows in them; each row has something to read."""
+        if state is None:
+            items, kept = batch.items.last(self.settings.max_history_length), None
+            caches = [KeyValueCache() for _ in self.blocks if self.settings.positions == "from-first"]
+        else:
+            items, kept = batch.items.after(state.lengths), state.lengths
+            further = FurtherPositions(kept, items.lengths)
+            caches = [KeyValueCache(state.cache[f"block{n}"], further) for n in range(len(self.blocks))]
+        hidden_BLD = self._padded_hidden(items, caches, kept=kept)
+        last_BD = hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), items.lengths - 1]
+        cache = {f"block{n}": layer.kept for n, layer in enumerate(caches) if layer.kept is not None}
+        return HistoryState(batch.items.lengths, self._scale(self.norm(last_BD)), cache)
 
     def _scale(self, hidden_TD: Tensor) -> Tensor:
         if self.settings.temperature is None:
             return hidden_TD
         return nn.functional.normalize(hidden_TD, dim=1) / self.settings.temperature
 
-    def _shared_negatives(self, generator: torch.Generator, *, sets: int | None = None) -> tuple[Tensor, Tensor | None]:
+    def _negatives(self, generator: torch.Generator, *, sets: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Item ids [S], or [sets, S], and log_q [N + 1]; None for uniform draws, whose log_q is a constant."""
         device = self.items.weight.device
         count, power = self.settings.num_negatives, self.settings.negatives_power

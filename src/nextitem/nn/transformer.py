@@ -1,6 +1,9 @@
 """Causal self-attention blocks over right-padded sequences: causality alone keeps padding out of real positions.
 
-Shapes: B sequences, L positions, D width, H heads.
+With a cache, a block is given positions that follow those it has kept, and returns what it would have returned for them
+within the whole sequence.
+
+Shapes: B sequences, L positions, D width, H heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -8,6 +11,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nextitem.nn.key_value_cache import KeyValueCache
+
+
+def attend(query: Tensor, keys_values: Tensor, *, dropout: float, cache: KeyValueCache | None) -> Tensor:
+    """Each position's mixture of the values of itself and earlier ones, those of the cache included, [B, L, D].
+
+    `query [B, L, H, d]`, `keys_values [B, L, 2, H, d]`; `dropout` of attention weights.
+    """
+    B, L, H, d = query.shape
+    if cache is not None:
+        keys_values = cache.append(keys_values)
+    key, value = keys_values.permute(2, 0, 3, 1, 4)
+    visible = None if cache is None else cache.visible
+    mixed = F.scaled_dot_product_attention(
+        query.transpose(1, 2), key, value, attn_mask=visible, dropout_p=dropout, is_causal=visible is None
+    )
+    return mixed.transpose(1, 2).reshape(B, L, H * d)
 
 
 class SelfAttention(nn.Module):
@@ -20,14 +41,12 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
+    def forward(self, hidden_BLD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """[B, L, D]."""
         B, L, D = hidden_BLD.shape
         projected = self.query_key_value(hidden_BLD).view(B, L, 3, self.heads, D // self.heads)
-        query, key, value = projected.permute(2, 0, 3, 1, 4)
         rate = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=rate, is_causal=True)
-        out: Tensor = self.output(mixed.transpose(1, 2).reshape(B, L, D))
+        out: Tensor = self.output(attend(projected[:, :, 0], projected[:, :, 1:], dropout=rate, cache=cache))
         return out
 
 
@@ -50,15 +69,14 @@ class PublishedBlock(nn.Module):
             nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width), nn.Dropout(dropout)
         )
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
+    def forward(self, hidden_BLD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """[B, L, D]."""
         B, L, D = hidden_BLD.shape
         normed = self.norm_query(hidden_BLD)
-        query = self.query(normed).view(B, L, self.heads, -1).transpose(1, 2)
-        key, value = self.key_value(hidden_BLD).view(B, L, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query = self.query(normed).view(B, L, self.heads, D // self.heads)
+        keys_values = self.key_value(hidden_BLD).view(B, L, 2, self.heads, D // self.heads)
         rate = self.rate if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=rate, is_causal=True)
-        mid = self.norm_feed(mixed.transpose(1, 2).reshape(B, L, D) + normed)
+        mid = self.norm_feed(attend(query, keys_values, dropout=rate, cache=cache) + normed)
         out: Tensor = mid + self.feed(mid)
         return out
 
@@ -76,9 +94,9 @@ class PreNormBlock(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
+    def forward(self, hidden_BLD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """[B, L, D]."""
-        hidden_BLD = hidden_BLD + self.dropout(self.attention(self.norm_attention(hidden_BLD)))
+        hidden_BLD = hidden_BLD + self.dropout(self.attention(self.norm_attention(hidden_BLD), cache))
         out: Tensor = hidden_BLD + self.dropout(self.feed(self.norm_feed(hidden_BLD)))
         return out
 
@@ -100,9 +118,9 @@ class LiGRBlock(nn.Module):
         self.gate_feed = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
+    def forward(self, hidden_BLD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """[B, L, D]."""
-        attended = self.dropout(self.attention(self.norm_attention(hidden_BLD)))
+        attended = self.dropout(self.attention(self.norm_attention(hidden_BLD), cache))
         hidden_BLD = hidden_BLD + torch.sigmoid(self.gate_attention(hidden_BLD)) * attended
         left, right = self.up(self.norm_feed(hidden_BLD)).chunk(2, dim=-1)
         fed = self.dropout(self.down(self.dropout(F.silu(left) * right)))

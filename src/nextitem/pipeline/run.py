@@ -168,7 +168,7 @@ def train_on(
 ) -> Run:
     """Trains the recipe's model on a split that is made already, evaluates it, and writes the bundle."""
     kind, config = component("model", recipe.model)
-    needs: frozenset[str] = getattr(kind, "needs", frozenset())
+    needs: frozenset[str] = getattr(kind, "needs", frozenset()) | getattr(config, "needs", frozenset())
     learnt = split.train
     if "content" in needs:
         learnt = with_content(learnt, recipe)

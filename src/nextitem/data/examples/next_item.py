@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, offsets_of, ranges
@@ -56,6 +57,13 @@ class NextItemBatch:
             if isinstance(column := getattr(self, entry.name), Jagged)
         }
         return replace(self, **columns)
+
+    def holds(self, item_ids: Tensor) -> Tensor:
+        """Which of the given items [B, S] are among the inputs and targets of their row's sequence, bool [B, S]."""
+        count = self.items.num_rows  # item * count + row tells pairs apart
+        events = torch.cat([self.items.values, self.targets.values]) * count + self.items.row_ids().repeat(2)
+        rows = torch.arange(count, device=item_ids.device)[:, None]
+        return torch.isin(item_ids * count + rows, events)
 
 
 class NextItemSequences:

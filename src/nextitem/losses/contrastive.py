@@ -1,0 +1,18 @@
+"""InfoNCE between two views of each sequence of a batch (arXiv 2010.14395, eq. 3; SimCLR, arXiv 2002.05709)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def contrastive(left: Tensor, right: Tensor, *, temperature: float) -> Tensor:
+    """Mean over the 2 B views of -log softmax(view . others / temperature)[its other view], scalar.
+
+    `left [B, D]` and `right [B, D]`, row by row two views of one thing. Each view is told from the 2 B - 2 views of the
+    other rows; it never meets itself.
+    """
+    views = torch.cat([left, right])
+    logits = (views @ views.T / temperature).fill_diagonal_(-torch.inf)
+    other = torch.arange(len(views), device=views.device).roll(len(left))
+    return torch.nn.functional.cross_entropy(logits, other)

@@ -1,0 +1,148 @@
+"""Reading a history piece by piece gives what reading it at once gives, for every model that can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from known_answers import cycle
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.history_state import HistoryState
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommender import Recommender
+from nextitem.core.registry import MODELS
+from nextitem.core.roles import Incremental
+from nextitem.nn.transformer import BLOCKS
+
+READS = 7  # max_history_length, where a model has it
+SETTINGS: dict[str, list[dict[str, object]]] = {
+    "sasrec": [
+        {"positions": "from-last"},
+        *({"positions": "from-first", "block": block, "layers": 2, "heads": 2} for block in BLOCKS),
+        {"positions": "from-first", "temperature": 0.5},
+    ]
+}
+CASES = [
+    pytest.param(name, settings, id="-".join([name, *map(str, settings.values())]))
+    for name, entry in MODELS.items()
+    if issubclass(entry.load(), Incremental)
+    for settings in SETTINGS.get(name, [{}])
+]
+every_case = pytest.mark.parametrize(("name", "settings"), CASES)
+
+
+def model_of(name: str, settings: dict[str, object]) -> Recommender:
+    """With random weights, large enough that any difference would show."""
+    catalog = cycle().catalog
+    codes = torch.stack([torch.arange(12) // 4, torch.arange(12) % 4], 1).int()
+    table = IdentifierTable.from_item_codes(codes, codebook_sizes=(3, 4), catalog_fingerprint=catalog.fingerprint)
+    kind = MODELS[name].load()
+    reads = {"max_history_length": READS} if "max_history_length" in kind.Config.model_fields else {}
+    torch.manual_seed(0)
+    model: Recommender = kind(kind.Config(**reads, **settings), catalog.with_identifiers(table))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+def read(model: Recommender, histories: list[list[int]], state: HistoryState | None = None) -> HistoryState:
+    assert isinstance(model, Incremental)
+    return model.read(SequenceBatch(Jagged.from_rows(histories)), state)
+
+
+def same(left: HistoryState, right: HistoryState) -> None:
+    assert left.lengths.tolist() == right.lengths.tolist()
+    torch.testing.assert_close(left.vectors, right.vectors, rtol=1e-5, atol=1e-5)
+
+
+def drawn(seed: int, rows: int = 6) -> tuple[list[list[int]], list[list[int]]]:
+    """Histories up to twice the window, and three rising lengths of each to be read one after another."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 2 * READS, (rows,), generator=generator).tolist()
+    histories = [torch.randint(1, 13, (length,), generator=generator).tolist() for length in lengths]
+    stops = [[*sorted(torch.randint(0, length + 1, (2,), generator=generator).tolist()), length] for length in lengths]
+    return histories, stops
+
+
+@every_case
+@pytest.mark.parametrize("seed", range(8))
+def test_reading_on_is_reading_at_once(name: str, settings: dict[str, object], seed: int) -> None:
+    """Rows have no, one or several new events, begin from nothing, and slide beyond the window."""
+    model = model_of(name, settings)
+    histories, stops = drawn(seed)
+    state = None
+    for turn in range(3):
+        known = [history[: stop[turn]] for history, stop in zip(histories, stops, strict=True)]
+        state = read(model, known, state)
+        assert state.lengths.tolist() == [len(history) for history in known]
+        for row, history in enumerate(known):
+            if history:
+                torch.testing.assert_close(state.vectors[row], read(model, [history]).vectors[0], rtol=1e-5, atol=1e-5)
+
+
+@every_case
+def test_event_by_event_over_the_edge_of_the_window(name: str, settings: dict[str, object]) -> None:
+    model = model_of(name, settings)
+    history = [1, 5, 9, 5, 2, 12, 7, 7, 3, 8]
+    state = read(model, [[]])
+    for stop in range(1, len(history) + 1):
+        state = read(model, [history[:stop]], state)
+        same(state, read(model, [history[:stop]]))
+
+
+@every_case
+def test_where_nothing_is_new_nothing_changes(name: str, settings: dict[str, object]) -> None:
+    model = model_of(name, settings)
+    histories = [[1, 2, 3], [4], [], [*range(1, 12)]]
+    state = read(model, histories)
+    again = read(model, histories, state)
+    torch.testing.assert_close(again.vectors, state.vectors, rtol=1e-5, atol=1e-5)
+    assert again.lengths.tolist() == [3, 1, 0, 11]
+
+
+@every_case
+def test_rows_of_a_state_can_be_chosen_and_reordered(name: str, settings: dict[str, object]) -> None:
+    model = model_of(name, settings)
+    state = read(model, [[1, 2, 3, 4, 5], [6], [], [7, 8]])
+    order = torch.tensor([3, 1, 1, 2])
+    longer = [[7, 8, 9], [6], [6, 2, 3, 4], [5]]
+    same(read(model, longer, state.select(order)), read(model, longer))
+
+
+@every_case
+def test_two_continuations_of_one_state_are_independent(name: str, settings: dict[str, object]) -> None:
+    model = model_of(name, settings)
+    state = read(model, [[1, 2, 3], [4, 5]])
+    before = {label: value.clone() for label, value in state.cache.items()}
+    first, second = read(model, [[1, 2, 3, 9], [4, 5]], state), read(model, [[1, 2, 3, 8], [4, 5, 6]], state)
+    assert all(torch.equal(value, state.cache[label]) for label, value in before.items())
+    same(first, read(model, [[1, 2, 3, 9], [4, 5]]))
+    same(second, read(model, [[1, 2, 3, 8], [4, 5, 6]]))
+    same(read(model, [[1, 2, 3, 9, 1], [4, 5]], first), read(model, [[1, 2, 3, 9, 1], [4, 5]]))
+
+
+@every_case
+def test_a_request_with_a_state_is_answered_as_one_without(name: str, settings: dict[str, object]) -> None:
+    model = model_of(name, settings)
+    state = read(model, [[1, 2, 3], [], [5], [4, 5]])
+    batch = SequenceBatch(Jagged.from_rows([[1, 2, 3, 4], [], [5, 6, 7], [4, 5]]))
+    plain, through = model.recommend(batch, 12), model.recommend(replace(batch, state=state), 12)
+    assert through.item_ids.tolist() == plain.item_ids.tolist()
+    torch.testing.assert_close(through.scores, plain.scores, rtol=1e-5, atol=1e-5)
+
+
+@every_case
+def test_a_state_of_a_longer_history_is_refused(name: str, settings: dict[str, object]) -> None:
+    model = model_of(name, settings)
+    with pytest.raises(ValueError, match="read more events"):
+        read(model, [[1, 2]], read(model, [[1, 2, 3]]))
+
+
+@every_case
+def test_reading_keeps_no_gradient(name: str, settings: dict[str, object]) -> None:
+    state = read(model_of(name, settings), [[1, 2, 3], [4]])
+    assert not any(value.requires_grad for value in (state.vectors, *state.cache.values()))
