@@ -1,6 +1,7 @@
 """Our side of training_speed.py and time_to_quality.py: a registered model, trained by nextitem.training.fit.
 
     python benchmarks/own_training.py --folder DATASET_FOLDER --model sasrec --what sasrec [--set model.block=published]
+        [--recipe amazon14-beauty/sasrec] [--max-batches 40]
 
 It prints the JSON lines that the peers print (peers/meter.py).
 """
@@ -8,6 +9,7 @@ It prints the JSON lines that the peers print (peers/meter.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,7 @@ from peers.meter import Enough, Quality, Speed, arguments, silence, watch_for
 from torch import Tensor
 
 import nextitem as ni
-from nextitem.core.config import Config
 from nextitem.core.jagged import Jagged
-from nextitem.core.registry import entry
 from nextitem.core.roles import Examples
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import recommend_all
@@ -50,24 +50,11 @@ def targets_in(batch: Any) -> int:
     return int(((targets.values if isinstance(targets, Jagged) else targets) > 0).sum())
 
 
-def like_the_peers(kind: type[Config], chosen: Any) -> dict[str, Any]:
-    """The sizes that the arguments give, as far as the model's Config has them."""
-    sizes = {
-        "width": chosen.width,
-        "layers": 1,
-        "heads": 1,
-        "dropout": chosen.dropout,
-        "max_history_length": chosen.length,
-        "objective": "full-softmax",
-    }
-    return {name: value for name, value in sizes.items() if name in kind.model_fields}
-
-
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0], what=None)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--recipe", help="take settings from a recipe instead of the arguments")
+    parser.add_argument("--recipe")
     parser.add_argument("--set", dest="overrides", nargs="+", default=[], help="settings that differ")
     chosen = parser.parse_args()
     silence()
@@ -75,9 +62,6 @@ def main() -> None:
     torch.manual_seed(chosen.seed)
     split = make_split(ni.load_dataset(chosen.folder), "leave-one-out")
     given: dict[str, Any] = {"data": {"path": str(chosen.folder)}, "model": {"name": chosen.model}}
-    if chosen.recipe is None:
-        given["model"] |= like_the_peers(entry("model", chosen.model).load().Config, chosen)
-        given["training"] = {"batch_size": chosen.batch, "learning_rate": chosen.learning_rate}
     base = default_for(chosen.model) if chosen.recipe is None else find(chosen.recipe)
     recipe = resolve([base, ("the benchmark", given)], overrides=chosen.overrides)
     training = recipe.training.model_copy(update={"validate_every": 1, "patience": None, "max_minutes": None})
@@ -86,33 +70,19 @@ def main() -> None:
     model.set_popularity(torch.from_numpy(split.train.interactions.item_counts()).float())
     examples, watch = model.examples(split.train), watch_for(chosen)
     validate = None
-    if isinstance(watch, Speed):
-        training = training.model_copy(update={"max_epochs": 1000})
+    if isinstance(watch, Quality):
+        validate = watch.epoch
     else:
-        users = split.validation.user_ids
-        assert users is not None
-
-        def validate() -> float:
-            return watch.epoch(
-                lambda: {"users": users.numpy(), "lists": recommend_all(model, split.validation, 10).numpy()}
-            )
-
-    events = sum(targets_in(batch) for batch in examples.batches(training.batch_size, epoch=0, seed=chosen.seed))
-    watch.begin(events=events, batches=examples.num_batches(training.batch_size))
-    told = {"version": f"nextitem {ni.__version__}", "torch": torch.__version__, "settings": recipe.model}
-    try:
-        fit(
-            model,
-            WatchedExamples(examples, watch),
-            training,
-            seed=chosen.seed,
-            validate=validate,
-            device="cpu",
-            progress=False,
-        )
-        watch.report(**told)
-    except Enough:
-        watch.report(**told)
+        training = training.model_copy(update={"max_epochs": 1000})
+    watch.begin(
+        events=sum(targets_in(batch) for batch in examples.batches(training.batch_size, epoch=0, seed=chosen.seed)),
+        batches=examples.num_batches(training.batch_size),
+        answers=lambda: {"lists": recommend_all(model, split.validation, 10).numpy()},
+    )
+    watched = WatchedExamples(examples, watch)
+    with suppress(Enough):
+        fit(model, watched, training, seed=chosen.seed, validate=validate, device="cpu", progress=False)
+    watch.report(version=f"nextitem {ni.__version__}", torch=torch.__version__, settings=recipe.model)
 
 
 if __name__ == "__main__":

@@ -54,12 +54,21 @@ PEERS = {
     "gru4rec-authors": Peer("gru4rec_authors.py", "rectools", "gru4rec"),
 }
 
-# Ours: the model and how it differs from the sizes that all have.
+TRANSFORMER = [
+    *("model.width=64", "model.layers=1", "model.heads=1", "model.dropout=0.2", "model.max_history_length=50"),
+    *("model.objective=full-softmax", "training.batch_size=128", "training.learning_rate=1e-3"),
+]
+GRU = [
+    *("model.layers=[128]", "model.num_negatives=2048", "model.dropout_hidden=0.2"),
+    *("training.optimizer=adagrad", "training.batch_size=128", "training.learning_rate=0.05"),
+]
+
+# Ours: the model, and the sizes of its peers.
 OWN: dict[str, tuple[str, list[str]]] = {
-    "sasrec": ("sasrec", ["model.block=published"]),  # the block that RecTools has
-    "sasrec-pre-norm": ("sasrec", ["model.block=pre-norm"]),  # inner width 4 x width, as RecBole has
-    "hstu": ("hstu", []),
-    "gru4rec": ("gru4rec", []),
+    "sasrec": ("sasrec", [*TRANSFORMER, "model.block=published"]),  # the block that RecTools has
+    "sasrec-pre-norm": ("sasrec", [*TRANSFORMER, "model.block=pre-norm"]),  # inner width 4 x width, as RecBole has
+    "hstu": ("hstu", [*TRANSFORMER, "model.head_width=64"]),
+    "gru4rec": ("gru4rec", GRU),
 }
 
 

@@ -4,12 +4,12 @@
         --python-rectools RECTOOLS/bin/python --python-recbole RECBOLE/bin/python
         [--minutes 15] [--reach 0.044] [--recipe sasrec=amazon14-beauty/sasrec] [--dropout 0.5] [--threads 2]
 
-Each trains alone with its own loop. After every epoch it stops its clock and writes vectors of users and items (ours:
-its lists) for the validation requests of leave-one-out; this process makes the lists, seen items left out, and
-computes NDCG@10 for all by the same code. Model building, data preparation and all this are outside the clock. Ours
-follows a recipe where --recipe names one (all its epochs), else the sizes of benchmarks/training_speed.py, like the
-peers; --dropout and --learning-rate are the peers' (and ours without a recipe). Prints a line an epoch, and in the end
-the curves [seconds, NDCG@10] with the time at which each reached --reach (null: not within --minutes).
+Each trains alone with its own loop. After every epoch, and every minute of training within one, it stops its clock and
+writes vectors of users and items (ours: its lists) for the validation requests of leave-one-out; this process makes
+the lists, seen items left out, and computes NDCG@10 for all by the same code. Model building, data preparation and all
+this are outside the clock. Ours follows a recipe where --recipe names one (all its epochs), else the sizes of
+training_speed.py, which the peers have; --dropout and --learning-rate are the peers'. Prints a line an examination,
+and in the end the curves [seconds, NDCG@10] with the time at which each reached --reach (null: not within --minutes).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peer_processes import command, environment, options, write_log
+from peer_processes import PEERS, command, environment, options, write_log
 
 import nextitem as ni
 from nextitem.core.batch import SequenceBatch
@@ -92,15 +92,15 @@ def examine(
             process.stdin.flush()
         if process.wait():
             errors.seek(0)
-            last = {"failed": errors.read().strip()[-2000:]}
+            last = {"failed": errors.read().strip()[-500:]}
     return {**last, "what": name, "curve": curve}
 
 
-def arguments_of(chosen: argparse.Namespace, answers: Path) -> list[str]:
+def measurement(name: str, chosen: argparse.Namespace, answers: Path) -> list[str]:
     """The measurement's part of a command line."""
-    line = ["--minutes", str(chosen.minutes), "--answers", str(answers)]
+    line = ["--minutes", str(chosen.minutes), "--every", str(chosen.every), "--answers", str(answers)]
     for option in ("dropout", "learning_rate"):
-        if getattr(chosen, option) is not None:
+        if name in PEERS and getattr(chosen, option) is not None:
             line += [f"--{option.replace('_', '-')}", str(getattr(chosen, option))]
     return line
 
@@ -108,6 +108,7 @@ def arguments_of(chosen: argparse.Namespace, answers: Path) -> list[str]:
 def main() -> None:
     parser = options(__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--every", type=float, default=60.0, help="seconds of training between two examinations")
     parser.add_argument("--reach", type=float, default=0.044)
     parser.add_argument("--recipe", nargs="+", default=[], metavar="WHAT=RECIPE", help="of ours")
     parser.add_argument("--dropout", type=float)
@@ -127,7 +128,7 @@ def main() -> None:
                 print(json.dumps({"what": name, "skipped": line}), flush=True)
                 continue
             row = examine(
-                line + arguments_of(chosen, answers),
+                line + measurement(name, chosen, answers),
                 name,
                 requests=split.validation,
                 answers=answers,

@@ -39,7 +39,7 @@ def measure(line: list[str], name: str, *, threads: int, max_batches: int) -> di
     limit = [] if name in WHOLE_EPOCH or not max_batches else ["--max-batches", str(max_batches)]
     done = subprocess.run(line + limit, env=environment(name, threads), capture_output=True, text=True, check=False)
     if done.returncode or not done.stdout.strip():
-        return {"what": name, "failed": done.stderr.strip()[-2000:]}
+        return {"what": name, "failed": done.stderr.strip()[-500:]}
     return {**json.loads(done.stdout.strip().splitlines()[-1]), "what": name}
 
 

@@ -17,22 +17,35 @@ from typing import Any
 
 import numpy as np
 
+WIDTH, LENGTH = 64, 50  # of vectors; of the histories that are read
+
+Answers = Callable[[], dict[str, Any]]  # `lists` [B, 10], or arrays `users`, `user_vectors`, `items`, `item_vectors`
+
 
 class Enough(Exception):
     """The measurement has what it needs; raised inside a training loop to leave it."""
 
 
 def arguments(description: str, *, what: list[str] | None) -> argparse.ArgumentParser:
-    """The options of a trainer's process; `what` names the variants that it offers, None: any."""
+    """The options of a measured process; `what` names the variants that it offers, None: any."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--what", required=True, choices=what)
-    for name, default in (("width", 64), ("length", 50), ("batch", 128), ("threads", 2), ("seed", 0), ("warmup", 5)):
+    for name, default in (("threads", 2), ("seed", 0), ("warmup", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dropout", type=float, default=0.2)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--max-batches", type=int, help="time so many batches and extrapolate; default: a whole epoch")
-    parser.add_argument("--minutes", type=float, help="train for so long, with an examination after each epoch")
+    parser.add_argument("--minutes", type=float, help="train for so long, with examinations")
+    parser.add_argument("--every", type=float, default=60.0, help="seconds of training between two, within an epoch")
     parser.add_argument("--answers", type=Path, help="with --minutes: the file (.npz) that an examination reads")
+    return parser
+
+
+def peer_arguments(description: str, *, what: list[str], learning_rate: float = 1e-3) -> argparse.ArgumentParser:
+    """`arguments`, the log, and the settings that a peer can be given."""
+    parser = arguments(description, what=what)
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--dropout", type=float, default=0.2)
+    parser.add_argument("--learning-rate", type=float, default=learning_rate)
     return parser
 
 
@@ -57,8 +70,8 @@ class Speed:
     def __deepcopy__(self, memo: Any) -> Speed:
         return self  # a trainer that copies its callbacks still reports here
 
-    def begin(self, *, events: int, batches: int | None) -> None:
-        """An epoch has so many events and batches (None: not known); call it once."""
+    def begin(self, *, events: int, batches: int | None, answers: Answers) -> None:
+        """Training begins; an epoch has so many events and batches (None: not known)."""
         self.events, self.batches = events, batches
 
     def batch(self, events: int) -> None:
@@ -82,7 +95,7 @@ class Speed:
         """Batches timed so far."""
         return self.done - self.chosen.warmup
 
-    def epoch(self, answers: Callable[[], dict[str, Any]]) -> float:
+    def epoch(self) -> float:
         """An epoch is done."""
         return 0.0
 
@@ -100,62 +113,61 @@ class Speed:
             "peak_mb": round(peak_mb()),
             "threads": self.chosen.threads,
         }
-        print(json.dumps({**line, **told}), flush=True)
+        tell({**line, **told})
 
 
 class Quality:
     """Training seconds at each examination: the clock stands still while answers are made and judged.
 
-    After each epoch the answers are written to a file, a JSON line tells the judge so, and one line is awaited on
-    standard input: the value that the judge found.
+    An examination follows each epoch, and within an epoch every so many seconds of training: the answers are written
+    to a file, a JSON line tells the judge so, and one line is awaited on standard input: the value that was found.
     """
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.chosen = chosen
         self.seconds = 0.0
-        self.epochs = 0
+        self.events = self.done = 0
         self.resumed = 0.0
+        self.answers: Answers = dict
 
     def __deepcopy__(self, memo: Any) -> Quality:
         return self
 
-    def begin(self, *, events: int, batches: int | None) -> None:
-        """Starts the clock."""
+    def begin(self, *, events: int, batches: int | None, answers: Answers) -> None:
+        """Starts the clock; `answers` leaves the model in training mode."""
+        self.events, self.answers = events, answers
         self.resumed = time.perf_counter()
 
     def batch(self, events: int) -> None:
-        """One batch is done; the budget may end an epoch that would take too long."""
-        if self.seconds + time.perf_counter() - self.resumed > 60 * self.chosen.minutes:
+        """One batch is done."""
+        self.done += events
+        since = time.perf_counter() - self.resumed
+        over = self.seconds + since > 60 * self.chosen.minutes
+        if over or since > self.chosen.every:
+            self.epoch()
+        if over:
             raise Enough
 
-    def epoch(self, answers: Callable[[], dict[str, Any]]) -> float:
+    def epoch(self) -> float:
         """Has the model examined; returns the judge's value."""
         self.seconds += time.perf_counter() - self.resumed
-        self.epochs += 1
-        np.savez(self.chosen.answers, **answers())
-        print(json.dumps({"epoch": self.epochs, "seconds": round(self.seconds, 2)}), flush=True)
+        np.savez(self.chosen.answers, **self.answers())
+        tell({"epoch": round(self.done / self.events, 2), "seconds": round(self.seconds, 2)})
         value = float(sys.stdin.readline())
         self.resumed = time.perf_counter()
         return value
 
     def report(self, **told: Any) -> None:
         """Prints the last JSON line."""
-        line = {"what": self.chosen.what, "epochs": self.epochs, "peak_mb": round(peak_mb())}
-        print(json.dumps({**line, "threads": self.chosen.threads, **told}), flush=True)
+        line = {"what": self.chosen.what, "epochs": round(self.done / self.events, 2), "peak_mb": round(peak_mb())}
+        tell({**line, "threads": self.chosen.threads, **told})
 
 
 class WatchedLoader:
     """A data loader that tells the watch of each batch when the next one is asked for, and of each epoch's end."""
 
-    def __init__(
-        self,
-        loader: Any,
-        watch: Speed | Quality,
-        *,
-        events: Callable[[Any], int],
-        answers: Callable[[], dict[str, Any]],
-    ) -> None:
-        self._loader, self._watch, self._events, self._answers = loader, watch, events, answers
+    def __init__(self, loader: Any, watch: Speed | Quality) -> None:
+        self._loader, self._watch = loader, watch
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -166,8 +178,8 @@ class WatchedLoader:
     def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:
             yield batch
-            self._watch.batch(self._events(batch))
-        self._watch.epoch(self._answers)
+            self._watch.batch(len(batch))
+        self._watch.epoch()
 
 
 def peak_mb() -> float:
@@ -183,9 +195,16 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def silence() -> int:
-    """Sends what libraries print to standard error; the JSON lines alone go to standard output."""
-    kept = os.dup(1)
+def silence() -> None:
+    """From here on, what libraries print goes to standard error; standard output is for `tell` alone."""
+    global _told
+    _told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    sys.stdout = os.fdopen(kept, "w")
-    return kept
+
+
+def tell(line: dict[str, Any]) -> None:
+    """Writes one JSON line to the process that measures."""
+    print(json.dumps(line), file=_told, flush=True)
+
+
+_told = sys.stdout

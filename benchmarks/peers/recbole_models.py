@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import recbole
 import torch
-from meter import Enough, WatchedLoader, arguments, silence, watch_for
+from meter import LENGTH, WIDTH, Enough, WatchedLoader, peer_arguments, silence, watch_for
 from recbole.config import Config
 from recbole.data import create_dataset
 from recbole.data.utils import get_dataloader
@@ -34,7 +34,7 @@ def settings_of(chosen: Any, folder: str) -> dict[str, Any]:
         "USER_ID_FIELD": "user_id",
         "ITEM_ID_FIELD": "item_id",
         "TIME_FIELD": "timestamp",
-        "MAX_ITEM_LIST_LENGTH": chosen.length,
+        "MAX_ITEM_LIST_LENGTH": LENGTH,
         "loss_type": "CE",
         "train_neg_sample_args": None,
         "train_batch_size": chosen.batch,
@@ -46,30 +46,31 @@ def settings_of(chosen: Any, folder: str) -> dict[str, Any]:
         "show_progress": False,
         "n_layers": 1,
         "n_heads": 1,
-        "hidden_size": chosen.width if chosen.what == "recbole-sasrec" else 2 * chosen.width,
-        "inner_size": 4 * chosen.width,
+        "hidden_size": WIDTH if chosen.what == "recbole-sasrec" else 2 * WIDTH,
+        "inner_size": 4 * WIDTH,
         "hidden_dropout_prob": chosen.dropout,
         "attn_dropout_prob": chosen.dropout,
-        "embedding_size": chosen.width,
+        "embedding_size": WIDTH,
         "num_layers": 1,
         "dropout_prob": chosen.dropout,
     }
 
 
-def answers(model: Any, dataset: Any, log: pd.DataFrame, length: int) -> dict[str, Any]:
-    """Vectors of all users and items in the log's numbering; RecBole's loop sets training mode again."""
+def answers(model: Any, dataset: Any, log: pd.DataFrame) -> dict[str, Any]:
+    """Vectors of all users and items, in the log's numbering; the model is left in training mode."""
     sequences = log.sort_values(["user_id", "position"]).groupby("user_id")["item_id"].agg(list)
     numbers = dataset.field2token_id["item_id"]
-    rows = np.zeros((len(sequences), length), np.int64)
-    lengths = np.array([min(len(items), length) for items in sequences])
+    rows = np.zeros((len(sequences), LENGTH), np.int64)
+    lengths = np.array([min(len(items), LENGTH) for items in sequences])
     for row, items in enumerate(sequences):
-        rows[row, : lengths[row]] = [numbers[str(item)] for item in items[-length:]]
+        rows[row, : lengths[row]] = [numbers[str(item)] for item in items[-LENGTH:]]
     model.eval()
     with torch.no_grad():
         parts = [
             model.forward(torch.from_numpy(rows[start : start + 512]), torch.from_numpy(lengths[start : start + 512]))
             for start in range(0, len(rows), 512)
         ]
+    model.train()
     return {
         "users": sequences.index.to_numpy(np.int64),
         "user_vectors": torch.cat(parts).numpy(),
@@ -79,8 +80,7 @@ def answers(model: Any, dataset: Any, log: pd.DataFrame, length: int) -> dict[st
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], what=list(VARIANTS))
-    parser.add_argument("--csv", type=Path, required=True)
+    parser = peer_arguments(__doc__.splitlines()[0], what=list(VARIANTS))
     chosen = parser.parse_args()
     silence()
     torch.set_num_threads(chosen.threads)
@@ -101,15 +101,9 @@ def main() -> None:
         model = get_model(name)(config, dataset)
         trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
         watch = watch_for(chosen)
-        watched = WatchedLoader(
-            loader,
-            watch,
-            events=len,
-            answers=lambda: answers(model, dataset, log, chosen.length),
-        )
-        watch.begin(events=len(dataset), batches=len(loader))
+        watch.begin(events=len(dataset), batches=len(loader), answers=lambda: answers(model, dataset, log))
         try:
-            trainer.fit(watched, saved=False, verbose=False)
+            trainer.fit(WatchedLoader(loader, watch), saved=False, verbose=False)
         except Enough:
             watch.report(version=f"recbole {recbole.__version__}", torch=torch.__version__, batch=chosen.batch)
         os.chdir("/")

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import copy
 import warnings
-from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import rectools
 import torch
-from meter import Enough, Quality, Speed, arguments, silence, watch_for
+from meter import LENGTH, WIDTH, Enough, Quality, Speed, peer_arguments, silence, watch_for
 from pytorch_lightning import Callback, Trainer, seed_everything
 from rectools import Columns
 from rectools.dataset import Dataset
@@ -50,9 +48,8 @@ class LossAtTargets(TransformerLightningModule):
 class Watcher(Callback):
     """Tells the watch of batches and epochs."""
 
-    def __init__(self, watch: Speed | Quality, chosen: Namespace) -> None:
+    def __init__(self, watch: Speed | Quality) -> None:
         self.watch = watch
-        self.chosen = chosen
         self.model: Any = None
         self.data: Any = None
 
@@ -62,7 +59,8 @@ class Watcher(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: data and model stand."""
         kept = self.model.data_preparator.train_dataset.interactions.df.groupby(Columns.User).size()
-        self.watch.begin(events=int((kept - 1).sum()), batches=trainer.num_training_batches)
+        events = int((kept - 1).sum())
+        self.watch.begin(events=events, batches=trainer.num_training_batches, answers=self.answers)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Lightning's hook."""
@@ -70,7 +68,7 @@ class Watcher(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook."""
-        self.watch.epoch(self.answers)
+        self.watch.epoch()
 
     def answers(self) -> dict[str, Any]:
         """Vectors of all users and items, in the log's numbering; the model is left in training mode."""
@@ -91,8 +89,7 @@ class Watcher(Callback):
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], what=list(VARIANTS))
-    parser.add_argument("--csv", type=Path, required=True)
+    parser = peer_arguments(__doc__.splitlines()[0], what=list(VARIANTS))
     chosen = parser.parse_args()
     silence()
     torch.set_num_threads(chosen.threads)
@@ -106,15 +103,15 @@ def main() -> None:
     data = Dataset.construct(log[[Columns.User, Columns.Item, Columns.Weight, Columns.Datetime]])
     kind, repaired = VARIANTS[chosen.what]
     watch = watch_for(chosen)
-    watcher = Watcher(watch, chosen)
+    watcher = Watcher(watch)
     settings: dict[str, Any] = {"lightning_module_type": LossAtTargets} if repaired else {}
     if kind is HSTUModel:
         settings |= {"relative_time_attention": dated, "lightning_module_kwargs": {"logits_t": 0.05}}
     model = kind(
         n_blocks=1,
         n_heads=1,
-        n_factors=chosen.width,
-        session_max_len=chosen.length,
+        n_factors=WIDTH,
+        session_max_len=LENGTH,
         dropout_rate=chosen.dropout,
         loss="softmax",
         lr=chosen.learning_rate,
