@@ -1,0 +1,146 @@
+"""Seconds of training until a validation NDCG@10 is reached, ours and public peers', on the same requests.
+
+    python benchmarks/time_to_quality.py DATASET_FOLDER --what sasrec rectools-sasrec-repaired recbole-sasrec
+        --python-rectools RECTOOLS/bin/python --python-recbole RECBOLE/bin/python
+        [--minutes 15] [--reach 0.044] [--recipe sasrec=amazon14-beauty/sasrec] [--dropout 0.5] [--threads 2]
+
+Each trains alone with its own loop. After every epoch, and every minute of training within one, it stops its clock and
+writes vectors of users and items (ours: its lists) for the validation requests of leave-one-out; this process makes
+the lists, seen items left out, and computes NDCG@10 for all by the same code. Model building, data preparation and all
+this are outside the clock. Ours follows a recipe where --recipe names one (all its epochs), else the sizes of
+training_speed.py, which the peers have; --dropout and --learning-rate are the peers'. Prints a line an examination,
+and in the end the curves [seconds, NDCG@10] with the time at which each reached --reach (null: not within --minutes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peer_processes import PEERS, command, environment, options, write_log
+
+import nextitem as ni
+from nextitem.core.batch import SequenceBatch
+from nextitem.data.splits import make_split
+from nextitem.evaluation.metrics import accuracy
+from nextitem.ops.topk import top_items
+
+
+def judge(file: Path, requests: SequenceBatch, *, num_items: int) -> float:
+    """NDCG@10 of the answers in the file; a user that the trainer does not know has an empty list."""
+    assert requests.targets is not None
+    assert requests.user_ids is not None
+    with np.load(file) as answers:
+        if "lists" in answers:
+            lists = torch.from_numpy(answers["lists"])
+        else:
+            lists = lists_from_vectors({name: torch.from_numpy(answers[name]) for name in answers}, requests, num_items)
+    return float(accuracy.ndcg(lists, requests.targets, 10).nanmean())
+
+
+def lists_from_vectors(found: dict[str, torch.Tensor], requests: SequenceBatch, num_items: int) -> torch.Tensor:
+    """The ten legal items with the largest inner products, [B, 10]; items without a vector are never listed."""
+    assert requests.user_ids is not None
+    row_of = torch.full((int(max(found["users"].max(), requests.user_ids.max())) + 1,), -1)
+    row_of[found["users"]] = torch.arange(len(found["users"]))
+    rows = row_of[requests.user_ids]
+    parts = []
+    for start in range(0, requests.num_requests, 512):
+        span = torch.arange(start, min(start + 512, requests.num_requests))
+        scores = torch.full((len(span), num_items + 1), -torch.inf)
+        known = rows[span] >= 0
+        vectors = found["user_vectors"][rows[span].clamp(min=0)]
+        scores[:, found["items"]] = vectors @ found["item_vectors"].T
+        lists = top_items(scores, requests.select(span), 10).item_ids
+        parts.append(lists * known[:, None])
+    return torch.cat(parts)
+
+
+def examine(
+    line: list[str], name: str, *, requests: SequenceBatch, answers: Path, num_items: int, threads: int
+) -> dict[str, Any]:
+    """Runs one trainer and judges it after each epoch; its curve and its last JSON line."""
+    curve: list[tuple[float, float]] = []
+    last: dict[str, Any] = {}
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            line,
+            env=environment(name, threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            bufsize=1,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for text in process.stdout:
+            told = json.loads(text)
+            if "epoch" not in told:
+                last = told
+                continue
+            value = judge(answers, requests, num_items=num_items)
+            curve.append((told["seconds"], round(value, 5)))
+            print(json.dumps({"what": name, **told, "ndcg@10": round(value, 5)}), flush=True)
+            process.stdin.write(f"{value}\n")
+            process.stdin.flush()
+        if process.wait():
+            errors.seek(0)
+            last = {"failed": errors.read().strip()[-500:]}
+    return {**last, "what": name, "curve": curve}
+
+
+def measurement(name: str, chosen: argparse.Namespace, answers: Path) -> list[str]:
+    """The measurement's part of a command line."""
+    line = ["--minutes", str(chosen.minutes), "--every", str(chosen.every), "--answers", str(answers)]
+    for option in ("dropout", "learning_rate"):
+        if name in PEERS and getattr(chosen, option) is not None:
+            line += [f"--{option.replace('_', '-')}", str(getattr(chosen, option))]
+    return line
+
+
+def main() -> None:
+    parser = options(__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--every", type=float, default=60.0, help="seconds of training between two examinations")
+    parser.add_argument("--reach", type=float, default=0.044)
+    parser.add_argument("--recipe", nargs="+", default=[], metavar="WHAT=RECIPE", help="of ours")
+    parser.add_argument("--dropout", type=float)
+    parser.add_argument("--learning-rate", type=float)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    dataset = ni.load_dataset(chosen.folder)
+    split = make_split(dataset, "leave-one-out")
+    recipes = dict(part.split("=", 1) for part in chosen.recipe)
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        log, answers = Path(folder) / "log.csv", Path(folder) / "answers.npz"
+        write_log(split, log)
+        for name in chosen.what:
+            line = command(name, chosen, log=log, split=split, recipe=recipes.get(name))
+            if isinstance(line, str):
+                print(json.dumps({"what": name, "skipped": line}), flush=True)
+                continue
+            row = examine(
+                line + measurement(name, chosen, answers),
+                name,
+                requests=split.validation,
+                answers=answers,
+                num_items=dataset.catalog.num_items,
+                threads=chosen.threads,
+            )
+            row["reached"] = next((seconds for seconds, value in row["curve"] if value >= chosen.reach), None)
+            row["best"] = max((value for _, value in row["curve"]), default=None)
+            rows[name] = row
+    told = {"data": chosen.folder.name, "reach": chosen.reach, "threads": chosen.threads}
+    print(json.dumps({**told, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
