@@ -59,7 +59,8 @@ TRANSFORMER = [
     *("model.objective=full-softmax", "training.batch_size=128", "training.learning_rate=1e-3"),
 ]
 GRU = [
-    *("model.layers=[128]", "model.num_negatives=2048", "model.dropout_hidden=0.2"),
+    *("model.layers=[128]", "model.num_negatives=2048", "model.dropout_hidden=0.2", "model.dropout_embedding=0"),
+    *("model.objective=cross-entropy", "training.momentum=0"),
     *("training.optimizer=adagrad", "training.batch_size=128", "training.learning_rate=0.05"),
 ]
 

@@ -37,9 +37,13 @@ def test_no_filter_is_no_mask() -> None:
 
 
 def test_histories_take_ids_as_text_and_name_unknown_ones() -> None:
-    assert history_requests(["6", 5], catalog()).items.to_lists() == [[2, 1]]
+    known, skipped = history_requests(["6", 5], catalog())
+    assert (known.items.to_lists(), skipped) == ([[2, 1]], ())
+    known, skipped = history_requests(["x", "6", "9", 7], catalog())
+    assert (known.items.to_lists(), skipped) == ([[2, 3]], ("x", "9"))
     with pytest.raises(UserError, match="no item is called x, 9; item ids look like 5, 6, 7"):
-        history_requests(["x", "6", "9"], catalog())
+        history_requests(["x", "9"], catalog())
+    assert history_requests([], catalog())[0].items.to_lists() == [[]]
 
 
 def test_users_come_with_their_whole_history() -> None:

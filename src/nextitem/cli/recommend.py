@@ -70,6 +70,8 @@ def recommend(
         history=None if history is None else [part for part in history.split(",") if part.strip()],
         user=user, k=k, exclude_seen=exclude_seen, only=only or [], exclude_items=blocked,
     )  # fmt: skip
+    if found.skipped:
+        say(f"skipped, as no item is called so: {', '.join(found.skipped[:5])}{', ...' * (len(found.skipped) > 5)}")
     if as_json:
         print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
         return

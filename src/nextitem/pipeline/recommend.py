@@ -29,12 +29,16 @@ class Filters:
 
 @dataclass(frozen=True)
 class Answer:
-    """One list, best first, in external ids. `fallback`: popularity answered instead of the model."""
+    """One list, best first, in external ids.
+
+    `fallback`: popularity answered instead of the model; `skipped`: items of the history that the model does not know.
+    """
 
     item_ids: list[Any]
     scores: list[float]
     titles: list[str]
     fallback: bool
+    skipped: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The public format of `nextitem recommend --json`."""
@@ -43,15 +47,18 @@ class Answer:
         return {"items": items, "fallback": self.fallback}
 
 
-def history_requests(history: Sequence[Any], catalog: Catalog) -> SequenceBatch:
-    """One request of a visitor with this history of external item ids; UserError names unknown ones."""
+def history_requests(history: Sequence[Any], catalog: Catalog) -> tuple[SequenceBatch, tuple[str, ...]]:
+    """One request of a visitor with this history of external item ids, and the ids that no item has, left out.
+
+    UserError where that leaves nothing of a history: it is more likely a mistake than a visitor.
+    """
     ids = pl.Series([str(item).strip() for item in history], dtype=pl.String)
     items = catalog.ids.encode(ids)
     unknown = ids.filter(pl.Series(items == 0)).to_list()
-    if unknown:
+    if unknown and len(unknown) == len(ids):
         known = ", ".join(str(item) for item in catalog.ids.external.head(3))
         raise UserError(f"--history: no item is called {', '.join(unknown[:5])}; item ids look like {known}")
-    return SequenceBatch(Jagged.from_rows([items.tolist()]))
+    return SequenceBatch(Jagged.from_rows([items[items > 0].tolist()])), tuple(unknown)
 
 
 def user_requests(dataset: Dataset, users: Sequence[Any] | None) -> SequenceBatch:

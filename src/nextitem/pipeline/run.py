@@ -6,7 +6,7 @@ import json
 import time
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,14 @@ class Run:
             raise UserError("give either a history of items or a user")
         filters = Filters(tuple(only), tuple(exclude_items))
         if history is not None:
-            requests = history_requests(history, self.model.catalog)
+            requests, skipped = history_requests(history, self.model.catalog)
         else:
+            skipped = ()
             requests = user_requests(self.dataset, [user])
         # A history from outside carries no data set, and so no rule on repeats: it is kept out unless told so.
         seen = exclude_seen if exclude_seen is not None else history is not None or not self.dataset.repeats
-        return answer(self.model, requests, k=k, exclude_seen=seen, filters=filters)[0]
+        found = answer(self.model, requests, k=k, exclude_seen=seen, filters=filters)[0]
+        return replace(found, skipped=skipped)
 
 
 @processes.joined()
