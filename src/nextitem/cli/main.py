@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import typer
 
@@ -68,6 +69,6 @@ def _share_the_terminal() -> None:
 
 def _fail(message: str) -> int:
     if os.environ.get("RANK", "0") != "0":
-        return 2  # the first process says it
+        time.sleep(10)  # the first process says it: torchrun ends it as soon as another one has ended
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, distributed
 
+from nextitem.core.errors import UserError
+
 
 def count() -> int:
     """How many processes work together."""
@@ -51,7 +53,7 @@ def first_alone(work: Callable[[], object]) -> None:
         except Exception as raised:
             error = raised
     if from_first(int(error is not None)):
-        raise SystemExit(2) if error is None else error
+        raise UserError("the first process could not go on") if error is None else error
 
 
 def gather(part: Tensor) -> list[Tensor]:
