@@ -24,6 +24,7 @@ from nextitem.data.examples.session_lanes import LaneBatch, SessionLanes
 from nextitem.losses.bpr_max import bpr_max
 from nextitem.models import gru4rec
 from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
+from nextitem.pipeline.recipe import component, resolve
 from nextitem.training.adagrad import Adagrad
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
@@ -171,6 +172,19 @@ def test_the_textbook_log_q_is_that_of_expected_draws_and_leaves_collisions_out(
     torch.testing.assert_close(log_q.exp(), expected)
     own = torch.eye(4, 34, dtype=torch.bool)
     assert torch.equal(scores == -torch.inf, (chosen[:4, None] == chosen) & ~own)
+
+
+def test_log_q_can_be_left_out_from_a_recipe_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = resolve(
+        [("test", {"data": {"path": "x"}, "model": {"name": "gru4rec"}})], overrides=["model.log_q=none"]
+    )
+    _, config = component("model", settings.model)
+    assert config.log_q is None
+    dataset = tiny()
+    model = model_of(dataset, log_q=None).eval()
+    seen = spy_on_scores(monkeypatch, "in_batch_softmax")
+    loss = model.training_loss(lanes(model, dataset, 4)[0]).total
+    torch.testing.assert_close(loss, F.cross_entropy(seen[0], torch.arange(4)))
 
 
 def test_settings_of_bpr_max_reach_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:

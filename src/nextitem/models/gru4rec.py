@@ -58,7 +58,7 @@ class GRU4RecConfig(configs.Config):
     objective: Literal["cross-entropy", "bpr-max", "top1-max", "bpr", "top1"] = "cross-entropy"
     num_negatives: int = Field(2048, ge=0)  # S, sampled for each step beside the targets of the other lanes
     negatives_power: float = Field(0.5, ge=0)  # alpha: sampled by count ** alpha; 0: uniform
-    log_q: Literal["none", "published", "textbook"] = "published"  # of cross-entropy: correction for popularity
+    log_q: Literal["published", "textbook"] | None = "published"  # of cross-entropy: correction for popularity
     score_regularisation: float = Field(1.0, ge=0)  # of bpr-max
     elu: float = Field(0.0, ge=0)  # of bpr-max and top1-max: alpha of ELU over the scores; 0: none
     max_history_length: int = Field(200, ge=1)  # most recent events that an answer reads
@@ -193,7 +193,7 @@ class GRU4Rec(Recommender):
     def _corrected(self, scores: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scores and log_q for the cross-entropy, of which the first B columns are targets."""
         chosen, rows = self.settings, len(scores)
-        if chosen.log_q == "none":
+        if chosen.log_q is None:
             return scores, None
         counts = self.popularity[columns].clamp(min=1)
         if chosen.log_q == "published":
