@@ -13,21 +13,30 @@ import numpy as np
 import pytest
 import torch
 from known_answers import cycle
+from torch import nn
 
 from nextitem.core import processes
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
+from nextitem.core.registry import MODELS
+from nextitem.core.roles import LossTerms, Trainable
+from nextitem.data.examples.content_rows import ContentBatch, ContentRows
 from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.data.examples.session_lanes import SessionLanes
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import evaluate, recommend_all
 from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
 from nextitem.models.sasrec import SASRec, SASRecConfig
+from nextitem.pipeline.run import load_run
+from nextitem.pipeline.run import train as run_training
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 
 BATCH = 79  # of 80 sequences: the last batch has one, and nothing for the second process
+
+
+LEARNING = [name for name, entry in MODELS.items() if issubclass(entry.load(), Trainable)]
 
 
 def sasrec() -> SASRec:
@@ -48,6 +57,29 @@ def config(name: str, epochs: int) -> TrainingConfig:
         return TrainingConfig(optimizer="adagrad", learning_rate=0.05, max_epochs=epochs, batch_size=7)
     # Plain steps: Adam would blow up the rounding of gradients that are 0 but for it.
     return TrainingConfig(optimizer="sgd", max_epochs=epochs, batch_size=BATCH, learning_rate=0.5)
+
+
+class SparseNet(nn.Module):
+    """Rows of a table towards 1; only the rows that a batch names have a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(9, 3, sparse=True)
+        self.line = nn.Linear(3, 1)
+
+    def training_loss(self, batch: ContentBatch) -> LossTerms:
+        """Mean over the rows of the batch."""
+        return LossTerms((self.line(self.table(batch.content[:, 0].long())) - 1).square().mean())
+
+
+def train_sparse() -> dict[str, torch.Tensor]:
+    """Seven rows in batches of three: of the last, one process has nothing."""
+    net = SparseNet()
+    rows = torch.tensor([1, 2, 2, 5, 5, 7, 8])[:, None].float()
+    settings = TrainingConfig(optimizer="adagrad", learning_rate=0.1, momentum=0.5, max_epochs=5, batch_size=3)
+    fit(net, ContentRows(rows), settings, seed=1, progress=False)
+    return net.state_dict()
 
 
 def train(name: str, out: Path, epochs: int, *, resume: bool = False) -> tuple[Recommender, list[dict[str, float]]]:
@@ -79,6 +111,7 @@ def child(out: Path) -> None:
             model, history = train(name, out / "two" / name, 4)
             if first:
                 torch.save({"weights": model.state_dict(), "history": history}, out / f"{name}.pt")
+        torch.save(train_sparse(), out / f"sparse-{processes.rank()}.pt")
         test = make_split(cycle(), "leave-one-out").test
         lists = recommend_all(sasrec().eval(), test, 3, batch_size=9)
         one = recommend_all(sasrec().eval(), test.select(torch.arange(4)), 3, batch_size=9)  # nothing for the second
@@ -88,6 +121,12 @@ def child(out: Path) -> None:
         other, _ = train("sasrec", out / "cut-by-one" / "sasrec", 4, resume=True)
         if first:
             torch.save({"gru4rec": model.state_dict(), "sasrec": other.state_dict()}, out / "resumed.pt")
+        # Every model that learns by gradient, from an undated log: biases by time stay without a gradient.
+        dataset = cycle()
+        dataset = dataset.with_interactions(replace(dataset.interactions, timestamps=None))
+        for name in LEARNING:
+            few = ["training.max_epochs=1"]
+            run_training(name, dataset, out=out / name, recipe=f"debug/{name}", overrides=few, progress=False)
         # A budget that is over at once ends both at the same step.
         stopped = fit(
             sasrec(),
@@ -142,6 +181,14 @@ def test_two_processes_learn_what_one_learns(found: Path, tmp_path: Path) -> Non
         assert entry == pytest.approx(other, rel=1e-5)
 
 
+def test_sparse_gradients_are_those_of_one_process(found: Path) -> None:
+    """Rows that one of them, both or none has looked up, with momentum of their own."""
+    alone = train_sparse()
+    for rank in (0, 1):
+        close(torch.load(found / f"sparse-{rank}.pt", weights_only=True), alone)
+    torch.testing.assert_close(alone["table.weight"][[0, 3, 4, 6]], SparseNet().table.weight.detach()[[0, 3, 4, 6]])
+
+
 def test_lanes_are_shared_and_learn(found: Path, tmp_path: Path) -> None:
     """Each process has fewer lanes in its batch, and so fewer negatives: near, not equal."""
     _, history = train("gru4rec", tmp_path, 4)
@@ -167,6 +214,13 @@ def test_resume_points_move_between_one_process_and_two(found: Path, tmp_path: P
     close(alone.state_dict(), whole.state_dict())
     lanes = torch.load(found / "cut-by-two" / "gru4rec" / "checkpoints" / "last.ckpt", weights_only=True)["carried"]
     assert bool((lanes != 0).any(1).all())  # those of both processes
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_every_model_trains_in_two_processes(found: Path, name: str) -> None:
+    run = load_run(found / name)
+    assert 0 <= run.metrics["metrics"]["recall@10"] <= 1
+    assert run.metrics["users"] == 80
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -60,6 +60,7 @@ def _share_the_terminal() -> None:
     """Of several processes that torchrun has started, the first one alone prints; commands that are not for it end."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is loaded: its hints are not for our users
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     given = next((word for word in sys.argv[1:] if not word.startswith("-")), "")

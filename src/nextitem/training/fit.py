@@ -163,7 +163,9 @@ def _together() -> dict[str, Any]:
     return {
         "devices": here,
         "num_nodes": processes.count() // here,
-        "strategy": DDPStrategy(broadcast_buffers=False),  # what a model carries between steps is each process's own
+        # What a model carries between steps is each process's own. Not every step has a gradient for every parameter:
+        # an undated log has none for biases by time.
+        "strategy": DDPStrategy(broadcast_buffers=False, find_unused_parameters=True),
     }
 
 

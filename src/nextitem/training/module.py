@@ -13,7 +13,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.roles import Carrying, LossTerms, Trainable
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import Stamped
-from nextitem.training.optimizers import build_optimizer, build_schedule
+from nextitem.training.optimizers import build_optimizer, build_schedule, sparse_tables
 
 _MIX = 0x9E3779B97F4A7C15  # odd 64-bit constant: spreads neighbouring cursors over all seeds
 
@@ -32,6 +32,10 @@ class TrainingModule(lightning.LightningModule):
         self.seed = seed
         self.total_steps = total_steps
         self.terms: dict[str, Tensor] = {}  # of the last batch, detached: the loss and its named parts
+        # Several processes add sparse gradients up in on_before_optimizer_step: gloo's own way of it, which
+        # DistributedDataParallel takes, corrupts memory now and then (torch 2.13).
+        self._sparse = sparse_tables(model) if config.optimizer == "adagrad" else {}
+        self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in self._sparse]
 
     def training_step(self, stamped: Stamped, batch_idx: int) -> Tensor:
         """The loss of one batch; UserError where it is not finite."""
@@ -52,12 +56,25 @@ class TrainingModule(lightning.LightningModule):
     def _terms(self, stamped: Stamped) -> LossTerms:
         """Loss terms of this process's part; 0, with gradients that the others wait for, where it is empty."""
         if stamped.weight == 0:
-            return LossTerms(torch.stack([p.sum() * 0 for p in self.model.parameters() if p.requires_grad]).sum())
+            own = [p for name, p in self.model.named_parameters() if p.requires_grad and name not in self._sparse]
+            return LossTerms(torch.stack([parameter.sum() * 0 for parameter in own]).sum())
         terms = cast(Trainable, self.model).training_loss(stamped.batch)
         if stamped.weight == 1:
             return terms
         named = {name: value * stamped.weight for name, value in terms.named.items()}
         return LossTerms(terms.total * stamped.weight, named)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Lightning's hook: the mean of the sparse gradients of all processes."""
+        if processes.count() == 1:
+            return
+        for table in self._sparse.values():
+            rows, values = torch.zeros(0, dtype=torch.int64), torch.zeros(0, table.shape[1])
+            if table.grad is not None:  # None where this process's part of the batch was empty
+                own = table.grad.coalesce().cpu()
+                rows, values = own.indices()[0], own.values()
+            rows, values = (torch.cat(processes.gather(part)) for part in (rows, values / processes.count()))
+            table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape).to(table.device)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Lightning's hook: batches know how to move."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from nextitem.training.adagrad import Adagrad
@@ -32,6 +32,12 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     if config.optimizer == "adagrad":
         return Adagrad(groups, lr=config.learning_rate, momentum=config.momentum)
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+
+
+def sparse_tables(model: nn.Module) -> dict[str, Tensor]:
+    """The tables that ask for sparse gradients, by name."""
+    tables = {name: part for name, part in model.named_modules() if isinstance(part, nn.Embedding) and part.sparse}
+    return {f"{name}.weight".lstrip("."): part.weight for name, part in tables.items()}
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, *, total_steps: int) -> LambdaLR:
