@@ -46,14 +46,14 @@ def from_first(value: int) -> int:
 
 def first_alone(work: Callable[[], object]) -> None:
     """Does `work` in the first process while the others wait; where it fails, all of them end."""
-    error: Exception | None = None
     if rank() == 0:
         try:
             work()
-        except Exception as raised:
-            error = raised
-    if from_first(int(error is not None)):
-        raise UserError("the first process could not go on") if error is None else error
+        except Exception:
+            from_first(1)  # whatever it was, the others must not wait for ever
+            raise
+    if from_first(0):
+        raise UserError("the first process could not go on")
 
 
 def gather(part: Tensor) -> list[Tensor]:
