@@ -13,6 +13,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.models import hstu
 from nextitem.models.hstu import HSTU, HSTUConfig
 
 HOUR = 3_600_000
@@ -173,6 +174,29 @@ def test_stochastic_length_shortens_what_training_reads(monkeypatch: pytest.Monk
     assert sum(tokens["whole"]) == 36 * 39
     assert sum(tokens["part"]) < 0.7 * 36 * 39  # 39 ** .75 = 15 events, or with probability .16 all
     assert tokens["part"] != sorted(tokens["part"])[:1] * len(tokens["part"])
+
+
+def test_a_batch_whose_targets_were_all_drawn_out_has_no_loss() -> None:
+    """Events that may not be targets, of which stochastic length keeps the most recent one."""
+    model = model_of(stochastic_length=1.5).train()
+    items = Jagged.from_rows([[1, 2, 3, 4, 5]])
+    nothing = NextItemBatch(items, items.with_values(torch.zeros_like(items.values)), 0)
+    loss = model.training_loss(nothing).total
+    loss.backward()
+    assert float(loss) == 0
+
+
+@pytest.mark.parametrize("shared_by", ["batch", "sequence", "position"])
+def test_negatives_are_those_of_the_setting(shared_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(negatives_shared_by=shared_by, num_negatives=6)
+    seen: list[torch.Size] = []
+    real = hstu.sampled_softmax
+    monkeypatch.setattr(
+        hstu, "sampled_softmax", lambda *args, **kw: seen.append(kw["negatives"].shape) or real(*args, **kw)
+    )
+    batch = next(iter(model.examples(tiny()).batches(2, epoch=0, seed=0)))
+    assert bool(torch.isfinite(model.training_loss(batch).total))
+    assert seen == [{"batch": (6,), "sequence": (2, 6), "position": (5, 6)}[shared_by]]
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_the_targets_of_its_sequences() -> None:

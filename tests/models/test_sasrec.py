@@ -16,6 +16,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.data.negatives import Negatives, draw_negatives
 from nextitem.losses.contrastive import contrastive
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.models.sasrec import SASRec, SASRecConfig
@@ -222,6 +223,18 @@ def test_negatives_follow_from_the_batch_alone() -> None:
         assert torch.equal(first, model.training_loss(batch).total)
 
 
+def drawn_by(model: SASRec, batch: NextItemBatch) -> Negatives:
+    chosen, generator = model.settings, torch.Generator().manual_seed(batch.seed)
+    return draw_negatives(
+        batch,
+        model.popularity,
+        count=chosen.num_negatives,
+        shared_by=chosen.negatives_shared_by,
+        generator=generator,
+        power=chosen.negatives_power,
+    )
+
+
 @pytest.mark.parametrize("power", [0.0, 0.5])
 def test_a_sequence_alone_has_the_batch_s_negatives_but_for_its_own_items(power: float) -> None:
     items, targets = Jagged.from_rows([[1, 2, 3, 4]]), Jagged.from_rows([[2, 0, 4, 5]])
@@ -230,15 +243,15 @@ def test_a_sequence_alone_has_the_batch_s_negatives_but_for_its_own_items(power:
         model_of(tiny(), num_negatives=12, negatives_power=power, negatives_shared_by=sharing)
         for sharing in ("batch", "sequence")
     )
-    drawn, log_q = shared._negatives(torch.Generator().manual_seed(5))
-    strange = drawn[~torch.isin(drawn, torch.tensor([1, 2, 3, 4, 5]))]
+    drawn = drawn_by(shared, batch)
+    strange = drawn.negatives[~torch.isin(drawn.negatives, torch.tensor([1, 2, 3, 4, 5]))]
     assert 0 < len(strange) < 12
     expected = sampled_softmax(
         shared._flat_hidden(items)[[0, 2, 3]],
         shared.item_vectors(),
         torch.tensor([2, 4, 5]),
         negatives=strange,
-        log_q=log_q,
+        log_q=drawn.log_q,
     )
     torch.testing.assert_close(own.training_loss(batch).total, expected)
     assert not torch.isclose(shared.training_loss(batch).total, expected)
@@ -251,7 +264,7 @@ def test_each_sequence_has_its_own_negatives_and_each_position_where_asked() -> 
     own = [[1, 2, 3], [1, 2, 3], [1, 3]]
     for sharing, sets in (("sequence", 3), ("position", 4)):
         model = model_of(tiny(), num_negatives=6, negatives_shared_by=sharing)
-        negatives, _ = model._negatives(torch.Generator().manual_seed(5), sets=sets)
+        negatives = drawn_by(model, batch).negatives
         assert negatives.shape == (sets, 6)
         hidden, table = model._flat_hidden(items), model.item_vectors()
         expected = []
@@ -261,18 +274,6 @@ def test_each_sequence_has_its_own_negatives_and_each_position_where_asked() -> 
                 drawn = drawn[~torch.isin(drawn, torch.tensor(own[row]))]
             expected.append(sampled_softmax(hidden[at][None], table, torch.tensor([target]), negatives=drawn))
         torch.testing.assert_close(model.training_loss(batch).total, torch.stack(expected).mean())
-
-
-def test_popularity_negatives_are_drawn_and_corrected_by_it() -> None:
-    model = model_of(tiny(), num_negatives=20_000, negatives_power=0.5)
-    model.set_popularity(torch.tensor([0.0, 0, 3, 8, 15, 24, 35, 48, 63]))
-    negatives, log_q = model._negatives(torch.Generator().manual_seed(0))
-    counts = torch.bincount(negatives, minlength=9)[1:].double()
-    expected = torch.arange(1, 9).double()  # sqrt(count + 1)
-    expected = 20_000 * expected / expected.sum()
-    assert float(((counts - expected) ** 2 / expected).sum()) < 24.3  # chi-square, 7 degrees, 0.1%
-    assert log_q is not None
-    torch.testing.assert_close(log_q[1:].double().exp(), expected, rtol=1e-4, atol=1e-2)
 
 
 def test_temperature_makes_scores_cosines() -> None:

@@ -8,8 +8,8 @@ Notable
 - The last event's row is asked about at the request's time; a request without a time reuses the event's own, as in the
   authors' code. An undated log has no time bias.
 - The normaliser N is the longest sequence; the authors' code adds 11 for outputs that it never makes.
-- The published objective has 128 negatives for each position; here they are shared by the batch, and more, unless
-  `negatives_shared_by` says so.
+- The published objective has 128 negatives for each position (`negatives_shared_by = "position"`); the default shares
+  more of them in the batch, which costs less.
 - A training history beyond the limit is cut into windows and learnt from in full, as in sasrec.
 - With interleaved actions an event is two tokens, item and action; items are predicted from action tokens.
 - Stochastic length draws which events of a long window are read, recent ones with a higher chance; each that is read
@@ -38,6 +38,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.examples.stochastic_length import stochastic_length
+from nextitem.data.negatives import SharedBy, draw_negatives
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.hstu import HSTULayer, Past
@@ -58,7 +59,8 @@ class HSTUConfig(configs.Config):
     num_actions: int = Field(16, ge=1)  # action codes with a vector of their own; higher ones share the last
     stochastic_length: float | None = Field(None, gt=1, le=2)  # alpha; training reads length ** (alpha / 2) events
     objective: Literal["full-softmax", "sampled-softmax"] = "sampled-softmax"
-    num_negatives: int = Field(1024, ge=1)  # uniform, for a batch or a position
+    num_negatives: int = Field(1024, ge=1)  # uniform, of sampled-softmax: see the next line
+    negatives_shared_by: SharedBy = "batch"  # who has the same ones; the authors: "position", with 128
     temperature: float | None = Field(0.05, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
 
 
@@ -108,10 +110,18 @@ class HSTU(Recommender):
         kept = batch.targets.values > 0
         hidden_TD = self._scale(self._encode(batch, asked)[kept])
         targets, table = batch.targets.values[kept], self.item_vectors()
+        if not len(targets):
+            return LossTerms(hidden_TD.sum())  # stochastic length has drawn none: nothing to learn from
         if chosen.objective == "full-softmax":
             return LossTerms(full_softmax(hidden_TD, table, targets))
-        drawn = torch.randint(1, self.num_items + 1, (chosen.num_negatives,), generator=generator)
-        return LossTerms(sampled_softmax(hidden_TD, table, targets, negatives=drawn.to(targets.device)))
+        drawn = draw_negatives(
+            batch,
+            self.popularity,
+            count=chosen.num_negatives,
+            shared_by=chosen.negatives_shared_by,
+            generator=generator,
+        )
+        return LossTerms(sampled_softmax(hidden_TD, table, targets, **vars(drawn)))
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last hidden state of each history, [B, D]."""

@@ -35,8 +35,10 @@ from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
+from nextitem.data.negatives import draw_negatives
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.sampled_softmax import sampled_softmax
+from nextitem.nn.initialisation import truncated_normal_
 from nextitem.ops.topk import top_items
 
 
@@ -101,7 +103,8 @@ class NextItNet(Recommender):
         self.blocks = nn.Sequential(
             *(ResidualBlock(config.width, kernel_size=config.kernel_size, dilations=pair) for pair in pairs)
         )
-        self._initialise()
+        truncated_normal_(self)
+        nn.init.zeros_(self.output.weight[:, -1])
 
     @property
     def receptive_field(self) -> int:
@@ -119,10 +122,14 @@ class NextItNet(Recommender):
         targets = batch.targets.values[kept]
         if self.settings.objective == "full-softmax":
             return LossTerms(full_softmax(hidden_TD, self.item_vectors(), targets))
-        generator = torch.Generator().manual_seed(batch.seed)
-        shape = (self.settings.num_negatives,)
-        negatives = torch.randint(1, self.num_items + 1, shape, generator=generator).to(targets.device)
-        return LossTerms(sampled_softmax(hidden_TD, self.item_vectors(), targets, negatives=negatives))
+        drawn = draw_negatives(
+            batch,
+            self.popularity,
+            count=self.settings.num_negatives,
+            shared_by="batch",
+            generator=torch.Generator().manual_seed(batch.seed),
+        )
+        return LossTerms(sampled_softmax(hidden_TD, self.item_vectors(), targets, **vars(drawn)))
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last state of each history and a one, [B, D + 1]."""
@@ -142,16 +149,6 @@ class NextItNet(Recommender):
         hidden_BLD = self.blocks(self.dropout(self.items(items.to_padded())))
         column = torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device)
         return hidden_BLD[column < items.lengths[:, None]]  # type: ignore[no-any-return]
-
-    def _initialise(self) -> None:
-        for name, parameter in self.named_parameters():
-            if parameter.dim() >= 2:
-                nn.init.trunc_normal_(parameter, std=0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-        with torch.no_grad():
-            self.items.weight[0] = 0
-            self.output.weight[:, -1] = 0
 
 
 def _with_one(hidden_TD: Tensor) -> Tensor:

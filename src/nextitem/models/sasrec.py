@@ -48,12 +48,14 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
 from nextitem.data.examples.augmentations import augmented
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
+from nextitem.data.negatives import SharedBy, draw_negatives
 from nextitem.losses.bce import bce
 from nextitem.losses.contrastive import contrastive
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import gbce
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.incremental import read_on
+from nextitem.nn.initialisation import truncated_normal_
 from nextitem.nn.item_features import CONTENT, ItemFeatures
 from nextitem.nn.key_value_cache import FurtherPositions, KeyValueCache
 from nextitem.nn.transformer import BLOCKS
@@ -72,13 +74,12 @@ class SASRecConfig(configs.Config):
     block: Literal["published", "pre-norm", "ligr"] = "ligr"  # see nn/transformer.py
     objective: Literal["full-softmax", "sampled-softmax", "bce", "gbce"] = "sampled-softmax"
     num_negatives: int = Field(1024, ge=1)  # sampled-softmax: see the next line; bce, gbce: for each position
-    negatives_shared_by: Literal["batch", "sequence", "position"] = "batch"  # of sampled-softmax: who has the same ones
+    negatives_shared_by: SharedBy = "batch"  # of sampled-softmax: who has the same ones
     negatives_power: float = Field(0.0, ge=0)  # negatives by popularity ** power, log_q corrected; 0: uniform
     gbce_calibration: float = Field(0.75, ge=0, le=1)  # t of gSASRec
     temperature: float | None = Field(None, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
     features: tuple[str, ...] = ()  # of the items, read beside their ids: columns of the catalogue, "content"
     features_merge: Literal["sum", "concat"] = "sum"  # how they meet the item's own vector; concat: then projected
-
     contrastive_weight: float = Field(0.0, ge=0)  # of the term between two views of each history; 0: none, CL4SRec: 0.1
     contrastive_temperature: float = Field(1.0, gt=0)  # divides the views' inner products
     contrastive_crop: float = Field(0.6, gt=0, le=1)  # share of a cropped history that is kept
@@ -113,7 +114,7 @@ class SASRec(Recommender):
             block(config.width, heads=config.heads, dropout=config.dropout) for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(config.width, eps=1e-8)
-        self._initialise()
+        truncated_normal_(self)
 
     def examples(self, train: Dataset) -> NextItemSequences:
         """Windows of the users' histories; every event but the first is a target."""
@@ -141,35 +142,27 @@ class SASRec(Recommender):
         return LossTerms(loss + chosen.contrastive_weight * agreement, named)
 
     def _objective(self, batch: NextItemBatch, generator: torch.Generator) -> Tensor:
+        chosen, table = self.settings, self.item_vectors()
         kept = batch.targets.values > 0
-        hidden_TD = self._scale(self._flat_hidden(batch.items)[kept])
-        targets = batch.targets.values[kept]
-        table = self.item_vectors()
-        chosen = self.settings
+        hidden_TD, targets = self._scale(self._flat_hidden(batch.items)[kept]), batch.targets.values[kept]
         if chosen.objective == "full-softmax":
             return full_softmax(hidden_TD, table, targets)
         if chosen.objective == "sampled-softmax":
-            return self._sampled_softmax(batch, hidden_TD, generator)
-        shape = (len(targets), chosen.num_negatives)
-        drawn = torch.randint(1, self.num_items + 1, shape, generator=generator).to(targets.device)
-        if chosen.objective == "bce":
-            return bce(hidden_TD, table, targets, negatives=drawn)
-        calibration = chosen.gbce_calibration
-        return gbce(hidden_TD, table, targets, negatives=drawn, calibration=calibration, num_items=self.num_items)
-
-    def _sampled_softmax(self, batch: NextItemBatch, hidden_TD: Tensor, generator: torch.Generator) -> Tensor:
-        kept = batch.targets.values > 0
-        targets, table = batch.targets.values[kept], self.item_vectors()
-        if self.settings.negatives_shared_by == "sequence":
-            lengths = torch.bincount(batch.targets.row_ids()[kept], minlength=batch.targets.num_rows)
-            negatives, log_q = self._negatives(generator, sets=len(lengths))
-            own = batch.holds(negatives)
-            return sampled_softmax(
-                hidden_TD, table, targets, negatives=negatives, lengths=lengths, log_q=log_q, left_out=own
+            drawn = draw_negatives(
+                batch,
+                self.popularity,
+                count=chosen.num_negatives,
+                shared_by=chosen.negatives_shared_by,
+                generator=generator,
+                power=chosen.negatives_power,
             )
-        sets = len(targets) if self.settings.negatives_shared_by == "position" else None
-        negatives, log_q = self._negatives(generator, sets=sets)
-        return sampled_softmax(hidden_TD, table, targets, negatives=negatives, log_q=log_q)
+            return sampled_softmax(hidden_TD, table, targets, **vars(drawn))
+        shape = (len(targets), chosen.num_negatives)
+        negatives = torch.randint(1, self.num_items + 1, shape, generator=generator).to(targets.device)
+        if chosen.objective == "bce":
+            return bce(hidden_TD, table, targets, negatives=negatives)
+        calibration = chosen.gbce_calibration
+        return gbce(hidden_TD, table, targets, negatives=negatives, calibration=calibration, num_items=self.num_items)
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last hidden state of each history, [B, D]."""
@@ -228,7 +221,7 @@ class SASRec(Recommender):
             items, kept = batch.items.last(self.settings.max_history_length), None
             caches = [KeyValueCache() for _ in self.blocks if self.settings.positions == "from-first"]
         else:
-            items, kept = batch.items.after(state.lengths), state.lengths
+            items, kept = batch.items.last(batch.items.lengths - state.lengths), state.lengths
             further = FurtherPositions(kept, items.lengths)
             caches = [KeyValueCache(state.cache[f"block{n}"], further) for n in range(len(self.blocks))]
         hidden_BLD = self._padded_hidden(items, caches, kept=kept)
@@ -240,24 +233,3 @@ class SASRec(Recommender):
         if self.settings.temperature is None:
             return hidden_TD
         return nn.functional.normalize(hidden_TD, dim=1) / self.settings.temperature
-
-    def _negatives(self, generator: torch.Generator, *, sets: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Item ids [S], or [sets, S], and log_q [N + 1]; None for uniform draws, whose log_q is a constant."""
-        device = self.items.weight.device
-        count, power = self.settings.num_negatives, self.settings.negatives_power
-        shape = (count,) if sets is None else (sets, count)
-        if power == 0:
-            return torch.randint(1, self.num_items + 1, shape, generator=generator).to(device), None
-        weights = (self.popularity.cpu() + 1) ** power
-        weights[0] = 0
-        drawn = torch.multinomial(weights, count * (sets or 1), replacement=True, generator=generator).view(shape)
-        return drawn.to(device), torch.log(count * weights / weights.sum()).to(device)
-
-    def _initialise(self) -> None:
-        for name, parameter in self.named_parameters():
-            if parameter.dim() >= 2:
-                nn.init.trunc_normal_(parameter, std=0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-        with torch.no_grad():
-            self.items.weight[0] = 0

@@ -62,9 +62,13 @@ class Layout:
         if self.query_times is not None and self.key_times is not None:
             buckets = time_buckets(self.query_times[block.queries][:, :, None] - self.key_times[block.keys][:, None])
         found = Pairs((distance[-1:] if block.alike else distance).clamp_(min=0), mask, buckets)
-        if sum(other.queries.numel() * other.keys.shape[1] for other in self.blocks) <= KEPT:
+        if self._small:
             block.pairs = found
         return found
+
+    @cached_property
+    def _small(self) -> bool:
+        return sum(block.queries.numel() * block.keys.shape[1] for block in self.blocks) <= KEPT
 
 
 @dataclass(frozen=True, eq=False)
