@@ -63,6 +63,6 @@ def test_ranges() -> None:
     assert ranges(torch.tensor([5, 0, 2]), torch.tensor([2, 0, 3])).tolist() == [5, 6, 2, 3, 4]
 
 
-def test_after_leaves_out_as_many_values_as_it_is_told() -> None:
+def test_what_follows_in_each_row_is_its_last_values() -> None:
     rows = Jagged.from_rows([[1, 2, 3], [], [4, 5], [6]])
-    assert rows.after(torch.tensor([1, 0, 2, 0])).to_lists() == [[2, 3], [], [], [6]]
+    assert rows.last(rows.lengths - torch.tensor([1, 0, 2, 0])).to_lists() == [[2, 3], [], [], [6]]

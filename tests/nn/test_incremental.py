@@ -26,7 +26,8 @@ class Summing:
         if state is None:
             total = recent.to_padded().sum(1)
         else:
-            total = state.vectors[:, 0].long() + batch.items.after(state.lengths).to_padded().sum(1)
+            further = batch.items.last(batch.items.lengths - state.lengths)
+            total = state.vectors[:, 0].long() + further.to_padded().sum(1)
         return HistoryState(batch.items.lengths, total[:, None].float(), {"items": recent.to_padded()})
 
 

@@ -94,10 +94,6 @@ class Jagged:
         kept = (self.lengths - count).clamp(min=0)
         return self._slice(self.offsets[:-1], kept)
 
-    def after(self, counts: Tensor) -> Jagged:
-        """Each row without its first `counts[b]` values [B]; a row must have that many."""
-        return self._slice(self.offsets[:-1] + counts, self.lengths - counts)
-
     def select(self, rows: Tensor) -> Jagged:
         """The given rows [R] (int64, in the given order, repeats allowed)."""
         return self._slice(self.offsets[:-1][rows], self.lengths[rows])

@@ -33,7 +33,6 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
-from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
@@ -43,6 +42,7 @@ from nextitem.losses.bpr_max import bpr_max
 from nextitem.losses.in_batch_softmax import in_batch_softmax
 from nextitem.losses.top1 import top1
 from nextitem.losses.top1_max import top1_max
+from nextitem.nn.incremental import read_on
 from nextitem.nn.recurrent import GRULayer, OneHotGRULayer, glorot_
 from nextitem.ops.topk import top_items
 
@@ -124,19 +124,9 @@ class GRU4Rec(Recommender):
 
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
-        """Roles.Incremental: hidden states go on from where they were kept."""
-        lengths, recent = batch.items.lengths, batch.items.last(self.settings.max_history_length)
-        new = lengths if state is None else state.new_events(lengths)
-        # Where the window has slid the first events that it held must be forgotten: such a row is read anew.
-        slid = (lengths > recent.lengths) & (new > 0)
-        new = torch.where(slid, recent.lengths, new)
-        kept = self.carried.new_zeros(len(lengths), self.carried.shape[1]) if state is None else state.cache["hidden"]
-        hidden = kept.masked_fill(slid[:, None], 0)
-        rows = new.nonzero()[:, 0]
-        if len(rows):
-            events = recent.select(rows).last(new[rows])
-            hidden = hidden.index_copy(0, rows, self._run(events, hidden[rows]))
-        return HistoryState(lengths, self._vectors(hidden), {"hidden": hidden})
+        """The state after all events, roles.Incremental; the hidden states [B, all layers] are kept."""
+        empty = F.pad(self.bias.weight.new_zeros(self.settings.layers[-1]), (0, 1), value=1.0)
+        return read_on(batch, state, self._read, limit=self.settings.max_history_length, empty=empty)
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last hidden state of each history and 1, [B, D + 1]."""
@@ -150,9 +140,6 @@ class GRU4Rec(Recommender):
         hidden = self.user_vectors(batch)[:, :-1]
         return top_items(torch.addmm(self.bias.weight[:, 0], hidden, self.items.weight.T), batch, k)
 
-    def _vectors(self, hidden: Tensor) -> Tensor:
-        return F.pad(hidden[:, -self.settings.layers[-1] :], (0, 1), value=1.0)
-
     def _embed(self, items: Tensor) -> Tensor:
         """The first layer's input: vectors, or item ids as they are where it takes one-hot vectors."""
         if self.settings.embedding == "one-hot":
@@ -160,16 +147,21 @@ class GRU4Rec(Recommender):
         table = self.items if self.inputs is None else self.inputs
         return F.dropout(table(items), self.settings.dropout_embedding, self.training)
 
-    def _run(self, items: Jagged, states: Tensor) -> Tensor:
-        """The states [B, all layers] after reading further events; every row has at least one."""
-        lengths = items.lengths.cpu()
-        out = pack_padded_sequence(items.to_padded(), lengths, batch_first=True, enforce_sorted=False)
+    def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
+        """Reads histories anew, or what follows in them; each row has something to read."""
+        if state is None:
+            items = batch.items.last(self.settings.max_history_length)
+            former = self.bias.weight.new_zeros(batch.num_requests, sum(self.settings.layers))
+        else:
+            items, former = batch.items.last(batch.items.lengths - state.lengths), state.cache["hidden"]
+        out = pack_padded_sequence(items.to_padded(), items.lengths.cpu(), batch_first=True, enforce_sorted=False)
         out = PackedSequence(self._embed(out.data), *out[1:])
         hidden = []
-        for layer, state in zip(self.layers, torch.split(states, list(self.settings.layers), dim=1), strict=True):
-            out, last = layer(out, state)
+        for layer, begin in zip(self.layers, torch.split(former, list(self.settings.layers), dim=1), strict=True):
+            out, last = layer(out, begin)
             hidden.append(last)
-        return torch.cat(hidden, 1)
+        vectors = F.pad(hidden[-1], (0, 1), value=1.0)
+        return HistoryState(batch.items.lengths, vectors, {"hidden": torch.cat(hidden, 1)})
 
     def _objective(self, hidden: Tensor, targets: Tensor, seed: int) -> Tensor:
         """Mean over the rows; only the columns of targets and sampled items are ever scored."""
