@@ -67,6 +67,18 @@ class Layout:
         return found
 
     @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.offsets.diff().max()) if len(self.offsets) > 1 else 0
+
+    @cached_property
+    def most_queries(self) -> int:
+        """Queries of the row with most of them."""
+        if self.query_offsets is None:
+            return self.longest
+        return int(self.query_offsets.diff().max()) if len(self.query_offsets) > 1 else 0
+
+    @cached_property
     def _small(self) -> bool:
         return sum(block.queries.numel() * block.keys.shape[1] for block in self.blocks) <= KEPT
 
@@ -120,15 +132,19 @@ def hstu_attention(
     `query [queries, H, K]`, `key [T, H, K]`, `value [T, H, V]`. The position bias is `position_weights [2 P - 1]` at
     P - 1 + j - i, so the last token before a query has the highest place but one; rows must not be longer than P. The
     time bias is `time_weights [129]` at `time_buckets` of the time from key to query. Both are shared by the heads.
-    Never holds more than `BLOCK` scores a head; the way back computes them anew.
+    Never holds more than `BLOCK` scores a head; the way back computes them anew. On a GPU a fused kernel holds none
+    (ops/triton/hstu_attention.py).
     """
-    if position_weights is not None and len(layout.offsets) > 1:
-        longest, reach = int(layout.offsets.diff().max()), (len(position_weights) + 1) // 2
-        if longest > reach:
-            raise ValueError(f"a row has {longest} tokens, position_weights reach {reach}")
+    if position_weights is not None and layout.longest > (reach := (len(position_weights) + 1) // 2):
+        raise ValueError(f"a row has {layout.longest} tokens, position_weights reach {reach}")
     if time_weights is not None and (layout.query_times is None or layout.key_times is None):
         raise ValueError("time_weights need a layout with query_times and key_times")
-    out: Tensor = _Attention.apply(query, key, value, position_weights, time_weights, layout, normaliser, scale)  # type: ignore[no-untyped-call]
+    way: Any = _Attention
+    if query.is_cuda:
+        from nextitem.ops.triton.hstu_attention import FusedAttention
+
+        way = FusedAttention
+    out: Tensor = way.apply(query, key, value, position_weights, time_weights, layout, normaliser, scale)
     return out
 
 
