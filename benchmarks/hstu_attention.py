@@ -5,10 +5,10 @@
 
 Rows have lengths drawn evenly from a half to the whole of --longest. Rates are in TFLOP/s of the arithmetic that
 causal attention of these lengths asks for: 2 products forward and 5 backward of half of length^2 x heads x width
-multiply-adds each, for every way alike, whatever it computes beside them. SDPA gets the same rows one length longer
-than it needs: padded to the longest, as its causal path on a GPU takes them (its rate by the padded shape is printed
-too, which is what a full batch would reach). The plain path is the blocked one, on the same device. One JSON line: of
-each way the median milliseconds and the rate, and the fused kernel's share of SDPA's rate by its own shape.
+multiply-adds each, for every way alike, whatever it computes beside them. SDPA gets rows padded to the longest, as its
+causal path takes them; its rate by that padded shape is printed too, which is what full rows would reach. The plain
+path is the blocked one, on the same device. One JSON line: of each way the median milliseconds and the rate, and the
+fused kernel's share of SDPA's rate by its own shape.
 """
 
 from __future__ import annotations
