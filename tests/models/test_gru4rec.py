@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,15 +124,31 @@ def spy_on_scores(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Tensor]:
     return seen
 
 
+def spy_on_columns(model: GRU4Rec) -> list[Tensor]:
+    """The ids of targets and samples of each step to come."""
+    seen: list[Tensor] = []
+    real = model._look_up
+
+    def look_up(*given: Any) -> Any:
+        found = real(*given)
+        seen.append(found[1])
+        return found
+
+    model._look_up = look_up  # type: ignore[method-assign]
+    return seen
+
+
 def test_only_the_columns_of_the_batch_and_its_samples_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = tiny()
     model = model_of(dataset, num_negatives=3, objective="bpr")
     seen = spy_on_scores(monkeypatch, "bpr")
-    looked_up = []
-    model.items.register_forward_hook(lambda module, args, out: looked_up.append(len(args[0])))
-    model.training_loss(lanes(model, dataset, 4)[0])
+    columns, looked_up = spy_on_columns(model), []
+    model.items.register_forward_hook(lambda module, args, out: looked_up.append(args[0].tolist()))
+    batch = lanes(model, dataset, 4)[0]
+    model.training_loss(batch)
     assert seen[0].shape == (4, 7)
-    assert looked_up == [4, 7]  # inputs; targets and samples
+    # Inputs, targets and samples at once, each row of the table a single time: its gradient needs no adding up.
+    assert looked_up == [sorted({*batch.items.tolist(), *columns[0].tolist()})]
 
 
 def test_cross_entropy_is_one_softmax_over_raw_scores_less_log_q(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +157,7 @@ def test_cross_entropy_is_one_softmax_over_raw_scores_less_log_q(monkeypatch: py
     model = model_of(dataset, negatives_power=0.75, log_q="published").eval()
     batch = lanes(model, dataset, 4)[0]
     seen = spy_on_scores(monkeypatch, "in_batch_softmax")
-    columns = []
-    model.bias.register_forward_hook(lambda module, args, out: columns.append(args[0]))
+    columns = spy_on_columns(model)
     loss = model.training_loss(batch).total
     hidden, chosen = model.carried[batch.lanes], columns[0]
     assert chosen[:4].tolist() == batch.targets.tolist()
@@ -158,11 +174,10 @@ def test_the_textbook_log_q_is_that_of_expected_draws_and_leaves_collisions_out(
     dataset = tiny()
     model = model_of(dataset, log_q="textbook", negatives_power=0.5, num_negatives=30)
     seen: list[tuple[Tensor, Tensor]] = []
-    columns: list[Tensor] = []
+    columns = spy_on_columns(model)
     monkeypatch.setattr(
         gru4rec, "in_batch_softmax", lambda scores, *, log_q: seen.append((scores, log_q)) or scores.sum() * 0
     )
-    model.bias.register_forward_hook(lambda module, args, out: columns.append(args[0]))
     model.training_loss(lanes(model, dataset, 4)[0])
     (scores, log_q), chosen = seen[0], columns[0]
     counts = torch.from_numpy(dataset.interactions.item_counts()).float()
@@ -222,8 +237,7 @@ def test_dropout_stands_where_the_authors_put_it(embedding: str, monkeypatch: py
 def test_negatives_are_drawn_by_count_to_the_power(power: float) -> None:
     dataset = cycle()
     model = model_of(dataset, num_negatives=50_000, negatives_power=power)
-    columns: list[Tensor] = []
-    model.bias.register_forward_hook(lambda module, args, out: columns.append(args[0]))
+    columns = spy_on_columns(model)
     model.training_loss(lanes(model, dataset, 1)[0])
     drawn = np.bincount(columns[0][1:].numpy(), minlength=13)[1:]
     weights = dataset.interactions.item_counts()[1:].astype(float) ** power
@@ -233,8 +247,7 @@ def test_negatives_are_drawn_by_count_to_the_power(power: float) -> None:
 def test_an_item_that_is_no_target_in_training_is_never_drawn() -> None:
     dataset = tiny([[1, 2, 3], [2, 1]])
     model = model_of(dataset, num_negatives=1000)
-    columns: list[Tensor] = []
-    model.bias.register_forward_hook(lambda module, args, out: columns.append(args[0]))
+    columns = spy_on_columns(model)
     model.training_loss(lanes(model, dataset, 1)[0])
     assert set(columns[0].tolist()) == {1, 2, 3}
 

@@ -111,15 +111,16 @@ class GRU4Rec(Recommender):
             self.carried = self.carried.new_zeros(batch.num_lanes, self.carried.shape[1])
         # Only the lanes whose session has changed forget, at every step anew.
         states = self.carried[batch.lanes].masked_fill_(batch.begins[:, None], 0)
+        kept = batch.targets > 0
+        items, columns, biases, vectors = self._look_up(batch.items, batch.targets[kept], batch.seed)
         hidden = []
-        out = self._embed(batch.items)
+        out = self._embed(batch.items) if items is None else self._dropped(items)
         for layer, state in zip(self.layers, torch.split(states, list(self.settings.layers), dim=1), strict=True):
             assert isinstance(layer, GRULayer | OneHotGRULayer)
             out = F.dropout(layer.step(out, state), self.settings.dropout_hidden, self.training)
             hidden.append(out.detach())
         self.carried[batch.lanes] = torch.cat(hidden, 1)
-        kept = batch.targets > 0
-        loss = self._objective(out[kept], batch.targets[kept], batch.seed)
+        loss = self._objective(out[kept], columns, biases, vectors)
         return LossTerms(loss * (int(kept.sum()) / batch.num_lanes))
 
     @torch.no_grad()
@@ -144,8 +145,10 @@ class GRU4Rec(Recommender):
         """The first layer's input: vectors, or item ids as they are where it takes one-hot vectors."""
         if self.settings.embedding == "one-hot":
             return items
-        table = self.items if self.inputs is None else self.inputs
-        return F.dropout(table(items), self.settings.dropout_embedding, self.training)
+        return self._dropped((self.items if self.inputs is None else self.inputs)(items))
+
+    def _dropped(self, vectors: Tensor) -> Tensor:
+        return F.dropout(vectors, self.settings.dropout_embedding, self.training)
 
     def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
         """Reads histories anew, or what follows in them; each row has something to read."""
@@ -163,15 +166,28 @@ class GRU4Rec(Recommender):
         vectors = F.pad(hidden[-1], (0, 1), value=1.0)
         return HistoryState(batch.items.lengths, vectors, {"hidden": torch.cat(hidden, 1)})
 
-    def _objective(self, hidden: Tensor, targets: Tensor, seed: int) -> Tensor:
-        """Mean over the rows; only the columns of targets and sampled items are ever scored."""
-        chosen = self.settings
+    def _look_up(self, items: Tensor, targets: Tensor, seed: int) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        """Vectors of the events read (None where they have a table of their own); the columns: ids, biases, vectors.
+
+        Columns are targets and sampled items. Each row of the table is looked up once, in the order of the ids, so
+        that its gradient has neither to be sorted nor to be added up.
+        """
         generator = torch.Generator().manual_seed(seed)
-        draws = torch.rand(chosen.num_negatives, generator=generator, dtype=torch.float64).to(hidden.device)
+        draws = torch.rand(self.settings.num_negatives, generator=generator, dtype=torch.float64).to(items.device)
         sampled = torch.searchsorted(self.sampling, draws, right=True).clamp_(max=self.num_items)
         columns = torch.cat([targets, sampled])
-        scores = torch.addmm(self.bias(columns)[:, 0], hidden, self.items(columns).T)
-        if not len(targets) or scores.shape[1] < 2:
+        shared = self.settings.embedding == "shared"
+        distinct, place = torch.unique(torch.cat([columns, items]) if shared else columns, return_inverse=True)
+        vectors = self.items(distinct).index_select(0, place)
+        of_columns, of_items = vectors.split([len(columns), len(place) - len(columns)])
+        biases = self.bias(distinct).index_select(0, place[: len(columns)])[:, 0]
+        return of_items if shared else None, columns, biases, of_columns
+
+    def _objective(self, hidden: Tensor, columns: Tensor, biases: Tensor, vectors: Tensor) -> Tensor:
+        """Mean over the rows; only the columns of targets and sampled items are ever scored."""
+        chosen = self.settings
+        scores = torch.addmm(biases, hidden, vectors.T)
+        if not len(hidden) or scores.shape[1] < 2:
             return scores.sum() * 0  # a last lane without negatives has nothing to learn from
         if chosen.objective == "cross-entropy":
             scores, log_q = self._corrected(scores, columns)

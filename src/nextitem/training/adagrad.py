@@ -49,11 +49,13 @@ class Adagrad(torch.optim.Optimizer):
                 change = state["momentum"].mul_(momentum).add_(change)
             parameter.add_(change)
             return
-        grad = grad.coalesce()
-        rows, values = grad.indices()[0], grad.values()
+        rows, values = grad._indices()[0], grad._values()
+        if not bool((rows[1:] > rows[:-1]).all()):  # else there is nothing to sort or add up
+            grad = grad.coalesce()
+            rows, values = grad.indices()[0], grad.values()
         sums = state["sum"].index_select(0, rows).addcmul_(values, values)
         state["sum"].index_copy_(0, rows, sums)
-        change = values.mul(-rate).div_(sums.add_(EPSILON).sqrt_())
+        change = sums.add_(EPSILON).rsqrt_().mul_(values).mul_(-rate)
         if momentum > 0:
             change = change.add_(state["momentum"].index_select(0, rows), alpha=momentum)
             state["momentum"].index_copy_(0, rows, change)
