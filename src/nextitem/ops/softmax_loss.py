@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 2**22  # logits held at once: 16 MiB in float32
-ROWS = 256  # positions in a block, at least: fewer, and products with the table run at a fraction of their speed
+BLOCK = 2**20  # logits held at once: 4 MiB in float32, so that they stay in a CPU's cache between products
+ROWS = 64  # positions in a block, at least: with fewer, products with the table run at a fraction of their speed
 
 
 def softmax_loss(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     """Mean over T of -log softmax(hidden . items)[target], scalar; differentiable once.
 
     `hidden [T, D]`; `table [N + 1, D]`, whose row 0 is padding and never competes; `targets [T]` item ids, 1..N.
-    Holds `BLOCK` logits beside the gradients, whatever T and N are.
+    Holds twice `BLOCK` logits beside the gradients, whatever T and N are.
 
     The gradient of a cross-entropy needs nothing but the probabilities, so both gradients are made in the forward
     pass while a block of them is at hand. A small catalogue is taken in blocks of positions: each product is computed
@@ -66,11 +66,11 @@ def _blocks_of_positions(
     rows = max(1, BLOCK // len(items))
     losses = []
     grad_hidden = None if grad_items is None else torch.empty_like(hidden)
-    logits = torch.empty(min(rows, len(hidden)), len(items), dtype=hidden.dtype, device=hidden.device)
+    logits, out = torch.empty(2, min(rows, len(hidden)), len(items), dtype=hidden.dtype, device=hidden.device)
     for start in range(0, len(hidden), rows):
         part, target = hidden[start : start + rows], wanted[start : start + rows, None]
         block = torch.mm(part, items.T, out=logits[: len(part)])
-        probabilities, normaliser = _normalise(block)
+        probabilities, normaliser = _normalise(block, out[: len(part)])
         losses.append(normaliser - (part * items[target[:, 0]]).sum(1).to(normaliser.dtype))
         if grad_items is not None and grad_hidden is not None:
             probabilities.scatter_add_(1, target, torch.full_like(target, -1, dtype=probabilities.dtype))
@@ -79,15 +79,15 @@ def _blocks_of_positions(
     return torch.cat(losses), None if grad_hidden is None else grad_hidden.div_(len(hidden))
 
 
-def _normalise(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax of the rows, in place where the type allows it, and the log of their normalisers [T] in float32."""
+def _normalise(logits: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax of the rows, in `out` where the type allows it, and the log of their normalisers [T] in float32."""
     if logits.dtype in (torch.bfloat16, torch.float16):
         exact = logits.float()
         normaliser = exact.logsumexp(1)
         return (exact - normaliser[:, None]).exp_().to(logits.dtype), normaliser
-    highest = logits.amax(1, keepdim=True)
-    total = logits.sub_(highest).exp_().sum(1, keepdim=True)
-    return logits.div_(total), (highest + total.log())[:, 0]
+    # Softmax has the fastest exponential at hand; of the highest logit it is 1 / N or more, so its log is exact.
+    probabilities = torch.softmax(logits, 1, out=out)
+    return probabilities, logits.amax(1) - probabilities.amax(1).log()
 
 
 def _blocks_of_items(
