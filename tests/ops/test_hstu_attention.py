@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 import torch
+from attention_cases import DAY, LONGEST, SECOND, make, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,59 +15,6 @@ from torch import Tensor
 from nextitem.core.jagged import offsets_of
 from nextitem.ops import hstu_attention as module
 from nextitem.ops.hstu_attention import Layout, hstu_attention, hstu_attention_reference, time_buckets
-
-SECOND = 1000
-DAY = 86400 * SECOND
-LONGEST = 40
-
-
-def make(
-    lengths: list[int],
-    *,
-    heads: int = 2,
-    widths: tuple[int, int] = (3, 4),
-    asked: list[int] | None = None,
-    seed: int = 0,
-) -> tuple[list[Tensor], Layout]:
-    """Query, key, value, position and time weights in float64, and rising times."""
-    generator = torch.Generator().manual_seed(seed)
-    total, count = sum(lengths), sum(lengths if asked is None else asked)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
-
-    parts = [draw(count, heads, widths[0]), draw(total, heads, widths[0]), draw(total, heads, widths[1])]
-    parts += [draw(2 * LONGEST - 1), draw(129)]
-    steps = torch.randint(0, 40 * DAY, (total,), generator=generator) * torch.randint(
-        0, 2, (total,), generator=generator
-    )
-    times = steps.cumsum(0)
-    ends = offsets_of(torch.tensor(lengths))[1:]
-    queries = [torch.arange(int(end) - n, int(end)) for end, n in zip(ends, asked or lengths, strict=True)]
-    layout = Layout(
-        offsets_of(torch.tensor(lengths)),
-        None if asked is None else offsets_of(torch.tensor(asked)),
-        (times + 5 * SECOND)[torch.cat(queries)] if queries else times,
-        times,
-    )
-    return parts, layout
-
-
-def run(
-    way: Callable[..., Tensor], parts: list[Tensor], layout: Layout, *, position: bool, time: bool
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The output, and the gradients of all that is used."""
-    used = [*parts[:3], *([parts[3]] if position else []), *([parts[4]] if time else [])]
-    out = way(
-        *parts[:3],
-        layout,
-        normaliser=7.0,
-        scale=0.8,
-        position_weights=parts[3] if position else None,
-        time_weights=parts[4] if time else None,
-    )
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=out.dtype)
-    return out.detach(), torch.autograd.grad((out * weights).sum(), used)
 
 
 def same(parts: list[Tensor], layout: Layout, **used: bool) -> None:

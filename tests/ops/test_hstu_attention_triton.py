@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from attention_cases import make, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nextitem.core.jagged import offsets_of
 from nextitem.ops.hstu_attention import Layout, hstu_attention, hstu_attention_reference
 
 if importlib.util.find_spec("triton") is None:
@@ -23,31 +23,7 @@ if importlib.util.find_spec("triton") is None:
 
 from nextitem.ops.triton import hstu_attention as fused
 
-DAY = 86_400_000
-
-
-def draw(
-    lengths: list[int], asked: list[int] | None, *, heads: int, widths: tuple[int, int], reach: int
-) -> tuple[list[Tensor], Layout]:
-    """Query, key, value, position weights, time weights (float32, as if learnt) and their layout."""
-    generator = torch.Generator().manual_seed(len(lengths))
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    total, count = sum(lengths), sum(lengths if asked is None else asked)
-    parts = [normal(count, heads, widths[0]), normal(total, heads, widths[0]), normal(total, heads, widths[1])]
-    steps = torch.randint(0, 40 * DAY, (total,), generator=generator)
-    times = (steps * torch.randint(0, 2, (total,), generator=generator)).cumsum(0)
-    ends = offsets_of(torch.tensor(lengths))[1:]
-    queries = torch.cat([torch.arange(int(end) - n, int(end)) for end, n in zip(ends, asked or lengths, strict=True)])
-    layout = Layout(
-        offsets_of(torch.tensor(lengths)),
-        None if asked is None else offsets_of(torch.tensor(asked)),
-        (times + 5500)[queries],
-        times,
-    )
-    return [*parts, normal(2 * reach - 1), normal(129)], layout
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def hstu_attention_fused(
@@ -62,26 +38,21 @@ def hstu_attention_fused(
     return fused.FusedAttention.apply(*tokens, position_weights, time_weights, layout, normaliser, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def drawn(
+    lengths: list[int], asked: list[int] | None, *, dtype: torch.dtype = torch.float32, **sizes: Any
+) -> tuple[list[Tensor], Layout]:
+    """Inputs of a type that the kernels take, where they run."""
+    return make(lengths, asked=asked, dtype=dtype, device=DEVICE, **sizes)
+
+
 def both(parts: list[Tensor], layout: Layout, *, position: bool, time: bool, tolerance: float = 2e-5) -> None:
     """Outputs and all gradients are those of the formula, to a share of the largest."""
-    results = []
-    for way in (hstu_attention_fused, hstu_attention_reference):
-        used = [part.detach().requires_grad_() for part in parts]
-        out = way(
-            *used[:3],
-            layout,
-            normaliser=7.0,
-            scale=0.8,
-            position_weights=used[3] if position else None,
-            time_weights=used[4] if time else None,
-        )
-        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(out)
-        named = [*used[:3], *([used[3]] if position else []), *([used[4]] if time else [])]
-        results.append([out.detach(), *torch.autograd.grad((out * weights).sum(), named)])
-    for found, wanted in zip(*results, strict=True):
-        assert found.dtype == wanted.dtype
-        largest = float(wanted.abs().max()) if wanted.numel() else 1.0
-        torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * max(largest, 1e-3))
+    found, found_grads = run(hstu_attention_fused, parts, layout, position=position, time=time)
+    wanted, wanted_grads = run(hstu_attention_reference, parts, layout, position=position, time=time)
+    for left, right in zip([found, *found_grads], [wanted, *wanted_grads], strict=True):
+        assert left.dtype == right.dtype
+        largest = float(right.abs().max()) if right.numel() else 1.0
+        torch.testing.assert_close(left, right, rtol=0, atol=tolerance * max(largest, 1e-3))
 
 
 @settings(max_examples=25, deadline=None)
@@ -113,17 +84,16 @@ def test_kernels_equal_the_formula(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "TILE", 32)  # 16 for float32, the least that a product takes
         patch.setattr(fused, "PROGRAMS", programs)
-        both(*draw(lengths, asked, heads=heads, widths=widths, reach=45), position=position, time=time)
+        both(*drawn(lengths, asked, heads=heads, widths=widths), position=position, time=time)
 
 
 def test_tiles_as_they_are_used() -> None:
-    both(*draw([70, 3, 0, 33], None, heads=2, widths=(20, 12), reach=70), position=True, time=True)
-    both(*draw([70, 3, 90], [1, 3, 65], heads=1, widths=(16, 16), reach=90), position=True, time=True)
+    both(*drawn([70, 3, 0, 33], None, heads=2, widths=(20, 12), longest=70), position=True, time=True)
+    both(*drawn([70, 3, 90], [1, 3, 65], heads=1, widths=(16, 16), longest=90), position=True, time=True)
 
 
 def test_nothing_to_do() -> None:
-    parts, layout = draw([0, 0], None, heads=2, widths=(4, 4), reach=5)
-    used = [part.requires_grad_() for part in parts]
+    used, layout = drawn([0, 0], None, heads=2, widths=(4, 4))
     out = hstu_attention_fused(*used[:3], layout, normaliser=1.0, position_weights=used[3], time_weights=used[4])
     out.sum().backward()
     assert out.shape == (0, 2, 4)
@@ -136,13 +106,11 @@ def test_nothing_to_do() -> None:
 def test_a_gpu_computes_the_same(dtype: torch.dtype) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    parts, layout = draw([300, 1, 0, 128, 65], None, heads=4, widths=(64, 32), reach=300)
-    on_gpu = Layout(*(None if part is None else part.cuda() for part in vars(layout).values()))  # type: ignore[arg-type]
-    used = [part.cuda().to(dtype) if number < 3 else part.cuda() for number, part in enumerate(parts)]
-    both(used, on_gpu, position=True, time=True, tolerance=2e-5 if dtype == torch.float32 else 2e-2)
+    used, layout = drawn([300, 1, 0, 128, 65], None, heads=4, widths=(64, 32), longest=300, dtype=dtype)
+    both(used, layout, position=True, time=True, tolerance=2e-5 if dtype == torch.float32 else 2e-2)
     biases = {"normaliser": 7.0, "position_weights": used[3], "time_weights": used[4]}
-    here = hstu_attention(*used[:3], on_gpu, **biases)  # type: ignore[arg-type]
-    assert torch.equal(here, hstu_attention_fused(*used[:3], on_gpu, **biases))
+    here = hstu_attention(*used[:3], layout, **biases)  # type: ignore[arg-type]
+    assert torch.equal(here, hstu_attention_fused(*used[:3], layout, **biases))
 
 
 COMPILE = """

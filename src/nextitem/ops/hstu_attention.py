@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -132,15 +133,15 @@ def hstu_attention(
     `query [queries, H, K]`, `key [T, H, K]`, `value [T, H, V]`. The position bias is `position_weights [2 P - 1]` at
     P - 1 + j - i, so the last token before a query has the highest place but one; rows must not be longer than P. The
     time bias is `time_weights [129]` at `time_buckets` of the time from key to query. Both are shared by the heads.
-    Never holds more than `BLOCK` scores a head; the way back computes them anew. On a GPU a fused kernel holds none
-    (ops/triton/hstu_attention.py).
+    Never holds more than `BLOCK` scores a head; the way back computes them anew. On a GPU, where Triton is installed,
+    a fused kernel holds none (ops/triton/hstu_attention.py); float64 is left to the blocks.
     """
     if position_weights is not None and layout.longest > (reach := (len(position_weights) + 1) // 2):
         raise ValueError(f"a row has {layout.longest} tokens, position_weights reach {reach}")
     if time_weights is not None and (layout.query_times is None or layout.key_times is None):
         raise ValueError("time_weights need a layout with query_times and key_times")
     way: Any = _Attention
-    if query.is_cuda:
+    if query.is_cuda and query.dtype != torch.float64 and find_spec("triton") is not None:
         from nextitem.ops.triton.hstu_attention import FusedAttention
 
         way = FusedAttention

@@ -134,6 +134,13 @@ def _arguments(
 
 
 @triton.jit
+def _bounds(offsets, row):
+    """Where a row begins, and how many tokens it has."""
+    first = tl.load(offsets + row)
+    return first, (tl.load(offsets + row + 1) - first).to(tl.int32)
+
+
+@triton.jit
 def _load(tokens, first, count, begin, head, heads, width, TILE: tl.constexpr, W: tl.constexpr):
     """Vectors [TILE, W] of a head for the tokens `begin` .. of a row; zeros beyond it."""
     at = begin + tl.arange(0, TILE)
@@ -230,9 +237,8 @@ def _outputs(
 ):
     """A program a tile of queries, row and head; the last tiles, which see most keys, begin first."""
     row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    first_key, first_query = tl.load(offsets + row), tl.load(query_offsets + row)
-    length = (tl.load(offsets + row + 1) - first_key).to(tl.int32)
-    count = (tl.load(query_offsets + row + 1) - first_query).to(tl.int32)
+    first_key, length = _bounds(offsets, row)
+    first_query, count = _bounds(query_offsets, row)
     begin = (tl.num_programs(1) - 1 - tl.program_id(1)) * TILE
     if begin < count:
         queries = _load(query, first_query, count, begin, head, heads, width_k, TILE, K)
@@ -283,9 +289,8 @@ def _key_gradients(
 ):
     """A program a tile of keys, row and head, over all queries that see them."""
     row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    first_key, first_query = tl.load(offsets + row), tl.load(query_offsets + row)
-    length = (tl.load(offsets + row + 1) - first_key).to(tl.int32)
-    count = (tl.load(query_offsets + row + 1) - first_query).to(tl.int32)
+    first_key, length = _bounds(offsets, row)
+    first_query, count = _bounds(query_offsets, row)
     start = tl.program_id(1) * TILE
     if start < length:
         keys = _load(key, first_key, length, start, head, heads, width_k, TILE, K)
@@ -341,9 +346,8 @@ def _query_gradients(
 ):
     """A program a tile of queries, row and head, over all keys that they see."""
     row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    first_key, first_query = tl.load(offsets + row), tl.load(query_offsets + row)
-    length = (tl.load(offsets + row + 1) - first_key).to(tl.int32)
-    count = (tl.load(query_offsets + row + 1) - first_query).to(tl.int32)
+    first_key, length = _bounds(offsets, row)
+    first_query, count = _bounds(query_offsets, row)
     begin = (tl.num_programs(1) - 1 - tl.program_id(1)) * TILE
     if begin < count:
         queries = _load(query, first_query, count, begin, head, heads, width_k, TILE, K)
@@ -410,9 +414,8 @@ def _bias_gradients(
     of_distances = by_distance + tl.program_id(0) * reach
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row, begin = tile // blocks, tile % blocks * TILE
-        first_key, first_query = tl.load(offsets + row), tl.load(query_offsets + row)
-        length = (tl.load(offsets + row + 1) - first_key).to(tl.int32)
-        count = (tl.load(query_offsets + row + 1) - first_query).to(tl.int32)
+        first_key, length = _bounds(offsets, row)
+        first_query, count = _bounds(query_offsets, row)
         if begin < count:
             tl.debug_barrier()  # another thread may have written what this one reads of the program's row
             corner = length - count + begin

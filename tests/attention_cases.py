@@ -1,0 +1,67 @@
+"""Inputs of HSTU's attention, and both ways through it: for tests of the blocks as of the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nextitem.core.jagged import offsets_of
+from nextitem.ops.hstu_attention import Layout
+
+SECOND = 1000
+DAY = 86400 * SECOND
+LONGEST = 40
+
+
+def make(
+    lengths: list[int],
+    *,
+    heads: int = 2,
+    widths: tuple[int, int] = (3, 4),
+    asked: list[int] | None = None,
+    longest: int = LONGEST,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+) -> tuple[list[Tensor], Layout]:
+    """Query, key, value, position and time weights (these in float32 at least), and rising times."""
+    generator = torch.Generator().manual_seed(0)
+    total, count = sum(lengths), sum(lengths if asked is None else asked)
+    of_biases = dtype if dtype == torch.float64 else torch.float32
+
+    def draw(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, kind).requires_grad_()
+
+    parts = [draw(count, heads, widths[0]), draw(total, heads, widths[0]), draw(total, heads, widths[1])]
+    parts += [draw(2 * longest - 1, kind=of_biases), draw(129, kind=of_biases)]
+    steps = torch.randint(0, 40 * DAY, (total,), generator=generator) * torch.randint(
+        0, 2, (total,), generator=generator
+    )
+    times = steps.cumsum(0)
+    offsets = offsets_of(torch.tensor(lengths))
+    queries = [torch.arange(int(end) - n, int(end)) for end, n in zip(offsets[1:], asked or lengths, strict=True)]
+    query_times = (times + 5 * SECOND)[torch.cat(queries)] if queries else times
+    return parts, Layout(
+        offsets.to(device),
+        None if asked is None else offsets_of(torch.tensor(asked)).to(device),
+        query_times.to(device),
+        times.to(device),
+    )
+
+
+def run(
+    way: Callable[..., Tensor], parts: list[Tensor], layout: Layout, *, position: bool, time: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output, and the gradients of all that is used."""
+    used = [*parts[:3], *([parts[3]] if position else []), *([parts[4]] if time else [])]
+    out = way(
+        *parts[:3],
+        layout,
+        normaliser=7.0,
+        scale=0.8,
+        position_weights=parts[3] if position else None,
+        time_weights=parts[4] if time else None,
+    )
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(out)
+    return out.detach(), torch.autograd.grad((out * weights).sum(), used)
