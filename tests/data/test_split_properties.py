@@ -30,7 +30,7 @@ def random_log(seed: int, *, distinct_times: bool, users: int = 30, events: int 
     return pl.DataFrame(
         {
             "user_id": draw.integers(0, users, events),
-            "session_id": times // (times.max() // 5),
+            "session_id": times * 5 // (times.max() + 1),  # each with enough events to be asked about
             "item_id": draw.integers(100, 130, events),
             "timestamp": times,
             "action": draw.choice(["view", "purchase"], events),
