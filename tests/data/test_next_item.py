@@ -86,6 +86,23 @@ def test_little_work_falls_on_padding() -> None:
     assert real / padded > 0.9
 
 
+def test_batches_have_as_many_events_each_so_that_a_mean_over_a_batch_weighs_events_alike() -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(1, 10, 2 + int(rng.pareto(1.5) * 4)).tolist()[:50] for _ in range(3000)]
+    batches = NextItemSequences(log_of(rows), max_length=50).batches(128, epoch=0, seed=0)
+    events = [len(batch.items.values) for batch in batches]
+    assert len(events) == 24
+    assert max(events) < 1.1 * min(events)
+
+
+@given(LOGS, st.integers(1, 4))
+def test_no_batch_is_empty_however_uneven_the_lengths(rows: list[list[int]], batch_size: int) -> None:
+    examples = NextItemSequences(log_of(rows), max_length=9)
+    counts = [batch.items.num_rows for batch in examples.batches(batch_size, epoch=0, seed=0)]
+    assert len(counts) == examples.num_batches(batch_size)
+    assert all(counts)
+
+
 def test_a_sequence_holds_its_inputs_and_targets_and_no_other_s() -> None:
     batch = NextItemBatch(Jagged.from_rows([[1, 2], [5]]), Jagged.from_rows([[2, 3], [1]]), seed=0)
     assert batch.holds(torch.tensor([[1, 2, 3, 5, 4], [1, 2, 3, 5, 4]])).tolist() == [

@@ -66,12 +66,16 @@ class NextItemBatch:
         return torch.isin(item_ids * count + rows, events)
 
 
+_POOL = 50  # batches whose sequences are sorted by length together
+
+
 class NextItemSequences:
     """Sequences of at most `max_length` inputs from a log; a longer history is cut into windows from its end.
 
     Events that may not be targets stay as inputs. Sequences without any target are left out. Batches hold sequences of
-    similar length, so that little work falls on padding; which sequences meet, and the order of batches, are drawn anew
-    each epoch from (seed, epoch).
+    similar length, so that little work falls on padding, and about the same number of events, so that every event
+    weighs the same in training: `batch_size` is the mean number of sequences. Which sequences meet, and the order of
+    batches, are drawn anew each epoch from (seed, epoch).
     """
 
     def __init__(self, log: Interactions, *, max_length: int) -> None:
@@ -92,9 +96,9 @@ class NextItemSequences:
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[NextItemBatch]:
         """Batches `start`, ... of an epoch."""
-        order, batch_order = self._order(batch_size, epoch, seed)
+        order, bounds, batch_order = self._order(batch_size, epoch, seed)
         for place in range(start, len(batch_order)):
-            rows = order[batch_order[place] * batch_size : (batch_order[place] + 1) * batch_size]
+            rows = order[bounds[batch_order[place]] : bounds[batch_order[place] + 1]]
             starts, lengths = torch.from_numpy(self.starts[rows]), torch.from_numpy(self.lengths[rows])
             inputs = ranges(starts, lengths)
             offsets = offsets_of(lengths)
@@ -107,13 +111,21 @@ class NextItemSequences:
                 actions=None if self.actions is None else Jagged(self.actions[inputs], offsets),
             )
 
-    def _order(self, batch_size: int, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _order(
+        self, batch_size: int, epoch: int, seed: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The order of sequences, where in it each batch begins (and the last ends), and the order of batches."""
         rng = np.random.default_rng([seed, epoch])
         shuffled = rng.permutation(len(self.starts))
-        # Sorted by length within pools of 50 batches: mates differ by epoch, lengths hardly do within a batch.
-        pool = np.arange(len(shuffled)) // (50 * batch_size)
-        order = shuffled[np.lexsort((self.lengths[shuffled], pool))]
-        return order, rng.permutation(self.num_batches(batch_size))
+        # Sorted by length within pools: mates differ by epoch, lengths hardly do within a batch.
+        size = _POOL * batch_size
+        order = shuffled[np.lexsort((self.lengths[shuffled], np.arange(len(shuffled)) // size))]
+        begins = []
+        for start in range(0, len(order), size):
+            lengths = self.lengths[order[start : start + size]]
+            begins.append(start + _even_cuts(lengths, -(-len(lengths) // batch_size)))
+        bounds = np.concatenate([*begins, [len(order)]])
+        return order, bounds, rng.permutation(len(bounds) - 1)
 
     def _has_target(self) -> NDArray[np.bool_]:
         if not len(self.starts):
@@ -121,6 +133,18 @@ class NextItemSequences:
         seen = np.concatenate([[0], np.cumsum(self.targets.numpy() > 0)])
         found: NDArray[np.bool_] = seen[self.starts + self.lengths + 1] > seen[self.starts + 1]
         return found
+
+
+def _even_cuts(lengths: NDArray[np.int64], parts: int) -> NDArray[np.int64]:
+    """Where each of so many parts of the sequences begins, so that all have about the same number of events.
+
+    No part is empty.
+    """
+    whole = lengths.sum()
+    cuts = np.searchsorted(lengths.cumsum() - lengths / 2, whole * np.arange(parts) / parts)
+    ranks = np.arange(parts)
+    cuts = np.maximum.accumulate(cuts - ranks) + ranks
+    return np.minimum(cuts, len(lengths) - parts + ranks)
 
 
 def _windows(offsets: NDArray[np.int64], max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
