@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nextitem.nn.quantizers import (
-    ResidualCodes,
+    Quantised,
     kmeans,
     nearest_code,
     residual_quantise,
@@ -36,7 +36,7 @@ def test_codes_and_sums_equal_a_naive_loop(rows: int, codes: int, dim: int, seed
     for row, vector in enumerate(vectors):
         rest, chosen = vector.clone(), []
         for level, book in enumerate(books):
-            torch.testing.assert_close(found.residuals[level][row], rest)
+            torch.testing.assert_close(found.asked[level][row], rest)
             distances = [float(((rest - entry) ** 2).sum()) for entry in book]
             chosen.append(distances.index(min(distances)))
             rest = rest - book[chosen[-1]]
@@ -74,15 +74,15 @@ def test_residuals_never_grow_where_a_zero_code_exists() -> None:
     books = [torch.cat([torch.zeros(1, 6), book]) for book in _books(5, 8, 6, seed=4)]
     vectors = _draw(300, 6, seed=5)
     found = residual_quantise(vectors, books)
-    norms = torch.stack([*(r.norm(dim=1) for r in found.residuals), (vectors - found.quantised).norm(dim=1)])
+    norms = torch.stack([*(r.norm(dim=1) for r in found.asked), (vectors - found.quantised).norm(dim=1)])
     assert bool((norms[1:] <= norms[:-1] + 1e-6).all())
     assert bool((norms[-1] < norms[0] - 1e-3).any())
 
 
-Quantise = Callable[[Tensor, Sequence[Tensor]], ResidualCodes]
+Quantise = Callable[[Tensor, Sequence[Tensor]], Quantised]
 
 
-def _subtracting_the_straight_through_output(vectors: Tensor, books: Sequence[Tensor]) -> ResidualCodes:
+def _subtracting_the_straight_through_output(vectors: Tensor, books: Sequence[Tensor]) -> Quantised:
     """The mistake of a public RQ-VAE: r + sg(e - r) is subtracted, which cancels r's own gradient."""
     codes, residuals, chosen, rest = [], [], [], vectors
     for book in books:
@@ -91,7 +91,7 @@ def _subtracting_the_straight_through_output(vectors: Tensor, books: Sequence[Te
         residuals.append(rest)
         chosen.append(book[code])
         rest = rest - (rest + (book[code] - rest).detach())
-    return ResidualCodes(torch.stack(codes, 1), tuple(residuals), tuple(chosen))
+    return Quantised(torch.stack(codes, 1), tuple(residuals), tuple(chosen), torch.stack(chosen).sum(0))
 
 
 def _commitment_gradients(quantise: Quantise, weight: Tensor, inputs: Tensor, books: list[Tensor]) -> list[Tensor]:
@@ -100,7 +100,7 @@ def _commitment_gradients(quantise: Quantise, weight: Tensor, inputs: Tensor, bo
     for level in range(len(books)):
         leaf = weight.clone().requires_grad_()
         found = quantise(inputs @ leaf, books)
-        term = (found.residuals[level] - found.chosen[level].detach()).square().sum()
+        term = (found.asked[level] - found.chosen[level].detach()).square().sum()
         gradients.append(torch.autograd.grad(term, leaf)[0])
     return gradients
 

@@ -28,13 +28,13 @@ def _fresh(catalog: Catalog | None = None, *, seed: int = 0, **settings: object)
 def test_the_loss_is_the_papers() -> None:
     model = _fresh(commitment=0.5).eval()
     terms = model.training_loss(ContentBatch(CONTENT[:10]))
-    latent = model.encoder(CONTENT[:10])
+    latent = model.network.encoder(CONTENT[:10])
     rest, total, quantised = latent, torch.zeros(()), torch.zeros_like(latent)
-    for book in model.codebooks:
+    for book in model.codebooks.tables:
         chosen = torch.stack([book[int(((row - book) ** 2).sum(1).argmin())] for row in rest])
         total = total + 1.5 * ((rest - chosen) ** 2).sum() / 10
         quantised, rest = quantised + chosen, rest - chosen
-    total = total + ((CONTENT[:10] - model.decoder(quantised)) ** 2).sum() / 10
+    total = total + ((CONTENT[:10] - model.network.decoder(quantised)) ** 2).sum() / 10
     torch.testing.assert_close(terms.total, total)
     assert set(terms.named) == {"reconstruction", "codebook", "codes_in_use"}
 
@@ -44,10 +44,10 @@ def test_gradients_reach_encoder_decoder_and_every_used_code() -> None:
     model.training_loss(ContentBatch(CONTENT)).total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-    assert model.codebooks.grad is not None
-    touched = model.codebooks.grad.abs().sum(2) > 0
-    assert torch.equal(touched, model.usage > 0)
-    assert float(model.encoder[0].weight.grad.norm()) > 0
+    assert model.codebooks.tables.grad is not None
+    touched = model.codebooks.tables.grad.abs().sum(2) > 0
+    assert torch.equal(touched, model.codebooks.usage > 0)
+    assert float(model.network.encoder[0].weight.grad.norm()) > 0
 
 
 def test_the_reconstruction_passes_straight_through_to_the_encoder() -> None:
@@ -55,25 +55,25 @@ def test_the_reconstruction_passes_straight_through_to_the_encoder() -> None:
     model = _fresh(commitment=0.0).eval()
     content = CONTENT[:6]
     found: list[Tensor] = []
-    hook = model.encoder.register_forward_hook(lambda _, __, out: (out.retain_grad(), found.append(out))[1])
+    hook = model.network.encoder.register_forward_hook(lambda _, __, out: (out.retain_grad(), found.append(out))[1])
     model.training_loss(ContentBatch(content)).total.backward()
     hook.remove()
     codes = model.encode(content)
-    quantised = sum(book[codes[:, level]] for level, book in enumerate(model.codebooks.detach()))
+    quantised = sum(book[codes[:, level]] for level, book in enumerate(model.codebooks.tables.detach()))
     quantised.requires_grad_()
-    (content - model.decoder(quantised)).square().sum(1).mean().backward()
+    (content - model.network.decoder(quantised)).square().sum(1).mean().backward()
     torch.testing.assert_close(found[0].grad, quantised.grad)
 
 
 def test_the_first_batch_starts_the_codes_by_kmeans() -> None:
     model = _fresh()
     model.training_loss(ContentBatch(CONTENT))
-    latent = model.encoder(CONTENT).detach()
+    latent = model.network.encoder(CONTENT).detach()
     found = model.encode(CONTENT)
     assert len(torch.unique(found[:, 0])) == 8
     for code in range(8):  # a converged centroid is the mean of its cluster
         torch.testing.assert_close(
-            model.codebooks[0, code].detach(), latent[found[:, 0] == code].mean(0), atol=1e-3, rtol=1e-3
+            model.codebooks.tables[0, code].detach(), latent[found[:, 0] == code].mean(0), atol=1e-3, rtol=1e-3
         )
 
 
@@ -82,19 +82,19 @@ def test_unused_codes_restart_and_used_ones_stay() -> None:
     batch = ContentBatch(CONTENT)
     model.training_loss(batch)
     with torch.no_grad():
-        model.codebooks[0, 3] = 1e6
-        model.usage[0, 3] = 0
-        kept = model.codebooks.detach().clone()
+        model.codebooks.tables[0, 3] = 1e6
+        model.codebooks.usage[0, 3] = 0
+        kept = model.codebooks.tables.detach().clone()
     model.training_loss(batch)
-    assert float(model.codebooks[0, 3, 0].detach()) == 1e6
+    assert float(model.codebooks.tables[0, 3, 0].detach()) == 1e6
     with torch.no_grad():
-        model.usage[0, 3] = 0
+        model.codebooks.usage[0, 3] = 0
     model.training_loss(batch)
-    latent = model.encoder(CONTENT).detach()
-    assert float((latent - model.codebooks[0, 3].detach()).norm(dim=1).min()) < 1e-5
+    latent = model.network.encoder(CONTENT).detach()
+    assert float((latent - model.codebooks.tables[0, 3].detach()).norm(dim=1).min()) < 1e-5
     others = torch.arange(8) != 3
-    assert torch.equal(model.codebooks[0, others].detach(), kept[0, others])
-    assert int(nearest_code(model.codebooks[0, 3:4].detach(), model.codebooks[0].detach())) == 3
+    assert torch.equal(model.codebooks.tables[0, others].detach(), kept[0, others])
+    assert int(nearest_code(model.codebooks.tables[0, 3:4].detach(), model.codebooks.tables[0].detach())) == 3
 
 
 def test_evaluating_the_loss_changes_nothing() -> None:

@@ -46,6 +46,21 @@ MODELS: dict[str, Entry] = {
 }
 
 TOKENIZERS: dict[str, Entry] = {
+    "random": Entry(
+        "nextitem.tokenizers.random_codes:RandomCodes", "codes that say nothing, an ablation", "arXiv 2305.05065"
+    ),
+    "lsh": Entry("nextitem.tokenizers.lsh:LSH", "signs of random projections", "Charikar 2002; arXiv 2305.05065"),
+    "hierarchical-kmeans": Entry(
+        "nextitem.tokenizers.hierarchical_kmeans:HierarchicalKMeans",
+        "clusters within clusters of the content",
+        "arXiv 2202.06991",
+    ),
+    "tree": Entry("nextitem.tokenizers.tree:Tree", "path in a balanced tree over the content", "arXiv 1801.02294"),
+    "opq": Entry("nextitem.tokenizers.opq:OPQ", "clusters of slices of the turned content", "Ge et al. 2013"),
+    "fsq": Entry("nextitem.tokenizers.fsq:FSQ", "auto-encoder with rounded dimensions", "arXiv 2309.15505"),
+    "vq-vae": Entry(
+        "nextitem.tokenizers.vq_vae:VQVAE", "auto-encoder with a code a slice", "arXiv 1711.00937, 2305.05065"
+    ),
     "residual-kmeans": Entry(
         "nextitem.tokenizers.residual_kmeans:ResidualKMeans",
         "k-means on residuals, level by level",

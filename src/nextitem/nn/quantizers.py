@@ -5,7 +5,8 @@ Shapes: B rows, D width, M levels, C codes of a level.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,26 +30,26 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+Choice = Callable[[Tensor, Tensor], Tensor]  # vectors [B, D], codebook [C, D] -> codes [B]
+
+
 @dataclass(frozen=True)
-class ResidualCodes:
-    """Outcome of residual quantisation.
+class Quantised:
+    """Outcome of quantisation by M codebooks.
 
     codes      [B, M] int64
-    residuals  M tensors [B, D]: what each level was asked to quantise; the first is the input
-    chosen     M tensors [B, D]: the code vectors taken
+    asked      M tensors: what each level was asked to quantise
+    chosen     M tensors: the code vectors taken
+    quantised  [B, D]: what the codes stand for
     """
 
     codes: Tensor
-    residuals: tuple[Tensor, ...]
+    asked: tuple[Tensor, ...]
     chosen: tuple[Tensor, ...]
-
-    @property
-    def quantised(self) -> Tensor:
-        """Sum of the chosen code vectors, [B, D]."""
-        return torch.stack(self.chosen).sum(0)
+    quantised: Tensor
 
 
-def residual_quantise(vectors: Tensor, codebooks: Sequence[Tensor]) -> ResidualCodes:
+def residual_quantise(vectors: Tensor, codebooks: Sequence[Tensor], *, choose: Choice = nearest_code) -> Quantised:
     """Quantises `vectors [B, D]` with M codebooks [C_m, D]: r_0 = x, c_m = argmin ||r_m - e||^2, r_m+1 = r_m
     - e_c.
 
@@ -59,13 +60,35 @@ def residual_quantise(vectors: Tensor, codebooks: Sequence[Tensor]) -> ResidualC
     codes, residuals, chosen = [], [], []
     residual = vectors
     for codebook in codebooks:
-        code = nearest_code(residual.detach(), codebook.detach())
+        code = choose(residual.detach(), codebook.detach())
         entry = codebook[code]
         codes.append(code)
         residuals.append(residual)
         chosen.append(entry)
         residual = residual - entry.detach()
-    return ResidualCodes(torch.stack(codes, dim=1), tuple(residuals), tuple(chosen))
+    return Quantised(torch.stack(codes, dim=1), tuple(residuals), tuple(chosen), torch.stack(chosen).sum(0))
+
+
+def product_quantise(vectors: Tensor, codebooks: Sequence[Tensor], *, choose: Choice = nearest_code) -> Quantised:
+    """Quantises M equal slices of `vectors [B, D]`, each with a codebook [C_m, D / M] of its own."""
+    slices = vectors.chunk(len(codebooks), dim=1)
+    codes = [choose(part.detach(), book.detach()) for part, book in zip(slices, codebooks, strict=True)]
+    chosen = tuple(book[code] for code, book in zip(codes, codebooks, strict=True))
+    return Quantised(torch.stack(codes, dim=1), slices, chosen, torch.cat(chosen, dim=1))
+
+
+def balanced_plan(vectors: Tensor, codebook: Tensor, temperature: float, *, rounds: int = 50) -> Tensor:
+    """Shares [B, C] of `vectors [B, D]` that go to each row of `codebook [C, D]`, all codes getting equally much.
+
+    Entropic optimal transport by Sinkhorn's algorithm (Cuturi 2013) in the log domain; costs are squared distances over
+    their mean. After the last round columns sum to 1 / C, and rows to about 1 / B.
+    """
+    cost = torch.cdist(vectors, codebook).square()
+    log_plan = -cost / (cost.mean().clamp(min=1e-12) * temperature)
+    for _ in range(rounds):
+        log_plan = log_plan - log_plan.logsumexp(1, keepdim=True) - math.log(len(vectors))
+        log_plan = log_plan - log_plan.logsumexp(0, keepdim=True) - math.log(len(codebook))
+    return log_plan.exp()
 
 
 def sum_of_codes(codes: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
@@ -96,3 +119,30 @@ def kmeans(vectors: Tensor, num_codes: int, *, seed: int, iterations: int = 25) 
     centroids: Tensor = torch.from_numpy(clustering.centroids.copy())
     used = torch.unique(nearest_code(distinct, centroids))
     return centroids.index_select(0, used).to(vectors.device)
+
+
+def balanced_clusters(vectors: Tensor, centroids: Tensor, *, iterations: int) -> tuple[Tensor, Tensor]:
+    """Codes [B] and centroids [C, D] of clusters whose sizes differ by at most one, from a first set of centroids.
+
+    OneRec, arXiv 2502.18965, algorithm 1: one cluster after another takes the B / C nearest of the `vectors [B, D]`
+    that are left, and its centroid becomes their mean; again until nothing changes, at most `iterations` times. The
+    first B mod C clusters have the one more.
+    """
+    count, size = len(vectors), len(centroids)
+    shares = [count // size + (code < count % size) for code in range(size)]
+    codes = torch.full((count,), -1, dtype=torch.int64, device=vectors.device)
+    for _ in range(iterations):
+        former, codes = codes, torch.full_like(codes, -1)
+        left = torch.arange(count, device=vectors.device)
+        table = []
+        for code, share in enumerate(shares):
+            distances = (vectors[left] - centroids[code]).square().sum(1)
+            taken = torch.zeros(len(left), dtype=torch.bool, device=left.device)
+            taken[distances.argsort(stable=True)[:share]] = True
+            codes[left[taken]] = code
+            table.append(vectors[left[taken]].mean(0) if share else centroids[code])
+            left = left[~taken]
+        centroids = torch.stack(table)
+        if torch.equal(codes, former):
+            break
+    return codes, centroids

@@ -25,7 +25,7 @@ def build_table(tokenizer: Tokenizer, catalog: Catalog, *, extra_level: bool = T
     must not change the sizes that a trained model is built on. Without it items with equal codes share a
     sequence.
     """
-    codes = tokenizer.encode(content_of(catalog))
+    codes = tokenizer.spell(catalog)
     report = quality_report(tokenizer, catalog, codes)
     sizes = tokenizer.codebook_sizes
     if extra_level:

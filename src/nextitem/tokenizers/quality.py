@@ -22,7 +22,7 @@ class QualityConfig(Config):
     """When a tokenizer counts as collapsed. Shares are of what the content allows: equal content, equal
     codes."""
 
-    min_usage: float = Field(0.2, ge=0, le=1)  # share of the first level's codes that items use
+    min_usage: float = Field(0.2, ge=0, le=1)  # share of the first level's codes that items use (any, if unordered)
     min_entropy_share: float = Field(0.4, ge=0, le=1)  # entropy of the first level over its maximum
     max_collision_rate: float = Field(0.9, ge=0, le=1)  # share of different contents that share their codes
     min_distinct_share: float = Field(0.02, ge=0, le=1)  # different contents an item: below, content says too little
@@ -38,6 +38,7 @@ def quality_report(tokenizer: Tokenizer, catalog: Catalog, codes: Tensor) -> dic
     collision_rate                     share of items whose codes another item has too
     avoidable_collision_rate           share of different content vectors whose codes another one has too
     largest_group                      most items with the same codes
+    coarse_to_fine                     whether a code refines those before it
     levels                             each level's codebook_size, used (codes), usage (used codes over what
                                        could
                                        be used: codes or different contents), entropy_bits, entropy_share (of
@@ -60,6 +61,7 @@ def quality_report(tokenizer: Tokenizer, catalog: Catalog, codes: Tensor) -> dic
         "collision_rate": _share(groups > 1),
         "avoidable_collision_rate": _share(_group_sizes(codes[representatives]) > 1),
         "largest_group": int(groups.max()),
+        "coarse_to_fine": tokenizer.coarse_to_fine,
         "levels": [_level(codes[:, level], size, len(distinct)) for level, size in enumerate(tokenizer.codebook_sizes)],
         "reconstruction_error": _relative_error(content, tokenizer.decode(codes)),
         **_neighbours(content, codes),
@@ -70,10 +72,13 @@ def collapse_warning(report: Mapping[str, Any], config: QualityConfig) -> str | 
     """How a tokenizer has collapsed, as part of a sentence; None where it has not, or has one item only."""
     if report["items"] < 2:
         return None
-    first, items = report["levels"][0], f"{report['items']:,} items"
+    # Where levels are independent one of them may say nothing: the most telling one counts.
+    ordered = report.get("coarse_to_fine", True)
+    first = report["levels"][0] if ordered else max(report["levels"], key=lambda level: level["entropy_share"])
+    items, place = f"{report['items']:,} items", "first codes" if ordered else "codes of any level"
     if first["entropy_share"] < config.min_entropy_share or first["usage"] < config.min_usage:
         return (
-            f"the tokenizer has collapsed: {items} use {first['used']} of {first['codebook_size']} first codes, with "
+            f"the tokenizer has collapsed: {items} use {first['used']} of {first['codebook_size']} {place}, with "
             f"{first['entropy_share']:.0%} of the largest entropy (at least {config.min_usage:.0%} of the usable codes "
             f"and {config.min_entropy_share:.0%} are wanted)"
         )

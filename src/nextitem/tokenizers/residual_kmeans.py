@@ -6,7 +6,9 @@ distances that are left between vectors and their code vectors; an item's codes 
 to fine.
 
 Notable
-- Plain k-means; OneRec balances the clusters, so that every code has equally many items.
+- Plain k-means, or with `balanced` OneRec's: every code of a level has equally many items, up to one. Cluster after
+  cluster takes the nearest residuals that are left, so items with equal content may get different codes, and the last
+  clusters what is left over. A further item takes its nearest codes.
 - A level has fewer codes than asked where there are fewer distinct residuals, and none that no item uses.
 - Large catalogues are clustered on a seeded sample of 256 items a code (faiss's limit).
 
@@ -24,7 +26,7 @@ from torch import Tensor
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
-from nextitem.nn.quantizers import kmeans, nearest_code, residual_quantise, sum_of_codes
+from nextitem.nn.quantizers import balanced_clusters, kmeans, nearest_code, residual_quantise, sum_of_codes
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
 
@@ -34,6 +36,7 @@ class ResidualKMeansConfig(configs.Config):
     levels: int = Field(3, ge=1)  # codes an item
     codebook_size: int = Field(64, ge=1)  # codes a level
     iterations: int = Field(25, ge=1)  # rounds of k-means a level
+    balanced: bool = False  # equally many items a code
     standardise: bool = True  # give every content dimension the same weight
 
 
@@ -50,6 +53,7 @@ class ResidualKMeans(Tokenizer):
         for level in range(self.settings.levels):
             # How many codes there are is known after fit.
             self.register_buffer(f"codebook_{level}", torch.empty(0, self.content_dim))
+        self._dealt: Tensor | None = None  # codes of the items that it learnt from, where they are balanced
 
     @property
     def codebooks(self) -> list[Tensor]:
@@ -67,7 +71,7 @@ class ResidualKMeans(Tokenizer):
         content = content_of(train.catalog)
         if self.settings.standardise:
             self.standardizer.fit(content)
-        residual = self.standardizer(content)
+        residual, dealt = self.standardizer(content), []
         for level in range(self.settings.levels):
             codebook = kmeans(
                 residual,
@@ -75,8 +79,21 @@ class ResidualKMeans(Tokenizer):
                 seed=(int(self.seed) + level) % 2**31,
                 iterations=self.settings.iterations,
             )
+            if self.settings.balanced:
+                codes, codebook = balanced_clusters(residual, codebook, iterations=self.settings.iterations)
+            else:
+                codes = nearest_code(residual, codebook)
             setattr(self, f"codebook_{level}", codebook)
-            residual = residual - codebook[nearest_code(residual, codebook)]
+            residual = residual - codebook[codes]
+            dealt.append(codes)
+        self._dealt = torch.stack(dealt, dim=1) if self.settings.balanced else None
+
+    def spell(self, catalog: Catalog) -> Tensor:
+        """Codes [N, M] of the items that it has learnt from."""
+        if self._dealt is None:
+            return super().spell(catalog)
+        assert len(self._dealt) == catalog.num_items
+        return self._dealt
 
     @torch.no_grad()
     def encode(self, content: Tensor) -> Tensor:

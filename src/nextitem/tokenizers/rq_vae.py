@@ -10,29 +10,28 @@ Notable
   epochs. The defaults here are for laptops; use AdamW 1e-3, with which some hundred epochs do.
 - Content is standardised by dimension: raw unit-norm text vectors are known to collapse to one code.
 - Codes that nothing used for `revive_every` batches restart at random residuals; the paper does not say how it
-  keeps 80% of the codes in use.
+  keeps 80% of the codes in use. `sinkhorn` spreads each training batch evenly over the codes (LC-Rec, 2311.09049).
 - Residuals subtract sg(e), so the commitment term of every level reaches the encoder (see nn/quantizers.py).
-- Losses are sums over dimensions and means over rows; codebooks learn by gradient, not by moving averages.
+- Losses are sums over dimensions and means over rows; codebooks learn by gradient, or by moving averages.
 
 Shapes: B rows, D content width, E latent width, M levels, C codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.roles import LossTerms
 from nextitem.data.examples.content_rows import ContentBatch, ContentRows
-from nextitem.nn.quantizers import kmeans, nearest_code, residual_quantise, sum_of_codes
+from nextitem.nn.learnt_codebooks import LearntCodebooks
+from nextitem.nn.quantised_autoencoder import QuantisedAutoEncoder
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
 
@@ -44,6 +43,9 @@ class RQVAEConfig(configs.Config):
     hidden: tuple[int, ...] = (256, 128)  # widths of the encoder's hidden layers; the decoder mirrors them
     latent_dim: int = Field(32, ge=1)  # width of the latent space and of code vectors
     commitment: float = Field(0.25, ge=0)  # weight that draws latents to their codes (beta)
+    codebook_update: Literal["gradient", "ema"] = "gradient"  # how code vectors learn; ema: moving averages
+    ema_decay: float = Field(0.99, ge=0, lt=1)  # weight of the past in the moving averages
+    sinkhorn: float | None = Field(None, gt=0)  # temperature of even spreading in training; None: nearest codes
     standardise: bool = True  # give every content dimension the same weight
     revive_every: int = Field(50, ge=1)  # batches after which unused codes restart
 
@@ -53,25 +55,30 @@ class RQVAE(Tokenizer):
 
     name = "rq-vae"
     Config = RQVAEConfig
-    usage: Tensor
-    steps: Tensor
 
     def __init__(self, config: configs.Config, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = cast(RQVAEConfig, config)
-        widths = (self.content_dim, *self.settings.hidden, self.settings.latent_dim)
-        shape = (self.settings.levels, self.settings.codebook_size, self.settings.latent_dim)
+        self.settings = chosen = cast(RQVAEConfig, config)
         self.standardizer = Standardizer(self.content_dim)
-        self.encoder = _relu_layers(widths)
-        self.decoder = _relu_layers(widths[::-1])
-        self.codebooks = nn.Parameter(torch.randn(shape))  # replaced by k-means on the first batch
-        self.register_buffer("usage", torch.zeros(shape[:2], dtype=torch.int64))  # since codes were last revived
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # batches seen
+        codebooks = LearntCodebooks(
+            (chosen.levels, chosen.codebook_size, chosen.latent_dim),
+            split="residual",
+            update=chosen.codebook_update,
+            decay=chosen.ema_decay,
+            sinkhorn=chosen.sinkhorn,
+            revive_every=chosen.revive_every,
+        )
+        self.network = QuantisedAutoEncoder((self.content_dim, *chosen.hidden, chosen.latent_dim), codebooks)
+
+    @property
+    def codebooks(self) -> LearntCodebooks:
+        """The code tables, and how often each code was used of late."""
+        return cast(LearntCodebooks, self.network.quantizer)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """Codes of each level: the same number."""
-        return (self.settings.codebook_size,) * self.settings.levels
+        return self.codebooks.codebook_sizes
 
     def examples(self, train: Dataset) -> ContentRows:
         """The content vectors of the catalogue; measures them for standardisation."""
@@ -82,68 +89,22 @@ class RQVAE(Tokenizer):
 
     def training_loss(self, batch: ContentBatch) -> LossTerms:
         """||x - x'||^2 + sum over levels of ||sg(r) - e||^2 + beta ||r - sg(e)||^2, mean over rows."""
-        content_BD = self.standardizer(batch.content)
-        latent_BE = self.encoder(content_BD)
-        if self.training:
-            self._renew_codes(latent_BE.detach())
-        found = residual_quantise(latent_BE, tuple(self.codebooks))
-        # Straight-through: the decoder sees the code vectors, the encoder its gradient.
-        passed_BE = latent_BE + (found.quantised - latent_BE).detach()
-        pairs = list(zip(found.residuals, found.chosen, strict=True))
-        reconstruction = _mean_square(content_BD, self.decoder(passed_BE))
-        codebook = torch.stack([_mean_square(residual.detach(), entry) for residual, entry in pairs]).sum()
-        commitment = torch.stack([_mean_square(residual, entry.detach()) for residual, entry in pairs]).sum()
-        if self.training:
-            ones = torch.ones_like(found.codes.T)
-            self.usage.scatter_add_(1, found.codes.T, ones)
-            self.steps += 1
+        reconstruction, passed = self.network(self.standardizer(batch.content))
         return LossTerms(
-            reconstruction + codebook + self.settings.commitment * commitment,
+            reconstruction + passed.codebook + self.settings.commitment * passed.commitment,
             {
                 "reconstruction": reconstruction.detach(),
-                "codebook": codebook.detach(),
-                "codes_in_use": (self.usage > 0).float().mean(),
+                "codebook": passed.codebook.detach(),
+                "codes_in_use": (self.codebooks.usage > 0).float().mean(),
             },
         )
 
     @torch.no_grad()
     def encode(self, content: Tensor) -> Tensor:
         """Codes [n, M] of content vectors [n, D]."""
-        return residual_quantise(self.encoder(self.standardizer(content)), tuple(self.codebooks)).codes
+        return self.network.encode(self.standardizer(content))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """Content vectors [n, D] of codes [n, M]."""
-        return self.standardizer.inverse(self.decoder(sum_of_codes(codes, tuple(self.codebooks))))
-
-    @torch.no_grad()
-    def _renew_codes(self, latent_BE: Tensor) -> None:
-        """First batch: codes by k-means on its residuals. Later, now and then: unused codes restart."""
-        step = int(self.steps)
-        if step % self.settings.revive_every:
-            return
-        # A function of seed and step alone: a run that resumes goes on with the same numbers.
-        generator = torch.Generator().manual_seed(int(self.seed) + step)
-        residual = latent_BE
-        for codebook, usage in zip(self.codebooks, self.usage, strict=True):
-            unused = usage == 0
-            if step == 0:
-                centroids = kmeans(residual, len(codebook), seed=int(self.seed))
-                codebook[: len(centroids)] = centroids
-                unused = torch.arange(len(codebook), device=unused.device) >= len(centroids)
-            rows = torch.randint(len(residual), (int(unused.sum()),), generator=generator)
-            codebook[unused] = residual[rows.to(residual.device)]
-            residual = residual - codebook[nearest_code(residual, codebook)]
-        self.usage.zero_()
-
-
-def _relu_layers(widths: Sequence[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for below, above in pairwise(widths):
-        layers += [nn.Linear(below, above), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def _mean_square(left: Tensor, right: Tensor) -> Tensor:
-    """Squared distance of rows, mean over rows."""
-    return (left - right).square().sum(1).mean()
+        return self.standardizer.inverse(self.network.decode(codes))

@@ -22,6 +22,7 @@ class Tokenizer(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    coarse_to_fine: ClassVar[bool] = True  # a code refines those before it; False: each level says something of its own
     Config: ClassVar[type[configs.Config]]
     seed: Tensor
 
@@ -39,6 +40,13 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def encode(self, content: Tensor) -> Tensor:
         """Codes [n, M] int64 of content vectors [n, D]; a pure function of each row."""
+
+    def spell(self, catalog: Catalog) -> Tensor:
+        """Codes [N, M] of the items of the catalogue that it has just learnt from.
+
+        Those of `encode`, unless codes are dealt out evenly: then who gets which depends on the others.
+        """
+        return self.encode(content_of(catalog))
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:

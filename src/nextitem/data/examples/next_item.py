@@ -144,7 +144,8 @@ def _even_cuts(lengths: NDArray[np.int64], parts: int) -> NDArray[np.int64]:
     cuts = np.searchsorted(lengths.cumsum() - lengths / 2, whole * np.arange(parts) / parts)
     ranks = np.arange(parts)
     cuts = np.maximum.accumulate(cuts - ranks) + ranks
-    return np.minimum(cuts, len(lengths) - parts + ranks)
+    within: NDArray[np.int64] = np.minimum(cuts, len(lengths) - parts + ranks)
+    return within
 
 
 def _windows(offsets: NDArray[np.int64], max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

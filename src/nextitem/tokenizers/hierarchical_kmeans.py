@@ -1,0 +1,125 @@
+"""Hierarchical k-means: clusters of the content, clusters within each of them, and so on.
+
+Paper: Tay et al., Transformer Memory as a Differentiable Search Index, arXiv 2202.06991, section 3.2. Idea: the first
+code is the cluster of an item's content vector, the second its cluster within that cluster; a code has a meaning of its
+own below every prefix. A path ends where the items of a cluster are as many as codes: each gets one.
+
+Notable
+- A cluster with no more different contents than codes gives each a code of its own, and code 0 below that.
+- A level that no prefix needs has one code; there are as many levels as asked.
+
+Shapes: n items, D content width, M levels, P prefixes of a level, C codes.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from nextitem.core import config as configs
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.jagged import offsets_of
+from nextitem.nn.quantizers import kmeans, nearest_code
+from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
+
+_CHUNK = 1 << 24  # numbers of a comparison of items with codes that are held at once
+
+
+class HierarchicalKMeansConfig(configs.Config):
+    """Settings of hierarchical k-means."""
+
+    levels: int = Field(3, ge=1)  # codes an item
+    codebook_size: int = Field(64, ge=2)  # codes below a prefix
+    iterations: int = Field(25, ge=1)  # rounds of k-means a cluster
+    standardise: bool = True  # give every content dimension the same weight
+
+
+class HierarchicalKMeans(Tokenizer):
+    """Closed form; the same seed and content give the same codes."""
+
+    name = "hierarchical-kmeans"
+    Config = HierarchicalKMeansConfig
+
+    def __init__(self, config: configs.Config, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.settings = cast(HierarchicalKMeansConfig, config)
+        self.standardizer = Standardizer(self.content_dim)
+        for level in range(self.settings.levels):
+            # The centroids of all clusters of a level, cluster by cluster, and where each cluster's begin.
+            self.register_buffer(f"centroids_{level}", torch.empty(0, self.content_dim))
+            self.register_buffer(f"offsets_{level}", torch.zeros(1, dtype=torch.int64))
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes of each level: the most that a prefix has."""
+        return tuple(int(self._offsets(level).diff().max()) for level in range(self.settings.levels))
+
+    @torch.no_grad()
+    def fit(self, train: Dataset) -> None:
+        """Clusters the content vectors of `train.catalog`, level by level."""
+        content = content_of(train.catalog)
+        if self.settings.standardise:
+            self.standardizer.fit(content)
+        vectors = self.standardizer(content)
+        cluster = torch.zeros(len(vectors), dtype=torch.int64)
+        for level in range(self.settings.levels):
+            tables = []
+            sizes = torch.bincount(cluster, minlength=1 if level == 0 else int(self._offsets(level - 1)[-1])).tolist()
+            for place, members in enumerate(torch.split(cluster.argsort(stable=True), sizes)):
+                if not len(members):  # rounding has moved a row to its second nearest centroid
+                    tables.append(self.get_buffer(f"centroids_{level - 1}")[place : place + 1])
+                    continue
+                seed = (int(self.seed) + level + 131 * place) % 2**31
+                tables.append(
+                    kmeans(
+                        vectors[members],
+                        self.settings.codebook_size,
+                        seed=seed,
+                        iterations=self.settings.iterations,
+                    )
+                )
+            setattr(self, f"centroids_{level}", torch.cat(tables))
+            setattr(self, f"offsets_{level}", offsets_of(torch.tensor([len(table) for table in tables])))
+            cluster = self._offsets(level)[cluster] + self._codes(vectors, cluster, level)
+
+    @torch.no_grad()
+    def encode(self, content: Tensor) -> Tensor:
+        """Codes [n, M] of content vectors [n, D]."""
+        vectors = self.standardizer(content)
+        cluster = torch.zeros(len(vectors), dtype=torch.int64)
+        levels = []
+        for level in range(self.settings.levels):
+            levels.append(self._codes(vectors, cluster, level))
+            cluster = self._offsets(level)[cluster] + levels[-1]
+        return torch.stack(levels, dim=1)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Content vectors [n, D] of codes [n, M]: the centroid at the end of the path."""
+        cluster = torch.zeros(len(codes), dtype=torch.int64)
+        for level in range(self.settings.levels):
+            cluster = self._offsets(level)[cluster] + codes[:, level]
+        return self.standardizer.inverse(self.get_buffer(f"centroids_{self.settings.levels - 1}")[cluster])
+
+    def _offsets(self, level: int) -> Tensor:
+        return self.get_buffer(f"offsets_{level}")
+
+    def _codes(self, vectors: Tensor, cluster: Tensor, level: int) -> Tensor:
+        """The nearest of the centroids below each row's `cluster [n]`, int64 [n]; the smaller code of equals."""
+        centroids, offsets = self.get_buffer(f"centroids_{level}"), self._offsets(level)
+        if len(offsets) == 2:
+            return nearest_code(vectors, centroids)
+        codes = torch.empty_like(cluster)
+        most = int(offsets.diff().max())
+        for rows in torch.split(torch.arange(len(vectors)), max(1, _CHUNK // (most * self.content_dim))):
+            begins = offsets[cluster[rows]]
+            counts = offsets[cluster[rows] + 1] - begins
+            slots = torch.arange(most)
+            listed = (begins[:, None] + slots).clamp(max=len(centroids) - 1)
+            distances = (vectors[rows, None] - centroids[listed]).square().sum(2)
+            codes[rows] = distances.masked_fill(slots >= counts[:, None], torch.inf).argmin(1)
+        return codes

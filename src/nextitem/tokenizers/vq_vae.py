@@ -1,0 +1,105 @@
+"""VQ-VAE: an auto-encoder whose latent vector is cut into slices, each spelt by one code.
+
+Paper: van den Oord et al., Neural Discrete Representation Learning, arXiv 1711.00937; as an ablation of semantic IDs in
+TIGER, arXiv 2305.05065, section 4.2. Idea: as an RQ-VAE, but each level codes a slice of the latent vector of its own,
+so that no code depends on another, and codes do not go from coarse to fine.
+
+Notable
+- TIGER does not say how its VQ-VAE makes several codes; slices of the latent vector are the usual way.
+- Start, restart and movement of code vectors as in rq-vae (nn/learnt_codebooks.py).
+
+Shapes: B rows, D content width, E latent width, M levels, C codes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from nextitem.core import config as configs
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.roles import LossTerms
+from nextitem.data.examples.content_rows import ContentBatch, ContentRows
+from nextitem.nn.learnt_codebooks import LearntCodebooks
+from nextitem.nn.quantised_autoencoder import QuantisedAutoEncoder
+from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
+
+
+class VQVAEConfig(configs.Config):
+    """Sizes and weights of a VQ-VAE."""
+
+    levels: int = Field(3, ge=1)  # codes an item
+    codebook_size: int = Field(64, ge=2)  # codes a level
+    hidden: tuple[int, ...] = (256, 128)  # widths of the encoder's hidden layers; the decoder mirrors them
+    latent_dim: int = Field(48, ge=1)  # width of the latent space; levels must divide it
+    commitment: float = Field(0.25, ge=0)  # weight that draws latents to their codes (beta)
+    codebook_update: Literal["gradient", "ema"] = "gradient"  # how code vectors learn; ema: moving averages
+    ema_decay: float = Field(0.99, ge=0, lt=1)  # weight of the past in the moving averages
+    sinkhorn: float | None = Field(None, gt=0)  # temperature of even spreading in training; None: nearest codes
+    standardise: bool = True  # give every content dimension the same weight
+    revive_every: int = Field(50, ge=1)  # batches after which unused codes restart
+
+
+class VQVAE(Tokenizer):
+    """Trainable on the rows of the content matrix."""
+
+    name = "vq-vae"
+    coarse_to_fine: ClassVar[bool] = False
+    Config = VQVAEConfig
+
+    def __init__(self, config: configs.Config, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.settings = chosen = cast(VQVAEConfig, config)
+        self.standardizer = Standardizer(self.content_dim)
+        codebooks = LearntCodebooks(
+            (chosen.levels, chosen.codebook_size, chosen.latent_dim),
+            split="product",
+            update=chosen.codebook_update,
+            decay=chosen.ema_decay,
+            sinkhorn=chosen.sinkhorn,
+            revive_every=chosen.revive_every,
+        )
+        self.network = QuantisedAutoEncoder((self.content_dim, *chosen.hidden, chosen.latent_dim), codebooks)
+
+    @property
+    def codebooks(self) -> LearntCodebooks:
+        """The code tables, and how often each code was used of late."""
+        return cast(LearntCodebooks, self.network.quantizer)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes of each level: the same number."""
+        return self.codebooks.codebook_sizes
+
+    def examples(self, train: Dataset) -> ContentRows:
+        """The content vectors of the catalogue; measures them for standardisation."""
+        content = content_of(train.catalog)
+        if self.settings.standardise:
+            self.standardizer.fit(content.to(self.standardizer.mean.device))
+        return ContentRows(content)
+
+    def training_loss(self, batch: ContentBatch) -> LossTerms:
+        """||x - x'||^2 + sum over slices of ||sg(z) - e||^2 + beta ||z - sg(e)||^2, mean over rows."""
+        reconstruction, passed = self.network(self.standardizer(batch.content))
+        return LossTerms(
+            reconstruction + passed.codebook + self.settings.commitment * passed.commitment,
+            {
+                "reconstruction": reconstruction.detach(),
+                "codebook": passed.codebook.detach(),
+                "codes_in_use": (self.codebooks.usage > 0).float().mean(),
+            },
+        )
+
+    @torch.no_grad()
+    def encode(self, content: Tensor) -> Tensor:
+        """Codes [n, M] of content vectors [n, D]."""
+        return self.network.encode(self.standardizer(content))
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Content vectors [n, D] of codes [n, M]."""
+        return self.standardizer.inverse(self.network.decode(codes))
