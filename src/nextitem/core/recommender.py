@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
 
 
@@ -34,6 +35,11 @@ class Recommender(nn.Module, ABC):
     def num_items(self) -> int:
         """N."""
         return self.catalog.num_items
+
+    @property
+    def identifiers(self) -> IdentifierTable | None:
+        """The semantic IDs that it answers by: the catalogue's, unless it has learnt others."""
+        return self.catalog.identifiers
 
     def set_popularity(self, counts: Tensor) -> None:
         """Stores how often each item occurs in training, [N + 1]; entry 0 must be 0."""

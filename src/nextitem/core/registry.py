@@ -42,6 +42,10 @@ MODELS: dict[str, Entry] = {
         "nextitem.models.nextitnet:NextItNet", "causal dilated convolutions over the history", "arXiv 1808.05163"
     ),
     "sr-gnn": Entry("nextitem.models.sr_gnn:SRGNN", "gated graph network on item transitions", "arXiv 1811.00855"),
+    "tdm": Entry(
+        "nextitem.models.tdm.tdm:TDM", "walks down a tree of items that is learnt in turns", "arXiv 1801.02294"
+    ),
+    "jtm": Entry("nextitem.models.tdm.jtm:JTM", "learns tree and network with one objective", "arXiv 1902.07565"),
     "tiger": Entry("nextitem.models.tiger:Tiger", "generates an item's semantic ID, code by code", "arXiv 2305.05065"),
 }
 

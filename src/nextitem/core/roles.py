@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
@@ -64,6 +64,17 @@ class Carrying(Protocol):
     """
 
     carried: Tensor
+
+
+@runtime_checkable
+class Alternating(Protocol):
+    """A Trainable that changes something else between epochs (a tree), and then learns on with that."""
+
+    def alternate(self, epoch: int) -> Sequence[nn.Parameter]:
+        """Called after epoch `epoch` (from 1), not after the last: the parameters that begin anew, with their moments.
+
+        It is a function of the weights, the examples and the epoch; what it changes sits in the state_dict.
+        """
 
 
 @runtime_checkable

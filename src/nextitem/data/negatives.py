@@ -1,7 +1,8 @@
-"""Negatives of a batch of next-item sequences, drawn from the catalogue."""
+"""Negatives: items of the catalogue for next-item sequences, nodes of a tree for the paths to targets."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,3 +62,36 @@ def draw_negatives(
         drawn = torch.multinomial(weights, total, replacement=True, generator=generator).view(shape).to(device)
         log_q = torch.log(count * weights / weights.sum()).to(device)
     return Negatives(drawn, lengths, log_q, batch.holds(drawn) if shared_by == "sequence" else None)
+
+
+def level_negatives(paths: Tensor, level_starts: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Other nodes of the levels of a tree, drawn for each target evenly and without repetition (TDM, section 3.2).
+
+    `paths [B, M]` are the target's nodes at depths 1..M; those of depth d are numbered level_starts[d] ..
+    level_starts[d + 1] - 2, the layout of PrefixTrie. `counts` says how many are drawn at each of the M depths; a depth
+    with no more than so many others gives them all. Returns nodes [B, S] int64, depth by depth, and the depth of each
+    column, [S]. Random numbers come from torch's generator.
+    """
+    columns, depths = [], []
+    for depth, count in enumerate(counts, start=1):
+        others = level_starts[depth + 1] - level_starts[depth] - 2
+        drawn = min(count, others)
+        own = paths[:, depth - 1 : depth] - level_starts[depth]
+        if drawn == others:
+            rank = torch.arange(drawn, device=paths.device).expand(len(paths), -1)
+        else:
+            rank = _distinct(len(paths), drawn, others).to(paths.device)
+        columns.append(level_starts[depth] + rank + (rank >= own))
+        depths += [depth] * drawn
+    return torch.cat(columns, dim=1), torch.tensor(depths, device=paths.device)
+
+
+def _distinct(rows: int, count: int, among: int) -> Tensor:
+    """`count` different numbers below `among` for each row, every set equally likely (Floyd's algorithm)."""
+    chosen = torch.full((rows, count), -1, dtype=torch.int64)
+    for place in range(count):
+        top = among - count + place
+        tried = torch.randint(top + 1, (rows,))
+        taken = (chosen[:, :place] == tried[:, None]).any(1)
+        chosen[:, place] = torch.where(taken, top, tried)
+    return chosen

@@ -43,7 +43,8 @@ def load_recipe(folder: Path) -> Recipe:
 def save_model(folder: Path, model: Recommender) -> None:
     """Writes weights.safetensors, catalog.parquet and the identifiers."""
     save_weights(folder / "weights.safetensors", model)
-    save_catalog(folder, model.catalog)
+    catalog, table = model.catalog, model.identifiers
+    save_catalog(folder, catalog if table is None else catalog.with_identifiers(table))
 
 
 def load_model(folder: Path, recipe: Recipe) -> Recommender:

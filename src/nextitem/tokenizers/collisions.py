@@ -22,13 +22,13 @@ def build_table(tokenizer: Tokenizer, catalog: Catalog, *, extra_level: bool = T
 
     The extra level makes every code sequence unique. It has as many codes as the largest other level, or as
     the largest group of equal codes where that is more: the spare ones are for items appended later, which
-    must not change the sizes that a trained model is built on. Without it items with equal codes share a
-    sequence.
+    must not change the sizes that a trained model is built on. Without it, or where the tokenizer tells
+    all items apart itself, items with equal codes share a sequence.
     """
     codes = tokenizer.spell(catalog)
     report = quality_report(tokenizer, catalog, codes)
     sizes = tokenizer.codebook_sizes
-    if extra_level:
+    if extra_level and not tokenizer.tells_apart:
         sizes = (*sizes, max(*sizes, report["largest_group"]))
         codes = torch.cat([codes, running_index(codes)[:, None]], dim=1)
     return IdentifierTable.from_item_codes(

@@ -23,6 +23,7 @@ class Tokenizer(nn.Module, ABC):
 
     name: ClassVar[str]
     coarse_to_fine: ClassVar[bool] = True  # a code refines those before it; False: each level says something of its own
+    tells_apart: ClassVar[bool] = False  # no two items that it has learnt from ever have the same codes
     Config: ClassVar[type[configs.Config]]
     seed: Tensor
 

@@ -9,7 +9,9 @@ Notable
   code may have fewer values.
 - Items that the tree was made of keep their leaves. A further item walks down by the planes between the halves, and
   shares the leaf that it comes to.
-- The tree is made of the content's first principal components.
+- The tree is made of the content's first principal components; or of the order of categories, each one's items
+  together, as TDM begins; or of a random order, TDM's ablation. There a further item joins the leaf with the nearest
+  content.
 
 Shapes: n items, D content width, W components, M levels.
 """
@@ -17,8 +19,9 @@ Shapes: n items, D content width, W components, M levels.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import cast
+from typing import ClassVar, Literal, cast
 
+import polars as pl
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -26,13 +29,16 @@ from torch import Tensor
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
+from nextitem.core.errors import UserError
 from nextitem.nn.balanced_tree import BalancedTree, balanced_tree
+from nextitem.nn.quantizers import nearest_code
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
 
 class TreeConfig(configs.Config):
     """Settings of the tree."""
 
+    order: Literal["content", "category", "random"] = "content"  # what lies near in the tree
     codebook_size: int = Field(2, ge=2)  # children of a node; a power of two
     components: int = Field(64, ge=1)  # of the content that the tree is made of
     iterations: int = Field(10, ge=0)  # rounds of 2-means at a node
@@ -44,6 +50,7 @@ class Tree(Tokenizer):
 
     name = "tree"
     Config = TreeConfig
+    tells_apart: ClassVar[bool] = True
     directions: Tensor
     leaves: Tensor
 
@@ -55,7 +62,7 @@ class Tree(Tokenizer):
         width = min(self.settings.components, self.content_dim)
         self.standardizer = Standardizer(self.content_dim)
         self.register_buffer("directions", torch.empty(self.content_dim, width))
-        # Filled by fit: planes of all inner nodes, breadth first, and the leaves' vectors.
+        # Filled by fit: planes of all inner nodes, breadth first, and the leaves' vectors, NaN where there is no item.
         self.register_buffer("normals", torch.empty(0, width))
         self.register_buffer("thresholds", torch.empty(0))
         self.register_buffer("leaves", torch.empty(0, width))
@@ -77,11 +84,14 @@ class Tree(Tokenizer):
         spread = torch.linalg.eigh(centred.T @ centred)[1].flip(1)
         self.directions.copy_(spread[:, : self.directions.shape[1]])
         vectors = centred @ self.directions
-        tree = balanced_tree(vectors, seed=int(self.seed), iterations=self.settings.iterations)
-        self.normals, self.thresholds = torch.cat(tree.normals), torch.cat(tree.thresholds)
-        self.leaves = torch.zeros(2 ** tree.bits.shape[1], vectors.shape[1])
-        self._paths = self._joined(tree.bits)
+        # Halves of a line are halves of the order.
+        basis = vectors if self.settings.order == "content" else self._ranks(train.catalog)[:, None]
+        tree = balanced_tree(basis, seed=int(self.seed), iterations=self.settings.iterations)
+        if self.settings.order == "content":
+            self.normals, self.thresholds = torch.cat(tree.normals), torch.cat(tree.thresholds)
+        self.leaves = torch.full((2 ** tree.bits.shape[1], vectors.shape[1]), torch.nan)
         self.leaves[_number(tree.bits)] = vectors
+        self._paths = self._joined(tree.bits)
 
     def spell(self, catalog: Catalog) -> Tensor:
         """Codes [N, M]: each item's own leaf."""
@@ -91,13 +101,17 @@ class Tree(Tokenizer):
 
     @torch.no_grad()
     def encode(self, content: Tensor) -> Tensor:
-        """Codes [n, M] of content vectors [n, D], by the planes between the halves."""
-        depth = self._depth
-        starts = [2**level - 1 for level in range(depth + 1)]
+        """Codes [n, M] of content vectors [n, D]: by the planes between the halves, else the leaf with the nearest."""
+        vectors = self.standardizer(content) @ self.directions
+        if self.settings.order != "content":
+            real = (~self.leaves[:, 0].isnan()).nonzero()[:, 0]
+            leaf = real[nearest_code(vectors, self.leaves[real])]
+            return self._joined(leaf[:, None] // 2 ** torch.arange(self._depth - 1, -1, -1) % 2)
+        starts = [2**level - 1 for level in range(self._depth + 1)]
         normals = tuple(self.normals[start:end] for start, end in pairwise(starts))
         thresholds = tuple(self.thresholds[start:end] for start, end in pairwise(starts))
-        tree = BalancedTree(torch.empty(0, depth, dtype=torch.int64), normals, thresholds)
-        return self._joined(tree.descend(self.standardizer(content) @ self.directions))
+        tree = BalancedTree(torch.empty(0, self._depth, dtype=torch.int64), normals, thresholds)
+        return self._joined(tree.descend(vectors))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -105,11 +119,25 @@ class Tree(Tokenizer):
         leaf = torch.zeros(len(codes), dtype=torch.int64)
         for level, size in enumerate(self.codebook_sizes):
             leaf = leaf * size + codes[:, level]
-        return self.standardizer.inverse(self.leaves[leaf] @ self.directions.T)
+        return self.standardizer.inverse(self.leaves[leaf].nan_to_num() @ self.directions.T)
 
     @property
     def _depth(self) -> int:
-        return len(self.thresholds).bit_length()
+        return (len(self.leaves) - 1).bit_length()
+
+    def _ranks(self, catalog: Catalog) -> Tensor:
+        """Each item's place in the order of categories, or at random, [N]."""
+        draw = torch.Generator().manual_seed(int(self.seed))
+        if self.settings.order == "random":
+            return torch.randperm(catalog.num_items, generator=draw).float()
+        if "category" not in catalog.table.columns:
+            raise UserError("a tree in order of categories needs a column category in the items file")
+        names = catalog.table["category"].cast(pl.String).fill_null("")
+        numbers = torch.from_numpy(names.rank("dense").to_numpy().astype("int64")) - 1
+        shuffled = torch.randperm(int(numbers.max()) + 1, generator=draw)
+        ranks = torch.empty(len(numbers))
+        ranks[shuffled[numbers].argsort(stable=True)] = torch.arange(len(numbers)).float()
+        return ranks
 
     def _spans(self) -> list[tuple[int, int]]:
         """Which splits make each code."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nextitem.core import processes
+from nextitem.core.roles import Alternating
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import Stamped
 from nextitem.training.module import TrainingModule
@@ -83,6 +84,8 @@ class Session(lightning.Callback):
         self.progress.step(batch.epoch, module.terms["loss"])
         if batch.is_last:
             self._end_epoch(module)
+            if self.stopped is None and not trainer.is_last_batch:
+                self._alternate(trainer, module.model)
         # Gradients of a group that is not complete are in no checkpoint: the run is cut between groups only.
         if self.stopped is None and (batch_idx + 1) % self.config.accumulate == 0:
             due = _DUE[processes.from_first(_DUE.index(self._due()))]  # clocks differ, what is done must not
@@ -128,6 +131,14 @@ class Session(lightning.Callback):
         self.sums, self.count = {}, 0
         if self.config.patience is not None and self.bad >= self.config.patience:
             self.stopped = "patience"
+
+    def _alternate(self, trainer: Any, model: Any) -> None:
+        """What an Alternating model changes between epochs; moments of what begins anew are dropped."""
+        if not isinstance(model, Alternating):
+            return
+        for parameter in model.alternate(self.epoch):
+            for optimizer in trainer.optimizers:
+                optimizer.state.pop(parameter, None)
 
     def _record(self, module: TrainingModule, epoch: int, *, judge: bool) -> None:
         """Adds the means of an epoch, and its validation, to the history."""

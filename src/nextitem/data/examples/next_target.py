@@ -45,6 +45,17 @@ class NextTargets:
         for number in rng.permutation(self.num_batches(batch_size))[start:]:
             yield self._batch(order[number * batch_size : (number + 1) * batch_size])
 
+    def of_each_item(self, most: int, *, batch_size: int, seed: int) -> Iterator[SequenceBatch]:
+        """Batches with at most `most` targets of each item, drawn by seed; histories of similar length together."""
+        drawn = np.random.default_rng(seed).permutation(len(self.places))
+        items = self.items.numpy()[self.places[drawn]]
+        by_item = np.argsort(items, kind="stable")
+        first = np.searchsorted(items[by_item], items[by_item])
+        kept = drawn[by_item[np.arange(len(drawn)) - first < most]]
+        kept = kept[np.argsort(self.lengths[kept], kind="stable")]
+        for start in range(0, len(kept), batch_size):
+            yield self._batch(kept[start : start + batch_size])
+
     def _batch(self, rows: np.ndarray) -> SequenceBatch:
         places, lengths = torch.from_numpy(self.places[rows]), torch.from_numpy(self.lengths[rows])
         return SequenceBatch(

@@ -1,0 +1,235 @@
+"""TreeNetwork: a tree of items, the scorer of its nodes, what they are trained on, and the walk down.
+
+Shapes: B requests, L history, K nodes of a request, W beams, C codes of a level, D width, M depth of the tree, N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.jagged import Jagged
+from nextitem.core.roles import GeneratorState, LossTerms
+from nextitem.data.negatives import level_negatives
+from nextitem.decoding.trie import PrefixTrie
+from nextitem.nn.balanced_tree import balanced_tree
+from nextitem.nn.node_scorer import NodeScorer
+
+_STD = 0.01  # of embeddings at the start; the authors' code has 0.001, with which the first epochs learn nothing here
+
+
+class TreeConfig(configs.Config):
+    """Settings that all tree-based models share."""
+
+    width: int = Field(24, ge=1)  # D, of items and nodes
+    windows: tuple[int, ...] = (10, 5, 2, 1, 1, 1)  # history items summed up together, oldest window first
+    hidden: tuple[int, ...] = (64, 32)  # hidden layers of the network over windows and node
+    objective: Literal["levels", "beam-aware"] = "levels"  # sampled nodes of every level, or those that a beam visits
+    negatives: int = Field(64, ge=1)  # levels: other nodes for each target, in proportion to their depth
+    negatives_per_level: tuple[int, ...] | None = None  # of each depth from 1 on; None: by `negatives`
+    training_beam: int = Field(16, ge=1)  # beam-aware: beams of the search in training
+    targets_per_epoch: int | None = Field(None, ge=1)  # examples of an epoch, drawn anew each time; None: all
+    beam_width: int = Field(100, ge=1)  # beams kept; at least k are
+    relearn_after: tuple[int, ...] = ()  # epochs after which the tree is learnt anew
+
+
+class TreeNetwork(nn.Module):
+    """The tree is `codes [N + 1, M]`, part of the weights; everything else of it follows from them.
+
+    An item's leaf has the item's own vector; inner nodes have vectors of their own. With `by_level` a history is read,
+    for nodes of one depth, as the ancestors that its items have there (JTM, section 3.3).
+    """
+
+    codes: Tensor
+    paths: Tensor
+    item_of_node: Tensor
+    trie: PrefixTrie
+
+    def __init__(self, config: TreeConfig, table: IdentifierTable, *, by_level: bool) -> None:
+        super().__init__()
+        self.settings, self.table, self.by_level = config, table, by_level
+        self.register_buffer("codes", table.codes.clone())
+        self.grow()
+        self.items = nn.Embedding(table.num_items + 1, config.width, padding_idx=0)
+        self.inner = nn.Embedding(self.trie.level_starts[table.num_levels], config.width)
+        self.scorer = NodeScorer(config.width, windows=config.windows, hidden=config.hidden)
+        nn.init.normal_(self.items.weight[1:], std=_STD)
+        nn.init.normal_(self.inner.weight, std=_STD)
+        self.register_load_state_dict_post_hook(lambda network, _: network.grow())  # type: ignore[no-untyped-call]
+
+    @property
+    def max_history_length(self) -> int:
+        """Most recent events that are read."""
+        return sum(self.settings.windows)
+
+    def grow(self) -> None:
+        """Makes the trie of the present codes."""
+        device = self.codes.device
+        self.table = replace(self.table, codes=self.codes.cpu())
+        trie = PrefixTrie.from_table(self.table)
+        places = trie.positions[1:].long()
+        paths = torch.zeros((self.table.num_items + 1, trie.num_levels), dtype=torch.int64)
+        for depth in range(1, trie.num_levels + 1):
+            paths[1:, depth - 1] = trie.ancestors(places, depth=depth)
+        leaves = torch.zeros(trie.level_starts[-1], dtype=torch.int64)
+        # Of items that share a leaf, the one with the smallest number stands for it.
+        leaves[paths[1:, -1].flip(0)] = torch.arange(self.table.num_items, 0, -1)
+        self.trie = trie.to(device)
+        self.register_buffer("paths", paths.to(device), persistent=False)  # [N + 1, M] nodes from depth 1 to the leaf
+        self.register_buffer("item_of_node", leaves.to(device), persistent=False)  # 0: an inner node
+
+    def replant(self, codes: Tensor) -> list[nn.Parameter]:
+        """Another tree over the same items, `codes [N, M]`; what begins anew: the vectors of inner nodes."""
+        self.codes[1:] = codes.to(self.codes)
+        self.grow()
+        with torch.no_grad():
+            draw = torch.Generator().manual_seed(0)
+            self.inner.weight.copy_(torch.randn(self.inner.weight.shape, generator=draw) * _STD)
+        return list(self.inner.parameters())
+
+    def clustered_codes(self, *, seed: int) -> Tensor:
+        """Codes [N, M] of a balanced tree over the items' learnt vectors (TDM, section 3.5)."""
+        vectors = self.items.weight.detach()[1:].cpu()
+        return bits_to_codes(balanced_tree(vectors, seed=seed).bits, self.table.codebook_sizes)
+
+    def logits(self, items: Jagged, nodes_BK: Tensor, depths_K: Sequence[int]) -> Tensor:
+        """Scores [B, K] of nodes for histories; column k holds nodes of depth `depths_K[k]`, or -1, which score 0."""
+        recent = items.last(self.max_history_length)
+        padded_BL, safe_BK = recent.to_padded(), nodes_BK.clamp(min=0)
+        if not self.by_level:
+            return self.scorer(self.items(padded_BL), recent.lengths, self._vectors(safe_BK), nodes_BK >= 0)  # type: ignore[no-any-return]
+        found = torch.zeros(nodes_BK.shape, device=nodes_BK.device)
+        for depth in sorted(set(depths_K)):
+            columns = torch.tensor([place for place, each in enumerate(depths_K) if each == depth])
+            history = self._vectors(self.paths[padded_BL, depth - 1])
+            vectors, real = self._vectors(safe_BK[:, columns]), nodes_BK[:, columns] >= 0
+            found[:, columns] = self.scorer(history, recent.lengths, vectors, real)
+        return found
+
+    def loss(self, batch: SequenceBatch) -> LossTerms:
+        """Binary cross-entropy of sampled or visited nodes: 1 on the way to the target, else 0."""
+        assert batch.targets is not None
+        paths_BM = self.paths[batch.targets.values]
+        if self.settings.objective == "beam-aware":
+            nodes_BK, depths, labels_BK = self._visited(batch, paths_BM)
+        else:
+            others, other_depths = level_negatives(paths_BM, self.trie.level_starts, self._negative_counts())
+            nodes_BK = torch.cat([paths_BM, others], dim=1)
+            depths = [*range(1, self.trie.num_levels + 1), *other_depths.tolist()]
+            labels_BK = (torch.arange(nodes_BK.shape[1], device=nodes_BK.device) < paths_BM.shape[1]).float()
+            labels_BK = labels_BK.expand(nodes_BK.shape)
+        real = nodes_BK >= 0
+        logits = self.logits(batch.items, nodes_BK, depths)
+        loss = F.binary_cross_entropy_with_logits(logits[real], labels_BK[real])
+        return LossTerms(loss)
+
+    def start(self, batch: SequenceBatch) -> GeneratorState:
+        """At the root; the history goes along."""
+        recent = batch.items.last(self.max_history_length)
+        root = torch.zeros((batch.num_requests, 1), dtype=torch.int64, device=self.codes.device)
+        return GeneratorState({"items": recent.to_padded(), "lengths": recent.lengths}, {"node": root})
+
+    def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
+        """The children's scores as logits [B, W, C]; -inf at codes without a child."""
+        node_BW = state.beams["node"]
+        if codes is not None:
+            node_BW = self.trie.advance(node_BW, codes)
+        depth = self._depth(node_BW)
+        children = self.trie.expand(node_BW, depth=depth)
+        items = Jagged.from_padded(state.shared["items"], state.shared["lengths"])
+        slots = children.nodes.shape[2]
+        scores = self.logits(items, children.nodes.flatten(1), [depth + 1] * (slots * node_BW.shape[1]))
+        scores = scores.view(children.nodes.shape).masked_fill(children.nodes < 0, -torch.inf)
+        if children.codes is not None:
+            size = self.trie.codebook_sizes[depth]
+            spread = scores.new_full((*node_BW.shape, size + 1), -torch.inf)  # a last column for slots without a child
+            where = torch.where(children.nodes >= 0, children.codes, size)
+            scores = spread.scatter_(2, where, scores)[..., :size]
+        return scores, GeneratorState(state.shared, {"node": node_BW})
+
+    def _depth(self, nodes: Tensor) -> int:
+        """The depth of beams, all the same; dead ones say nothing."""
+        first = int(nodes.max())
+        return sum(first >= start for start in self.trie.level_starts[1:-1])
+
+    def _vectors(self, nodes: Tensor) -> Tensor:
+        """Of inner nodes, or of the items of leaves, [..., D]."""
+        item = self.item_of_node[nodes]
+        own = self.inner(nodes.clamp(max=self.inner.num_embeddings - 1))
+        return torch.where((item > 0)[..., None], self.items(item), own)
+
+    def _negative_counts(self) -> list[int]:
+        given, depth = self.settings.negatives_per_level, self.trie.num_levels
+        if given is not None:
+            if len(given) != depth:
+                raise ValueError(f"negatives_per_level has {len(given)} numbers, the tree {depth} levels")
+            return list(given)
+        return [-(-2 * self.settings.negatives * level // (depth * (depth + 1))) for level in range(1, depth + 1)]
+
+    @torch.no_grad()
+    def _visited(self, batch: SequenceBatch, paths_BM: Tensor) -> tuple[Tensor, list[int], Tensor]:
+        """What the present model's beam search scores, and the children of the nodes on the way to the target.
+
+        OTM (Zhuo et al., ICML 2020): nodes are 1 where the target is what the present model finds best below them:
+        the target's leaf is, and a node above it where its best-scored child is. The children on the way are added,
+        or a target that the beam has lost would teach nothing.
+        """
+        training = self.training
+        self.eval()  # the search must not move what training measures
+        columns, labels, depths = [], [], []
+        beams = torch.zeros((batch.num_requests, 1), dtype=torch.int64, device=paths_BM.device)
+        above = beams
+        best_children = []
+        for depth in range(self.trie.num_levels):
+            children = self.trie.expand(beams, depth=depth).nodes
+            on_the_way = (beams == above)[..., None] & (children >= 0)
+            visited = children.masked_fill(on_the_way, -1).flatten(1)
+            siblings = self.trie.expand(above, depth=depth).nodes[:, 0]
+            nodes = torch.cat([siblings, visited], dim=1)
+            scores = self.logits(batch.items, nodes, [depth + 1] * nodes.shape[1]).masked_fill(nodes < 0, -torch.inf)
+            target = paths_BM[:, depth]
+            best_children.append(siblings.gather(1, scores[:, : siblings.shape[1]].argmax(1, keepdim=True))[:, 0])
+            columns.append(nodes)
+            labels.append(nodes == target[:, None])
+            depths += [depth + 1] * nodes.shape[1]
+            # The beam is chosen among what it has visited itself; siblings on the way count where it came by.
+            came_by = (beams == above).any(1)
+            own = scores.clone()
+            own[:, : siblings.shape[1]].masked_fill_(~came_by[:, None], -torch.inf)
+            kept = own.topk(min(self.settings.training_beam, own.shape[1]), dim=1)
+            beams = nodes.gather(1, kept.indices).masked_fill(kept.values == -torch.inf, -1)
+            above = target[:, None]
+        best = torch.ones(len(paths_BM), dtype=torch.bool, device=paths_BM.device)
+        for depth in range(self.trie.num_levels - 1, -1, -1):
+            labels[depth] = labels[depth] & best[:, None]
+            best = best & (best_children[depth] == paths_BM[:, depth])
+        self.train(training)
+        return torch.cat(columns, dim=1), depths, torch.cat(labels, dim=1).float()
+
+
+def bits_to_codes(bits: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
+    """Paths of a binary tree `bits [N, m]` as codes [N, M], level m of codebook_sizes[m] taking as many bits as it has.
+
+    ValueError where a codebook size is no power of two, or there are fewer bits than the tree is deep.
+    """
+    widths = [size.bit_length() - 1 for size in codebook_sizes]
+    if any(size & (size - 1) for size in codebook_sizes):
+        raise ValueError(f"codebook sizes {tuple(codebook_sizes)}: a tree can be learnt anew where all are powers of 2")
+    if sum(widths) < bits.shape[1]:
+        raise ValueError(f"codebook sizes {tuple(codebook_sizes)} have too few codes for {len(bits)} items")
+    bits = F.pad(bits, (0, sum(widths) - bits.shape[1]))
+    columns, start = [], 0
+    for width in widths:
+        places = 2 ** torch.arange(width - 1, -1, -1)
+        columns.append((bits[:, start : start + width] * places).sum(1))
+        start += width
+    return torch.stack(columns, dim=1)

@@ -1,0 +1,91 @@
+"""TDM: walks down a tree of items, keeping at each level the nodes that the user wants most.
+
+Zhu et al., Learning Tree-based Deep Model for Recommender Systems, arXiv 1801.02294. A node's score stands for the best
+item below it, so a beam search from the root finds the best leaves after scoring some nodes of each level: any network
+may score, and the cost grows with the logarithm of the catalogue. The tree is learnt anew from the items' learnt
+vectors, and the network learns on with it.
+
+Notable
+- The first tree is a tokenizer's: `tree` in order of content, categories or at random; any semantic IDs will do.
+- Nodes of a level are sampled without the target's own (section 3.2), every prefix of a history being an example.
+- Each level is searched from the root on; the authors' code begins some levels below, which finds no more.
+- Where the tree is learnt anew items keep their vectors, inner nodes begin anew, and the network learns on.
+- A score is one logit, where the paper's code has two outputs and a softmax: the same function.
+- `beam-aware` trains on the nodes that the search visits, OTM (Zhuo et al., ICML 2020), and on the siblings of those on
+  the way to the target.
+
+Shapes: N items, M depth of the tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.core.roles import GeneratorState, LossTerms
+from nextitem.data.examples.next_target import NextTargets
+from nextitem.decoding.beam_search import beam_search
+from nextitem.models.tdm.network import TreeConfig, TreeNetwork
+
+
+class TDMConfig(TreeConfig):
+    """Settings of TDM."""
+
+
+class TDM(Recommender):
+    """Ranks items by the score of their leaf."""
+
+    Config = TDMConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
+    needs: ClassVar[frozenset[str]] = frozenset({"identifiers"})
+
+    def __init__(self, config: TDMConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        if catalog.identifiers is None:
+            raise ValueError("TDM needs a tree: make one with nextitem tokenize tree")
+        self.settings = config
+        self.network = TreeNetwork(config, catalog.identifiers, by_level=False)
+
+    @property
+    def identifiers(self) -> IdentifierTable:
+        """The tree as it is by now."""
+        return self.network.table
+
+    def examples(self, train: Dataset) -> NextTargets:
+        """Every target with the history before it."""
+        return NextTargets(
+            train.interactions,
+            max_length=self.network.max_history_length,
+            per_epoch=self.settings.targets_per_epoch,
+        )
+
+    def training_loss(self, batch: SequenceBatch) -> LossTerms:
+        """Binary cross-entropy of the nodes of all levels (eq. 5)."""
+        return self.network.loss(batch)
+
+    def alternate(self, epoch: int) -> Sequence[nn.Parameter]:
+        """A new tree after the chosen epochs: recursive 2-means of the items' vectors (section 3.5)."""
+        if epoch not in self.settings.relearn_after:
+            return ()
+        return self.network.replant(self.network.clustered_codes(seed=epoch))
+
+    def start(self, batch: SequenceBatch) -> GeneratorState:
+        """Before the first step down."""
+        return self.network.start(batch)
+
+    def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
+        """The scores of the children, [B, W, C]."""
+        return self.network.step(state, codes)
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        return beam_search(
+            self, batch, self.network.trie, k=k, beam_width=max(k, self.settings.beam_width), accumulate="last"
+        )
