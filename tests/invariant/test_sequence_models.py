@@ -87,7 +87,7 @@ def test_events_before_the_limit_change_nothing_and_later_ones_do(name: str) -> 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_loss_of_a_batch_is_the_mean_over_the_targets_of_its_sequences(block: str) -> None:
-    """Gradients too: eight sequences in one batch are eight batches of one."""
+    """Gradients too: some sequences in one batch are as many batches of one."""
     dataset = cycle()
     torch.manual_seed(0)
     config = SASRecConfig(width=8, layers=2, block=block, objective="full-softmax", max_history_length=READS)  # type: ignore[arg-type]
@@ -97,7 +97,8 @@ def test_the_loss_of_a_batch_is_the_mean_over_the_targets_of_its_sequences(block
     model.training_loss(whole).total.backward()
     together = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
     model.zero_grad()
-    for row in range(8):
+    assert whole.items.num_rows > 4
+    for row in range(whole.items.num_rows):
         rows = torch.tensor([row])
         one = replace(whole, items=whole.items.select(rows), targets=whole.targets.select(rows))
         share = len(one.targets.values) / len(whole.targets.values)

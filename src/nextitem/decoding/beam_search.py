@@ -19,6 +19,7 @@ from nextitem.core.jagged import offsets_of
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import Generator, GeneratorState, ParallelGenerator
 from nextitem.decoding.constraints import Constraints
+from nextitem.decoding.sampling import Sampling
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.ops.topk import stable_topk
 from nextitem.ops.trie_step import Children, children_logits
@@ -35,6 +36,7 @@ class _Beams:
 
     nodes    [B, W] int64, where in the trie; -1 dead
     scores   [B, W] float32; -inf dead
+    keys     [B, W], what the order of the beams is by: the scores, or what sampling makes of them; -inf dead
     codes    [B, W] int64, the code that led here; 0 where dead; None before the first
     parents  [B, W] int64, which of the generator's beams each one continues
     held     [B, W, J] int64, positions of the items spelt so far
@@ -43,6 +45,7 @@ class _Beams:
 
     nodes: Tensor
     scores: Tensor
+    keys: Tensor
     codes: Tensor | None
     parents: Tensor
     held: Tensor
@@ -52,7 +55,7 @@ class _Beams:
     def at_root(cls, num_requests: int, device: torch.device) -> _Beams:
         zeros = torch.zeros((num_requests, 1), dtype=torch.int64, device=device)
         nothing = torch.empty((num_requests, 1, 0), device=device)
-        return cls(zeros, zeros.float(), None, zeros, nothing.long(), nothing)
+        return cls(zeros, zeros.float(), zeros.double(), None, zeros, nothing.long(), nothing)
 
     def completed(self) -> Tensor:
         """Scores of the complete items of each beam, [B, W]."""
@@ -70,6 +73,7 @@ def beam_search(
     accumulate: Literal["sum", "last"] = "sum",
     renormalise: bool = False,
     items_per_list: int = 1,
+    sampling: Sampling | None = None,
 ) -> Recommendations:
     """The items that the generator finds likeliest among those that each request may be answered with.
 
@@ -79,6 +83,9 @@ def beam_search(
     items_per_list  1: the k best items by score. m > 1: one list of m distinct items, spelt one after another,
                     each from the trie's root; the likeliest list is returned, `ordered_by` "generation", and an
                     item's score is its own share of the list's. m <= k.
+    sampling        draws k items (or one list) without replacement instead of taking the likeliest ("sum" only); they
+                    come in the order of drawing, `ordered_by` "generation", with the log-probability of being drawn
+                    first; items that share a leaf are equally likely
 
     Returns [B, k]: fewer items where fewer may be returned or where the generator gives -inf to the others, then
     padding. `beam_width` is raised to k where it is smaller and m is 1. Equal scores: the better parent, then the
@@ -87,14 +94,16 @@ def beam_search(
     _check_options(k, beam_width, items_per_list)
     if accumulate == "last" and renormalise:
         raise ValueError('renormalise needs accumulate="sum": "last" takes logits as they are')
+    if accumulate == "last" and sampling is not None:
+        raise ValueError('sampling needs accumulate="sum": the scores of "last" are no probabilities')
     device, alone = batch.items.offsets.device, items_per_list == 1
     item_ids = torch.zeros((batch.num_requests, k), dtype=torch.int64, device=device)
     scores = torch.full((batch.num_requests, k), -torch.inf, device=device)
-    ordered_by: Literal["score", "generation"] = "score" if alone else "generation"
+    ordered_by: Literal["score", "generation"] = "score" if alone and sampling is None else "generation"
     if batch.num_requests == 0 or trie.num_items == 0:
         return Recommendations(item_ids, scores, ordered_by=ordered_by)
     width = max(beam_width, k) if alone else beam_width
-    search = _Search(trie, Constraints(trie, batch), width, accumulate, renormalise)
+    search = _Search(trie, Constraints(trie, batch), width, accumulate, renormalise, sampling)
     beams, state = _Beams.at_root(batch.num_requests, device), generator.start(batch)
     for count in range(1, items_per_list + 1):
         beams, state = search.spell_item(generator, state, beams, keep=k if alone else width)
@@ -122,6 +131,7 @@ class _Search:
     width: int
     accumulate: Literal["sum", "last"]
     renormalise: bool
+    sampling: Sampling | None
 
     def spell_item(
         self, generator: Generator, state: GeneratorState, beams: _Beams, *, keep: int
@@ -177,7 +187,10 @@ class _Search:
         logits = logits.float()
         scores = children_logits(logits, children)
         self.constraints.strike(scores, beams.nodes, children, depth=depth, held=beams.held)
-        if self.accumulate == "sum":
+        if self.sampling is not None:
+            scores = self.sampling.log_probs(scores, level=depth)
+            shift = beams.scores
+        elif self.accumulate == "sum":
             # log-softmax and the beam's score in one addition per child. A beam whose codes are all -inf dies:
             # without the first fill it would score -inf + inf.
             total = (scores if self.renormalise else logits).logsumexp(-1)
@@ -186,15 +199,17 @@ class _Search:
             shift = beams.completed()
         # What the generator makes of dead beams, even NaN, must not reach the selection.
         scores += shift.masked_fill(beams.nodes < 0, 0)[..., None]
+        keys = scores if self.sampling is None else self.sampling.keys(scores, beams.keys)
         slots = scores.shape[2]
-        values, picks = stable_topk(scores.flatten(1), min(self.width, scores[0].numel()))
-        values, picks = _trimmed(values, picks)
-        alive = values > -torch.inf
+        best, picks = stable_topk(keys.flatten(1), min(self.width, scores[0].numel()))
+        best, picks = _trimmed(best, picks)
+        alive = best > -torch.inf
         parents = picks // max(slots, 1)
         codes = picks % max(slots, 1) if children.codes is None else children.codes.flatten(1).gather(1, picks)
         return _Beams(
             nodes=children.nodes.flatten(1).gather(1, picks).masked_fill(~alive, -1),
-            scores=values,
+            scores=best if keys is scores else scores.flatten(1).gather(1, picks).masked_fill(~alive, -torch.inf),
+            keys=best,
             codes=codes.masked_fill(~alive, 0),
             parents=parents,
             held=_rows(beams.held, parents),
@@ -205,13 +220,17 @@ class _Search:
         """The `keep` best items under the leaves that the beams have reached; the beams return to the root."""
         assert beams.codes is not None
         rows, width = beams.nodes.shape
-        owners, positions = self.constraints.items_of_leaves(beams.nodes, limit=keep, held=beams.held)
-        values = beams.scores.flatten()[owners]
-        # Lexicographic by request, falling score, item number: stable sorts from the last key to the first.
+        limit = keep if self.sampling is None else self.trie.num_items
+        owners, positions = self.constraints.items_of_leaves(beams.nodes, limit=limit, held=beams.held)
+        values = keys = beams.scores.flatten()[owners]
+        if self.sampling is not None:
+            values = values - torch.bincount(owners)[owners].log()  # the items of a leaf are equally likely
+            keys = self.sampling.keys_of_groups(values, owners, beams.keys.flatten()[owners])
+        # Lexicographic by request, falling key, item number: stable sorts from the last to the first.
         order = self.trie.items[positions].argsort(stable=True)
-        order = order[values[order].argsort(descending=True, stable=True)]
+        order = order[keys[order].argsort(descending=True, stable=True)]
         order = order[(owners[order] // width).argsort(stable=True)]
-        owners, positions, values = owners[order], positions[order], values[order]
+        owners, positions, values, keys = owners[order], positions[order], values[order], keys[order]
         row = owners // width
         counts = torch.bincount(row, minlength=rows)
         place = torch.arange(len(row), device=row.device) - offsets_of(counts)[row]
@@ -221,13 +240,16 @@ class _Search:
         shape = (rows, int(counts.clamp(max=keep).max()))
         parents = torch.zeros(shape, dtype=torch.int64, device=row.device)
         scores = torch.full(shape, -torch.inf, device=row.device)
+        sorted_by = torch.full(shape, -torch.inf, dtype=keys.dtype, device=row.device)
         found = torch.full(shape, -1, dtype=torch.int64, device=row.device)
         parents[row, place] = owners % width
         scores[row, place] = values[kept]
+        sorted_by[row, place] = keys[kept]
         found[row, place] = positions[kept]
         return _Beams(
             nodes=torch.where(found >= 0, self.trie.root, -1),
             scores=scores,
+            keys=sorted_by,
             codes=beams.codes.gather(1, parents),
             parents=beams.parents.gather(1, parents),
             held=torch.cat([_rows(beams.held, parents), found[..., None]], dim=2),

@@ -1,6 +1,6 @@
-"""SASRec's recipe over several seeds, with and without refit: mean, spread and minutes, through the Python door.
+"""A recipe over several seeds, with and without refit: mean, spread and seconds, through the Python door.
 
-python benchmarks/sasrec_beauty.py DATASET_FOLDER [--recipe amazon14-beauty/sasrec] [--seeds 0 1 2] [--refit]
+python benchmarks/seeds.py amazon14-beauty/sasrec DATASET_FOLDER [--seeds 0 1 2] [--refit] [--metrics recall@10 ndcg@10]
     [--set training.max_epochs=22]
 """
 
@@ -15,21 +15,24 @@ from pathlib import Path
 import torch
 
 import nextitem as ni
+from nextitem.pipeline.recipe import find
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--recipe", default="amazon14-beauty/sasrec")
+    parser.add_argument("--metrics", nargs="+", default=["recall@10", "ndcg@10"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--refit", action="store_true")
     parser.add_argument("--set", dest="overrides", nargs="+", default=[], help="settings that differ from the recipe's")
     arguments = parser.parse_args()
-    found: dict[str, list[float]] = {"recall@10": [], "ndcg@10": [], "train_seconds": []}
+    found: dict[str, list[float]] = {name: [] for name in (*arguments.metrics, "train_seconds")}
+    model = find(arguments.recipe)[1]["model"]["name"]
     with tempfile.TemporaryDirectory() as folder:
         for seed in arguments.seeds:
             run = ni.train(
-                "sasrec",
+                model,
                 arguments.folder,
                 out=Path(folder) / str(seed),
                 recipe=arguments.recipe,
