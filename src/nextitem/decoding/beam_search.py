@@ -8,6 +8,7 @@ After the last code a leaf is expanded to its items, so that items which share a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,7 +32,7 @@ _AHEAD_ROWS = 128
 
 
 @dataclass(frozen=True, eq=False)
-class _Beams:
+class Beams:
     """B x W hypotheses, best first; the tail of a row with fewer is dead.
 
     nodes    [B, W] int64, where in the trie; -1 dead
@@ -52,7 +53,7 @@ class _Beams:
     marks: Tensor
 
     @classmethod
-    def at_root(cls, num_requests: int, device: torch.device) -> _Beams:
+    def at_root(cls, num_requests: int, device: torch.device) -> Beams:
         zeros = torch.zeros((num_requests, 1), dtype=torch.int64, device=device)
         nothing = torch.empty((num_requests, 1, 0), device=device)
         return cls(zeros, zeros.float(), zeros.double(), None, zeros, nothing.long(), nothing)
@@ -74,6 +75,7 @@ def beam_search(
     renormalise: bool = False,
     items_per_list: int = 1,
     sampling: Sampling | None = None,
+    watch: Callable[[int, Tensor], None] | None = None,
 ) -> Recommendations:
     """The items that the generator finds likeliest among those that each request may be answered with.
 
@@ -86,6 +88,7 @@ def beam_search(
     sampling        draws k items (or one list) without replacement instead of taking the likeliest ("sum" only); they
                     come in the order of drawing, `ordered_by` "generation", with the log-probability of being drawn
                     first; items that share a leaf are equally likely
+    watch           is told each depth from 1 on, and the nodes [B, W] that are kept there, -1 for dead beams
 
     Returns [B, k]: fewer items where fewer may be returned or where the generator gives -inf to the others, then
     padding. `beam_width` is raised to k where it is smaller and m is 1. Equal scores: the better parent, then the
@@ -103,8 +106,8 @@ def beam_search(
     if batch.num_requests == 0 or trie.num_items == 0:
         return Recommendations(item_ids, scores, ordered_by=ordered_by)
     width = max(beam_width, k) if alone else beam_width
-    search = _Search(trie, Constraints(trie, batch), width, accumulate, renormalise, sampling)
-    beams, state = _Beams.at_root(batch.num_requests, device), generator.start(batch)
+    search = Search(trie, Constraints(trie, batch), width, accumulate, renormalise, sampling, watch)
+    beams, state = Beams.at_root(batch.num_requests, device), generator.start(batch)
     for count in range(1, items_per_list + 1):
         beams, state = search.spell_item(generator, state, beams, keep=k if alone else width)
         found = beams.scores.shape[1]
@@ -123,7 +126,7 @@ def beam_search(
 
 
 @dataclass(frozen=True, eq=False)
-class _Search:
+class Search:
     """The moves of the search: one code deeper, from leaves to items, and both together: an item further."""
 
     trie: PrefixTrie
@@ -131,11 +134,12 @@ class _Search:
     width: int
     accumulate: Literal["sum", "last"]
     renormalise: bool
-    sampling: Sampling | None
+    sampling: Sampling | None = None
+    watch: Callable[[int, Tensor], None] | None = None
 
     def spell_item(
-        self, generator: Generator, state: GeneratorState, beams: _Beams, *, keep: int
-    ) -> tuple[_Beams, GeneratorState]:
+        self, generator: Generator, state: GeneratorState, beams: Beams, *, keep: int
+    ) -> tuple[Beams, GeneratorState]:
         """From the root to the root by way of the `keep` best next items; no beams (W = 0) where none is left."""
         looks_ahead = generator if isinstance(generator, ParallelGenerator) else None
         levels, depth = self.trie.num_levels, 0
@@ -160,11 +164,11 @@ class _Search:
         self,
         generator: ParallelGenerator,
         state: GeneratorState,
-        beams: _Beams,
+        beams: Beams,
         children: Children,
         ahead: _Ahead,
         depth: int,
-    ) -> tuple[_Beams, GeneratorState]:
+    ) -> tuple[Beams, GeneratorState]:
         """Two codes deeper by one call of the generator, which is given all children before one is chosen."""
         assert beams.codes is not None
         state = state.reorder(beams.parents.gather(1, ahead.parents))
@@ -181,8 +185,13 @@ class _Search:
         found = self.enter_children(chosen, next_children, _rows(next_logits, places), depth + 1)
         return replace(found, parents=places.gather(1, found.parents)), state
 
-    def enter_children(self, beams: _Beams, children: Children, logits: Tensor, depth: int) -> _Beams:
-        """The best live `children` of beams of the given depth, by `logits [B, W, C]`."""
+    def enter_children(
+        self, beams: Beams, children: Children, logits: Tensor, depth: int, *, discount: Tensor | None = None
+    ) -> Beams:
+        """The best live `children` of beams of the given depth, by `logits [B, W, C]`.
+
+        A `discount [B, W, D]` of children counts in the selection, and not in the scores.
+        """
         assert logits.shape == (*beams.nodes.shape, self.trie.codebook_sizes[depth]), f"logits {logits.shape}"
         logits = logits.float()
         scores = children_logits(logits, children)
@@ -199,15 +208,20 @@ class _Search:
             shift = beams.completed()
         # What the generator makes of dead beams, even NaN, must not reach the selection.
         scores += shift.masked_fill(beams.nodes < 0, 0)[..., None]
-        keys = scores if self.sampling is None else self.sampling.keys(scores, beams.keys)
+        keys = scores if discount is None else scores - discount
+        if self.sampling is not None:
+            keys = self.sampling.keys(scores, beams.keys)
         slots = scores.shape[2]
         best, picks = stable_topk(keys.flatten(1), min(self.width, scores[0].numel()))
         best, picks = _trimmed(best, picks)
         alive = best > -torch.inf
         parents = picks // max(slots, 1)
         codes = picks % max(slots, 1) if children.codes is None else children.codes.flatten(1).gather(1, picks)
-        return _Beams(
-            nodes=children.nodes.flatten(1).gather(1, picks).masked_fill(~alive, -1),
+        nodes = children.nodes.flatten(1).gather(1, picks).masked_fill(~alive, -1)
+        if self.watch is not None:
+            self.watch(depth + 1, nodes)
+        return Beams(
+            nodes=nodes,
             scores=best if keys is scores else scores.flatten(1).gather(1, picks).masked_fill(~alive, -torch.inf),
             keys=best,
             codes=codes.masked_fill(~alive, 0),
@@ -216,7 +230,7 @@ class _Search:
             marks=_rows(beams.marks, parents),
         )
 
-    def complete_items(self, beams: _Beams, keep: int) -> _Beams:
+    def complete_items(self, beams: Beams, keep: int) -> Beams:
         """The `keep` best items under the leaves that the beams have reached; the beams return to the root."""
         assert beams.codes is not None
         rows, width = beams.nodes.shape
@@ -246,7 +260,7 @@ class _Search:
         scores[row, place] = values[kept]
         sorted_by[row, place] = keys[kept]
         found[row, place] = positions[kept]
-        return _Beams(
+        return Beams(
             nodes=torch.where(found >= 0, self.trie.root, -1),
             scores=scores,
             keys=sorted_by,

@@ -59,7 +59,7 @@ class Sampling:
         return _conditioned(noisy, highest, parent_keys[..., None])
 
     def keys_of_groups(self, scores: Tensor, groups: Tensor, parent_keys: Tensor) -> Tensor:
-        """The same of children in one row, [T]; those with equal `groups [T]` have one parent, of key parent_keys [T]."""
+        """The same of children in one row, [T]: those with equal `groups [T]` have one parent, of key `parent_keys`."""
         noisy = scores + self._gumbel(scores)
         count = int(groups.max()) + 1 if len(groups) else 0
         highest = noisy.new_full((count,), -torch.inf).scatter_reduce_(0, groups, noisy, "amax")
