@@ -10,7 +10,10 @@ import typer
 
 from nextitem.cli.options import Protocol
 
-EXAMPLES = "Examples: nextitem evaluate runs/sasrec | nextitem evaluate runs/sasrec --json figures.json"
+EXAMPLES = (
+    "Examples: nextitem evaluate runs/sasrec | nextitem evaluate runs/sasrec --json figures.json | "
+    "nextitem evaluate runs/tiger --generation 2000"
+)
 
 
 def evaluate(
@@ -27,12 +30,27 @@ def evaluate(
         bool,
         typer.Option("--allow-other-data", help="Evaluate on data or a protocol that the run was not trained for."),
     ] = False,
+    generation: Annotated[
+        int | None,
+        typer.Option(
+            "--generation",
+            min=1,
+            help="Also show, on so many requests, where a generator leaves the true codes, or spells no item.",
+        ),
+    ] = None,
 ) -> None:
     """Evaluates a run on its test requests: full catalogue, item-level hits, confidence intervals, slices."""
     from nextitem.evaluation.scoreboard import print_evaluation
     from nextitem.pipeline.run import evaluate as run_evaluation
 
-    figures = run_evaluation(run, data, protocol=protocol, allow_other_data=allow_other_data, progress=json_file != "-")
+    figures = run_evaluation(
+        run,
+        data,
+        protocol=protocol,
+        allow_other_data=allow_other_data,
+        progress=json_file != "-",
+        generation=generation,
+    )
     text = json.dumps(figures.to_json(), indent=2)
     if json_file == "-":
         print(text)

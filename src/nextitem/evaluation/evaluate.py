@@ -44,6 +44,7 @@ class Evaluation:
     metrics    name@k -> mean over the requests that it is defined on
     intervals  name@k -> 95% bootstrap interval of that mean; for metrics that are means over requests
     slices     slice -> {"users": n, metric -> mean}
+    generation how a generator spells (evaluation.generation), where that was asked for
     values     name@k -> one value a request, [users] float64 (NaN: not defined): for paired comparisons
     lists      the recommendations, [users, K] int64
     """
@@ -55,6 +56,7 @@ class Evaluation:
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     slices: dict[str, dict[str, float]]
+    generation: dict[str, Any] | None = None
     values: dict[str, Tensor] = field(repr=False, default_factory=dict)
     lists: Tensor = field(repr=False, default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
 
@@ -68,6 +70,7 @@ class Evaluation:
             "metrics": {name: _plain(value) for name, value in self.metrics.items()},
             "intervals": {name: [_plain(low), _plain(high)] for name, (low, high) in self.intervals.items()},
             "slices": {name: {key: _plain(value) for key, value in part.items()} for name, part in self.slices.items()},
+            **({} if self.generation is None else {"generation": self.generation}),
         }
 
 

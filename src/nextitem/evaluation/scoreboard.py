@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +142,22 @@ def print_evaluation(evaluation: Evaluation, *, console: Console | None = None) 
         figures = [f"{part[metric]:.4f}" if metric in part else "-" for metric in ("recall@10", "ndcg@10")]
         parts.add_row(name, f"{part['users']:,}", *figures)
     out.print(parts)
+    if evaluation.generation is not None:
+        print_generation(evaluation.generation, console=out)
+
+
+def print_generation(report: Mapping[str, Any], *, console: Console | None = None) -> None:
+    """How a generator spells, on the terminal."""
+    out = console or Console()
+    shown = Table(title=f"spelling, {report['requests']:,} requests, {report['beam_width']} beams")
+    for title in ("level", "right after the true codes", "greedy path true so far", "true codes among the beams"):
+        shown.add_column(title, justify="right")
+    for number, level in enumerate(report["levels"], start=1):
+        shown.add_row(str(number), *(f"{value:.4f}" for value in level.values()))
+    out.print(shown)
+    for name, value in report.items():
+        if "@" in name:
+            out.print(f"{name}: {value:.4f}", highlight=False)
 
 
 def print_quality(table: IdentifierTable, *, console: Console | None = None) -> None:

@@ -26,6 +26,7 @@ from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import Evaluation, quick_score
 from nextitem.evaluation.evaluate import evaluate as evaluate_model
+from nextitem.evaluation.generation import Speller, generation_report
 from nextitem.pipeline.bundle import load_model, load_recipe, save_model, save_recipe, write_json
 from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.identify import Say, require_identifiers, with_content
@@ -232,11 +233,12 @@ def evaluate(
     protocol: str | None = None,
     allow_other_data: bool = False,
     progress: bool = False,
+    generation: int | None = None,
 ) -> Evaluation:
     """Figures of a run on the test requests of its own data and protocol.
 
     Other data, or another protocol (whose test targets the run may have learnt), is a UserError unless
-    `allow_other_data`.
+    `allow_other_data`. `generation`: also report, on so many requests, how a model that spells items does so.
     """
     run = load_run(run) if not isinstance(run, Run) else run
     recipe = run.recipe.data
@@ -256,7 +258,14 @@ def evaluate(
                 "may have been learnt; add --allow-other-data to evaluate all the same"
             )
     split = split_for_lists(aligned(dataset, run.model), protocol or recipe.protocol, seed=run.recipe.seed)
-    return evaluate_split(run, split, progress=progress)
+    if generation is not None and not isinstance(run.model, Speller):
+        raise UserError(f"{run.recipe.model['name']} does not spell items by codes: leave --generation out")
+    figures = evaluate_split(run, split, progress=progress)
+    if generation is None:
+        return figures
+    assert isinstance(run.model, Speller)
+    rows = torch.linspace(0, split.test.num_requests - 1, min(generation, split.test.num_requests)).long()
+    return replace(figures, generation=generation_report(run.model, split.test.select(rows)))
 
 
 def split_for_lists(dataset: Dataset, protocol: str | None, *, seed: int) -> Split:
