@@ -82,7 +82,7 @@ def stopwatches() -> Iterator[dict[str, float]]:
         (Constraints, "__init__", "masking"),
         (Constraints, "strike", "masking"),
         (search_module, "stable_topk", "selection"),
-        (search_module._Search, "complete_items", "selection"),
+        (search_module.Search, "complete_items", "selection"),
     ]
     patches = [patch.object(owner, name, timed(getattr(owner, name), part)) for owner, name, part in parts]
     for each in patches:

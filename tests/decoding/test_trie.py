@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -10,7 +12,9 @@ import torch
 from fakes import identifier_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.decoding import trie as trie_module
 from nextitem.decoding.trie import PrefixTrie
@@ -104,3 +108,59 @@ def test_a_million_items_build_in_seconds_and_stay_small() -> None:
     trie = PrefixTrie.from_table(table)
     assert time.perf_counter() - start <= 3
     assert trie.num_bytes <= 64 * 1_000_000
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=tables(), drawn=st.lists(st.booleans(), min_size=30, max_size=30))
+def test_items_that_are_not_live_are_nowhere(data: tuple[list[list[int]], tuple[int, ...]], drawn: list[bool]) -> None:
+    rows, sizes = data
+    live = torch.tensor([False, *drawn[: len(rows)]])
+    trie = PrefixTrie.from_table(identifier_table(rows, sizes), live=live)
+    kept = live.nonzero()[:, 0]
+    alone = PrefixTrie.from_table(identifier_table([rows[item - 1] for item in kept.tolist()], sizes))
+    assert torch.equal(kept[alone.items.long() - 1].int(), trie.items)
+    assert all(
+        torch.equal(part, dict(alone.named_buffers())[name])
+        for name, part in trie.named_buffers()
+        if name not in ("items", "positions")
+    )
+    assert bool((trie.positions[~live] == -1).all())
+    assert torch.equal(trie.items[trie.positions[kept].long()].long(), kept)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=tables())
+def test_a_saved_trie_opens_as_it_was(data: tuple[list[list[int]], tuple[int, ...]]) -> None:
+    trie = PrefixTrie.from_table(identifier_table(*data))
+    with TemporaryDirectory() as folder:
+        trie.save(Path(folder) / "trie.safetensors")
+        opened = PrefixTrie.open(Path(folder) / "trie.safetensors")
+        assert opened.codebook_sizes == trie.codebook_sizes
+        assert opened.level_starts == trie.level_starts
+        found = dict(opened.named_buffers())
+        assert found.keys() == dict(trie.named_buffers()).keys()
+        assert all(torch.equal(part, found[name]) for name, part in trie.named_buffers())
+
+
+@pytest.mark.parametrize("name", ["first_child", "item_starts", "items", "head_0", "codes"])
+def test_a_file_whose_numbers_lead_out_of_it_is_refused(name: str, tmp_path: Path) -> None:
+    trie = PrefixTrie.from_table(identifier_table([[0, 1], [2, 0], [2, 1]], (3, 2)))
+    part = trie.get_buffer(name)
+    if name == "codes":
+        trie.codes = part[:-1]
+    else:
+        part.view(-1)[0] = 10_000
+    trie.save(tmp_path / "trie.safetensors")
+    with pytest.raises(UserError, match="damaged"):
+        PrefixTrie.open(tmp_path / "trie.safetensors")
+
+
+def test_other_files_and_missing_ones_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="missing or damaged"):
+        PrefixTrie.open(tmp_path / "none")
+    (tmp_path / "text").write_text("no trie")
+    with pytest.raises(UserError, match="missing or damaged"):
+        PrefixTrie.open(tmp_path / "text")
+    save_file({"items": torch.zeros(3)}, tmp_path / "other")
+    with pytest.raises(UserError, match="no trie"):
+        PrefixTrie.open(tmp_path / "other")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+
 import polars as pl
 import pytest
 import torch
@@ -226,3 +229,74 @@ def test_published_sizes(settings: dict[str, int], layers: int, everything: int)
     tables = model.tokens.weight.numel() + model.output.weight.numel()
     total = sum(parameter.numel() for parameter in model.parameters())
     assert (total - tables, total) == (layers, everything)
+
+
+def _versions() -> tuple[Catalog, Catalog]:
+    """A catalogue of 60 items, and a later version with 80."""
+    later = catalog_of(80)
+    table = later.identifiers
+    assert table is not None
+    ids = later.ids.external.head(60)
+    first = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
+    part = IdentifierTable(table.codes[:61], table.codebook_sizes, first.fingerprint)
+    return first.with_identifiers(part), later
+
+
+def test_a_later_version_of_the_catalogue_is_served_at_once() -> None:
+    first, later = _versions()
+    model, fresh = tiger(first), tiger(later)
+    fresh.load_state_dict(
+        {name: part for name, part in model.state_dict().items() if name != "popularity"}, strict=False
+    )
+    live = torch.ones(81, dtype=torch.bool)
+    live[[5, 61]] = False
+    model.serve(later, live=live)
+    assert model.num_items == 80
+    batch = requests([1, 2, 3], [70, 62])
+    allowed = fresh.recommend(replace(batch, allowed=live[None]), 80)
+    found = model.recommend(batch, 80)
+    assert torch.equal(found.item_ids, allowed.item_ids)
+    assert not bool(torch.isin(found.item_ids, torch.tensor([5, 61])).any())
+    empty = model.recommend(requests([]), 80)  # popularity knows what is gone, too
+    assert sorted(empty.item_ids[0].tolist()) == [0, 0, *(item for item in range(1, 81) if live[item])]
+    model.serve(later)
+    assert int((model.recommend(batch, 80).item_ids > 0).sum()) == 160
+
+
+def test_other_catalogues_are_refused() -> None:
+    first, later = _versions()
+    model = tiger(later)
+    with pytest.raises(ValueError, match="begin with the items"):
+        model.serve(first)
+    with pytest.raises(ValueError, match="identifiers"):
+        model.serve(catalog_of(90, (16, 12, 16, 9)))
+
+
+def test_no_request_is_lost_while_the_catalogue_changes() -> None:
+    first, later = _versions()
+    model = tiger(first, width=16)
+    half = torch.arange(81) % 2 == 1
+    half[0] = False
+    versions = [(first, torch.ones(61, dtype=torch.bool)), (later, torch.ones(81, dtype=torch.bool)), (later, half)]
+    legal = [set(live.nonzero()[:, 0].tolist()) - {0} for _, live in versions]
+    stop, wrong, answered = threading.Event(), [], []
+
+    def ask(number: int) -> None:
+        while not stop.is_set():
+            found = model.recommend(requests([1 + number, 2], [3]), 10).item_ids
+            full = [set(row) for row in found.tolist()]
+            wrong.extend(row for row in full if len(row) != 10 or not any(row <= each for each in legal))
+            answered.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for turn in range(40):
+        # The catalogue only grows; what may be returned comes and goes.
+        catalog, live = versions[1 + turn % 2] if turn else versions[0]
+        model.serve(catalog, live=live)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert set(answered) == {0, 1, 2}

@@ -20,6 +20,7 @@ from nextitem.core.jagged import offsets_of
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import Generator, GeneratorState, ParallelGenerator
 from nextitem.decoding.constraints import Constraints
+from nextitem.decoding.position_sets import PositionSets
 from nextitem.decoding.sampling import Sampling
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.ops.topk import stable_topk
@@ -75,6 +76,7 @@ def beam_search(
     renormalise: bool = False,
     items_per_list: int = 1,
     sampling: Sampling | None = None,
+    allowed: PositionSets | None = None,
     watch: Callable[[int, Tensor], None] | None = None,
 ) -> Recommendations:
     """The items that the generator finds likeliest among those that each request may be answered with.
@@ -88,6 +90,8 @@ def beam_search(
     sampling        draws k items (or one list) without replacement instead of taking the likeliest ("sum" only); they
                     come in the order of drawing, `ordered_by` "generation", with the log-probability of being drawn
                     first; items that share a leaf are equally likely
+    allowed         the items that may be returned, as sets of the trie's positions, one for all requests or one for
+                    each, in place of the batch's allow-lists: where a filter is kept as bits it need not be read anew
     watch           is told each depth from 1 on, and the nodes [B, W] that are kept there, -1 for dead beams
 
     Returns [B, k]: fewer items where fewer may be returned or where the generator gives -inf to the others, then
@@ -106,7 +110,7 @@ def beam_search(
     if batch.num_requests == 0 or trie.num_items == 0:
         return Recommendations(item_ids, scores, ordered_by=ordered_by)
     width = max(beam_width, k) if alone else beam_width
-    search = Search(trie, Constraints(trie, batch), width, accumulate, renormalise, sampling, watch)
+    search = Search(trie, Constraints(trie, batch, allowed), width, accumulate, renormalise, sampling, watch)
     beams, state = Beams.at_root(batch.num_requests, device), generator.start(batch)
     for count in range(1, items_per_list + 1):
         beams, state = search.spell_item(generator, state, beams, keep=k if alone else width)

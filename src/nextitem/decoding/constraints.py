@@ -1,10 +1,10 @@
 """Constraints: what a batch of requests forbids, compiled for a walk over a trie.
 
 A node is **live** for a request while at least one allowed and not excluded item lies under it. The search only
-ever steps to live nodes, so it can not run into a dead end. Allow-lists become one running count over sorted
-positions: a node's allowed items are a difference of two entries. Exclusions are few, so they are turned round: for
-each depth the nodes that they empty are listed once, and a step strikes those among its candidates. Neither touches
-more than the candidates and the exclusions, however large the catalogue.
+ever steps to live nodes, so it can not run into a dead end. Allow-lists become sets of sorted positions
+(position_sets.py): a node's allowed items are a count between two of them. Exclusions are few, so they are turned
+round: for each depth the nodes that they empty are listed once, and a step strikes those among its candidates. Neither
+touches more than the candidates and the exclusions, however large the catalogue.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import ranges
+from nextitem.decoding.position_sets import PositionSets
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.ops.trie_step import Children
 
@@ -32,12 +33,13 @@ class _Dead:
 class Constraints:
     """The allow-lists and exclusions of `batch`, over the positions of `trie`."""
 
-    def __init__(self, trie: PrefixTrie, batch: SequenceBatch) -> None:
+    def __init__(self, trie: PrefixTrie, batch: SequenceBatch, allowed: PositionSets | None = None) -> None:
+        """`allowed`: one set for all requests or one for each, in place of the batch's allow-lists."""
         self._trie = trie
-        self._counts: Tensor | None = None
-        self._bases = torch.zeros(batch.num_requests, dtype=torch.int64, device=batch.items.offsets.device)
-        if batch.allowed is not None:
-            self._compile_allowed(batch.allowed)
+        self._device = batch.items.offsets.device
+        if allowed is None and batch.allowed is not None:
+            allowed = PositionSets.from_mask(batch.allowed[:, trie.items])
+        self._allowed = allowed
         self._excluded = self._excluded_keys(batch)
         self._dead = self._emptied()
 
@@ -52,9 +54,9 @@ class Constraints:
         `parents [B, W]` have the given depth; a beam may not repeat the positions that it holds, `held
         [B, W, J]`.
         """
-        if self._counts is not None:
+        if self._allowed is not None:
             safe = children.nodes.clamp(min=0)
-            rows = torch.arange(len(parents), device=parents.device)[:, None, None]
+            rows = torch.arange(len(parents), device=parents.device)[:, None, None].expand_as(safe)
             allowed = self._allowed_between(rows, *self._trie.item_ranges(safe))
             scores.masked_fill_(allowed == 0, -torch.inf)
         dead = self._dead[depth]
@@ -75,37 +77,34 @@ class Constraints:
         starts, ends = self._trie.item_ranges(leaves.flatten()[beams])
         spare = self._excluded_between(rows, starts, ends) + held.shape[2]
         # Ranks among the allowed items instead of positions: a large leaf with few allowed items stays cheap.
-        if self._counts is not None:
-            bases = self._bases[rows]
-            starts, ends = self._counts[bases + starts].long(), self._counts[bases + ends].long()
+        if self._allowed is not None:
+            sets = self._set_of(rows)
+            starts, ends = self._allowed.rank(sets, starts), self._allowed.rank(sets, ends)
         lengths = torch.minimum(ends - starts, spare + limit)
         positions = ranges(starts, lengths)
         beams = beams.repeat_interleave(lengths)
         rows = beams // leaves.shape[1]
-        if self._counts is not None:
-            ranks = positions.to(self._counts.dtype)
-            positions = torch.searchsorted(self._counts, ranks, right=True) - 1 - self._bases[rows]
+        if self._allowed is not None:
+            positions = self._allowed.select(self._set_of(rows), positions)
         live = self._excluded_between(rows, positions, positions + 1) == 0
         live &= (held.flatten(0, 1)[beams] != positions[:, None]).all(dim=1)
         return beams[live], positions[live]
 
-    def _compile_allowed(self, allowed: Tensor) -> None:
-        chosen = allowed[:, self._trie.items]
-        # Half the memory where it suffices: one entry per item and distinct list is the largest thing here.
-        kind = torch.int32 if chosen.numel() < 2**31 else torch.int64
-        self._counts = torch.zeros(chosen.numel() + 1, dtype=kind, device=allowed.device)
-        torch.cumsum(chosen.flatten(), 0, dtype=kind, out=self._counts[1:])
-        if allowed.shape[0] > 1:
-            self._bases = torch.arange(allowed.shape[0], device=allowed.device) * self._trie.num_items
+    def _set_of(self, rows: Tensor) -> Tensor:
+        """Which set holds for requests `rows`."""
+        assert self._allowed is not None
+        return rows if self._allowed.num_sets > 1 else torch.zeros_like(rows)
 
     def _excluded_keys(self, batch: SequenceBatch) -> Tensor:
         """Sorted distinct keys request * N + position of excluded items that would else be allowed."""
         if batch.excluded is None:
-            return torch.empty(0, dtype=torch.int64, device=self._bases.device)
+            return torch.empty(0, dtype=torch.int64, device=self._device)
         real = batch.excluded.values > 0
         rows, items = batch.excluded.row_ids()[real], batch.excluded.values[real]
         positions = self._trie.positions[items].long()
-        if self._counts is not None:
+        known = positions >= 0  # an item that the trie has lost needs no exclusion
+        rows, positions = rows[known], positions[known]
+        if self._allowed is not None:
             counted = self._allowed_between(rows, positions, positions + 1) > 0
             rows, positions = rows[counted], positions[counted]
         keys: Tensor = torch.unique(rows * self._trie.num_items + positions)
@@ -140,10 +139,9 @@ class Constraints:
         return nodes - self._trie.first_child[parents]
 
     def _allowed_between(self, rows: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-        if self._counts is None:
+        if self._allowed is None:
             return ends - starts
-        bases = self._bases[rows]
-        return self._counts[bases + ends] - self._counts[bases + starts]
+        return self._allowed.count(self._set_of(rows), starts, ends)
 
     def _excluded_between(self, rows: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
         base = rows * self._trie.num_items

@@ -13,31 +13,37 @@ STATIC (arXiv:2602.22647): dense head, CSR tail.
 
 from __future__ import annotations
 
+import json
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.ops.trie_step import Children, dense_children, listed_children
 
 # A level is kept dense up to this many entries (int32: 512 KiB), or where at least half of them are children.
 _DENSE_ENTRIES = 2**17
+_FORMAT = "nextitem-trie-1"
 
 
 class PrefixTrie(nn.Module):
     """The legal code sequences of a catalogue; a module only so that it moves with its model's device.
 
-    codebook_sizes  codes per level; `num_levels` M; `num_items` N
+    codebook_sizes  codes per level; `num_levels` M; `num_items` N, those that it can return
     items           [N] int32, position -> item number
-    positions       [N + 1] int32, item number -> position (entry 0 is -1)
+    positions       [items of the table + 1] int32, item number -> position; -1 for 0 and for items that it leaves out
     item_starts     [nodes] int32, the first position under a node; node v holds positions
                     item_starts[v] .. item_starts[v + 1] - 1
     first_child     [inner nodes] int32, children of v are first_child[v] .. first_child[v + 1] - 1
     codes           [nodes] int16 (int32 for codebooks above 32,768), the code that leads to a node
     level_starts    M + 2 numbers, the first node of each depth, and the number of nodes
 
-    Nothing of it is saved: a bundle keeps the IdentifierTable that it is built from.
+    A bundle keeps the IdentifierTable that it is built from; `save` writes it as it stands (docs/formats.md).
     """
 
     items: Tensor
@@ -57,14 +63,21 @@ class PrefixTrie(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
 
     @classmethod
-    def from_table(cls, table: IdentifierTable) -> PrefixTrie:
-        """Builds the trie of a table; rows may collide: their leaf then holds several items."""
+    def from_table(cls, table: IdentifierTable, *, live: Tensor | None = None) -> PrefixTrie:
+        """Builds the trie of a table; rows may collide: their leaf then holds several items.
+
+        `live`, bool [items + 1]: the items that may be returned at all; None: every item.
+        """
         sizes = table.codebook_sizes
-        real = table.codes[1:]
+        real, numbers = table.codes[1:], None
+        if live is not None:
+            numbers = live[1:].nonzero()[:, 0]
+            real = real[numbers]
         order = _sorted_rows(real, sizes)
         small = torch.int16 if max(sizes) <= 2**15 else torch.int32
         columns = [real[:, level].to(small)[order] for level in range(table.num_levels)]
-        starts, child_ranks = _node_starts(columns, table.num_items)
+        starts, child_ranks = _node_starts(columns, len(order))
+        order = order if numbers is None else numbers[order]
         level_starts = tuple(accumulate((len(each) for each in starts), initial=0))
 
         first_child = [level_starts[depth + 1] + child_ranks[depth][starts[depth]] for depth in range(table.num_levels)]
@@ -74,7 +87,7 @@ class PrefixTrie(nn.Module):
         for column, begins in zip(columns, starts[1:], strict=True):
             codes += [column[begins[:-1]], end]
         positions = torch.full((table.num_items + 1,), -1, dtype=torch.int32)
-        positions[order + 1] = torch.arange(table.num_items, dtype=torch.int32)
+        positions[order + 1] = torch.arange(len(order), dtype=torch.int32)
         tensors = {
             "items": (order + 1).int(),
             "positions": positions,
@@ -83,6 +96,31 @@ class PrefixTrie(nn.Module):
             "codes": torch.cat(codes),
         }
         return cls(sizes, level_starts, tensors | _heads(tensors, level_starts, sizes))
+
+    def save(self, file: Path) -> None:
+        """Writes the trie as one safetensors file, the format of docs/formats.md."""
+        numbers = {"codebook_sizes": self.codebook_sizes, "level_starts": self.level_starts}
+        meta = {"format": _FORMAT, **{name: json.dumps(value) for name, value in numbers.items()}}
+        save_file({name: part.cpu().contiguous() for name, part in self.named_buffers()}, file, metadata=meta)
+
+    @classmethod
+    def open(cls, file: Path) -> PrefixTrie:
+        """Opens what `save` wrote; tensors are mapped from the file, and read as they are needed.
+
+        UserError where the file is missing, damaged, or another format.
+        """
+        try:
+            with safe_open(file, framework="pt") as opened:
+                meta = opened.metadata() or {}
+                if meta.get("format") != _FORMAT:
+                    raise UserError(f"{file} is no trie ({_FORMAT})")
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            sizes, starts = (tuple(json.loads(meta[name])) for name in ("codebook_sizes", "level_starts"))
+            found = cls(sizes, starts, tensors)
+        except (FileNotFoundError, SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"{file} is missing or damaged ({error}); make it again with: nextitem tokenize") from None
+        _check(found, file)
+        return found
 
     @property
     def num_items(self) -> int:
@@ -143,6 +181,25 @@ class PrefixTrie(nn.Module):
     def items_under(self, node: int) -> Tensor:
         """The items of one node, int64, in order of their code sequences."""
         return self.items[int(self.item_starts[node]) : int(self.item_starts[node + 1])].long()
+
+
+def _check(trie: PrefixTrie, file: Path) -> None:
+    """UserError where the numbers of a file would lead a walk out of its tensors."""
+    levels, starts = len(trie.codebook_sizes), trie.level_starts
+    sound = len(starts) == levels + 2 and starts[0] == 0 and all(low < high for low, high in pairwise(starts))
+    sound = sound and starts[-1] == len(trie.item_starts) == len(trie.codes)
+    sound = sound and len(trie.first_child) == starts[levels]
+    inner = trie.first_child[: starts[levels]].long()
+    sound = sound and bool((inner >= 0).all()) and bool((inner < starts[-1]).all())
+    sound = sound and bool((trie.item_starts >= 0).all()) and bool((trie.item_starts <= trie.num_items).all())
+    sound = sound and bool((trie.items > 0).all()) and bool((trie.items < len(trie.positions)).all())
+    for depth, size in enumerate(trie.codebook_sizes):
+        head = getattr(trie, f"head_{depth}", None)
+        if head is not None:
+            sound = sound and head.shape == (starts[depth + 1] - starts[depth] - 1, size)
+            sound = sound and bool((head < starts[depth + 2]).all()) and bool((head >= -1).all())
+    if not sound:
+        raise UserError(f"{file} is damaged: its tensors do not fit together; make it again with: nextitem tokenize")
 
 
 def _sorted_rows(codes: Tensor, sizes: tuple[int, ...]) -> Tensor:

@@ -116,6 +116,28 @@ class Tiger(Recommender):
         total = torch.stack(list(named.values())).mean()
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
+    def serve(self, catalog: Catalog, *, live: Tensor | None = None) -> None:
+        """Answers from now on from a later version of the catalogue, without stopping.
+
+        It begins with the items that it had, new ones follow with codes of the same codebooks; `live`, bool [N + 1],
+        are the items that may still be returned (None: all). A request under way ends with the version that it began
+        with. ValueError where the catalogue is no later version.
+        """
+        table, known = catalog.identifiers, self.num_items
+        if table is None or table.codebook_sizes != self.sizes:
+            raise ValueError(f"the catalogue must have identifiers with codebooks of {self.sizes}")
+        if catalog.num_items < known or not torch.equal(table.codes[1 : known + 1].long(), self.codes[1:].cpu()):
+            raise ValueError("the catalogue must begin with the items that the model has, and their codes")
+        device = self.codes.device
+        trie = PrefixTrie.from_table(table, live=live).to(device)
+        popularity = F.pad(self.popularity.clamp(min=0), (0, catalog.num_items - known))
+        if live is not None:
+            popularity[1:] = popularity[1:].masked_fill(~live[1:].to(device), -torch.inf)
+        # Later versions hold all that earlier ones do, so their order matters to no request; the trie comes last.
+        self.codes, self.popularity = table.codes.long().clamp(min=0).to(device), popularity
+        self.catalog = catalog
+        self.trie = trie
+
     def start(self, batch: SequenceBatch) -> GeneratorState:
         """Encodes the histories; keys and values for the decoder are made once a request."""
         path = torch.empty((batch.num_requests, 1, 0), dtype=torch.int64, device=self.codes.device)

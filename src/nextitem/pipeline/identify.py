@@ -16,6 +16,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.roles import ClosedForm, Trainable
 from nextitem.data.text import content_vectors
+from nextitem.decoding.trie import PrefixTrie
 from nextitem.pipeline.bundle import (
     load_catalog,
     load_recipe,
@@ -61,7 +62,7 @@ def make_tokenizer(train: Dataset, recipe: Recipe, *, out: Path | None, progress
 
 
 def tokenize(train: Dataset, recipe: Recipe, *, out: Path, say: Say, progress: bool = True) -> IdentifierTable:
-    """Writes semantic IDs, the tokenizer and its quality report into `out`; warns of a collapse."""
+    """Writes semantic IDs, their trie, the tokenizer and its quality report into `out`; warns of a collapse."""
     assert recipe.tokenizer is not None
     train = with_content(train, recipe)
     save_recipe(out, recipe)
@@ -69,6 +70,7 @@ def tokenize(train: Dataset, recipe: Recipe, *, out: Path, say: Say, progress: b
     table = build_table(tokenizer, train.catalog)
     save_weights(out / "tokenizer.safetensors", tokenizer)
     save_catalog(out, train.catalog.with_identifiers(table))
+    PrefixTrie.from_table(table).save(out / "trie.safetensors")
     warning = collapse_warning(table.report or {}, recipe.quality)
     if warning:
         say(f"warning: {warning}")
@@ -98,6 +100,7 @@ def append(catalog: Catalog, folder: Path, *, say: Say) -> IdentifierTable:
     load_weights(folder / "tokenizer.safetensors", tokenizer)
     appended = append_items(tokenizer.eval(), table, longer)
     save_catalog(folder, longer.with_identifiers(appended))
+    PrefixTrie.from_table(appended).save(folder / "trie.safetensors")
     say(f"{int(new.sum()):,} new items, {table.num_items:,} unchanged; version {appended.version}")
     return appended
 
@@ -105,7 +108,7 @@ def append(catalog: Catalog, folder: Path, *, say: Say) -> IdentifierTable:
 def read_identifiers(folder: Path, catalog: Catalog) -> IdentifierTable:
     """The table in `folder`, its rows in the order of `catalog`; UserError where an item has no codes."""
     table = IdentifierTable.load(folder)
-    rows = torch.from_numpy(load_catalog(folder).ids.encode(catalog.ids.external)).long()
+    rows = torch.tensor(load_catalog(folder).ids.encode(catalog.ids.external)).long()
     missing = int((rows == 0).sum())
     if missing:
         raise UserError(
