@@ -47,6 +47,9 @@ MODELS: dict[str, Entry] = {
     ),
     "jtm": Entry("nextitem.models.tdm.jtm:JTM", "learns tree and network with one objective", "arXiv 1902.07565"),
     "tiger": Entry("nextitem.models.tiger:Tiger", "generates an item's semantic ID, code by code", "arXiv 2305.05065"),
+    "cobra": Entry(
+        "nextitem.models.cobra:Cobra", "spells codes, then points to an item with a vector", "arXiv 2503.02453"
+    ),
 }
 
 TOKENIZERS: dict[str, Entry] = {

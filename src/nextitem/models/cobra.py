@@ -1,0 +1,247 @@
+"""COBRA: spells the next item's codes, then points to it with a dense vector.
+
+Yang et al., Sparse Meets Dense: Unified Generative Recommendations with Cascaded Sparse-Dense Representations, arXiv
+2503.02453. A history alternates between an item's codes and a vector made of its content; a causal decoder predicts the
+next item's codes one by one, and from the last of them its vector. At request time each likely code sequence names a
+bucket of items, and the vector that was predicted for it ranks them.
+
+Notable
+- The text encoder is a small network on the catalogue's content vectors, trained with the rest; the paper trains a
+  transformer on the attributes' words.
+- Codes need not tell items apart: what a table adds to do so is left out, its items share a bucket.
+- Each level is a softmax over its own codes. Every position of a history learns to predict its successor.
+- The dense loss is over the different targets of a batch; `temperature` divides cosines, 1 being the paper's formula.
+- BeamFusion takes its second softmax over all candidates of a request, not within a bucket, where a lone item would
+  score 1.
+
+Shapes: B sequences, L items, S tokens, W beams, D width, H heads, M levels, C codes, T targets, N items.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.core.roles import GeneratorState, LossTerms
+from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
+from nextitem.decoding.bucket_search import bucket_search
+from nextitem.decoding.trie import PrefixTrie
+from nextitem.nn.initialisation import truncated_normal_
+from nextitem.nn.item_features import CONTENT
+from nextitem.nn.transformer import PreNormBlock
+
+
+class CobraConfig(configs.Config):
+    """Settings of Cobra."""
+
+    width: int = Field(64, ge=1)  # D
+    heads: int = Field(2, ge=1)  # H; must divide width
+    layers: int = Field(2, ge=1)  # blocks of the decoder
+    content_hidden: int = Field(128, ge=1)  # hidden units of the network that reads content
+    dropout: float = Field(0.1, ge=0, lt=1)  # of tokens, attention and feed-forward
+    max_history_length: int = Field(20, ge=1)  # most recent events that are read
+    temperature: float = Field(1.0, gt=0)  # of the dense loss: divides cosines
+    dense_weight: float = Field(1.0, ge=0)  # of the dense loss beside the codes'
+    beam_width: int = Field(20, ge=1)  # code sequences, and so buckets, that are looked into; at least k are
+    sparse_sharpness: float = Field(0.9, ge=0)  # tau of BeamFusion: multiplies log-probabilities of code sequences
+    dense_sharpness: float = Field(16.0, ge=0)  # psi of BeamFusion: multiplies cosines
+
+
+class Cobra(Recommender):
+    """Ranks items by BeamFusion of their codes' probability and their vector's closeness."""
+
+    Config = CobraConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
+    needs: ClassVar[frozenset[str]] = frozenset({"identifiers", CONTENT})
+    codes: Tensor
+    content: Tensor
+    level_starts: Tensor
+    trie: PrefixTrie
+
+    def __init__(self, config: CobraConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        if catalog.identifiers is None or catalog.content is None:
+            raise ValueError("Cobra needs a catalogue with content vectors and identifiers")
+        if config.width % config.heads:
+            raise ValueError(f"heads = {config.heads} must divide width = {config.width}")
+        self.settings = config
+        table = without_extra_level(catalog.identifiers)
+        self.sizes = table.codebook_sizes
+        self.trie = PrefixTrie.from_table(table)
+        self.register_buffer("codes", table.codes.long().clamp(min=0), persistent=False)  # [N + 1, M]
+        self.register_buffer("content", catalog.content, persistent=False)  # [N + 1, content width]
+        starts = torch.tensor([sum(self.sizes[:level]) for level in range(len(self.sizes))])
+        self.register_buffer("level_starts", starts, persistent=False)
+        self.tokens = nn.Embedding(sum(self.sizes), config.width)
+        self.encoder = nn.Sequential(
+            nn.Linear(catalog.content.shape[1], config.content_hidden),
+            nn.GELU(),
+            nn.Linear(config.content_hidden, config.width),
+        )
+        self.positions = nn.Embedding(config.max_history_length + 1, config.width)  # of items; the last: the next one
+        self.kinds = nn.Embedding(len(self.sizes) + 1, config.width)  # each level's code, and the vector
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            PreNormBlock(config.width, heads=config.heads, dropout=config.dropout) for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.sparse = nn.Linear(config.width, sum(self.sizes))
+        self.dense = nn.Linear(config.width, config.width)
+        truncated_normal_(self)
+        self._encoded: Tensor | None = None
+
+    def examples(self, train: Dataset) -> NextItemSequences:
+        """Windows of the users' histories; every event but the first is a target."""
+        return NextItemSequences(train.interactions, max_length=self.settings.max_history_length)
+
+    def training_loss(self, batch: NextItemBatch) -> LossTerms:
+        """Cross-entropy of the targets' codes, and in-batch contrast of their vectors (eq. 6 - 8)."""
+        kept_BL = batch.targets.to_padded() > 0
+        lengths = batch.items.lengths
+        B, L = kept_BL.shape
+        # The next item's codes follow the history's last vector: [B, L + 1] items, the last one without its vector.
+        items = F.pad(batch.items.to_padded(), (0, 1))
+        last = batch.targets.values[batch.targets.offsets[1:] - 1]
+        items[torch.arange(B, device=items.device), lengths] = last
+        hidden_BLMD = self._hidden(items).view(B, L + 1, len(self.sizes) + 1, -1)
+        targets = batch.targets.to_padded()[kept_BL]
+        # At the vector of item t: the first code of t + 1. At its m-th code: the next one. At the last: its vector.
+        before = torch.cat([hidden_BLMD[:, :-1, -1:], hidden_BLMD[:, 1:, :-1]], dim=2)[kept_BL]  # [T, M + 1, D]
+        named = {}
+        for level in range(len(self.sizes)):
+            logits = self._level_logits(before[:, level], level)
+            named[f"level_{level + 1}"] = F.cross_entropy(logits, self.codes[targets, level])
+        different, own = torch.unique(targets, return_inverse=True)
+        cosines = F.normalize(self.dense(before[:, -1]), dim=1) @ self._item_vectors(different).T
+        named["dense"] = F.cross_entropy(cosines / self.settings.temperature, own)
+        sparse = torch.stack([named[f"level_{level + 1}"] for level in range(len(self.sizes))]).sum()
+        total = sparse + self.settings.dense_weight * named["dense"]
+        return LossTerms(total, {name: value.detach() for name, value in named.items()})
+
+    def start(self, batch: SequenceBatch) -> GeneratorState:
+        """Reads the histories; their keys and values are shared by all beams of a request."""
+        recent = batch.items.last(self.settings.max_history_length)
+        hidden = self._embedded(recent.to_padded())
+        shared = {"items": recent.lengths}
+        for number, block in enumerate(self.blocks):
+            shared[f"history_{number}"] = self._keys_values(block, hidden)  # [B, S, 2, H, d]
+            hidden = block(hidden)
+        last = recent.lengths * (len(self.sizes) + 1) - 1
+        shared["last"] = hidden[torch.arange(len(last), device=last.device), last]
+        own = hidden.new_zeros((len(last), 1, 0, len(self.blocks), 2, *self._head_shape()))
+        return GeneratorState(shared, {"own": own})
+
+    def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
+        """Logits [B, W, C] of the next level's codes."""
+        hidden_BWD, state = self._advance(state, codes)
+        return self._level_logits(self.norm(hidden_BWD), state.beams["own"].shape[2]), state
+
+    def vectors_of(self, state: GeneratorState, codes: Tensor) -> Tensor:
+        """The unit vectors [B, W, D] that follow complete code sequences, whose last codes are `codes [B, W]`."""
+        hidden_BWD, _ = self._advance(state, codes)
+        return F.normalize(self.dense(self.norm(hidden_BWD)), dim=2)
+
+    def item_vectors(self) -> Tensor:
+        """Unit vectors of all items, [N + 1, D]; kept between requests while the model is in use."""
+        if self.training:
+            return self._item_vectors(torch.arange(self.num_items + 1, device=self.codes.device))
+        if self._encoded is None:
+            self._encoded = self._item_vectors(torch.arange(self.num_items + 1, device=self.codes.device)).detach()
+        return self._encoded
+
+    def train(self, mode: bool = True) -> Cobra:
+        """Weights may change from now on: kept vectors are dropped."""
+        self._encoded = None
+        return super().train(mode)
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        return bucket_search(
+            self,
+            batch,
+            self.trie,
+            k=k,
+            beam_width=max(k, self.settings.beam_width),
+            sparse_sharpness=self.settings.sparse_sharpness,
+            dense_sharpness=self.settings.dense_sharpness,
+        )
+
+    def _item_vectors(self, items: Tensor) -> Tensor:
+        return F.normalize(self.encoder(self.content[items]), dim=-1)
+
+    def _level_logits(self, hidden: Tensor, level: int) -> Tensor:
+        start, size = int(self.level_starts[level]), self.sizes[level]
+        return F.linear(hidden, self.sparse.weight[start : start + size], self.sparse.bias[start : start + size])
+
+    def _embedded(self, items_BL: Tensor) -> Tensor:
+        """Tokens of items: their codes, then their vector, [B, L (M + 1), D]."""
+        codes = self.tokens(self.codes[items_BL] + self.level_starts)
+        vectors = self._item_vectors(items_BL)[:, :, None] * self.settings.width**0.5
+        place = self.positions(torch.arange(items_BL.shape[1], device=items_BL.device))
+        tokens = torch.cat([codes * self.settings.width**0.5, vectors], dim=2) + self.kinds.weight
+        return cast(Tensor, self.dropout((tokens + place[:, None]).flatten(1, 2)))
+
+    def _hidden(self, items_BL: Tensor) -> Tensor:
+        """Normalised hidden states of all tokens, each knowing those up to itself, [B, S, D]."""
+        hidden_BSD = self._embedded(items_BL)
+        for block in self.blocks:
+            hidden_BSD = block(hidden_BSD)
+        return cast(Tensor, self.norm(hidden_BSD))
+
+    def _head_shape(self) -> tuple[int, int]:
+        return self.settings.heads, self.settings.width // self.settings.heads
+
+    def _keys_values(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """[..., 2, H, d] of one block's attention."""
+        attention = cast(PreNormBlock, block).attention
+        projected = attention.query_key_value(cast(PreNormBlock, block).norm_attention(hidden))
+        return cast(Tensor, projected.view(*hidden.shape[:-1], 3, *self._head_shape())[..., 1:, :, :])
+
+    def _advance(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
+        """Hidden states [B, W, D] after one more code of each beam (None: after the history)."""
+        own = state.beams["own"]  # [B, W, t, layers, 2, H, d]: keys and values of the beam's codes
+        if codes is None:
+            return state.shared["last"][:, None], state
+        level = own.shape[2]
+        hidden = self.tokens(codes + self.level_starts[level]) * self.settings.width**0.5
+        hidden = hidden + self.kinds.weight[level] + self.positions(state.shared["items"])[:, None]
+        fresh = []
+        for number, block in enumerate(self.blocks):
+            block = cast(PreNormBlock, block)
+            fresh.append(self._keys_values(block, hidden))
+            along = torch.cat([own[:, :, :, number], fresh[-1][:, :, None]], dim=2)
+            query = block.attention.query_key_value(block.norm_attention(hidden))[..., : self.settings.width]
+            mixed = self._attend(query.view(*hidden.shape[:2], *self._head_shape()), state, number, along)
+            hidden = hidden + block.attention.output(mixed)
+            hidden = hidden + block.feed(block.norm_feed(hidden))
+        own = torch.cat([own, torch.stack(fresh, dim=2)[:, :, None]], dim=2)
+        return hidden, GeneratorState(state.shared, {"own": own})
+
+    def _attend(self, query_BWHd: Tensor, state: GeneratorState, number: int, along: Tensor) -> Tensor:
+        """Attention to the history's tokens and to those of the beam itself, `along [B, W, t, 2, H, d]`."""
+        keys, values = state.shared[f"history_{number}"].unbind(2)
+        real = torch.arange(keys.shape[1], device=keys.device) < state.shared["items"][:, None] * (len(self.sizes) + 1)
+        history = torch.einsum("bwhd,bshd->bwhs", query_BWHd, keys).masked_fill(~real[:, None, None], -torch.inf)
+        path = torch.einsum("bwhd,bwthd->bwht", query_BWHd, along[..., 0, :, :])
+        weight = torch.softmax(torch.cat([history, path], dim=3) / query_BWHd.shape[3] ** 0.5, dim=3)
+        seen, own = weight.split([history.shape[3], path.shape[3]], dim=3)  # type: ignore[no-untyped-call]
+        mixed = torch.einsum("bwhs,bshd->bwhd", seen, values)
+        return (mixed + torch.einsum("bwht,bwthd->bwhd", own, along[..., 1, :, :])).flatten(2)
+
+
+def without_extra_level(table: IdentifierTable) -> IdentifierTable:
+    """The levels that a tokenizer has learnt; the one that only tells equal codes apart is left out."""
+    levels = len((table.report or {}).get("levels", table.codebook_sizes))
+    return IdentifierTable(
+        table.codes[:, :levels].contiguous(), table.codebook_sizes[:levels], table.catalog_fingerprint, table.tokenizer
+    )

@@ -1,0 +1,195 @@
+"""COBRA: cached spelling equals one pass, its losses by hand, BeamFusion against plain counting."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.ids import IdMap
+from nextitem.core.jagged import Jagged
+from nextitem.core.roles import GeneratorState
+from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.decoding.bucket_search import bucket_search
+from nextitem.decoding.trie import PrefixTrie
+from nextitem.models.cobra import Cobra, CobraConfig, without_extra_level
+
+ITEMS, SIZES = 30, (4, 3)
+
+
+def catalog_of(seed: int = 0) -> Catalog:
+    draw = torch.Generator().manual_seed(seed)
+    ids = pl.Series("item_id", range(ITEMS))
+    catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
+    codes = torch.stack([torch.randint(size, (ITEMS,), generator=draw) for size in SIZES], dim=1)
+    table = IdentifierTable.from_item_codes(codes, codebook_sizes=SIZES, catalog_fingerprint=catalog.fingerprint)
+    content = torch.cat([torch.zeros(1, 6), torch.randn(ITEMS, 6, generator=draw)])
+    return catalog.with_identifiers(table).with_content(content)
+
+
+def cobra(**settings: object) -> Cobra:
+    torch.manual_seed(5)
+    model = Cobra(
+        CobraConfig.model_validate({"width": 16, "content_hidden": 8, "dropout": 0.0} | settings), catalog_of()
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def requests(*histories: list[int], **fields: object) -> SequenceBatch:
+    return SequenceBatch(Jagged.from_rows(histories), **fields)  # type: ignore[arg-type]
+
+
+def one_pass(model: Cobra, history: list[int], target: int) -> Tensor:
+    """Hidden states that predict each code of the target and then its vector, [M + 1, D], without caches."""
+    hidden = model._hidden(torch.tensor([[*history, target]]))[0]
+    start = len(history) * (len(SIZES) + 1) - 1
+    return hidden[start : start + len(SIZES) + 1]
+
+
+def test_spelling_with_kept_keys_equals_one_pass() -> None:
+    model = cobra()
+    histories, targets = [[1, 2, 3, 4], [7], [9, 30, 2]], [5, 1, 12]
+    state = model.start(requests(*histories))
+    for level in range(len(SIZES)):
+        logits, state = model.step(state, model.codes[targets, level - 1][:, None] if level else None)
+        for row, (history, target) in enumerate(zip(histories, targets, strict=True)):
+            expected = model._level_logits(one_pass(model, history, target)[level], level)
+            torch.testing.assert_close(logits[row, 0], expected, atol=1e-5, rtol=1e-4)
+    vectors = model.vectors_of(state, model.codes[targets, -1][:, None])
+    for row, (history, target) in enumerate(zip(histories, targets, strict=True)):
+        expected = F.normalize(model.dense(one_pass(model, history, target)[-1]), dim=0)
+        torch.testing.assert_close(vectors[row, 0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_losses_by_hand() -> None:
+    model = cobra(temperature=0.5, dense_weight=2.0)
+    rows = [[3, 8, 1, 9], [2, 9]]
+    batch = NextItemBatch(
+        Jagged.from_rows([row[:-1] for row in rows]), Jagged.from_rows([[0, 1, 9], [9]]), seed=0
+    )  # the first target of the first row may not be learnt from
+    terms = model.training_loss(batch)
+    cases = [([3, 8], 1), ([3, 8, 1], 9), ([2], 9)]
+    vectors = model.item_vectors()
+    sparse, dense = [torch.zeros(())] * 2, torch.zeros(())
+    for history, target in cases:
+        hidden = one_pass(model, history, target)
+        for level in range(2):
+            logits = model._level_logits(hidden[level], level)
+            sparse[level] = sparse[level] - logits.log_softmax(0)[model.codes[target, level]] / 3
+        pointed = F.normalize(model.dense(hidden[-1]), dim=0)
+        cosines = vectors[[1, 9]] @ pointed / 0.5  # the batch's different targets
+        dense = dense - cosines.log_softmax(0)[[1, 9].index(target)] / 3
+    torch.testing.assert_close(terms.named["level_1"], sparse[0].detach())
+    torch.testing.assert_close(terms.named["level_2"], sparse[1].detach())
+    torch.testing.assert_close(terms.named["dense"], dense.detach())
+    torch.testing.assert_close(terms.total, sparse[0] + sparse[1] + 2 * dense)
+
+
+def test_the_vector_is_predicted_without_a_look_at_the_item_s_own() -> None:
+    model = cobra()
+    before = one_pass(model, [4, 6], 11)
+    model.content[11] += 100.0
+    torch.testing.assert_close(one_pass(model, [4, 6], 11), before)
+    model.content[6] += 100.0
+    assert not torch.allclose(one_pass(model, [4, 6], 11), before)
+
+
+def test_gradients_reach_the_content_network_and_every_part() -> None:
+    model = cobra(temperature=0.2).train()
+    batch = NextItemBatch(Jagged.from_rows([[1, 2, 3], [4, 5]]), Jagged.from_rows([[2, 3, 9], [5, 8]]), seed=0)
+    model.training_loss(batch).total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().sum()) > 0, name
+
+
+def test_kept_item_vectors_follow_the_weights() -> None:
+    model = cobra()
+    before = model.item_vectors()
+    assert model.item_vectors() is before
+    model.train()
+    with torch.no_grad():
+        model.encoder[0].weight += 1.0
+    model.eval()
+    assert not torch.equal(model.item_vectors(), before)
+
+
+class Pointer:
+    """Spells any codes with fixed logits and points everywhere with the same vector of each request."""
+
+    def __init__(self, logits: list[Tensor], pointed: Tensor, items: Tensor) -> None:
+        self.logits, self.pointed, self.items = logits, pointed, items
+
+    def start(self, batch: SequenceBatch) -> GeneratorState:
+        return GeneratorState({}, {"level": torch.zeros(batch.num_requests, 1, dtype=torch.int64)})
+
+    def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
+        level = state.beams["level"]
+        at = int(level.max()) if level.numel() else 0
+        logits = self.logits[at].expand(*level.shape, -1)
+        return logits, GeneratorState({}, {"level": level + 1})
+
+    def vectors_of(self, state: GeneratorState, codes: Tensor) -> Tensor:
+        return self.pointed[:, None].expand(-1, codes.shape[1], -1)
+
+    def item_vectors(self) -> Tensor:
+        return self.items
+
+
+@pytest.mark.parametrize("sparse", [0.0, 0.9])
+def test_beam_fusion_over_all_buckets(sparse: float) -> None:
+    """Without the codes' part it is dense retrieval; with it, every item's two softmaxes by hand."""
+    draw = torch.Generator().manual_seed(0)
+    table = catalog_of().identifiers
+    assert table is not None
+    trie = PrefixTrie.from_table(table)
+    logits = [torch.randn(size, generator=draw) for size in SIZES]
+    items = F.normalize(torch.randn(ITEMS + 1, 5, generator=draw), dim=1)
+    pointed = F.normalize(torch.randn(2, 5, generator=draw), dim=1)
+    excluded = [3, 4, 20]
+    batch = requests([1], [2], excluded=Jagged.from_rows([excluded, []]))
+    found = bucket_search(
+        Pointer(logits, pointed, items),
+        batch,
+        trie,
+        k=ITEMS,
+        beam_width=12,
+        sparse_sharpness=sparse,
+        dense_sharpness=16.0,
+    )
+    for row in range(2):
+        left = [item for item in range(1, ITEMS + 1) if row or item not in excluded]
+        codes = table.codes.long()
+        paths = sorted({tuple(codes[item].tolist()) for item in left})
+        phi = torch.tensor([float(sum(logits[m].log_softmax(0)[c] for m, c in enumerate(path))) for path in paths])
+        first = dict(zip(paths, (sparse * phi).log_softmax(0).tolist(), strict=True))
+        second = (16.0 * (items[left] @ pointed[row])).log_softmax(0)
+        wanted = {item: first[tuple(codes[item].tolist())] + float(second[place]) for place, item in enumerate(left)}
+        best = sorted(wanted, key=lambda item: (-wanted[item], item))
+        assert [item for item in found.item_ids[row].tolist() if item] == best
+        torch.testing.assert_close(found.scores[row, : len(best)], torch.tensor([wanted[item] for item in best]))
+        if sparse == 0:
+            assert best == sorted(left, key=lambda item: -float(items[item] @ pointed[row]))
+
+
+def test_levels_that_only_tell_equal_codes_apart_are_left_out() -> None:
+    codes = torch.tensor([[0, 1, 0], [0, 1, 1]])
+    table = IdentifierTable.from_item_codes(
+        codes, codebook_sizes=(2, 2, 2), catalog_fingerprint="", report={"levels": [{}, {}]}
+    )
+    assert without_extra_level(table).codebook_sizes == (2, 2)
+    plain = IdentifierTable.from_item_codes(codes, codebook_sizes=(2, 2, 2), catalog_fingerprint="")
+    assert without_extra_level(plain).codebook_sizes == (2, 2, 2)
+
+
+def test_it_needs_codes_and_content() -> None:
+    ids = pl.Series("item_id", range(3))
+    with pytest.raises(ValueError, match="content vectors and identifiers"):
+        Cobra(CobraConfig(), Catalog(IdMap(ids), pl.DataFrame({"item_id": ids})))
