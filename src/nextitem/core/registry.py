@@ -50,6 +50,11 @@ MODELS: dict[str, Entry] = {
     "cobra": Entry(
         "nextitem.models.cobra:Cobra", "spells codes, then points to an item with a vector", "arXiv 2503.02453"
     ),
+    "streaming-vq": Entry(
+        "nextitem.models.streaming_vq:StreamingVQ",
+        "an index of clusters that learns with the stream",
+        "arXiv 2501.08695",
+    ),
 }
 
 TOKENIZERS: dict[str, Entry] = {

@@ -18,15 +18,24 @@ class NextTargets:
     All prefixes of a user's history are examples, not its last alone. Batches hold histories of similar length, so
     that little work falls on padding. An epoch passes over `per_epoch` targets drawn without replacement (None: all);
     shorter epochs are the same learning with more validations. Everything is drawn from (seed, epoch).
+
+    `in_order`: nothing is drawn; targets stream by time and user, or by their place in the history and user where the
+    log is undated.
     """
 
-    def __init__(self, log: Interactions, *, max_length: int, per_epoch: int | None = None) -> None:
+    def __init__(
+        self, log: Interactions, *, max_length: int, per_epoch: int | None = None, in_order: bool = False
+    ) -> None:
         with_item = log.select(log.item_ids > 0) if bool((log.item_ids == 0).any()) else log
         self.items = torch.from_numpy(with_item.item_ids.astype(np.int64))
         first = with_item.offsets[with_item.user_ids - 1]
         before = np.arange(len(with_item)) - first
         may = before > 0 if with_item.positive is None else (before > 0) & with_item.positive
         self.places = np.flatnonzero(may)  # of the targets within the log
+        self.in_order = in_order
+        if in_order:
+            moments = before if with_item.timestamps is None else with_item.timestamps
+            self.places = self.places[np.argsort(moments[self.places], kind="stable")]  # the log is sorted by user
         self.lengths = np.minimum(before[self.places], max_length)
         self.users = with_item.user_ids[self.places].astype(np.int64)
         self.per_epoch = len(self.places) if per_epoch is None else min(per_epoch, len(self.places))
@@ -37,6 +46,10 @@ class NextTargets:
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[SequenceBatch]:
         """Batches `start`, ... of an epoch."""
+        if self.in_order:
+            for number in range(start, self.num_batches(batch_size)):
+                yield self._batch(np.arange(number * batch_size, min((number + 1) * batch_size, self.per_epoch)))
+            return
         rng = np.random.default_rng([seed, epoch])
         drawn = rng.permutation(len(self.places))[: self.per_epoch]
         # Sorted by length within pools of 50 batches: mates differ by epoch, lengths hardly do within a batch.

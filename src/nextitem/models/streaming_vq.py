@@ -1,0 +1,201 @@
+"""Streaming VQ: a retrieval index of clusters that learns with the stream and is never rebuilt.
+
+Real-time Indexing for Large-scale Recommendation by Streaming Vector Quantization Retriever, arXiv 2501.08695. Two
+towers learn users and items; every item lies in the cluster nearest to its vector, and cluster vectors are moving
+averages of their items. Each step writes the clusters of the items that it saw, so the index is usable at any moment
+and an item changes its cluster as its vector drifts.
+
+Notable
+- Events are learnt in the order of the stream; an undated log streams by (position in the history, user).
+- No term draws an item to its cluster (`commitment` = 0, the paper's point): items stay free to move. What the cluster
+  vector learns from the indexing loss goes straight through to the item.
+- Besides the items of a batch, each step assigns a slice of the catalogue, in turn, so that rare items follow too.
+- Moving averages are kept as vector and weight; a cluster that nothing chooses keeps its vector, and its weight fades,
+  which makes it look nearer (r of the paper) until something chooses it.
+- The candidates that the index finds are put in order by the towers, where the paper has a complex ranker behind it.
+- The user tower reads the mean of the history and its last item; the paper's is not published.
+
+Shapes: B requests, D width, K clusters, N items.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from nextitem.core import config as configs
+from nextitem.core import processes
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.errors import UserError
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.core.roles import LossTerms
+from nextitem.data.examples.next_target import NextTargets
+from nextitem.losses.in_batch_softmax import in_batch_softmax
+from nextitem.nn.quantizers import kmeans
+from nextitem.ops.merge_lists import SortedLists, merge_lists
+from nextitem.ops.topk import top_items
+
+
+class StreamingVQConfig(configs.Config):
+    """Settings of StreamingVQ."""
+
+    width: int = Field(64, ge=1)  # D, of users, items and clusters
+    hidden: int = Field(128, ge=1)  # units of the towers' hidden layer
+    clusters: int = Field(64, ge=1)  # K
+    dropout: float = Field(0.1, ge=0, lt=1)  # of embeddings
+    max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    decay: float = Field(0.99, ge=0, lt=1)  # alpha: weight of the past in the moving averages, a step
+    rarity_power: float = Field(0.5, ge=0)  # beta: an item weighs (mean steps between its occurrences) ** beta
+    balance: float | None = Field(5.0, gt=0)  # s: clusters under 1 / s of the mean weight look nearer; None: none do
+    commitment: float = Field(0.0, ge=0)  # weight that draws items to their cluster; the paper removes it
+    candidates: int = Field(500, ge=1)  # items that the index finds, for the towers to put in order; at least k
+
+
+class StreamingVQ(Recommender):
+    """Finds candidates by their clusters, and ranks them by the towers."""
+
+    Config = StreamingVQConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("cycle",)
+    vectors: Tensor
+    weights: Tensor
+    assigned: Tensor
+    interval: Tensor
+    last_seen: Tensor
+    seen: Tensor
+    steps: Tensor
+
+    def __init__(self, config: StreamingVQConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.settings = config
+        self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
+        self.bias = nn.Embedding(catalog.num_items + 1, 1)  # b_v: how wanted an item is by everybody
+        self.item_tower = _tower(config.width, config.hidden, config.width)
+        self.user_tower = _tower(2 * config.width, config.hidden, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.normal_(self.items.weight[1:], std=config.width**-0.5)
+        nn.init.zeros_(self.bias.weight)
+        rows = catalog.num_items + 1
+        self.register_buffer("vectors", torch.zeros(config.clusters, config.width))  # e_k
+        self.register_buffer("weights", torch.ones(config.clusters))  # c_k
+        self.register_buffer("assigned", torch.zeros(rows, dtype=torch.int64))  # each item's cluster
+        self.register_buffer("interval", torch.ones(rows))  # delta: mean steps between an item's occurrences
+        self.register_buffer("last_seen", torch.full((rows,), -1, dtype=torch.int64))  # step of the last one
+        self.register_buffer("seen", torch.zeros(rows))  # occurrences
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def examples(self, train: Dataset) -> NextTargets:
+        """Every target with the history before it, in the order of the stream."""
+        if processes.count() > 1:
+            raise UserError("streaming-vq learns from one stream: train it in one process")
+        return NextTargets(train.interactions, max_length=self.settings.max_history_length, in_order=True)
+
+    def training_loss(self, batch: SequenceBatch) -> LossTerms:
+        """In-batch softmax by item vectors (L_aux) and by cluster vectors (L_ind); then the clusters move."""
+        assert batch.targets is not None
+        targets = batch.targets.values
+        user_BD, item_BD = self._user(batch), self._item(targets)
+        if self.training:
+            self._count(targets)
+            if int(self.steps) == 1:
+                self._begin(item_BD.detach())
+        log_q = torch.log(self.seen[targets].clamp(min=1) / self.seen.sum().clamp(min=1))
+        bias = self.bias(targets)[:, 0]
+        again = (targets[:, None] == targets) & ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+        cluster = self.cluster_of(item_BD.detach())
+        entry_BD = self.vectors[cluster]
+        auxiliary = in_batch_softmax((user_BD @ item_BD.T + bias).masked_fill(again, -torch.inf), log_q=log_q)
+        passed_BD = item_BD + (entry_BD - item_BD).detach()
+        indexing = in_batch_softmax((user_BD @ passed_BD.T + bias).masked_fill(again, -torch.inf), log_q=log_q)
+        total = auxiliary + indexing
+        if self.settings.commitment:
+            total = total + self.settings.commitment * (item_BD - entry_BD).square().sum(1).mean()
+        if self.training:
+            self._move(item_BD.detach(), cluster, targets)
+        return LossTerms(total, {"auxiliary": auxiliary.detach(), "indexing": indexing.detach()})
+
+    @torch.no_grad()
+    def cluster_of(self, item_BD: Tensor) -> Tensor:
+        """argmin_k r_k ||e_k - v||^2 [B], r_k = min(s c_k / mean c, 1): what is too empty looks nearer."""
+        distances = torch.cdist(item_BD, self.vectors).square()
+        if self.settings.balance is not None:
+            distances = distances * (self.settings.balance * self.weights / self.weights.mean()).clamp(max=1)
+        return distances.argmin(1)
+
+    def lists(self) -> SortedLists:
+        """The index as it is now: each cluster's items, the most wanted first."""
+        return SortedLists.of(self.assigned, self.bias.weight.detach()[:, 0], count=self.settings.clusters)
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        user_BD = self._user(batch)
+        wanted = max(k, self.settings.candidates)
+        cluster_scores = user_BD @ self.vectors.T
+        if batch.allowed is not None:  # whatever a list leaves: every item is looked at
+            scores = cluster_scores[:, self.assigned] + self.bias.weight[:, 0]
+            found = top_items(scores, batch, wanted).item_ids
+        else:
+            left_out = 0 if batch.excluded is None else int(batch.excluded.lengths.max())
+            found = merge_lists(cluster_scores, self.lists(), wanted + left_out)[0]
+        scores = user_BD.new_full((batch.num_requests, self.num_items + 1), -torch.inf)
+        exact = (user_BD[:, None] * self._item(found)).sum(2) + self.bias(found)[..., 0]
+        return top_items(scores.scatter_(1, found, exact), batch, k)
+
+    def _user(self, batch: SequenceBatch) -> Tensor:
+        """[B, D] of histories that are not empty."""
+        recent = batch.items.last(self.settings.max_history_length)
+        embedded = self.dropout(self.items(recent.values))
+        total = embedded.new_zeros(recent.num_rows, self.settings.width)
+        mean = total.index_add(0, recent.row_ids(), embedded) / recent.lengths.clamp(min=1)[:, None]
+        last = embedded[recent.offsets[1:] - 1]
+        vector: Tensor = self.user_tower(torch.cat([mean, last], dim=1))
+        return vector
+
+    def _item(self, items: Tensor) -> Tensor:
+        vector: Tensor = self.item_tower(self.dropout(self.items(items)))
+        return vector
+
+    @torch.no_grad()
+    def _count(self, targets: Tensor) -> None:
+        """Occurrences and the mean interval between them, for the items of one step."""
+        self.steps += 1
+        items, counts = torch.unique(targets, return_counts=True)
+        gap = (self.steps - self.last_seen[items]).float() / counts
+        known = self.last_seen[items] >= 0
+        self.interval[items] = torch.where(known, 0.9 * self.interval[items] + 0.1 * gap, self.interval[items])
+        self.last_seen[items] = self.steps
+        self.seen[items] += counts
+
+    @torch.no_grad()
+    def _begin(self, item_BD: Tensor) -> None:
+        """The first step: cluster vectors by k-means of its items, further ones near items drawn at random."""
+        found = kmeans(item_BD, self.settings.clusters, seed=0)
+        draw = torch.Generator().manual_seed(0)
+        rows = torch.randint(len(item_BD), (self.settings.clusters - len(found),), generator=draw)
+        aside = torch.randn((len(rows), item_BD.shape[1]), generator=draw).to(item_BD) * item_BD.std()
+        self.vectors.copy_(torch.cat([found, item_BD[rows] + 0.1 * aside]))
+        self.assigned[1:] = self.cluster_of(self.item_tower(self.items.weight[1:]))
+
+    @torch.no_grad()
+    def _move(self, item_BD: Tensor, cluster: Tensor, targets: Tensor) -> None:
+        """w <- a w + (1 - a) sum delta^b v, c <- a c + (1 - a) sum delta^b, e = w / c; then the index is written."""
+        share = self.interval[targets] ** self.settings.rarity_power
+        fresh = torch.zeros_like(self.weights).index_add_(0, cluster, share)
+        sums = torch.zeros_like(self.vectors).index_add_(0, cluster, share[:, None] * item_BD)
+        past = self.settings.decay * self.weights
+        weights = (past + (1 - self.settings.decay) * fresh).clamp(min=1e-12)
+        self.vectors.copy_((past[:, None] * self.vectors + (1 - self.settings.decay) * sums) / weights[:, None])
+        self.weights.copy_(weights)
+        # What this step saw, and the next slice of the catalogue.
+        count = min(len(targets), self.num_items)
+        turn = (int(self.steps) * count + torch.arange(count, device=targets.device)) % self.num_items + 1
+        written = torch.cat([targets, turn])
+        self.assigned[written] = self.cluster_of(self.item_tower(self.items(written)))
+
+
+def _tower(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))

@@ -1,0 +1,196 @@
+"""Streaming VQ: its equations by hand, balance, drift, an index that is usable and restorable at any step."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.ids import IdMap
+from nextitem.core.interactions import Interactions
+from nextitem.core.jagged import Jagged
+from nextitem.data.examples.next_target import NextTargets
+from nextitem.models.streaming_vq import StreamingVQ, StreamingVQConfig
+from nextitem.nn.learnt_codebooks import LearntCodebooks
+
+
+def model_of(items: int = 40, **settings: object) -> StreamingVQ:
+    ids = pl.Series("item_id", range(items))
+    torch.manual_seed(0)
+    small = {"width": 8, "hidden": 16, "clusters": 5, "dropout": 0.0, "candidates": 10}
+    return StreamingVQ(
+        StreamingVQConfig.model_validate(small | settings), Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
+    )
+
+
+def batch_of(model: StreamingVQ, size: int = 16, *, seed: int = 0, weights: Tensor | None = None) -> SequenceBatch:
+    draw = torch.Generator().manual_seed(seed)
+    weights = torch.ones(model.num_items) if weights is None else weights
+    targets = torch.multinomial(weights, size, replacement=True, generator=draw) + 1
+    histories = torch.randint(1, model.num_items + 1, (size, 3), generator=draw)
+    return SequenceBatch(
+        Jagged.from_padded(histories, torch.full((size,), 3)), targets=Jagged(targets, torch.arange(size + 1))
+    )
+
+
+def test_clusters_move_as_the_paper_says() -> None:
+    model = model_of(decay=0.9, rarity_power=0.5).train()
+    for seed in range(3):
+        model.training_loss(batch_of(model, seed=seed))
+    former, weights, before = model.vectors.clone(), model.weights.clone(), deepcopy(model)
+    batch = batch_of(model, seed=9)
+    assert batch.targets is not None
+    model.training_loss(batch)
+    targets = batch.targets.values
+    vectors = before._item(targets).detach()
+    scale = (5.0 * weights / weights.mean()).clamp(max=1)
+    chosen = [int((scale * (former - vector).square().sum(1)).argmin()) for vector in vectors]
+    for cluster in range(5):
+        mine = [row for row, each in enumerate(chosen) if each == cluster]
+        share = model.interval[targets[mine]] ** 0.5
+        count = 0.9 * weights[cluster] + 0.1 * share.sum()
+        total = 0.9 * weights[cluster] * former[cluster] + 0.1 * (share[:, None] * vectors[mine]).sum(0)
+        torch.testing.assert_close(model.weights[cluster], count)
+        torch.testing.assert_close(model.vectors[cluster], total / count)
+
+
+def test_intervals_are_the_mean_steps_between_occurrences() -> None:
+    model = model_of()
+    for step in range(1, 41):
+        seen = [1, *([2] if step % 4 == 0 else []), *([3, 3] if step % 2 == 0 else [])]
+        model._count(torch.tensor(seen))
+    assert float(model.interval[1]) == pytest.approx(1.0)
+    assert float(model.interval[2]) == pytest.approx(4.0, rel=0.35)  # moves a tenth of the way at each occurrence
+    assert float(model.interval[3]) == pytest.approx(1.0)
+    assert model.seen[1:4].tolist() == [40, 10, 40]
+
+
+def test_without_rarity_and_balance_it_is_vq_vae_s_moving_average() -> None:
+    model = model_of(rarity_power=0.0, balance=None, decay=0.8).train()
+    model.training_loss(batch_of(model))
+    books = LearntCodebooks((1, 5, 8), split="residual", update="ema", decay=0.8, revive_every=10**6).train()
+    books.tables[0], books.counts[0] = model.vectors.clone(), model.weights.clone()
+    books.steps += 1  # past its start by k-means
+    batch = batch_of(model, seed=1)
+    assert batch.targets is not None
+    vectors = model._item(batch.targets.values).detach()
+    codes = books(vectors).codes[:, 0]
+    assert torch.equal(model.cluster_of(vectors), codes)
+    model.training_loss(batch)
+    torch.testing.assert_close(model.vectors, books.tables[0])
+    torch.testing.assert_close(model.weights, books.counts[0])
+
+
+def _shares(balance: float | None) -> Tensor:
+    """Weights of clusters after streaming items by Zipf's law, whose vectors stand still."""
+    model = model_of(200, clusters=16, balance=balance, rarity_power=0.0, decay=0.95).train()
+    zipf = 1 / torch.arange(1, 201).float() ** 1.2
+    with torch.no_grad():
+        for seed in range(150):
+            model.training_loss(batch_of(model, 64, seed=seed, weights=zipf))
+    return model.weights / model.weights.sum()
+
+
+def test_balancing_spreads_a_skewed_stream() -> None:
+    def gini(shares: Tensor) -> float:
+        ranks = torch.arange(1, len(shares) + 1)
+        return float(((2 * ranks - len(shares) - 1) * shares.sort().values).sum() / len(shares))
+
+    plain, even = _shares(None), _shares(1.0)
+    assert float(even.max()) < float(plain.max())
+    assert gini(even) < gini(plain)
+
+
+def _steps_to_follow(commitment: float) -> int:
+    """Two tastes. Item 1 is wanted by the first, then by the second: the steps until it lies with its new mates.
+
+    The commitment begins with the drift: from the start it would shrink all vectors, and with them the way to go.
+    """
+    model = model_of(20, clusters=2, balance=None, rarity_power=0.0, decay=0.9).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+
+    def step(seed: int, *, taste_of_one: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        taste = torch.randint(2, (32,), generator=draw)
+        histories = 2 + taste[:, None] + 2 * torch.randint(9, (32, 3), generator=draw)  # even or odd items from 2 on
+        targets = 2 + taste + 2 * torch.randint(9, (32,), generator=draw)
+        targets[(taste == taste_of_one) & (torch.rand(32, generator=draw) < 0.3)] = 1
+        batch = SequenceBatch(
+            Jagged.from_padded(histories, torch.full((32,), 3)), targets=Jagged(targets, torch.arange(33))
+        )
+        optimizer.zero_grad()
+        model.training_loss(batch).total.backward()
+        optimizer.step()
+
+    def mates() -> int:
+        even, odd = float(model.assigned[2::2].float().mean()), float(model.assigned[3::2].float().mean())
+        assert abs(even - odd) > 0.8, "tastes have clusters of their own"
+        return 0 if abs(float(model.assigned[1]) - even) < 0.5 else 1
+
+    for seed in range(250):
+        step(seed, taste_of_one=0)
+    assert mates() == 0
+    model.settings = model.settings.model_copy(update={"commitment": commitment, "decay": 0.999})
+    for moved in range(400):
+        step(1000 + moved, taste_of_one=1)
+        if mates() == 1:
+            return moved + 1
+    return 400
+
+
+def test_an_item_s_cluster_follows_its_drift_and_a_commitment_holds_it_back() -> None:
+    free, held = _steps_to_follow(0.0), _steps_to_follow(0.3)
+    assert free < 150
+    assert held > 2 * free
+
+
+def test_the_index_is_usable_at_any_step_and_restored_as_it_was() -> None:
+    model = model_of(40).train()
+    for seed in range(4):
+        model.training_loss(batch_of(model, seed=seed))
+        answer = model.recommend(SequenceBatch(Jagged.from_rows([[1, 2], [3]])), 40)
+        assert bool((answer.item_ids.sort(dim=1).values == torch.arange(1, 41)).all())
+        assert bool((model.assigned[1:] < 5).all())
+    again = model_of(40)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.assigned, model.assigned)
+    later = batch_of(model, seed=77)
+    model.training_loss(later), again.train().training_loss(later)
+    assert torch.equal(again.assigned, model.assigned)
+    assert torch.equal(again.vectors, model.vectors)
+
+
+def test_with_as_many_candidates_as_items_the_towers_alone_decide() -> None:
+    model = model_of(30, candidates=30).eval()
+    torch.nn.init.normal_(model.bias.weight)
+    batch = SequenceBatch(Jagged.from_rows([[1, 2], [3]]), excluded=Jagged.from_rows([[4, 5], []]))
+    found = model.recommend(batch, 30)
+    scores = model._user(batch) @ model._item(torch.arange(1, 31)).T + model.bias.weight[1:, 0]
+    scores[0, [3, 4]] = -torch.inf
+    best = scores.argsort(dim=1, descending=True) + 1
+    assert found.item_ids[0, :28].tolist() == best[0, :28].tolist()
+    assert found.item_ids[1].tolist() == best[1].tolist()
+
+
+@pytest.mark.parametrize("dated", [False, True])
+def test_the_stream_is_in_order_of_time_or_place(dated: bool) -> None:
+    users = np.array([1, 1, 1, 2, 2, 3, 3, 3, 3], np.int32)
+    items = np.arange(1, 10, dtype=np.int32)
+    times = np.array([1, 8, 9, 2, 3, 4, 5, 6, 7]) if dated else None
+    log = Interactions(users, items, 3, 9, timestamps=times)
+    examples = NextTargets(log, max_length=2, in_order=True)
+    targets = [
+        item
+        for batch in examples.batches(4, epoch=3, seed=1)
+        if batch.targets is not None
+        for item in batch.targets.values.tolist()
+    ]
+    assert targets == ([5, 7, 8, 9, 2, 3] if dated else [2, 5, 7, 3, 8, 9])
+    rest = [batch.targets for batch in examples.batches(4, epoch=0, seed=9, start=1)]
+    assert [item for part in rest if part is not None for item in part.values.tolist()] == targets[4:]
