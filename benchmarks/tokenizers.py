@@ -1,0 +1,136 @@
+"""Semantic IDs of every tokenizer under the same generator, budget and data: recall, quality, stability.
+
+    python benchmarks/tokenizers.py planted [--seeds 0 1 2]
+    python benchmarks/tokenizers.py DATASET_FOLDER --minutes 15 [--tokenizers rq-vae residual-kmeans]
+
+`planted`: items lie in a two-level tree of clusters that their content tells, users stay within a small cluster, and
+half of the items asked for were seen with few others. Prints a row a tokenizer and seed: recall@10 and NDCG@10 of TIGER
+on its codes, collisions, neighbours that share the first code, and stability: the adjusted mutual information of first
+codes between this seed's fit and the next one's (1: the same groups).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from sklearn.metrics import adjusted_mutual_info_score
+
+import nextitem as ni
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset, Users
+from nextitem.core.ids import IdMap
+from nextitem.core.interactions import Interactions
+from nextitem.core.registry import TOKENIZERS
+from nextitem.data.splits import make_split
+from nextitem.pipeline.identify import make_tokenizer, with_content
+from nextitem.pipeline.recipe import find, resolve
+
+PLANTED = {"codebook_size": 8, "levels": 3}
+PLANTED_RUN = (
+    "content.encoder=content_planted",
+    "model.max_history_length=5",
+    "training.validate_every=2",
+    "training.max_epochs=12",
+    "training.batch_size=64",
+)
+SETTINGS: dict[str, dict[str, Any]] = {"fsq": {"values": [4, 2], "levels": 3}, "tree": {"codebook_size": 8}}
+
+
+def planted(
+    *, seed: int, coarse: int = 8, fine: int = 8, each: int = 16, users: int = 1500, length: int = 6
+) -> Dataset:
+    """1,024 items; content is the sum of a coarse and a fine cluster's vector and noise, in a column of numbers."""
+    rng = np.random.default_rng(seed)
+    count = coarse * fine * each
+    group = rng.permutation(np.repeat(np.arange(coarse * fine), each))
+    top, below = rng.normal(size=(coarse, 16)) * 3, rng.normal(size=(coarse * fine, 16))
+    content = top[group // fine] + below[group] + 0.3 * rng.normal(size=(count, 16))
+    members = [np.flatnonzero(group == number) + 1 for number in range(coarse * fine)]
+    home = rng.integers(coarse * fine, size=users)
+    items = np.concatenate([rng.choice(members[number], length, replace=False) for number in home]).astype(np.int32)
+    log = Interactions(
+        np.repeat(np.arange(1, users + 1), length).astype(np.int32),
+        items,
+        users,
+        count,
+        timestamps=np.tile(np.arange(length) * 3_600_000, users) + 1_600_000_000_000,
+    )
+    ids = pl.Series("item_id", [f"i{number}" for number in range(1, count + 1)])
+    table = pl.DataFrame({"item_id": ids, "content_planted": content.astype(np.float32).tolist()})
+    people = Users(IdMap(pl.Series("user_id", [f"u{number}" for number in range(1, users + 1)])))
+    return Dataset("planted", log, Catalog(IdMap(ids), table), people, fingerprint=f"planted-{seed}")
+
+
+def first_codes(data: Dataset, recipe: Any) -> np.ndarray:
+    train = with_content(make_split(data, None, seed=recipe.seed).train, recipe)
+    tokenizer = make_tokenizer(train, recipe, out=None, progress=False)
+    return tokenizer.spell(train.catalog)[:, 0].numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("--tokenizers", nargs="+", default=list(TOKENIZERS), choices=list(TOKENIZERS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--minutes", type=float, help="of training, beside the recipe's own limit")
+    parser.add_argument("--recipe", help="default: default/tiger, for planted debug/tiger, larger")
+    parser.add_argument("--set", dest="overrides", nargs="+", default=[])
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    is_planted = arguments.data == "planted"
+    name = arguments.recipe or ("debug/tiger" if is_planted else "default/tiger")
+    overrides = [*arguments.overrides]
+    if is_planted:
+        overrides = [*PLANTED_RUN, *overrides]
+    if arguments.minutes is not None:
+        overrides += [f"training.max_minutes={arguments.minutes}"]
+    for tokenizer in arguments.tokenizers:
+        for seed in arguments.seeds:
+            data = planted(seed=seed) if is_planted else ni.load_dataset(arguments.data)
+            settings = SETTINGS.get(tokenizer, PLANTED) if is_planted else {}
+            table = {"tokenizer": {"name": tokenizer, **settings}}
+            base, path = find(name), "planted" if is_planted else arguments.data
+            recipe = resolve(
+                [base, ("here", {**table, "seed": seed, "data": {"path": str(path)}})], overrides=overrides
+            )
+            began = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "recipe.toml"
+                file.write_text(_toml(recipe))
+                run = ni.train("tiger", data, out=Path(folder) / "run", recipe=str(file), seed=seed, progress=False)
+            seconds = time.perf_counter() - began
+            other = recipe.model_copy(update={"seed": seed + 1000})
+            stability = adjusted_mutual_info_score(first_codes(data, recipe), first_codes(data, other))
+            identifiers = run.model.identifiers
+            assert identifiers is not None
+            report = identifiers.report or {}
+            row = {metric: round(run.metrics["metrics"][metric], 4) for metric in ("recall@10", "ndcg@10")}
+            quality = {
+                "collisions": round(report["collision_rate"], 3),
+                "neighbours": round(report["neighbours_sharing_prefix"][0], 3),
+                "stability": round(float(stability), 3),
+            }
+            told = {"data": data.name, "tokenizer": tokenizer, "seed": seed}
+            print(json.dumps({**told, **row, **quality, "seconds": round(seconds)}), flush=True)
+
+
+def _toml(recipe: Any) -> str:
+    from nextitem.core.config import write_toml
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.toml"
+        write_toml(file, recipe.model_dump())
+        return file.read_text()
+
+
+if __name__ == "__main__":
+    main()

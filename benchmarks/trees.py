@@ -1,0 +1,118 @@
+"""Trees of TDM and JTM side by side: random, by category, by content, learnt, jointly learnt, and what a beam loses.
+
+    python benchmarks/trees.py DATASET_FOLDER [--protocol user-split] [--recipe amazon14-beauty] [--variants random content
+        learnt jtm] [--set training.max_epochs=6] [--requests 500]
+    python benchmarks/trees.py planted     a generated catalogue of 1,024 items in clusters, instead of a folder
+
+All variants have the same network, examples, epochs and seed. `random`, `category` and `content` keep the tree that
+they begin with; `learnt` begins with the random one and learns it anew after the recipe's epochs; `jtm` learns it
+jointly, `otm` is `learnt` with beam-aware training. `exhaustive` is recall@10 of scoring every leaf by the same network
+(a beam as wide as the catalogue) on so many requests, `beam` that of the recipe's beam on the same ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+import nextitem as ni
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset, Users
+from nextitem.core.ids import IdMap
+from nextitem.core.interactions import Interactions
+from nextitem.data.splits import make_split
+from nextitem.evaluation.evaluate import recommend_all
+from nextitem.evaluation.metrics import accuracy
+
+VARIANTS = {
+    "random": ("tdm", ["tokenizer.order=random", "model.relearn_after=[]"]),
+    "category": ("tdm", ["tokenizer.order=category", "model.relearn_after=[]"]),
+    "content": ("tdm", ["tokenizer.order=content", "model.relearn_after=[]"]),
+    "learnt": ("tdm", ["tokenizer.order=random"]),
+    "otm": ("tdm", ["tokenizer.order=random", "model.objective=beam-aware"]),
+    "jtm": ("jtm", ["tokenizer.order=random"]),
+    "jtm-fixed": ("jtm", ["tokenizer.order=random", "model.relearn_after=[]"]),
+}
+
+
+def planted(*, seed: int, clusters: int = 32, each: int = 32, users: int = 4000, length: int = 9) -> Dataset:
+    """Users walk within one of 32 clusters, the next item depending on the last; titles tell an eighth, and noise."""
+    rng = np.random.default_rng(seed)
+    following = rng.permutation(each)
+    home = rng.integers(clusters, size=users)
+    place = np.empty((users, length), np.int64)
+    place[:, 0] = rng.integers(each, size=users)
+    for step in range(1, length):
+        leaps = rng.random(users) < 0.5
+        place[:, step] = np.where(leaps, rng.integers(each, size=users), following[place[:, step - 1]])
+    shuffled = rng.permutation(clusters * each) + 1
+    items = shuffled[home[:, None] * each + place].ravel().astype(np.int32)
+    log = Interactions(
+        np.repeat(np.arange(1, users + 1), length).astype(np.int32),
+        items,
+        users,
+        clusters * each,
+        timestamps=np.tile(np.arange(length) * 3_600_000, users) + 1_600_000_000_000,
+    )
+    ids = pl.Series("item_id", [f"i{number}" for number in range(1, clusters * each + 1)])
+    eighth = np.empty(clusters * each + 1, np.int64)
+    eighth[shuffled] = np.arange(clusters * each) // (each * 4)
+    halves = ["abcdefgh"[eighth[n]] * 4 for n in range(1, clusters * each + 1)]
+    titles = pl.Series([f"{name} thing w{rng.integers(200)} v{rng.integers(200)}" for name in halves])
+    table = pl.DataFrame({"item_id": ids, "title": titles, "category": halves})
+    people = Users(IdMap(pl.Series("user_id", [f"u{number}" for number in range(1, users + 1)])))
+    catalog = Catalog(IdMap(ids), table, text=titles)
+    return Dataset("planted", log, catalog, people, fingerprint=f"planted-{seed}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("--protocol", default="user-split")
+    parser.add_argument("--recipe", default="default")
+    parser.add_argument("--variants", nargs="+", default=["random", "content", "learnt", "jtm"], choices=list(VARIANTS))
+    parser.add_argument("--set", dest="overrides", nargs="+", default=[])
+    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for seed in arguments.seeds:
+        data = planted(seed=seed) if arguments.data == "planted" else ni.load_dataset(arguments.data)
+        split = make_split(data, arguments.protocol, seed=seed)
+        rows = torch.linspace(0, split.test.num_requests - 1, min(arguments.requests, split.test.num_requests)).long()
+        some = split.test.select(rows)
+        assert some.targets is not None
+        for name in arguments.variants:
+            model, overrides = VARIANTS[name]
+            began = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                run = ni.train(
+                    model,
+                    data,
+                    out=Path(folder) / name,
+                    recipe=f"{arguments.recipe}/{model}",
+                    protocol=arguments.protocol,
+                    seed=seed,
+                    overrides=[*overrides, *arguments.overrides],
+                    progress=False,
+                )
+            row = {metric: round(run.metrics["metrics"][metric], 4) for metric in ("recall@10", "ndcg@10", "recall@20")}
+            found = {}
+            for kind, width in (("beam", run.model.settings.beam_width), ("exhaustive", run.model.num_items)):
+                run.model.settings = run.model.settings.model_copy(update={"beam_width": width})
+                lists = recommend_all(run.model, some, 10, batch_size=128 if kind == "beam" else 8)
+                found[kind] = round(float(accuracy.recall(lists, some.targets, 10).nanmean()), 4)
+            told = {"data": data.name, "variant": name, "seed": seed, "best_epoch": run.metrics["best_epoch"]}
+            print(json.dumps({**told, **row, **found, "seconds": round(time.perf_counter() - began)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
