@@ -46,6 +46,7 @@ class ContentConfig(Config):
     # or folder of a sentence-transformers model
     encoder: str = "tfidf-svd"
     dim: int = Field(128, ge=1)  # width of tfidf-svd; fewer where the catalogue has fewer words or items
+    collaborative: bool = False  # move the vectors, so that items that users take together lie near each other
 
 
 def content_vectors(

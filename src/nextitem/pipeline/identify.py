@@ -26,6 +26,7 @@ from nextitem.pipeline.bundle import (
     save_weights,
 )
 from nextitem.pipeline.recipe import Recipe, component
+from nextitem.tokenizers.collaborative import CollaborativeContent
 from nextitem.tokenizers.collisions import append_items, build_table
 from nextitem.tokenizers.quality import collapse_warning
 from nextitem.tokenizers.tokenizer import Tokenizer
@@ -34,9 +35,20 @@ from nextitem.training.fit import fit
 Say = Callable[[str], None]
 
 
-def with_content(dataset: Dataset, recipe: Recipe) -> Dataset:
-    """The data set with the content vectors that the recipe asks for."""
-    return dataset.with_catalog(dataset.catalog.with_content(content_vectors(dataset.catalog, recipe.content)))
+def with_content(train: Dataset, recipe: Recipe, *, out: Path | None = None, progress: bool = True) -> Dataset:
+    """The data set with the content vectors that the recipe asks for; what moved them is written into `out`."""
+    catalog = train.catalog.with_content(content_vectors(train.catalog, recipe.content))
+    if recipe.content.collaborative:
+        torch.manual_seed(recipe.seed)
+        mover = CollaborativeContent(catalog)
+        pairs = mover.examples(train)
+        if pairs.num_batches(1):
+            fit(mover, pairs, recipe.content_training, seed=recipe.seed, progress=progress, label="content")
+        assert catalog.content is not None
+        catalog = catalog.with_content(mover.eval().vectors(catalog.content))
+        if out is not None:
+            save_weights(out / "content.safetensors", mover)
+    return train.with_catalog(catalog)
 
 
 def make_tokenizer(train: Dataset, recipe: Recipe, *, out: Path | None, progress: bool = True) -> Tokenizer:
@@ -64,8 +76,8 @@ def make_tokenizer(train: Dataset, recipe: Recipe, *, out: Path | None, progress
 def tokenize(train: Dataset, recipe: Recipe, *, out: Path, say: Say, progress: bool = True) -> IdentifierTable:
     """Writes semantic IDs, their trie, the tokenizer and its quality report into `out`; warns of a collapse."""
     assert recipe.tokenizer is not None
-    train = with_content(train, recipe)
     save_recipe(out, recipe)
+    train = with_content(train, recipe, out=out, progress=progress)
     tokenizer = make_tokenizer(train, recipe, out=out, progress=progress)
     table = build_table(tokenizer, train.catalog)
     save_weights(out / "tokenizer.safetensors", tokenizer)
@@ -95,6 +107,11 @@ def append(catalog: Catalog, folder: Path, *, say: Say) -> IdentifierTable:
     )
     first = int((table.report or {})["items"])
     longer = longer.with_content(content_vectors(longer, recipe.content, fit_items=first))
+    if recipe.content.collaborative:
+        mover = CollaborativeContent(longer)
+        load_weights(folder / "content.safetensors", mover)
+        assert longer.content is not None
+        longer = longer.with_content(mover.eval().vectors(longer.content))
     kind, config = component("tokenizer", recipe.tokenizer)
     tokenizer = cast(Tokenizer, kind(config, longer))
     load_weights(folder / "tokenizer.safetensors", tokenizer)
@@ -127,7 +144,7 @@ def require_identifiers(train: Dataset, recipe: Recipe, *, out: Path, say: Say, 
         if recipe.tokenizer is None:
             raise UserError(f"{recipe.model['name']} needs semantic IDs: give --ids, or a [tokenizer] in the recipe")
         if train.catalog.content is None:
-            train = with_content(train, recipe)
+            train = with_content(train, recipe, progress=progress)
         say(f"semantic IDs by {recipe.tokenizer['name']}")
         tokenizer = make_tokenizer(train, recipe, out=out, progress=progress)
         table = build_table(tokenizer, train.catalog)

@@ -33,6 +33,7 @@ class Recipe(Config):
     model: dict[str, Any]
     training: TrainingConfig = TrainingConfig()  # for models that learn by gradient
     content: ContentConfig = ContentConfig()  # text vectors, for models and tokenizers that read them
+    content_training: TrainingConfig = TrainingConfig(max_epochs=10, batch_size=512)  # where content.collaborative
     tokenizer: dict[str, Any] | None = None  # what makes the semantic IDs, for models that need them
     tokenizer_training: TrainingConfig = TrainingConfig()  # for tokenizers that learn by gradient
     quality: QualityConfig = QualityConfig()  # below these figures a tokenizer counts as collapsed

@@ -174,7 +174,7 @@ def train_on(
     needs: frozenset[str] = getattr(kind, "needs", frozenset()) | getattr(config, "needs", frozenset())
     learnt = split.train
     if "content" in needs:
-        learnt = with_content(learnt, recipe)
+        learnt = with_content(learnt, recipe, progress=progress)
     if "identifiers" in needs:
         learnt = require_identifiers(learnt, recipe, out=folder, say=say, progress=progress)
     began = time.perf_counter()

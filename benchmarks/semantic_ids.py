@@ -1,7 +1,7 @@
 """Semantic IDs of every tokenizer under the same generator, budget and data: recall, quality, stability.
 
-    python benchmarks/tokenizers.py planted [--seeds 0 1 2]
-    python benchmarks/tokenizers.py DATASET_FOLDER --minutes 15 [--tokenizers rq-vae residual-kmeans]
+    python benchmarks/semantic_ids.py planted [--seeds 0 1 2]
+    python benchmarks/semantic_ids.py DATASET_FOLDER --minutes 15 [--tokenizers rq-vae residual-kmeans]
 
 `planted`: items lie in a two-level tree of clusters that their content tells, users stay within a small cluster, and
 half of the items asked for were seen with few others. Prints a row a tokenizer and seed: recall@10 and NDCG@10 of TIGER
