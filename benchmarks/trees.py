@@ -1,7 +1,7 @@
 """Trees of TDM and JTM side by side: random, by category, by content, learnt, jointly learnt, and what a beam loses.
 
-    python benchmarks/trees.py DATASET_FOLDER [--protocol user-split] [--recipe amazon14-beauty] [--variants random learnt
-        content jtm] [--set training.max_epochs=6] [--requests 500]
+    python benchmarks/trees.py DATASET_FOLDER [--protocol user-split] [--recipe amazon14-beauty] [--requests 500]
+        [--variants random content learnt jtm] [--set training.max_epochs=6]
     python benchmarks/trees.py planted     a generated catalogue of 1,024 items in clusters, instead of a folder
 
 All variants have the same network, examples, epochs and seed. `random`, `category` and `content` keep the tree that

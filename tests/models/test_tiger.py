@@ -300,3 +300,30 @@ def test_no_request_is_lost_while_the_catalogue_changes() -> None:
         thread.join()
     assert not wrong
     assert set(answered) == {0, 1, 2}
+
+
+def test_new_items_get_their_share_of_a_list() -> None:
+    model = tiger(catalog_of(60))
+    model.set_popularity((torch.arange(61) > 30).float())  # items 1 .. 30 are new
+    free = model.recommend(requests([40, 41]), 10).item_ids[0]
+    assert 0 < int((free <= 30).sum()) < 10
+    for share, most in ((0.0, 0), (0.1, 1), (0.35, 3)):
+        model.settings = model.settings.model_copy(update={"new_items": share})
+        found = model.recommend(requests([40, 41]), 10).item_ids[0]
+        assert int(((found > 0) & (found <= 30)).sum()) <= most
+        assert int((found > 0).sum()) == 10
+
+
+def test_scheduled_sampling_changes_training_alone() -> None:
+    plain, scheduled = tiger(dropout=0.0), tiger(dropout=0.0, scheduled_sampling=0.5)
+    scheduled.load_state_dict(plain.state_dict())
+    batch = SequenceBatch(Jagged.from_rows([[1, 2], [3, 4, 5], [6]] * 8), targets=Jagged.from_rows([[7], [8], [9]] * 8))
+    torch.testing.assert_close(scheduled.training_loss(batch).total, plain.training_loss(batch).total)
+    scheduled.train(), plain.train()
+    torch.manual_seed(0)
+    terms, usual = scheduled.training_loss(batch), plain.training_loss(batch)
+    torch.testing.assert_close(terms.named["level_1"], usual.named["level_1"])  # nothing comes before it
+    assert float(terms.named["level_2"]) != float(usual.named["level_2"])
+    terms.total.backward()
+    assert scheduled.output.weight.grad is not None
+    assert bool(torch.isfinite(scheduled.output.weight.grad).all())

@@ -44,9 +44,9 @@ class Evaluation:
     metrics    name@k -> mean over the requests that it is defined on
     intervals  name@k -> 95% bootstrap interval of that mean; for metrics that are means over requests
     slices     slice -> {"users": n, metric -> mean}
-    generation how a generator spells (evaluation.generation), where that was asked for
     values     name@k -> one value a request, [users] float64 (NaN: not defined): for paired comparisons
     lists      the recommendations, [users, K] int64
+    generation how a generator spells (evaluation.generation), where that was asked for
     """
 
     model: str
@@ -56,9 +56,9 @@ class Evaluation:
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     slices: dict[str, dict[str, float]]
-    generation: dict[str, Any] | None = None
     values: dict[str, Tensor] = field(repr=False, default_factory=dict)
     lists: Tensor = field(repr=False, default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    generation: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The public format of `nextitem evaluate --json`."""
@@ -90,7 +90,8 @@ def evaluate(
     """Figures of `model` on `requests` (their targets, exclusions and allow-lists), over the full catalogue.
 
     `set_requests` holds the same requests with all later events as targets (`time` protocol): it adds
-    set_recall@k, set_ndcg@k, ... from the same lists. `train` gives popularity and transitions for beyond-accuracy
+    set_recall@k, set_ndcg@k, ... from the same lists. Where some targets are cold and some warm, cold_warm_recall@10
+    is the harmonic mean of the two slices' figures. `train` gives popularity and transitions for beyond-accuracy
     metrics and slices; it is never learnt from here. Deterministic.
     """
     assert requests.targets is not None, "requests must have targets"
@@ -112,6 +113,10 @@ def evaluate(
         metrics[f"coverage@{k}"] = beyond_accuracy.coverage(lists[:, :k], num_items=model.num_items)
         metrics[f"gini@{k}"] = beyond_accuracy.gini(lists[:, :k], num_items=model.num_items)
     metrics |= {name: _mean(value) for name, value in values.items()}
+    slices = _slices(slice_masks(requests, train, model.catalog), values, ks)
+    for name in slices.get("cold", {}):
+        if name in slices.get("warm", {}) and name != "users":
+            metrics[f"cold_warm_{name}"] = _harmonic(slices["cold"][name], slices["warm"][name])
     return Evaluation(
         model=model_name,
         protocol=protocol,
@@ -119,7 +124,7 @@ def evaluate(
         users=requests.num_requests,
         metrics=dict(sorted(metrics.items())),
         intervals={name: interval(value) for name, value in sorted(values.items())},
-        slices=_slices(slice_masks(requests, train, model.catalog), values, ks),
+        slices=slices,
         values=values,
         lists=lists,
     )
@@ -192,6 +197,11 @@ def _slices(
         for name, mask in masks.items()
         if bool(mask.any())
     }
+
+
+def _harmonic(left: float, right: float) -> float:
+    """Harmonic mean: high only where both are."""
+    return 0.0 if left + right == 0 else 2 * left * right / (left + right)
 
 
 def _mean(values: Tensor) -> float:

@@ -36,6 +36,8 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.new_items import search_with_new_items
+from nextitem.decoding.scheduled_sampling import sampled_prefixes
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.nn.t5 import DecoderLayer, EncoderLayer, RelativePositionBias
 
@@ -55,6 +57,8 @@ class TigerConfig(configs.Config):
     user_buckets: int = Field(0, ge=0)  # hashed user tokens before the history; 0: none
     targets_per_epoch: int | None = Field(None, ge=1)  # examples of an epoch, drawn anew each time; None: all
     beam_width: int = Field(20, ge=1)  # beams kept; at least k are
+    scheduled_sampling: float = Field(0.0, ge=0, le=1)  # share of training prefixes' codes that are the model's own
+    new_items: float | None = Field(None, ge=0, le=1)  # at most this share of a list has no training event; None: any
 
 
 class Tiger(Recommender):
@@ -108,11 +112,16 @@ class Tiger(Recommender):
         """Mean cross-entropy of the target's codes, given the codes before (equation of section 3.2)."""
         assert batch.targets is not None
         wanted_BM = self.codes[batch.targets.values]
-        hidden_BMD = self._decode(self._shared(batch), wanted_BM[:, :-1])
+        shared, fed_BM, real_BM = self._shared(batch), wanted_BM, torch.ones_like(wanted_BM, dtype=torch.bool)
+        if self.settings.scheduled_sampling and self.training:
+            with torch.no_grad():
+                first = self._all_logits(self._decode(shared, wanted_BM[:, :-1]))
+            share = self.settings.scheduled_sampling
+            fed_BM, real_BM = sampled_prefixes(first, wanted_BM, self.trie, share=share)
         named = {}
-        for level in range(len(self.sizes)):
-            logits = hidden_BMD[:, level] @ self._codes_weight(level).T
-            named[f"level_{level + 1}"] = F.cross_entropy(logits, wanted_BM[:, level])
+        for level, logits in enumerate(self._all_logits(self._decode(shared, fed_BM[:, :-1]))):
+            losses = F.cross_entropy(logits, wanted_BM[:, level], reduction="none") * real_BM[:, level]
+            named[f"level_{level + 1}"] = losses.sum() / real_BM[:, level].sum().clamp(min=1)
         total = torch.stack(list(named.values())).mean()
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
@@ -179,6 +188,10 @@ class Tiger(Recommender):
         logits = [hidden_BWnD[:, :, place] @ self._codes_weight(level + place).T for place in range(n)]
         return logits, GeneratorState(shared, {"path": path_BWt})
 
+    def _all_logits(self, hidden_BMD: Tensor) -> list[Tensor]:
+        """Logits of each level's codes, M times [B, C]."""
+        return [hidden_BMD[:, level] @ self._codes_weight(level).T for level in range(len(self.sizes))]
+
     def _codes_weight(self, level: int) -> Tensor:
         """Output rows [C, D] of a level's codes."""
         return self.output.weight[self.level_starts[level] : self.level_starts[level] + self.sizes[level]]
@@ -195,7 +208,11 @@ class Tiger(Recommender):
         return bias.view(-1, W * n, positions)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return beam_search(self, batch, self.trie, k=k, beam_width=max(k, self.settings.beam_width))
+        width = max(k, self.settings.beam_width)
+        if self.settings.new_items is None:
+            return beam_search(self, batch, self.trie, k=k, beam_width=width)
+        new, share = self.popularity == 0, self.settings.new_items
+        return search_with_new_items(self, batch, self.trie, new=new, share=share, k=k, beam_width=width)
 
     def _shared(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Keys and values of the encoded histories for each decoder layer, and the bias that hides padding."""
