@@ -40,6 +40,9 @@ PLANTED_RUN = (
     "training.validate_every=2",
     "training.max_epochs=12",
     "training.batch_size=64",
+    "quality.min_usage=0",
+    "quality.min_entropy_share=0",
+    "quality.max_collision_rate=1",
 )
 SETTINGS: dict[str, dict[str, Any]] = {"fsq": {"values": [4, 2], "levels": 3}, "tree": {"codebook_size": 8}}
 

@@ -27,6 +27,8 @@ def model_of(name: str) -> Recommender:
     codes = torch.stack([torch.arange(12) // 4, torch.arange(12) % 4], 1).int()
     table = IdentifierTable.from_item_codes(codes, codebook_sizes=(3, 4), catalog_fingerprint=catalog.fingerprint)
     kind = MODELS[name].load()
+    content = torch.randn(13, 4, generator=torch.Generator().manual_seed(0)) * (torch.arange(13) > 0)[:, None]
+    catalog = catalog.with_content(content)
     torch.manual_seed(0)
     model: Recommender = kind(kind.Config(max_history_length=READS), catalog.with_identifiers(table))
     with torch.no_grad():

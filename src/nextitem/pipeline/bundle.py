@@ -21,7 +21,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 from nextitem.core.recommender import Recommender
-from nextitem.pipeline.recipe import Recipe, component
+from nextitem.pipeline.recipe import Recipe, build
 
 # Columns of catalog.parquet beside the owner's own.
 _TEXT, _CONTENT, _RELEASED = "__text__", "__content__", "__released_ms__"
@@ -49,8 +49,7 @@ def save_model(folder: Path, model: Recommender) -> None:
 
 def load_model(folder: Path, recipe: Recipe) -> Recommender:
     """Builds the model that `save_model` wrote; UserError where a file is missing or damaged."""
-    kind, config = component("model", recipe.model)
-    model: Recommender = kind(config, load_catalog(folder))
+    model: Recommender = build("model", recipe.model, load_catalog(folder))
     load_weights(folder / "weights.safetensors", model)
     return model.eval()
 

@@ -25,7 +25,7 @@ from nextitem.pipeline.bundle import (
     save_recipe,
     save_weights,
 )
-from nextitem.pipeline.recipe import Recipe, component
+from nextitem.pipeline.recipe import Recipe, build
 from nextitem.tokenizers.collaborative import CollaborativeContent
 from nextitem.tokenizers.collisions import append_items, build_table
 from nextitem.tokenizers.quality import collapse_warning
@@ -54,9 +54,8 @@ def with_content(train: Dataset, recipe: Recipe, *, out: Path | None = None, pro
 def make_tokenizer(train: Dataset, recipe: Recipe, *, out: Path | None, progress: bool = True) -> Tokenizer:
     """Trains the recipe's tokenizer on the content vectors of `train.catalog`; same seed, same codes."""
     assert recipe.tokenizer is not None
-    kind, config = component("tokenizer", recipe.tokenizer)
     torch.manual_seed(recipe.seed)
-    tokenizer = cast(Tokenizer, kind(config, train.catalog))
+    tokenizer = cast(Tokenizer, build("tokenizer", recipe.tokenizer, train.catalog))
     if isinstance(tokenizer, ClosedForm):
         tokenizer.fit(train)
     else:
@@ -112,8 +111,7 @@ def append(catalog: Catalog, folder: Path, *, say: Say) -> IdentifierTable:
         load_weights(folder / "content.safetensors", mover)
         assert longer.content is not None
         longer = longer.with_content(mover.eval().vectors(longer.content))
-    kind, config = component("tokenizer", recipe.tokenizer)
-    tokenizer = cast(Tokenizer, kind(config, longer))
+    tokenizer = cast(Tokenizer, build("tokenizer", recipe.tokenizer, longer))
     load_weights(folder / "tokenizer.safetensors", tokenizer)
     appended = append_items(tokenizer.eval(), table, longer)
     save_catalog(folder, longer.with_identifiers(appended))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nextitem.core import registry
+from nextitem.core.catalog import Catalog
 from nextitem.core.config import Config, apply_overrides, merge, parse, read_toml
 from nextitem.core.errors import UserError
 from nextitem.data.text import ContentConfig
@@ -48,6 +49,15 @@ def component(kind: str, table: Mapping[str, Any]) -> tuple[Any, Config]:
         raise UserError(f"[{kind}] has no name; write for example name = {next(iter(registry.KINDS[kind]))!r}")
     found = registry.entry(kind, name).load()
     return found, parse(found.Config, fields, where=f"[{kind}] {name}")
+
+
+def build(kind: str, table: Mapping[str, Any], catalog: Catalog) -> Any:
+    """What a `[model]` or `[tokenizer]` table describes, for a catalogue; UserError where its settings do not agree."""
+    made, config = component(kind, table)
+    try:
+        return made(config, catalog)
+    except ValueError as error:
+        raise UserError(f"[{kind}] {table['name']}: {error}") from None
 
 
 def resolve(

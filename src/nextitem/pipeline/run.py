@@ -30,7 +30,7 @@ from nextitem.evaluation.generation import Speller, generation_report
 from nextitem.pipeline.bundle import load_model, load_recipe, save_model, save_recipe, write_json
 from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.identify import Say, require_identifiers, with_content
-from nextitem.pipeline.recipe import Recipe, component, default_for, find, resolve
+from nextitem.pipeline.recipe import Recipe, build, component, default_for, find, resolve
 from nextitem.pipeline.recommend import Answer, Filters, answer, history_requests, user_requests
 from nextitem.training.fit import TrainingResult, fit
 
@@ -180,8 +180,6 @@ def train_on(
     began = time.perf_counter()
     refitted: TrainingResult | None = None
     model, result = _fit(
-        kind,
-        config,
         learnt,
         split,
         recipe,
@@ -196,8 +194,6 @@ def train_on(
         epochs = None if result is None else max(1, result.best_epoch)
         say("refit on training and validation events" + (f" for {epochs} epochs" if epochs else ""))
         model, refitted = _fit(
-            kind,
-            config,
             enlarged,
             None,
             recipe,
@@ -327,8 +323,6 @@ def aligned(dataset: Dataset, model: Recommender) -> Dataset:
 
 
 def _fit(
-    kind: Any,
-    config: Any,
     learnt: Dataset,
     split: Split | None,
     recipe: Recipe,
@@ -342,14 +336,14 @@ def _fit(
 ) -> tuple[Recommender, TrainingResult | None]:
     """Builds and fits one model; `split` None means that there is nothing to validate on."""
     torch.manual_seed(recipe.seed)
-    model: Recommender = kind(config, learnt.catalog)
+    model: Recommender = build("model", recipe.model, learnt.catalog)
     model.set_popularity(torch.from_numpy(learnt.interactions.item_counts()).float())
     if start_from is not None:
         _warm_start(model, Path(start_from))
     if isinstance(model, ClosedForm):
         model.fit(learnt)
         return model.eval(), None
-    assert isinstance(model, Trainable), f"{kind.__name__} offers neither fit nor training_loss"
+    assert isinstance(model, Trainable), f"{type(model).__name__} offers neither fit nor training_loss"
     validate: Callable[[], float] | None = None
     if split is not None and split.validation.num_requests:
         validate = partial(quick_score, model, _validation(model, split.validation))

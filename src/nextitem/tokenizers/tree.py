@@ -62,7 +62,7 @@ class Tree(Tokenizer):
         width = min(self.settings.components, self.content_dim)
         self.standardizer = Standardizer(self.content_dim)
         self.register_buffer("directions", torch.empty(self.content_dim, width))
-        # Filled by fit: planes of all inner nodes, breadth first, and the leaves' vectors, NaN where there is no item.
+        # Filled by fit: planes of all inner nodes, breadth first, and the leaves' vectors, inf where there is no item.
         self.register_buffer("normals", torch.empty(0, width))
         self.register_buffer("thresholds", torch.empty(0))
         self.register_buffer("leaves", torch.empty(0, width))
@@ -89,7 +89,7 @@ class Tree(Tokenizer):
         tree = balanced_tree(basis, seed=int(self.seed), iterations=self.settings.iterations)
         if self.settings.order == "content":
             self.normals, self.thresholds = torch.cat(tree.normals), torch.cat(tree.thresholds)
-        self.leaves = torch.full((2 ** tree.bits.shape[1], vectors.shape[1]), torch.nan)
+        self.leaves = torch.full((2 ** tree.bits.shape[1], vectors.shape[1]), torch.inf)
         self.leaves[_number(tree.bits)] = vectors
         self._paths = self._joined(tree.bits)
 
@@ -104,7 +104,7 @@ class Tree(Tokenizer):
         """Codes [n, M] of content vectors [n, D]: by the planes between the halves, else the leaf with the nearest."""
         vectors = self.standardizer(content) @ self.directions
         if self.settings.order != "content":
-            real = (~self.leaves[:, 0].isnan()).nonzero()[:, 0]
+            real = self.leaves[:, 0].isfinite().nonzero()[:, 0]
             leaf = real[nearest_code(vectors, self.leaves[real])]
             return self._joined(leaf[:, None] // 2 ** torch.arange(self._depth - 1, -1, -1) % 2)
         starts = [2**level - 1 for level in range(self._depth + 1)]
@@ -119,7 +119,7 @@ class Tree(Tokenizer):
         leaf = torch.zeros(len(codes), dtype=torch.int64)
         for level, size in enumerate(self.codebook_sizes):
             leaf = leaf * size + codes[:, level]
-        return self.standardizer.inverse(self.leaves[leaf].nan_to_num() @ self.directions.T)
+        return self.standardizer.inverse(self.leaves[leaf].nan_to_num(posinf=0.0) @ self.directions.T)
 
     @property
     def _depth(self) -> int:

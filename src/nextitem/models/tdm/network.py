@@ -59,6 +59,7 @@ class TreeNetwork(nn.Module):
         self.settings, self.table, self.by_level = config, table, by_level
         self.register_buffer("codes", table.codes.clone())
         self.grow()
+        self._negative_counts()  # a mistake in them shows now
         self.items = nn.Embedding(table.num_items + 1, config.width, padding_idx=0)
         self.inner = nn.Embedding(self.trie.level_starts[table.num_levels], config.width)
         self.scorer = NodeScorer(config.width, windows=config.windows, hidden=config.hidden)
@@ -225,7 +226,9 @@ def bits_to_codes(bits: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
     if any(size & (size - 1) for size in codebook_sizes):
         raise ValueError(f"codebook sizes {tuple(codebook_sizes)}: a tree can be learnt anew where all are powers of 2")
     if sum(widths) < bits.shape[1]:
-        raise ValueError(f"codebook sizes {tuple(codebook_sizes)} have too few codes for {len(bits)} items")
+        raise ValueError(
+            f"codebook sizes {tuple(codebook_sizes)} have too few codes for a tree of depth {bits.shape[1]}"
+        )
     bits = F.pad(bits, (0, sum(widths) - bits.shape[1]))
     columns, start = [], 0
     for width in widths:

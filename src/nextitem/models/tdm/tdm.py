@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from nextitem.core.batch import SequenceBatch
@@ -33,7 +34,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.decoding.beam_search import beam_search
-from nextitem.models.tdm.network import TreeConfig, TreeNetwork
+from nextitem.models.tdm.network import TreeConfig, TreeNetwork, bits_to_codes
 
 
 class TDMConfig(TreeConfig):
@@ -53,6 +54,8 @@ class TDM(Recommender):
             raise ValueError("TDM needs a tree: make one with nextitem tokenize tree")
         self.settings = config
         self.network = TreeNetwork(config, catalog.identifiers, by_level=False)
+        if config.relearn_after:  # whether codes can be learnt anew shows now, not after some epochs
+            bits_to_codes(torch.zeros((1, (self.num_items - 1).bit_length())), catalog.identifiers.codebook_sizes)
 
     @property
     def identifiers(self) -> IdentifierTable:
