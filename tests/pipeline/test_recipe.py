@@ -27,6 +27,18 @@ def test_another_model_forgets_the_fields_of_the_former() -> None:
     assert "width" not in resolve(layers).model
 
 
+def test_another_tokenizer_forgets_the_fields_of_the_former() -> None:
+    layers = [DATA, ("a", {"model": {"name": "tiger"}, "tokenizer": {"name": "rq-vae", "levels": 2}})]
+    by_layer = resolve([*layers, ("b", {"tokenizer": {"name": "tree"}})])
+    by_override = resolve(layers, overrides=["tokenizer.name=tree", "tokenizer.codebook_size=4"])
+    assert by_layer.tokenizer is not None
+    assert by_override.tokenizer is not None
+    assert by_layer.tokenizer["codebook_size"] == 2
+    assert by_override.tokenizer["codebook_size"] == 4
+    assert "levels" not in by_override.tokenizer
+    assert resolve(layers, overrides=["tokenizer.name=rq-vae"]).tokenizer["levels"] == 2  # type: ignore[index]
+
+
 @pytest.mark.parametrize("override", ["model.colour=1", "training.colour=1", "colour=1", "content.colour=1"])
 def test_unknown_settings_are_refused(override: str) -> None:
     with pytest.raises(UserError, match="colour"):

@@ -68,10 +68,11 @@ def resolve(
     `layers` are (where they came from, tables). The answer names every setting, so that it reproduces the run.
     """
     values: dict[str, Any] = {}
-    for _, table in layers:
-        named = table.get(kind, {}).get("name") if isinstance(table.get(kind), Mapping) else None
-        if named is not None and named != values.get(kind, {}).get("name", named):
-            values[kind] = {}  # another model: the fields of the former mean nothing
+    for _, table in [*layers, ("--set", _names_in(overrides))]:
+        for part in {kind, "tokenizer"}:
+            named = table.get(part, {}).get("name") if isinstance(table.get(part), Mapping) else None
+            if named is not None and named != (values.get(part) or {}).get("name", named):
+                values[part] = {}  # another model or tokenizer: the fields of the former mean nothing
         values = merge(values, table)
     values = apply_overrides(values, overrides)
     sources = [name for name, _ in layers] + ["--set"] * bool(overrides)
@@ -86,6 +87,12 @@ def resolve(
         settings = component("tokenizer", recipe.tokenizer)[1].model_dump()
         changes["tokenizer"] = {"name": recipe.tokenizer["name"], **settings}
     return recipe.model_copy(update=changes)
+
+
+def _names_in(overrides: Sequence[str]) -> dict[str, Any]:
+    """The model and the tokenizer that `--set` names."""
+    parts = apply_overrides({}, [each for each in overrides if each.startswith(("model.name=", "tokenizer.name="))])
+    return {part: {"name": table["name"]} for part, table in parts.items()}
 
 
 def find(name: str | Path) -> tuple[str, dict[str, Any]]:
