@@ -6,7 +6,8 @@ A generator with canned logits costs nothing, so the time of a search is the tim
 split by wrapping the functions that the search calls: gathering (children and their logits), masking (exclusions,
 allow-lists, compiled and applied), selection (top-k and the expansion of leaves), and the rest (log-sum-exp,
 bookkeeping, reordering). Requests: free; 50 exclusions each; then also an allow-list of half the catalogue, one
-for all requests or one for each (a mask of B x N entries, which takes as long as it takes to read). Catalogues are
+for all requests or one for each (a mask of B x N entries, which takes as long as it takes to read); or, of eight sets
+that are kept as bits, (one or another) and a third, put together anew for each request. Catalogues are
 uniform random codes; batch 32, width 20, k 20. Compared with one decoder step of TIGER's published size, the
 arithmetic alone. Prints a table, then JSON.
 """
@@ -17,7 +18,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
@@ -34,11 +35,12 @@ from nextitem.core.roles import GeneratorState
 from nextitem.decoding import beam_search as search_module
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.constraints import Constraints
+from nextitem.decoding.position_sets import Filters, PositionSets
 from nextitem.decoding.trie import PrefixTrie
 
 SIZES = (256, 256, 256, 256)
 BATCH, WIDTH, EXCLUDED = 32, 20, 50
-KINDS = ("free", "excluded", "+ one allow-list", "+ own allow-lists")
+KINDS = ("free", "excluded", "+ own filters, bits", "+ one allow-list", "+ own allow-lists")
 
 
 class Canned:
@@ -79,6 +81,8 @@ def stopwatches() -> Iterator[dict[str, float]]:
     parts = [
         (PrefixTrie, "expand", "gathering"),
         (search_module, "children_logits", "gathering"),
+        (Filters, "allowed", "masking"),
+        (PositionSets, "stacked", "masking"),
         (Constraints, "__init__", "masking"),
         (Constraints, "strike", "masking"),
         (search_module, "stable_topk", "selection"),
@@ -140,13 +144,13 @@ def request_batch(items: int, kind: str) -> SequenceBatch:
     if kind != "free":
         drawn = torch.randint(1, items + 1, (BATCH * EXCLUDED,), generator=draw)
         excluded = Jagged.from_lengths(drawn, torch.full((BATCH,), EXCLUDED))
-    if "allow" in kind:
+    if "allow-list" in kind:
         lists = 1 if "one" in kind else BATCH
         allowed = torch.rand((lists, items + 1), generator=draw) < 0.5
     return SequenceBatch(Jagged.from_rows([[1]] * BATCH), excluded=excluded, allowed=allowed)
 
 
-def measure(items: int, repeats: int) -> list[dict[str, Any]]:
+def measure(items: int, repeats: int, kinds: Sequence[str]) -> list[dict[str, Any]]:
     codes = torch.stack(
         [torch.randint(0, s, (items,), generator=torch.Generator().manual_seed(n)) for n, s in enumerate(SIZES)],
         dim=1,
@@ -155,12 +159,18 @@ def measure(items: int, repeats: int) -> list[dict[str, Any]]:
     start = time.perf_counter()
     trie = PrefixTrie.from_table(table)
     built = time.perf_counter() - start
+    draw = torch.Generator().manual_seed(2)
+    filters = Filters(trie, {str(name): torch.rand(items + 1, generator=draw) < 0.5 for name in range(8)})
     generator, rows = Canned(0), []
-    for kind in KINDS:
+    for kind in kinds:
         batch = request_batch(items, kind)
 
-        def search(batch: SequenceBatch = batch) -> object:
-            return beam_search(generator, batch, trie, k=WIDTH, beam_width=WIDTH)
+        def search(batch: SequenceBatch = batch, kind: str = kind) -> object:
+            allowed = None
+            if "bits" in kind:
+                chosen = [(row % 8, (row // 8 + row + 1) % 8, (row + 3) % 8) for row in range(BATCH)]
+                allowed = PositionSets.stacked([filters.allowed([[str(a), str(b)], [str(c)]]) for a, b, c in chosen])
+            return beam_search(generator, batch, trie, k=WIDTH, beam_width=WIDTH, allowed=allowed)
 
         total = timed_median(search, repeats)
         with stopwatches() as seconds:
@@ -188,10 +198,11 @@ def main() -> None:
     parser.add_argument("--items", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = tiger_step_seconds(options.repeats) * 1e3
-    rows = [row for items in options.items for row in measure(items, options.repeats)]
+    rows = [row for items in options.items for row in measure(items, options.repeats, options.kinds)]
     names = [
         "items",
         "requests",
@@ -209,7 +220,7 @@ def main() -> None:
         print("  ".join(cells))
     print(f"a decoder step of TIGER's size (arithmetic alone): {model:.1f} ms")
     summary = {}
-    for kind in KINDS:
+    for kind in options.kinds:
         mine = [row for row in rows if row["requests"] == kind]
         summary[kind] = {
             "largest_over_smallest": mine[-1]["ms_per_step"] / mine[0]["ms_per_step"],

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -120,7 +121,9 @@ def packed(mask: Tensor) -> Tensor:
 
 
 def _ones(words: Tensor) -> Tensor:
-    """How many bits of the lower 32 of each word are set, int64."""
+    """How many bits of the lower 32 of each word are set; int64, or uint8 where the words are int32 on a CPU."""
+    if words.dtype == torch.int32 and words.device.type == "cpu":
+        return torch.from_numpy(np.bitwise_count(words.numpy().view(np.uint32)))
     x = words.long() & 0xFFFFFFFF
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
