@@ -17,6 +17,7 @@ from nextitem.tokenizers.quality import QualityConfig, collapse_warning
 from nextitem.tokenizers.tokenizer import Tokenizer
 
 NAMES = sorted(TOKENIZERS)
+ORDERED = [name for name in NAMES if TOKENIZERS[name].load().coarse_to_fine]
 CONTENT, TRUTH = clusters()
 # Three levels of eight codes: `tree` makes them of 320 items by itself, `fsq` of values by dimension.
 SETTINGS: dict[str, dict[str, object]] = {
@@ -81,9 +82,8 @@ def test_codes_of_one_cluster_are_alike_and_random_ones_are_not(tokenizer: Token
         assert within > 1.5 * between
 
 
+@pytest.mark.parametrize("tokenizer", ORDERED, indirect=True)
 def test_codes_that_go_from_coarse_to_fine_recover_planted_clusters(tokenizer: Tokenizer) -> None:
-    if not tokenizer.coarse_to_fine:
-        pytest.skip("its levels are independent of each other")
     codes = tokenizer.encode(CONTENT)
     shuffled = codes[torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))]
     assert purity(codes[:, :1], TRUTH[:, 0]) > 0.99

@@ -15,18 +15,12 @@ from __future__ import annotations
 
 from typing import ClassVar, cast
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
-from nextitem.core.dataset import Dataset
-from nextitem.core.roles import LossTerms
-from nextitem.data.examples.content_rows import ContentBatch, ContentRows
 from nextitem.nn.finite_scalars import FiniteScalars
-from nextitem.nn.quantised_autoencoder import QuantisedAutoEncoder
-from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
+from nextitem.tokenizers.auto_encoding import AutoEncoding
 
 
 class FSQConfig(configs.Config):
@@ -38,46 +32,26 @@ class FSQConfig(configs.Config):
     standardise: bool = True  # give every content dimension the same weight
 
 
-class FSQ(Tokenizer):
-    """Trainable on the rows of the content matrix."""
+class FSQ(AutoEncoding):
+    """Its loss is the reconstruction's alone: there is no codebook to learn."""
 
     name = "fsq"
     Config = FSQConfig
     coarse_to_fine: ClassVar[bool] = False
 
     def __init__(self, config: configs.Config, catalog: Catalog) -> None:
-        super().__init__(config, catalog)
-        self.settings = chosen = cast(FSQConfig, config)
+        chosen = cast(FSQConfig, config)
         if min(chosen.values) < 2:
             raise ValueError(f"values = {chosen.values}: a dimension needs at least two")
-        self.standardizer = Standardizer(self.content_dim)
-        scalars = FiniteScalars(chosen.levels, chosen.values)
-        self.network = QuantisedAutoEncoder(
-            (self.content_dim, *chosen.hidden, chosen.levels * len(chosen.values)), scalars
+        super().__init__(
+            config,
+            catalog,
+            widths=(*chosen.hidden, chosen.levels * len(chosen.values)),
+            quantizer=FiniteScalars(chosen.levels, chosen.values),
+            standardise=chosen.standardise,
         )
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """Codes of each level: the same number."""
         return cast(FiniteScalars, self.network.quantizer).codebook_sizes
-
-    def examples(self, train: Dataset) -> ContentRows:
-        """The content vectors of the catalogue; measures them for standardisation."""
-        content = content_of(train.catalog)
-        if self.settings.standardise:
-            self.standardizer.fit(content.to(self.standardizer.mean.device))
-        return ContentRows(content)
-
-    def training_loss(self, batch: ContentBatch) -> LossTerms:
-        """||x - x'||^2, mean over rows; there is nothing else to learn."""
-        return LossTerms(self.network(self.standardizer(batch.content))[0])
-
-    @torch.no_grad()
-    def encode(self, content: Tensor) -> Tensor:
-        """Codes [n, M] of content vectors [n, D]."""
-        return self.network.encode(self.standardizer(content))
-
-    @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Content vectors [n, D] of codes [n, M]."""
-        return self.standardizer.inverse(self.network.decode(codes))

@@ -21,18 +21,13 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
-from nextitem.core.dataset import Dataset
-from nextitem.core.roles import LossTerms
-from nextitem.data.examples.content_rows import ContentBatch, ContentRows
-from nextitem.nn.learnt_codebooks import LearntCodebooks
-from nextitem.nn.quantised_autoencoder import QuantisedAutoEncoder
-from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
+from nextitem.nn.learnt_codebooks import LearntCodebooks, Passed
+from nextitem.tokenizers.auto_encoding import AutoEncoding
 
 
 class RQVAEConfig(configs.Config):
@@ -50,16 +45,14 @@ class RQVAEConfig(configs.Config):
     revive_every: int = Field(50, ge=1)  # batches after which unused codes restart
 
 
-class RQVAE(Tokenizer):
-    """Trainable on the rows of the content matrix."""
+class RQVAE(AutoEncoding):
+    """Its loss: ||x - x'||^2 + sum over levels of ||sg(r) - e||^2 + beta ||r - sg(e)||^2."""
 
     name = "rq-vae"
     Config = RQVAEConfig
 
     def __init__(self, config: configs.Config, catalog: Catalog) -> None:
-        super().__init__(config, catalog)
-        self.settings = chosen = cast(RQVAEConfig, config)
-        self.standardizer = Standardizer(self.content_dim)
+        chosen = cast(RQVAEConfig, config)
         codebooks = LearntCodebooks(
             (chosen.levels, chosen.codebook_size, chosen.latent_dim),
             split="residual",
@@ -68,7 +61,14 @@ class RQVAE(Tokenizer):
             sinkhorn=chosen.sinkhorn,
             revive_every=chosen.revive_every,
         )
-        self.network = QuantisedAutoEncoder((self.content_dim, *chosen.hidden, chosen.latent_dim), codebooks)
+        super().__init__(
+            config,
+            catalog,
+            widths=(*chosen.hidden, chosen.latent_dim),
+            quantizer=codebooks,
+            standardise=chosen.standardise,
+            commitment=chosen.commitment,
+        )
 
     @property
     def codebooks(self) -> LearntCodebooks:
@@ -80,31 +80,6 @@ class RQVAE(Tokenizer):
         """Codes of each level: the same number."""
         return self.codebooks.codebook_sizes
 
-    def examples(self, train: Dataset) -> ContentRows:
-        """The content vectors of the catalogue; measures them for standardisation."""
-        content = content_of(train.catalog)
-        if self.settings.standardise:
-            self.standardizer.fit(content.to(self.standardizer.mean.device))
-        return ContentRows(content)
-
-    def training_loss(self, batch: ContentBatch) -> LossTerms:
-        """||x - x'||^2 + sum over levels of ||sg(r) - e||^2 + beta ||r - sg(e)||^2, mean over rows."""
-        reconstruction, passed = self.network(self.standardizer(batch.content))
-        return LossTerms(
-            reconstruction + passed.codebook + self.settings.commitment * passed.commitment,
-            {
-                "reconstruction": reconstruction.detach(),
-                "codebook": passed.codebook.detach(),
-                "codes_in_use": (self.codebooks.usage > 0).float().mean(),
-            },
-        )
-
-    @torch.no_grad()
-    def encode(self, content: Tensor) -> Tensor:
-        """Codes [n, M] of content vectors [n, D]."""
-        return self.network.encode(self.standardizer(content))
-
-    @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Content vectors [n, D] of codes [n, M]."""
-        return self.standardizer.inverse(self.network.decode(codes))
+    def shown(self, passed: Passed) -> dict[str, Tensor]:
+        """The codebooks' loss, and the share of codes that are in use."""
+        return {"codebook": passed.codebook.detach(), "codes_in_use": (self.codebooks.usage > 0).float().mean()}

@@ -15,18 +15,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, cast
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
-from nextitem.core.dataset import Dataset
-from nextitem.core.roles import LossTerms
-from nextitem.data.examples.content_rows import ContentBatch, ContentRows
-from nextitem.nn.learnt_codebooks import LearntCodebooks
-from nextitem.nn.quantised_autoencoder import QuantisedAutoEncoder
-from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
+from nextitem.nn.learnt_codebooks import LearntCodebooks, Passed
+from nextitem.tokenizers.auto_encoding import AutoEncoding
 
 
 class VQVAEConfig(configs.Config):
@@ -44,17 +39,15 @@ class VQVAEConfig(configs.Config):
     revive_every: int = Field(50, ge=1)  # batches after which unused codes restart
 
 
-class VQVAE(Tokenizer):
-    """Trainable on the rows of the content matrix."""
+class VQVAE(AutoEncoding):
+    """Its loss: ||x - x'||^2 + sum over slices of ||sg(z) - e||^2 + beta ||z - sg(e)||^2."""
 
     name = "vq-vae"
     coarse_to_fine: ClassVar[bool] = False
     Config = VQVAEConfig
 
     def __init__(self, config: configs.Config, catalog: Catalog) -> None:
-        super().__init__(config, catalog)
-        self.settings = chosen = cast(VQVAEConfig, config)
-        self.standardizer = Standardizer(self.content_dim)
+        chosen = cast(VQVAEConfig, config)
         codebooks = LearntCodebooks(
             (chosen.levels, chosen.codebook_size, chosen.latent_dim),
             split="product",
@@ -63,7 +56,14 @@ class VQVAE(Tokenizer):
             sinkhorn=chosen.sinkhorn,
             revive_every=chosen.revive_every,
         )
-        self.network = QuantisedAutoEncoder((self.content_dim, *chosen.hidden, chosen.latent_dim), codebooks)
+        super().__init__(
+            config,
+            catalog,
+            widths=(*chosen.hidden, chosen.latent_dim),
+            quantizer=codebooks,
+            standardise=chosen.standardise,
+            commitment=chosen.commitment,
+        )
 
     @property
     def codebooks(self) -> LearntCodebooks:
@@ -75,31 +75,6 @@ class VQVAE(Tokenizer):
         """Codes of each level: the same number."""
         return self.codebooks.codebook_sizes
 
-    def examples(self, train: Dataset) -> ContentRows:
-        """The content vectors of the catalogue; measures them for standardisation."""
-        content = content_of(train.catalog)
-        if self.settings.standardise:
-            self.standardizer.fit(content.to(self.standardizer.mean.device))
-        return ContentRows(content)
-
-    def training_loss(self, batch: ContentBatch) -> LossTerms:
-        """||x - x'||^2 + sum over slices of ||sg(z) - e||^2 + beta ||z - sg(e)||^2, mean over rows."""
-        reconstruction, passed = self.network(self.standardizer(batch.content))
-        return LossTerms(
-            reconstruction + passed.codebook + self.settings.commitment * passed.commitment,
-            {
-                "reconstruction": reconstruction.detach(),
-                "codebook": passed.codebook.detach(),
-                "codes_in_use": (self.codebooks.usage > 0).float().mean(),
-            },
-        )
-
-    @torch.no_grad()
-    def encode(self, content: Tensor) -> Tensor:
-        """Codes [n, M] of content vectors [n, D]."""
-        return self.network.encode(self.standardizer(content))
-
-    @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Content vectors [n, D] of codes [n, M]."""
-        return self.standardizer.inverse(self.network.decode(codes))
+    def shown(self, passed: Passed) -> dict[str, Tensor]:
+        """The codebooks' loss, and the share of codes that are in use."""
+        return {"codebook": passed.codebook.detach(), "codes_in_use": (self.codebooks.usage > 0).float().mean()}
