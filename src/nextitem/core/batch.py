@@ -23,7 +23,7 @@ class SequenceBatch:
     timestamps        histories' event times, Jagged int64, milliseconds, same offsets
     features          further columns of the histories, name -> Jagged, same offsets
     request_times     [B] int64, milliseconds
-    context           request context, name -> [B]
+    context           what is known of the requests (Catalog.requests), name -> [B], or Jagged for lists
     targets           item ids to predict, Jagged int64 (training and evaluation only)
     candidates        items to rank, Jagged int64, with candidate_features and candidate_labels of its offsets
     allowed           bool [1, N + 1] or [B, N + 1]: only these items may be returned; None: all
@@ -37,7 +37,7 @@ class SequenceBatch:
     timestamps: Jagged | None = None
     features: dict[str, Jagged] = field(default_factory=dict)
     request_times: Tensor | None = None
-    context: dict[str, Tensor] = field(default_factory=dict)
+    context: dict[str, Any] = field(default_factory=dict)
     targets: Jagged | None = None
     candidates: Jagged | None = None
     candidate_features: dict[str, Jagged] = field(default_factory=dict)

@@ -319,7 +319,11 @@ def aligned(dataset: Dataset, model: Recommender) -> Dataset:
         positive=kept.positive,
         columns=kept.columns,
     )
-    return dataset.with_interactions(renumbered).with_catalog(model.catalog)
+    shown = dataset.impressions
+    if shown is not None:
+        shown = shown.select(to_model[shown.item_ids] > 0)
+        shown = replace(shown, item_ids=to_model[shown.item_ids])
+    return replace(dataset, interactions=renumbered, catalog=model.catalog, impressions=shown)
 
 
 def _fit(
