@@ -141,6 +141,27 @@ METRICS: dict[str, Entry] = {
         "mean popularity of lists over histories'",
         "Abdollahpouri et al. 2019",
     ),
+    "auc": Entry(
+        "nextitem.evaluation.metrics.ranking:auc",
+        "chance that a positive scores above a negative",
+        "Hanley & McNeil 1982",
+    ),
+    "gauc": Entry(
+        "nextitem.evaluation.metrics.ranking:gauc", "auc by user, weighted by impressions", "arXiv 1706.06978"
+    ),
+    "log_loss": Entry(
+        "nextitem.evaluation.metrics.ranking:log_loss", "negative log-likelihood of the labels, nats", "-"
+    ),
+    "normalised_entropy": Entry(
+        "nextitem.evaluation.metrics.ranking:normalised_entropy",
+        "log_loss over that of the labels' mean",
+        "He et al. 2014",
+    ),
+    "calibration_error": Entry(
+        "nextitem.evaluation.metrics.ranking:calibration_error",
+        "distance of probabilities from shares of positives",
+        "arXiv 1904.01685",
+    ),
 }
 
 KINDS: dict[str, dict[str, Entry]] = {
