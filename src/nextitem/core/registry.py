@@ -55,6 +55,7 @@ MODELS: dict[str, Entry] = {
         "an index of clusters that learns with the stream",
         "arXiv 2501.08695",
     ),
+    "lr": Entry("nextitem.models.rankers.lr:LR", "logistic regression over fields, a ranker", "McMahan et al. 2013"),
 }
 
 TOKENIZERS: dict[str, Entry] = {

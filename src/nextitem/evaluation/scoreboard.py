@@ -52,6 +52,9 @@ COLUMNS = (
     Column("coverage", "coverage@10", 3, True),
     Column("novelty", "novelty@10", 1, None),
     Column("diversity", "diversity@10", 3, None),
+    Column("auc", "auc", 4, True),
+    Column("gauc", "gauc", 4, True),
+    Column("log-loss", "log_loss", 4, False),
 )
 
 
@@ -112,7 +115,9 @@ def print_scoreboard(rows: Sequence[ReportRow], *, console: Console | None = Non
 def _cells(rows: Sequence[ReportRow], column: Column) -> list[str]:
     values = [row.evaluation.metrics.get(column.metric, float("nan")) for row in rows]
     known = [value for value in values if value == value]
-    best = max(known) if column.higher_is_better and known else None
+    best = None
+    if known and column.higher_is_better is not None:
+        best = max(known) if column.higher_is_better else min(known)
     noise = noise_marks(rows, column.metric) if column.higher_is_better else {}
     shown = []
     for index, value in enumerate(values):

@@ -15,17 +15,18 @@ import numpy as np
 import tomli_w
 import torch
 
-from nextitem.core import processes
+from nextitem.core import processes, registry
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.config import read_toml, to_toml_values
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
-from nextitem.core.roles import ClosedForm, Generator, Trainable
+from nextitem.core.roles import ClosedForm, Generator, Ranker, Trainable
 from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import Evaluation, quick_score
 from nextitem.evaluation.evaluate import evaluate as evaluate_model
+from nextitem.evaluation.evaluate_ranking import evaluate_ranker, quick_auc
 from nextitem.evaluation.generation import Speller, generation_report
 from nextitem.pipeline.bundle import load_model, load_recipe, save_model, save_recipe, write_json
 from nextitem.pipeline.folders import prepare_out
@@ -133,7 +134,7 @@ def train(
     dataset = (
         data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=settings.data.drop_unknown_items)
     )
-    split = split_for_lists(dataset, settings.data.protocol, seed=settings.seed)
+    split = split_for(dataset, settings.data.protocol, models=[settings.model["name"]], seed=settings.seed)
     settings = settings.model_copy(
         update={
             "data": settings.data.model_copy(update={"protocol": split.protocol, "fingerprint": dataset.fingerprint})
@@ -253,7 +254,8 @@ def evaluate(
                 f"{run.folder} was trained under protocol {recipe.protocol}: under {protocol} its test targets "
                 "may have been learnt; add --allow-other-data to evaluate all the same"
             )
-    split = split_for_lists(aligned(dataset, run.model), protocol or recipe.protocol, seed=run.recipe.seed)
+    names = [run.recipe.model["name"]]
+    split = split_for(aligned(dataset, run.model), protocol or recipe.protocol, models=names, seed=run.recipe.seed)
     if generation is not None and not isinstance(run.model, Speller):
         raise UserError(f"{run.recipe.model['name']} does not spell items by codes: leave --generation out")
     figures = evaluate_split(run, split, progress=progress)
@@ -264,20 +266,31 @@ def evaluate(
     return replace(figures, generation=generation_report(run.model, split.test.select(rows)))
 
 
-def split_for_lists(dataset: Dataset, protocol: str | None, *, seed: int) -> Split:
-    """The split whose requests ask for lists of items; UserError for `impressions`, whose ask for scores."""
+def split_for(dataset: Dataset, protocol: str | None, *, models: Sequence[str], seed: int) -> Split:
+    """The split that these models are judged on; UserError where it asks for scores and one of them gives lists."""
     split = make_split(dataset, protocol, seed=seed)
     if split.test.targets is None:
-        ways = "choose another with --protocol" if len(dataset.interactions) else "this data holds nothing else"
-        raise UserError(
-            f"protocol {split.protocol} judges the scores that a ranker gives to shown items, and every model here "
-            f"returns lists of its own; {ways}"
-        )
+        for name in models:
+            if not hasattr(registry.entry("model", name).load(), "score"):
+                ways = "choose another with --protocol" if len(dataset.interactions) else "this data holds nothing else"
+                raise UserError(
+                    f"protocol {split.protocol} judges the scores that a ranker gives to shown items, and {name} "
+                    f"returns lists of its own; {ways}, or take a ranker: lr, din, ..."
+                )
     return split
 
 
 def evaluate_split(run: Run, split: Split, *, progress: bool = False) -> Evaluation:
     """Figures of a run on a split's test requests."""
+    if split.test.targets is None:
+        assert isinstance(run.model, Ranker)
+        return evaluate_ranker(
+            run.model,
+            split.test,
+            model_name=run.recipe.model["name"],
+            refit=run.recipe.data.refit,
+            progress=progress,
+        )
     return evaluate_model(
         run.model,
         split.test,
@@ -351,6 +364,8 @@ def _fit(
     validate: Callable[[], float] | None = None
     if split is not None and split.validation.num_requests:
         validate = partial(quick_score, model, _validation(model, split.validation))
+        if split.validation.targets is None and isinstance(model, Ranker):
+            validate = partial(quick_auc, model, split.validation)
     result = fit(
         model,
         model.examples(learnt),
