@@ -56,6 +56,33 @@ MODELS: dict[str, Entry] = {
         "arXiv 2501.08695",
     ),
     "lr": Entry("nextitem.models.rankers.lr:LR", "logistic regression over fields, a ranker", "McMahan et al. 2013"),
+    "gbdt": Entry(
+        "nextitem.models.rankers.gbdt:GBDT",
+        "boosted trees over fields, a ranker",
+        "Friedman 2001; Burges 2010; He et al. 2014",
+    ),
+    "wide-and-deep": Entry(
+        "nextitem.models.rankers.wide_and_deep:WideAndDeep",
+        "a linear model and a network over fields, a ranker",
+        "arXiv 1606.07792",
+    ),
+    "deepfm": Entry(
+        "nextitem.models.rankers.deepfm:DeepFM", "factorisation machine and network, a ranker", "arXiv 1703.04247"
+    ),
+    "dcn": Entry(
+        "nextitem.models.rankers.dcn:DCN", "explicit crosses of fields, a ranker", "arXiv 1708.05123, 2008.13535"
+    ),
+    "din": Entry(
+        "nextitem.models.rankers.din:DIN", "reads the history with the candidate in view, a ranker", "arXiv 1706.06978"
+    ),
+    "multi-behaviour": Entry(
+        "nextitem.models.rankers.multi_behaviour:MultiBehaviour",
+        "a sequence for each action, read with the others, a ranker",
+        "Gu et al. 2020; Yuan et al. 2022",
+    ),
+    "sim": Entry(
+        "nextitem.models.rankers.sim:SIM", "searches lifelong histories for a candidate, a ranker", "arXiv 2006.05639"
+    ),
 }
 
 TOKENIZERS: dict[str, Entry] = {

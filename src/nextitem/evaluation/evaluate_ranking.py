@@ -76,8 +76,8 @@ def evaluate_ranking(
     """AUC, GAUC, log-loss, normalised entropy and calibration error of `scores` against the candidates' labels.
 
     `scores` shares the candidates' offsets and holds probabilities; where any score lies outside 0..1, the last
-    three are left out. The interval of AUC is a bootstrap over the groups of GAUC. A label above 0 is positive. GAUC is over
-    users, for requests of unknown users over the requests themselves, that have both labels. A figure that is not
+    three are left out. The interval of AUC is a bootstrap over the groups of GAUC. A label above 0 is positive. GAUC is
+    over users, for requests of unknown users over the requests themselves, that have both labels. A figure that is not
     defined (no group has both labels) is NaN, null in JSON. `slices` says what was judged: {"judged by gauc":
     {"users": groups}, "left out of gauc": {"users": groups}}. `users` counts requests.
     """

@@ -149,15 +149,18 @@ class FieldVectors(nn.Module):
         return torch.cat([torch.cat(by_request, 1)[codes.rows], *by_candidate], 1)
 
     def of_items(self, item_ids: Tensor) -> Tensor:
-        """What the fields say of items alone, side by side: [..., X] of `item_ids [...]`, X = `item_width`."""
-        flat, parts = item_ids.flatten(), []
+        """What the fields say of items alone, side by side: [..., X] of `item_ids [...]`, X = `item_width`; bags last."""
+        single, bags = [], []
         for start, field in self.fields[0].items():
-            codes = field.of_items(flat)
+            codes = field.of_items(item_ids.flatten())
             if isinstance(codes, Jagged):
-                parts.append(self._mean(codes.with_values(codes.values + start)))
+                bags.append(self._mean(codes.with_values(codes.values + start)))
             else:
-                parts.append(self.table(codes + start))
-        return torch.cat(parts, 1).view(*item_ids.shape, -1)
+                single.append(codes + start)
+        # One look-up for all: its gradient fills the whole table.
+        parts = [self.table(torch.stack(single, 1)).flatten(1)] if single else []
+        parts += bags
+        return torch.cat(parts, 1).view(*item_ids.shape, self.item_width)
 
     @property
     def item_width(self) -> int:

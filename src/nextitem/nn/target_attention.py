@@ -27,12 +27,12 @@ class ActivationUnit(nn.Module):
         """[P, L]; candidate p belongs to request `request_P[p]`."""
         D = queries_PD.shape[1]
         # The first layer is linear, so its parts on q, on k and on their difference are made once a candidate and
-        # once a history item; W (q * k) is a product of k with the candidate's own matrix.
+        # once a history item; only q * k is a pair's own.
         of_query, of_key, of_difference, of_product = self.first.weight.view(-1, 4, D).unbind(1)
         query = F.linear(queries_PD, of_query + of_difference, self.first.bias)
         key = F.linear(keys_BLD, of_key - of_difference)
-        own_PDI = queries_PD[:, :, None] * of_product.T
-        inner = torch.baddbmm(key[request_P], keys_BLD[request_P], own_PDI) + query[:, None]
+        pairs_PLD = queries_PD[:, None] * keys_BLD[request_P]
+        inner = F.linear(pairs_PLD, of_product) + key[request_P] + query[:, None]
         logits: Tensor = self.last(torch.sigmoid(self.second(torch.sigmoid(inner))))[..., 0]
         return logits
 

@@ -88,6 +88,11 @@ class RankingModel(Recommender):
         """What the logits are of, in order."""
         return self.ranking.tasks or (TARGET,)
 
+    @property
+    def history_read(self) -> int:
+        """How many recent events of a history matter, at most."""
+        return self.ranking.max_history_length
+
     @abstractmethod
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """[P, S] for the candidates of a batch, whose fields have these codes."""
@@ -101,7 +106,7 @@ class RankingModel(Recommender):
             train,
             num_negatives=chosen.num_negatives,
             power=chosen.negatives_power,
-            max_history_length=chosen.max_history_length,
+            max_history_length=self.history_read,
         )
         rows = torch.linspace(0, max(0, len(sampled.places) - 1), min(FITTED_ON, len(sampled.places))).long().numpy()
         if len(rows):
@@ -116,9 +121,15 @@ class RankingModel(Recommender):
         return LabelledRequests(requests)
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
-        """Cross-entropy of every task; a request counts as much as another, whatever it shows."""
+        """Cross-entropy of every task, and what the ranker adds to it."""
+        codes = self.fields(batch)
+        terms = self.cross_entropy(batch, self.logits(batch, codes))
+        return LossTerms(terms.total + self.penalty(batch, codes), terms.named)
+
+    def cross_entropy(self, batch: SequenceBatch, logits: Tensor) -> LossTerms:
+        """Of every task, for logits [P, S]; a request counts as much as another, whatever it shows."""
         assert batch.candidates is not None
-        logits, rows = self.logits(batch, self.fields(batch)), batch.candidates.row_ids()
+        rows = batch.candidates.row_ids()
         weights = self._weights(batch)
         losses = {}
         for column, label in enumerate(self._labels(batch)):
@@ -130,11 +141,11 @@ class RankingModel(Recommender):
                 else F.binary_cross_entropy_with_logits(logits[:, column], (given > 0).float(), reduction="none")
             )
             losses[self.tasks[column]] = _mean_by_request(each, batch.candidates)
-        total = torch.stack(list(losses.values())).sum() + self.penalty(batch)
+        total = torch.stack(list(losses.values())).sum()
         shown = {name: value.detach() for name, value in losses.items()} if len(losses) > 1 else {}
         return LossTerms(total, shown)
 
-    def penalty(self, batch: SequenceBatch) -> Tensor:
+    def penalty(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """What a ranker adds to the loss."""
         return self.popularity.new_zeros(())
 
