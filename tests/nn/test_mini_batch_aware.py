@@ -25,7 +25,7 @@ def test_a_step_is_the_papers() -> None:
         torch.testing.assert_close(table[j].detach(), expected)
 
 
-def test_over_an_epoch_rare_rows_are_pulled_as_much_as_frequent_ones() -> None:
+def test_over_batches_of_one_example_every_row_is_pulled_as_much() -> None:
     table = torch.ones(2, 1, requires_grad=True)
     counts = torch.tensor([8.0, 2.0])
     batches = [torch.tensor([0, 1])] * 2 + [torch.tensor([0])] * 6

@@ -1,9 +1,8 @@
 """Mini-batch-aware L2: rows of a table are pulled to zero only by the batches that look them up.
 
 Zhou et al., Deep Interest Network, arXiv 1706.06978, eq. 4-7: w_j -= rate [g_j + lambda (alpha_mj / n_j) w_j], where
-alpha_mj is 1 where batch m holds feature j, and n_j counts the examples that hold it. So over an epoch a rare feature
-is pulled as much as a frequent one, and no step touches the whole table. Here it is the term of the loss whose gradient
-that is.
+alpha_mj is 1 where batch m holds feature j, and n_j counts the examples that hold it. So the rarer a feature, the
+stronger it is pulled, and no step touches the whole table. Here it is the term of the loss whose gradient that is.
 
 Shapes: V rows of a table, D width.
 """

@@ -160,9 +160,8 @@ class GBDT(RankingModel):
 
 def _leaves(booster: lightgbm.Booster, matrix: NDArray[np.int32]) -> NDArray[np.int64]:
     """The leaf that each tree puts each candidate into, [P, E]."""
-    leaves: NDArray[np.int64] = np.array(booster.predict(matrix, pred_leaf=True), np.int64)
-    leaves.shape = (len(matrix), -1)
-    return leaves
+    leaves = np.asarray(booster.predict(matrix, pred_leaf=True), np.int64)
+    return leaves.reshape(len(matrix), -1)  # type: ignore[no-any-return]
 
 
 def _sizes_of(sizes: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:

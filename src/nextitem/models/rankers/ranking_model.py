@@ -36,9 +36,11 @@ from nextitem.data.examples.labelled_candidates import (
     examination,
     shown_requests,
 )
-from nextitem.nn.fields import FieldCodes, Fields
+from nextitem.nn.fields import FieldCodes, Fields, FieldVectors
+from nextitem.nn.mini_batch_aware import mini_batch_aware_l2
 from nextitem.ops.topk import stable_topk, top_items
 
+COUNTED_AT_ONCE = 1024  # requests
 BLOCK = 16_384  # candidates that are scored at a time
 FITTED_ON = 20_000  # training requests that quantiles and vocabularies are taken from, where candidates are drawn
 
@@ -58,6 +60,7 @@ class RankingConfig(configs.Config):
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
     buckets: int = Field(32, ge=2)  # quantiles of a numeric field
     pair_buckets: int = Field(65_536, ge=2)  # codes of a crossed field, beyond which pairs are hashed
+    l2: float = Field(0.0, ge=0)  # of field vectors, each pulled by the batches that read it (nn/mini_batch_aware.py)
     candidate_features: tuple[str, ...] = ()  # numbers that come with candidates and are read: ranks in channels
 
 
@@ -65,6 +68,8 @@ class RankingModel(Recommender):
     """Ranks candidates; without any, the whole catalogue. A subclass gives the logits."""
 
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard",)
+    vectors: FieldVectors  # those of a subclass
+    counts: Tensor
 
     def __init__(self, config: RankingConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
@@ -81,6 +86,7 @@ class RankingModel(Recommender):
             pair_buckets=config.pair_buckets,
             brought=brought,
         )
+        self.register_buffer("counts", torch.zeros(self.fields.size if config.l2 else 0))  # candidates with each code
         self.register_buffer("examined", torch.ones(1))  # how likely each slot is looked at, where slots are weighed
 
     @property
@@ -111,14 +117,22 @@ class RankingModel(Recommender):
         rows = torch.linspace(0, max(0, len(sampled.places) - 1), min(FITTED_ON, len(sampled.places))).long().numpy()
         if len(rows):
             self.fields.fit(replace(sampled.batch(rows, np.random.default_rng(0)), candidates=None), train.interactions)
-        return sampled
+        return self._counted(sampled)
 
     def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
         """Training on requests that stand: what was shown, or what channels found."""
         self.fields.fit(requests, log)
         if self.ranking.position == "weight" and "slot" in requests.candidate_features:
             self.examined = examination(requests, self._labels(requests)[0])
-        return LabelledRequests(requests)
+        return self._counted(LabelledRequests(requests))
+
+    def _counted(self, examples: Examples) -> Examples:
+        """The same, after counting for how many candidates of an epoch each code is read."""
+        if self.ranking.l2:
+            self.counts.zero_()
+            for batch in examples.batches(COUNTED_AT_ONCE, epoch=0, seed=0):
+                self.counts.index_add_(0, *self.fields(batch).looked_up())
+        return examples
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
         """Cross-entropy of every task, and what the ranker adds to it."""
@@ -146,8 +160,10 @@ class RankingModel(Recommender):
         return LossTerms(total, shown)
 
     def penalty(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """What a ranker adds to the loss."""
-        return self.popularity.new_zeros(())
+        """What is added to the loss: the mini-batch-aware L2 of the field vectors."""
+        if not self.ranking.l2:
+            return self.popularity.new_zeros(())
+        return self.ranking.l2 * mini_batch_aware_l2(self.vectors.table.weight, codes.looked_up()[0], self.counts)
 
     def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
         """Task -> probabilities [B, K], aligned with the padded candidates (-inf at padding); slots are not read."""

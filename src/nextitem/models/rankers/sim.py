@@ -115,7 +115,7 @@ class SIM(RankingModel):
         return search_nearest(long.items.with_values(keys), queries, self.settings.found)
 
     def penalty(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """alpha times the loss of the soft search's own prediction."""
+        """As every ranker, and alpha times the loss of the soft search's own prediction."""
         if self.settings.search == "hard":
             return super().penalty(batch, codes)
         assert batch.candidates is not None
@@ -126,7 +126,7 @@ class SIM(RankingModel):
         memory_BGX = self.of_event(events_BLX).transpose(1, 2) @ events_BLX / long.lengths.clamp(min=1)[:, None, None]
         sums_PX = (self.of_candidate(queries_PX)[:, None] @ memory_BGX[codes.rows])[:, 0]
         logits = self.auxiliary(torch.cat([sums_PX, queries_PX], 1))
-        return self.settings.search_loss * self.cross_entropy(batch, logits).total
+        return super().penalty(batch, codes) + self.settings.search_loss * self.cross_entropy(batch, logits).total
 
     def _categories(self, item_ids: Tensor) -> Tensor:
         codes = self.category.of_items(item_ids)
