@@ -55,6 +55,11 @@ MODELS: dict[str, Entry] = {
         "an index of clusters that learns with the stream",
         "arXiv 2501.08695",
     ),
+    "cascade": Entry(
+        "nextitem.cascade.cascade:Cascade",
+        "retrieval channels, rankers and re-rankers in a row",
+        "Covington et al. 2016",
+    ),
     "lr": Entry("nextitem.models.rankers.lr:LR", "logistic regression over fields, a ranker", "McMahan et al. 2013"),
 }
 
