@@ -149,11 +149,24 @@ METRICS: dict[str, Entry] = {
     ),
 }
 
+RERANKERS: dict[str, Entry] = {
+    "mmr": Entry("nextitem.cascade.mmr:MMR", "relevance less likeness to what is chosen", "Carbonell & Goldstein 1998"),
+    "dpp": Entry("nextitem.cascade.dpp:DPP", "greedy determinant of relevance and likeness", "arXiv 1709.05135"),
+    "calibrated": Entry(
+        "nextitem.cascade.calibrated:Calibrated", "a list that is made up as the history is", "Steck 2018"
+    ),
+    "rules": Entry("nextitem.cascade.rules:Rules", "filters, pins, caps, gaps and quotas, relaxed in order", "-"),
+    "exposure": Entry(
+        "nextitem.cascade.exposure:Exposure", "exposure of each provider by its merit", "Singh & Joachims 2018"
+    ),
+}
+
 KINDS: dict[str, dict[str, Entry]] = {
     "model": MODELS,
     "tokenizer": TOKENIZERS,
     "loss": LOSSES,
     "metric": METRICS,
+    "reranker": RERANKERS,
 }
 
 
