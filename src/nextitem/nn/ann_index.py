@@ -149,9 +149,9 @@ def _new_index(settings: AnnIndexConfig, count: int, width: int) -> Any:
     product = faiss.METRIC_INNER_PRODUCT
     if settings.kind == "ivf":
         clusters = max(1, min(settings.clusters, count // 39))  # faiss wants 39 points a cluster
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, clusters, product)
-        index.nprobe = min(settings.probes, clusters)
-        return graph
+        inverted = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, clusters, product)
+        inverted.nprobe = min(settings.probes, clusters)
+        return inverted
     if settings.kind == "hnsw":
         graph = faiss.IndexHNSWFlat(width, settings.links, product)
         graph.hnsw.efConstruction = settings.build_width
