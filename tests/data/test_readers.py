@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nextitem.core.catalog import RequestColumn
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.data import events
 from nextitem.data.readers import dataset_from_frames, load_dataset
+from nextitem.data.requests import context_of, user_context
 
 MINUTE_MS = 60_000
 BASE_MS = 1_700_000_000_000
@@ -412,3 +415,34 @@ def test_online_retail_keeps_the_order_within_an_invoice() -> None:
     )
     assert log.columns["quantity"].to_list() == frame["quantity"].to_list()
     assert log.columns["action"].value_counts().sort("count")["count"].to_list() == [8_539, 396_370]
+
+
+def test_what_requests_carry_is_declared_once_and_missing_values_have_a_code_of_their_own() -> None:
+    users = pl.DataFrame(
+        {
+            "user_id": [1, 2, 3],
+            "country": ["NL", None, "FR"],
+            "age": [30.5, None, 20.0],
+            "hobbies": [["chess"], None, ["golf", "chess"]],
+        }
+    )
+    features = {"country": "categorical", "age": "numeric", "hobbies": "categorical-list"}
+    log = pl.DataFrame({"user_id": [1, 2, 3] * 2, "item_id": [1, 2, 3, 2, 3, 1], "timestamp": range(6)})
+    dataset = dataset_from_frames({"interactions": log, "users": users}, {"users": {"features": features}})
+    columns = dataset.catalog.requests
+    assert {name: column.kind for name, column in columns.items()} == {
+        "user.country": "categorical",
+        "user.age": "numeric",
+        "user.hobbies": "categorical-list",
+    }
+    context = context_of(user_context(dataset), torch.tensor([3, 0, 2, 1]))
+    assert context["user.country"].tolist() == [1, 0, 0, 2]
+    assert context["user.age"].nan_to_num(-1).tolist() == [20.0, -1, -1, 30.5]
+    assert context["user.hobbies"].to_lists() == [[2, 1], [], [], [1]]
+    assert columns["user.country"].encode(pl.Series(["FR", "unheard of"])).to_list() == [1, 0]
+
+
+def test_an_open_vocabulary_is_hashed_the_same_way_everywhere() -> None:
+    column = RequestColumn("categorical", None, 1000)
+    assert column.encode(pl.Series(["a", None, "b", "a"])).to_list() == [908, 0, 682, 908]
+    assert column.num_codes == 1001

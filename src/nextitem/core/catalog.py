@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from zlib import crc32
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,48 @@ FEATURE_TYPES = ("categorical", "categorical-list", "numeric", "text", "history"
 
 
 @dataclass(frozen=True, eq=False)
+class RequestColumn:
+    """One thing that is known of a request: a feature of its user, or context.
+
+    kind     categorical, categorical-list, numeric or timestamp
+    values   of a categorical column or list: the distinct values as text, in ascending order; value i has code i + 1,
+             0 stands for what is missing or not among them; None where the vocabulary is open:
+    buckets  then a value's code is 1 + its CRC-32 modulo so many
+    """
+
+    kind: str
+    values: pl.Series | None = None
+    buckets: int = 0
+
+    @property
+    def num_codes(self) -> int:
+        """Codes of a categorical column or list, 0 among them."""
+        return 1 + (self.buckets if self.values is None else len(self.values))
+
+    def encode(self, column: pl.Series) -> pl.Series:
+        """Codes (Int64; of a list column lists of them), Float32 with null where missing, or Int64 milliseconds."""
+        if self.kind == "numeric":
+            return column.cast(pl.Float32, strict=False)
+        if self.kind == "timestamp":
+            return column.cast(pl.Datetime("ms")).to_physical().cast(pl.Int64)
+        if self.kind == "categorical":
+            return self._codes(column.cast(pl.String)).fill_null(0)
+        rows = pl.DataFrame({"row": pl.int_range(len(column), eager=True), "value": column.cast(pl.List(pl.String))})
+        members = rows.explode("value")
+        codes = members.select("row", self._codes(members["value"]).alias("code")).drop_nulls("code")
+        lists = rows.select("row").join(codes.group_by("row", maintain_order=True).agg("code"), on="row", how="left")
+        return lists.sort("row")["code"]
+
+    def _codes(self, text: pl.Series) -> pl.Series:
+        """Codes from 1, null where a value is missing or not known."""
+        if self.values is not None:
+            return text.cast(pl.Enum(self.values), strict=False).to_physical().cast(pl.Int64) + 1
+        distinct = text.drop_nulls().unique()
+        hashed = [crc32(value.encode()) % self.buckets + 1 for value in distinct]
+        return text.replace_strict(distinct, pl.Series(hashed, dtype=pl.Int64), default=None, return_dtype=pl.Int64)
+
+
+@dataclass(frozen=True, eq=False)
 class Catalog:
     """Items 1..N with their columns; row 0 of every tensor is padding.
 
@@ -29,6 +72,7 @@ class Catalog:
     content      content vectors [N + 1, D] float32 that tokenizers and towers read, or None
     released_ms  [N] int64, when an item came out, milliseconds since 1970, or None
     identifiers  semantic IDs, where the model needs them
+    requests     what is known of the requests: name -> column; features of users are called user.<column>
     """
 
     ids: IdMap
@@ -38,6 +82,7 @@ class Catalog:
     content: Tensor | None = None
     released_ms: NDArray[np.int64] | None = None
     identifiers: IdentifierTable | None = None
+    requests: dict[str, RequestColumn] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.ids)
@@ -105,6 +150,7 @@ class Catalog:
             features=self.features,
             text=None if self.text is None or text is None else pl.concat([self.text, text]),
             content=None if self.content is None or content is None else torch.cat([self.content, content]),
+            requests=self.requests,
         )
 
 

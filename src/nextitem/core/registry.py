@@ -62,6 +62,12 @@ MODELS: dict[str, Entry] = {
         "an index of clusters that learns with the stream",
         "arXiv 2501.08695",
     ),
+    "cascade": Entry(
+        "nextitem.cascade.cascade:Cascade",
+        "retrieval channels, rankers and re-rankers in a row",
+        "Covington et al. 2016",
+    ),
+    "lr": Entry("nextitem.models.rankers.lr:LR", "logistic regression over fields, a ranker", "McMahan et al. 2013"),
 }
 
 TOKENIZERS: dict[str, Entry] = {
@@ -150,11 +156,24 @@ METRICS: dict[str, Entry] = {
     ),
 }
 
+RERANKERS: dict[str, Entry] = {
+    "mmr": Entry("nextitem.cascade.mmr:MMR", "relevance less likeness to what is chosen", "Carbonell & Goldstein 1998"),
+    "dpp": Entry("nextitem.cascade.dpp:DPP", "greedy determinant of relevance and likeness", "arXiv 1709.05135"),
+    "calibrated": Entry(
+        "nextitem.cascade.calibrated:Calibrated", "a list that is made up as the history is", "Steck 2018"
+    ),
+    "rules": Entry("nextitem.cascade.rules:Rules", "filters, pins, caps, gaps and quotas, relaxed in order", "-"),
+    "exposure": Entry(
+        "nextitem.cascade.exposure:Exposure", "exposure of each provider by its merit", "Singh & Joachims 2018"
+    ),
+}
+
 KINDS: dict[str, dict[str, Entry]] = {
     "model": MODELS,
     "tokenizer": TOKENIZERS,
     "loss": LOSSES,
     "metric": METRICS,
+    "reranker": RERANKERS,
 }
 
 

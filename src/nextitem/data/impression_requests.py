@@ -11,7 +11,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, offsets_of
-from nextitem.data.requests import Rows, build_requests, context_values, tensor
+from nextitem.data.requests import Rows, build_requests, request_values, tensor
 
 
 def impression_requests(dataset: Dataset, times: Rows, asked: NDArray[np.bool_]) -> SequenceBatch:
@@ -41,7 +41,7 @@ def impression_requests(dataset: Dataset, times: Rows, asked: NDArray[np.bool_])
     def numbers(name: str) -> Jagged:
         return candidates(columns[name].cast(pl.Float32).fill_null(0).to_numpy())
 
-    context = context_values(columns[first], shown.context)
+    context = {name: column for name, column in dataset.catalog.requests.items() if name in columns.columns}
     return SequenceBatch(
         batch.items,
         user_ids=batch.user_ids,
@@ -49,7 +49,7 @@ def impression_requests(dataset: Dataset, times: Rows, asked: NDArray[np.bool_])
         timestamps=batch.timestamps,
         features=batch.features,
         request_times=batch.request_times,
-        context={name: tensor(v) for name, v in context.items()},
+        context={**batch.context, **request_values(columns[first], context)},
         candidates=candidates(shown.item_ids[rows].astype(np.int64)),
         candidate_features={n: numbers(n) for n in ("slot", "propensity") if n in columns.columns},
         candidate_labels={name: numbers(name) for name in shown.labels},

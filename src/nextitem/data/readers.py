@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from nextitem.core.catalog import Catalog, ids_fingerprint
+from nextitem.core.catalog import Catalog, RequestColumn, ids_fingerprint
 from nextitem.core.dataset import Dataset, Impressions, Users
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
@@ -26,6 +26,7 @@ from nextitem.data.tables import Table, find_table, frame_table
 SHOP = "shop"
 TEXT_COLUMNS = ("title", "category", "brand", "description")  # content sentence without a template
 NO_IDS = np.empty(0, np.int32)
+OPEN_VOCABULARY = 65_536  # distinct values of a request column from which on they are hashed, into so many codes
 
 
 def load_dataset(source: str | Path, *, drop_unknown_items: bool = False) -> Dataset:
@@ -108,7 +109,7 @@ def _assemble(
     return Dataset(
         name=settings.name or name,
         interactions=interactions,
-        catalog=catalog,
+        catalog=replace(catalog, requests=_request_columns(users, rows)),
         users=users,
         impressions=rows,
         repeats=settings.repeats,
@@ -214,6 +215,23 @@ def _users(
         frame.with_columns(own.alias("user_id")), on="user_id", how="left", maintain_order="left"
     )
     return Users(ids, rows, features=dict(settings.users.features))
+
+
+def _request_columns(users: Users, shown: Impressions | None) -> dict[str, RequestColumn]:
+    """What requests of this data carry beside a history: features of users, and the context of impressions."""
+    columns = {f"user.{name}": (kind, users.table[name]) for name, kind in users.features.items()}
+    if shown is not None:
+        columns |= {name: (kind, shown.columns[name]) for name, kind in shown.context.items()}
+    found = {}
+    for name, (kind, column) in columns.items():
+        if kind in ("numeric", "timestamp"):
+            found[name] = RequestColumn(kind)
+        elif kind in ("categorical", "categorical-list"):
+            members = column.explode() if kind == "categorical-list" else column
+            values = members.cast(pl.String).drop_nulls().unique().sort()
+            is_open = len(values) > OPEN_VOCABULARY
+            found[name] = RequestColumn(kind, None, OPEN_VOCABULARY) if is_open else RequestColumn(kind, values)
+    return found
 
 
 def _fingerprint(catalog: Catalog, users: Users, interactions: Interactions, impressions: Impressions | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import RequestColumn
 from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
@@ -52,6 +54,52 @@ def tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
+class RequestBuilder:
+    """Cuts requests out of the log of a data set; columns are encoded once, so that batches cost what they hold."""
+
+    def __init__(self, dataset: Dataset, *, order: Rows | None = None) -> None:
+        """`order [T]` makes starts and ends count in another order of the log than its own."""
+        self.log, self.order = dataset.interactions, order
+        self.actions = action_codes(self.log)
+        self.features = context_values(self.log.columns, dataset.context)
+        self.users = user_context(dataset)
+
+    def build(
+        self,
+        starts: Rows,
+        ends: Rows,
+        *,
+        targets: Jagged | None = None,
+        times: Rows | None = None,
+        user_ids: NDArray[np.int32] | None = None,
+        exclude_seen: bool = False,
+    ) -> SequenceBatch:
+        """B requests whose histories are the events `starts[b]` to `ends[b] - 1` of the log, [B] each.
+
+        Events without an item (searches) are left out of the histories; every other event is kept with its
+        action, positive or not: a cancelled purchase tells as much about taste as a purchase. Features of known users
+        are context. `exclude_seen` excludes the history.
+        """
+        items, rows, offsets = _histories(self.log, starts, ends, self.order)
+
+        def along(column: NDArray[np.generic]) -> Jagged:
+            return Jagged(tensor(column[rows]), offsets)
+
+        users = None if user_ids is None else torch.from_numpy(user_ids.astype(np.int64))
+        timestamps = self.log.timestamps
+        return SequenceBatch(
+            items,
+            user_ids=users,
+            actions=None if self.actions is None else along(self.actions),
+            timestamps=None if timestamps is None else along(timestamps),
+            features={name: along(values) for name, values in self.features.items()},
+            request_times=None if times is None else tensor(times),
+            context={} if users is None else context_of(self.users, users),
+            targets=targets,
+            excluded=items if exclude_seen else None,
+        )
+
+
 def build_requests(
     dataset: Dataset,
     starts: Rows,
@@ -63,29 +111,47 @@ def build_requests(
     order: Rows | None = None,
     exclude_seen: bool = False,
 ) -> SequenceBatch:
-    """B requests whose histories are the events `starts[b]` to `ends[b] - 1` of the log, [B] each.
+    """The requests of a whole split: see RequestBuilder."""
+    builder = RequestBuilder(dataset, order=order)
+    return builder.build(starts, ends, targets=targets, times=times, user_ids=user_ids, exclude_seen=exclude_seen)
 
-    Events without an item (searches) are left out of the histories; every other event is kept with its
-    action, positive or not: a cancelled purchase tells as much about taste as a purchase. `order [T]` makes
-    starts and ends count in another order of the log than its own. `exclude_seen` excludes the history.
+
+def request_values(columns: pl.DataFrame, known: Mapping[str, RequestColumn]) -> dict[str, Tensor | Jagged]:
+    """Request columns as `catalog.requests` encodes them: codes, NaN for a missing number, -1 for a missing time.
+
+    `known` says which columns of the frame, by their names there; lists are Jagged.
     """
-    log = dataset.interactions
-    items, rows, offsets = _histories(log, starts, ends, order)
+    values: dict[str, Tensor | Jagged] = {}
+    for name, column in known.items():
+        codes = column.encode(columns[name])
+        if column.kind == "categorical-list":
+            lengths = tensor(codes.list.len().fill_null(0).cast(pl.Int64).to_numpy())
+            members = codes.explode().drop_nulls().cast(pl.Int64)
+            values[name] = Jagged.from_lengths(tensor(members.to_numpy()), lengths)
+        else:
+            filled = codes.fill_null(float("nan")) if column.kind == "numeric" else codes.fill_null(-1)
+            values[name] = tensor(filled.to_numpy())
+    return values
 
-    def along(column: NDArray[np.generic]) -> Jagged:
-        return Jagged(tensor(column[rows]), offsets)
 
-    actions = action_codes(log)
-    return SequenceBatch(
-        items,
-        user_ids=None if user_ids is None else torch.from_numpy(user_ids.astype(np.int64)),
-        actions=None if actions is None else along(actions),
-        timestamps=None if log.timestamps is None else along(log.timestamps),
-        features={name: along(v) for name, v in context_values(log.columns, dataset.context).items()},
-        request_times=None if times is None else tensor(times),
-        targets=targets,
-        excluded=items if exclude_seen else None,
-    )
+def user_context(dataset: Dataset) -> dict[str, Tensor | Jagged]:
+    """Features of all users by the names they have in a request's context, U + 1 rows; row 0: nobody known."""
+    known = {name: column for name, column in dataset.catalog.requests.items() if name.startswith("user.")}
+    table = dataset.users.table
+    own = {name.removeprefix("user."): column for name, column in known.items()}
+    present = table.select(column for column in own if column in table.columns)
+    nobody = pl.DataFrame({name: pl.Series([None], dtype=kind) for name, kind in present.schema.items()})
+    rows = pl.concat([nobody, present])
+    values = request_values(rows, {name: own[name] for name in present.columns})
+    return {f"user.{name}": column for name, column in values.items()}
+
+
+def context_of(users: Mapping[str, Tensor | Jagged], user_ids: Tensor) -> dict[str, Any]:
+    """The rows of these users [B]."""
+    return {
+        name: column.select(user_ids) if isinstance(column, Jagged) else column[user_ids]
+        for name, column in users.items()
+    }
 
 
 def _histories(log: Interactions, starts: Rows, ends: Rows, order: Rows | None) -> tuple[Jagged, Rows, Tensor]:

@@ -2,13 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
+from nextitem.core.roles import Ranker
 from nextitem.evaluation.evaluate import Evaluation
+from nextitem.evaluation.intervals import auc_interval
 from nextitem.evaluation.metrics import ranking
+
+
+def evaluate_ranker(
+    model: Ranker, requests: SequenceBatch, *, model_name: str = "", refit: bool = False, progress: bool = False
+) -> Evaluation:
+    """Figures of a ranker on what was shown: each of its tasks against the label of that name.
+
+    A ranker that does not name its tasks is judged by the first label. Figures of further tasks carry their name,
+    auc_purchase. UserError where no task has a label.
+    """
+    scores = score_all(model, requests, progress=progress)
+    labels = list(requests.candidate_labels)
+    judged = [task for task in scores if task in labels]
+    if not judged and len(scores) == 1 and labels:
+        scores, judged = {labels[0]: next(iter(scores.values()))}, labels[:1]
+    if not judged:
+        raise UserError(f"the model scores {', '.join(scores)}, and impressions have the labels {', '.join(labels)}")
+    first, *others = [
+        evaluate_ranking(scores[task], requests, label=task, model_name=model_name, refit=refit) for task in judged
+    ]
+    for task, figures in zip(judged[1:], others, strict=True):
+        first.metrics.update({f"{name}_{task}": value for name, value in figures.metrics.items()})
+        first.intervals.update({f"{name}_{task}": value for name, value in figures.intervals.items()})
+    return first
+
+
+@torch.inference_mode()
+def score_all(
+    model: Ranker, requests: SequenceBatch, *, batch_size: int = 1024, progress: bool = False
+) -> dict[str, Jagged]:
+    """Task -> a score for each candidate of the requests, with the candidates' offsets."""
+    assert requests.candidates is not None, "requests must have candidates"
+    batches: Iterable[SequenceBatch] = requests.split(batch_size)
+    console = Console(stderr=True)
+    if progress and console.is_terminal:
+        total = -(-requests.num_requests // batch_size)
+        batches = track(batches, "scoring", total=total, console=console, transient=True)
+    parts: dict[str, list[Tensor]] = {}
+    device = next(iter(model.buffers())).device if isinstance(model, nn.Module) else torch.device("cpu")
+    for batch in batches:
+        assert batch.candidates is not None
+        for task, padded in model.score(batch.to(device)).items():
+            parts.setdefault(task, []).append(Jagged.from_padded(padded.cpu(), batch.candidates.lengths).values)
+    return {task: requests.candidates.with_values(torch.cat(values)) for task, values in parts.items()}
+
+
+def quick_auc(model: Ranker, requests: SequenceBatch) -> float:
+    """One figure, for choosing an epoch: the AUC of the first task."""
+    first = next(iter(score_all(model, requests).items()))
+    labels = requests.candidate_labels
+    label = first[0] if first[0] in labels else next(iter(labels))
+    return ranking.auc(first[1].values, labels[label].values > 0)
 
 
 def evaluate_ranking(
@@ -17,10 +76,10 @@ def evaluate_ranking(
     """AUC, GAUC and log-loss of `scores`, one for each of the requests' candidates, against their labels.
 
     `scores` shares the candidates' offsets and holds probabilities; where any score lies outside 0..1, log-loss is
-    left out. A label above 0 is positive. GAUC is over users, for requests of unknown users over the requests
-    themselves, that have both labels. A figure that is not defined (no group has both labels) is NaN, null in JSON.
-    `slices` says what was judged: {"judged by gauc": {"users": groups}, "left out of gauc": {"users": groups}}.
-    `users` counts requests.
+    left out. The interval of AUC is a bootstrap over the groups of GAUC. A label above 0 is positive. GAUC is over
+    users, for requests of unknown users over the requests themselves, that have both labels. A figure that is not
+    defined (no group has both labels) is NaN, null in JSON. `slices` says what was judged: {"judged by gauc":
+    {"users": groups}, "left out of gauc": {"users": groups}}. `users` counts requests.
     """
     if requests.candidates is None or label not in requests.candidate_labels:
         raise ValueError(f"no label {label!r}; the candidates have: {', '.join(requests.candidate_labels) or 'none'}")
@@ -42,7 +101,7 @@ def evaluate_ranking(
         refit=refit,
         users=requests.num_requests,
         metrics=metrics,
-        intervals={},
+        intervals={"auc": auc_interval(scores.values, labels, groups)},
         slices={"judged by gauc": {"users": judged}, "left out of gauc": {"users": left_out}},
     )
 

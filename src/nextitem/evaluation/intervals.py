@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 RESAMPLES = 1000
+AUC_RESAMPLES = 300
 # Above this many requests the mean is normal to more digits than are shown, and its interval is had at once.
 EXACT_BELOW = 5000
 
@@ -49,6 +50,29 @@ def paired_difference(a: Tensor, b: Tensor, *, seed: int = 0) -> Difference:
         return Difference(float("nan"), float("-inf"), float("inf"))
     low, high = interval(both, seed=seed)
     return Difference(float(both.mean()), low, high)
+
+
+def auc_interval(scores: Tensor, labels: Tensor, groups: Tensor, *, seed: int = 0) -> tuple[float, float]:
+    """95% interval of the AUC of `scores` [T] for `labels` [T], by a bootstrap over whole groups (users) [T]."""
+    order = scores.argsort()
+    ordered = scores[order]
+    run = nn.functional.pad((ordered[1:] != ordered[:-1]).long().cumsum(0), (1, 0))  # equal scores share a place
+    positive = labels[order].bool()
+    distinct, group = torch.unique(groups[order], return_inverse=True)
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for _ in range(AUC_RESAMPLES):
+        drawn = torch.randint(len(distinct), (len(distinct),), generator=generator)
+        weight = torch.bincount(drawn, minlength=len(distinct)).double()[group]
+        above = torch.bincount(run, weights=weight * positive)
+        below = torch.bincount(run, weights=weight * ~positive)
+        pairs = above.sum() * below.sum()
+        if pairs > 0:
+            values.append((above * (below.cumsum(0) - below / 2)).sum() / pairs)
+    if not values:
+        return float("nan"), float("nan")
+    low, high = torch.stack(values).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def _resampled_means(values: Tensor, seed: int) -> Tensor:

@@ -49,7 +49,7 @@ class ItemFeatures(nn.Module):
 class _Category(nn.Module):
     def __init__(self, values: pl.Series, width: int) -> None:
         super().__init__()
-        codes, known = _codes(values)
+        codes, known = category_codes(values)
         self.embedding = nn.Embedding(1 + known, width)  # 0: missing
         self.register_buffer("codes", F.pad(codes, (1, 0)), persistent=False)  # [N + 1]
 
@@ -64,16 +64,10 @@ class _CategoryList(nn.Module):
 
     def __init__(self, values: pl.Series, width: int) -> None:
         super().__init__()
-        table = pl.DataFrame({"row": np.arange(1, len(values) + 1), "value": values.cast(pl.List(pl.String))})
-        table = table.explode("value").drop_nulls("value")
-        codes, known = _codes(table["value"])
+        lists, known = category_lists(values)
         self.embedding = nn.Embedding(1 + known, width)  # 0: missing
-        counts = torch.bincount(torch.from_numpy(table["row"].to_numpy().copy()), minlength=len(values) + 1)
-        lengths = counts.clamp(min=1)  # an item without members has one: missing
-        members = torch.zeros(int(lengths.sum()), dtype=torch.int64)
-        members[(counts > 0).repeat_interleave(lengths)] = codes
-        self.register_buffer("members", members, persistent=False)
-        self.register_buffer("offsets", offsets_of(lengths), persistent=False)  # [N + 2]
+        self.register_buffer("members", lists.values, persistent=False)
+        self.register_buffer("offsets", lists.offsets, persistent=False)  # [N + 2]
 
     def forward(self, item_ids: Tensor) -> Tensor:
         asked = Jagged(self.members, self.offsets).select(item_ids.flatten())
@@ -128,8 +122,20 @@ def _part(catalog: Catalog, column: str, width: int) -> nn.Module:
     return _KINDS[catalog.features[column]](catalog.table[column], width)
 
 
-def _codes(values: pl.Series) -> tuple[Tensor, int]:
+def category_codes(values: pl.Series) -> tuple[Tensor, int]:
     """Codes 1..V of values in the order of their text, 0 for null, and V."""
     text = values.cast(pl.String)
     known = IdMap.sorted_from(text.drop_nulls())
     return torch.from_numpy(known.encode(text).astype(np.int64)), len(known)
+
+
+def category_lists(values: pl.Series) -> tuple[Jagged, int]:
+    """Codes 1..V of the members of lists, N + 1 rows (row 0: padding), and V; a row without members has one: 0."""
+    table = pl.DataFrame({"row": np.arange(1, len(values) + 1), "value": values.cast(pl.List(pl.String))})
+    table = table.explode("value").drop_nulls("value")
+    codes, known = category_codes(table["value"])
+    counts = torch.bincount(torch.from_numpy(table["row"].to_numpy().copy()), minlength=len(values) + 1)
+    lengths = counts.clamp(min=1)
+    members = torch.zeros(int(lengths.sum()), dtype=torch.int64)
+    members[(counts > 0).repeat_interleave(lengths)] = codes
+    return Jagged(members, offsets_of(lengths)), known

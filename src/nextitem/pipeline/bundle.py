@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nextitem.core.catalog import Catalog
+from nextitem.core.catalog import Catalog, RequestColumn
 from nextitem.core.config import parse, read_toml, write_toml
 from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
@@ -91,7 +91,7 @@ def load_weights(file: Path, module: nn.Module) -> None:
 
 
 def save_catalog(folder: Path, catalog: Catalog) -> None:
-    """Writes catalog.parquet, and identifiers where there are some."""
+    """Writes catalog.parquet, requests.json where requests carry something, and identifiers where there are some."""
     columns: list[pl.Series] = []
     if catalog.text is not None:
         columns.append(catalog.text.alias(_TEXT))
@@ -102,6 +102,9 @@ def save_catalog(folder: Path, catalog: Catalog) -> None:
         columns.append(pl.Series(_RELEASED, catalog.released_ms))
     table = catalog.table.with_columns(catalog.ids.external.alias("item_id"), *columns)
     table.write_parquet(folder / "catalog.parquet", metadata={"features": json.dumps(catalog.features)})
+    if catalog.requests:
+        columns_of = {name: _column_json(column) for name, column in catalog.requests.items()}
+        write_json(folder / "requests.json", columns_of)
     if catalog.identifiers is not None:
         catalog.identifiers.save(folder)
 
@@ -127,10 +130,33 @@ def load_catalog(folder: Path) -> Catalog:
         text=text,
         content=content,
         released_ms=released,
+        requests=_load_requests(folder / "requests.json"),
     )
     if (folder / "identifiers.json").is_file():
         catalog = catalog.with_identifiers(IdentifierTable.load(folder))
     return catalog
+
+
+def _column_json(column: RequestColumn) -> dict[str, Any]:
+    values = None if column.values is None else column.values.to_list()
+    return {"kind": column.kind, "values": values, "buckets": column.buckets}
+
+
+def _load_requests(file: Path) -> dict[str, RequestColumn]:
+    if not file.is_file():
+        return {}
+    try:
+        columns = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            name: RequestColumn(
+                column["kind"],
+                None if column["values"] is None else pl.Series(column["values"], dtype=pl.String),
+                column["buckets"],
+            )
+            for name, column in columns.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({error}); train again") from None
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from nextitem.pipeline.bundle import write_json
 from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.identify import Say
 from nextitem.pipeline.recipe import default_for, resolve
-from nextitem.pipeline.run import Run, aligned, evaluate_split, load_run, split_for_lists, train
+from nextitem.pipeline.run import Run, aligned, evaluate_split, load_run, split_for, train
 
 MAIN_JOB = ("popularity", "item-cf", "item-graph", "sasrec", "tiger")
 CUSTOMERS = 3  # shown in the report
@@ -54,7 +54,8 @@ def compare(
     dataset = load_dataset(data, drop_unknown_items=drop_unknown_items)
     opened = [load_run(run) for run in runs]
     chosen, reason = (protocol, "as asked") if protocol else default_protocol(dataset)
-    split = split_for_lists(dataset, chosen, seed=seed or 0)
+    names = [*models, *(run.recipe.model["name"] for run in opened)]
+    split = split_for(dataset, chosen, models=names, seed=seed or 0)
     say(f"{dataset.name}: protocol {split.protocol} ({reason}); {split.test.num_requests:,} test requests")
     for note in (*dataset.notes, *split.notes):
         say(f"note: {note}")
@@ -127,7 +128,8 @@ def _row(run: Run, split: Split, *, progress: bool) -> ReportRow:
 def _customers(rows: Sequence[ReportRow], split: Split, model: Recommender) -> list[CustomerExample]:
     """Three requests with histories of a readable length, evenly spread; the same ones every time."""
     requests: SequenceBatch = split.test
-    assert requests.targets is not None
+    if requests.targets is None:
+        return []  # what was shown is scored, nothing is listed
     lengths = requests.items.lengths
     readable = ((lengths >= 4) & (lengths <= 30) & (requests.targets.lengths > 0)).nonzero()[:, 0]
     if not readable.numel():

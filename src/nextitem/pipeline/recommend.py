@@ -17,6 +17,7 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
+from nextitem.data.requests import context_of, user_context
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def history_requests(history: Sequence[Any], catalog: Catalog) -> tuple[Sequence
 
 
 def user_requests(dataset: Dataset, users: Sequence[Any] | None) -> SequenceBatch:
-    """Requests of these users (external ids; None: all) with their whole history in the data set."""
+    """Requests of these users (external ids; None: all) with their whole history, made right after its last event."""
     log = dataset.interactions
     if users is None:
         rows = np.arange(1, log.num_users + 1)
@@ -76,10 +77,14 @@ def user_requests(dataset: Dataset, users: Sequence[Any] | None) -> SequenceBatc
     with_item = log.select(log.item_ids > 0) if bool((log.item_ids == 0).any()) else log
     index = torch.from_numpy(rows - 1)
     histories = with_item.histories()
-    times = None
-    if with_item.timestamps is not None:
+    times, now = None, None
+    if with_item.timestamps is not None and len(with_item):
         times = histories.with_values(torch.from_numpy(with_item.timestamps)).select(index)
-    return SequenceBatch(histories.select(index), user_ids=index + 1, timestamps=times)
+        now = torch.full((len(index),), int(with_item.timestamps.max()) + 1)
+    context = context_of(user_context(dataset), index + 1)
+    return SequenceBatch(
+        histories.select(index), user_ids=index + 1, timestamps=times, request_times=now, context=context
+    )
 
 
 def answer(

@@ -15,19 +15,23 @@ import numpy as np
 import tomli_w
 import torch
 
-from nextitem.core import processes
+from nextitem.cascade.cascade import Cascade
+from nextitem.core import processes, registry
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.config import read_toml, to_toml_values
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
-from nextitem.core.roles import ClosedForm, Generator, Trainable
+from nextitem.core.roles import ClosedForm, Generator, Ranker, Staged, Trainable
 from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import Evaluation, quick_score
 from nextitem.evaluation.evaluate import evaluate as evaluate_model
+from nextitem.evaluation.evaluate_ranking import evaluate_ranker, quick_auc
+from nextitem.evaluation.funnel import funnel
 from nextitem.evaluation.generation import Speller, generation_report
 from nextitem.pipeline.bundle import load_model, load_recipe, save_model, save_recipe, write_json
+from nextitem.pipeline.cascade import Stages, fit_cascade
 from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.identify import Say, require_identifiers, with_content
 from nextitem.pipeline.recipe import Recipe, build, component, default_for, find, resolve
@@ -133,7 +137,7 @@ def train(
     dataset = (
         data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=settings.data.drop_unknown_items)
     )
-    split = split_for_lists(dataset, settings.data.protocol, seed=settings.seed)
+    split = split_for(dataset, settings.data.protocol, models=[settings.model["name"]], seed=settings.seed)
     settings = settings.model_copy(
         update={
             "data": settings.data.model_copy(update={"protocol": split.protocol, "fingerprint": dataset.fingerprint})
@@ -188,6 +192,7 @@ def train_on(
         device=device,
         resume=resume,
         progress=progress,
+        say=say,
     )
     if recipe.data.refit and (result is None or result.stopped != "interrupted"):
         enlarged = split.refit().with_catalog(learnt.catalog)
@@ -202,6 +207,7 @@ def train_on(
             device=device,
             resume=resume,
             progress=progress,
+            say=say,
             epochs=epochs,
         )
     seconds = time.perf_counter() - began
@@ -253,7 +259,8 @@ def evaluate(
                 f"{run.folder} was trained under protocol {recipe.protocol}: under {protocol} its test targets "
                 "may have been learnt; add --allow-other-data to evaluate all the same"
             )
-    split = split_for_lists(aligned(dataset, run.model), protocol or recipe.protocol, seed=run.recipe.seed)
+    names = [run.recipe.model["name"]]
+    split = split_for(aligned(dataset, run.model), protocol or recipe.protocol, models=names, seed=run.recipe.seed)
     if generation is not None and not isinstance(run.model, Speller):
         raise UserError(f"{run.recipe.model['name']} does not spell items by codes: leave --generation out")
     figures = evaluate_split(run, split, progress=progress)
@@ -264,21 +271,32 @@ def evaluate(
     return replace(figures, generation=generation_report(run.model, split.test.select(rows)))
 
 
-def split_for_lists(dataset: Dataset, protocol: str | None, *, seed: int) -> Split:
-    """The split whose requests ask for lists of items; UserError for `impressions`, whose ask for scores."""
+def split_for(dataset: Dataset, protocol: str | None, *, models: Sequence[str], seed: int) -> Split:
+    """The split that these models are judged on; UserError where it asks for scores and one of them gives lists."""
     split = make_split(dataset, protocol, seed=seed)
     if split.test.targets is None:
-        ways = "choose another with --protocol" if len(dataset.interactions) else "this data holds nothing else"
-        raise UserError(
-            f"protocol {split.protocol} judges the scores that a ranker gives to shown items, and every model here "
-            f"returns lists of its own; {ways}"
-        )
+        for name in models:
+            if not hasattr(registry.entry("model", name).load(), "score"):
+                ways = "choose another with --protocol" if len(dataset.interactions) else "this data holds nothing else"
+                raise UserError(
+                    f"protocol {split.protocol} judges the scores that a ranker gives to shown items, and {name} "
+                    f"returns lists of its own; {ways}, or take a ranker: lr, din, ..."
+                )
     return split
 
 
 def evaluate_split(run: Run, split: Split, *, progress: bool = False) -> Evaluation:
     """Figures of a run on a split's test requests."""
-    return evaluate_model(
+    if split.test.targets is None:
+        assert isinstance(run.model, Ranker)
+        return evaluate_ranker(
+            run.model,
+            split.test,
+            model_name=run.recipe.model["name"],
+            refit=run.recipe.data.refit,
+            progress=progress,
+        )
+    figures = evaluate_model(
         run.model,
         split.test,
         train=split.train,
@@ -289,6 +307,10 @@ def evaluate_split(run: Run, split: Split, *, progress: bool = False) -> Evaluat
         refit=run.recipe.data.refit,
         progress=progress,
     )
+    if not isinstance(run.model, Staged):
+        return figures
+    asked = split.test.select((split.test.items.lengths > 0).nonzero()[:, 0])
+    return replace(figures, funnel=[stage.to_json() for stage in funnel(run.model, asked)])
 
 
 def load_run(folder: str | Path) -> Run:
@@ -319,7 +341,11 @@ def aligned(dataset: Dataset, model: Recommender) -> Dataset:
         positive=kept.positive,
         columns=kept.columns,
     )
-    return dataset.with_interactions(renumbered).with_catalog(model.catalog)
+    shown = dataset.impressions
+    if shown is not None:
+        shown = shown.select(to_model[shown.item_ids] > 0)
+        shown = replace(shown, item_ids=to_model[shown.item_ids])
+    return replace(dataset, interactions=renumbered, catalog=model.catalog, impressions=shown)
 
 
 def _fit(
@@ -332,6 +358,7 @@ def _fit(
     device: str,
     resume: bool,
     progress: bool,
+    say: Say,
     epochs: int | None = None,
 ) -> tuple[Recommender, TrainingResult | None]:
     """Builds and fits one model; `split` None means that there is nothing to validate on."""
@@ -340,6 +367,11 @@ def _fit(
     model.set_popularity(torch.from_numpy(learnt.interactions.item_counts()).float())
     if start_from is not None:
         _warm_start(model, Path(start_from))
+    if isinstance(model, Cascade):
+        if start_from is not None:
+            raise UserError("--from: a cascade is not continued; its stages learn in order")
+        fit_cascade(model, learnt, split, Stages(recipe, folder, device, resume, progress, say))
+        return model.eval(), None
     if isinstance(model, ClosedForm):
         model.fit(learnt)
         return model.eval(), None
@@ -347,6 +379,8 @@ def _fit(
     validate: Callable[[], float] | None = None
     if split is not None and split.validation.num_requests:
         validate = partial(quick_score, model, _validation(model, split.validation))
+        if split.validation.targets is None and isinstance(model, Ranker):
+            validate = partial(quick_auc, model, split.validation)
     result = fit(
         model,
         model.examples(learnt),

@@ -1,0 +1,149 @@
+"""Labelled candidates: requests with items to rank, and what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+from nextitem.core.errors import UserError
+from nextitem.core.jagged import Jagged
+from nextitem.data.impression_requests import impression_requests
+from nextitem.data.requests import RequestBuilder, single_targets
+
+TARGET = "target"  # the label of sampled candidates: is it the item that came next?
+HOUR_MS = 3_600_000
+_POOL = 50  # batches whose requests are sorted by length together
+
+
+class LabelledRequests:
+    """Requests that stand: what was shown, or what the channels of a cascade found.
+
+    Batches hold requests with histories of similar length; who meets whom, and the order of batches, follow from
+    (seed, epoch).
+    """
+
+    def __init__(self, requests: SequenceBatch) -> None:
+        self.requests = requests
+        self.lengths = requests.items.lengths.numpy()
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches in one epoch."""
+        return -(-self.requests.num_requests // batch_size)
+
+    def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[SequenceBatch]:
+        """Batches `start`, ... of an epoch."""
+        for rows in _orders(self.lengths, batch_size, epoch=epoch, seed=seed, start=start):
+            yield self.requests.select(torch.from_numpy(rows))
+
+
+class SampledCandidates:
+    """Every event that may be a target as a request, with negatives drawn from the catalogue as its other candidates.
+
+    For logs without impressions. What a user was never shown counts as a negative: whoever ranks what was chosen for
+    showing should learn from that instead (sample selection bias). Negatives are drawn by popularity ** `power`.
+    """
+
+    def __init__(self, train: Dataset, *, num_negatives: int, power: float, max_history_length: int) -> None:
+        log = train.interactions
+        first = log.offsets[log.user_ids - 1]
+        may = (log.item_ids > 0) & (np.arange(len(log)) > first)
+        if log.positive is not None:
+            may &= log.positive
+        self.builder = RequestBuilder(train)
+        self.places = np.flatnonzero(may)
+        self.starts = np.maximum(first[self.places], self.places - max_history_length)
+        self.lengths = self.places - self.starts
+        self.anonymous = train.anonymous
+        self.num_negatives = num_negatives
+        weights = log.item_counts().astype(np.float64) ** power
+        weights[0] = 0
+        self.cumulative = np.cumsum(weights / weights.sum())
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches in one epoch."""
+        return -(-len(self.places) // batch_size)
+
+    def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[SequenceBatch]:
+        """Batches `start`, ... of an epoch."""
+        orders = _orders(self.lengths, batch_size, epoch=epoch, seed=seed, start=start)
+        for number, rows in enumerate(orders, start=start):
+            yield self.batch(rows, np.random.default_rng([seed, epoch, number]))
+
+    def batch(self, rows: NDArray[np.int64], rng: np.random.Generator) -> SequenceBatch:
+        """The requests of these targets; the target stands first among its candidates."""
+        log, places = self.builder.log, self.places[rows]
+        batch = self.builder.build(
+            self.starts[rows],
+            places,
+            targets=single_targets(log, places),
+            times=None if log.timestamps is None else log.timestamps[places],
+            user_ids=None if self.anonymous else log.user_ids[places],
+        )
+        drawn = np.searchsorted(self.cumulative, rng.random((len(rows), self.num_negatives)), side="right")
+        items = np.concatenate([log.item_ids[places][:, None], np.minimum(drawn, log.num_items)], axis=1)
+        candidates = torch.from_numpy(items.astype(np.int64))
+        labels = (candidates == candidates[:, :1]).float()
+        return with_candidates(batch, candidates, {TARGET: labels})
+
+
+def with_candidates(batch: SequenceBatch, items: torch.Tensor, labels: dict[str, torch.Tensor]) -> SequenceBatch:
+    """The requests with the same number of candidates each, `items [B, K]`, and labels [B, K]."""
+    offsets = torch.arange(items.shape[0] + 1) * items.shape[1]
+    return replace(
+        batch,
+        candidates=Jagged(items.flatten(), offsets),
+        candidate_labels={name: Jagged(values.flatten(), offsets) for name, values in labels.items()},
+    )
+
+
+def shown_requests(train: Dataset, *, delay_hours: float = 0.0) -> SequenceBatch:
+    """What training saw shown, as requests, each with the history before it.
+
+    Labels come late: what was shown within `delay_hours` before the end of the log is left out, since a missing click
+    may still come. UserError where there are no impressions, or nothing is left.
+    """
+    shown = train.impressions
+    if shown is None or shown.timestamps is None or not len(shown.request_ids):
+        raise UserError(f"{train.name}: there are no impressions to learn from before the first request that is asked")
+    if not shown.labels:
+        raise UserError(f"{train.name}: name the label columns: [impressions] labels = [...] in dataset.toml")
+    times = np.full(int(shown.request_ids.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(times, shown.request_ids, shown.timestamps)
+    asked = np.zeros(len(times), dtype=np.bool_)
+    asked[shown.request_ids] = True
+    ripe = asked & (times <= int(shown.timestamps.max()) - delay_hours * HOUR_MS)
+    if not ripe.any():
+        raise UserError(f"{train.name}: delay_hours = {delay_hours} leaves no impressions to learn from; lower it")
+    return impression_requests(train, times, ripe)
+
+
+def examination(requests: SequenceBatch, label: str) -> torch.Tensor:
+    """How likely a slot is looked at, [slots + 1], slot 1 being 1: its share of the label over that of slot 1.
+
+    Right where slots are filled at random; where better items stand higher it is too steep, and a model that weighs by
+    its inverse (position-based model, Joachims et al. 2017) corrects too much. Slot 0 stands for "unknown" and has 1.
+    """
+    slots = requests.candidate_features["slot"].values.long()
+    labels = (requests.candidate_labels[label].values > 0).double()
+    shown = torch.bincount(slots)
+    rate = torch.bincount(slots, weights=labels) / shown.clamp(min=1)
+    seen = torch.where(shown > 0, rate / rate[1].clamp(min=1e-9), torch.ones_like(rate)).clamp(0.01, 1)
+    seen[0] = 1
+    return seen.float()
+
+
+def _orders(
+    lengths: NDArray[np.int64], batch_size: int, *, epoch: int, seed: int, start: int
+) -> Iterator[NDArray[np.int64]]:
+    """Rows of batches `start`, ...: sorted by length within pools, mates and order of batches drawn anew each epoch."""
+    rng = np.random.default_rng([seed, epoch])
+    drawn = rng.permutation(len(lengths))
+    order = drawn[np.lexsort((lengths[drawn], np.arange(len(drawn)) // (_POOL * batch_size)))]
+    for number in rng.permutation(-(-len(order) // batch_size))[start:]:
+        yield order[number * batch_size : (number + 1) * batch_size]

@@ -1,0 +1,43 @@
+"""LR: logistic regression over fields.
+
+McMahan et al., Ad Click Prediction: a View from the Trenches, KDD 2013. Each code of each field has one weight a task;
+a candidate's logit is their sum. With FTRL-proximal (training.optimizer = "ftrl") most weights of rare codes stay
+exactly 0.
+
+Notable
+- Codes of a bag (the items of a history) count with their mean.
+- Interactions between fields are crossed fields (nn/fields.py, cross.*), as in the paper's system.
+
+Shapes: P candidates, F fields, S tasks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.models.rankers.ranking_model import RankingConfig, RankingModel
+from nextitem.nn.fields import FieldCodes, FieldVectors
+
+
+class LRConfig(RankingConfig):
+    """Settings of LR."""
+
+
+class LR(RankingModel):
+    """Ranks by a weighted sum of fields."""
+
+    Config = LRConfig
+
+    def __init__(self, config: LRConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.weights = FieldVectors(self.fields, len(self.tasks))
+        nn.init.zeros_(self.weights.table.weight)
+        self.bias = nn.Parameter(torch.zeros(len(self.tasks)))
+
+    def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
+        """Sum over fields of the weights of their codes, and a bias."""
+        out: Tensor = self.weights(codes).sum(1) + self.bias
+        return out

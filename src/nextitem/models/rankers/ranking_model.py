@@ -1,0 +1,224 @@
+"""RankingModel: what all rankers share: fields, what they learn from, loss, scores, lists.
+
+A ranker turns the fields of a request and its candidates into one logit for each task (`logits`). It learns from what
+was shown and what became of it, or, where a log has no impressions, from each event against drawn negatives.
+
+Shapes: B requests, P candidates of all of them, K candidates of one, S tasks, N items.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.errors import UserError
+from nextitem.core.interactions import Interactions
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.core.roles import Examples, LossTerms
+from nextitem.data.examples.labelled_candidates import (
+    TARGET,
+    LabelledRequests,
+    SampledCandidates,
+    examination,
+    shown_requests,
+)
+from nextitem.nn.fields import FieldCodes, Fields
+from nextitem.ops.topk import stable_topk, top_items
+
+BLOCK = 16_384  # candidates that are scored at a time
+FITTED_ON = 20_000  # training requests that quantiles and vocabularies are taken from, where candidates are drawn
+
+
+class RankingConfig(configs.Config):
+    """Settings that all rankers share."""
+
+    fields: tuple[str, ...] = ()  # what is read (nn/fields.py); none named: all that there is
+    tasks: tuple[str, ...] = ()  # labels that are learnt; none named: the data's first, "target" without impressions
+    order_by: dict[str, float] = {}  # task -> weight of its log-probability in the order; empty: the first task alone
+    learn_from: Literal["auto", "impressions", "events"] = "auto"  # auto: impressions where training has some
+    objective: Literal["pointwise", "listwise"] = "pointwise"  # cross-entropy of each candidate, or of a request's list
+    num_negatives: int = Field(8, ge=1)  # of events: drawn for each target
+    negatives_power: float = Field(0.5, ge=0)  # of events: negatives by popularity ** power; 0: uniform
+    position: Literal["ignore", "field", "weight"] = "field"  # slots shown: unread; read in training; inverse weights
+    delay_hours: float = Field(0.0, ge=0)  # impressions this close to the end of the log have no final label: left out
+    max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    buckets: int = Field(32, ge=2)  # quantiles of a numeric field
+    pair_buckets: int = Field(65_536, ge=2)  # codes of a crossed field, beyond which pairs are hashed
+    candidate_features: tuple[str, ...] = ()  # numbers that come with candidates and are read: ranks in channels
+
+
+class RankingModel(Recommender):
+    """Ranks candidates; without any, the whole catalogue. A subclass gives the logits."""
+
+    known_answers: ClassVar[tuple[str, ...]] = ("checkerboard",)
+
+    def __init__(self, config: RankingConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.ranking = config
+        unknown = set(config.order_by) - set(self.tasks)
+        if unknown:
+            raise ValueError(f"order_by names {', '.join(sorted(unknown))}, but tasks are {', '.join(self.tasks)}")
+        brought = (*config.candidate_features, *(("slot",) if config.position == "field" else ()))
+        self.fields = Fields(
+            catalog,
+            config.fields,
+            max_history_length=config.max_history_length,
+            buckets=config.buckets,
+            pair_buckets=config.pair_buckets,
+            brought=brought,
+        )
+        self.register_buffer("examined", torch.ones(1))  # how likely each slot is looked at, where slots are weighed
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the logits are of, in order."""
+        return self.ranking.tasks or (TARGET,)
+
+    @abstractmethod
+    def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
+        """[P, S] for the candidates of a batch, whose fields have these codes."""
+
+    def examples(self, train: Dataset) -> Examples:
+        """What was shown, or events with negatives; quantiles, vocabularies and counts are taken from them."""
+        chosen = self.ranking
+        if chosen.learn_from == "impressions" or (chosen.learn_from == "auto" and train.impressions is not None):
+            return self.examples_of(shown_requests(train, delay_hours=chosen.delay_hours), train.interactions)
+        sampled = SampledCandidates(
+            train,
+            num_negatives=chosen.num_negatives,
+            power=chosen.negatives_power,
+            max_history_length=chosen.max_history_length,
+        )
+        rows = torch.linspace(0, max(0, len(sampled.places) - 1), min(FITTED_ON, len(sampled.places))).long().numpy()
+        if len(rows):
+            self.fields.fit(replace(sampled.batch(rows, np.random.default_rng(0)), candidates=None), train.interactions)
+        return sampled
+
+    def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
+        """Training on requests that stand: what was shown, or what channels found."""
+        self.fields.fit(requests, log)
+        if self.ranking.position == "weight" and "slot" in requests.candidate_features:
+            self.examined = examination(requests, self._labels(requests)[0])
+        return LabelledRequests(requests)
+
+    def training_loss(self, batch: SequenceBatch) -> LossTerms:
+        """Cross-entropy of every task; a request counts as much as another, whatever it shows."""
+        assert batch.candidates is not None
+        logits, rows = self.logits(batch, self.fields(batch)), batch.candidates.row_ids()
+        weights = self._weights(batch)
+        losses = {}
+        for column, label in enumerate(self._labels(batch)):
+            given = batch.candidate_labels[label].values
+            # A positive in a slot that is rarely looked at stands for those that were not seen there.
+            each = torch.where(given > 0, weights, 1) * (
+                _listwise(logits[:, column], given, rows, batch.num_requests)
+                if self.ranking.objective == "listwise"
+                else F.binary_cross_entropy_with_logits(logits[:, column], (given > 0).float(), reduction="none")
+            )
+            losses[self.tasks[column]] = _mean_by_request(each, batch.candidates)
+        total = torch.stack(list(losses.values())).sum() + self.penalty(batch)
+        shown = {name: value.detach() for name, value in losses.items()} if len(losses) > 1 else {}
+        return LossTerms(total, shown)
+
+    def penalty(self, batch: SequenceBatch) -> Tensor:
+        """What a ranker adds to the loss."""
+        return self.popularity.new_zeros(())
+
+    def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
+        """Task -> probabilities [B, K], aligned with the padded candidates (-inf at padding); slots are not read."""
+        given = batch.candidates
+        assert given is not None, "there are no candidates to score"
+        batch = _without_slots(batch)
+        probabilities = self.logits(batch, self.fields(batch)).sigmoid()
+        return {
+            task: given.with_values(probabilities[:, column]).to_padded(fill=-torch.inf)
+            for column, task in enumerate(self.tasks)
+        }
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        if batch.candidates is None:
+            return self._from_catalogue(batch, k)
+        given = batch.candidates
+        items, order = given.to_padded().sort(dim=1, stable=True)  # ties go to the smaller item number
+        scores = given.with_values(self._order(batch)).to_padded(fill=-torch.inf).gather(1, order)
+        scores[:, 1:].masked_fill_(items[:, 1:] == items[:, :-1], -torch.inf)
+        legal = batch.legal(self.num_items)
+        scores.masked_fill_((items == 0) if legal is None else ~legal.gather(1, items), -torch.inf)
+        wide = (0, max(0, k - items.shape[1]))
+        values, places = stable_topk(F.pad(scores, wide, value=-torch.inf), k)
+        return Recommendations(F.pad(items, wide).gather(1, places).masked_fill(values == -torch.inf, 0), values)
+
+    def _from_catalogue(self, batch: SequenceBatch, k: int) -> Recommendations:
+        """Every item that is allowed is a candidate."""
+        items = torch.arange(1, self.num_items + 1, device=batch.items.values.device)
+        if batch.allowed is not None:
+            items = batch.allowed.any(0).nonzero()[:, 0]
+            items = items[items > 0]
+        scores = torch.full((batch.num_requests, self.num_items + 1), -torch.inf, device=items.device)
+        each = max(1, BLOCK // max(1, len(items)))
+        for start in range(0, batch.num_requests, each):
+            rows = torch.arange(start, min(start + each, batch.num_requests), device=items.device)
+            for part in torch.split(items, BLOCK):
+                offsets = torch.arange(len(rows) + 1, device=items.device) * len(part)
+                asked = replace(batch.select(rows), candidates=Jagged(part.repeat(len(rows)), offsets))
+                scores[rows[:, None], part] = self._order(asked).view(len(rows), -1)
+        return top_items(scores, batch, k)
+
+    def _order(self, batch: SequenceBatch) -> Tensor:
+        """What candidates are ranked by [P]."""
+        batch = _without_slots(batch)
+        logits = self.logits(batch, self.fields(batch))
+        weights = self.ranking.order_by
+        if not weights:
+            return logits[:, 0]
+        columns = [self.tasks.index(task) for task in weights]
+        return F.logsigmoid(logits[:, columns]) @ logits.new_tensor(list(weights.values()))
+
+    def _labels(self, batch: SequenceBatch) -> list[str]:
+        """The label of each task. Without named tasks the first label that there is."""
+        given = batch.candidate_labels
+        names = self.ranking.tasks or tuple(given)[:1]
+        for name in names:
+            if name not in given:
+                raise UserError(f"model.tasks: there is no label {name!r}; this data has {', '.join(given)}")
+        return list(names)
+
+    def _weights(self, batch: SequenceBatch) -> Tensor | float:
+        if self.ranking.position != "weight" or "slot" not in batch.candidate_features:
+            return 1.0
+        slots = batch.candidate_features["slot"].values.long().clamp(max=len(self.examined) - 1)
+        return 1 / self.examined[slots]
+
+
+def _listwise(logits: Tensor, labels: Tensor, rows: Tensor, count: int) -> Tensor:
+    """-log softmax over a request's candidates at its positives [P], as many times as it has candidates; else 0."""
+    highest = torch.full((count,), -torch.inf, device=logits.device).scatter_reduce(0, rows, logits.detach(), "amax")
+    total = torch.zeros(count, device=logits.device).index_add(0, rows, (logits - highest[rows]).exp())
+    sizes = torch.bincount(rows, minlength=count)
+    each = highest[rows] + total.log()[rows] - logits
+    return torch.where(labels > 0, each * sizes[rows], torch.zeros_like(each))
+
+
+def _mean_by_request(values: Tensor, candidates: Jagged) -> Tensor:
+    sizes = candidates.lengths.clamp(min=1)
+    return (values / sizes[candidates.row_ids()]).sum() / max(1, candidates.num_rows)
+
+
+def _without_slots(batch: SequenceBatch) -> SequenceBatch:
+    """Where an item will stand is not known before it is ranked."""
+    kept = {name: column for name, column in batch.candidate_features.items() if name != "slot"}
+    return replace(batch, candidate_features=kept)

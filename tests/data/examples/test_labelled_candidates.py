@@ -1,0 +1,116 @@
+"""Labelled candidates: what was shown, what is drawn, whose labels are ripe, how slots are weighed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+from nextitem.core.errors import UserError
+from nextitem.core.jagged import Jagged
+from nextitem.data.examples.labelled_candidates import (
+    TARGET,
+    LabelledRequests,
+    SampledCandidates,
+    examination,
+    shown_requests,
+)
+from nextitem.data.readers import dataset_from_frames
+
+HOUR_S = 3600
+
+
+def shop() -> Dataset:
+    log = pl.DataFrame(
+        {
+            "user_id": [1, 1, 1, 2, 2],
+            "item_id": ["a", "b", "c", "b", "a"],
+            "timestamp": [hour * HOUR_S for hour in (1, 2, 9, 3, 4)],
+            "action": ["click", "click", "click", "click", "return"],
+        }
+    )
+    users = pl.DataFrame({"user_id": [1, 2], "country": ["NL", "FR"]})
+    shown = pl.DataFrame(
+        {
+            "impression_id": [7, 7, 8, 8],
+            "item_id": ["a", "c", "b", "c"],
+            "timestamp": [5 * HOUR_S, 5 * HOUR_S, 10 * HOUR_S, 10 * HOUR_S],
+            "user_id": [1, 1, 2, 2],
+            "slot": [1, 2, 1, 2],
+            "click": [0, 1, 1, 0],
+        }
+    )
+    settings = {
+        "interactions": {"positive_actions": ["click"]},
+        "users": {"features": {"country": "categorical"}},
+        "impressions": {"labels": ["click"]},
+    }
+    return dataset_from_frames({"interactions": log, "users": users, "impressions": shown}, settings)
+
+
+def test_what_was_shown_comes_with_the_history_before_it() -> None:
+    found = shown_requests(shop())
+    assert found.items.to_lists() == [[1, 2], [2, 1]]
+    assert found.candidates is not None
+    assert found.candidates.to_lists() == [[1, 3], [2, 3]]
+    assert found.candidate_labels["click"].values.tolist() == [0, 1, 1, 0]
+    assert found.context["user.country"].tolist() == [2, 1]
+
+
+def test_labels_that_may_still_come_are_left_out() -> None:
+    assert shown_requests(shop(), delay_hours=4).num_requests == 1
+    late = shop()
+    assert late.impressions is not None
+    with pytest.raises(UserError, match="there are no impressions"):
+        shown_requests(replace(late, impressions=None))
+    last = late.impressions.select(np.array([False, False, True, True]))
+    with pytest.raises(UserError, match="leaves no impressions to learn from"):
+        shown_requests(replace(late, impressions=last), delay_hours=1)
+
+
+def test_sampled_candidates_hold_the_target_first_and_no_future() -> None:
+    examples = SampledCandidates(shop(), num_negatives=5, power=0.5, max_history_length=2)
+    batches = list(examples.batches(2, epoch=0, seed=3))
+    assert sum(batch.num_requests for batch in batches) == 2  # b and c of user 1; a return is no target
+    seen = {}
+    for batch in batches:
+        assert batch.candidates is not None
+        for row, candidates in enumerate(batch.candidates.to_lists()):
+            labels = batch.candidate_labels[TARGET].to_lists()[row]
+            assert [float(item == candidates[0]) for item in candidates] == labels
+            seen[candidates[0]] = (batch.items.to_lists()[row], int(batch.request_times[row]))
+    assert seen == {2: ([1], 2 * HOUR_S * 1000), 3: ([1, 2], 9 * HOUR_S * 1000)}
+
+
+def test_batches_are_a_function_of_seed_epoch_and_index() -> None:
+    examples = SampledCandidates(shop(), num_negatives=3, power=0.0, max_history_length=5)
+    whole = list(examples.batches(1, epoch=2, seed=1))
+    rest = list(examples.batches(1, epoch=2, seed=1, start=1))
+    assert torch.equal(whole[1].candidates.values, rest[0].candidates.values)
+
+
+def test_standing_requests_are_all_seen_once_an_epoch() -> None:
+    requests = SequenceBatch(Jagged.from_rows([[1] * n for n in range(1, 12)]), user_ids=torch.arange(1, 12))
+    batches = list(LabelledRequests(requests).batches(3, epoch=0, seed=0))
+    assert sorted(int(user) for batch in batches for user in batch.user_ids) == list(range(1, 12))
+    again = list(LabelledRequests(requests).batches(3, epoch=1, seed=0))
+    assert [b.user_ids.tolist() for b in batches] != [b.user_ids.tolist() for b in again]
+
+
+def test_examination_is_the_share_of_labels_by_slot() -> None:
+    rows = 400
+    slots = torch.tensor([1.0, 2.0]).repeat(rows)
+    labels = torch.stack([torch.ones(rows), (torch.arange(rows) % 4 == 0).float()], 1).flatten()
+    offsets = torch.arange(rows + 1) * 2
+    batch = SequenceBatch(
+        Jagged.from_rows([[1]] * rows),
+        candidates=Jagged(torch.ones(2 * rows, dtype=torch.int64), offsets),
+        candidate_features={"slot": Jagged(slots, offsets)},
+        candidate_labels={"click": Jagged(labels, offsets)},
+    )
+    assert examination(batch, "click").tolist() == [1.0, 1.0, 0.25]

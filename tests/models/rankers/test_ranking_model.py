@@ -1,0 +1,117 @@
+"""What all rankers share: loss, scores aligned with candidates, lists within the request, slots unread."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from known_answers import cycle
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.errors import UserError
+from nextitem.core.jagged import Jagged
+from nextitem.models.rankers.lr import LR, LRConfig
+from nextitem.models.rankers.ranking_model import RankingConfig, RankingModel
+from nextitem.nn.fields import FieldCodes
+
+
+class Known(RankingModel):
+    """A ranker whose logit of item i is `table[i]`."""
+
+    Config = RankingConfig
+    table: Tensor = torch.tensor([0.0, 3, 1, 2, 2, 5, 0, -1, -2, -3, -4, -5, -6])
+
+    def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
+        assert batch.candidates is not None
+        each = self.table[batch.candidates.values]
+        return torch.stack([each + task for task in range(len(self.tasks))], 1)
+
+
+def known(**settings: object) -> Known:
+    return Known(RankingConfig(**settings), cycle().catalog)  # type: ignore[arg-type]
+
+
+def asked(candidates: list[list[int]], labels: list[list[float]] | None = None, **fields: object) -> SequenceBatch:
+    rows = Jagged.from_rows(candidates)
+    given = (
+        {} if labels is None else {"target": rows.with_values(torch.tensor([each for row in labels for each in row]))}
+    )
+    return SequenceBatch(
+        Jagged.from_rows([[1]] * len(candidates)),
+        candidates=rows,
+        candidate_labels=given,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def test_scores_stand_as_the_candidates_do() -> None:
+    found = known().score(asked([[5, 2, 9], [1]]))["target"]
+    expected = torch.tensor([[5.0, 1.0, -3.0]]).sigmoid()
+    torch.testing.assert_close(found[0], expected[0])
+    assert found[1].tolist() == [pytest.approx(torch.tensor(3.0).sigmoid()), -torch.inf, -torch.inf]
+
+
+def test_lists_stay_within_the_candidates_and_ties_go_to_the_smaller_item() -> None:
+    excluded = Jagged.from_rows([[5], []])
+    found = known().recommend(asked([[4, 3, 5, 1, 4], [9, 2]], excluded=excluded), 4)
+    assert found.item_ids.tolist() == [[1, 3, 4, 0], [2, 9, 0, 0]]
+
+
+def test_without_candidates_the_whole_catalogue_is_ranked() -> None:
+    found = known().recommend(SequenceBatch(Jagged.from_rows([[1], [2]])), 5)
+    assert found.item_ids.tolist() == [[5, 1, 3, 4, 2]] * 2
+
+
+def test_tasks_are_put_together_by_the_weights_of_the_order() -> None:
+    model = known(tasks=("click", "buy"), order_by={"click": 1.0, "buy": 2.0})
+    found = model.recommend(asked([[5, 2]]), 2)
+    logits = torch.tensor([5.0, 1.0])
+    expected = torch.nn.functional.logsigmoid(logits) + 2 * torch.nn.functional.logsigmoid(logits + 1)
+    torch.testing.assert_close(found.scores[0], expected)
+    with pytest.raises(ValueError, match="order_by names cart, but tasks are click, buy"):
+        known(tasks=("click", "buy"), order_by={"cart": 1.0})
+
+
+def test_pointwise_loss_counts_requests_alike() -> None:
+    loss = known().training_loss(asked([[5, 2, 9], [1]], [[1, 0, 0], [0]])).total
+    softplus = torch.nn.functional.softplus
+    first = (softplus(torch.tensor(-5.0)) + softplus(torch.tensor(1.0)) + softplus(torch.tensor(-3.0))) / 3
+    torch.testing.assert_close(loss, (first + softplus(torch.tensor(3.0))) / 2)
+
+
+def test_listwise_loss_is_the_softmax_over_a_request() -> None:
+    loss = known(objective="listwise").training_loss(asked([[5, 2, 9], [1, 3]], [[0, 1, 0], [1, 0]])).total
+    expected = -(torch.tensor([5.0, 1.0, -3.0]).log_softmax(0)[1] + torch.tensor([3.0, 2.0]).log_softmax(0)[0]) / 2
+    torch.testing.assert_close(loss, expected)
+
+
+def test_an_unknown_task_is_named() -> None:
+    with pytest.raises(UserError, match="no label 'cart'; this data has target"):
+        known(tasks=("cart",)).training_loss(asked([[1]], [[1]]))
+
+
+def test_slots_are_read_in_training_alone() -> None:
+    model = LR(LRConfig(fields=(), position="field"), cycle().catalog)
+    torch.nn.init.normal_(model.weights.table.weight)
+    batch = asked([[5, 2]], [[1.0, 0.0]])
+    shown = [
+        replace(batch, candidate_features={"slot": Jagged.from_rows([slots]).with_values(torch.tensor(slots))})
+        for slots in ([1.0, 2.0], [2.0, 1.0])
+    ]
+    model.eval()
+    assert torch.equal(*(model.score(each)["target"] for each in shown))
+    assert not torch.equal(*(model.training_loss(each).total for each in shown))
+
+
+def test_positives_in_slots_that_are_rarely_seen_weigh_more() -> None:
+    model = known(position="weight")
+    model.examined = torch.tensor([1.0, 1.0, 0.25])
+    batch = asked([[5, 2]], [[0.0, 1.0]])
+    shown = replace(
+        batch, candidate_features={"slot": Jagged.from_rows([[1, 2]]).with_values(torch.tensor([1.0, 2.0]))}
+    )
+    softplus = torch.nn.functional.softplus
+    expected = (softplus(torch.tensor(5.0)) + 4 * softplus(torch.tensor(-1.0))) / 2
+    torch.testing.assert_close(model.training_loss(shown).total, expected)
