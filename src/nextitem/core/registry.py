@@ -26,6 +26,13 @@ class Entry:
 MODELS: dict[str, Entry] = {
     "popularity": Entry("nextitem.models.popularity:Popularity", "most frequent items, with time decay", "-"),
     "item-cf": Entry("nextitem.models.item_cf:ItemCF", "item-to-item collaborative filtering", "Linden et al. 2003"),
+    "user-cf": Entry("nextitem.models.user_cf:UserCF", "what users with a similar history took", "Resnick et al. 1994"),
+    "swing": Entry("nextitem.models.swing:Swing", "items that pairs of unlike users took", "arXiv 2010.05525"),
+    "matrix-factorisation": Entry(
+        "nextitem.models.matrix_factorisation:MatrixFactorisation",
+        "vectors of users and items by alternating least squares",
+        "Hu et al. 2008; arXiv 2110.14037",
+    ),
     "item-graph": Entry(
         "nextitem.models.item_graph:ItemGraph",
         "untrained walk on item transitions and content",
