@@ -55,6 +55,9 @@ MODELS: dict[str, Entry] = {
         "an index of clusters that learns with the stream",
         "arXiv 2501.08695",
     ),
+    "two-tower": Entry(
+        "nextitem.models.two_tower:TwoTower", "a vector of the request meets a vector of the item", "Huang et al. 2013"
+    ),
     "lr": Entry("nextitem.models.rankers.lr:LR", "logistic regression over fields, a ranker", "McMahan et al. 2013"),
 }
 
