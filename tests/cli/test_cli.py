@@ -13,6 +13,7 @@ import pytest
 from known_answers import planted_clusters
 
 from nextitem.cli.main import main
+from nextitem.core import registry
 
 Result = tuple[int, str, str]
 Cli = Callable[..., Result]
@@ -85,9 +86,10 @@ def one_line(result: Result) -> str:
 def test_models_lists_everything(cli: Cli) -> None:
     code, out, _ = cli("models")
     assert code == 0
-    for name in ("tiger", "rq-vae", "gbce", "ndcg"):
+    for name in ("tiger", "rq-vae", "gbce", "ndcg", "dpp"):
         assert name in out
     assert "tiger" not in cli("models", "--kind", "loss")[1]
+    assert cli("models", "--kind", "reranker")[1].count("\n") == len(registry.RERANKERS)
     assert "choose one of model" in one_line(cli("models", "--kind", "loss-function"))
 
 

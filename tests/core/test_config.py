@@ -15,10 +15,16 @@ class Inner(Config):
     width: int = 4
 
 
+class Rated(Config):
+    words: tuple[str, ...] = ()
+    rate: float | None = 1.0
+
+
 class Outer(Config):
     name: str
     inner: Inner = Inner()
     rate: float | None = None
+    listed: tuple[Rated, ...] = ()
 
 
 def test_values_become_typed_fields() -> None:
@@ -29,7 +35,7 @@ def test_values_become_typed_fields() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "a", "width": 3}, r"file: unknown setting 'width'; known are name, inner, rate"),
+        ({"name": "a", "width": 3}, r"file: unknown setting 'width'; known are name, inner, rate, listed"),
         ({"name": "a", "inner": {"width": "wide"}}, r"inner\.width = 'wide'"),
         ({}, r"setting 'name' is missing"),
     ],
@@ -58,6 +64,12 @@ def test_toml_round_trip_keeps_none(tmp_path: Path) -> None:
     write_toml(tmp_path / "a.toml", {"name": "x", "inner": {"width": 3}, "rate": None})
     assert read_toml(tmp_path / "a.toml") == {"name": "x", "inner": {"width": 3}, "rate": "none"}
     assert parse(Outer, read_toml(tmp_path / "a.toml"), where="a.toml") == Outer(name="x", inner=Inner(width=3))
+
+
+def test_tables_in_a_list_keep_none_too(tmp_path: Path) -> None:
+    config = Outer(name="x", listed=(Rated(words=("none",), rate=None), Rated()))
+    write_toml(tmp_path / "a.toml", config.model_dump())
+    assert parse(Outer, read_toml(tmp_path / "a.toml"), where="a.toml") == config
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 import torch
@@ -12,7 +14,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.config import Config
 from nextitem.core.ids import IdMap
 from nextitem.core.jagged import Jagged
-from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommendations import Recommendations, Relaxation
 from nextitem.core.recommender import Recommender
 from nextitem.ops.topk import top_items
 
@@ -55,6 +57,20 @@ def test_an_empty_history_is_answered_by_popularity_and_marked() -> None:
     assert found.item_ids.tolist() == [[2, 3, 4], [5, 4, 3], [2, 3, 4]]
     assert found.fallback is not None
     assert found.fallback.tolist() == [True, False, True]
+
+
+class Relaxed(Scores):
+    """Says of each request's second place that a rule is broken there."""
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        found = [Relaxation(row, "a rule", 2) for row in range(batch.num_requests)]
+        return replace(super()._recommend(batch, k), relaxations=found)
+
+
+def test_relaxations_name_the_request_that_they_belong_to() -> None:
+    found = Relaxed([]).recommend(requests([[], [1], [], [2]]), 3)
+    assert [one.request for one in found.relaxations] == [1, 3]
+    assert [one.request for one in Relaxed([]).recommend(requests([[1], [2]]), 3).relaxations] == [0, 1]
 
 
 def test_the_fallback_keeps_exclusions_and_allow_lists() -> None:

@@ -16,6 +16,7 @@ from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.models import item_cf
 from nextitem.models.item_cf import ItemCF, ItemCFConfig
+from nextitem.nn import votes
 
 
 def random_sequences(seed: int, *, users: int = 40, items: int = 25) -> list[list[int]]:
@@ -130,9 +131,9 @@ def test_sparse_lists_equal_dense_ones(seed: int, monkeypatch: pytest.MonkeyPatc
         allowed=torch.from_numpy(rng.random((30, items + 1)) < 0.6) if seed % 2 else None,
     )
     for k in (1, 7, 70):
-        monkeypatch.setattr(item_cf, "DENSE_FROM", 0.0)
+        monkeypatch.setattr(votes, "DENSE_FROM", 0.0)
         dense = model.recommend(batch, k)
-        monkeypatch.setattr(item_cf, "DENSE_FROM", 2.0)
+        monkeypatch.setattr(votes, "DENSE_FROM", 2.0)
         sparse = model.recommend(batch, k)
         assert torch.equal(sparse.item_ids, dense.item_ids)
         assert torch.equal(sparse.scores, dense.scores)

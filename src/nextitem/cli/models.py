@@ -13,7 +13,7 @@ EXAMPLES = "Examples: nextitem models | nextitem models --kind tokenizer"
 
 
 def models(
-    kind: Annotated[str | None, typer.Option("--kind", help="model, tokenizer, loss or metric; default: all.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help=f"{', '.join(registry.KINDS)}; default: all.")] = None,
 ) -> None:
     """Lists what there is, one line each, with the paper."""
     if kind is not None and kind not in registry.KINDS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -79,6 +79,33 @@ class SequenceBatch:
         """The requests in order, at most `size` at a time."""
         for start in range(0, self.num_requests, size):
             yield self.select(torch.arange(start, min(start + size, self.num_requests)))
+
+    @classmethod
+    def concat(cls, parts: Sequence[SequenceBatch]) -> SequenceBatch:
+        """The requests of batches with the same columns, one after the other; ValueError where columns differ.
+
+        An allow-list that is shared must be that of all; states are left out.
+        """
+
+        def joined(values: list[Any]) -> Any:
+            first = values[0]
+            if isinstance(first, dict):
+                if any(value.keys() != first.keys() for value in values):
+                    raise ValueError("batches with different columns cannot be joined")
+                return {name: joined([value[name] for value in values]) for name in first}
+            if any((value is None) != (first is None) for value in values):
+                raise ValueError("batches with different columns cannot be joined")
+            if first is None:
+                return None
+            return Jagged.concat(values) if isinstance(first, Jagged) else torch.cat(values)
+
+        columns = [entry.name for entry in fields(cls) if entry.name not in ("allowed", "state")]
+        allowed = [part.allowed for part in parts]
+        shared = allowed[0] is not None and allowed[0].shape[0] == 1 and all(each is allowed[0] for each in allowed)
+        return cls(
+            **{name: joined([getattr(part, name) for part in parts]) for name in columns},
+            allowed=allowed[0] if shared else joined(allowed),
+        )
 
     def share(self, rank: int, count: int) -> SequenceBatch:
         """Every `count`-th request from `rank` on."""

@@ -101,14 +101,17 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_toml_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested tables as TOML can hold them: None, which TOML lacks, as "none"."""
-    return {
-        key: to_toml_values(value) if isinstance(value, Mapping) else "none" if value is None else value
-        for key, value in values.items()
-    }
+    return {key: _swapped(value, None, "none") for key, value in values.items()}
 
 
 def _from_toml_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _from_toml_values(value) if isinstance(value, Mapping) else None if value == "none" else value
-        for key, value in values.items()
-    }
+    return {key: _swapped(value, "none", None) for key, value in values.items()}
+
+
+def _swapped(value: Any, old: Any, new: Any) -> Any:
+    """`value` with `new` for every `old`, in tables of any depth, and in those that a list holds."""
+    if isinstance(value, Mapping):
+        return {key: _swapped(part, old, new) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_swapped(part, old, new) if isinstance(part, Mapping) else part for part in value]
+    return new if value == old else value

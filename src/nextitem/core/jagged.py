@@ -50,6 +50,11 @@ class Jagged:
         keep = torch.arange(padded.shape[1], device=padded.device)[None, :] < lengths[:, None]
         return cls(padded[keep], offsets_of(lengths))
 
+    @classmethod
+    def concat(cls, parts: Sequence[Jagged]) -> Jagged:
+        """The rows of all parts, one part after the other."""
+        return cls.from_lengths(torch.cat([part.values for part in parts]), torch.cat([part.lengths for part in parts]))
+
     @property
     def num_rows(self) -> int:
         """B."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -67,14 +68,7 @@ class Recommender(nn.Module, ABC):
         if was_training:
             self.train()
         self._check_answer(answer, batch, k)
-        return Recommendations(
-            answer.item_ids,
-            answer.scores,
-            ordered_by=answer.ordered_by,
-            fallback=empty if answer.fallback is None else answer.fallback | empty,
-            channel=answer.channel,
-            channels=answer.channels,
-        )
+        return replace(answer, fallback=empty if answer.fallback is None else answer.fallback | empty)
 
     @abstractmethod
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
@@ -106,6 +100,7 @@ class Recommender(nn.Module, ABC):
             ordered_by=asked.ordered_by,
             channel=channel,
             channels=asked.channels,
+            relaxations=[replace(each, request=int(full_rows[each.request])) for each in asked.relaxations],
         )
 
     def _check_request(self, batch: SequenceBatch, k: int) -> None:

@@ -26,6 +26,13 @@ class Entry:
 MODELS: dict[str, Entry] = {
     "popularity": Entry("nextitem.models.popularity:Popularity", "most frequent items, with time decay", "-"),
     "item-cf": Entry("nextitem.models.item_cf:ItemCF", "item-to-item collaborative filtering", "Linden et al. 2003"),
+    "user-cf": Entry("nextitem.models.user_cf:UserCF", "what users with a similar history took", "Resnick et al. 1994"),
+    "swing": Entry("nextitem.models.swing:Swing", "items that pairs of unlike users took", "arXiv 2010.05525"),
+    "matrix-factorisation": Entry(
+        "nextitem.models.matrix_factorisation:MatrixFactorisation",
+        "vectors of users and items by alternating least squares",
+        "Hu et al. 2008; arXiv 2110.14037",
+    ),
     "item-graph": Entry(
         "nextitem.models.item_graph:ItemGraph",
         "untrained walk on item transitions and content",
@@ -57,6 +64,11 @@ MODELS: dict[str, Entry] = {
     ),
     "two-tower": Entry(
         "nextitem.models.two_tower:TwoTower", "a vector of the request meets a vector of the item", "Huang et al. 2013"
+    ),
+    "cascade": Entry(
+        "nextitem.cascade.cascade:Cascade",
+        "retrieval channels, rankers and re-rankers in a row",
+        "Covington et al. 2016",
     ),
     "lr": Entry("nextitem.models.rankers.lr:LR", "logistic regression over fields, a ranker", "McMahan et al. 2013"),
 }
@@ -147,11 +159,24 @@ METRICS: dict[str, Entry] = {
     ),
 }
 
+RERANKERS: dict[str, Entry] = {
+    "mmr": Entry("nextitem.cascade.mmr:MMR", "relevance less likeness to what is chosen", "Carbonell & Goldstein 1998"),
+    "dpp": Entry("nextitem.cascade.dpp:DPP", "greedy determinant of relevance and likeness", "arXiv 1709.05135"),
+    "calibrated": Entry(
+        "nextitem.cascade.calibrated:Calibrated", "a list that is made up as the history is", "Steck 2018"
+    ),
+    "rules": Entry("nextitem.cascade.rules:Rules", "filters, pins, caps, gaps and quotas, relaxed in order", "-"),
+    "exposure": Entry(
+        "nextitem.cascade.exposure:Exposure", "exposure of each provider by its merit", "Singh & Joachims 2018"
+    ),
+}
+
 KINDS: dict[str, dict[str, Entry]] = {
     "model": MODELS,
     "tokenizer": TOKENIZERS,
     "loss": LOSSES,
     "metric": METRICS,
+    "reranker": RERANKERS,
 }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
+from nextitem.core.recommendations import Recommendations
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,14 @@ class Incremental(Protocol):
         Its vectors are those of reading everything at once; where the window of the model slides, or nothing of a
         row has been kept, the row is read anew. A batch with a `state` is answered through it.
         """
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """Answers by stages, each of which keeps a part of what the one before it kept."""
+
+    def stages(self, batch: SequenceBatch, k: int) -> Iterator[tuple[str, Recommendations]]:
+        """Each stage's name and what is left after it, best first; the last one is the answer, [B, k]."""
 
 
 @runtime_checkable

@@ -47,6 +47,7 @@ class Evaluation:
     values     name@k -> one value a request, [users] float64 (NaN: not defined): for paired comparisons
     lists      the recommendations, [users, K] int64
     generation how a generator spells (evaluation.generation), where that was asked for
+    funnel     what each stage of a staged model keeps (evaluation.funnel), plain values
     """
 
     model: str
@@ -59,6 +60,7 @@ class Evaluation:
     values: dict[str, Tensor] = field(repr=False, default_factory=dict)
     lists: Tensor = field(repr=False, default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     generation: dict[str, Any] | None = None
+    funnel: list[dict[str, Any]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The public format of `nextitem evaluate --json`."""
@@ -71,6 +73,7 @@ class Evaluation:
             "intervals": {name: [_plain(low), _plain(high)] for name, (low, high) in self.intervals.items()},
             "slices": {name: {key: _plain(value) for key, value in part.items()} for name, part in self.slices.items()},
             **({} if self.generation is None else {"generation": self.generation}),
+            **({} if self.funnel is None else {"funnel": self.funnel}),
         }
 
 

@@ -110,6 +110,9 @@ def print_scoreboard(rows: Sequence[ReportRow], *, console: Console | None = Non
     out = console or Console(width=None if Console().is_terminal else 160)
     out.print(table)
     out.print("* best   ~ within noise of the best (95% paired bootstrap over requests)", highlight=False)
+    for row in rows:
+        if row.evaluation.funnel is not None:
+            print_funnel(row.evaluation.funnel, title=f"{row.evaluation.model}: funnel", console=out)
 
 
 def _cells(rows: Sequence[ReportRow], column: Column) -> list[str]:
@@ -147,8 +150,29 @@ def print_evaluation(evaluation: Evaluation, *, console: Console | None = None) 
         figures = [f"{part[metric]:.4f}" if metric in part else "-" for metric in ("recall@10", "ndcg@10")]
         parts.add_row(name, f"{part['users']:,}", *figures)
     out.print(parts)
+    if evaluation.funnel is not None:
+        print_funnel(evaluation.funnel, console=out)
     if evaluation.generation is not None:
         print_generation(evaluation.generation, console=out)
+
+
+def print_funnel(stages: Sequence[Mapping[str, Any]], *, title: str = "funnel", console: Console | None = None) -> None:
+    """What each stage of a cascade keeps, on the terminal."""
+    out = console or Console()
+    shown = Table(title=title)
+    shown.add_column("stage")
+    for title in ("candidates", "targets among them", "kept of what came in", "ndcg@10", "p50 ms"):
+        shown.add_column(title, justify="right")
+    for stage in stages:
+        shown.add_row(
+            stage["name"],
+            f"{stage['candidates']:.0f}",
+            f"{stage['recall']:.4f}",
+            f"{stage['kept']:.1%}",
+            f"{stage['ndcg']:.4f}",
+            f"{stage['p50_ms']:.1f}",
+        )
+    out.print(shown)
 
 
 def print_generation(report: Mapping[str, Any], *, console: Console | None = None) -> None:

@@ -29,7 +29,6 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
@@ -38,21 +37,11 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.nn.sparse_rows import (
-    SparseRows,
-    ages,
-    keep_largest,
-    keep_largest_of_dense,
-    padded_rows,
-    weighted_histories,
-)
-from nextitem.ops.topk import stable_topk, top_items
+from nextitem.nn.sparse_rows import SparseRows, keep_largest, keep_largest_of_dense, users_by_items
+from nextitem.nn.votes import DENSE_FROM, recent_history, top_voted
 
-# Far below any similarity that a pair of users' events can give, so popularity only orders what has none.
-BACKFILL = 1e-6
 DAY_MS = 86_400_000
 BLOCK_COST = 2**22  # pairs that are summed at a time: some 200 MiB
-DENSE_FROM = 0.25  # share of the catalogue with votes from which whole rows are looked at
 
 
 class ItemCFConfig(configs.Config):
@@ -82,7 +71,7 @@ class ItemCF(Recommender):
     def fit(self, train: Dataset) -> None:
         """Computes each item's most similar items, a block of items at a time."""
         log = train.interactions.targets_only()
-        taken = _taken(log)
+        taken = users_by_items(log)
         sizes = np.asarray(taken.sum(axis=1)).ravel()  # items of each user
         penalty = 1 / np.log1p(np.maximum(sizes, 1)) if self.settings.activity_penalty else np.ones_like(sizes)
         scale = (1 / np.sqrt(np.maximum(np.asarray(taken.sum(axis=0)).ravel(), 1))).astype(np.float32)
@@ -103,49 +92,9 @@ class ItemCF(Recommender):
         self.similarities.store(similarities)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        recent = batch.items if self.settings.recent_items is None else batch.items.last(self.settings.recent_items)
-        weights = self.settings.recency_decay ** ages(recent.offsets).float()
-        history = weighted_histories(recent.values, recent.offsets, weights, num_items=self.num_items)
-        if self.settings.recency_decay == 1:
-            history.data[:] = 1  # an item taken twice votes once
-        backfill = (BACKFILL * self.popularity / self.popularity.max().clamp(min=1)).cpu()
-        votes = history @ self.similarities.matrix()
-        lengths = torch.from_numpy(np.diff(votes.indptr))
-        if int(lengths.max()) < max(k, DENSE_FROM * self.num_items):
-            return _from_votes(votes, backfill, batch, k)
-        return top_items(_dense(votes, backfill), batch, k)
-
-
-def _from_votes(votes: sp.csr_matrix, backfill: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
-    """Lists from the items with votes alone; requests with fewer than k such are answered from all items."""
-    votes.sort_indices()
-    values, columns = padded_rows(votes, np.arange(batch.num_requests))
-    values += backfill[columns]
-    legal = batch.legal(len(backfill) - 1)
-    if legal is not None:
-        values.masked_fill_(~legal.gather(1, columns), -torch.inf)
-    width = max(0, k - values.shape[1])
-    values = torch.nn.functional.pad(values, (0, width), value=-torch.inf)
-    scores, places = stable_topk(values, k)
-    items = torch.nn.functional.pad(columns, (0, width)).gather(1, places)
-    short = (scores[:, -1] == -torch.inf).nonzero()[:, 0]
-    if len(short):
-        rest = top_items(_dense(votes[short.numpy()], backfill), batch.select(short), k)
-        items[short], scores[short] = rest.item_ids, rest.scores
-    return Recommendations(items, scores)
-
-
-def _dense(votes: sp.csr_matrix, backfill: Tensor) -> Tensor:
-    """Scores of all items [B, N + 1]."""
-    return torch.from_numpy(votes.toarray()).add_(backfill)
-
-
-def _taken(log: Interactions) -> sp.csr_matrix:
-    """Binary users x items [U + 1, N + 1]: who took what."""
-    shape = (log.num_users + 1, log.num_items + 1)
-    taken = sp.csr_matrix((np.ones(len(log), np.float32), (log.user_ids, log.item_ids)), shape=shape)
-    taken.data[:] = 1
-    return taken
+        chosen = self.settings
+        history = recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
+        return top_voted(history @ self.similarities.matrix(), self.popularity, batch, k)
 
 
 class _AllPairs:

@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nextitem.core.interactions import Interactions
+
 GROUP = 16  # entries whose maximum is looked at first
 PADDED_ENTRIES = 2**22  # entries that are padded at a time: 16 MiB of values
 
@@ -47,6 +49,14 @@ def weighted_histories(items: Tensor, offsets: Tensor, weights: Tensor, *, num_i
     matrix = sp.csr_matrix(parts, shape=(len(offsets) - 1, num_items + 1), copy=True)
     matrix.sum_duplicates()
     return matrix
+
+
+def users_by_items(log: Interactions) -> sp.csr_matrix:
+    """Binary users x items [U + 1, N + 1]: who took what."""
+    shape = (log.num_users + 1, log.num_items + 1)
+    taken = sp.csr_matrix((np.ones(len(log), np.float32), (log.user_ids, log.item_ids)), shape=shape)
+    taken.data[:] = 1
+    return taken
 
 
 def ages(items_offsets: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class Recipe(Config):
     data: DataTable
     model: dict[str, Any]
     training: TrainingConfig = TrainingConfig()  # for models that learn by gradient
+    stages: dict[str, TrainingConfig] = {}  # of a cascade: channel names, "pre-ranking", "ranking"
     content: ContentConfig = ContentConfig()  # text vectors, for models and tokenizers that read them
     content_training: TrainingConfig = TrainingConfig(max_epochs=10, batch_size=512)  # where content.collaborative
     tokenizer: dict[str, Any] | None = None  # what makes the semantic IDs, for models that need them

@@ -15,20 +15,23 @@ import numpy as np
 import tomli_w
 import torch
 
+from nextitem.cascade.cascade import Cascade
 from nextitem.core import processes, registry
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.config import read_toml, to_toml_values
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
-from nextitem.core.roles import ClosedForm, Generator, Ranker, Trainable
+from nextitem.core.roles import ClosedForm, Generator, Ranker, Staged, Trainable
 from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import Evaluation, quick_score
 from nextitem.evaluation.evaluate import evaluate as evaluate_model
 from nextitem.evaluation.evaluate_ranking import evaluate_ranker, quick_auc
+from nextitem.evaluation.funnel import funnel
 from nextitem.evaluation.generation import Speller, generation_report
 from nextitem.pipeline.bundle import load_model, load_recipe, save_model, save_recipe, write_json
+from nextitem.pipeline.cascade import Stages, fit_cascade
 from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.identify import Say, require_identifiers, with_content
 from nextitem.pipeline.recipe import Recipe, build, component, default_for, find, resolve
@@ -189,6 +192,7 @@ def train_on(
         device=device,
         resume=resume,
         progress=progress,
+        say=say,
     )
     if recipe.data.refit and (result is None or result.stopped != "interrupted"):
         enlarged = split.refit().with_catalog(learnt.catalog)
@@ -203,6 +207,7 @@ def train_on(
             device=device,
             resume=resume,
             progress=progress,
+            say=say,
             epochs=epochs,
         )
     seconds = time.perf_counter() - began
@@ -291,7 +296,7 @@ def evaluate_split(run: Run, split: Split, *, progress: bool = False) -> Evaluat
             refit=run.recipe.data.refit,
             progress=progress,
         )
-    return evaluate_model(
+    figures = evaluate_model(
         run.model,
         split.test,
         train=split.train,
@@ -302,6 +307,10 @@ def evaluate_split(run: Run, split: Split, *, progress: bool = False) -> Evaluat
         refit=run.recipe.data.refit,
         progress=progress,
     )
+    if not isinstance(run.model, Staged):
+        return figures
+    asked = split.test.select((split.test.items.lengths > 0).nonzero()[:, 0])
+    return replace(figures, funnel=[stage.to_json() for stage in funnel(run.model, asked)])
 
 
 def load_run(folder: str | Path) -> Run:
@@ -349,6 +358,7 @@ def _fit(
     device: str,
     resume: bool,
     progress: bool,
+    say: Say,
     epochs: int | None = None,
 ) -> tuple[Recommender, TrainingResult | None]:
     """Builds and fits one model; `split` None means that there is nothing to validate on."""
@@ -357,6 +367,11 @@ def _fit(
     model.set_popularity(torch.from_numpy(learnt.interactions.item_counts()).float())
     if start_from is not None:
         _warm_start(model, Path(start_from))
+    if isinstance(model, Cascade):
+        if start_from is not None:
+            raise UserError("--from: a cascade is not continued; its stages learn in order")
+        fit_cascade(model, learnt, split, Stages(recipe, folder, device, resume, progress, say))
+        return model.eval(), None
     if isinstance(model, ClosedForm):
         model.fit(learnt)
         return model.eval(), None

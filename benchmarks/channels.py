@@ -1,0 +1,81 @@
+"""Every retrieval channel on one data set: what its lists hold, and what one request costs.
+
+    python benchmarks/channels.py shop|DATASET_FOLDER [--protocol time] [--channels user-cf,swing] [--validation]
+
+Prints one line a channel: recall@10, @50 and @200 over the test requests (with --validation: those that settings are
+chosen on), seconds of training, and the milliseconds of one request alone (k 200, median and 99th percentile).
+Settings are those of the default recipe; --set neighbours=50 changes one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+
+PARSER = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+PARSER.add_argument("data")
+PARSER.add_argument("--protocol", default=None)
+PARSER.add_argument(
+    "--channels",
+    default="popularity,item-cf,user-cf,swing,matrix-factorisation,content-neighbours,new-items,geo-popularity",
+)
+PARSER.add_argument("--threads", type=int, default=2)
+PARSER.add_argument("--seed", type=int, default=0)
+PARSER.add_argument("--validation", action="store_true")
+PARSER.add_argument("--set", action="append", default=[])
+ARGUMENTS = PARSER.parse_args()
+os.environ["OMP_NUM_THREADS"] = str(ARGUMENTS.threads)
+
+import torch  # noqa: E402
+
+from nextitem.core.dataset import Split  # noqa: E402
+from nextitem.data.readers import load_dataset  # noqa: E402
+from nextitem.evaluation.evaluate import latency, recommend_all  # noqa: E402
+from nextitem.evaluation.metrics.accuracy import recall  # noqa: E402
+from nextitem.pipeline.identify import with_content  # noqa: E402
+from nextitem.pipeline.recipe import build, component, default_for, resolve  # noqa: E402
+from nextitem.pipeline.run import split_for_lists  # noqa: E402
+
+KS = (10, 50, 200)
+
+
+def figures(name: str, split: Split) -> dict[str, object]:
+    overrides = [f"model.{setting}" for setting in ARGUMENTS.set]
+    here = {"data": {"path": ARGUMENTS.data}, "model": {"name": name}}
+    recipe = resolve([default_for(name), ("here", here)], overrides=overrides)
+    kind, config = component("model", recipe.model)
+    needs = getattr(kind, "needs", frozenset()) | getattr(config, "needs", frozenset())
+    train = with_content(split.train, recipe, progress=False) if "content" in needs else split.train
+    torch.manual_seed(ARGUMENTS.seed)
+    began = time.perf_counter()
+    model = build("model", recipe.model, train.catalog)
+    model.set_popularity(torch.from_numpy(train.interactions.item_counts()).float())
+    model.fit(train)
+    seconds = time.perf_counter() - began
+    model.eval()
+    requests = split.validation if ARGUMENTS.validation else split.test
+    assert requests.targets is not None
+    lists = recommend_all(model, requests, max(KS))
+    median, tail = latency(model, requests, k=max(KS))
+    found = {f"recall@{k}": round(float(recall(lists, requests.targets, k).nanmean()), 4) for k in KS}
+    return {
+        "channel": name,
+        **found,
+        "train_s": round(seconds, 1),
+        "p50_ms": round(median, 2),
+        "p99_ms": round(tail, 2),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(ARGUMENTS.threads)
+    split = split_for_lists(load_dataset(ARGUMENTS.data), ARGUMENTS.protocol, seed=ARGUMENTS.seed)
+    print(json.dumps({"protocol": split.protocol, "requests": split.test.num_requests}), flush=True)
+    for name in ARGUMENTS.channels.split(","):
+        print(json.dumps(figures(name, split)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

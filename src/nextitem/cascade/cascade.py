@@ -1,0 +1,240 @@
+"""Cascade: retrieval, pre-ranking, ranking and re-ranking as one Recommender.
+
+Covington, Adams and Sargin, Deep Neural Networks for YouTube Recommendations, RecSys 2016, and what came of it. Several
+channels each bring candidates; their lists are merged by what a place in each is worth; two rankers, a cheap one and a
+better one, narrow them down; re-rankers choose the list that is shown.
+
+Notable
+- Channels, rankers and re-rankers are the registered ones, with their own settings; every stage but retrieval may be
+  left out. Rankers read the candidates' places in the channels (fields candidate.<channel>).
+- A stage sees only what the one before it kept. `stages` gives the candidates after each of them, so that what a stage
+  throws away can be counted (evaluation/funnel.py).
+- Where fewer items are found than are asked for, popular ones follow.
+
+Shapes: B requests, C candidates, K returned, c channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import pydantic
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from nextitem.cascade.merging import Candidates, ChannelRates
+from nextitem.cascade.reranker import Reranker
+from nextitem.core import config as configs
+from nextitem.core import registry
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.errors import UserError
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+
+POPULAR = "popular"  # the channel of what was added where channels found too little
+
+
+def _component(kind: str, table: dict[str, Any], *, where: str) -> tuple[type, configs.Config]:
+    """The class that a table names, and its settings."""
+    fields = dict(table)
+    name = fields.pop("name", None)
+    if name is None:
+        raise UserError(f'{where} has no name; write for example name = "{next(iter(registry.KINDS[kind]))}"')
+    found = registry.entry(kind, name).load()
+    return found, configs.parse(found.Config, fields, where=f"{where} {name}")
+
+
+class ChannelConfig(configs.Config):
+    """One retrieval channel."""
+
+    quota: int = Field(200, ge=1)  # items that it may bring
+    model: dict[str, Any]  # name and settings of a registered model
+
+
+class StageConfig(configs.Config):
+    """A ranker between retrieval and the list."""
+
+    keep: int = Field(200, ge=1)  # items that are left after it; more where more are asked for
+    model: dict[str, Any]  # name and settings of a registered model that ranks given candidates
+    teacher: bool = False  # of pre-ranking: learn the ranker's scores too (distillation)
+
+
+class CascadeConfig(configs.Config):
+    """Settings of Cascade."""
+
+    channels: dict[str, ChannelConfig] = Field(min_length=1)  # name -> channel
+    candidates: int = Field(1000, ge=1)  # items that are left after merging
+    pre_ranking: StageConfig | None = None
+    ranking: StageConfig | None = None
+    reranking: tuple[dict[str, Any], ...] = ()  # names and settings of registered re-rankers, in their order
+    reranked_from: int = Field(50, ge=1)  # best items that re-rankers choose from, at least k
+    recent_share: float = Field(0.2, gt=0, lt=1)  # of training events that rankers learn from; channels the rest, first
+    recent_events: int = Field(30_000, ge=1)  # at most so many of them
+    negatives: int = Field(40, ge=1)  # candidates beside the target that a ranker learns from, for each event
+
+    @pydantic.model_validator(mode="after")
+    def _filled_in(self) -> CascadeConfig:
+        """Every setting of every part, so that the recipe of a run says all of them."""
+        for where, kind, table in self.tables():
+            _, settings = _component(kind, table, where=where)
+            table.update({"name": table["name"], **settings.model_dump()})
+        return self
+
+    def tables(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """(where it stands, its kind, its table) of every part."""
+        for name, channel in self.channels.items():
+            yield f"[model.channels.{name}.model]", "model", channel.model
+        for name, stage in (("pre_ranking", self.pre_ranking), ("ranking", self.ranking)):
+            if stage is not None:
+                yield f"[model.{name}.model]", "model", stage.model
+        for table in self.reranking:
+            yield "[[model.reranking]]", "reranker", table
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the catalogue must carry: what any part needs."""
+        found: frozenset[str] = frozenset()
+        for where, kind, table in self.tables():
+            part, settings = _component(kind, table, where=where)
+            found |= getattr(part, "needs", frozenset()) | getattr(settings, "needs", frozenset())
+        return found
+
+
+class Cascade(Recommender):
+    """Answers by a funnel of stages."""
+
+    Config = CascadeConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("checkerboard", "planted-clusters")
+
+    def __init__(self, config: CascadeConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.settings = config
+        self.channel_names = tuple(config.channels)
+        self.channels = nn.ModuleList(
+            _part("model", channel.model, catalog, where=f"channel {name}") for name, channel in config.channels.items()
+        )
+        self.rates = ChannelRates([channel.quota for channel in config.channels.values()])
+        self.pre_ranker = self._ranker("pre_ranking", config.pre_ranking)
+        self.ranker = self._ranker("ranking", config.ranking)
+        self.rerankers = nn.ModuleList(
+            _part("reranker", table, catalog, where="re-ranker") for table in config.reranking
+        )
+
+    def renew(self, name: str) -> Recommender:
+        """A channel as it was before it learnt anything, put in its place."""
+        table = self.settings.channels[name].model
+        fresh = cast(Recommender, _part("model", table, self.catalog, where=f"channel {name}"))
+        self.channels[self.channel_names.index(name)] = fresh
+        return fresh
+
+    def set_popularity(self, counts: Tensor) -> None:
+        """Every stage reads the same counts."""
+        super().set_popularity(counts)
+        for part in self.modules():
+            if isinstance(part, Recommender) and part is not self:
+                part.set_popularity(counts)
+
+    def retrieve(self, batch: SequenceBatch) -> list[Recommendations]:
+        """Each channel's list, as long as its quota."""
+        asked = replace(batch, candidates=None, candidate_features={}, candidate_labels={})
+        quotas = self.rates.quotas
+        return [
+            cast(Recommender, channel).recommend(asked, quota)
+            for channel, quota in zip(self.channels, quotas, strict=True)
+        ]
+
+    def candidates(self, batch: SequenceBatch, k: int) -> Candidates:
+        """What the channels bring, merged; where that is fewer than k, popular items follow."""
+        found = self.rates.merge(self.retrieve(batch), max(k, self.settings.candidates))
+        real = found.items > 0
+        have = real.sum(1)
+        if int(have.min()) >= k:
+            return found
+        brought = Jagged.from_lengths(found.items[real], have)
+        out = brought if batch.excluded is None else _joined(batch.excluded, brought)
+        popular = self._popular(replace(batch, excluded=out), k).item_ids
+        return found.followed_by(popular, channel=len(self.channel_names))
+
+    def with_candidates(self, batch: SequenceBatch, items: Tensor, ranks: Tensor) -> SequenceBatch:
+        """The requests with these candidates [B, k] (0 is padding) and their places in the channels [B, k, c]."""
+        real = items > 0
+        rows = Jagged.from_lengths(items[real], real.sum(1))
+        places = ranks[real].float()
+        features = {name: rows.with_values(places[:, column]) for column, name in enumerate(self.channel_names)}
+        return replace(batch, candidates=rows, candidate_features=features)
+
+    def stages(self, batch: SequenceBatch, k: int) -> Iterator[tuple[str, Recommendations]]:
+        """Each stage's name and what is left after it, best first; the last one is the answer, [B, k]."""
+        found = self.candidates(batch, k)
+        left = self._attributed(Recommendations(found.items, found.worth), found)
+        yield "retrieval", left
+        for name, stage, ranker in (
+            ("pre-ranking", self.settings.pre_ranking, self.pre_ranker),
+            ("ranking", self.settings.ranking, self.ranker),
+        ):
+            if ranker is None or stage is None:
+                continue
+            asked = self.with_candidates(batch, left.item_ids, found.ranks_of(left.item_ids))
+            keep = min(max(stage.keep, k), left.item_ids.shape[1])
+            left = self._attributed(ranker.recommend(asked, keep), found)
+            yield name, left
+        if self.rerankers:
+            width = max(k, self.settings.reranked_from)
+            left = _first(left, width)
+            for reranker in self.rerankers:
+                left = cast(Reranker, reranker).rerank(left, batch, k)
+            yield "re-ranking", left
+        else:
+            yield "list", _first(left, k)
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        *_, (_, answer) = self.stages(batch, k)
+        return answer
+
+    def _ranker(self, where: str, stage: StageConfig | None) -> Recommender | None:
+        if stage is None:
+            return None
+        table = dict(stage.model)
+        if "candidate_features" in table:
+            table["candidate_features"] = self.channel_names
+        return cast(Recommender, _part("model", table, self.catalog, where=where))
+
+    def _attributed(self, answer: Recommendations, found: Candidates) -> Recommendations:
+        names = (*self.channel_names, POPULAR)
+        return replace(answer, channel=found.channel_of(answer.item_ids), channels=names, fallback=None)
+
+
+def _part(kind: str, table: dict[str, Any], catalog: Catalog, *, where: str) -> nn.Module:
+    made, settings = _component(kind, table, where=where)
+    try:
+        return cast(nn.Module, made(settings, catalog))
+    except ValueError as error:
+        raise UserError(f"[model] cascade, {where}: {error}") from None
+
+
+def _first(answer: Recommendations, count: int) -> Recommendations:
+    """The first `count`, and padding where there are fewer."""
+    assert answer.channel is not None
+    missing = (0, max(0, count - answer.item_ids.shape[1]))
+
+    def cut(column: Tensor, filler: float) -> Tensor:
+        return nn.functional.pad(column[:, :count], missing, value=filler)
+
+    return replace(
+        answer,
+        item_ids=cut(answer.item_ids, 0),
+        scores=cut(answer.scores, -torch.inf),
+        channel=cut(answer.channel, 0),
+    )
+
+
+def _joined(left: Jagged, right: Jagged) -> Jagged:
+    """Row after row, both."""
+    rows = torch.cat([left.row_ids(), right.row_ids()])
+    order = rows.argsort(stable=True)
+    return Jagged.from_lengths(torch.cat([left.values, right.values])[order], left.lengths + right.lengths)

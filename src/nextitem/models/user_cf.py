@@ -1,0 +1,102 @@
+"""User-CF: what users with a similar history took, after Resnick et al. (GroupLens, 1994).
+
+A request's history is compared with those of all users; rare items tell more than frequent ones. The users that are
+most similar vote for what they took. The history comes from the request, so that visitors whom training has not seen
+are served, and new events count at once.
+
+    w_uv = sum over i in N(u) and N(v) of 1 / log(1 + |U(i)|)  /  sqrt(|N(u)| |N(v)|)
+    score(i) = sum over the most similar v of w_uv [i in N(v)]
+
+Notable
+- Binary, weighed by log(1 + |U(i)|) after Breese, Heckerman and Kadie (1998); GroupLens' ratings are no part of it.
+- `recency_decay` weighs the items of the request's history by their age; 1 is the formula above.
+- A user of the log never votes on their own request.
+- An item that more than `takers` users took speaks for the last `takers` of them only: it tells least, and a request
+  would spend most of its time on it.
+- Items that none of the similar users took follow by popularity.
+
+Shapes: B requests, U users, N items, K returned.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from pydantic import Field
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.interactions import Interactions
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.nn.sparse_rows import SparseRows, keep_largest, users_by_items
+from nextitem.nn.votes import recent_history, top_voted
+
+
+class UserCFConfig(configs.Config):
+    """Settings of UserCF."""
+
+    neighbours: int = Field(100, ge=1)  # similar users who vote
+    takers: int | None = Field(1000, ge=1)  # last users of an item that are compared; None: all
+    recent_items: int | None = Field(50, ge=1)  # items of the history that are compared; None: all
+    recency_decay: float = Field(0.9, gt=0, le=1)  # factor on an item for each event that followed it
+
+
+class UserCF(Recommender):
+    """Ranks items by the votes of users with a similar history."""
+
+    Config = UserCFConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("checkerboard", "planted-clusters")
+
+    def __init__(self, config: UserCFConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.settings = config
+        self.shares = SparseRows()  # [N + 1, U + 1], row i: what i adds to the similarity of each of its users
+        self.taken = SparseRows()  # [U + 1, N + 1], row v: what v votes for
+
+    def fit(self, train: Dataset) -> None:
+        """Keeps who took what, and how much each shared item says."""
+        log = train.interactions.targets_only()
+        taken = users_by_items(log)
+        sizes = np.asarray(taken.sum(axis=1)).ravel()
+        counts = np.asarray(taken.sum(axis=0)).ravel()
+        shares = taken.T.tocsr() if self.settings.takers is None else last_takers(log, self.settings.takers)
+        weight = 1 / np.log1p(np.maximum(counts, 1))
+        shares.data = (np.repeat(weight, np.diff(shares.indptr)) / np.sqrt(sizes[shares.indices])).astype(np.float32)
+        self.shares.store(shares)
+        self.taken.store(taken)
+
+    def similar_users(self, batch: SequenceBatch) -> sp.csr_matrix:
+        """w_uv of the most similar users [B, U + 1]."""
+        chosen = self.settings
+        history = recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
+        lengths = np.maximum(np.diff(history.indptr), 1)
+        history.data /= np.repeat(np.sqrt(lengths), np.diff(history.indptr)).astype(np.float32)
+        similar = history @ self.shares.matrix()
+        if batch.user_ids is not None:
+            own = np.repeat(batch.user_ids.cpu().numpy(), np.diff(similar.indptr))
+            similar.data[similar.indices == own] = 0
+            similar.eliminate_zeros()
+        return keep_largest(similar, chosen.neighbours)
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        return top_voted(self.similar_users(batch) @ self.taken.matrix(), self.popularity, batch, k)
+
+
+def last_takers(log: Interactions, count: int) -> sp.csr_matrix:
+    """Binary items x users [N + 1, U + 1]: the last `count` users of each item (undated: those of largest number)."""
+    times = log.user_ids if log.timestamps is None else log.timestamps
+    order = np.lexsort((log.user_ids, times, log.item_ids))[::-1]  # by item, the last event first
+    pairs = log.item_ids[order].astype(np.int64) * (log.num_users + 1) + log.user_ids[order]
+    order = order[np.sort(np.unique(pairs, return_index=True)[1])]  # a user's last event with each item
+    items: NDArray[np.int32] = log.item_ids[order]
+    begins = np.flatnonzero(np.diff(items, prepend=-1))
+    rank = np.arange(len(items)) - np.repeat(begins, np.diff(begins, append=len(items)))
+    kept = order[rank < count]
+    parts = (np.ones(len(kept), np.float32), (log.item_ids[kept], log.user_ids[kept]))
+    return sp.csr_matrix(parts, shape=(log.num_items + 1, log.num_users + 1))

@@ -1,0 +1,80 @@
+"""Swing against its formula, written out with loops over pairs of users."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from known_answers import build
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.jagged import Jagged
+from nextitem.models import swing
+from nextitem.models.swing import Swing, SwingConfig
+
+
+def random_sequences(seed: int, *, users: int = 40, items: int = 25) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, items + 1, rng.integers(2, 12)).tolist() for _ in range(users)]
+
+
+def fitted(sequences: list[list[int]], items: int, **settings: object) -> Swing:
+    dataset = build(sequences, [f"t{number}" for number in range(items)], name="random")
+    model = Swing(SwingConfig(**settings), dataset.catalog)  # type: ignore[arg-type]
+    model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
+    model.fit(dataset)
+    return model
+
+
+@pytest.mark.parametrize(("weighted", "alpha"), [(True, 1.0), (False, 1.0), (True, 5.0)])
+def test_similarities_equal_the_formula(weighted: bool, alpha: float) -> None:
+    sequences = random_sequences(0)
+    model = fitted(sequences, 25, neighbours=25, normalise_rows=False, user_weights=weighted, alpha=alpha)
+    taken = [set(sequence) for sequence in sequences]
+    expected = np.zeros((26, 26))
+    for left, right in combinations(taken, 2):
+        weight = 1 / math.sqrt(len(left) * len(right)) if weighted else 1.0
+        for i, j in combinations(sorted(left & right), 2):
+            expected[i, j] += weight / (alpha + len(left & right))
+    np.testing.assert_allclose(model.similarities.matrix().toarray(), expected + expected.T, rtol=1e-5, atol=1e-8)
+
+
+def test_users_who_differ_tell_more_than_users_who_agree() -> None:
+    """Users 1 and 2 share only items 1 and 2; users 3 and 4 share items 1, 3, 4, 5, 6."""
+    model = fitted([[1, 2, 7], [1, 2, 8], [1, 3, 4, 5, 6], [1, 3, 4, 5, 6]], 8)
+    row = model.similarities.matrix().toarray()[1]
+    assert row[2] == 1
+    assert 0 < row[3] < 0.5
+
+
+@pytest.mark.parametrize("pairs", [1, 30])
+def test_blocks_of_users_give_what_one_block_gives(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sequences = random_sequences(2)
+    whole = fitted(sequences, 30, neighbours=6)
+    monkeypatch.setattr(swing, "BLOCK_PAIRS", pairs)
+    blocks = fitted(sequences, 30, neighbours=6)
+    np.testing.assert_allclose(blocks.similarities.matrix().toarray(), whole.similarities.matrix().toarray(), rtol=1e-5)
+
+
+def test_a_heavy_item_counts_a_sample_of_its_users() -> None:
+    sequences = [[1, 2]] * 50 + [[1, 3]] * 4
+    sampled = swing._sampled(swing.users_by_items(build(sequences, ["a", "b", "c"], name="x").interactions), 10)
+    assert sampled.sum(axis=0).tolist() == [[0, 10, 10, 4]]
+    model = fitted(sequences, 3, takers=10, normalise_rows=False)
+    again = fitted(sequences, 3, takers=10, normalise_rows=False)
+    assert torch.equal(model.similarities.values, again.similarities.values)
+    assert float(model.similarities.values.max()) < float(
+        fitted(sequences, 3, normalise_rows=False).similarities.values.max()
+    )
+
+
+def test_a_request_sums_decayed_votes() -> None:
+    model = fitted(random_sequences(1), 25, recent_items=2, recency_decay=0.5)
+    similar = model.similarities.matrix().toarray()
+    found = model.recommend(SequenceBatch(Jagged.from_rows([[4, 9, 2]])), 25)
+    scores = dict(zip(found.item_ids[0].tolist(), found.scores[0].tolist(), strict=True))
+    for item in range(1, 26):
+        assert scores[item] == pytest.approx(similar[2, item] + 0.5 * similar[9, item], abs=2e-6)

@@ -1,0 +1,112 @@
+"""Exact search by bounds equals all products and a cut, whatever the vectors are like."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.jagged import Jagged
+from nextitem.ops import vector_search
+from nextitem.ops.vector_search import VectorTable, nearest_items, search_vectors_reference
+
+
+def table_of(vectors: Tensor) -> VectorTable:
+    """A table that scans, however small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vector_search, "SMALL", 0)
+        table = VectorTable(vectors)
+    assert table.scanned
+    return table
+
+
+def integers(items: int, width: int, *, seed: int, largest: int = 3) -> Tensor:
+    """Vectors whose products are exact in float32, with many ties among them."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(-largest, largest + 1, (items, width), generator=draw).float()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_it_equals_the_reference_to_the_last_tie(data: st.DataObject) -> None:
+    items = data.draw(st.sampled_from([1, 2, 15, 16, 17, 300, 1023, 1024, 1025, 2500]))
+    width = data.draw(st.sampled_from([1, 3, 8, 64]))
+    count = data.draw(st.integers(1, 5))
+    k = data.draw(st.sampled_from([1, 2, 10, 40, items + 3]))
+    seed = data.draw(st.integers(0, 1000))
+    rng = np.random.default_rng(seed)
+    vectors, queries = integers(items + 1, width, seed=seed), integers(count, width, seed=seed + 1)
+    allowed, excluded = None, None
+    kind = data.draw(st.sampled_from(["none", "shared", "own"]))
+    if kind != "none":
+        share = data.draw(st.sampled_from([0.0, 0.01, 0.5, 1.0]))
+        allowed = torch.from_numpy(rng.random((1 if kind == "shared" else count, items + 1)) < share)
+    if data.draw(st.booleans()):
+        excluded = Jagged.from_rows([rng.integers(0, items + 1, rng.integers(0, 40)).tolist() for _ in range(count)])
+    found, scores = table_of(vectors).search(queries, k, allowed=allowed, excluded=excluded)
+    wanted = search_vectors_reference(vectors, queries, k, allowed=allowed, excluded=excluded)
+    assert torch.equal(found, wanted[0])
+    assert torch.equal(scores, wanted[1])
+
+
+@pytest.mark.parametrize("kind", ["usual", "long and short", "nearly alike", "zeros", "one far away"])
+def test_it_finds_the_best_whatever_the_vectors_are_like(kind: str) -> None:
+    draw = torch.Generator().manual_seed(3)
+    vectors = torch.randn(5001, 24, generator=draw)
+    if kind == "long and short":
+        vectors *= torch.exp(2 * torch.randn(5001, 1, generator=draw))
+    elif kind == "nearly alike":
+        vectors = 5 + 1e-3 * vectors
+    elif kind == "zeros":
+        vectors[100:4000] = 0
+    elif kind == "one far away":
+        vectors[77] *= 1e4
+    queries = torch.randn(7, 24, generator=draw)
+    queries[6] = 0
+    _, scores = table_of(vectors).search(queries, 50)
+    exact = (queries.double() @ vectors[1:].double().T).sort(dim=1, descending=True).values[:, :50]
+    torch.testing.assert_close(scores.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_of_queries_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = integers(3001, 16, seed=1), integers(9, 16, seed=2)
+    allowed = torch.from_numpy(np.random.default_rng(0).random((9, 3001)) < 0.7)
+    excluded = Jagged.from_rows([list(range(1, 60 * row + 1)) for row in range(9)])
+    table = table_of(vectors)
+    whole = table.search(queries, 20, allowed=allowed, excluded=excluded)
+    monkeypatch.setattr(vector_search, "QUERIES", 4)
+    monkeypatch.setattr(vector_search, "BLOCK_PRODUCTS", 1)
+    parts = table.search(queries, 20, allowed=allowed, excluded=excluded)
+    assert torch.equal(parts[0], whole[0])
+    assert torch.equal(parts[1], whole[1])
+    assert table.search(queries[:0], 5)[0].shape == (0, 5)
+
+
+def test_most_vectors_are_never_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    table = VectorTable(torch.randn(200_001, 32, generator=draw))
+    looked: list[int] = []
+    members = VectorTable._members
+
+    def counted(self: VectorTable, groups: Tensor) -> Tensor:
+        items = members(self, groups)
+        looked.append(len(items))
+        return items
+
+    monkeypatch.setattr(VectorTable, "_members", counted)
+    table.search(torch.randn(20, 32, generator=draw), 10)
+    assert max(looked) < 4000
+
+
+def test_a_batch_carries_what_may_be_returned() -> None:
+    vectors = integers(40, 4, seed=5)
+    mask = torch.zeros(1, 40, dtype=torch.bool)
+    mask[0, [3, 7, 9]] = True
+    batch = SequenceBatch(Jagged.from_rows([[1], [2]]), allowed=mask, excluded=Jagged.from_rows([[], [7, 3]]))
+    found = nearest_items(table_of(vectors), integers(2, 4, seed=6), batch, 3)
+    assert sorted(found.item_ids[0].tolist()) == [3, 7, 9]
+    assert found.item_ids[1].tolist() == [9, 0, 0]
