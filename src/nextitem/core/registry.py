@@ -62,6 +62,9 @@ MODELS: dict[str, Entry] = {
         "an index of clusters that learns with the stream",
         "arXiv 2501.08695",
     ),
+    "two-tower": Entry(
+        "nextitem.models.two_tower:TwoTower", "a vector of the request meets a vector of the item", "Huang et al. 2013"
+    ),
     "cascade": Entry(
         "nextitem.cascade.cascade:Cascade",
         "retrieval channels, rankers and re-rankers in a row",
