@@ -33,6 +33,11 @@ MODELS: dict[str, Entry] = {
         "vectors of users and items by alternating least squares",
         "Hu et al. 2008; arXiv 2110.14037",
     ),
+    "content-neighbours": Entry(
+        "nextitem.models.content_neighbours:ContentNeighbours",
+        "items whose content is like the history's",
+        "Pazzani & Billsus 1997",
+    ),
     "item-graph": Entry(
         "nextitem.models.item_graph:ItemGraph",
         "untrained walk on item transitions and content",
