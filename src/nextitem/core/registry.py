@@ -38,6 +38,9 @@ MODELS: dict[str, Entry] = {
         "items whose content is like the history's",
         "Pazzani & Billsus 1997",
     ),
+    "new-items": Entry(
+        "nextitem.models.new_items:NewItems", "new items like the history, with exploration", "Auer et al. 2002"
+    ),
     "item-graph": Entry(
         "nextitem.models.item_graph:ItemGraph",
         "untrained walk on item transitions and content",
