@@ -4,8 +4,8 @@
 
 Prints one line a channel: recall@10, @50 and @200 over the test requests (with --validation: those that settings are
 chosen on), seconds of training, and the milliseconds of one request alone (k 200, median and 99th percentile).
-Settings are those of the default recipe; --set neighbours=50 changes one. A folder of --channels is a run's, such as one
-of two-tower.
+Settings are those of the default recipe; --set neighbours=50 changes one. A folder among --channels is that of a run,
+such as one of two-tower.
 """
 
 from __future__ import annotations
