@@ -44,7 +44,7 @@ class GBDTConfig(RankingConfig):
     leaves: int = Field(15, ge=2)  # V, most leaves of a tree
     learning_rate: float = Field(0.05, gt=0)  # what a tree's answer counts
     leaf_examples: int = Field(50, ge=1)  # least candidates in a leaf
-    l2: float = Field(10.0, ge=0)  # lambda in a leaf's weight -G / (H + lambda)
+    weight_l2: float = Field(10.0, ge=0)  # lambda in a leaf's weight -G / (H + lambda)
     leaf_regression: bool = False  # a logistic regression over the leaves in place of the trees' sum
     leaf_l2: float = Field(10.0, gt=0)  # of that regression
 
@@ -124,7 +124,7 @@ class GBDT(RankingModel):
             "num_leaves": settings.leaves,
             "min_data_in_leaf": settings.leaf_examples,
             "min_data_per_group": settings.leaf_examples,
-            "lambda_l2": settings.l2,
+            "lambda_l2": settings.weight_l2,
             "deterministic": True,
             "force_row_wise": True,
             "verbosity": -1,
@@ -161,10 +161,11 @@ class GBDT(RankingModel):
 def _leaves(booster: lightgbm.Booster, matrix: NDArray[np.int32]) -> NDArray[np.int64]:
     """The leaf that each tree puts each candidate into, [P, E]."""
     leaves = np.asarray(booster.predict(matrix, pred_leaf=True), np.int64)
-    return leaves.reshape(len(matrix), -1)  # type: ignore[no-any-return]
+    return leaves.reshape(len(matrix), -1)
 
 
 def _sizes_of(sizes: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Of the requests whose candidates are kept, how many each has."""
     first = np.cumsum(sizes) - sizes
-    return sizes[(sizes > 0) & kept[np.minimum(first, len(kept) - 1)]]
+    left: NDArray[np.int64] = sizes[(sizes > 0) & kept[np.minimum(first, len(kept) - 1)]]
+    return left
