@@ -25,6 +25,9 @@ class Entry:
 
 MODELS: dict[str, Entry] = {
     "popularity": Entry("nextitem.models.popularity:Popularity", "most frequent items, with time decay", "-"),
+    "geo-popularity": Entry(
+        "nextitem.models.geo_popularity:GeoPopularity", "most frequent items of the request's region, smoothed", "-"
+    ),
     "item-cf": Entry("nextitem.models.item_cf:ItemCF", "item-to-item collaborative filtering", "Linden et al. 2003"),
     "user-cf": Entry("nextitem.models.user_cf:UserCF", "what users with a similar history took", "Resnick et al. 1994"),
     "swing": Entry("nextitem.models.swing:Swing", "items that pairs of unlike users took", "arXiv 2010.05525"),
@@ -32,6 +35,14 @@ MODELS: dict[str, Entry] = {
         "nextitem.models.matrix_factorisation:MatrixFactorisation",
         "vectors of users and items by alternating least squares",
         "Hu et al. 2008; arXiv 2110.14037",
+    ),
+    "content-neighbours": Entry(
+        "nextitem.models.content_neighbours:ContentNeighbours",
+        "items whose content is like the history's",
+        "Pazzani & Billsus 1997",
+    ),
+    "new-items": Entry(
+        "nextitem.models.new_items:NewItems", "new items like the history, with exploration", "Auer et al. 2002"
     ),
     "item-graph": Entry(
         "nextitem.models.item_graph:ItemGraph",
@@ -61,6 +72,9 @@ MODELS: dict[str, Entry] = {
         "nextitem.models.streaming_vq:StreamingVQ",
         "an index of clusters that learns with the stream",
         "arXiv 2501.08695",
+    ),
+    "two-tower": Entry(
+        "nextitem.models.two_tower:TwoTower", "a vector of the request meets a vector of the item", "Huang et al. 2013"
     ),
     "cascade": Entry(
         "nextitem.cascade.cascade:Cascade",

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -38,7 +37,7 @@ from nextitem.data.examples.labelled_candidates import (
 )
 from nextitem.nn.fields import FieldCodes, Fields, FieldVectors
 from nextitem.nn.mini_batch_aware import mini_batch_aware_l2
-from nextitem.ops.topk import stable_topk, top_items
+from nextitem.ops.topk import top_candidates, top_items
 
 COUNTED_AT_ONCE = 1024  # requests
 BLOCK = 16_384  # candidates that are scored at a time
@@ -114,9 +113,7 @@ class RankingModel(Recommender):
             power=chosen.negatives_power,
             max_history_length=self.history_read,
         )
-        rows = torch.linspace(0, max(0, len(sampled.places) - 1), min(FITTED_ON, len(sampled.places))).long().numpy()
-        if len(rows):
-            self.fields.fit(replace(sampled.batch(rows, np.random.default_rng(0)), candidates=None), train.interactions)
+        self.fields.fit(sampled.events.sample(FITTED_ON), train.interactions)
         return self._counted(sampled)
 
     def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
@@ -179,15 +176,7 @@ class RankingModel(Recommender):
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         if batch.candidates is None:
             return self._from_catalogue(batch, k)
-        given = batch.candidates
-        items, order = given.to_padded().sort(dim=1, stable=True)  # ties go to the smaller item number
-        scores = given.with_values(self._order(batch)).to_padded(fill=-torch.inf).gather(1, order)
-        scores[:, 1:].masked_fill_(items[:, 1:] == items[:, :-1], -torch.inf)
-        legal = batch.legal(self.num_items)
-        scores.masked_fill_((items == 0) if legal is None else ~legal.gather(1, items), -torch.inf)
-        wide = (0, max(0, k - items.shape[1]))
-        values, places = stable_topk(F.pad(scores, wide, value=-torch.inf), k)
-        return Recommendations(F.pad(items, wide).gather(1, places).masked_fill(values == -torch.inf, 0), values)
+        return top_candidates(batch.candidates, self._order(batch), batch, k, num_items=self.num_items)
 
     def _from_catalogue(self, batch: SequenceBatch, k: int) -> Recommendations:
         """Every item that is allowed is a candidate."""
