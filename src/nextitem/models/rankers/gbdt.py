@@ -4,7 +4,7 @@ Friedman 2001; Ke et al., LightGBM, NeurIPS 2017; LambdaRank: Burges 2010; leave
 tree splits on ordered codes (quantiles, counts, times) and on sets of categories, so crosses need not be named.
 
 Notable
-- objective "listwise" is LambdaRank, whose scores order a list and are no log-odds.
+- objective "listwise" is LambdaRank, whose scores order a list and are no log-odds unless calibrated.
 - Bags (the items of a history) and hashed pairs of codes are not read; trees read counts and recency instead.
 - With `leaf_regression` half of the requests grows the trees and the other half weighs their leaves: leaves of what a
   tree has learnt from would tell the label.
@@ -30,6 +30,7 @@ from torch import Tensor
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
+from nextitem.core.roles import Examples
 from nextitem.models.rankers.ranking_model import RankingConfig, RankingModel
 from nextitem.nn.field_kinds import ItemCategory, ItemId, Pair, RequestCategory
 from nextitem.nn.fields import FieldCodes
@@ -72,7 +73,11 @@ class GBDT(RankingModel):
 
     def fit(self, train: Dataset) -> None:
         """Grows the trees of every task."""
-        examples, parts = self.examples(train), []
+        self.fit_to(self.examples(train))
+
+    def fit_to(self, examples: Examples) -> None:
+        """The same, from examples that stand (`examples_of`)."""
+        parts = []
         for batch in examples.batches(READ_AT_ONCE, epoch=0, seed=0):
             assert batch.candidates is not None
             labels = torch.stack([batch.candidate_labels[label].values for label in self._labels(batch)], 1) > 0
