@@ -158,6 +158,14 @@ class Staged(Protocol):
 
 
 @runtime_checkable
+class Calibrated(Protocol):
+    """Can bring its scores into line with what became of requests that it has not learnt from."""
+
+    def calibrate(self, requests: SequenceBatch) -> None:
+        """Fits what stands between scores and probabilities; nothing where the settings ask for nothing."""
+
+
+@runtime_checkable
 class Ranker(Protocol):
     """Scores given candidates."""
 

@@ -22,7 +22,7 @@ from nextitem.core.config import read_toml, to_toml_values
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
-from nextitem.core.roles import ClosedForm, Generator, Ranker, Staged, Trainable
+from nextitem.core.roles import Calibrated, ClosedForm, Generator, Ranker, Staged, Trainable
 from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import Evaluation, quick_score
@@ -177,6 +177,8 @@ def train_on(
     kind, config = component("model", recipe.model)
     needs: frozenset[str] = getattr(kind, "needs", frozenset()) | getattr(config, "needs", frozenset())
     learnt = split.train
+    if recipe.data.refit and getattr(config, "calibration", None):
+        raise UserError("a refit leaves no requests to fit model.calibration to; leave one of the two out")
     if "content" in needs:
         learnt = with_content(learnt, recipe, progress=progress)
     if "identifiers" in needs:
@@ -210,6 +212,8 @@ def train_on(
             say=say,
             epochs=epochs,
         )
+    if isinstance(model, Calibrated):
+        model.calibrate(split.validation)
     seconds = time.perf_counter() - began
     processes.first_alone(lambda: save_model(folder, model))
     run = Run(folder, recipe, model, _dataset=split.train)
