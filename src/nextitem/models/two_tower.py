@@ -61,7 +61,7 @@ class TwoTowerConfig(configs.Config):
     width: int = Field(64, ge=1)  # D, of the vectors that meet
     field_width: int = Field(32, ge=1)  # of each field's vector
     hidden: tuple[int, ...] = (128,)  # units of the hidden layers of both towers
-    dropout: float = Field(0.1, ge=0, lt=1)  # of hidden layers, and of the items of a history
+    dropout: float = Field(0.1, ge=0, lt=1)  # of hidden layers, and of what a history is summed up to
     user_fields: tuple[str, ...] = ()  # of requests (nn/fields.py), read beside the history; none named: all there are
     item_fields: tuple[str, ...] = ()  # of items alone, and "content"; none named: all columns
     heads: int = Field(2, ge=1)  # ways of weighing the history
