@@ -25,6 +25,9 @@ class Entry:
 
 MODELS: dict[str, Entry] = {
     "popularity": Entry("nextitem.models.popularity:Popularity", "most frequent items, with time decay", "-"),
+    "geo-popularity": Entry(
+        "nextitem.models.geo_popularity:GeoPopularity", "most frequent items of the request's region, smoothed", "-"
+    ),
     "item-cf": Entry("nextitem.models.item_cf:ItemCF", "item-to-item collaborative filtering", "Linden et al. 2003"),
     "user-cf": Entry("nextitem.models.user_cf:UserCF", "what users with a similar history took", "Resnick et al. 1994"),
     "swing": Entry("nextitem.models.swing:Swing", "items that pairs of unlike users took", "arXiv 2010.05525"),
@@ -32,6 +35,14 @@ MODELS: dict[str, Entry] = {
         "nextitem.models.matrix_factorisation:MatrixFactorisation",
         "vectors of users and items by alternating least squares",
         "Hu et al. 2008; arXiv 2110.14037",
+    ),
+    "content-neighbours": Entry(
+        "nextitem.models.content_neighbours:ContentNeighbours",
+        "items whose content is like the history's",
+        "Pazzani & Billsus 1997",
+    ),
+    "new-items": Entry(
+        "nextitem.models.new_items:NewItems", "new items like the history, with exploration", "Auer et al. 2002"
     ),
     "item-graph": Entry(
         "nextitem.models.item_graph:ItemGraph",
@@ -71,6 +82,33 @@ MODELS: dict[str, Entry] = {
         "Covington et al. 2016",
     ),
     "lr": Entry("nextitem.models.rankers.lr:LR", "logistic regression over fields, a ranker", "McMahan et al. 2013"),
+    "gbdt": Entry(
+        "nextitem.models.rankers.gbdt:GBDT",
+        "boosted trees over fields, a ranker",
+        "Friedman 2001; Burges 2010; He et al. 2014",
+    ),
+    "wide-and-deep": Entry(
+        "nextitem.models.rankers.wide_and_deep:WideAndDeep",
+        "a linear model and a network over fields, a ranker",
+        "arXiv 1606.07792",
+    ),
+    "deepfm": Entry(
+        "nextitem.models.rankers.deepfm:DeepFM", "factorisation machine and network, a ranker", "arXiv 1703.04247"
+    ),
+    "dcn": Entry(
+        "nextitem.models.rankers.dcn:DCN", "explicit crosses of fields, a ranker", "arXiv 1708.05123, 2008.13535"
+    ),
+    "din": Entry(
+        "nextitem.models.rankers.din:DIN", "reads the history with the candidate in view, a ranker", "arXiv 1706.06978"
+    ),
+    "multi-behaviour": Entry(
+        "nextitem.models.rankers.multi_behaviour:MultiBehaviour",
+        "a sequence for each action, read with the others, a ranker",
+        "Gu et al. 2020; Yuan et al. 2022",
+    ),
+    "sim": Entry(
+        "nextitem.models.rankers.sim:SIM", "searches lifelong histories for a candidate, a ranker", "arXiv 2006.05639"
+    ),
 }
 
 TOKENIZERS: dict[str, Entry] = {
@@ -156,6 +194,27 @@ METRICS: dict[str, Entry] = {
         "nextitem.evaluation.metrics.beyond_accuracy:popularity_bias",
         "mean popularity of lists over histories'",
         "Abdollahpouri et al. 2019",
+    ),
+    "auc": Entry(
+        "nextitem.evaluation.metrics.ranking:auc",
+        "chance that a positive scores above a negative",
+        "Hanley & McNeil 1982",
+    ),
+    "gauc": Entry(
+        "nextitem.evaluation.metrics.ranking:gauc", "auc by user, weighted by impressions", "arXiv 1706.06978"
+    ),
+    "log_loss": Entry(
+        "nextitem.evaluation.metrics.ranking:log_loss", "negative log-likelihood of the labels, nats", "-"
+    ),
+    "normalised_entropy": Entry(
+        "nextitem.evaluation.metrics.ranking:normalised_entropy",
+        "log_loss over that of the labels' mean",
+        "He et al. 2014",
+    ),
+    "calibration_error": Entry(
+        "nextitem.evaluation.metrics.ranking:calibration_error",
+        "distance of probabilities from shares of positives",
+        "arXiv 1904.01685",
     ),
 }
 

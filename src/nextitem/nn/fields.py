@@ -52,6 +52,18 @@ class FieldCodes:
         """Fields with one code a row, side by side [P, F1 + F2]."""
         return torch.cat([self.request[self.rows], self.candidate], dim=1)
 
+    def looked_up(self) -> tuple[Tensor, Tensor]:
+        """All codes of the batch, each as often as it is there, and how many candidates it is there for."""
+        shown = torch.bincount(self.rows, minlength=len(self.request)).float()
+        of_candidates = torch.cat([self.candidate.flatten(), *(bag.values for bag in self.candidate_bags)])
+        codes = [self.request.flatten(), *(bag.values for bag in self.request_bags), of_candidates]
+        counts = [
+            shown.repeat_interleave(self.request.shape[1]),
+            *(shown[bag.row_ids()] for bag in self.request_bags),
+            shown.new_ones(len(of_candidates)),
+        ]
+        return torch.cat(codes), torch.cat(counts)
+
 
 class Fields(nn.Module):
     """The chosen fields (none named: all that there are), in the order request, request bags, candidate, its bags.

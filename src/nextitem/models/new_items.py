@@ -1,0 +1,123 @@
+"""New items: what is new and like the history, with a bonus for what has hardly been tried.
+
+An item is new that came out shortly before the request, or that training has hardly seen. New items are ranked by the
+cosine of their content with the history's, plus an exploration bonus that falls with the events an item has had, as
+upper confidence bounds do (Auer et al., 2002). At most `quota` of them head a list, so that what is unproven cannot
+fill it.
+
+    new(i)   = released(i) <= t  and  (released(i) > t - days  or  events(i) <= few_events)
+    score(i) = 1 + cos(p, c_i) + exploration / sqrt(1 + events(i))           p: profile, as in content-neighbours
+
+Notable
+- The bonus is certain, not drawn: the same request gets the same list. Its size shrinks only as events are learnt.
+- t is the request's time, else that of the last training event. Items that come out after t are never new. Without
+  release dates `few_events` alone decides.
+- What stands in the history is not new to its owner.
+- The other items follow by popularity, with scores of at most 0.
+
+Shapes: B requests, N items, D content width, K returned.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.nn.ann_index import AnnIndex, AnnIndexConfig
+from nextitem.nn.sparse_rows import padded_rows
+from nextitem.nn.votes import recent_history
+from nextitem.ops.topk import top_items
+
+DAY_MS = 86_400_000
+
+
+class NewItemsConfig(configs.Config):
+    """Settings of NewItems."""
+
+    days: float = Field(30.0, gt=0)  # since its release that an item counts as new
+    few_events: int = Field(5, ge=0)  # training events up to which an item counts as new, whenever it came out
+    quota: int = Field(200, ge=1)  # new items at the head of a list, at most
+    exploration: float = Field(0.1, ge=0)  # bonus of an item without any event, in units of the cosine
+    recent_items: int | None = Field(10, ge=1)  # items of the history that make the profile; None: all
+    recency_decay: float = Field(0.7, gt=0, le=1)  # factor on an item for each event that followed it
+
+
+class NewItems(Recommender):
+    """Ranks new items by content and exploration."""
+
+    Config = NewItemsConfig
+    known_answers: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[frozenset[str]] = frozenset({"content"})
+    vectors: Tensor
+    rare: Tensor
+    last_time: Tensor
+
+    def __init__(self, config: NewItemsConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.settings = config
+        assert catalog.content is not None, "the pipeline adds content where `needs` asks for it"
+        rows, width = catalog.content.shape
+        self.register_buffer("vectors", torch.zeros(rows, width + 1))  # content of length 1, and the bonus
+        self.register_buffer("rare", torch.zeros(rows, dtype=torch.bool))
+        self.register_buffer("last_time", torch.tensor(0))
+        self.index = AnnIndex(AnnIndexConfig())
+
+    def fit(self, train: Dataset) -> None:
+        """Counts events; nothing else is learnt."""
+        assert self.catalog.content is not None
+        counts = torch.from_numpy(train.interactions.item_counts())
+        content = torch.nn.functional.normalize(self.catalog.content, dim=1)
+        self.vectors = torch.cat([content, self.settings.exploration / (1 + counts[:, None]).sqrt()], dim=1)
+        self.index.build(self.vectors)
+        self.rare = counts <= self.settings.few_events
+        times = train.interactions.timestamps
+        self.last_time = torch.tensor(0 if times is None or not len(times) else int(times.max()))
+
+    def new_items(self, batch: SequenceBatch) -> Tensor:
+        """Which items are new to each request, bool [B, N + 1]; column 0 is false."""
+        released = self.catalog.released_ms
+        if released is None:
+            new = self.rare.expand(batch.num_requests, -1).clone()
+        else:
+            times = self.last_time.expand(batch.num_requests) if batch.request_times is None else batch.request_times
+            age = times[:, None] - torch.from_numpy(released)
+            new = torch.zeros(batch.num_requests, self.num_items + 1, dtype=torch.bool)
+            new[:, 1:] = (age >= 0) & ((age < self.settings.days * DAY_MS) | self.rare[1:])
+        new[batch.items.row_ids(), batch.items.values] = False
+        new[:, 0] = False
+        return new
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        new = self.new_items(batch)
+        if batch.allowed is not None:
+            new &= batch.allowed
+        head, scores = self.index.search(
+            self.vectors, self._queries(batch), min(k, self.settings.quota), allowed=new, excluded=batch.excluded
+        )
+        scores = 1 + scores
+        if head.shape[1] == k and bool((head[:, -1] > 0).all()):
+            return Recommendations(head, scores)
+        others = (self.popularity / self.popularity.max().clamp(min=1) - 1).repeat(batch.num_requests, 1)
+        others[torch.arange(len(head))[:, None], head] = -torch.inf
+        rest = top_items(others, batch, k)
+        items, values = torch.cat([head, rest.item_ids], 1), torch.cat([scores, rest.scores], 1)
+        order = values.argsort(dim=1, descending=True, stable=True)[:, :k]
+        return Recommendations(items.gather(1, order), values.gather(1, order))
+
+    def _queries(self, batch: SequenceBatch) -> Tensor:
+        """Profiles of length 1, and a 1 for the bonus, [B, D + 1]."""
+        chosen = self.settings
+        history = recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
+        weights, items = padded_rows(history, torch.arange(batch.num_requests).numpy())
+        weights = weights.masked_fill(weights == -torch.inf, 0)
+        profiles = torch.bmm(weights[:, None], self.vectors[items, :-1])[:, 0]
+        return torch.nn.functional.pad(torch.nn.functional.normalize(profiles, dim=1), (0, 1), value=1.0)

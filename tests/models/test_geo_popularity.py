@@ -1,0 +1,115 @@
+"""Geo popularity against counts worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from known_answers import build
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import RequestColumn
+from nextitem.core.dataset import Dataset
+from nextitem.core.jagged import Jagged
+from nextitem.models.geo_popularity import GeoPopularity, GeoPopularityConfig
+
+# Users 1 to 4; Lyon and Nice lie in FR, Rome in IT; user 4 says nothing.
+EVENTS = [[1, 2, 2], [3, 3, 2], [4, 4, 4, 4], [5, 5, 5, 5, 5, 1]]
+CITY, COUNTRY = ["Lyon", "Nice", "Rome", None], ["FR", "FR", "IT", None]
+ALL = np.array([0, 2, 3, 2, 4, 5]) / 16
+
+
+def dataset() -> Dataset:
+    made = build(EVENTS, ["a", "b", "c", "d", "e"], name="geo")
+    requests = {
+        "user.city": RequestColumn("categorical", pl.Series(["Lyon", "Nice", "Oslo", "Rome"])),
+        "user.country": RequestColumn("categorical", pl.Series(["FR", "IT"])),
+        "user.age": RequestColumn("numeric"),
+    }
+    table = pl.DataFrame({"user_id": ["u1", "u2", "u3", "u4"], "city": CITY, "country": COUNTRY, "age": [1.0] * 4})
+    features = {"city": "categorical", "country": "categorical", "age": "numeric"}
+    users = replace(made.users, table=table, features=features)
+    return replace(made, users=users, catalog=replace(made.catalog, requests=requests))
+
+
+def fitted(**settings: object) -> GeoPopularity:
+    train = dataset()
+    chosen = {"half_life_days": None, "strength": 2.0, **settings}
+    model = GeoPopularity(GeoPopularityConfig(**chosen), train.catalog)  # type: ignore[arg-type]
+    model.set_popularity(torch.from_numpy(train.interactions.item_counts()).float())
+    model.fit(train)
+    return model
+
+
+def asked(city: int, country: int, history: list[int] | None = None, **fields: object) -> SequenceBatch:
+    context = {"user.city": torch.tensor([city]), "user.country": torch.tensor([country])}
+    return SequenceBatch(Jagged.from_rows([[1] if history is None else history]), context=context, **fields)  # type: ignore[arg-type]
+
+
+def test_rates_back_off_from_city_to_country_to_all() -> None:
+    model = fitted()
+    france = (np.array([0, 1, 3, 2, 0, 0]) + 2 * ALL) / (6 + 2)
+    nice = (np.array([0, 0, 1, 2, 0, 0]) + 2 * france) / (3 + 2)
+    for city, country, expected in ((2, 1, nice), (3, 1, france), (0, 1, france), (0, 0, ALL), (3, 0, ALL)):
+        rates = model.rates(torch.tensor([[city, country]]))
+        assert rates[0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+        found = model.recommend(asked(city, country), 5)
+        order = np.argsort(-expected[1:], kind="stable") + 1
+        assert found.item_ids[0].tolist() == order.tolist()
+        assert found.scores[0].tolist() == pytest.approx(expected[order].tolist(), abs=1e-6)
+
+
+def test_a_strong_prior_is_the_wider_region_and_a_weak_one_the_region_alone() -> None:
+    there = torch.tensor([[2, 1]])
+    assert fitted(strength=1e9).rates(there)[0].tolist() == pytest.approx(ALL.tolist(), abs=1e-6)
+    assert fitted(strength=0.0).rates(there)[0].tolist() == pytest.approx([0, 0, 1 / 3, 2 / 3, 0, 0], abs=1e-6)
+    assert fitted(strength=0.0).rates(torch.tensor([[3, 1]]))[0, 3] == pytest.approx(2 / 6)
+
+
+def test_columns_may_be_chosen() -> None:
+    model = fitted(columns=("user.country",))
+    france = (np.array([0, 1, 3, 2, 0, 0]) + 2 * ALL) / (6 + 2)
+    assert model.rates(torch.tensor([[1]]))[0].tolist() == pytest.approx(france.tolist(), abs=1e-6)
+    with pytest.raises(ValueError, match=r"user\.age.*user\.city, user\.country"):
+        fitted(columns=("user.age",))
+
+
+def test_recent_events_count_more() -> None:
+    model = fitted(half_life_days=1 / 24)  # the events of a user are an hour apart
+    nice = model.rates(torch.tensor([[2, 1]]))[0]
+    assert nice[2] > nice[3] - 0.2
+    plain = fitted().rates(torch.tensor([[2, 1]]))[0]
+    assert nice[2] / nice[3] > plain[2] / plain[3]
+
+
+def test_requests_of_several_regions_and_exclusions_in_one_batch() -> None:
+    model = fitted()
+    rows = [(2, 1, [3]), (4, 2, []), (2, 1, [1, 2]), (0, 0, [5, 4, 3, 2, 1])]
+    batch = SequenceBatch(
+        Jagged.from_rows([[1]] * 4),
+        context={
+            "user.city": torch.tensor([row[0] for row in rows]),
+            "user.country": torch.tensor([row[1] for row in rows]),
+        },
+        excluded=Jagged.from_rows([row[2] for row in rows]),
+    )
+    together = model.recommend(batch, 4)
+    for place, (city, country, excluded) in enumerate(rows):
+        alone = model.recommend(asked(city, country, excluded=Jagged.from_rows([excluded])), 4)
+        assert torch.equal(alone.item_ids[0], together.item_ids[place])
+        dense = model.recommend(
+            asked(city, country, excluded=Jagged.from_rows([excluded]), allowed=torch.ones(1, 6, dtype=torch.bool)), 4
+        )
+        assert torch.equal(alone.item_ids, dense.item_ids)
+        assert torch.equal(alone.scores, dense.scores)
+
+
+def test_an_empty_history_is_answered_by_its_region() -> None:
+    found = fitted().recommend(asked(2, 1, history=[]), 2)
+    assert found.item_ids.tolist() == [[3, 2]]
+    assert found.fallback is not None
+    assert found.fallback.tolist() == [True]
+    assert fitted().recommend(asked(0, 0, history=[]), 2).item_ids.tolist() == [[5, 4]]

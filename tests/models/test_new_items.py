@@ -1,0 +1,88 @@
+"""New items against their definition, item by item."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from known_answers import build
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.jagged import Jagged
+from nextitem.models.new_items import NewItems, NewItemsConfig
+
+DAY = 86_400_000
+START = 1_600_000_000_000
+ITEMS = 12
+EVENTS = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5], [1, 2, 3], [1, 2, 3], [1, 2]]
+COUNTS = {1: 5, 2: 5, 3: 4, 4: 2, 5: 2, 6: 1}
+# Days at which items come out; the log ends on day 0. Items 9 and 10 lie in its future.
+RELEASED = [-300, -300, -5, -200, -20, -300, -10, -400, 4, 40, -1, -31]
+
+
+def fitted(*, dated: bool = True, **settings: object) -> NewItems:
+    dataset = build(EVENTS, [f"t{number}" for number in range(ITEMS)], name="new")
+    content = torch.randn(ITEMS + 1, 5, generator=torch.Generator().manual_seed(1))
+    catalog = dataset.catalog.with_content(content)
+    if dated:
+        catalog = replace(catalog, released_ms=np.array([START + day * DAY for day in RELEASED]))
+    model = NewItems(NewItemsConfig(**settings), catalog)  # type: ignore[arg-type]
+    model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
+    model.fit(dataset.with_catalog(catalog))
+    return model
+
+
+def numbers(mask: torch.Tensor) -> list[int]:
+    return mask.nonzero()[:, 0].tolist()
+
+
+def test_what_is_new_depends_on_when_it_is_asked() -> None:
+    model = fitted(days=30, few_events=1)
+    times = torch.tensor([START, START + 5 * DAY, START + 50 * DAY])
+    new = model.new_items(SequenceBatch(Jagged.from_rows([[1], [1, 7], [1]]), request_times=times))
+    assert numbers(new[0]) == [3, 5, 6, 7, 8, 11, 12]  # 3, 5, 7, 11 by date; 6, 8, 12 hardly seen
+    assert numbers(new[1]) == [3, 5, 6, 8, 9, 11, 12]  # 7 stands in the history, 9 has come out
+    assert numbers(new[2]) == [6, 7, 8, 9, 10, 11, 12]
+    undated = model.new_items(SequenceBatch(Jagged.from_rows([[1]])))
+    assert numbers(undated[0]) == numbers(new[0])  # the log ends on the day of the first request
+
+
+def test_without_release_dates_few_events_decide() -> None:
+    model = fitted(dated=False, few_events=2)
+    assert numbers(model.new_items(SequenceBatch(Jagged.from_rows([[1]])))[0]) == [4, 5, 6, 7, 8, 9, 10, 11, 12]
+
+
+def test_scores_equal_the_formula_and_the_rest_follows_by_popularity() -> None:
+    model = fitted(days=30, few_events=1, exploration=0.5, recency_decay=0.5)
+    content = model.catalog.content
+    assert content is not None
+    unit = torch.nn.functional.normalize(content, dim=1)
+    profile = torch.nn.functional.normalize(0.5 * unit[2] + unit[1], dim=0)
+    expected = {
+        item: 1 + float(profile @ unit[item]) + 0.5 / math.sqrt(1 + COUNTS.get(item, 0))
+        for item in (3, 5, 6, 7, 8, 11, 12)
+    }
+    best = sorted(expected, key=lambda item: -expected[item])
+    batch = SequenceBatch(Jagged.from_rows([[2, 1]]), request_times=torch.tensor([START]))
+    found = model.recommend(batch, ITEMS)
+    assert found.item_ids[0].tolist() == [*best, 1, 2, 4, 9, 10]
+    assert found.scores[0, :7].tolist() == pytest.approx([expected[item] for item in best], abs=1e-5)
+    assert bool((found.scores[0, 7:] <= 0).all())
+    assert model.recommend(batch, 3).item_ids[0].tolist() == best[:3]
+
+
+def test_no_more_new_items_than_the_quota() -> None:
+    model = fitted(quota=2)
+    batch = SequenceBatch(Jagged.from_rows([[2]]), request_times=torch.tensor([START]))
+    found = model.recommend(batch, 5)
+    assert (found.scores[0] > 0).tolist() == [True, True, False, False, False]
+    assert len(set(found.item_ids[0].tolist())) == 5
+
+
+def test_exploration_prefers_what_has_not_been_tried() -> None:
+    model = fitted(days=10_000, few_events=10, exploration=100.0)
+    batch = SequenceBatch(Jagged.from_rows([[1]]), request_times=torch.tensor([START]))
+    assert set(model.recommend(batch, 4).item_ids[0].tolist()) == {7, 8, 11, 12}
