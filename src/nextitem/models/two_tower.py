@@ -47,7 +47,8 @@ from nextitem.losses.in_batch_softmax import in_batch_softmax
 from nextitem.nn.item_features import CONTENT
 from nextitem.nn.streaming_frequency import StreamingFrequency
 from nextitem.nn.towers import NEVER, ItemTower, TowerSizes, UserTower
-from nextitem.ops.topk import top_candidates, top_items
+from nextitem.ops.topk import top_candidates
+from nextitem.ops.vector_search import VectorTable, nearest_items
 
 TEACHER = "teacher"  # the label that holds a ranker's scores
 BLOCK = 65_536  # items whose vectors are made at a time
@@ -60,7 +61,7 @@ class TwoTowerConfig(configs.Config):
     width: int = Field(64, ge=1)  # D, of the vectors that meet
     field_width: int = Field(32, ge=1)  # of each field's vector
     hidden: tuple[int, ...] = (128,)  # units of the hidden layers of both towers
-    dropout: float = Field(0.1, ge=0, lt=1)  # of hidden layers, and of the items of a history
+    dropout: float = Field(0.1, ge=0, lt=1)  # of hidden layers, and of what a history is summed up to
     user_fields: tuple[str, ...] = ()  # of requests (nn/fields.py), read beside the history; none named: all there are
     item_fields: tuple[str, ...] = ()  # of items alone, and "content"; none named: all columns
     heads: int = Field(2, ge=1)  # ways of weighing the history
@@ -106,6 +107,7 @@ class TwoTower(Recommender):
         rows = catalog.num_items + 1 if config.hard_negatives else 0
         self.register_buffer("snapshot", torch.zeros(rows, config.width))  # by which hard negatives are found
         self.register_buffer("made", torch.zeros(2, 0, config.width), persistent=False)  # both vectors of all items
+        self.table: VectorTable | None = None
         self.register_load_state_dict_post_hook(lambda model, keys: model.forget())  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Self:
@@ -117,6 +119,7 @@ class TwoTower(Recommender):
     def forget(self) -> None:
         """Item vectors are made anew when next asked for."""
         self.made = self.made.new_zeros(2, 0, self.settings.width)
+        self.table = None
 
     def examples(self, train: Dataset) -> Examples:
         """Every event as a request, or what was shown; vocabularies and quantiles are taken from them."""
@@ -168,7 +171,9 @@ class TwoTower(Recommender):
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         if batch.candidates is not None:
             return top_candidates(batch.candidates, self._scores(batch), batch, k, num_items=self.num_items)
-        return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
+        if self.table is None or self.table.vectors.device != self.popularity.device:
+            self.table = VectorTable(self.item_vectors())
+        return nearest_items(self.table, self.user_vectors(batch), batch, k)
 
     def _scores(self, batch: SequenceBatch) -> Tensor:
         """Of the candidates [P]."""
