@@ -105,25 +105,41 @@ class VectorTable:
         """The same for a few queries, on the way described above."""
         queries = queries.float()
         step = (queries.abs().amax(1, keepdim=True) / LEVELS).clamp(min=1e-30)
-        codes = (queries / step).round()
+        rounded = (queries / step).round()
+        codes = self._as_bytes(rounded)
         # In units of the query's step: how far a product may be off for each unit of `lengths`.
-        spread = torch.cat([queries.norm(dim=1, keepdim=True) / step, (queries / step - codes).norm(dim=1)[:, None]], 1)
-        upper = self._upper_bounds(self._as_bytes(codes), spread, allowed)
+        spread = torch.cat(
+            [queries.norm(dim=1, keepdim=True) / step, (queries / step - rounded).norm(dim=1)[:, None]], 1
+        )
+        upper = self._upper_bounds(codes, spread, allowed)
         left_out = torch.zeros(len(queries), dtype=torch.int64) if excluded is None else excluded.lengths
         least = self._least(upper, spread, k + left_out)
         items, scores = torch.zeros((len(queries), k), dtype=torch.int64), torch.full((len(queries), k), -torch.inf)
         for row in range(len(queries)):
             found = self._members((upper[row] >= least[row]).nonzero()[:, 0])
-            values = self.vectors.index_select(0, found).float() @ queries[row]
             if allowed is not None:
-                values.masked_fill_(~allowed[row if len(allowed) > 1 else 0, found], -torch.inf)
+                found = found[allowed[row if len(allowed) > 1 else 0].index_select(0, found)]
             if excluded is not None:
                 own = excluded.values[excluded.offsets[row] : excluded.offsets[row + 1]]
-                values.masked_fill_(torch.isin(found, own), -torch.inf)
+                found = _without(found, own)
+            found = self._within_reach(found, codes[row], spread[row], k)
+            values = self.vectors.index_select(0, found).float() @ queries[row]
             best, places = stable_topk(values[None], min(k, len(found)))
-            items[row, : best.shape[1]] = found[places[0]].masked_fill(best[0] == -torch.inf, 0)
-            scores[row, : best.shape[1]] = best[0]
+            items[row, : best.shape[1]], scores[row, : best.shape[1]] = found[places[0]], best[0]
         return items, scores
+
+    def _within_reach(self, found: Tensor, codes: Tensor, spread: Tensor, k: int) -> Tensor:
+        """Those of the items `found [n]` whose own upper bound reaches the k-th largest lower bound among them."""
+        if len(found) <= k:
+            return found
+        place = found - 1
+        group = place // GROUP
+        rows = place // TILE * TILE + place % GROUP * (TILE // GROUP) + group % (TILE // GROUP)
+        products = torch._int_mm(codes[None], self.codes.index_select(0, rows).T)[0]
+        middle = products * self.steps.index_select(0, group)
+        margin = (spread @ self.lengths).index_select(0, group)
+        least = torch.topk(middle - margin, k, sorted=False).values.min()
+        return found[middle + margin >= least]
 
     def _upper_bounds(self, codes: Tensor, spread: Tensor, allowed: Tensor | None) -> Tensor:
         """What no item of a group exceeds, [B, G], in units of the query's step; -inf where nothing is allowed."""
@@ -167,6 +183,16 @@ class VectorTable:
         """The items of the given groups, rising, [n]."""
         items = (GROUP * groups[:, None] + torch.arange(1, GROUP + 1)).flatten()
         return items[items <= self.num_items]
+
+
+def _without(rising: Tensor, others: Tensor) -> Tensor:
+    """The entries of `rising [n]`, distinct, that are not among `others`, of which there are few."""
+    if not len(rising):
+        return rising
+    places = torch.searchsorted(rising, others).clamp(max=len(rising) - 1)
+    kept = torch.ones(len(rising), dtype=torch.bool)
+    kept[places[rising[places] == others]] = False
+    return rising[kept]
 
 
 def search_vectors_reference(
