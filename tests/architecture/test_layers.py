@@ -73,7 +73,9 @@ def test_files_and_functions_stay_short(file: Path) -> None:
 
 
 def test_every_model_file_is_registered_and_indexed() -> None:
-    registered = {entry.path.split(":")[0].rsplit(".", 1)[1] for entry in registry.MODELS.values()}
+    modules = [entry.path.split(":")[0] for entry in registry.MODELS.values()]
+    # What is composed of models stands above them: the cascade.
+    registered = {module.rsplit(".", 1)[1] for module in modules if module.startswith("nextitem.models.")}
     flat = {file.stem for file in (SOURCE / "models").glob("*.py")} - {"__init__"}
     in_folders = {file.stem: file.parent.name for file in (SOURCE / "models").glob("*/*.py") if file.stem in registered}
     assert registered == flat | set(in_folders)

@@ -12,6 +12,8 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.registry import METRICS
 
 N, B, K = 40, 25, 10
+SCORED = [name for name, entry in METRICS.items() if "labels" in inspect.signature(entry.load()).parameters]
+LISTED = [name for name in METRICS if name not in SCORED]
 RELEVANCE = ("recall", "hit_rate", "precision", "ndcg", "mrr", "map")
 BOUNDED = (*RELEVANCE, "coverage", "gini", "serendipity")  # within 0..1
 
@@ -38,7 +40,7 @@ def result(name: str, lists: Tensor, targets: Jagged) -> Tensor:
     return torch.as_tensor(metric(lists, **{name: known[name] for name in asked}))
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", LISTED)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_bounds_and_shape(name: str, seed: int) -> None:
     lists, targets = lists_and_targets(seed)
@@ -50,7 +52,7 @@ def test_bounds_and_shape(name: str, seed: int) -> None:
         assert bool((found <= 1).all())
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", LISTED)
 def test_the_order_of_requests_does_not_matter(name: str) -> None:
     lists, targets = lists_and_targets(3)
     order = torch.randperm(B, generator=torch.Generator().manual_seed(4))
@@ -58,14 +60,14 @@ def test_the_order_of_requests_does_not_matter(name: str) -> None:
     torch.testing.assert_close(moved, found if found.dim() == 0 else found[order])
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", LISTED)
 def test_padding_at_the_tail_says_nothing(name: str) -> None:
     lists, targets = lists_and_targets(5)
     lists[:, 6:] = 0
     torch.testing.assert_close(result(name, lists, targets), result(name, lists[:, :6], targets))
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", LISTED)
 def test_arguments_stay_as_they_were(name: str) -> None:
     lists, targets = lists_and_targets(6)
     before = lists.clone(), targets.values.clone()
@@ -103,3 +105,22 @@ def test_a_hit_that_moves_up_never_costs(name: str) -> None:
             moved[row] = torch.tensor(items)
     assert not torch.equal(moved, lists)
     assert bool((result(name, moved, targets) >= result(name, lists, targets)).all())
+
+
+def scored(name: str, rows: Tensor | None = None) -> float:
+    """A metric of labelled probabilities on drawn ones, in the order of `rows`."""
+    metric = METRICS[name].load()
+    draw = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(200, generator=draw).mul(20).round() / 20  # with ties
+    labels = (torch.rand(200, generator=draw) < probabilities).long()
+    given = {"scores": probabilities, "probabilities": probabilities, "labels": labels, "groups": torch.arange(200) % 7}
+    asked = [name for name in inspect.signature(metric).parameters if name in given]
+    found = metric(*(given[name] if rows is None else given[name][rows] for name in asked))
+    return float(found[0] if isinstance(found, tuple) else found)
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_scored_candidates_in_any_order(name: str) -> None:
+    moved = torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    assert scored(name) == pytest.approx(scored(name, moved))
+    assert 0 < scored(name) < 1

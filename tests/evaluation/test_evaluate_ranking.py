@@ -45,6 +45,8 @@ def test_gauc_is_over_users_and_weighs_them_by_what_they_were_shown() -> None:
     flat = [label for row in LABELS for label in row], [score for row in SCORES for score in row]
     assert found.metrics["auc"] == pytest.approx(roc_auc_score(*flat))
     assert found.metrics["log_loss"] == pytest.approx(log_loss(*flat), abs=1e-6)
+    base = log_loss(flat[0], [sum(flat[0]) / len(flat[0])] * len(flat[0]))
+    assert found.metrics["normalised_entropy"] == pytest.approx(log_loss(*flat) / base, abs=1e-6)
     assert (found.model, found.protocol, found.users) == ("m", "impressions", 4)
 
 

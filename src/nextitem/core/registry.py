@@ -73,12 +73,42 @@ MODELS: dict[str, Entry] = {
         "an index of clusters that learns with the stream",
         "arXiv 2501.08695",
     ),
+    "two-tower": Entry(
+        "nextitem.models.two_tower:TwoTower", "a vector of the request meets a vector of the item", "Huang et al. 2013"
+    ),
     "cascade": Entry(
         "nextitem.cascade.cascade:Cascade",
         "retrieval channels, rankers and re-rankers in a row",
         "Covington et al. 2016",
     ),
     "lr": Entry("nextitem.models.rankers.lr:LR", "logistic regression over fields, a ranker", "McMahan et al. 2013"),
+    "gbdt": Entry(
+        "nextitem.models.rankers.gbdt:GBDT",
+        "boosted trees over fields, a ranker",
+        "Friedman 2001; Burges 2010; He et al. 2014",
+    ),
+    "wide-and-deep": Entry(
+        "nextitem.models.rankers.wide_and_deep:WideAndDeep",
+        "a linear model and a network over fields, a ranker",
+        "arXiv 1606.07792",
+    ),
+    "deepfm": Entry(
+        "nextitem.models.rankers.deepfm:DeepFM", "factorisation machine and network, a ranker", "arXiv 1703.04247"
+    ),
+    "dcn": Entry(
+        "nextitem.models.rankers.dcn:DCN", "explicit crosses of fields, a ranker", "arXiv 1708.05123, 2008.13535"
+    ),
+    "din": Entry(
+        "nextitem.models.rankers.din:DIN", "reads the history with the candidate in view, a ranker", "arXiv 1706.06978"
+    ),
+    "multi-behaviour": Entry(
+        "nextitem.models.rankers.multi_behaviour:MultiBehaviour",
+        "a sequence for each action, read with the others, a ranker",
+        "Gu et al. 2020; Yuan et al. 2022",
+    ),
+    "sim": Entry(
+        "nextitem.models.rankers.sim:SIM", "searches lifelong histories for a candidate, a ranker", "arXiv 2006.05639"
+    ),
 }
 
 TOKENIZERS: dict[str, Entry] = {
@@ -164,6 +194,27 @@ METRICS: dict[str, Entry] = {
         "nextitem.evaluation.metrics.beyond_accuracy:popularity_bias",
         "mean popularity of lists over histories'",
         "Abdollahpouri et al. 2019",
+    ),
+    "auc": Entry(
+        "nextitem.evaluation.metrics.ranking:auc",
+        "chance that a positive scores above a negative",
+        "Hanley & McNeil 1982",
+    ),
+    "gauc": Entry(
+        "nextitem.evaluation.metrics.ranking:gauc", "auc by user, weighted by impressions", "arXiv 1706.06978"
+    ),
+    "log_loss": Entry(
+        "nextitem.evaluation.metrics.ranking:log_loss", "negative log-likelihood of the labels, nats", "-"
+    ),
+    "normalised_entropy": Entry(
+        "nextitem.evaluation.metrics.ranking:normalised_entropy",
+        "log_loss over that of the labels' mean",
+        "He et al. 2014",
+    ),
+    "calibration_error": Entry(
+        "nextitem.evaluation.metrics.ranking:calibration_error",
+        "distance of probabilities from shares of positives",
+        "arXiv 1904.01685",
     ),
 }
 

@@ -73,11 +73,11 @@ def quick_auc(model: Ranker, requests: SequenceBatch) -> float:
 def evaluate_ranking(
     scores: Jagged, requests: SequenceBatch, *, label: str, model_name: str = "", refit: bool = False
 ) -> Evaluation:
-    """AUC, GAUC and log-loss of `scores`, one for each of the requests' candidates, against their labels.
+    """AUC, GAUC, log-loss, normalised entropy and calibration error of `scores` against the candidates' labels.
 
-    `scores` shares the candidates' offsets and holds probabilities; where any score lies outside 0..1, log-loss is
-    left out. The interval of AUC is a bootstrap over the groups of GAUC. A label above 0 is positive. GAUC is over
-    users, for requests of unknown users over the requests themselves, that have both labels. A figure that is not
+    `scores` shares the candidates' offsets and holds probabilities; where any score lies outside 0..1, the last
+    three are left out. The interval of AUC is a bootstrap over the groups of GAUC. A label above 0 is positive. GAUC is
+    over users, for requests of unknown users over the requests themselves, that have both labels. A figure that is not
     defined (no group has both labels) is NaN, null in JSON. `slices` says what was judged: {"judged by gauc":
     {"users": groups}, "left out of gauc": {"users": groups}}. `users` counts requests.
     """
@@ -94,6 +94,8 @@ def evaluate_ranking(
     metrics = {"auc": ranking.auc(scores.values, labels), "gauc": mean}
     if bool(((scores.values >= 0) & (scores.values <= 1)).all()):
         metrics["log_loss"] = ranking.log_loss(scores.values, labels)
+        metrics["normalised_entropy"] = ranking.normalised_entropy(scores.values, labels)
+        metrics["calibration_error"] = ranking.calibration_error(scores.values, labels)
     judged = int(torch.unique(groups).numel()) - left_out
     return Evaluation(
         model=model_name,

@@ -27,7 +27,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError
 from nextitem.core.interactions import Interactions
-from nextitem.core.jagged import Jagged
+from nextitem.core.jagged import Jagged, offsets_of
 from nextitem.nn import field_kinds as kinds
 
 TREND_DAYS = 14
@@ -51,6 +51,18 @@ class FieldCodes:
     def matrix(self) -> Tensor:
         """Fields with one code a row, side by side [P, F1 + F2]."""
         return torch.cat([self.request[self.rows], self.candidate], dim=1)
+
+    def looked_up(self) -> tuple[Tensor, Tensor]:
+        """All codes of the batch, each as often as it is there, and how many candidates it is there for."""
+        shown = torch.bincount(self.rows, minlength=len(self.request)).float()
+        of_candidates = torch.cat([self.candidate.flatten(), *(bag.values for bag in self.candidate_bags)])
+        codes = [self.request.flatten(), *(bag.values for bag in self.request_bags), of_candidates]
+        counts = [
+            shown.repeat_interleave(self.request.shape[1]),
+            *(shown[bag.row_ids()] for bag in self.request_bags),
+            shown.new_ones(len(of_candidates)),
+        ]
+        return torch.cat(codes), torch.cat(counts)
 
 
 class Fields(nn.Module):
@@ -144,28 +156,39 @@ class FieldVectors(nn.Module):
 
     def forward(self, codes: FieldCodes) -> Tensor:
         """[P, F, D], in the order of `Fields.names`."""
-        by_request = [self.table(codes.request), *(self._mean(bag)[:, None] for bag in codes.request_bags)]
-        by_candidate = [self.table(codes.candidate), *(self._mean(bag)[:, None] for bag in codes.candidate_bags)]
-        return torch.cat([torch.cat(by_request, 1)[codes.rows], *by_candidate], 1)
+        by_candidate = [self.table(codes.candidate), *self._means(codes.candidate_bags)]
+        return torch.cat([self.of_requests(codes)[codes.rows], *by_candidate], 1)
+
+    def of_requests(self, codes: FieldCodes) -> Tensor:
+        """[B, F1, D], of the requests' own fields and bags."""
+        return torch.cat([self.table(codes.request), *self._means(codes.request_bags)], 1)
 
     def of_items(self, item_ids: Tensor) -> Tensor:
         """What the fields say of items alone, side by side: [..., X] of `item_ids [...]`, X = `item_width`."""
-        flat, parts = item_ids.flatten(), []
+        flat, single, bags = item_ids.flatten(), [], []
         for start, field in self.fields[0].items():
             codes = field.of_items(flat)
             if isinstance(codes, Jagged):
-                parts.append(self._mean(codes.with_values(codes.values + start)))
+                bags.append(codes.with_values(codes.values + start))
             else:
-                parts.append(self.table(codes + start))
-        return torch.cat(parts, 1).view(*item_ids.shape, -1)
+                single.append(codes + start)
+        vectors = [self.table(torch.stack(single, 1))] if single else []
+        return torch.cat([*vectors, *self._means(bags)], 1).view(*item_ids.shape, -1)
 
     @property
     def item_width(self) -> int:
         """X: fields of items, times D."""
         return len(self.fields[0].items()) * self.width
 
-    def _mean(self, bag: Jagged) -> Tensor:
-        return F.embedding_bag(bag.values, self.table.weight, bag.offsets[:-1], mode="mean")
+    def _means(self, bags: Sequence[Jagged]) -> list[Tensor]:
+        """[n, bags, D] of bags of n rows each, looked up at once: each look-up has a gradient of the table's size."""
+        if not bags:
+            return []
+        starts = offsets_of(torch.tensor([len(bag.values) for bag in bags], device=bags[0].values.device))
+        offsets = [bag.offsets[:-1] + start for bag, start in zip(bags, starts, strict=False)]
+        values = torch.cat([bag.values for bag in bags])
+        means = F.embedding_bag(values, self.table.weight, torch.cat(offsets), mode="mean")
+        return [means.view(len(bags), -1, self.width).transpose(0, 1)]
 
 
 def _known(catalog: Catalog, *, buckets: int, pair_buckets: int, brought: Sequence[str]) -> dict[str, kinds.Field]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 
 
@@ -53,4 +54,22 @@ def top_items(scores: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
     missing = (0, k - values.shape[1])
     values = torch.nn.functional.pad(values, missing, value=-torch.inf)
     items = torch.nn.functional.pad(items, missing).masked_fill(values == -torch.inf, 0)
+    return Recommendations(items, values.to(torch.float32))
+
+
+def top_candidates(
+    candidates: Jagged, scores: Tensor, batch: SequenceBatch, k: int, *, num_items: int
+) -> Recommendations:
+    """The k best of each request's own candidates that it allows, by `scores [P]`, one for each candidate.
+
+    An item that stands twice among the candidates counts once. Ties go to the smaller item number.
+    """
+    items, order = candidates.to_padded().sort(dim=1, stable=True)
+    padded = candidates.with_values(scores).to_padded(fill=-torch.inf).gather(1, order)
+    padded[:, 1:].masked_fill_(items[:, 1:] == items[:, :-1], -torch.inf)
+    legal = batch.legal(num_items)
+    padded.masked_fill_((items == 0) if legal is None else ~legal.gather(1, items), -torch.inf)
+    wide = (0, max(0, k - items.shape[1]))
+    values, places = stable_topk(torch.nn.functional.pad(padded, wide, value=-torch.inf), k)
+    items = torch.nn.functional.pad(items, wide).gather(1, places).masked_fill(values == -torch.inf, 0)
     return Recommendations(items, values.to(torch.float32))

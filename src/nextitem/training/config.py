@@ -9,16 +9,23 @@ from pydantic import Field
 from nextitem.core import config as configs
 
 
-class TrainingConfig(configs.Config):
-    """How a Trainable learns. One epoch is one pass over its examples."""
+class OptimizerConfig(configs.Config):
+    """How parameters follow their gradients."""
 
-    max_epochs: int = Field(30, ge=1)  # passes over the examples, and the length of the cosine schedule
-    batch_size: int = Field(128, ge=1)  # examples in a batch
-    optimizer: Literal["adamw", "adam", "adagrad", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "adagrad", "sgd", "ftrl"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)  # at its highest point
     betas: tuple[float, float] = (0.9, 0.999)  # of adam and adamw
     momentum: float = Field(0.0, ge=0, lt=1)  # of adagrad and sgd
     weight_decay: float = Field(0.0, ge=0)  # on matrices only, never on biases and norms
+    l1: float = Field(0.0, ge=0)  # of ftrl, on matrices only: weights whose gradients sum to less are exactly 0
+
+
+class TrainingConfig(OptimizerConfig):
+    """How a Trainable learns. One epoch is one pass over its examples."""
+
+    groups: dict[str, OptimizerConfig] = {}  # optimizers of parameters whose names begin so, up to a dot
+    max_epochs: int = Field(30, ge=1)  # passes over the examples, and the length of the cosine schedule
+    batch_size: int = Field(128, ge=1)  # examples in a batch
     schedule: Literal["constant", "cosine", "inverse-sqrt"] = "constant"  # after warm-up
     warmup_steps: int = Field(0, ge=0)  # optimizer steps over which the rate rises from 0
     gradient_clip: float | None = Field(None, gt=0)  # largest norm of the gradient; None: no limit

@@ -34,7 +34,7 @@ class TrainingModule(lightning.LightningModule):
         self.terms: dict[str, Tensor] = {}  # of the last batch, detached: the loss and its named parts
         # Several processes add sparse gradients up in on_before_optimizer_step: gloo's own way of it, which
         # DistributedDataParallel takes, corrupts memory now and then (torch 2.13).
-        self._sparse = sparse_tables(model) if config.optimizer == "adagrad" else {}
+        self._sparse = sparse_tables(model, config)
         self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in self._sparse]
 
     def training_step(self, stamped: Stamped, batch_idx: int) -> Tensor:

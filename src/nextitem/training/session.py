@@ -17,6 +17,7 @@ from nextitem.core.roles import Alternating
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import Stamped
 from nextitem.training.module import TrainingModule
+from nextitem.training.optimizers import forget
 from nextitem.training.progress import Progress
 
 _DUE = [None, "interrupted", "time", "save"]
@@ -138,7 +139,7 @@ class Session(lightning.Callback):
             return
         for parameter in model.alternate(self.epoch):
             for optimizer in trainer.optimizers:
-                optimizer.state.pop(parameter, None)
+                forget(optimizer, parameter)
 
     def _record(self, module: TrainingModule, epoch: int, *, judge: bool) -> None:
         """Adds the means of an epoch, and its validation, to the history."""

@@ -94,7 +94,7 @@ def test_an_unknown_task_is_named() -> None:
 
 def test_slots_are_read_in_training_alone() -> None:
     model = LR(LRConfig(fields=(), position="field"), cycle().catalog)
-    torch.nn.init.normal_(model.weights.table.weight)
+    torch.nn.init.normal_(model.vectors.table.weight)
     batch = asked([[5, 2]], [[1.0, 0.0]])
     shown = [
         replace(batch, candidate_features={"slot": Jagged.from_rows([slots]).with_values(torch.tensor(slots))})

@@ -13,12 +13,11 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
+from nextitem.data.examples.event_requests import EventRequests, length_orders
 from nextitem.data.impression_requests import impression_requests
-from nextitem.data.requests import RequestBuilder, single_targets
 
 TARGET = "target"  # the label of sampled candidates: is it the item that came next?
 HOUR_MS = 3_600_000
-_POOL = 50  # batches whose requests are sorted by length together
 
 
 class LabelledRequests:
@@ -38,7 +37,7 @@ class LabelledRequests:
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[SequenceBatch]:
         """Batches `start`, ... of an epoch."""
-        for rows in _orders(self.lengths, batch_size, epoch=epoch, seed=seed, start=start):
+        for rows in length_orders(self.lengths, batch_size, epoch=epoch, seed=seed, start=start):
             yield self.requests.select(torch.from_numpy(rows))
 
 
@@ -50,43 +49,29 @@ class SampledCandidates:
     """
 
     def __init__(self, train: Dataset, *, num_negatives: int, power: float, max_history_length: int) -> None:
-        log = train.interactions
-        first = log.offsets[log.user_ids - 1]
-        may = (log.item_ids > 0) & (np.arange(len(log)) > first)
-        if log.positive is not None:
-            may &= log.positive
-        self.builder = RequestBuilder(train)
-        self.places = np.flatnonzero(may)
-        self.starts = np.maximum(first[self.places], self.places - max_history_length)
-        self.lengths = self.places - self.starts
-        self.anonymous = train.anonymous
+        self.events = EventRequests(train, max_history_length=max_history_length)
         self.num_negatives = num_negatives
+        log = train.interactions
         weights = log.item_counts().astype(np.float64) ** power
         weights[0] = 0
         self.cumulative = np.cumsum(weights / weights.sum())
 
     def num_batches(self, batch_size: int) -> int:
         """Batches in one epoch."""
-        return -(-len(self.places) // batch_size)
+        return self.events.num_batches(batch_size)
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[SequenceBatch]:
         """Batches `start`, ... of an epoch."""
-        orders = _orders(self.lengths, batch_size, epoch=epoch, seed=seed, start=start)
-        for number, rows in enumerate(orders, start=start):
+        for number, rows in enumerate(self.events.orders(batch_size, epoch=epoch, seed=seed, start=start), start=start):
             yield self.batch(rows, np.random.default_rng([seed, epoch, number]))
 
     def batch(self, rows: NDArray[np.int64], rng: np.random.Generator) -> SequenceBatch:
         """The requests of these targets; the target stands first among its candidates."""
-        log, places = self.builder.log, self.places[rows]
-        batch = self.builder.build(
-            self.starts[rows],
-            places,
-            targets=single_targets(log, places),
-            times=None if log.timestamps is None else log.timestamps[places],
-            user_ids=None if self.anonymous else log.user_ids[places],
-        )
+        batch = self.events.batch(rows)
+        assert batch.targets is not None
+        targets = batch.targets.values.numpy()
         drawn = np.searchsorted(self.cumulative, rng.random((len(rows), self.num_negatives)), side="right")
-        items = np.concatenate([log.item_ids[places][:, None], np.minimum(drawn, log.num_items)], axis=1)
+        items = np.concatenate([targets[:, None], np.minimum(drawn, len(self.cumulative) - 1)], axis=1)
         candidates = torch.from_numpy(items.astype(np.int64))
         labels = (candidates == candidates[:, :1]).float()
         return with_candidates(batch, candidates, {TARGET: labels})
@@ -136,14 +121,3 @@ def examination(requests: SequenceBatch, label: str) -> torch.Tensor:
     seen = torch.where(shown > 0, rate / rate[1].clamp(min=1e-9), torch.ones_like(rate)).clamp(0.01, 1)
     seen[0] = 1
     return seen.float()
-
-
-def _orders(
-    lengths: NDArray[np.int64], batch_size: int, *, epoch: int, seed: int, start: int
-) -> Iterator[NDArray[np.int64]]:
-    """Rows of batches `start`, ...: sorted by length within pools, mates and order of batches drawn anew each epoch."""
-    rng = np.random.default_rng([seed, epoch])
-    drawn = rng.permutation(len(lengths))
-    order = drawn[np.lexsort((lengths[drawn], np.arange(len(drawn)) // (_POOL * batch_size)))]
-    for number in rng.permutation(-(-len(order) // batch_size))[start:]:
-        yield order[number * batch_size : (number + 1) * batch_size]

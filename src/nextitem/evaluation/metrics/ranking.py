@@ -1,4 +1,4 @@
-"""Metrics of scored candidates with labels: AUC, GAUC, log-loss."""
+"""Metrics of scored candidates with labels: AUC, GAUC, log-loss, normalised entropy, calibration error."""
 
 from __future__ import annotations
 
@@ -31,6 +31,35 @@ def log_loss(probabilities: Tensor, labels: Tensor) -> float:
     """Mean negative log-likelihood of 0/1 labels, in nats; probabilities are clipped to 1e-7 .. 1 - 1e-7."""
     clipped = probabilities.double().clamp(1e-7, 1 - 1e-7)
     return float(-(labels.double() * clipped.log() + (1 - labels.double()) * (1 - clipped).log()).mean())
+
+
+def normalised_entropy(probabilities: Tensor, labels: Tensor) -> float:
+    """Log-loss over that of always saying the labels' mean: below 1 where the scores tell more; NaN without both.
+
+    He et al., ADKDD 2014, eq. 1.
+    """
+    mean = labels.double().mean()
+    if not 0 < float(mean) < 1:
+        return float("nan")
+    return log_loss(probabilities, labels) / log_loss(mean.expand(len(labels)), labels)
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 10) -> float:
+    """Mean over bins of |mean probability - share of positives|, weighted by size; NaN for no scores.
+
+    Bins hold equally many scores, one more or less (ECE with equal mass: Nixon et al. 2019, arXiv 1904.01685);
+    scores that are equal have their labels spread evenly, so that their order does not matter.
+    """
+    if not len(labels):
+        return float("nan")
+    probabilities, order = probabilities.double().sort(stable=True)
+    run = torch.unique_consecutive(probabilities, return_inverse=True)[1]
+    counts = torch.bincount(run)
+    share = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, run, labels[order].double()) / counts
+    gap = probabilities - share[run]
+    bin_of = torch.arange(len(gap)) * bins // len(gap)
+    sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, gap)
+    return float(sums.abs().sum() / len(gap))
 
 
 def _auc_by_group(scores: Tensor, labels: Tensor, group: Tensor, count: int) -> Tensor:

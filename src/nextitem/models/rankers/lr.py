@@ -33,11 +33,11 @@ class LR(RankingModel):
 
     def __init__(self, config: LRConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.weights = FieldVectors(self.fields, len(self.tasks))
-        nn.init.zeros_(self.weights.table.weight)
+        self.vectors = FieldVectors(self.fields, len(self.tasks))
+        nn.init.zeros_(self.vectors.table.weight)
         self.bias = nn.Parameter(torch.zeros(len(self.tasks)))
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """Sum over fields of the weights of their codes, and a bias."""
-        out: Tensor = self.weights(codes).sum(1) + self.bias
+        out: Tensor = self.vectors(codes).sum(1) + self.bias
         return out

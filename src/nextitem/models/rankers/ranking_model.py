@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -36,9 +35,11 @@ from nextitem.data.examples.labelled_candidates import (
     examination,
     shown_requests,
 )
-from nextitem.nn.fields import FieldCodes, Fields
-from nextitem.ops.topk import stable_topk, top_items
+from nextitem.nn.fields import FieldCodes, Fields, FieldVectors
+from nextitem.nn.mini_batch_aware import mini_batch_aware_l2
+from nextitem.ops.topk import top_candidates, top_items
 
+COUNTED_AT_ONCE = 1024  # requests
 BLOCK = 16_384  # candidates that are scored at a time
 FITTED_ON = 20_000  # training requests that quantiles and vocabularies are taken from, where candidates are drawn
 
@@ -58,6 +59,7 @@ class RankingConfig(configs.Config):
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
     buckets: int = Field(32, ge=2)  # quantiles of a numeric field
     pair_buckets: int = Field(65_536, ge=2)  # codes of a crossed field, beyond which pairs are hashed
+    l2: float = Field(0.0, ge=0)  # of field vectors, each pulled by the batches that read it (nn/mini_batch_aware.py)
     candidate_features: tuple[str, ...] = ()  # numbers that come with candidates and are read: ranks in channels
 
 
@@ -65,6 +67,8 @@ class RankingModel(Recommender):
     """Ranks candidates; without any, the whole catalogue. A subclass gives the logits."""
 
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard",)
+    vectors: FieldVectors  # those of a subclass
+    counts: Tensor
 
     def __init__(self, config: RankingConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
@@ -81,12 +85,18 @@ class RankingModel(Recommender):
             pair_buckets=config.pair_buckets,
             brought=brought,
         )
+        self.register_buffer("counts", torch.zeros(self.fields.size if config.l2 else 0))  # candidates with each code
         self.register_buffer("examined", torch.ones(1))  # how likely each slot is looked at, where slots are weighed
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """What the logits are of, in order."""
         return self.ranking.tasks or (TARGET,)
+
+    @property
+    def history_read(self) -> int:
+        """How many recent events of a history matter, at most."""
+        return self.ranking.max_history_length
 
     @abstractmethod
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
@@ -101,24 +111,36 @@ class RankingModel(Recommender):
             train,
             num_negatives=chosen.num_negatives,
             power=chosen.negatives_power,
-            max_history_length=chosen.max_history_length,
+            max_history_length=self.history_read,
         )
-        rows = torch.linspace(0, max(0, len(sampled.places) - 1), min(FITTED_ON, len(sampled.places))).long().numpy()
-        if len(rows):
-            self.fields.fit(replace(sampled.batch(rows, np.random.default_rng(0)), candidates=None), train.interactions)
-        return sampled
+        self.fields.fit(sampled.events.sample(FITTED_ON), train.interactions)
+        return self._counted(sampled)
 
     def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
         """Training on requests that stand: what was shown, or what channels found."""
         self.fields.fit(requests, log)
         if self.ranking.position == "weight" and "slot" in requests.candidate_features:
             self.examined = examination(requests, self._labels(requests)[0])
-        return LabelledRequests(requests)
+        return self._counted(LabelledRequests(requests))
+
+    def _counted(self, examples: Examples) -> Examples:
+        """The same, after counting for how many candidates of an epoch each code is read."""
+        if self.ranking.l2:
+            self.counts.zero_()
+            for batch in examples.batches(COUNTED_AT_ONCE, epoch=0, seed=0):
+                self.counts.index_add_(0, *self.fields(batch).looked_up())
+        return examples
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
-        """Cross-entropy of every task; a request counts as much as another, whatever it shows."""
+        """Cross-entropy of every task, and what the ranker adds to it."""
+        codes = self.fields(batch)
+        terms = self.cross_entropy(batch, self.logits(batch, codes))
+        return LossTerms(terms.total + self.penalty(batch, codes), terms.named)
+
+    def cross_entropy(self, batch: SequenceBatch, logits: Tensor) -> LossTerms:
+        """Of every task, for logits [P, S]; a request counts as much as another, whatever it shows."""
         assert batch.candidates is not None
-        logits, rows = self.logits(batch, self.fields(batch)), batch.candidates.row_ids()
+        rows = batch.candidates.row_ids()
         weights = self._weights(batch)
         losses = {}
         for column, label in enumerate(self._labels(batch)):
@@ -130,13 +152,15 @@ class RankingModel(Recommender):
                 else F.binary_cross_entropy_with_logits(logits[:, column], (given > 0).float(), reduction="none")
             )
             losses[self.tasks[column]] = _mean_by_request(each, batch.candidates)
-        total = torch.stack(list(losses.values())).sum() + self.penalty(batch)
+        total = torch.stack(list(losses.values())).sum()
         shown = {name: value.detach() for name, value in losses.items()} if len(losses) > 1 else {}
         return LossTerms(total, shown)
 
-    def penalty(self, batch: SequenceBatch) -> Tensor:
-        """What a ranker adds to the loss."""
-        return self.popularity.new_zeros(())
+    def penalty(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
+        """What is added to the loss: the mini-batch-aware L2 of the field vectors."""
+        if not self.ranking.l2:
+            return self.popularity.new_zeros(())
+        return self.ranking.l2 * mini_batch_aware_l2(self.vectors.table.weight, codes.looked_up()[0], self.counts)
 
     def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
         """Task -> probabilities [B, K], aligned with the padded candidates (-inf at padding); slots are not read."""
@@ -152,15 +176,7 @@ class RankingModel(Recommender):
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         if batch.candidates is None:
             return self._from_catalogue(batch, k)
-        given = batch.candidates
-        items, order = given.to_padded().sort(dim=1, stable=True)  # ties go to the smaller item number
-        scores = given.with_values(self._order(batch)).to_padded(fill=-torch.inf).gather(1, order)
-        scores[:, 1:].masked_fill_(items[:, 1:] == items[:, :-1], -torch.inf)
-        legal = batch.legal(self.num_items)
-        scores.masked_fill_((items == 0) if legal is None else ~legal.gather(1, items), -torch.inf)
-        wide = (0, max(0, k - items.shape[1]))
-        values, places = stable_topk(F.pad(scores, wide, value=-torch.inf), k)
-        return Recommendations(F.pad(items, wide).gather(1, places).masked_fill(values == -torch.inf, 0), values)
+        return top_candidates(batch.candidates, self._order(batch), batch, k, num_items=self.num_items)
 
     def _from_catalogue(self, batch: SequenceBatch, k: int) -> Recommendations:
         """Every item that is allowed is a candidate."""

@@ -1,0 +1,50 @@
+"""What rankers with a deep part share: its settings, and what they compose of them.
+
+Shapes: P candidates, F fields, D width, X input width, S tasks.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from nextitem.models.rankers.ranking_model import RankingConfig
+from nextitem.nn.mlp import Activation
+from nextitem.nn.senet import SENet
+from nextitem.nn.task_towers import Sharing, TaskTowers
+
+
+class DeepConfig(RankingConfig):
+    """Settings of rankers with a deep part."""
+
+    width: int = Field(16, ge=1)  # D, of a field's vector
+    hidden: tuple[int, ...] = (128, 64)  # widths of the layers that tasks share (of each expert)
+    tower: tuple[int, ...] = ()  # widths of the layers that each task has of its own
+    activation: Activation = "relu"  # of both
+    dropout: float = Field(0.0, ge=0, lt=1)  # after each shared layer
+    sharing: Sharing = "shared-bottom"  # what several tasks share (nn/task_towers.py)
+    experts: int = Field(4, ge=1)  # of mmoe; of ple: shared ones, and each task's own
+    levels: int = Field(2, ge=1)  # extraction networks of ple
+    field_gates: Literal["relu", "sigmoid"] | None = None  # SENet over the fields that the deep part reads
+
+
+def field_gates(config: DeepConfig, fields: int) -> nn.Module:
+    """What weighs the fields [P, F, D] before the deep part."""
+    return nn.Identity() if config.field_gates is None else SENet(fields, gate=config.field_gates)
+
+
+def deep_part(config: DeepConfig, width: int, *, tasks: int) -> TaskTowers:
+    """[P, X] -> logits [P, S]."""
+    return TaskTowers(
+        width,
+        tasks=tasks,
+        hidden=config.hidden,
+        tower=config.tower,
+        sharing=config.sharing,
+        experts=config.experts,
+        levels=config.levels,
+        activation=config.activation,
+        dropout=config.dropout,
+    )

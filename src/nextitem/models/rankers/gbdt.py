@@ -1,0 +1,170 @@
+"""GBDT: boosted trees over field codes, by LightGBM; alone, or with a logistic regression over their leaves.
+
+Friedman 2001; Ke et al., LightGBM, NeurIPS 2017; LambdaRank: Burges 2010; leaves as features: He et al., ADKDD 2014. A
+tree splits on ordered codes (quantiles, counts, times) and on sets of categories, so crosses need not be named.
+
+Notable
+- objective "listwise" is LambdaRank, whose scores order a list and are no log-odds.
+- Bags (the items of a history) and hashed pairs of codes are not read; trees read counts and recency instead.
+- With `leaf_regression` half of the requests grows the trees and the other half weighs their leaves: leaves of what a
+  tree has learnt from would tell the label.
+- The trees are kept as LightGBM's text, in a buffer of bytes; nothing is pickled.
+
+Shapes: P candidates, F columns, S tasks, E trees, V leaves of a tree.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+import lightgbm
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.models.rankers.ranking_model import RankingConfig, RankingModel
+from nextitem.nn.field_kinds import ItemCategory, ItemId, Pair, RequestCategory
+from nextitem.nn.fields import FieldCodes
+
+READ_AT_ONCE = 4096  # requests
+
+
+class GBDTConfig(RankingConfig):
+    """Settings of GBDT."""
+
+    trees: int = Field(200, ge=1)  # E, of each task
+    leaves: int = Field(15, ge=2)  # V, most leaves of a tree
+    learning_rate: float = Field(0.05, gt=0)  # what a tree's answer counts
+    leaf_examples: int = Field(50, ge=1)  # least candidates in a leaf
+    l2: float = Field(10.0, ge=0)  # lambda in a leaf's weight -G / (H + lambda)
+    leaf_regression: bool = False  # a logistic regression over the leaves in place of the trees' sum
+    leaf_l2: float = Field(10.0, gt=0)  # of that regression
+
+
+class GBDT(RankingModel):
+    """Ranks by trees."""
+
+    Config = GBDTConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("cycle",)  # a checkerboard has no split that pays by itself
+    trees: Tensor
+    leaf_weights: Tensor
+    leaf_biases: Tensor
+
+    def __init__(self, config: GBDTConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.settings = config
+        single = [part for part in self.fields.parts if not part.is_bag]
+        self.read = [place for place, part in enumerate(single) if not (isinstance(part, Pair) and not part.exact)]
+        kinds = (ItemId, ItemCategory, RequestCategory, Pair)
+        self.categories = [place for place, at in enumerate(self.read) if isinstance(single[at], kinds)]
+        self.register_buffer("trees", torch.zeros(0, dtype=torch.uint8))  # JSON: LightGBM's text for each task
+        self.register_buffer("leaf_weights", torch.zeros(0))  # [S, E, V]
+        self.register_buffer("leaf_biases", torch.zeros(0))  # [S]
+        self._parsed: tuple[Tensor, list[lightgbm.Booster]] = (self.trees, [])
+
+    def fit(self, train: Dataset) -> None:
+        """Grows the trees of every task."""
+        examples, parts = self.examples(train), []
+        for batch in examples.batches(READ_AT_ONCE, epoch=0, seed=0):
+            assert batch.candidates is not None
+            labels = torch.stack([batch.candidate_labels[label].values for label in self._labels(batch)], 1) > 0
+            weights = torch.where(labels, torch.as_tensor(self._weights(batch))[..., None], 1.0)
+            matrix = self._matrix(self.fields(batch))
+            parts.append((matrix, labels.numpy(), weights.numpy(), batch.candidates.lengths.numpy()))
+        matrix, labels_PS, weights_PS, sizes = (np.concatenate(part) for part in zip(*parts, strict=True))
+        grows = np.ones(len(matrix), np.bool_)
+        if self.settings.leaf_regression:
+            grows = np.repeat(np.random.default_rng(0).random(len(sizes)) < 0.5, sizes)
+        texts = []
+        for column in range(len(self.tasks)):
+            data = lightgbm.Dataset(
+                matrix[grows],
+                labels_PS[grows, column],
+                weight=weights_PS[grows, column],
+                group=_sizes_of(sizes, grows) if self.ranking.objective == "listwise" else None,
+                categorical_feature=self.categories,
+            )
+            texts.append(lightgbm.train(self._settings(), data, num_boost_round=self.settings.trees).model_to_string())
+        self.trees = torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
+        if self.settings.leaf_regression:
+            self._weigh_leaves(matrix[~grows], labels_PS[~grows], weights_PS[~grows])
+
+    def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
+        """The sums of the trees' answers, or of their leaves' weights."""
+        boosters, matrix = self._boosters(), self._matrix(codes)
+        if not boosters:
+            return self.popularity.new_zeros(len(matrix), len(self.tasks))
+        if not self.settings.leaf_regression:
+            answers = [torch.from_numpy(booster.predict(matrix, raw_score=True)) for booster in boosters]
+            return torch.stack(answers, 1).to(self.popularity)
+        logits = [
+            weights[torch.arange(len(weights)), torch.from_numpy(_leaves(booster, matrix))].sum(1)
+            for booster, weights in zip(boosters, self.leaf_weights, strict=True)
+        ]
+        return torch.stack(logits, 1) + self.leaf_biases
+
+    def _matrix(self, codes: FieldCodes) -> NDArray[np.int32]:
+        """What the trees read, [P, F]."""
+        matrix: NDArray[np.int32] = codes.matrix()[:, self.read].int().cpu().numpy()
+        return matrix
+
+    def _settings(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "objective": "lambdarank" if self.ranking.objective == "listwise" else "binary",
+            "learning_rate": settings.learning_rate,
+            "num_leaves": settings.leaves,
+            "min_data_in_leaf": settings.leaf_examples,
+            "min_data_per_group": settings.leaf_examples,
+            "lambda_l2": settings.l2,
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbosity": -1,
+        }
+
+    def _boosters(self) -> list[lightgbm.Booster]:
+        """The trees, read from their text once."""
+        if self._parsed[0] is not self.trees:
+            texts = json.loads(self.trees.cpu().numpy().tobytes()) if len(self.trees) else []
+            self._parsed = (self.trees, [lightgbm.Booster(model_str=text) for text in texts])
+        return self._parsed[1]
+
+    def _weigh_leaves(
+        self, matrix: NDArray[np.int32], labels_PS: NDArray[np.bool_], weights_PS: NDArray[np.float32]
+    ) -> None:
+        """Logistic regression of the labels on the leaves of trees that have not seen them."""
+        weights, biases = [], []
+        for column, booster in enumerate(self._boosters()):
+            leaves_PE = _leaves(booster, matrix)
+            shape = (leaves_PE.shape[1], self.settings.leaves)
+            places = leaves_PE + np.arange(shape[0]) * shape[1]
+            ones = csr_matrix(
+                (np.ones(places.size), places.ravel(), np.arange(len(places) + 1) * shape[0]),
+                (len(places), shape[0] * shape[1]),
+            )
+            fitted = LogisticRegression(C=1 / self.settings.leaf_l2, max_iter=1000).fit(
+                ones, labels_PS[:, column], sample_weight=weights_PS[:, column]
+            )
+            weights.append(torch.from_numpy(fitted.coef_[0].reshape(shape)).float())
+            biases.append(float(fitted.intercept_[0]))
+        self.leaf_weights, self.leaf_biases = torch.stack(weights), torch.tensor(biases)
+
+
+def _leaves(booster: lightgbm.Booster, matrix: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The leaf that each tree puts each candidate into, [P, E]."""
+    leaves = np.asarray(booster.predict(matrix, pred_leaf=True), np.int64)
+    return leaves.reshape(len(matrix), -1)  # type: ignore[no-any-return]
+
+
+def _sizes_of(sizes: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Of the requests whose candidates are kept, how many each has."""
+    first = np.cumsum(sizes) - sizes
+    return sizes[(sizes > 0) & kept[np.minimum(first, len(kept) - 1)]]

@@ -1,0 +1,151 @@
+"""SIM: the few events of a lifelong history that matter to the candidate.
+
+Pi et al., Search-based Interest Model, arXiv 2006.05639. A general search unit finds at most K events of a history of
+thousands: hard, those that share the candidate's category, or soft, those with the highest inner products. An exact
+search unit then attends to them with several heads, time gaps in view. The recent history is read as DIN reads it.
+
+Notable
+- The soft search's vectors learn from an auxiliary task on the whole long history, as in the paper: its mean (the
+  paper: sum), weighed by the inner products, and the candidate must predict the labels too. The search itself passes no
+  gradient.
+- That mean is linear in the candidate, so it is made once a request, whatever the number of candidates.
+- The recent part is target attention (DIN); the paper's production model has DIEN there.
+
+Shapes: B requests, T events of all histories, P candidates, K found, F fields, D width, X width of an item's fields,
+G width of the search, S tasks.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.errors import UserError
+from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates
+from nextitem.models.rankers.ranking_model import RankingModel
+from nextitem.nn.behaviour_search import Found, search_nearest, search_same
+from nextitem.nn.field_kinds import HOUR_MS, MOST, ItemCategory, ItemField, ItemId, logarithmic
+from nextitem.nn.fields import FieldCodes, FieldVectors
+from nextitem.nn.mlp import Activation, mlp
+from nextitem.nn.target_attention import MultiHeadTargetAttention, TargetAttention
+
+
+class SIMConfig(DeepConfig):
+    """Settings of SIM."""
+
+    activation: Activation = "dice"
+    unit: tuple[int, int] = (80, 40)  # widths of the activation unit's hidden layers, for the recent history
+    long_history_length: int = Field(10_000, ge=1)  # most recent events that are searched
+    search: Literal["hard", "soft"] = "hard"  # by category, or by inner product
+    category: str = ""  # categorical column of the hard search; none named: the catalogue's with the most values
+    found: int = Field(50, ge=1)  # K, events that the search hands on at most
+    heads: int = Field(2, ge=1)  # of the exact search unit
+    time_width: int = Field(8, ge=1)  # of the vector of a time gap
+    search_width: int = Field(16, ge=1)  # G
+    search_loss: float = Field(0.2, ge=0)  # alpha, the weight of the soft search's auxiliary task
+
+
+class SIM(RankingModel):
+    """Ranks by fields, by the recent history, and by what a search finds in the long one."""
+
+    Config = SIMConfig
+
+    def __init__(self, config: SIMConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.settings = config
+        self.vectors = FieldVectors(self.fields, config.width)
+        self.gates = field_gates(config, len(self.fields))
+        width, tasks = self.vectors.item_width, len(self.tasks)
+        if width % config.heads:
+            raise UserError(f"heads = {config.heads} does not divide {width}, the width of an item's fields")
+        self.recent = TargetAttention(width, hidden=config.unit)
+        if config.search == "soft":
+            self.of_event = nn.Linear(width, config.search_width, bias=False)
+            self.of_candidate = nn.Linear(width, config.search_width, bias=False)
+            self.auxiliary = mlp(2 * width, config.hidden, out=tasks)
+        else:
+            self.category = _category(catalog, config.category)
+        self.gaps = nn.Embedding(MOST, config.time_width)
+        self.exact = MultiHeadTargetAttention(width, key_width=width + config.time_width, heads=config.heads)
+        self.deep = deep_part(config, len(self.fields) * config.width + 2 * width, tasks=tasks)
+
+    @property
+    def history_read(self) -> int:
+        """The long history."""
+        return max(self.ranking.max_history_length, self.settings.long_history_length)
+
+    def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
+        """What the network makes of the fields, the recent and the long history."""
+        assert batch.candidates is not None
+        queries_PX = self.vectors.of_items(batch.candidates.values)
+        recent = batch.items.last(self.ranking.max_history_length)
+        parts = [
+            self.gates(self.vectors(codes)).flatten(1),
+            self.recent(queries_PX, self.vectors.of_items(recent.to_padded()), recent.lengths, codes.rows),
+            self.long_interest(batch, queries_PX),
+        ]
+        out: Tensor = self.deep(torch.cat(parts, 1))
+        return out
+
+    def long_interest(self, batch: SequenceBatch, queries_PX: Tensor) -> Tensor:
+        """What the searches find in the long history for each candidate, summed up, [P, X]."""
+        long = batch.last(self.settings.long_history_length)
+        found = self.search(long, queries_PX)
+        events = nn.functional.pad(long.items.values, (0, 1))  # so that place 0 is one
+        keys_PKX = self.vectors.of_items(events[found.places])
+        gaps_PK = nn.functional.pad(self._gaps(long), (0, 1))[found.places]
+        out: Tensor = self.exact(queries_PX, torch.cat([keys_PKX, self.gaps(gaps_PK)], 2), found.real)
+        return out
+
+    @torch.no_grad()
+    def search(self, long: SequenceBatch, queries_PX: Tensor) -> Found:
+        """At most K events for each candidate, among those of the histories."""
+        assert long.candidates is not None
+        if self.settings.search == "hard":
+            codes, wanted = (self._categories(ids) for ids in (long.items.values, long.candidates.values))
+            rows = long.candidates.row_ids()
+            return search_same(long.items.with_values(codes), wanted, rows, self.settings.found)
+        keys = self.of_event(self.vectors.of_items(long.items.values))
+        queries = long.candidates.with_values(self.of_candidate(queries_PX))
+        return search_nearest(long.items.with_values(keys), queries, self.settings.found)
+
+    def penalty(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
+        """As every ranker, and alpha times the loss of the soft search's own prediction."""
+        if self.settings.search == "hard":
+            return super().penalty(batch, codes)
+        assert batch.candidates is not None
+        queries_PX = self.vectors.of_items(batch.candidates.values)
+        long = batch.items.last(self.settings.long_history_length)
+        events_BLX = self.vectors.of_items(long.to_padded()) * (long.to_padded() > 0)[..., None]
+        # Mean over events of <W_a q, W_b e> e, with that of (W_b e) e^T taken first.
+        memory_BGX = self.of_event(events_BLX).transpose(1, 2) @ events_BLX / long.lengths.clamp(min=1)[:, None, None]
+        sums_PX = (self.of_candidate(queries_PX)[:, None] @ memory_BGX[codes.rows])[:, 0]
+        logits = self.auxiliary(torch.cat([sums_PX, queries_PX], 1))
+        return super().penalty(batch, codes) + self.settings.search_loss * self.cross_entropy(batch, logits).total
+
+    def _categories(self, item_ids: Tensor) -> Tensor:
+        codes = self.category.of_items(item_ids)
+        assert isinstance(codes, Tensor)
+        return codes
+
+    def _gaps(self, long: SequenceBatch) -> Tensor:
+        """How long before the request each event was, [T]; 0 without times."""
+        if long.timestamps is None or long.request_times is None:
+            return torch.zeros_like(long.items.values)
+        gaps = long.request_times[long.items.row_ids()] - long.timestamps.values
+        return logarithmic(gaps.clamp(min=0) / HOUR_MS + 1)
+
+
+def _category(catalog: Catalog, column: str) -> ItemField:
+    """The codes that the hard search goes by; without a categorical column the items themselves."""
+    known = [name for name, kind in catalog.features.items() if kind == "categorical"]
+    if column and column not in known:
+        raise UserError(f"model.category: there is no categorical feature {column!r}; this data has {', '.join(known)}")
+    if not known:
+        return ItemId(catalog.num_items)
+    return ItemCategory(catalog.table[column or max(known, key=lambda name: catalog.table[name].n_unique())])

@@ -1,0 +1,256 @@
+"""Two towers: a vector of the request and a vector of each item meet in an inner product (DSSM).
+
+Huang et al., Learning Deep Structured Semantic Models, CIKM 2013; trained as in Yi et al., Sampling-Bias-Corrected
+Neural Modeling for Large Corpus Item Recommendations, RecSys 2019. The user tower reads what is known of the request
+and its latest items, the item tower what the catalogue says of an item; the softmax over what a batch holds is
+corrected for how often each item is in a batch. As item vectors do not depend on the request, an index can hold them.
+
+Notable
+- Columns of a batch are its distinct targets and `mixed_negatives` items drawn evenly without repetition (Yang et al.,
+  Mixed Negative Sampling, WWW 2020). A column's log_q is the log of how likely its item was to be there, by either way:
+  p + u - p u, with p by nn/streaming_frequency.py and u = drawn / items. So the sampled sum is an unbiased estimate of
+  the full softmax's, and equals it where a batch covers the catalogue. Only items with training events are drawn: what
+  came later has not been refused by anybody.
+- `hard_negatives`: for each request the items that it scores highest, by item vectors of at most `refresh_steps` steps
+  ago. They are there for certain, so their log_q is 0, and the sum stays unbiased.
+- Items that training has not seen have no id (code 0) and are scored by their other fields; `id_dropout` lets the tower
+  learn to do without.
+- The history is read as item vectors of its own, each weighed by what it is, how many events and how long ago.
+- Requests with labelled candidates are learnt from as lists instead: the shares that the label "teacher" (a ranker's
+  scores) has within a request, and those of the first other label. That is how it becomes a pre-ranking stage.
+- Processes that share a batch have each the columns of its own part.
+
+Shapes: B requests, P candidates of all, K of one, L history, D width, X item fields side by side, N items, M columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.interactions import Interactions
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.core.roles import Examples, LossTerms
+from nextitem.data.examples.event_requests import EventRequests
+from nextitem.data.examples.labelled_candidates import TARGET, LabelledRequests, shown_requests
+from nextitem.losses.in_batch_softmax import in_batch_softmax
+from nextitem.nn.item_features import CONTENT
+from nextitem.nn.streaming_frequency import StreamingFrequency
+from nextitem.nn.towers import NEVER, ItemTower, TowerSizes, UserTower
+from nextitem.ops.topk import top_candidates, top_items
+
+TEACHER = "teacher"  # the label that holds a ranker's scores
+BLOCK = 65_536  # items whose vectors are made at a time
+FITTED_ON = 20_000  # requests that quantiles and vocabularies are taken from
+
+
+class TwoTowerConfig(configs.Config):
+    """Settings of TwoTower."""
+
+    width: int = Field(64, ge=1)  # D, of the vectors that meet
+    field_width: int = Field(32, ge=1)  # of each field's vector
+    hidden: tuple[int, ...] = (128,)  # units of the hidden layers of both towers
+    dropout: float = Field(0.1, ge=0, lt=1)  # of hidden layers, and of the items of a history
+    user_fields: tuple[str, ...] = ()  # of requests (nn/fields.py), read beside the history; none named: all there are
+    item_fields: tuple[str, ...] = ()  # of items alone, and "content"; none named: all columns
+    heads: int = Field(2, ge=1)  # ways of weighing the history
+    max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    buckets: int = Field(32, ge=2)  # quantiles of a numeric field
+    temperature: float = Field(0.07, gt=0)  # tau: divides the cosine of the two vectors
+    id_dropout: float = Field(0.1, ge=0, lt=1)  # share of items whose id is hidden in a training step
+    mixed_negatives: int = Field(256, ge=0)  # items drawn evenly, beside the targets of a batch
+    hard_negatives: int = Field(0, ge=0)  # highest scored items of each request
+    refresh_steps: int = Field(50, ge=1)  # steps that the vectors serve by which hard negatives are found
+    frequency_rate: float = Field(0.01, gt=0, le=1)  # alpha of the frequency estimate
+    learn_from: Literal["events", "impressions"] = "events"  # next items: retrieval; what was shown: ranking
+    teacher_weight: float = Field(0.5, ge=0, le=1)  # of a ranker's scores, where candidates carry them, over labels
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the catalogue must carry."""
+        return frozenset({CONTENT} & set(self.item_fields))
+
+
+class TwoTower(Recommender):
+    """Ranks items by the inner product of the two towers' vectors."""
+
+    Config = TwoTowerConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("cycle", "checkerboard", "planted-clusters")
+    made: Tensor
+    snapshot: Tensor
+
+    def __init__(self, config: TwoTowerConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        self.settings = config
+        sizes = TowerSizes(config.width, config.field_width, config.hidden, config.dropout)
+        self.items = ItemTower(catalog, config.item_fields, sizes, buckets=config.buckets, id_dropout=config.id_dropout)
+        self.users = UserTower(
+            catalog,
+            config.user_fields,
+            sizes,
+            buckets=config.buckets,
+            heads=config.heads,
+            max_history_length=config.max_history_length,
+        )
+        self.frequency = StreamingFrequency(catalog.num_items, rate=config.frequency_rate)
+        rows = catalog.num_items + 1 if config.hard_negatives else 0
+        self.register_buffer("snapshot", torch.zeros(rows, config.width))  # by which hard negatives are found
+        self.register_buffer("made", torch.zeros(2, 0, config.width), persistent=False)  # both vectors of all items
+        self.register_load_state_dict_post_hook(lambda model, keys: model.forget())  # type: ignore[no-untyped-call]
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module; vectors that were made for serving are forgotten when training begins."""
+        if mode:
+            self.forget()
+        return super().train(mode)
+
+    def forget(self) -> None:
+        """Item vectors are made anew when next asked for."""
+        self.made = self.made.new_zeros(2, 0, self.settings.width)
+
+    def examples(self, train: Dataset) -> Examples:
+        """Every event as a request, or what was shown; vocabularies and quantiles are taken from them."""
+        if self.settings.learn_from == "impressions":
+            return self.examples_of(shown_requests(train), train.interactions)
+        requests = EventRequests(train, max_history_length=self.settings.max_history_length)
+        self._fit_fields(requests.sample(FITTED_ON), train.interactions)
+        return requests
+
+    def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
+        """Training on requests that stand, with labelled candidates: what channels found, what was shown."""
+        self._fit_fields(requests, log)
+        return LabelledRequests(requests)
+
+    def training_loss(self, batch: SequenceBatch) -> LossTerms:
+        """Of requests with labelled candidates the loss of their lists, else the corrected in-batch softmax."""
+        batch = batch.last(self.settings.max_history_length)
+        if batch.candidates is not None and batch.candidate_labels:
+            return self._loss_of_lists(batch, batch.candidates)
+        assert batch.targets is not None
+        targets = batch.targets.values
+        distinct = torch.unique(targets)
+        if self.training:
+            self.frequency.update(distinct)
+        drawn, share = self._drawn()
+        columns = torch.unique(torch.cat([distinct, drawn]))
+        user_BD, item_MD = self._towers(batch, columns)
+        p = self.frequency.probability(columns)
+        u = share * (self.popularity[columns] > 0)
+        log_q = (p + u - p * u).clamp(min=1e-12).log()
+        logits = user_BD @ item_MD.T - log_q
+        if self.settings.hard_negatives:
+            logits = self._with_hard(logits, user_BD, columns, targets)
+        return LossTerms(in_batch_softmax(logits, positives=torch.searchsorted(columns, targets)))
+
+    def user_vectors(self, batch: SequenceBatch) -> Tensor:
+        """[B, D], of length 1 / tau: the inner product with an item's vector is its score."""
+        return self._towers(batch.last(self.settings.max_history_length), batch.items.values[:0])[0]
+
+    def item_vectors(self) -> Tensor:
+        """[N + 1, D] of length 1; row 0 is padding. Kept until training goes on."""
+        return self._made()[0]
+
+    def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
+        """The inner products with the candidates [B, K], aligned with them padded (-inf at padding)."""
+        assert batch.candidates is not None, "there are no candidates to score"
+        return {TARGET: batch.candidates.with_values(self._scores(batch)).to_padded(fill=-torch.inf)}
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        if batch.candidates is not None:
+            return top_candidates(batch.candidates, self._scores(batch), batch, k, num_items=self.num_items)
+        return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
+
+    def _scores(self, batch: SequenceBatch) -> Tensor:
+        """Of the candidates [P]."""
+        assert batch.candidates is not None
+        user_BD, item_PD = self._towers(batch.last(self.settings.max_history_length), batch.candidates.values)
+        return (user_BD[batch.candidates.row_ids()] * item_PD).sum(1)
+
+    def _towers(self, batch: SequenceBatch, item_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors of the requests, of length 1 / tau [B, D], and of items [n, D]; each item is made once."""
+        if self.training:
+            own, places = torch.unique(item_ids, return_inverse=True)
+            held, read_places = torch.unique(batch.items.values, return_inverse=True)
+            item_vectors, read = self.items(own)[places], self.items.read(held)[read_places]
+        else:
+            vectors, readings = self._made()
+            item_vectors, read = vectors[item_ids], readings[batch.items.values]
+        return self.users(batch, read) / self.settings.temperature, item_vectors
+
+    def _made(self) -> Tensor:
+        """Both vectors of all items [2, N + 1, D]."""
+        if not self.made.shape[1]:
+            made = self._make()
+            if self.training:
+                return made
+            self.made = made
+        return self.made
+
+    @torch.inference_mode(False)  # what is kept may be read by a later step that has gradients
+    @torch.no_grad()
+    def _make(self) -> Tensor:
+        was_training = self.items.training
+        self.items.eval()
+        every = torch.arange(self.num_items + 1, device=self.popularity.device)
+        made = torch.cat(
+            [torch.stack([self.items(part), self.items.read(part)]) for part in torch.split(every, BLOCK)], dim=1
+        )
+        self.items.train(was_training)
+        made[:, 0] = 0
+        return made
+
+    def _drawn(self) -> tuple[Tensor, float]:
+        """Items drawn evenly among those of training, and the share of these that is drawn."""
+        known = self.popularity.nonzero()[:, 0]
+        count = min(self.settings.mixed_negatives, len(known))
+        return known[torch.randperm(len(known))[:count].to(known.device)], count / max(1, len(known))
+
+    def _with_hard(self, logits: Tensor, user_BD: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
+        """Each request's highest scored items beside the columns, from which they are taken out [B, M + hard]."""
+        if (int(self.frequency.step) - 1) % self.settings.refresh_steps == 0:
+            self.snapshot.copy_(self._make()[0])
+        with torch.no_grad():
+            found = user_BD @ self.snapshot.T
+            found[:, 0] = -torch.inf
+            found[:, self.popularity == 0] = -torch.inf
+            found.scatter_(1, targets[:, None], -torch.inf)
+            best = found.topk(min(self.settings.hard_negatives, self.num_items), dim=1)
+            real, hard = best.values > -torch.inf, best.indices
+            taken = torch.zeros_like(found, dtype=torch.bool).scatter_(1, hard, real)
+        distinct, places = torch.unique(hard, return_inverse=True)
+        hard_logits = (user_BD @ self.items(distinct).T).gather(1, places).masked_fill(~real, -torch.inf)
+        return torch.cat([logits.masked_fill(taken[:, columns], -torch.inf), hard_logits], dim=1)
+
+    def _loss_of_lists(self, batch: SequenceBatch, candidates: Jagged) -> LossTerms:
+        """Cross-entropy of each request's shares of labels: a ranker's scores, and what became of the candidates."""
+        logits, labels = self._scores(batch), batch.candidate_labels
+        given = [name for name in labels if name != TEACHER][:1]
+        losses = {name: _listwise(logits, labels[name].values, candidates) for name in given}
+        if TEACHER not in labels:
+            return LossTerms(losses[given[0]])
+        losses[TEACHER] = _listwise(logits, labels[TEACHER].values, candidates)
+        weight = self.settings.teacher_weight if given else 1.0
+        total = torch.stack([loss * (weight if name == TEACHER else 1 - weight) for name, loss in losses.items()]).sum()
+        return LossTerms(total, {name: loss.detach() for name, loss in losses.items()})
+
+    def _fit_fields(self, requests: SequenceBatch, log: Interactions) -> None:
+        for fields in (self.users.fields, self.items.fields):
+            fields.fit(requests, log)
+
+
+def _listwise(logits: Tensor, labels: Tensor, candidates: Jagged) -> Tensor:
+    """Mean over requests of -sum_c share_c log softmax_c, share: of a request's labels, 0 or more; no label adds 0."""
+    padded = candidates.with_values(logits).to_padded(fill=NEVER)
+    shares = candidates.with_values(labels.to(logits.dtype)).to_padded()
+    shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-12)
+    return -(shares * padded.log_softmax(1)).sum(1).mean()

@@ -1,0 +1,110 @@
+"""Calibration: scores become probabilities that can be taken at their word.
+
+Platt 1999 (a logistic curve); Zadrozny & Elkan 2002 (isotonic regression).
+
+Shapes: P scores, V steps.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Platt(nn.Module):
+    """sigmoid(slope * score + shift), slope >= 0; until it is fitted, slope 1 and shift 0."""
+
+    slope: Tensor
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("slope", torch.ones((), dtype=torch.float64))
+        self.register_buffer("shift", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def fit(self, scores: Tensor, labels: Tensor) -> None:
+        """The most likely curve for 0/1 labels [P] at scores [P], with Platt's smoothed targets.
+
+        A falling curve is not taken: where it would fit best, all scores get the mean. ValueError without labels.
+        """
+        positive = _checked(scores, labels)
+        scores, count = scores.double(), positive.sum()
+        # A separable set would have an infinite slope: targets are those of one more example of each label.
+        targets = torch.where(positive, (count + 1) / (count + 2), 1 / (len(positive) - count + 2))
+        centre, scale = scores.mean(), scores.std(correction=0)
+        slope, shift = 0.0, float(torch.logit(targets.mean()))
+        if float(scale) > 0:
+            best = _logistic_curve((scores - centre) / scale, targets)
+            slope, shift = best if best[0] > 0 else (slope, shift)
+        rise = slope / scale if slope else scale.new_zeros(())
+        self.slope.copy_(rise)
+        self.shift.copy_(shift - rise * centre)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Probabilities, of the scores' shape."""
+        return torch.sigmoid(self.slope * scores.double() + self.shift).float()
+
+
+class Isotonic(nn.Module):
+    """The rising curve with the least squared error: straight between its steps, flat beyond them.
+
+    Scores within a step get one probability, so their order is lost. Until it is fitted it is the logistic function.
+    """
+
+    steps: Tensor
+    values: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(0, dtype=torch.float64))  # [V], rising
+        self.register_buffer("values", torch.zeros(0, dtype=torch.float64))  # [V]
+
+    @torch.no_grad()
+    def fit(self, scores: Tensor, labels: Tensor) -> None:
+        """The best curve for 0/1 labels [P] at scores [P]. ValueError without labels."""
+        positive = _checked(scores, labels)
+        curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
+        curve.fit(scores.double().cpu().numpy(), positive.cpu().numpy().astype(np.float64))
+        self.steps = torch.from_numpy(curve.X_thresholds_.copy()).to(scores.device)
+        self.values = torch.from_numpy(curve.y_thresholds_.copy()).to(scores.device)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Probabilities, of the scores' shape."""
+        if not len(self.steps):
+            return torch.sigmoid(scores)
+        scores = scores.double().clamp(self.steps[0], self.steps[-1])
+        right = torch.searchsorted(self.steps, scores).clamp(min=1, max=max(1, len(self.steps) - 1))
+        steps, values = F.pad(self.steps, (0, 1), value=float("inf")), F.pad(self.values, (0, 1))
+        left = right - 1
+        share = (scores - steps[left]) / (steps[right] - steps[left])
+        return torch.lerp(values[left], values[right], share).float()
+
+
+def calibration(kind: Literal["platt", "isotonic"]) -> Platt | Isotonic:
+    """A curve of that kind, not fitted yet."""
+    return Platt() if kind == "platt" else Isotonic()
+
+
+def _checked(scores: Tensor, labels: Tensor) -> Tensor:
+    if not len(labels) or scores.shape != labels.shape:
+        raise ValueError(f"calibration needs as many labels as scores: {len(labels)} labels, {len(scores)} scores")
+    return labels > 0
+
+
+def _logistic_curve(inputs: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Slope and shift of the most likely curve for targets between 0 and 1."""
+    share = targets.cpu().numpy()
+    # A target t is an example of each label, with weights t and 1 - t.
+    curve = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10).fit(
+        np.tile(inputs.cpu().numpy(), 2)[:, None],
+        np.repeat([1, 0], len(share)),
+        sample_weight=np.concatenate([share, 1 - share]),
+    )
+    return float(curve.coef_[0, 0]), float(curve.intercept_[0])

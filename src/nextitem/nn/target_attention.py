@@ -1,0 +1,92 @@
+"""Target attention: a history summed up by how its items go with a candidate.
+
+The activation unit: Zhou et al., Deep Interest Network, arXiv 1706.06978, section 4.3. The multi-head form: Pi et al.,
+Search-based Interest Model, arXiv 2006.05639, section 3.3.
+
+Shapes: B requests, L history (right-padded), P candidates of all requests, D width, E width of keys, K keys of a
+candidate, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ActivationUnit(nn.Module):
+    """A small network on [q, k, q - k, q * k]: how much history item k matters to candidate q. It ends in a logit."""
+
+    def __init__(self, width: int, *, hidden: tuple[int, int] = (80, 40)) -> None:
+        super().__init__()
+        self.first = nn.Linear(4 * width, hidden[0])
+        self.second = nn.Linear(*hidden)
+        self.last = nn.Linear(hidden[1], 1)
+
+    def forward(self, queries_PD: Tensor, keys_BLD: Tensor, request_P: Tensor) -> Tensor:
+        """[P, L]; candidate p belongs to request `request_P[p]`."""
+        D = queries_PD.shape[1]
+        # The first layer is linear, so its parts on q, on k and on their difference are made once a candidate and
+        # once a history item; only q * k is a pair's own.
+        of_query, of_key, of_difference, of_product = self.first.weight.view(-1, 4, D).unbind(1)
+        query = F.linear(queries_PD, of_query + of_difference, self.first.bias)
+        key = F.linear(keys_BLD, of_key - of_difference)
+        pairs_PLD = queries_PD[:, None] * keys_BLD[request_P]
+        inner = F.linear(pairs_PLD, of_product) + key[request_P] + query[:, None]
+        logits: Tensor = self.last(torch.sigmoid(self.second(torch.sigmoid(inner))))[..., 0]
+        return logits
+
+
+class TargetAttention(nn.Module):
+    """Sum over the history of w(q, k) k, with weights of an ActivationUnit.
+
+    The paper does not normalise the weights, so that how much a user has done of something shows in the sum;
+    `normalise` takes a softmax of w / sqrt(D) instead, as the authors' code does.
+    """
+
+    def __init__(self, width: int, *, hidden: tuple[int, int] = (80, 40), normalise: bool = False) -> None:
+        super().__init__()
+        self.unit = ActivationUnit(width, hidden=hidden)
+        self.normalise = normalise
+
+    def forward(self, queries_PD: Tensor, keys_BLD: Tensor, lengths_B: Tensor, request_P: Tensor) -> Tensor:
+        """[P, D]; zero for an empty history."""
+        real_PL = real_positions(lengths_B, keys_BLD.shape[1])[request_P]
+        weights = self.unit(queries_PD, keys_BLD, request_P)
+        scaled = weights / queries_PD.shape[1] ** 0.5
+        weights = masked_softmax(scaled, real_PL) if self.normalise else weights * real_PL
+        out: Tensor = (weights[:, None] @ keys_BLD[request_P])[:, 0]
+        return out
+
+
+class MultiHeadTargetAttention(nn.Module):
+    """Scaled dot-product attention of a candidate to keys of its own, with an output projection."""
+
+    def __init__(self, width: int, *, key_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(key_width, 2 * width)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def forward(self, queries_PD: Tensor, keys_PKE: Tensor, real_PK: Tensor) -> Tensor:
+        """[P, D]; zero where no key is real."""
+        P, K, _ = keys_PKE.shape
+        D, H = queries_PD.shape[1], self.heads
+        query = self.query(queries_PD).view(P, H, 1, D // H)
+        key, value = self.key_value(keys_PKE).view(P, K, 2, H, D // H).permute(2, 0, 3, 1, 4)
+        scores_PHK = (query @ key.transpose(2, 3))[:, :, 0] / (D // H) ** 0.5
+        weights = masked_softmax(scores_PHK, real_PK[:, None])
+        out: Tensor = self.output((weights[:, :, None] @ value).view(P, D))
+        return out
+
+
+def real_positions(lengths_B: Tensor, L: int) -> Tensor:
+    """Which positions of right-padded rows hold something, bool [B, L]."""
+    return torch.arange(L, device=lengths_B.device) < lengths_B[:, None]
+
+
+def masked_softmax(scores: Tensor, real: Tensor) -> Tensor:
+    """Softmax over the real ones of the last dimension; all zero, not NaN, where none is."""
+    lowest = torch.finfo(scores.dtype).min
+    return scores.masked_fill(~real, lowest).softmax(-1) * real

@@ -1,0 +1,65 @@
+"""Event requests: what was known at the time of each event, and nothing of what came later."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import torch
+
+from nextitem.core.dataset import Dataset
+from nextitem.data.examples.event_requests import EventRequests
+from nextitem.data.readers import dataset_from_frames
+
+
+def log(items: list[str]) -> Dataset:
+    """Two users with five events each; item "" is a search."""
+    frame = pl.DataFrame(
+        {
+            "user_id": [1] * 5 + [2] * 5,
+            "item_id": items,
+            "timestamp": [3600 * hour for hour in range(1, 11)],
+            "action": ["click", "click", "return", "click", "click"] * 2,
+        }
+    )
+    users = pl.DataFrame({"user_id": [1, 2], "country": ["NL", "FR"]})
+    settings = {
+        "interactions": {"positive_actions": ["click"]},
+        "users": {"features": {"country": "categorical"}},
+    }
+    every = pl.DataFrame({"item_id": list("abcdefgh")})
+    return dataset_from_frames({"interactions": frame, "users": users, "items": every}, settings)
+
+
+def test_requests_hold_history_time_and_user() -> None:
+    requests = EventRequests(log(list("abcde") + list("fghab")), max_history_length=3)
+    batch = requests.sample(99)
+    assert batch.targets is not None
+    assert batch.request_times is not None
+    assert batch.targets.values.tolist() == [2, 4, 5, 7, 1, 2], "a user's first event and a return are no targets"
+    assert batch.items.to_lists() == [[1], [1, 2, 3], [2, 3, 4], [6], [6, 7, 8], [7, 8, 1]]
+    assert (batch.request_times // 3_600_000).tolist() == [2, 4, 5, 7, 9, 10]
+    assert batch.context["user.country"].tolist() == [2, 2, 2, 1, 1, 1]
+
+
+def test_what_comes_later_changes_nothing() -> None:
+    items = list("abcde") + list("fghab")
+    draw = np.random.default_rng(0)
+    for cut in range(1, 5):
+        other = [*items[:cut], *draw.choice(list("abcdefgh"), 5 - cut), *items[5:]]
+        first, second = (EventRequests(log(each), max_history_length=9) for each in (items, other))
+        rows = np.flatnonzero(first.places < cut)  # targets of the first user before the change
+        assert len(rows) or cut == 1
+        for row in rows:
+            one, two = first.batch(np.array([row])), second.batch(np.array([row]))
+            assert torch.equal(one.items.values, two.items.values)
+            assert one.timestamps is not None
+            assert two.timestamps is not None
+            assert torch.equal(one.timestamps.values, two.timestamps.values)
+
+
+def test_epochs_pass_over_every_target_once_and_can_begin_anywhere() -> None:
+    requests = EventRequests(log(list("abcde") + list("fghab")), max_history_length=3)
+    whole = [batch.targets.values for batch in requests.batches(4, epoch=1, seed=5) if batch.targets is not None]
+    assert sorted(torch.cat(whole).tolist()) == [1, 2, 2, 4, 5, 7]
+    rest = [b.targets.values for b in requests.batches(4, epoch=1, seed=5, start=1) if b.targets is not None]
+    assert [each.tolist() for each in rest] == [each.tolist() for each in whole[1:]]
