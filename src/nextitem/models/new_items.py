@@ -89,7 +89,7 @@ class NewItems(Recommender):
             new = self.rare.expand(batch.num_requests, -1).clone()
         else:
             times = self.last_time.expand(batch.num_requests) if batch.request_times is None else batch.request_times
-            age = times[:, None] - torch.from_numpy(released)
+            age = times[:, None] - torch.tensor(released)
             new = torch.zeros(batch.num_requests, self.num_items + 1, dtype=torch.bool)
             new[:, 1:] = (age >= 0) & ((age < self.settings.days * DAY_MS) | self.rare[1:])
         new[batch.items.row_ids(), batch.items.values] = False

@@ -105,25 +105,58 @@ class VectorTable:
         """The same for a few queries, on the way described above."""
         queries = queries.float()
         step = (queries.abs().amax(1, keepdim=True) / LEVELS).clamp(min=1e-30)
-        codes = (queries / step).round()
+        rounded = (queries / step).round()
+        codes = self._as_bytes(rounded)
         # In units of the query's step: how far a product may be off for each unit of `lengths`.
-        spread = torch.cat([queries.norm(dim=1, keepdim=True) / step, (queries / step - codes).norm(dim=1)[:, None]], 1)
-        upper = self._upper_bounds(self._as_bytes(codes), spread, allowed)
+        spread = torch.cat(
+            [queries.norm(dim=1, keepdim=True) / step, (queries / step - rounded).norm(dim=1)[:, None]], 1
+        )
+        upper = self._upper_bounds(codes, spread, allowed)
         left_out = torch.zeros(len(queries), dtype=torch.int64) if excluded is None else excluded.lengths
         least = self._least(upper, spread, k + left_out)
         items, scores = torch.zeros((len(queries), k), dtype=torch.int64), torch.full((len(queries), k), -torch.inf)
         for row in range(len(queries)):
-            found = self._members((upper[row] >= least[row]).nonzero()[:, 0])
+            groups = (upper[row] >= least[row]).nonzero()[:, 0]
+            legal = self._legal(
+                groups,
+                None if allowed is None else allowed[row if len(allowed) > 1 else 0],
+                None if excluded is None else excluded.values[excluded.offsets[row] : excluded.offsets[row + 1]],
+            )
+            found = self._within_reach(groups, legal, codes[row], spread[row], k)
             values = self.vectors.index_select(0, found).float() @ queries[row]
-            if allowed is not None:
-                values.masked_fill_(~allowed[row if len(allowed) > 1 else 0, found], -torch.inf)
-            if excluded is not None:
-                own = excluded.values[excluded.offsets[row] : excluded.offsets[row + 1]]
-                values.masked_fill_(torch.isin(found, own), -torch.inf)
             best, places = stable_topk(values[None], min(k, len(found)))
-            items[row, : best.shape[1]] = found[places[0]].masked_fill(best[0] == -torch.inf, 0)
-            scores[row, : best.shape[1]] = best[0]
+            items[row, : best.shape[1]], scores[row, : best.shape[1]] = found[places[0]], best[0]
         return items, scores
+
+    def _within_reach(self, groups: Tensor, legal: Tensor, codes: Tensor, spread: Tensor, k: int) -> Tensor:
+        """The items of the groups [n] whose own upper bound reaches the k-th largest lower bound of any, rising.
+
+        `legal [n, GROUP]` says which items count.
+        """
+        across = TILE // GROUP
+        rows = (groups // across * TILE + groups % across)[:, None] + torch.arange(0, TILE, across)
+        products = torch._int_mm(codes[None], self.codes.index_select(0, rows.flatten()).T)
+        middle = products.view(-1, GROUP) * self.steps[groups][:, None]
+        middle.masked_fill_(~legal, -torch.inf)
+        margin = (spread @ self.lengths[:, groups])[:, None]
+        reaching = legal
+        if legal.numel() > k:
+            least = torch.topk((middle - margin).flatten(), k, sorted=False).values.min()
+            reaching = legal & (middle + margin >= least)
+        return (GROUP * groups[:, None] + torch.arange(1, GROUP + 1))[reaching]
+
+    def _legal(self, groups: Tensor, allowed: Tensor | None, excluded: Tensor | None) -> Tensor:
+        """Which items of the groups may be returned, bool [n, GROUP]."""
+        items = GROUP * groups[:, None] + torch.arange(1, GROUP + 1)
+        legal = items <= self.num_items
+        if allowed is not None:
+            legal &= allowed[items.clamp(max=self.num_items)]
+        if excluded is not None and len(groups):
+            group = (excluded - 1) // GROUP
+            places = torch.searchsorted(groups, group).clamp(max=len(groups) - 1)
+            there = groups[places] == group
+            legal[places[there], (excluded - 1)[there] % GROUP] = False
+        return legal
 
     def _upper_bounds(self, codes: Tensor, spread: Tensor, allowed: Tensor | None) -> Tensor:
         """What no item of a group exceeds, [B, G], in units of the query's step; -inf where nothing is allowed."""
@@ -162,11 +195,6 @@ class VectorTable:
         legal = allowed[:, low + 1 : low + 1 + count]
         legal = torch.nn.functional.pad(legal, (0, count - legal.shape[1]))
         return legal.reshape(len(legal), -1, TILE // GROUP, GROUP).transpose(2, 3).reshape(len(legal), -1)
-
-    def _members(self, groups: Tensor) -> Tensor:
-        """The items of the given groups, rising, [n]."""
-        items = (GROUP * groups[:, None] + torch.arange(1, GROUP + 1)).flatten()
-        return items[items <= self.num_items]
 
 
 def search_vectors_reference(
