@@ -9,8 +9,8 @@ Notable
 - The text encoder is a small network on the catalogue's content vectors, trained with the rest; the paper trains a
   transformer on the attributes' words.
 - Codes need not tell items apart: what a table adds to do so is left out, its items share a bucket.
-- `dense = false` is the paper's ablation without vectors: histories and items are codes alone, with the level that tells
-  items apart. It is a plain decoder, and can be exported as one (pipeline/export.py).
+- `dense = false` is the paper's ablation without vectors: items are codes alone, with the level that tells them apart.
+  It is a plain decoder, and can be exported as one (pipeline/export.py).
 - Each level is a softmax over its own codes. Every position of a history learns to predict its successor.
 - The dense loss is over the different targets of a batch; `temperature` divides cosines, 1 being the paper's formula.
   `log_q` takes out how likely an item was to be among them, which the paper leaves in: without it the vectors learn
