@@ -35,7 +35,7 @@ from nextitem.core.roles import GeneratorState
 from nextitem.decoding import beam_search as search_module
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.constraints import Constraints
-from nextitem.decoding.position_sets import Filters, PositionSets
+from nextitem.decoding.sets_on_demand import FilteredSets, Filters
 from nextitem.decoding.trie import PrefixTrie
 
 SIZES = (256, 256, 256, 256)
@@ -82,9 +82,10 @@ def stopwatches() -> Iterator[dict[str, float]]:
         (PrefixTrie, "expand", "gathering"),
         (search_module, "children_logits", "gathering"),
         (Filters, "allowed", "masking"),
-        (PositionSets, "stacked", "masking"),
+        (FilteredSets, "stacked", "masking"),
         (Constraints, "__init__", "masking"),
         (Constraints, "strike", "masking"),
+        (Constraints, "allows", "masking"),
         (search_module, "stable_topk", "selection"),
         (search_module.Search, "complete_items", "selection"),
     ]
@@ -169,7 +170,7 @@ def measure(items: int, repeats: int, kinds: Sequence[str]) -> list[dict[str, An
             allowed = None
             if "bits" in kind:
                 chosen = [(row % 8, (row // 8 + row + 1) % 8, (row + 3) % 8) for row in range(BATCH)]
-                allowed = PositionSets.stacked([filters.allowed([[str(a), str(b)], [str(c)]]) for a, b, c in chosen])
+                allowed = FilteredSets.stacked([filters.allowed([[str(a), str(b)], [str(c)]]) for a, b, c in chosen])
             return beam_search(generator, batch, trie, k=WIDTH, beam_width=WIDTH, allowed=allowed)
 
         total = timed_median(search, repeats)

@@ -20,8 +20,8 @@ from nextitem.core.jagged import offsets_of
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import Generator, GeneratorState, ParallelGenerator
 from nextitem.decoding.constraints import Constraints
-from nextitem.decoding.position_sets import PositionSets
 from nextitem.decoding.sampling import Sampling
+from nextitem.decoding.sets_on_demand import SetsOnDemand
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.ops.topk import stable_topk
 from nextitem.ops.trie_step import Children, children_logits
@@ -30,6 +30,8 @@ from nextitem.ops.trie_step import Children, children_logits
 # a pass over the weights, which is what a step costs as long as a batch has few beams, and some more rows of work.
 _AHEAD_SHARE = 4
 _AHEAD_ROWS = 128
+# An allow-list is asked about so many times W of the likeliest children first; about all where they are too few.
+_LOOK = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ def beam_search(
     renormalise: bool = False,
     items_per_list: int = 1,
     sampling: Sampling | None = None,
-    allowed: PositionSets | None = None,
+    allowed: SetsOnDemand | None = None,
     watch: Callable[[int, Tensor], None] | None = None,
 ) -> Recommendations:
     """The items that the generator finds likeliest among those that each request may be answered with.
@@ -200,6 +202,8 @@ class Search:
         logits = logits.float()
         scores = children_logits(logits, children)
         self.constraints.strike(scores, beams.nodes, children, depth=depth, held=beams.held)
+        if self.sampling is not None or self.renormalise:
+            self._forbid(scores, children.nodes)
         if self.sampling is not None:
             scores = self.sampling.log_probs(scores, level=depth)
             shift = beams.scores
@@ -216,8 +220,7 @@ class Search:
         if self.sampling is not None:
             keys = self.sampling.keys(scores, beams.keys)
         slots = scores.shape[2]
-        best, picks = stable_topk(keys.flatten(1), min(self.width, scores[0].numel()))
-        best, picks = _trimmed(best, picks)
+        best, picks = _trimmed(*self._best(keys.flatten(1), children.nodes.flatten(1)))
         alive = best > -torch.inf
         parents = picks // max(slots, 1)
         codes = picks % max(slots, 1) if children.codes is None else children.codes.flatten(1).gather(1, picks)
@@ -233,6 +236,34 @@ class Search:
             held=_rows(beams.held, parents),
             marks=_rows(beams.marks, parents),
         )
+
+    def _best(self, keys: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """The W highest `keys [B, X]` of live `nodes [B, X]`, and where they stand; fewer, then -inf."""
+        width = min(self.width, keys.shape[1])
+        if not self.constraints.has_allow_lists or self.sampling is not None or self.renormalise:
+            return stable_topk(keys, width)
+        best, picks = stable_topk(keys, min(_LOOK * width, keys.shape[1]))
+        if best.shape[1] == 0:
+            return best, picks
+        more = best[:, -1] > -torch.inf
+        self._forbid(best, nodes.gather(1, picks))
+        short = (more & ((best > -torch.inf).sum(1) < width)).nonzero()[:, 0]
+        best, order = best.sort(dim=1, descending=True, stable=True)
+        best, picks = best[:, :width], picks.gather(1, order)[:, :width]
+        if len(short):
+            rest = keys[short]
+            self._forbid(rest, nodes[short], short)
+            best[short], picks[short] = stable_topk(rest, width)
+        return best, picks
+
+    def _forbid(self, scores: Tensor, nodes: Tensor, rows: Tensor | None = None) -> None:
+        """Writes -inf into `scores [B, ...]` at nodes without an item that allow-lists of requests `rows` have."""
+        if not self.constraints.has_allow_lists:
+            return
+        rows = torch.arange(len(nodes), device=nodes.device) if rows is None else rows
+        rows = rows.view(-1, *[1] * (nodes.dim() - 1)).expand_as(nodes)
+        asked = nodes.masked_fill(scores == -torch.inf, -1)
+        scores.masked_fill_(~self.constraints.allows(rows, asked), -torch.inf)
 
     def complete_items(self, beams: Beams, keep: int) -> Beams:
         """The `keep` best items under the leaves that the beams have reached; the beams return to the root."""
