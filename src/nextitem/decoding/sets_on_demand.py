@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import and_, or_
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from nextitem.decoding.trie import PrefixTrie
 
 # Words that are read of a range before all of its set is made: one, then eight, then 64 more.
 _LOOKS = (1, 8, 64)
+_NEAR = 4  # positions of a mask that are read one by one before its first word
 
 
 class SetsOnDemand(ABC):
@@ -115,6 +118,18 @@ class MaskSets(SetsOnDemand):
     def made(self, rows: Tensor) -> PositionSets:
         return PositionSets.from_mask(self._mask[rows][:, self._items])
 
+    def holds(self, rows: Tensor, positions: Tensor) -> Tensor:
+        return self._mask[rows, self._items[positions].long()]
+
+    def more_than(self, rows: Tensor, starts: Tensor, ends: Tensor, counts: Tensor) -> Tensor:
+        """A word is 32 reads all over the mask, so a few positions are read one by one before."""
+        near = starts[..., None] + torch.arange(_NEAR, device=starts.device)
+        found = self.holds(rows[..., None], near.clamp(max=self.size - 1)) & (near < ends[..., None])
+        answer = found.sum(-1) > counts
+        left = (~answer & (ends - starts > _NEAR)).nonzero(as_tuple=True)
+        answer[left] = super().more_than(rows[left], starts[left], ends[left], counts[left])
+        return answer
+
 
 class FilteredSets(SetsOnDemand):
     """Sets that are put together of stored ones: all of some groups, of each group any one."""
@@ -135,17 +150,13 @@ class FilteredSets(SetsOnDemand):
 
     def words_at(self, rows: Tensor, words: Tensor) -> Tensor:
         stored, width = self._stored.view(-1), self._stored.shape[1]
-        found = None
-        for group in self._rules.unbind(1):
-            either = None
-            for names in group.unbind(1):
-                name = names[rows]
-                flip = name >> 63  # all ones for a complement, else zero
-                part = stored[(name ^ flip) * width + words] ^ flip.int()
-                either = part if either is None else either | part
-            found = either if found is None else found & either
-        assert found is not None
-        return found
+
+        def of(name: Tensor) -> Tensor:
+            flip = name >> 63  # all ones for a complement, else zero
+            return stored[(name ^ flip) * width + words] ^ flip.int()
+
+        groups = [[of(names[rows]) for names in group.unbind(1)] for group in self._rules.unbind(1)]
+        return reduce(and_, [reduce(or_, group) for group in groups])
 
     def made(self, rows: Tensor) -> PositionSets:
         real = torch.ones((1, self.size), dtype=torch.bool, device=rows.device)
@@ -153,10 +164,7 @@ class FilteredSets(SetsOnDemand):
         for row, rule in enumerate(self._rules[rows].tolist()):
             for group in rule:
                 parts = [self._stored[name] if name >= 0 else ~self._stored[~name] for name in dict.fromkeys(group)]
-                either = parts[0]
-                for part in parts[1:]:
-                    either = either | part
-                words[row] &= either
+                words[row] &= reduce(or_, parts)
         return PositionSets.from_words(words, size=self.size)
 
 
