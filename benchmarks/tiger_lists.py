@@ -1,6 +1,6 @@
 """Two things that TIGER's paper shows of its lists: items that nothing was learnt of, and diversity by temperature.
 
-    python benchmarks/tiger_lists.py cold DATASET_FOLDER [--recipe default/tiger] [--minutes 6] [--share 0.05]
+    python benchmarks/tiger_lists.py cold DATASET_FOLDER [--recipe default/tiger] [--share 0.05] [--out RUN]
     python benchmarks/tiger_lists.py diversity RUN
 
 `cold` (section 5.1 of arXiv 2305.05065) drops every event of a drawn share of the test items before training, but for
@@ -68,7 +68,7 @@ def cold(options: argparse.Namespace) -> None:
         run = ni.train(
             "tiger",
             dataset,
-            out=Path(folder) / "run",
+            out=options.out or Path(folder) / "run",
             recipe=options.recipe,
             protocol="leave-one-out",
             seed=options.seed,
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="default/tiger")
     parser.add_argument("--minutes", type=float, help="of training, in place of the recipe's own limit")
     parser.add_argument("--set", dest="overrides", nargs="+", default=[])
+    parser.add_argument("--out", help="cold: keep the run here")
     parser.add_argument("--share", type=float, default=0.05, help="of the test items, which nothing is learnt of")
     parser.add_argument("--requests", type=int, default=1000, help="asked, of each slice")
     parser.add_argument("--seed", type=int, default=0)
