@@ -225,6 +225,7 @@ def _random_filters(draw: torch.Generator, trie: PrefixTrie) -> tuple[FilteredSe
     return FilteredSets.stacked(sets), torch.stack(wanted)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_random_requests_are_answered_by_legal_items() -> None:
     """Every way to search in turn, over a new catalogue each time; and as many items as there are, up to k."""
     draw = torch.Generator().manual_seed(0)
