@@ -71,8 +71,8 @@ def test_spelling_with_kept_keys_equals_one_pass(dense: bool) -> None:
         torch.testing.assert_close(vectors[row, 0], expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("log_q", [True, False])
-def test_the_losses_by_hand(log_q: bool) -> None:
+@pytest.mark.parametrize("log_q", ["loss", "ranking", None])
+def test_the_losses_by_hand(log_q: str | None) -> None:
     model = cobra(temperature=0.5, dense_weight=2.0, log_q=log_q)
     model.set_popularity(torch.arange(ITEMS + 1).float())
     rows = [[3, 8, 1, 9], [2, 9]]
@@ -90,7 +90,7 @@ def test_the_losses_by_hand(log_q: bool) -> None:
             sparse[level] = sparse[level] - logits.log_softmax(0)[model.codes[target, level]] / 3
         pointed = F.normalize(model.dense(hidden[-1]), dim=0)
         cosines = vectors[[1, 9]] @ pointed / 0.5  # the batch's different targets
-        if log_q:  # of three draws at least one is the item
+        if log_q == "loss":  # of three draws at least one is the item
             events = ITEMS * (ITEMS + 1) / 2
             cosines = cosines - torch.tensor([1 - (1 - item / events) ** 3 for item in (1, 9)]).log()
         dense = dense - cosines.log_softmax(0)[[1, 9].index(target)] / 3
@@ -100,6 +100,7 @@ def test_the_losses_by_hand(log_q: bool) -> None:
     torch.testing.assert_close(terms.total, sparse[0] + sparse[1] + 2 * dense)
 
 
+@torch.no_grad()
 def test_without_vectors_it_is_a_decoder_of_codes() -> None:
     model = cobra(dense=False, beam_width=ITEMS)
     assert not any(name.startswith(("encoder", "dense")) for name, _ in model.named_parameters())
@@ -203,6 +204,27 @@ def test_beam_fusion_over_all_buckets(sparse: float) -> None:
         torch.testing.assert_close(found.scores[row, : len(best)], torch.tensor([wanted[item] for item in best]))
         if sparse == 0:
             assert best == sorted(left, key=lambda item: -float(items[item] @ pointed[row]))
+
+
+@torch.inference_mode()
+def test_popularity_is_put_back_where_items_are_ranked() -> None:
+    """One bucket at a time the order is that of cosine / temperature + log popularity."""
+    model = cobra(log_q="ranking", temperature=0.25, dense_sharpness=16.0, sparse_sharpness=0.0, beam_width=12)
+    counts = torch.arange(ITEMS + 1).float() ** 2
+    model.set_popularity(counts)
+    batch = requests([4, 6])
+    found = model.recommend(batch, ITEMS).item_ids[0].tolist()
+    assert sorted(found) == list(range(1, ITEMS + 1))
+    state = model.start(batch)
+    for bucket in {tuple(row) for row in model.codes[1:].tolist()}:
+        inside = [item for item in found if tuple(model.codes[item].tolist()) == bucket]
+        _, state = model.step(model.start(batch), None)
+        _, state = model.step(state, torch.tensor([[bucket[0]]]))
+        pointed = model.vectors_of(state, torch.tensor([[bucket[1]]]))[0, 0]
+        scores = {
+            item: float(model.item_vectors()[item] @ pointed / 0.25 + (counts[item] + 1).log()) for item in inside
+        }
+        assert inside == sorted(inside, key=lambda item: -scores[item])
 
 
 def test_levels_that_only_tell_equal_codes_apart_are_left_out() -> None:

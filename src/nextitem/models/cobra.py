@@ -13,8 +13,9 @@ Notable
   It is a plain decoder, and can be exported as one (pipeline/export.py).
 - Each level is a softmax over its own codes. Every position of a history learns to predict its successor.
 - The dense loss is over the different targets of a batch; `temperature` divides cosines, 1 being the paper's formula.
-  `log_q` takes out how likely an item was to be among them, which the paper leaves in: without it the vectors learn
-  what a user likes beyond what everybody does, and popular items come too low.
+  These come by popularity, so what a vector learns is how much likelier than by popularity an item is, and the paper
+  ranks by that. `log_q` mends it: in the "ranking", where log popularity is added back to the logits, or in the "loss",
+  from whose logits it is taken, so that vectors have to hold it. Figures: docs/results.md.
 - BeamFusion takes its second softmax over all candidates of a request, not within a bucket, where a lone item would
   score 1.
 
@@ -23,7 +24,7 @@ Shapes: B sequences, L items, S tokens, W beams, D width, H heads, M levels, C c
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -59,7 +60,7 @@ class CobraConfig(configs.Config):
     dense: bool = True  # items have a vector after their codes; False: the paper's ablation, codes alone
     temperature: float = Field(1.0, gt=0)  # of the dense loss: divides cosines
     dense_weight: float = Field(1.0, ge=0)  # of the dense loss beside the codes'
-    log_q: bool = True  # the dense loss corrects for how often a batch has each item; False: the paper's
+    log_q: Literal["ranking", "loss"] | None = "ranking"  # where popularity is corrected for; None: nowhere, the paper
     beam_width: int = Field(20, ge=1)  # code sequences, and so buckets, that are looked into; at least k are
     sparse_sharpness: float = Field(0.9, ge=0)  # tau of BeamFusion: multiplies log-probabilities of code sequences
     dense_sharpness: float = Field(16.0, ge=0)  # psi of BeamFusion: multiplies cosines
@@ -185,6 +186,7 @@ class Cobra(Recommender):
             beam_width=width,
             sparse_sharpness=self.settings.sparse_sharpness,
             dense_sharpness=self.settings.dense_sharpness,
+            prior=self._prior() if self.settings.log_q == "ranking" else None,
         )
 
     def _dense_loss(self, hidden_TD: Tensor, targets: Tensor) -> Tensor:
@@ -192,9 +194,14 @@ class Cobra(Recommender):
         different, own = torch.unique(targets, return_inverse=True)
         cosines = F.normalize(self.dense(hidden_TD), dim=1) @ self._item_vectors(different).T
         logits = cosines / self.settings.temperature
-        if self.settings.log_q:
+        if self.settings.log_q == "loss":
             logits = logits - self._log_q(different, len(targets))
         return F.cross_entropy(logits, own)
+
+    def _prior(self) -> Tensor:
+        """What popularity adds to an item's cosine, [N + 1]: the loss's logits are cosines over the temperature."""
+        counts = self.popularity.clamp(min=0) + 1
+        return self.settings.temperature * (counts / counts.sum()).log()
 
     def _log_q(self, items: Tensor, draws: int) -> Tensor:
         """Log-probability that each of `items [T]` is among so many targets drawn from training events."""
