@@ -68,6 +68,7 @@ def test_dense_sets_are_never_made_whole(kind: int, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(each, "made", lambda rows: pytest.fail("made"))
     row = torch.tensor([1])
     assert sets.more_than(row, row * 0, row * 6000, row * 9).item() == (int(mask[1].sum()) > 9)
+    assert not sets.few(row).item()
     with pytest.raises(pytest.fail.Exception, match="made"):
         sparse.more_than(row, row * 0, row * 6000, row * 0)
 
@@ -131,19 +132,33 @@ def test_a_filter_that_leaves_one_item_finds_it_and_one_that_leaves_none_none() 
         assert nothing.item_ids.tolist() == [[0, 0]]
 
 
-@settings(max_examples=30, deadline=None)
-@given(share=st.sampled_from([0.002, 0.02, 0.3]), k=st.integers(1, 12), seed=st.integers(0, 99))
-def test_the_likeliest_are_asked_first_and_nothing_is_lost(share: float, k: int, seed: int) -> None:
+@settings(max_examples=40, deadline=None)
+@given(
+    share=st.sampled_from([0.002, 0.02, 0.3]),
+    sizes=st.sampled_from([(40, 40), (1, 3000)]),
+    k=st.integers(1, 12),
+    seed=st.integers(0, 99),
+    renormalise=st.booleans(),
+)
+def test_the_likeliest_are_asked_first_and_nothing_is_lost(
+    share: float, sizes: tuple[int, int], k: int, seed: int, renormalise: bool
+) -> None:
     """A catalogue whose beams have many more children than are asked about at first, few of them allowed."""
     draw = torch.Generator().manual_seed(seed)
-    codes = torch.stack([torch.randint(0, 40, (3000,), generator=draw) for _ in range(2)], dim=1)
-    trie = PrefixTrie.from_table(identifier_table(codes.tolist(), (40, 40)))
+    codes = torch.stack([torch.randint(0, size, (3000,), generator=draw) for size in sizes], dim=1)
+    trie = PrefixTrie.from_table(identifier_table(codes.tolist(), sizes))
     mask = torch.rand(2, 3001, generator=draw) < share
     mask[:, 0] = False
-    fake = FakeGenerator.random((40, 40), users=2, seed=seed)
-    found = beam_search(fake, requests(2, allowed=mask), trie, k=k, beam_width=k)
+    fake = FakeGenerator.random(sizes, users=2, seed=seed)
+    options = {"k": k, "beam_width": k, "renormalise": renormalise}
+    found = beam_search(fake, requests(2, allowed=mask), trie, **options)
+    filters = Filters(trie, {"first": mask[0], "second": mask[1]})
+    sets = FilteredSets.stacked([filters.allowed([["first"]]), filters.allowed([["second"]])])
+    filtered = beam_search(fake, requests(2), trie, allowed=sets, **options)
+    assert torch.equal(filtered.item_ids, found.item_ids)
+    assert torch.equal(filtered.scores, found.scores)
     for row in range(2):
-        part = PrefixTrie.from_table(identifier_table(codes.tolist(), (40, 40)), live=mask[row])
-        alone = beam_search(fake, requests(2), part, k=k, beam_width=k)
+        part = PrefixTrie.from_table(identifier_table(codes.tolist(), sizes), live=mask[row])
+        alone = beam_search(fake, requests(2), part, **options)
         assert found.item_ids[row].tolist() == alone.item_ids[row].tolist()
         torch.testing.assert_close(found.scores[row], alone.scores[row])

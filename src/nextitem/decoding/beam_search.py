@@ -202,8 +202,9 @@ class Search:
         logits = logits.float()
         scores = children_logits(logits, children)
         self.constraints.strike(scores, beams.nodes, children, depth=depth, held=beams.held)
-        if self.sampling is not None or self.renormalise:
-            self._forbid(scores, children.nodes)
+        if self._wants_all:
+            every = torch.arange(len(scores), device=scores.device)
+            self.constraints.forbid(scores, every, beams.nodes, children, depth=depth)
         if self.sampling is not None:
             scores = self.sampling.log_probs(scores, level=depth)
             shift = beams.scores
@@ -220,7 +221,7 @@ class Search:
         if self.sampling is not None:
             keys = self.sampling.keys(scores, beams.keys)
         slots = scores.shape[2]
-        best, picks = _trimmed(*self._best(keys.flatten(1), children.nodes.flatten(1)))
+        best, picks = _trimmed(*self._best(keys, beams.nodes, children, depth))
         alive = best > -torch.inf
         parents = picks // max(slots, 1)
         codes = picks % max(slots, 1) if children.codes is None else children.codes.flatten(1).gather(1, picks)
@@ -237,33 +238,30 @@ class Search:
             marks=_rows(beams.marks, parents),
         )
 
-    def _best(self, keys: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """The W highest `keys [B, X]` of live `nodes [B, X]`, and where they stand; fewer, then -inf."""
-        width = min(self.width, keys.shape[1])
-        if not self.constraints.has_allow_lists or self.sampling is not None or self.renormalise:
-            return stable_topk(keys, width)
-        best, picks = stable_topk(keys, min(_LOOK * width, keys.shape[1]))
-        if best.shape[1] == 0:
-            return best, picks
+    def _best(self, keys: Tensor, parents: Tensor, children: Children, depth: int) -> tuple[Tensor, Tensor]:
+        """The W highest `keys [B, W, D]` of live children, and where they stand in a row; fewer, then -inf."""
+        flat = keys.flatten(1)
+        width = min(self.width, flat.shape[1])
+        if not self.constraints.has_allow_lists or self._wants_all or not width:
+            return stable_topk(flat, width)
+        best, picks = stable_topk(flat, min(_LOOK * width, flat.shape[1]))
         more = best[:, -1] > -torch.inf
-        self._forbid(best, nodes.gather(1, picks))
+        nodes = children.nodes.flatten(1).gather(1, picks).masked_fill(best == -torch.inf, -1)
+        rows = torch.arange(len(nodes), device=nodes.device)
+        best = best.masked_fill(~self.constraints.allows(rows[:, None].expand_as(nodes), nodes), -torch.inf)
         short = (more & ((best > -torch.inf).sum(1) < width)).nonzero()[:, 0]
         best, order = best.sort(dim=1, descending=True, stable=True)
         best, picks = best[:, :width], picks.gather(1, order)[:, :width]
         if len(short):
             rest = keys[short]
-            self._forbid(rest, nodes[short], short)
-            best[short], picks[short] = stable_topk(rest, width)
+            self.constraints.forbid(rest, short, parents[short], children, depth=depth)
+            best[short], picks[short] = stable_topk(rest.flatten(1), width)
         return best, picks
 
-    def _forbid(self, scores: Tensor, nodes: Tensor, rows: Tensor | None = None) -> None:
-        """Writes -inf into `scores [B, ...]` at nodes without an item that allow-lists of requests `rows` have."""
-        if not self.constraints.has_allow_lists:
-            return
-        rows = torch.arange(len(nodes), device=nodes.device) if rows is None else rows
-        rows = rows.view(-1, *[1] * (nodes.dim() - 1)).expand_as(nodes)
-        asked = nodes.masked_fill(scores == -torch.inf, -1)
-        scores.masked_fill_(~self.constraints.allows(rows, asked), -torch.inf)
+    @property
+    def _wants_all(self) -> bool:
+        """Whether what is made of scores depends on all live children, so that none may stay unasked."""
+        return self.sampling is not None or self.renormalise
 
     def complete_items(self, beams: Beams, keep: int) -> Beams:
         """The `keep` best items under the leaves that the beams have reached; the beams return to the root."""

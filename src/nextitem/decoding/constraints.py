@@ -64,6 +64,28 @@ class Constraints:
         ends = ends.where(nodes >= 0, starts)
         return self._allowed.more_than(self._set_of(rows), starts, ends, torch.zeros_like(starts))
 
+    def forbid(self, scores: Tensor, rows: Tensor, parents: Tensor, children: Children, *, depth: int) -> None:
+        """Writes -inf into `scores [R, W, D]` at children of requests `rows [R]` that allow-lists have nothing of."""
+        if self._allowed is None:
+            return
+        few = self._allowed.few(self._set_of(rows))
+        some = few.nonzero()[:, 0]
+        if len(some):  # members say which children are live, however many children there are
+            above = parents[some].flatten()
+            starts, ends = self._trie.item_ranges(above.clamp(min=0))
+            sets = self._set_of(rows[some]).repeat_interleave(parents.shape[1])
+            limits = torch.full_like(starts, self._trie.num_items)
+            beam, positions = self._allowed.members(sets, starts, ends.where(above >= 0, starts), limits)
+            slots = self._slots(self._trie.ancestors(positions, depth=depth + 1), above[beam], children)
+            live = torch.zeros((len(above), scores.shape[2]), dtype=torch.bool, device=scores.device)
+            live[beam, slots] = True
+            scores[some] = scores[some].masked_fill(~live.view(len(some), *scores.shape[1:]), -torch.inf)
+        some = (~few).nonzero()[:, 0]
+        if len(some):
+            nodes = children.nodes[rows[some]].masked_fill(scores[some] == -torch.inf, -1)
+            asked = rows[some][:, None, None].expand_as(nodes)
+            scores[some] = scores[some].masked_fill(~self.allows(asked, nodes), -torch.inf)
+
     def strike(self, scores: Tensor, parents: Tensor, children: Children, *, depth: int, held: Tensor) -> None:
         """Writes -inf into `scores [B, W, D]` at children that exclusions leave nothing of; `allows` tells the others.
 

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nextitem.core.jagged import ranges
+
 BITS = 32  # of a word
 
 
@@ -67,6 +69,13 @@ class PositionSets:
         part = self.words[rows, word.clamp(max=last)].long() & ((1 << bit) - 1)
         return self.before[rows, word].long() + ones(part)
 
+    def members(self, rows: Tensor, starts: Tensor, ends: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """The first `limits` members of each range [T]: which query each answers, and the positions, int64."""
+        low = self.rank(rows, starts)
+        lengths = torch.minimum(self.rank(rows, ends) - low, limits)
+        query = torch.arange(len(rows), device=rows.device).repeat_interleave(lengths)
+        return query, self.select(rows[query], ranges(low, lengths))
+
     def select(self, rows: Tensor, ranks: Tensor) -> Tensor:
         """The position of the `ranks`-th member (from 0) of set `rows`, [T] int64; it must have so many."""
         # One search over all sets: the counts of set r are moved up by r times more than any of them can be.
@@ -79,6 +88,26 @@ class PositionSets:
         # The first bit with `rest` others before it that is set itself.
         found = (bits.cumsum(1) == rest[:, None] + 1).int().argmax(1)
         return word * BITS + found
+
+
+@dataclass(frozen=True, eq=False)
+class PositionLists:
+    """The same for sets of few members: `keys [members]` int64, set * N + position, rising."""
+
+    keys: Tensor
+    size: int
+
+    def count(self, rows: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+        """How many positions of start .. end - 1 are in set `rows`, all of one shape; int64."""
+        base = rows * self.size
+        return torch.searchsorted(self.keys, base + ends) - torch.searchsorted(self.keys, base + starts)
+
+    def members(self, rows: Tensor, starts: Tensor, ends: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """The first `limits` members of each range [T]: which query each answers, and the positions, int64."""
+        first = torch.searchsorted(self.keys, rows * self.size + starts)
+        lengths = torch.minimum(self.count(rows, starts, ends), limits)
+        query = torch.arange(len(rows), device=rows.device).repeat_interleave(lengths)
+        return query, self.keys[ranges(first, lengths)] - rows[query] * self.size
 
 
 def packed(mask: Tensor) -> Tensor:

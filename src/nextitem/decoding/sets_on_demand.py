@@ -17,12 +17,13 @@ from operator import and_, or_
 import torch
 from torch import Tensor
 
-from nextitem.core.jagged import offsets_of, ranges
-from nextitem.decoding.position_sets import BITS, PositionSets, ones, packed
+from nextitem.core.jagged import Jagged, offsets_of, ranges
+from nextitem.decoding.position_sets import BITS, PositionLists, PositionSets, ones, packed
 from nextitem.decoding.trie import PrefixTrie
 
 # Words that are read of a range before all of its set is made: one, then eight, then 64 more.
 _LOOKS = (1, 8, 64)
+_FEW = 2**12  # members; a set of so few is asked for them
 _NEAR = 4  # positions of a mask that are read one by one before its first word
 
 
@@ -71,10 +72,7 @@ class SetsOnDemand(ABC):
         queries = torch.arange(len(rows), device=rows.device)
         if int(spans.sum()) > max(sum(_LOOKS) * len(rows), 2**12):
             places, sets = self._whole(rows)
-            low = sets.rank(places, starts)
-            lengths = torch.minimum(sets.rank(places, ends) - low, limits)
-            query = queries.repeat_interleave(lengths)
-            return query, sets.select(places[query], ranges(low, lengths))
+            return sets.members(places, starts, ends, limits)
         query, word = queries.repeat_interleave(spans), ranges(first, spans)
         here = self._within(rows[query], word, starts[query], ends[query])
         which, bit = (here[:, None] >> torch.arange(BITS, device=rows.device) & 1).nonzero(as_tuple=True)
@@ -82,6 +80,13 @@ class SetsOnDemand(ABC):
         before = offsets_of(torch.bincount(query, minlength=len(rows)))[query]
         kept = torch.arange(len(query), device=rows.device) - before < limits[query]
         return query[kept], positions[kept]
+
+    def few(self, rows: Tensor) -> Tensor:
+        """bool: it is known that the set has few members, which may be asked for instead of where they may lie."""
+        places, sets = self._made
+        if sets is None:
+            return torch.zeros_like(rows, dtype=torch.bool)
+        return (places[rows] >= 0) & (sets.before[:, -1][places[rows]] <= _FEW)
 
     def _within(self, rows: Tensor, words: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
         """The words of the sets without what lies outside start .. end - 1, int64 below 2^32."""
@@ -134,10 +139,14 @@ class MaskSets(SetsOnDemand):
 class FilteredSets(SetsOnDemand):
     """Sets that are put together of stored ones: all of some groups, of each group any one."""
 
-    def __init__(self, stored: Tensor, rules: Tensor, *, size: int) -> None:
-        """`stored [S, words]` int32; `rules [R, groups, names]`: rows of it, ~row for what is not in it."""
+    def __init__(self, stored: Tensor, lists: Jagged, rules: Tensor, *, size: int) -> None:
+        """`stored [S, words]` int32, and `lists`, the positions of each again, or none where they are many; `rules
+        [R, groups, names]`: rows of them, ~row for what is not in it."""
         super().__init__(len(rules), size=size, device=stored.device)
-        self._stored, self._rules = stored, rules
+        self._stored, self._rules, self._lists = stored, rules, lists
+        short = (rules >= 0) & (lists.lengths[rules.clamp(min=0)] > 0)
+        self._listed = short.all(2)  # [R, groups]: of a group of few, all that can be in the set are known
+        self._members: PositionLists | None = None
 
     @classmethod
     def stacked(cls, parts: Sequence[FilteredSets]) -> FilteredSets:
@@ -146,7 +155,7 @@ class FilteredSets(SetsOnDemand):
         # The last group, and the last name of a group, may stand there as often as one likes.
         rules = [part._rules[:, torch.arange(groups).clamp(max=part._rules.shape[1] - 1)] for part in parts]
         rules = [rule[:, :, torch.arange(names).clamp(max=rule.shape[2] - 1)] for rule in rules]
-        return cls(parts[0]._stored, torch.cat(rules), size=parts[0].size)
+        return cls(parts[0]._stored, parts[0]._lists, torch.cat(rules), size=parts[0].size)
 
     def words_at(self, rows: Tensor, words: Tensor) -> Tensor:
         stored, width = self._stored.view(-1), self._stored.shape[1]
@@ -167,6 +176,42 @@ class FilteredSets(SetsOnDemand):
                 words[row] &= reduce(or_, parts)
         return PositionSets.from_words(words, size=self.size)
 
+    def few(self, rows: Tensor) -> Tensor:
+        return self._listed.any(1)[rows] | super().few(rows)
+
+    def more_than(self, rows: Tensor, starts: Tensor, ends: Tensor, counts: Tensor) -> Tensor:
+        known = self._listed.any(1)[rows]
+        if not bool(known.any()):
+            return super().more_than(rows, starts, ends, counts)
+        answer = torch.zeros_like(known)
+        answer[known] = self._of_few().count(rows[known], starts[known], ends[known]) > counts[known]
+        rest = ~known
+        answer[rest] = super().more_than(rows[rest], starts[rest], ends[rest], counts[rest])
+        return answer
+
+    def members(self, rows: Tensor, starts: Tensor, ends: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        known = self._listed.any(1)[rows]
+        if not bool(known.any()):
+            return super().members(rows, starts, ends, limits)
+        found = []
+        for some, members in ((known, self._of_few().members), (~known, super().members)):
+            query, positions = members(rows[some], starts[some], ends[some], limits[some])
+            found.append((some.nonzero()[:, 0][query], positions))
+        query, positions = (torch.cat(part) for part in zip(*found, strict=True))
+        order = query.argsort(stable=True)
+        return query[order], positions[order]
+
+    def _of_few(self) -> PositionLists:
+        """The members of the sets that have a group of few: that group's which all the other groups have too."""
+        if self._members is None:
+            rows = self._listed.any(1).nonzero()[:, 0]
+            names = self._rules[rows, self._listed[rows].int().argmax(1)]
+            lengths = self._lists.lengths[names]
+            candidates = self._lists.values[ranges(self._lists.offsets[names].flatten(), lengths.flatten())]
+            keys = torch.unique(rows.repeat_interleave(lengths.sum(1)) * self.size + candidates)
+            self._members = PositionLists(keys[self.holds(keys // self.size, keys % self.size)], self.size)
+        return self._members
+
 
 class Filters:
     """Named sets of items over the positions of a trie, kept as bits: what a service filters by.
@@ -180,6 +225,7 @@ class Filters:
         every = torch.ones((1, self._size), dtype=torch.bool, device=trie.items.device)
         items = trie.items.long()
         self._stored = torch.cat([packed(every), *(packed(mask[items][None]) for mask in masks.values())])
+        self._lists = _short_lists(self._stored, self._size)
 
     def allowed(self, any_of: Sequence[Sequence[str]] = (), none_of: Sequence[str] = ()) -> FilteredSets:
         """One set: the items that are in at least one set of each group of `any_of`, and in none of `none_of`.
@@ -191,4 +237,17 @@ class Filters:
         rule = rule or [[0]]
         most = max(len(group) for group in rule)
         padded = [group + group[-1:] * (most - len(group)) for group in rule]
-        return FilteredSets(self._stored, torch.tensor([padded], device=self._stored.device), size=self._size)
+        rules = torch.tensor([padded], device=self._stored.device)
+        return FilteredSets(self._stored, self._lists, rules, size=self._size)
+
+
+def _short_lists(stored: Tensor, size: int) -> Jagged:
+    """The members of stored sets of which fewer than one in 256 positions is one; of others none."""
+    counts = torch.stack([ones(words).sum(dtype=torch.int64) for words in stored])
+    counts = counts.masked_fill(counts * 256 >= size, 0)
+    found = [torch.empty(0, dtype=torch.int64, device=stored.device)]
+    for row in counts.nonzero()[:, 0].tolist():
+        word = stored[row].nonzero()[:, 0]
+        which, bit = (stored[row][word, None] >> torch.arange(BITS, device=stored.device) & 1).nonzero(as_tuple=True)
+        found.append(word[which] * BITS + bit)
+    return Jagged.from_lengths(torch.cat(found), counts)

@@ -59,8 +59,7 @@ class CatalogueLogitsProcessor:
         own = scores[:, start : start + size].float().log_softmax(1)
         legal = children_logits(own.view(*nodes.shape, size), children)
         self._constraints.strike(legal, nodes, children, depth=depth, held=self._nothing_held(nodes))
-        rows = torch.arange(len(nodes), device=nodes.device)[:, None, None].expand_as(children.nodes)
-        legal.masked_fill_(~self._constraints.allows(rows, children.nodes), -torch.inf)
+        self._constraints.forbid(legal, torch.arange(len(nodes)), nodes, children, depth=depth)
         constrained = torch.full_like(scores, -torch.inf).view(*nodes.shape, -1)
         where = (children.nodes >= 0).nonzero(as_tuple=True)
         codes = where[2] if children.codes is None else children.codes[where]
