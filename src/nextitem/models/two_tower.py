@@ -20,7 +20,7 @@ Notable
   scores) has within a request, and those of the first other label. That is how it becomes a pre-ranking stage.
 - Processes that share a batch have each the columns of its own part.
 
-Shapes: B requests, P candidates of all, K of one, L history, D width, X item fields side by side, N items, M columns.
+Shapes: B requests, P candidates of all, K of one, D width, N items, M columns.
 """
 
 from __future__ import annotations
