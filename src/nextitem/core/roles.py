@@ -137,6 +137,14 @@ class VectorRetriever(Protocol):
 
 
 @runtime_checkable
+class Indexed(Protocol):
+    """Finds items by an index over its vectors, which is built when it has learnt."""
+
+    def build_index(self, requests: SequenceBatch) -> None:
+        """Builds the index; `requests` are like those that will be asked."""
+
+
+@runtime_checkable
 class Incremental(Protocol):
     """Keeps what it has read of a history, so that a further event costs one step instead of the whole history."""
 
@@ -155,6 +163,14 @@ class Staged(Protocol):
 
     def stages(self, batch: SequenceBatch, k: int) -> Iterator[tuple[str, Recommendations]]:
         """Each stage's name and what is left after it, best first; the last one is the answer, [B, k]."""
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """Can bring its scores into line with what became of requests that it has not learnt from."""
+
+    def calibrate(self, requests: SequenceBatch) -> None:
+        """Fits what stands between scores and probabilities; nothing where the settings ask for nothing."""
 
 
 @runtime_checkable

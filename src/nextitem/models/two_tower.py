@@ -20,7 +20,7 @@ Notable
   scores) has within a request, and those of the first other label. That is how it becomes a pre-ranking stage.
 - Processes that share a batch have each the columns of its own part.
 
-Shapes: B requests, P candidates of all, K of one, L history, D width, X item fields side by side, N items, M columns.
+Shapes: B requests, P candidates of all, K of one, D width, N items, M columns.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ from nextitem.core.roles import Examples, LossTerms
 from nextitem.data.examples.event_requests import EventRequests
 from nextitem.data.examples.labelled_candidates import TARGET, LabelledRequests, shown_requests
 from nextitem.losses.in_batch_softmax import in_batch_softmax
+from nextitem.nn.ann_index import AnnIndex, AnnIndexConfig
 from nextitem.nn.item_features import CONTENT
 from nextitem.nn.streaming_frequency import StreamingFrequency
 from nextitem.nn.towers import NEVER, ItemTower, TowerSizes, UserTower
-from nextitem.ops.topk import top_candidates, top_items
+from nextitem.ops.topk import top_candidates
 
 TEACHER = "teacher"  # the label that holds a ranker's scores
 BLOCK = 65_536  # items whose vectors are made at a time
@@ -60,7 +61,7 @@ class TwoTowerConfig(configs.Config):
     width: int = Field(64, ge=1)  # D, of the vectors that meet
     field_width: int = Field(32, ge=1)  # of each field's vector
     hidden: tuple[int, ...] = (128,)  # units of the hidden layers of both towers
-    dropout: float = Field(0.1, ge=0, lt=1)  # of hidden layers, and of the items of a history
+    dropout: float = Field(0.1, ge=0, lt=1)  # of hidden layers, and of what a history is summed up to
     user_fields: tuple[str, ...] = ()  # of requests (nn/fields.py), read beside the history; none named: all there are
     item_fields: tuple[str, ...] = ()  # of items alone, and "content"; none named: all columns
     heads: int = Field(2, ge=1)  # ways of weighing the history
@@ -73,6 +74,7 @@ class TwoTowerConfig(configs.Config):
     refresh_steps: int = Field(50, ge=1)  # steps that the vectors serve by which hard negatives are found
     frequency_rate: float = Field(0.01, gt=0, le=1)  # alpha of the frequency estimate
     learn_from: Literal["events", "impressions"] = "events"  # next items: retrieval; what was shown: ranking
+    index: AnnIndexConfig = AnnIndexConfig()  # how items are found
     teacher_weight: float = Field(0.5, ge=0, le=1)  # of a ranker's scores, where candidates carry them, over labels
 
     @property
@@ -106,6 +108,8 @@ class TwoTower(Recommender):
         rows = catalog.num_items + 1 if config.hard_negatives else 0
         self.register_buffer("snapshot", torch.zeros(rows, config.width))  # by which hard negatives are found
         self.register_buffer("made", torch.zeros(2, 0, config.width), persistent=False)  # both vectors of all items
+        self.index = AnnIndex(config.index)
+        self._served = (torch.zeros(0), torch.zeros(0))  # what was made, and its item vectors as one tensor
         self.register_load_state_dict_post_hook(lambda model, keys: model.forget())  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Self:
@@ -117,6 +121,7 @@ class TwoTower(Recommender):
     def forget(self) -> None:
         """Item vectors are made anew when next asked for."""
         self.made = self.made.new_zeros(2, 0, self.settings.width)
+        self.table = None
 
     def examples(self, train: Dataset) -> Examples:
         """Every event as a request, or what was shown; vocabularies and quantiles are taken from them."""
@@ -158,7 +163,14 @@ class TwoTower(Recommender):
 
     def item_vectors(self) -> Tensor:
         """[N + 1, D] of length 1; row 0 is padding. Kept until training goes on."""
-        return self._made()[0]
+        made = self._made()
+        if self._served[0] is not made:
+            self._served = (made, made[0])
+        return self._served[1]
+
+    def build_index(self, requests: SequenceBatch) -> None:
+        """Indexes the item vectors; recall is measured with the vectors of these requests."""
+        self.index.build(self.item_vectors(), self.user_vectors(requests))
 
     def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
         """The inner products with the candidates [B, K], aligned with them padded (-inf at padding)."""
@@ -168,7 +180,10 @@ class TwoTower(Recommender):
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         if batch.candidates is not None:
             return top_candidates(batch.candidates, self._scores(batch), batch, k, num_items=self.num_items)
-        return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
+        found = self.index.search(
+            self.item_vectors(), self.user_vectors(batch), k, allowed=batch.allowed, excluded=batch.excluded
+        )
+        return Recommendations(*found)
 
     def _scores(self, batch: SequenceBatch) -> Tensor:
         """Of the candidates [P]."""

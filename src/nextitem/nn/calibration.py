@@ -87,7 +87,10 @@ class Isotonic(nn.Module):
         return torch.lerp(values[left], values[right], share).float()
 
 
-def calibration(kind: Literal["platt", "isotonic"]) -> Platt | Isotonic:
+Curve = Platt | Isotonic
+
+
+def calibration(kind: Literal["platt", "isotonic"]) -> Curve:
     """A curve of that kind, not fitted yet."""
     return Platt() if kind == "platt" else Isotonic()
 

@@ -66,7 +66,7 @@ class ItemTower(nn.Module):
         self.id_columns = [slice(place * sizes.field_width, (place + 1) * sizes.field_width) for place in ids]
         self.id_dropout = id_dropout
         self.layers = sizes.layers(inputs)
-        self.reading = nn.Sequential(nn.Linear(inputs, sizes.width), nn.Dropout(sizes.dropout))
+        self.reading = nn.Linear(inputs, sizes.width)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         """The vectors of items as candidates, of length 1 [n, D]."""
@@ -115,6 +115,7 @@ class UserTower(nn.Module):
         self.by_place = nn.Parameter(-slopes * torch.arange(max_history_length)[:, None])  # 0: the last event
         self.by_age = nn.Embedding(MOST, heads)
         nn.init.zeros_(self.by_age.weight)
+        self.dropout = nn.Dropout(sizes.dropout)  # of sums: of each event it would cost as much as the rest
         self.layers = sizes.layers(len(self.fields) * sizes.field_width + (heads + 1) * sizes.width)
 
     def forward(self, batch: SequenceBatch, read: Tensor) -> Tensor:
@@ -129,7 +130,8 @@ class UserTower(nn.Module):
         nobody = place >= batch.items.lengths[:, None]
         weights_BLH = logits_BLH.masked_fill(nobody[..., None], NEVER).softmax(1)
         pooled = (weights_BLH.transpose(1, 2) @ read_BLD).flatten(1)
-        return F.normalize(self.layers(torch.cat([known, pooled, read_BLD[:, -1]], dim=1)), dim=1)
+        held = self.dropout(torch.cat([pooled, read_BLD[:, -1]], dim=1))
+        return F.normalize(self.layers(torch.cat([known, held], dim=1)), dim=1)
 
     def _ages(self, batch: SequenceBatch, length: int) -> Tensor:
         """How long before the request each event was, a code on a logarithmic scale [B, L]; 0: not known."""

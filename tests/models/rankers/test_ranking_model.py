@@ -115,3 +115,34 @@ def test_positives_in_slots_that_are_rarely_seen_weigh_more() -> None:
     softplus = torch.nn.functional.softplus
     expected = (softplus(torch.tensor(5.0)) + 4 * softplus(torch.tensor(-1.0))) / 2
     torch.testing.assert_close(model.training_loss(shown).total, expected)
+
+
+@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+def test_calibration_gives_probabilities_that_can_be_taken_at_their_word(kind: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    items = torch.randint(1, 13, (500, 4), generator=draw)
+    truth = torch.sigmoid(0.5 * Known.table[items] - 1)  # logits are twice too steep, and too high
+    labels = (torch.rand(500, 4, generator=draw) < truth).float()
+    held = asked(items.tolist(), labels.tolist())
+    model, plain = known(calibration=kind), known()
+    model.calibrate(held)
+    found = model.score(held)["target"]
+    assert float((found - truth).abs().mean()) < 0.05
+    assert float((plain.score(held)["target"] - truth).abs().mean()) > 0.1
+    assert model.recommend(held, 4).item_ids.equal(plain.recommend(held, 4).item_ids)
+    plain.calibrate(asked([[1]]))  # nothing is asked of it
+    with pytest.raises(UserError, match=r"model\.calibration needs labelled validation"):
+        model.calibrate(asked([[1]]))
+
+
+def test_calibrated_tasks_are_put_together_by_their_probabilities() -> None:
+    model = known(tasks=("click", "buy"), order_by={"buy": 2.0, "click": 1.0}, calibration="platt")
+    rows = Jagged.from_rows([[5, 2, 9, 7]])
+    labels = {"click": [1.0, 1, 0, 0], "buy": [1.0, 0, 0, 0]}
+    batch = replace(
+        asked([[5, 2, 9, 7]]), candidate_labels={name: rows.with_values(torch.tensor(v)) for name, v in labels.items()}
+    )
+    model.calibrate(batch)
+    scores = model.score(batch)
+    expected = scores["click"].log() + 2 * scores["buy"].log()
+    torch.testing.assert_close(model.recommend(batch, 4).scores[0], expected[0].sort(descending=True).values)

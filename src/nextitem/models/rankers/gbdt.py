@@ -4,7 +4,7 @@ Friedman 2001; Ke et al., LightGBM, NeurIPS 2017; LambdaRank: Burges 2010; leave
 tree splits on ordered codes (quantiles, counts, times) and on sets of categories, so crosses need not be named.
 
 Notable
-- objective "listwise" is LambdaRank, whose scores order a list and are no log-odds.
+- objective "listwise" is LambdaRank, whose scores order a list and are no log-odds unless calibrated.
 - Bags (the items of a history) and hashed pairs of codes are not read; trees read counts and recency instead.
 - With `leaf_regression` half of the requests grows the trees and the other half weighs their leaves: leaves of what a
   tree has learnt from would tell the label.
@@ -30,6 +30,7 @@ from torch import Tensor
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
+from nextitem.core.roles import Examples
 from nextitem.models.rankers.ranking_model import RankingConfig, RankingModel
 from nextitem.nn.field_kinds import ItemCategory, ItemId, Pair, RequestCategory
 from nextitem.nn.fields import FieldCodes
@@ -44,7 +45,7 @@ class GBDTConfig(RankingConfig):
     leaves: int = Field(15, ge=2)  # V, most leaves of a tree
     learning_rate: float = Field(0.05, gt=0)  # what a tree's answer counts
     leaf_examples: int = Field(50, ge=1)  # least candidates in a leaf
-    l2: float = Field(10.0, ge=0)  # lambda in a leaf's weight -G / (H + lambda)
+    weight_l2: float = Field(10.0, ge=0)  # lambda in a leaf's weight -G / (H + lambda)
     leaf_regression: bool = False  # a logistic regression over the leaves in place of the trees' sum
     leaf_l2: float = Field(10.0, gt=0)  # of that regression
 
@@ -72,7 +73,11 @@ class GBDT(RankingModel):
 
     def fit(self, train: Dataset) -> None:
         """Grows the trees of every task."""
-        examples, parts = self.examples(train), []
+        self.fit_to(self.examples(train))
+
+    def fit_to(self, examples: Examples) -> None:
+        """The same, from examples that stand (`examples_of`)."""
+        parts = []
         for batch in examples.batches(READ_AT_ONCE, epoch=0, seed=0):
             assert batch.candidates is not None
             labels = torch.stack([batch.candidate_labels[label].values for label in self._labels(batch)], 1) > 0
@@ -124,7 +129,7 @@ class GBDT(RankingModel):
             "num_leaves": settings.leaves,
             "min_data_in_leaf": settings.leaf_examples,
             "min_data_per_group": settings.leaf_examples,
-            "lambda_l2": settings.l2,
+            "lambda_l2": settings.weight_l2,
             "deterministic": True,
             "force_row_wise": True,
             "verbosity": -1,
@@ -161,10 +166,11 @@ class GBDT(RankingModel):
 def _leaves(booster: lightgbm.Booster, matrix: NDArray[np.int32]) -> NDArray[np.int64]:
     """The leaf that each tree puts each candidate into, [P, E]."""
     leaves = np.asarray(booster.predict(matrix, pred_leaf=True), np.int64)
-    return leaves.reshape(len(matrix), -1)  # type: ignore[no-any-return]
+    return leaves.reshape(len(matrix), -1)
 
 
 def _sizes_of(sizes: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Of the requests whose candidates are kept, how many each has."""
     first = np.cumsum(sizes) - sizes
-    return sizes[(sizes > 0) & kept[np.minimum(first, len(kept) - 1)]]
+    left: NDArray[np.int64] = sizes[(sizes > 0) & kept[np.minimum(first, len(kept) - 1)]]
+    return left

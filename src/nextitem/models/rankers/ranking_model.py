@@ -11,11 +11,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextitem.core import config as configs
@@ -35,6 +35,7 @@ from nextitem.data.examples.labelled_candidates import (
     examination,
     shown_requests,
 )
+from nextitem.nn.calibration import Curve, calibration
 from nextitem.nn.fields import FieldCodes, Fields, FieldVectors
 from nextitem.nn.mini_batch_aware import mini_batch_aware_l2
 from nextitem.ops.topk import top_candidates, top_items
@@ -60,6 +61,7 @@ class RankingConfig(configs.Config):
     buckets: int = Field(32, ge=2)  # quantiles of a numeric field
     pair_buckets: int = Field(65_536, ge=2)  # codes of a crossed field, beyond which pairs are hashed
     l2: float = Field(0.0, ge=0)  # of field vectors, each pulled by the batches that read it (nn/mini_batch_aware.py)
+    calibration: Literal["platt", "isotonic"] | None = None  # a curve over each task's logits, fitted to validation
     candidate_features: tuple[str, ...] = ()  # numbers that come with candidates and are read: ranks in channels
 
 
@@ -86,6 +88,7 @@ class RankingModel(Recommender):
             brought=brought,
         )
         self.register_buffer("counts", torch.zeros(self.fields.size if config.l2 else 0))  # candidates with each code
+        self.curves = nn.ModuleList(calibration(config.calibration) for _ in self.tasks if config.calibration)
         self.register_buffer("examined", torch.ones(1))  # how likely each slot is looked at, where slots are weighed
 
     @property
@@ -162,12 +165,24 @@ class RankingModel(Recommender):
             return self.popularity.new_zeros(())
         return self.ranking.l2 * mini_batch_aware_l2(self.vectors.table.weight, codes.looked_up()[0], self.counts)
 
+    @torch.no_grad()
+    def calibrate(self, requests: SequenceBatch) -> None:
+        """Fits the curves to what became of requests that nothing was learnt from. UserError without labels."""
+        if not self.curves:
+            return
+        if not requests.candidate_labels or not requests.num_requests:
+            raise UserError("model.calibration needs labelled validation requests: use --protocol impressions")
+        parts = [_without_slots(part) for part in requests.split(COUNTED_AT_ONCE)]
+        logits = torch.cat([self.logits(part, self.fields(part)) for part in parts])
+        for column, label in enumerate(self._labels(requests)):
+            cast(Curve, self.curves[column]).fit(logits[:, column], requests.candidate_labels[label].values)
+
     def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
         """Task -> probabilities [B, K], aligned with the padded candidates (-inf at padding); slots are not read."""
         given = batch.candidates
         assert given is not None, "there are no candidates to score"
         batch = _without_slots(batch)
-        probabilities = self.logits(batch, self.fields(batch)).sigmoid()
+        probabilities = self._probabilities(self.logits(batch, self.fields(batch)))
         return {
             task: given.with_values(probabilities[:, column]).to_padded(fill=-torch.inf)
             for column, task in enumerate(self.tasks)
@@ -202,7 +217,14 @@ class RankingModel(Recommender):
         if not weights:
             return logits[:, 0]
         columns = [self.tasks.index(task) for task in weights]
-        return F.logsigmoid(logits[:, columns]) @ logits.new_tensor(list(weights.values()))
+        logs = self._probabilities(logits).log() if self.curves else F.logsigmoid(logits)
+        return logs[:, columns] @ logits.new_tensor(list(weights.values()))
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        """[P, S], calibrated where a curve has been fitted."""
+        if not self.curves:
+            return logits.sigmoid()
+        return torch.stack([curve(logits[:, column]) for column, curve in enumerate(self.curves)], 1)
 
     def _labels(self, batch: SequenceBatch) -> list[str]:
         """The label of each task. Without named tasks the first label that there is."""

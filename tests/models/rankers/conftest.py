@@ -1,0 +1,52 @@
+"""A small shop whose impressions rankers learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.config import parse
+from nextitem.core.dataset import Split
+from nextitem.core.registry import entry
+from nextitem.data.readers import load_dataset
+from nextitem.data.shop import generate_shop
+from nextitem.data.splits import make_split
+from nextitem.models.rankers.ranking_model import RankingModel
+
+Build = Callable[..., RankingModel]
+
+
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """Impressions of a shop of 150 items and 400 customers."""
+    folder = tmp_path_factory.mktemp("shop")
+    generate_shop(3, num_items=150, num_users=400).write(folder)
+    return make_split(load_dataset(folder), "impressions")
+
+
+@pytest.fixture(scope="session")
+def requests(shown: Split) -> SequenceBatch:
+    """Twenty test requests, one of them without a history."""
+    test = shown.test
+    longest = test.items.lengths.argsort(descending=True)[:19]
+    return test.select(torch.cat([longest, test.items.lengths.argsort()[:1]]))
+
+
+@pytest.fixture(scope="session")
+def ranker(shown: Split) -> Build:
+    """`ranker(name, **settings)`: the model, its fields fitted, its weights drawn, ready to answer."""
+
+    def build(name: str, **settings: object) -> RankingModel:
+        torch.manual_seed(0)
+        kind = entry("model", name).load()
+        model: RankingModel = kind(parse(kind.Config, settings, where=name), shown.train.catalog)
+        model.examples(shown.train)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(0.3 * torch.randn(parameter.shape))
+        return model.eval()
+
+    return build

@@ -1,0 +1,48 @@
+"""DIN: the history as a candidate sees it, by the plain loop; what the withdrawn results got wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nextitem.core.batch import SequenceBatch
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_interest_is_the_plain_loop(normalise: bool, ranker, requests: SequenceBatch) -> None:
+    model = ranker("din", width=2, hidden=(5,), unit=(6, 3), normalise=normalise, max_history_length=7)
+    codes = model.fields(requests)
+    found = model.interest(requests, codes)
+    unit, histories = model.attention.unit, requests.items.last(7).to_lists()
+    assert requests.candidates is not None
+    width = found.shape[1]
+    for p, (item, row) in enumerate(zip(requests.candidates.values, codes.rows.tolist(), strict=True)):
+        q = model.vectors.of_items(item[None])[0]
+        keys = model.vectors.of_items(torch.tensor(histories[row], dtype=torch.int64)).view(-1, width)
+        weights = [
+            unit.last(torch.sigmoid(unit.second(torch.sigmoid(unit.first(torch.cat([q, k, q - k, q * k]))))))[0]
+            for k in keys
+        ]
+        expected = torch.zeros(width)
+        if weights:
+            w = torch.stack(weights)
+            expected = (torch.softmax(w / width**0.5, 0) if normalise else w) @ keys
+        torch.testing.assert_close(found[p], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_events_before_the_latest_are_not_read(ranker, requests: SequenceBatch) -> None:
+    model = ranker("din", width=2, hidden=(5,), max_history_length=3, fields=("item.id", "user.country"))
+    torch.testing.assert_close(model.score(requests)["target"], model.score(requests.last(3))["target"])
+    assert not torch.allclose(model.score(requests)["target"], model.score(requests.last(1))["target"])
+
+
+def test_a_training_batch_is_normalised_as_a_whole(ranker, requests: SequenceBatch) -> None:
+    """Positives and negatives share statistics: logits of the batch are those of one pass over all candidates."""
+    model = ranker("din", width=2, hidden=(5,)).train()
+    codes = model.fields(requests)
+    inputs = torch.cat([model.vectors(codes).flatten(1), model.interest(requests, codes)], 1)
+    hidden = model.deep.shared.layers[0](inputs)
+    dice = model.deep.shared.layers[1]
+    share = torch.sigmoid((hidden - hidden.mean(0)) / (hidden.var(0, correction=0) + 1e-8).sqrt())
+    expected = model.deep.towers[0](hidden * (share + (1 - share) * dice.alpha))
+    torch.testing.assert_close(model.logits(requests, codes), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,49 @@
+"""Wide & Deep: two sums, two optimizers, exact zeros in the wide part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Split
+from nextitem.models.rankers.wide_and_deep import WideAndDeep, WideAndDeepConfig
+from nextitem.training.config import OptimizerConfig, TrainingConfig
+from nextitem.training.fit import fit
+
+
+def test_a_logit_is_the_sum_of_both_parts(ranker, requests: SequenceBatch) -> None:
+    model = ranker("wide-and-deep", width=3, hidden=(5,))
+    codes = model.fields(requests)
+    first, second = model.deep.shared.layers[0], model.deep.towers[0][0]
+    deep = second(torch.relu(first(model.vectors(codes).flatten(1))))
+    torch.testing.assert_close(model.logits(requests, codes), model.wide(codes).sum(1) + deep)
+
+
+def test_ftrl_on_the_wide_part_leaves_exact_zeros_and_resumes_exactly(shown: Split, tmp_path: Path) -> None:
+    wide = OptimizerConfig(optimizer="ftrl", learning_rate=0.1, l1=0.02)
+    settings = TrainingConfig(
+        optimizer="adagrad", learning_rate=0.05, batch_size=64, max_epochs=2, groups={"wide": wide}
+    )
+
+    def trained(**arguments: object) -> WideAndDeep:
+        torch.manual_seed(0)
+        model = WideAndDeep(WideAndDeepConfig(width=4, hidden=(8,)), shown.train.catalog)
+        fit(model, model.examples(shown.train), settings, progress=False, **arguments)  # type: ignore[arg-type]
+        return model
+
+    whole = trained()
+    weights = whole.wide.table.weight
+    share = float((weights == 0).float().mean())
+    read = whole.fields(shown.test).looked_up()[0].unique()
+    assert 0.5 < share < 1
+    assert 0 < int((weights[read] != 0).sum()) < len(read)
+    assert not bool((whole.vectors.table.weight[read] == 0).all(1).all())
+    trained(out=tmp_path, stop_after=1)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    next(iter(saved["callbacks"].values()))["stopped"] = "interrupted"
+    torch.save(saved, tmp_path / "checkpoints" / "last.ckpt")
+    resumed = trained(out=tmp_path, resume=True)
+    for first, second in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(first, second)
