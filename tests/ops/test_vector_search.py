@@ -88,9 +88,22 @@ def test_groups_of_queries_and_blocks_change_nothing(monkeypatch: pytest.MonkeyP
     assert table.search(queries[:0], 5)[0].shape == (0, 5)
 
 
+def test_few_items_are_searched_plainly_a_few_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = integers(601, 8, seed=3), integers(9, 8, seed=4)
+    excluded = Jagged.from_rows([[row, row + 1] for row in range(9)])
+    table = VectorTable(vectors)
+    assert not table.scanned
+    monkeypatch.setattr(vector_search, "PLAIN_PRODUCTS", 2 * 601)
+    together = table.search(queries, 5, excluded=excluded)
+    for row in range(9):
+        one = table.search(queries[row : row + 1], 5, excluded=excluded.select(torch.tensor([row])))
+        assert torch.equal(one[0][0], together[0][row])
+        assert torch.equal(one[1][0], together[1][row])
+
+
 def test_most_vectors_are_never_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = torch.Generator().manual_seed(0)
-    table = VectorTable(torch.randn(200_001, 32, generator=draw))
+    table = table_of(torch.randn(200_001, 32, generator=draw))
     looked: list[int] = []
     reach = VectorTable._within_reach
 

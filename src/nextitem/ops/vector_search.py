@@ -30,7 +30,8 @@ GROUP = 16  # items that share a bound
 TILE = 1024  # items of neighbouring groups
 BLOCK_PRODUCTS = 2**18  # products made at a time: 1 MiB of integers stays in the cache
 QUERIES = 256  # at a time
-SMALL = 4 * TILE  # items up to which the plain way is as fast
+SMALL = 2**16  # items up to which the plain way is as fast
+PLAIN_PRODUCTS = 2**22  # products made at a time on the plain way
 LEVELS = 127
 ROUNDING = 1e-5  # of |q| |v|: more than float32 sums of some thousand terms lose
 NEVER = torch.iinfo(torch.int32).min
@@ -57,15 +58,18 @@ class VectorTable:
         `allowed` and `excluded` as in SequenceBatch. Returns items [B, k] int64, 0 where there are no more, and scores
         [B, k], -inf there. Ties go to the smaller item number.
         """
-        if not self.scanned:
-            return search_vectors_reference(self.vectors, queries, k, allowed=allowed, excluded=excluded)
-        parts = []
-        for start in range(0, len(queries), QUERIES):
-            rows = torch.arange(start, min(start + QUERIES, len(queries)))
-            own = allowed if allowed is None or len(allowed) == 1 else allowed[rows]
-            parts.append(self._search(queries[rows], k, own, None if excluded is None else excluded.select(rows)))
-        if not parts:
+        if not len(queries):
             return queries.new_zeros((0, k), dtype=torch.int64), queries.new_zeros((0, k))
+        size = QUERIES if self.scanned else max(1, PLAIN_PRODUCTS // (self.num_items + 1))
+        parts = []
+        for start in range(0, len(queries), size):
+            rows = torch.arange(start, min(start + size, len(queries)), device=queries.device)
+            legal = allowed if allowed is None or len(allowed) == 1 else allowed[rows]
+            out = None if excluded is None else excluded.select(rows)
+            if self.scanned:
+                parts.append(self._search(queries[rows], k, legal, out))
+            else:
+                parts.append(search_vectors_reference(self.vectors, queries[rows], k, allowed=legal, excluded=out))
         return torch.cat([items for items, _ in parts]), torch.cat([scores for _, scores in parts])
 
     @property
