@@ -146,3 +146,13 @@ def test_calibrated_tasks_are_put_together_by_their_probabilities() -> None:
     scores = model.score(batch)
     expected = scores["click"].log() + 2 * scores["buy"].log()
     torch.testing.assert_close(model.recommend(batch, 4).scores[0], expected[0].sort(descending=True).values)
+
+
+def test_many_candidates_are_scored_in_blocks_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LR(LRConfig(), cycle().catalog)
+    torch.nn.init.normal_(model.vectors.table.weight)
+    model.eval()
+    batch = asked([[5, 2, 9], [1], [3, 4], [12, 7, 8, 6]])
+    whole = model.score(batch)["target"]
+    monkeypatch.setattr("nextitem.models.rankers.ranking_model.BLOCK", 3)
+    assert torch.equal(model.score(batch)["target"], whole)

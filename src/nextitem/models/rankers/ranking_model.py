@@ -181,8 +181,7 @@ class RankingModel(Recommender):
         """Task -> probabilities [B, K], aligned with the padded candidates (-inf at padding); slots are not read."""
         given = batch.candidates
         assert given is not None, "there are no candidates to score"
-        batch = _without_slots(batch)
-        probabilities = self._probabilities(self.logits(batch, self.fields(batch)))
+        probabilities = self._probabilities(self._all_logits(batch))
         return {
             task: given.with_values(probabilities[:, column]).to_padded(fill=-torch.inf)
             for column, task in enumerate(self.tasks)
@@ -211,14 +210,24 @@ class RankingModel(Recommender):
 
     def _order(self, batch: SequenceBatch) -> Tensor:
         """What candidates are ranked by [P]."""
-        batch = _without_slots(batch)
-        logits = self.logits(batch, self.fields(batch))
+        logits = self._all_logits(batch)
         weights = self.ranking.order_by
         if not weights:
             return logits[:, 0]
         columns = [self.tasks.index(task) for task in weights]
         logs = self._probabilities(logits).log() if self.curves else F.logsigmoid(logits)
         return logs[:, columns] @ logits.new_tensor(list(weights.values()))
+
+    def _all_logits(self, batch: SequenceBatch) -> Tensor:
+        """[P, S], some BLOCK candidates at a time; slots are not read."""
+        assert batch.candidates is not None
+        batch = _without_slots(batch)
+        if len(batch.candidates.values) <= BLOCK:
+            return self.logits(batch, self.fields(batch))
+        block = batch.candidates.offsets[1:] // BLOCK
+        rows = torch.arange(batch.num_requests, device=block.device)
+        parts = [batch.select(rows[block == number]) for number in torch.unique(block)]
+        return torch.cat([self.logits(part, self.fields(part)) for part in parts])
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         """[P, S], calibrated where a curve has been fitted."""
