@@ -13,12 +13,18 @@ from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
+from nextitem.core.roles import ClosedForm
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.nn.transformer import BLOCKS
 
 READS = 6  # max_history_length of the models under test
 HISTORIES = [[1], [4, 5, 6, 7, 8, 9, 10, 11], [2, 3, 2], [12, 1, 2, 3, 4, 5], [7, 7]]
-NAMES = [name for name, entry in MODELS.items() if "max_history_length" in entry.load().Config.model_fields]
+NAMES = [
+    name
+    for name, entry in MODELS.items()
+    if "max_history_length" in entry.load().Config.model_fields and not issubclass(entry.load(), ClosedForm)
+]
+LONG = {"sim": {"long_history_length": READS}}
 
 
 def model_of(name: str) -> Recommender:
@@ -30,7 +36,8 @@ def model_of(name: str) -> Recommender:
     content = torch.randn(13, 4, generator=torch.Generator().manual_seed(0)) * (torch.arange(13) > 0)[:, None]
     catalog = catalog.with_content(content)
     torch.manual_seed(0)
-    model: Recommender = kind(kind.Config(max_history_length=READS), catalog.with_identifiers(table))
+    config = kind.Config(max_history_length=READS, **LONG.get(name, {}))
+    model: Recommender = kind(config, catalog.with_identifiers(table))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))

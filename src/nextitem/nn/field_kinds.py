@@ -333,14 +333,14 @@ class Clock(Field):
 
 
 class HistoryLength(Field):
-    """How many events the history has, logarithmic."""
+    """How many of the latest events there are, logarithmic; those before them are never read."""
 
     of: ClassVar[Literal["request", "candidate"]] = "request"
     size = MOST
 
     def forward(self, asked: Asked) -> Tensor:
         """[B]."""
-        return logarithmic(asked.batch.items.lengths.double())
+        return logarithmic(asked.recent.lengths.double())
 
 
 class Reading(Field):

@@ -1,0 +1,31 @@
+"""A ranker that asks for calibration gets it from validation, and its bundle keeps it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nextitem.core.errors import UserError
+from nextitem.data.readers import load_dataset
+from nextitem.data.shop import generate_shop
+from nextitem.data.splits import make_split
+from nextitem.pipeline.run import load_run, train
+
+SETTINGS = ["model.trees=10", "model.leaf_examples=20", "model.objective=listwise", "model.calibration=isotonic"]
+
+
+def test_curves_are_fitted_to_validation_and_saved(tmp_path: Path) -> None:
+    generate_shop(3, num_items=150, num_users=400).write(tmp_path / "shop")
+    data = load_dataset(tmp_path / "shop")
+    run = train("gbdt", data, out=tmp_path / "run", protocol="impressions", overrides=SETTINGS, progress=False)
+    split = make_split(data, "impressions")
+    found = run.model.score(split.validation)["target"]
+    clicks = split.validation.candidate_labels["click"].values
+    assert float(found[found > -torch.inf].mean()) == pytest.approx(float(clicks.mean()), abs=1e-4)
+    assert torch.equal(load_run(tmp_path / "run").model.score(split.validation)["target"], found)
+    with pytest.raises(UserError, match=r"refit leaves no requests to fit model\.calibration"):
+        train("gbdt", data, out=tmp_path / "other", protocol="impressions", refit=True, overrides=SETTINGS)
+    with pytest.raises(UserError, match=r"use --protocol impressions"):
+        train("gbdt", data, out=tmp_path / "lists", protocol="time", overrides=SETTINGS, progress=False)
