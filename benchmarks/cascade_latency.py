@@ -1,7 +1,8 @@
 """Time of one request through a whole cascade, by stage, at several sizes of catalogue.
 
-Four channels, 1,000 candidates, a two-tower pre-ranker to 200, din of width 16 over 50 events, dpp to 20. What is fitted in
-closed form is fitted to a generated log; networks keep the weights that they start with: time does not depend on them.
+Four channels, 1,000 candidates, a two-tower pre-ranker to 200, din of width 16 over 50 events, dpp to 20. What is
+fitted in closed form is fitted to a generated log; networks keep the weights that they start with: time does not
+depend on them.
 
     python benchmarks/cascade_latency.py --items 100000 1000000
 """

@@ -66,6 +66,7 @@ class Speed:
         self.events = self.done = self.events_done = 0
         self.batches: int | None = None
         self.began = self.ended = 0.0
+        self.cpu_began = self.cpu_ended = 0.0
 
     def __deepcopy__(self, memo: Any) -> Speed:
         return self  # a trainer that copies its callbacks still reports here
@@ -79,11 +80,11 @@ class Speed:
         now = time.perf_counter()
         self.done += 1
         if self.done == self.chosen.warmup:
-            self.began = now
+            self.began, self.cpu_began = now, time.process_time()
         if self.done <= self.chosen.warmup:
             return
         self.events_done += events
-        self.ended = now
+        self.ended, self.cpu_ended = now, time.process_time()
         wanted = self.chosen.max_batches or self.batches
         if self.batches is not None and wanted is not None:
             wanted = min(wanted, self.batches)
@@ -106,6 +107,7 @@ class Speed:
         line = {
             "what": self.chosen.what,
             "seconds": round(seconds, 3),
+            "cpu_seconds": round((self.cpu_ended - self.cpu_began) / share, 3),  # says more where the machine is shared
             "events": self.events,
             "events_per_second": round(self.events / seconds, 1),
             "batches_timed": self.timed,

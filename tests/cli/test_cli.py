@@ -206,6 +206,7 @@ def test_tokenize_append_and_train_on_the_result(cli: Cli, folder: Path, tmp_pat
         (["recommend", "RUN", "--history", "i1", "--only", "category=zz"], "some values are c"),
         (["recommend", "RUN", "--history", "i1", "-k", "0"], "-k"),
         (["compare", "--data", "DATA", "--out", "OUT"], "--models"),
+        (["export", "RUN", "--out", "OUT"], "train one with: nextitem train cobra"),
         (["frobnicate"], "frobnicate"),
         (["train", "--nonsense"], "nonsense"),
     ],

@@ -37,8 +37,13 @@ def test_live_items_are_counted_and_listed(
 
         for depth in range(3):
             for node in {int(trie.ancestors(torch.tensor([p]), depth=depth)) for p in range(COUNT)}:
-                count = constraints.live_items(torch.tensor([request]), torch.tensor([node]))
-                assert count.item() == sum(live(item) for item in trie.items_under(node).tolist())
+                count = sum(live(item) for item in trie.items_under(node).tolist())
+                where = torch.tensor([request]), torch.tensor([node])
+                assert [constraints.live(*where, besides=number).item() for number in range(COUNT)] == [
+                    count > number for number in range(COUNT)
+                ]
+                allowed = row_mask is None or bool(row_mask[trie.items_under(node)].any())
+                assert constraints.allows(*where).item() == allowed
 
         beams = torch.full((2, len(leaves)), -1)
         beams[request] = torch.tensor(leaves)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, permutations
 from typing import Any
 
@@ -13,9 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.decoding import trie as trie_module
 from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.diverse_beams import diverse_beam_search
+from nextitem.decoding.sampling import Sampling
+from nextitem.decoding.sets_on_demand import FilteredSets, Filters
 from nextitem.decoding.trie import PrefixTrie
 
 
@@ -185,3 +190,77 @@ def test_narrow_lists_are_distinct_legal_and_complete(world: World, items_per_li
         legal = world.legal(user)
         assert len(found) == len(set(found)) == min(items_per_list, len(legal))
         assert set(found) <= set(legal)
+
+
+ROUNDS, ASKED, ITEMS = 100, 1000, 60
+
+
+def _random_requests(draw: torch.Generator) -> SequenceBatch:
+    """Exclusions of any length, and allow-lists of any size, among them none, one item, and nothing at all."""
+    lengths = torch.randint(0, ITEMS, (ASKED,), generator=draw) * (torch.rand(ASKED, generator=draw) < 0.7)
+    excluded = Jagged.from_lengths(torch.randint(0, ITEMS + 1, (int(lengths.sum()),), generator=draw), lengths)
+    allowed = torch.rand(ASKED, ITEMS + 1, generator=draw) < torch.rand(ASKED, 1, generator=draw) ** 3
+    return SequenceBatch(
+        Jagged.from_rows([[1]] * ASKED), user_ids=torch.arange(1, ASKED + 1), excluded=excluded, allowed=allowed
+    )
+
+
+def _random_filters(draw: torch.Generator, trie: PrefixTrie) -> tuple[FilteredSets, Tensor]:
+    """Filters kept as bits, one put together for each request, and the masks that they stand for."""
+    masks = {
+        name: torch.rand(ITEMS + 1, generator=draw) < share for name, share in (("a", 0.1), ("b", 0.5), ("c", 0.9))
+    }
+    filters = Filters(trie, masks)
+    kinds = [([["a"]], []), ([["b", "a"]], ["c"]), ([["b"], ["c"]], []), ([], ["b"]), ([["a"], ["b"]], ["c"])]
+    sets, wanted = [], []
+    for row in range(ASKED):
+        any_of, none_of = kinds[row % len(kinds)]
+        sets.append(filters.allowed(any_of, none_of))
+        mask = torch.ones(ITEMS + 1, dtype=torch.bool)
+        for group in any_of:
+            mask &= torch.stack([masks[name] for name in group]).any(0)
+        for name in none_of:
+            mask &= ~masks[name]
+        wanted.append(mask)
+    return FilteredSets.stacked(sets), torch.stack(wanted)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_random_requests_are_answered_by_legal_items() -> None:
+    """Every way to search in turn, over a new catalogue each time; and as many items as there are, up to k."""
+    draw = torch.Generator().manual_seed(0)
+    sampled = Sampling(draw, (0.5, 2.0))
+    narrow = Sampling(draw, top_k=2, top_p=0.7)
+    ways: list[dict[str, Any]] = [
+        {},
+        {"renormalise": True},
+        {"accumulate": "last"},
+        {"sampling": sampled},
+        {"sampling": narrow},
+        {"items_per_list": 3},
+        {"items_per_list": 2, "sampling": sampled},
+        {"allowed": None},
+        {"groups": 2, "penalty": 1.0},
+    ]
+    for number in range(ROUNDS):
+        sizes = (3, 5, 4)
+        codes = torch.stack([torch.randint(0, size, (ITEMS,), generator=draw) for size in sizes], dim=1)
+        trie = PrefixTrie.from_table(identifier_table(codes.tolist(), sizes))
+        way, k = dict(ways[number % len(ways)]), 1 + number % 11
+        per_list = way["items_per_list"] = min(k, way.get("items_per_list", 1))
+        fake = FakeGenerator.random(sizes, users=ASKED, seed=number, items_per_list=per_list)
+        batch = _random_requests(draw)
+        if "allowed" in way:
+            way["allowed"], mask = _random_filters(draw, trie)
+            batch = replace(batch, allowed=mask)
+        legal = batch.legal(ITEMS)
+        assert legal is not None
+        if "groups" in way:
+            found = diverse_beam_search(fake, batch, trie, k=k, beam_width=k + 2, groups=2, penalty=1.0)
+        else:
+            found = beam_search(fake, batch, trie, k=k, beam_width=k + number % 3, **way)
+        real = found.item_ids > 0
+        assert bool((legal.gather(1, found.item_ids) | ~real).all())
+        if way.get("sampling") is not narrow:
+            wanted = legal.sum(1).clamp(max=per_list if per_list > 1 else k)
+            assert torch.equal(real.sum(1), wanted)

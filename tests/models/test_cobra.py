@@ -49,12 +49,13 @@ def requests(*histories: list[int], **fields: object) -> SequenceBatch:
 def one_pass(model: Cobra, history: list[int], target: int) -> Tensor:
     """Hidden states that predict each code of the target and then its vector, [M + 1, D], without caches."""
     hidden = model._hidden(torch.tensor([[*history, target]]))[0]
-    start = len(history) * (len(SIZES) + 1) - 1
-    return hidden[start : start + len(SIZES) + 1]
+    start = len(history) * model.per_item - 1
+    return hidden[start : start + model.per_item]
 
 
-def test_spelling_with_kept_keys_equals_one_pass() -> None:
-    model = cobra()
+@pytest.mark.parametrize("dense", [True, False])
+def test_spelling_with_kept_keys_equals_one_pass(dense: bool) -> None:
+    model = cobra(dense=dense)
     histories, targets = [[1, 2, 3, 4], [7], [9, 30, 2]], [5, 1, 12]
     state = model.start(requests(*histories))
     for level in range(len(SIZES)):
@@ -62,14 +63,18 @@ def test_spelling_with_kept_keys_equals_one_pass() -> None:
         for row, (history, target) in enumerate(zip(histories, targets, strict=True)):
             expected = model._level_logits(one_pass(model, history, target)[level], level)
             torch.testing.assert_close(logits[row, 0], expected, atol=1e-5, rtol=1e-4)
+    if not dense:
+        return
     vectors = model.vectors_of(state, model.codes[targets, -1][:, None])
     for row, (history, target) in enumerate(zip(histories, targets, strict=True)):
         expected = F.normalize(model.dense(one_pass(model, history, target)[-1]), dim=0)
         torch.testing.assert_close(vectors[row, 0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_losses_by_hand() -> None:
-    model = cobra(temperature=0.5, dense_weight=2.0)
+@pytest.mark.parametrize("log_q", ["loss", "ranking", None])
+def test_the_losses_by_hand(log_q: str | None) -> None:
+    model = cobra(temperature=0.5, dense_weight=2.0, log_q=log_q)
+    model.set_popularity(torch.arange(ITEMS + 1).float())
     rows = [[3, 8, 1, 9], [2, 9]]
     batch = NextItemBatch(
         Jagged.from_rows([row[:-1] for row in rows]), Jagged.from_rows([[0, 1, 9], [9]]), seed=0
@@ -85,11 +90,33 @@ def test_the_losses_by_hand() -> None:
             sparse[level] = sparse[level] - logits.log_softmax(0)[model.codes[target, level]] / 3
         pointed = F.normalize(model.dense(hidden[-1]), dim=0)
         cosines = vectors[[1, 9]] @ pointed / 0.5  # the batch's different targets
+        if log_q == "loss":  # of three draws at least one is the item
+            events = ITEMS * (ITEMS + 1) / 2
+            cosines = cosines - torch.tensor([1 - (1 - item / events) ** 3 for item in (1, 9)]).log()
         dense = dense - cosines.log_softmax(0)[[1, 9].index(target)] / 3
     torch.testing.assert_close(terms.named["level_1"], sparse[0].detach())
     torch.testing.assert_close(terms.named["level_2"], sparse[1].detach())
     torch.testing.assert_close(terms.named["dense"], dense.detach())
     torch.testing.assert_close(terms.total, sparse[0] + sparse[1] + 2 * dense)
+
+
+@torch.no_grad()
+def test_without_vectors_it_is_a_decoder_of_codes() -> None:
+    model = cobra(dense=False, beam_width=ITEMS)
+    assert not any(name.startswith(("encoder", "dense")) for name, _ in model.named_parameters())
+    batch = NextItemBatch(Jagged.from_rows([[3, 8]]), Jagged.from_rows([[8, 9]]), seed=0)
+    terms = model.training_loss(batch)
+    torch.testing.assert_close(terms.total, sum(terms.named.values()))
+    found = model.recommend(requests([4, 6]), ITEMS)
+    scores = []
+    for item in range(1, ITEMS + 1):
+        hidden = one_pass(model, [4, 6], item)
+        parts = [model._level_logits(hidden[level], level).log_softmax(0) for level in range(len(SIZES))]
+        scores.append(sum(float(part[code]) for part, code in zip(parts, model.codes[item], strict=True)))
+    wanted = sorted(range(1, ITEMS + 1), key=lambda item: (-round(scores[item - 1], 4), item))
+    assert found.item_ids[0].tolist() == wanted
+    model.content.fill_(7.0)
+    assert torch.equal(model.recommend(requests([4, 6]), ITEMS).item_ids, found.item_ids)
 
 
 def test_the_vector_is_predicted_without_a_look_at_the_item_s_own() -> None:
@@ -177,6 +204,27 @@ def test_beam_fusion_over_all_buckets(sparse: float) -> None:
         torch.testing.assert_close(found.scores[row, : len(best)], torch.tensor([wanted[item] for item in best]))
         if sparse == 0:
             assert best == sorted(left, key=lambda item: -float(items[item] @ pointed[row]))
+
+
+@torch.inference_mode()
+def test_popularity_is_put_back_where_items_are_ranked() -> None:
+    """One bucket at a time the order is that of cosine / temperature + log popularity."""
+    model = cobra(log_q="ranking", temperature=0.25, dense_sharpness=16.0, sparse_sharpness=0.0, beam_width=12)
+    counts = torch.arange(ITEMS + 1).float() ** 2
+    model.set_popularity(counts)
+    batch = requests([4, 6])
+    found = model.recommend(batch, ITEMS).item_ids[0].tolist()
+    assert sorted(found) == list(range(1, ITEMS + 1))
+    state = model.start(batch)
+    for bucket in {tuple(row) for row in model.codes[1:].tolist()}:
+        inside = [item for item in found if tuple(model.codes[item].tolist()) == bucket]
+        _, state = model.step(model.start(batch), None)
+        _, state = model.step(state, torch.tensor([[bucket[0]]]))
+        pointed = model.vectors_of(state, torch.tensor([[bucket[1]]]))[0, 0]
+        scores = {
+            item: float(model.item_vectors()[item] @ pointed / 0.25 + (counts[item] + 1).log()) for item in inside
+        }
+        assert inside == sorted(inside, key=lambda item: -scores[item])
 
 
 def test_levels_that_only_tell_equal_codes_apart_are_left_out() -> None:

@@ -279,11 +279,14 @@ def test_no_request_is_lost_while_the_catalogue_changes() -> None:
     half[0] = False
     versions = [(first, torch.ones(61, dtype=torch.bool)), (later, torch.ones(81, dtype=torch.bool)), (later, half)]
     legal = [set(live.nonzero()[:, 0].tolist()) - {0} for _, live in versions]
-    stop, wrong, answered = threading.Event(), [], []
+    stop, wrong, asked, answered = threading.Event(), [], [], []
 
     def ask(number: int) -> None:
         while not stop.is_set():
-            found = model.recommend(requests([1 + number, 2], [3]), 10).item_ids
+            asked.append(number)
+            excluded = Jagged.from_rows([[1], []])
+            batch = SequenceBatch(Jagged.from_rows([[1 + number, 2], [3]]), excluded=excluded)
+            found = model.recommend(batch, 10).item_ids
             full = [set(row) for row in found.tolist()]
             wrong.extend(row for row in full if len(row) != 10 or not any(row <= each for each in legal))
             answered.append(number)
@@ -299,6 +302,7 @@ def test_no_request_is_lost_while_the_catalogue_changes() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+    assert sorted(answered) == sorted(asked)  # none ended in an error either, which a thread would keep to itself
     assert set(answered) == {0, 1, 2}
 
 
@@ -327,3 +331,36 @@ def test_scheduled_sampling_changes_training_alone() -> None:
     terms.total.backward()
     assert scheduled.output.weight.grad is not None
     assert bool(torch.isfinite(scheduled.output.weight.grad).all())
+
+
+def test_beam_aware_training_weighs_a_target_against_what_the_beam_finds() -> None:
+    """With a beam as wide as the catalogue each level's loss is a softmax over all its prefixes."""
+    model = tiger(dropout=0.0, beam_aware=2.0, training_beam=200).train()
+    batch = SequenceBatch(Jagged.from_rows([[1, 2], [3, 4, 5]]), targets=Jagged.from_rows([[7], [8]]))
+    terms = model.training_loss(batch)
+    assert model.training
+    expected = []
+    for row, target in enumerate([7, 8]):
+        one = batch.select(torch.full((model.num_items,), row))
+        logits = model._all_logits(model._decode(model._shared(one), model.codes[1:, :-1]))
+        steps = [each.log_softmax(1).gather(1, model.codes[1:, level, None]) for level, each in enumerate(logits)]
+        for depth, scores in enumerate(torch.cat(steps, 1).cumsum(1).unbind(1), start=1):
+            prefixes = {tuple(codes[:depth]): place for place, codes in enumerate(model.codes[1:].tolist())}
+            expected.append(scores[list(prefixes.values())].logsumexp(0) - scores[target - 1])
+    torch.testing.assert_close(terms.named["beam"], torch.stack(expected).mean().detach())
+    codes = torch.stack([value for name, value in terms.named.items() if name.startswith("level")]).mean()
+    torch.testing.assert_close(terms.total.detach(), codes + 2 * terms.named["beam"])
+
+
+def test_beam_aware_training_learns() -> None:
+    model = tiger(dropout=0.0, beam_aware=1.0, training_beam=2).train()
+    batch = SequenceBatch(Jagged.from_rows([[1, 2], [3, 4, 5]]), targets=Jagged.from_rows([[7], [8]]))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        terms = model.training_loss(batch)
+        terms.total.backward()
+        optimizer.step()
+        losses.append(float(terms.named["beam"]))
+    assert losses[-1] < 0.7 * losses[0]

@@ -124,9 +124,13 @@ class Rules(Reranker):
         ids = candidates.item_ids
         left = (ids > 0) & self.passes[ids]
         draft = _Draft(left, min(k, ids.shape[1]))
-        if not draft.chosen.numel():
-            draft.chosen = draft.chosen.new_full((len(ids), k), -1)
-            return take(candidates, draft.chosen, k, relaxations=self._broken(draft.chosen, ids, batch))
+        if draft.chosen.numel():
+            self._fill(draft, ids, batch)
+        chosen = F.pad(draft.chosen, (0, k - draft.chosen.shape[1]), value=-1)
+        return take(candidates, chosen, k, relaxations=self._broken(chosen, ids, batch))
+
+    def _fill(self, draft: _Draft, ids: Tensor, batch: SequenceBatch) -> None:
+        """Pins, then place by place."""
         for name, rule in self.ordered:
             draft.add(rule, None if isinstance(rule, Pin) else self._read(name, rule, ids, batch))
         for place, (name, rule) in enumerate(self.ordered):
@@ -135,8 +139,6 @@ class Rules(Reranker):
         draft.look_ahead()
         for slot in range(draft.chosen.shape[1]):
             draft.fill(slot)
-        chosen = F.pad(draft.chosen, (0, k - draft.chosen.shape[1]), value=-1)
-        return take(candidates, chosen, k, relaxations=self._broken(chosen, ids, batch))
 
     def _read(self, name: str, rule: Any, ids: Tensor, batch: SequenceBatch) -> Tensor:
         """What a cap, gap or quota knows of items [...]: their values, or whether they count."""

@@ -8,7 +8,7 @@ import time
 
 import typer
 
-from nextitem.cli import compare, data, demo, evaluate, models, recommend, tokenize, train
+from nextitem.cli import compare, data, demo, evaluate, export, models, recommend, tokenize, train
 from nextitem.core.errors import UserError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("recommend", epilog=recommend.EXAMPLES)(recommend.recommend)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("models", epilog=models.EXAMPLES)(models.models)
 
 

@@ -137,6 +137,14 @@ class VectorRetriever(Protocol):
 
 
 @runtime_checkable
+class Indexed(Protocol):
+    """Finds items by an index over its vectors, which is built when it has learnt."""
+
+    def build_index(self, requests: SequenceBatch) -> None:
+        """Builds the index; `requests` are like those that will be asked."""
+
+
+@runtime_checkable
 class Incremental(Protocol):
     """Keeps what it has read of a history, so that a further event costs one step instead of the whole history."""
 

@@ -20,8 +20,8 @@ from nextitem.core.jagged import offsets_of
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import Generator, GeneratorState, ParallelGenerator
 from nextitem.decoding.constraints import Constraints
-from nextitem.decoding.position_sets import PositionSets
 from nextitem.decoding.sampling import Sampling
+from nextitem.decoding.sets_on_demand import SetsOnDemand
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.ops.topk import stable_topk
 from nextitem.ops.trie_step import Children, children_logits
@@ -30,6 +30,8 @@ from nextitem.ops.trie_step import Children, children_logits
 # a pass over the weights, which is what a step costs as long as a batch has few beams, and some more rows of work.
 _AHEAD_SHARE = 4
 _AHEAD_ROWS = 128
+# An allow-list is asked about so many times W of the likeliest children first; about all where they are too few.
+_LOOK = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ def beam_search(
     renormalise: bool = False,
     items_per_list: int = 1,
     sampling: Sampling | None = None,
-    allowed: PositionSets | None = None,
+    allowed: SetsOnDemand | None = None,
     watch: Callable[[int, Tensor], None] | None = None,
 ) -> Recommendations:
     """The items that the generator finds likeliest among those that each request may be answered with.
@@ -200,6 +202,9 @@ class Search:
         logits = logits.float()
         scores = children_logits(logits, children)
         self.constraints.strike(scores, beams.nodes, children, depth=depth, held=beams.held)
+        if self._wants_all:
+            every = torch.arange(len(scores), device=scores.device)
+            self.constraints.forbid(scores, every, beams.nodes, children, depth=depth)
         if self.sampling is not None:
             scores = self.sampling.log_probs(scores, level=depth)
             shift = beams.scores
@@ -216,8 +221,7 @@ class Search:
         if self.sampling is not None:
             keys = self.sampling.keys(scores, beams.keys)
         slots = scores.shape[2]
-        best, picks = stable_topk(keys.flatten(1), min(self.width, scores[0].numel()))
-        best, picks = _trimmed(best, picks)
+        best, picks = _trimmed(*self._best(keys, beams.nodes, children, depth))
         alive = best > -torch.inf
         parents = picks // max(slots, 1)
         codes = picks % max(slots, 1) if children.codes is None else children.codes.flatten(1).gather(1, picks)
@@ -233,6 +237,31 @@ class Search:
             held=_rows(beams.held, parents),
             marks=_rows(beams.marks, parents),
         )
+
+    def _best(self, keys: Tensor, parents: Tensor, children: Children, depth: int) -> tuple[Tensor, Tensor]:
+        """The W highest `keys [B, W, D]` of live children, and where they stand in a row; fewer, then -inf."""
+        flat = keys.flatten(1)
+        width = min(self.width, flat.shape[1])
+        if not self.constraints.has_allow_lists or self._wants_all or not width:
+            return stable_topk(flat, width)
+        best, picks = stable_topk(flat, min(_LOOK * width, flat.shape[1]))
+        more = best[:, -1] > -torch.inf
+        nodes = children.nodes.flatten(1).gather(1, picks).masked_fill(best == -torch.inf, -1)
+        rows = torch.arange(len(nodes), device=nodes.device)
+        best = best.masked_fill(~self.constraints.allows(rows[:, None].expand_as(nodes), nodes), -torch.inf)
+        short = (more & ((best > -torch.inf).sum(1) < width)).nonzero()[:, 0]
+        best, order = best.sort(dim=1, descending=True, stable=True)
+        best, picks = best[:, :width], picks.gather(1, order)[:, :width]
+        if len(short):
+            rest = keys[short]
+            self.constraints.forbid(rest, short, parents[short], children, depth=depth)
+            best[short], picks[short] = stable_topk(rest.flatten(1), width)
+        return best, picks
+
+    @property
+    def _wants_all(self) -> bool:
+        """Whether what is made of scores depends on all live children, so that none may stay unasked."""
+        return self.sampling is not None or self.renormalise
 
     def complete_items(self, beams: Beams, keep: int) -> Beams:
         """The `keep` best items under the leaves that the beams have reached; the beams return to the root."""

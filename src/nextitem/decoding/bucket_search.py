@@ -39,11 +39,13 @@ def bucket_search(
     beam_width: int,
     sparse_sharpness: float,
     dense_sharpness: float,
+    prior: Tensor | None = None,
 ) -> Recommendations:
     """The k best items under the `beam_width` likeliest code sequences, [B, k]; beam_width >= k finds k where it may.
 
     An item under beam w scores log softmax_w(sparse_sharpness log-probability) + log softmax(dense_sharpness cosine),
-    the second one over all items under the beams of its request. Equal scores: the smaller item number.
+    the second one over all items under the beams of its request. `prior [N + 1]` is added to an item's cosines. Equal
+    scores: the smaller item number.
     """
     rows, device = batch.num_requests, batch.items.offsets.device
     items = torch.zeros((rows, k), dtype=torch.int64, device=device)
@@ -65,6 +67,8 @@ def bucket_search(
     owners, positions = constraints.items_of_leaves(beams.nodes, limit=trie.num_items, held=beams.held)
     found = trie.items[positions].long()
     cosines = (vectors.flatten(0, 1)[owners] * model.item_vectors()[found]).sum(1)
+    if prior is not None:
+        cosines = cosines + prior[found]
     row = owners // beams.nodes.shape[1]
     sparse = (sparse_sharpness * beams.scores).masked_fill(beams.nodes < 0, -torch.inf).log_softmax(1).flatten()[owners]
     fused = sparse + _log_softmax_by(dense_sharpness * cosines, row, rows)

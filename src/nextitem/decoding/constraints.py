@@ -1,10 +1,10 @@
 """Constraints: what a batch of requests forbids, compiled for a walk over a trie.
 
 A node is **live** for a request while at least one allowed and not excluded item lies under it. The search only
-ever steps to live nodes, so it can not run into a dead end. Allow-lists become sets of sorted positions
-(position_sets.py): a node's allowed items are a count between two of them. Exclusions are few, so they are turned
-round: for each depth the nodes that they empty are listed once, and a step strikes those among its candidates. Neither
-touches more than the candidates and the exclusions, however large the catalogue.
+ever steps to live nodes, so it can not run into a dead end. Allow-lists become sets of sorted positions, of which as
+much is read as a search asks for (sets_on_demand.py): whether an allowed item lies under a node. Exclusions are few, so
+they are turned round: for each depth the nodes that they empty are listed once, and a step strikes those among its
+candidates. Neither touches more than the candidates and the exclusions, however large the catalogue.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import ranges
-from nextitem.decoding.position_sets import PositionSets
+from nextitem.decoding.sets_on_demand import MaskSets, SetsOnDemand
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.ops.trie_step import Children
 
@@ -33,32 +33,65 @@ class _Dead:
 class Constraints:
     """The allow-lists and exclusions of `batch`, over the positions of `trie`."""
 
-    def __init__(self, trie: PrefixTrie, batch: SequenceBatch, allowed: PositionSets | None = None) -> None:
+    def __init__(self, trie: PrefixTrie, batch: SequenceBatch, allowed: SetsOnDemand | None = None) -> None:
         """`allowed`: one set for all requests or one for each, in place of the batch's allow-lists."""
         self._trie = trie
         self._device = batch.items.offsets.device
         if allowed is None and batch.allowed is not None:
-            allowed = PositionSets.from_mask(batch.allowed[:, trie.items])
+            allowed = MaskSets(batch.allowed, trie)
         self._allowed = allowed
         self._excluded = self._excluded_keys(batch)
         self._dead = self._emptied()
 
-    def live_items(self, rows: Tensor, nodes: Tensor) -> Tensor:
-        """How many items under `nodes` may answer requests `rows` (same shape, int64)."""
+    @property
+    def has_allow_lists(self) -> bool:
+        """Where not, `strike` alone leaves live children only."""
+        return self._allowed is not None
+
+    def live(self, rows: Tensor, nodes: Tensor, besides: int | Tensor = 0) -> Tensor:
+        """bool: more than `besides` items under `nodes` may answer requests `rows` (same shape, int64)."""
         starts, ends = self._trie.item_ranges(nodes)
-        return self._allowed_between(rows, starts, ends) - self._excluded_between(rows, starts, ends)
+        others = self._excluded_between(rows, starts, ends) + besides
+        if self._allowed is None:
+            return ends - starts > others
+        return self._allowed.more_than(self._set_of(rows), starts, ends, others)
+
+    def allows(self, rows: Tensor, nodes: Tensor) -> Tensor:
+        """bool: an allow-list of requests `rows` has an item under `nodes` (same shape, int64; -1: dead, none)."""
+        if self._allowed is None:
+            return nodes >= 0
+        starts, ends = self._trie.item_ranges(nodes.clamp(min=0))
+        ends = ends.where(nodes >= 0, starts)
+        return self._allowed.more_than(self._set_of(rows), starts, ends, torch.zeros_like(starts))
+
+    def forbid(self, scores: Tensor, rows: Tensor, parents: Tensor, children: Children, *, depth: int) -> None:
+        """Writes -inf into `scores [R, W, D]` at children of requests `rows [R]` that allow-lists have nothing of."""
+        if self._allowed is None:
+            return
+        few = self._allowed.few(self._set_of(rows))
+        some = few.nonzero()[:, 0]
+        if len(some):  # members say which children are live, however many children there are
+            above = parents[some].flatten()
+            starts, ends = self._trie.item_ranges(above.clamp(min=0))
+            sets = self._set_of(rows[some]).repeat_interleave(parents.shape[1])
+            limits = torch.full_like(starts, self._trie.num_items)
+            beam, positions = self._allowed.members(sets, starts, ends.where(above >= 0, starts), limits)
+            slots = self._slots(self._trie.ancestors(positions, depth=depth + 1), above[beam], children)
+            live = torch.zeros((len(above), scores.shape[2]), dtype=torch.bool, device=scores.device)
+            live[beam, slots] = True
+            scores[some] = scores[some].masked_fill(~live.view(len(some), *scores.shape[1:]), -torch.inf)
+        some = (~few).nonzero()[:, 0]
+        if len(some):
+            nodes = children.nodes[rows[some]].masked_fill(scores[some] == -torch.inf, -1)
+            asked = rows[some][:, None, None].expand_as(nodes)
+            scores[some] = scores[some].masked_fill(~self.allows(asked, nodes), -torch.inf)
 
     def strike(self, scores: Tensor, parents: Tensor, children: Children, *, depth: int, held: Tensor) -> None:
-        """Writes -inf into `scores [B, W, D]` at children that are not live.
+        """Writes -inf into `scores [B, W, D]` at children that exclusions leave nothing of; `allows` tells the others.
 
         `parents [B, W]` have the given depth; a beam may not repeat the positions that it holds, `held
         [B, W, J]`.
         """
-        if self._allowed is not None:
-            safe = children.nodes.clamp(min=0)
-            rows = torch.arange(len(parents), device=parents.device)[:, None, None].expand_as(safe)
-            allowed = self._allowed_between(rows, *self._trie.item_ranges(safe))
-            scores.masked_fill_(allowed == 0, -torch.inf)
         dead = self._dead[depth]
         if dead.rows.numel():
             which, beams = (parents[dead.rows] == dead.parents[:, None]).nonzero(as_tuple=True)
@@ -75,17 +108,14 @@ class Constraints:
         beams = (leaves.flatten() >= 0).nonzero()[:, 0]
         rows = beams // leaves.shape[1]
         starts, ends = self._trie.item_ranges(leaves.flatten()[beams])
-        spare = self._excluded_between(rows, starts, ends) + held.shape[2]
-        # Ranks among the allowed items instead of positions: a large leaf with few allowed items stays cheap.
-        if self._allowed is not None:
-            sets = self._set_of(rows)
-            starts, ends = self._allowed.rank(sets, starts), self._allowed.rank(sets, ends)
-        lengths = torch.minimum(ends - starts, spare + limit)
-        positions = ranges(starts, lengths)
-        beams = beams.repeat_interleave(lengths)
+        limits = self._excluded_between(rows, starts, ends) + held.shape[2] + limit
+        if self._allowed is None:
+            lengths = torch.minimum(ends - starts, limits)
+            beams, positions = beams.repeat_interleave(lengths), ranges(starts, lengths)
+        else:
+            which, positions = self._allowed.members(self._set_of(rows), starts, ends, limits)
+            beams = beams[which]
         rows = beams // leaves.shape[1]
-        if self._allowed is not None:
-            positions = self._allowed.select(self._set_of(rows), positions)
         live = self._excluded_between(rows, positions, positions + 1) == 0
         live &= (held.flatten(0, 1)[beams] != positions[:, None]).all(dim=1)
         return beams[live], positions[live]
@@ -105,7 +135,7 @@ class Constraints:
         known = positions >= 0  # an item that the trie has lost needs no exclusion
         rows, positions = rows[known], positions[known]
         if self._allowed is not None:
-            counted = self._allowed_between(rows, positions, positions + 1) > 0
+            counted = self._allowed.holds(self._set_of(rows), positions)
             rows, positions = rows[counted], positions[counted]
         keys: Tensor = torch.unique(rows * self._trie.num_items + positions)
         return keys
@@ -115,7 +145,7 @@ class Constraints:
         size, levels = self._trie.num_items, self._trie.num_levels
         rows, positions = self._excluded // size, self._excluded % size
         nodes = torch.stack([self._trie.ancestors(positions, depth=depth) for depth in range(levels + 1)])
-        empty = self.live_items(rows.expand(levels, -1), nodes[1:]) == 0
+        empty = ~self.live(rows.expand(levels, -1), nodes[1:])
         return [
             _Dead(rows[gone], below[gone], above[gone])
             for gone, above, below in zip(empty, nodes[:-1], nodes[1:], strict=True)
@@ -126,7 +156,7 @@ class Constraints:
         nodes = self._trie.ancestors(safe, depth=depth + 1)
         same = (nodes[..., :, None] == nodes[..., None, :]).sum(-1)
         rows = torch.arange(len(parents), device=parents.device)[:, None, None].expand_as(nodes)
-        empty = self.live_items(rows, nodes) <= same
+        empty = ~self.live(rows, nodes, same)
         empty &= self._trie.ancestors(safe, depth=depth) == parents[..., None]
         row, beam, _ = where = empty.nonzero(as_tuple=True)
         slots = self._slots(nodes[where], parents[row, beam], children)
@@ -137,11 +167,6 @@ class Constraints:
         if children.codes is None:
             return self._trie.codes[nodes].long()
         return nodes - self._trie.first_child[parents]
-
-    def _allowed_between(self, rows: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-        if self._allowed is None:
-            return ends - starts
-        return self._allowed.count(self._set_of(rows), starts, ends)
 
     def _excluded_between(self, rows: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
         base = rows * self._trie.num_items

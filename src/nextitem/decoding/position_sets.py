@@ -1,15 +1,15 @@
 """PositionSets: which positions of a trie may be returned, as bits, with counts over any range in constant time.
 
 A trie's nodes are ranges of positions, so what a filter leaves of a node is a count between two positions: words of 32
-bits, and how many bits are set before each word. Filters that are kept as bits combine word by word, an eighth of a
-byte an item, and nothing of the size of the catalogue is made anew but the counts, one a word.
+bits, and how many bits are set before each word. To make the counts every word has to be read once; sets_on_demand.py
+does so only where a few words do not tell.
 
 Shapes: R sets, N positions, T queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nextitem.decoding.trie import PrefixTrie
+from nextitem.core.jagged import ranges
 
-_BITS = 32
+BITS = 32  # of a word
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class PositionSets:
     def from_words(cls, words: Tensor, *, size: int) -> Self:
         """Counts what `words [R, W]` hold."""
         before = torch.zeros((len(words), words.shape[1] + 1), dtype=torch.int32, device=words.device)
-        torch.cumsum(_ones(words), 1, dtype=torch.int32, out=before[:, 1:])
+        torch.cumsum(ones(words), 1, dtype=torch.int32, out=before[:, 1:])
         return cls(words, before, size)
 
     @classmethod
@@ -50,7 +50,7 @@ class PositionSets:
 
     @classmethod
     def stacked(cls, sets: Sequence[PositionSets]) -> PositionSets:
-        """Sets of several requests, one after another."""
+        """Sets one after another."""
         return cls(torch.cat([each.words for each in sets]), torch.cat([each.before for each in sets]), sets[0].size)
 
     @property
@@ -64,10 +64,17 @@ class PositionSets:
 
     def rank(self, rows: Tensor, positions: Tensor) -> Tensor:
         """How many positions of set `rows` lie before each of `positions`, all of one shape; int64."""
-        word, bit = positions // _BITS, positions % _BITS
+        word, bit = positions // BITS, positions % BITS
         last = self.words.shape[1] - 1
         part = self.words[rows, word.clamp(max=last)].long() & ((1 << bit) - 1)
-        return self.before[rows, word] + _ones(part)
+        return self.before[rows, word].long() + ones(part)
+
+    def members(self, rows: Tensor, starts: Tensor, ends: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """The first `limits` members of each range [T]: which query each answers, and the positions, int64."""
+        low = self.rank(rows, starts)
+        lengths = torch.minimum(self.rank(rows, ends) - low, limits)
+        query = torch.arange(len(rows), device=rows.device).repeat_interleave(lengths)
+        return query, self.select(rows[query], ranges(low, lengths))
 
     def select(self, rows: Tensor, ranks: Tensor) -> Tensor:
         """The position of the `ranks`-th member (from 0) of set `rows`, [T] int64; it must have so many."""
@@ -77,42 +84,36 @@ class PositionSets:
         flat = (self.before[:, 1:] + base).flatten()
         word = torch.searchsorted(flat, ranks + rows * span, right=True) - rows * self.words.shape[1]
         rest = ranks - self.before[rows, word]
-        bits = self.words[rows, word][:, None] >> torch.arange(_BITS, device=rows.device) & 1
+        bits = self.words[rows, word][:, None] >> torch.arange(BITS, device=rows.device) & 1
         # The first bit with `rest` others before it that is set itself.
         found = (bits.cumsum(1) == rest[:, None] + 1).int().argmax(1)
-        return word * _BITS + found
+        return word * BITS + found
 
 
-class Filters:
-    """Named sets of items over the positions of a trie, kept as bits: what a service filters by.
+@dataclass(frozen=True, eq=False)
+class PositionLists:
+    """The same for sets of few members: `keys [members]` int64, set * N + position, rising."""
 
-    `masks`: name -> bool [items + 1]. They hold for this trie only, as positions do.
-    """
+    keys: Tensor
+    size: int
 
-    def __init__(self, trie: PrefixTrie, masks: Mapping[str, Tensor]) -> None:
-        self._size = trie.num_items
-        self._words = {name: packed(mask[trie.items.long()][None]) for name, mask in masks.items()}
-        self._all = packed(torch.ones((1, self._size), dtype=torch.bool, device=trie.items.device))
+    def count(self, rows: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+        """How many positions of start .. end - 1 are in set `rows`, all of one shape; int64."""
+        base = rows * self.size
+        return torch.searchsorted(self.keys, base + ends) - torch.searchsorted(self.keys, base + starts)
 
-    def allowed(self, any_of: Sequence[Sequence[str]] = (), none_of: Sequence[str] = ()) -> PositionSets:
-        """One set: the items that are in at least one set of each group of `any_of`, and in none of `none_of`.
-
-        [["shoes", "bags"], ["in stock"]] is (shoes or bags) and in stock. KeyError for a name that is not there.
-        """
-        words = self._all
-        for group in any_of:
-            either = torch.zeros_like(words)
-            for name in group:
-                either = either | self._words[name]
-            words = words & either
-        for name in none_of:
-            words = words & ~self._words[name]
-        return PositionSets.from_words(words, size=self._size)
+    def members(self, rows: Tensor, starts: Tensor, ends: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """The first `limits` members of each range [T]: which query each answers, and the positions, int64."""
+        first = torch.searchsorted(self.keys, rows * self.size + starts)
+        lengths = torch.minimum(self.count(rows, starts, ends), limits)
+        query = torch.arange(len(rows), device=rows.device).repeat_interleave(lengths)
+        return query, self.keys[ranges(first, lengths)] - rows[query] * self.size
 
 
 def packed(mask: Tensor) -> Tensor:
     """`mask [R, N]` of booleans as words [R, ceil(N / 32)] int32."""
-    padded = F.pad(mask, (0, -mask.shape[1] % _BITS)).view(len(mask), -1, 4, 8)
+    words = -(-mask.shape[1] // BITS)
+    padded = F.pad(mask, (0, words * BITS - mask.shape[1])).view(len(mask), words, 4, 8)
     # Bytes first, in small numbers; four of them are a word.
     octets = (padded.to(torch.uint8) << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(
         3, dtype=torch.uint8
@@ -120,10 +121,11 @@ def packed(mask: Tensor) -> Tensor:
     return octets.view(torch.int32).squeeze(-1)
 
 
-def _ones(words: Tensor) -> Tensor:
-    """How many bits of the lower 32 of each word are set; int64, or uint8 where the words are int32 on a CPU."""
-    if words.dtype == torch.int32 and words.device.type == "cpu":
-        return torch.from_numpy(np.bitwise_count(words.numpy().view(np.uint32)))
+def ones(words: Tensor) -> Tensor:
+    """How many bits are set of int32 `words`, or of int64 ones whose upper half is 0; int64, or uint8 on a CPU."""
+    if words.device.type == "cpu":
+        unsigned = np.uint32 if words.dtype == torch.int32 else np.uint64
+        return torch.from_numpy(np.bitwise_count(words.contiguous().numpy().view(unsigned)))
     x = words.long() & 0xFFFFFFFF
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)

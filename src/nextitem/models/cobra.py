@@ -9,8 +9,13 @@ Notable
 - The text encoder is a small network on the catalogue's content vectors, trained with the rest; the paper trains a
   transformer on the attributes' words.
 - Codes need not tell items apart: what a table adds to do so is left out, its items share a bucket.
+- `dense = false` is the paper's ablation without vectors: items are codes alone, with the level that tells them apart.
+  It is a plain decoder, and can be exported as one (pipeline/export.py).
 - Each level is a softmax over its own codes. Every position of a history learns to predict its successor.
 - The dense loss is over the different targets of a batch; `temperature` divides cosines, 1 being the paper's formula.
+  These come by popularity, so what a vector learns is how much likelier than by popularity an item is, and the paper
+  ranks by that. `log_q` mends it: in the "ranking", where log popularity is added back to the logits, or in the "loss",
+  from whose logits it is taken, so that vectors have to hold it. Figures: docs/results.md.
 - BeamFusion takes its second softmax over all candidates of a request, not within a bucket, where a lone item would
   score 1.
 
@@ -19,7 +24,7 @@ Shapes: B sequences, L items, S tokens, W beams, D width, H heads, M levels, C c
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -35,6 +40,7 @@ from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
+from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.bucket_search import bucket_search
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.nn.initialisation import truncated_normal_
@@ -51,8 +57,10 @@ class CobraConfig(configs.Config):
     content_hidden: int = Field(128, ge=1)  # hidden units of the network that reads content
     dropout: float = Field(0.1, ge=0, lt=1)  # of tokens, attention and feed-forward
     max_history_length: int = Field(20, ge=1)  # most recent events that are read
+    dense: bool = True  # items have a vector after their codes; False: the paper's ablation, codes alone
     temperature: float = Field(1.0, gt=0)  # of the dense loss: divides cosines
     dense_weight: float = Field(1.0, ge=0)  # of the dense loss beside the codes'
+    log_q: Literal["ranking", "loss"] | None = "ranking"  # where popularity is corrected for; None: nowhere, the paper
     beam_width: int = Field(20, ge=1)  # code sequences, and so buckets, that are looked into; at least k are
     sparse_sharpness: float = Field(0.9, ge=0)  # tau of BeamFusion: multiplies log-probabilities of code sequences
     dense_sharpness: float = Field(16.0, ge=0)  # psi of BeamFusion: multiplies cosines
@@ -76,7 +84,7 @@ class Cobra(Recommender):
         if config.width % config.heads:
             raise ValueError(f"heads = {config.heads} must divide width = {config.width}")
         self.settings = config
-        table = without_extra_level(catalog.identifiers)
+        table = without_extra_level(catalog.identifiers) if config.dense else catalog.identifiers
         self.sizes = table.codebook_sizes
         self.trie = PrefixTrie.from_table(table)
         self.register_buffer("codes", table.codes.long().clamp(min=0), persistent=False)  # [N + 1, M]
@@ -84,20 +92,22 @@ class Cobra(Recommender):
         starts = torch.tensor([sum(self.sizes[:level]) for level in range(len(self.sizes))])
         self.register_buffer("level_starts", starts, persistent=False)
         self.tokens = nn.Embedding(sum(self.sizes), config.width)
-        self.encoder = nn.Sequential(
-            nn.Linear(catalog.content.shape[1], config.content_hidden),
-            nn.GELU(),
-            nn.Linear(config.content_hidden, config.width),
-        )
         self.positions = nn.Embedding(config.max_history_length + 1, config.width)  # of items; the last: the next one
-        self.kinds = nn.Embedding(len(self.sizes) + 1, config.width)  # each level's code, and the vector
+        self.per_item = len(self.sizes) + config.dense  # tokens
+        self.kinds = nn.Embedding(self.per_item, config.width)  # each level's code, and the vector
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             PreNormBlock(config.width, heads=config.heads, dropout=config.dropout) for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(config.width)
-        self.sparse = nn.Linear(config.width, sum(self.sizes))
-        self.dense = nn.Linear(config.width, config.width)
+        self.sparse = nn.Linear(config.width, sum(self.sizes), bias=False)
+        if config.dense:
+            self.encoder = nn.Sequential(
+                nn.Linear(catalog.content.shape[1], config.content_hidden),
+                nn.GELU(),
+                nn.Linear(config.content_hidden, config.width),
+            )
+            self.dense = nn.Linear(config.width, config.width)
         truncated_normal_(self)
         self._encoded: Tensor | None = None
 
@@ -114,19 +124,18 @@ class Cobra(Recommender):
         items = F.pad(batch.items.to_padded(), (0, 1))
         last = batch.targets.values[batch.targets.offsets[1:] - 1]
         items[torch.arange(B, device=items.device), lengths] = last
-        hidden_BLMD = self._hidden(items).view(B, L + 1, len(self.sizes) + 1, -1)
+        hidden_BLMD = self._hidden(items).view(B, L + 1, self.per_item, -1)
         targets = batch.targets.to_padded()[kept_BL]
-        # At the vector of item t: the first code of t + 1. At its m-th code: the next one. At the last: its vector.
-        before = torch.cat([hidden_BLMD[:, :-1, -1:], hidden_BLMD[:, 1:, :-1]], dim=2)[kept_BL]  # [T, M + 1, D]
+        # At the last token of item t: the first code of t + 1. At its m-th code: the next one. At the last: its vector.
+        before = torch.cat([hidden_BLMD[:, :-1, -1:], hidden_BLMD[:, 1:, :-1]], dim=2)[kept_BL]  # [T, per item, D]
         named = {}
         for level in range(len(self.sizes)):
             logits = self._level_logits(before[:, level], level)
             named[f"level_{level + 1}"] = F.cross_entropy(logits, self.codes[targets, level])
-        different, own = torch.unique(targets, return_inverse=True)
-        cosines = F.normalize(self.dense(before[:, -1]), dim=1) @ self._item_vectors(different).T
-        named["dense"] = F.cross_entropy(cosines / self.settings.temperature, own)
-        sparse = torch.stack([named[f"level_{level + 1}"] for level in range(len(self.sizes))]).sum()
-        total = sparse + self.settings.dense_weight * named["dense"]
+        total = torch.stack(list(named.values())).sum()
+        if self.settings.dense:
+            named["dense"] = self._dense_loss(before[:, -1], targets)
+            total = total + self.settings.dense_weight * named["dense"]
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
@@ -137,7 +146,7 @@ class Cobra(Recommender):
         for number, block in enumerate(self.blocks):
             shared[f"history_{number}"] = self._keys_values(block, hidden)  # [B, S, 2, H, d]
             hidden = block(hidden)
-        last = recent.lengths * (len(self.sizes) + 1) - 1
+        last = recent.lengths * self.per_item - 1
         shared["last"] = hidden[torch.arange(len(last), device=last.device), last]
         own = hidden.new_zeros((len(last), 1, 0, len(self.blocks), 2, *self._head_shape()))
         return GeneratorState(shared, {"own": own})
@@ -166,30 +175,54 @@ class Cobra(Recommender):
         return super().train(mode)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        width = max(k, self.settings.beam_width)
+        if not self.settings.dense:
+            return beam_search(self, batch, self.trie, k=k, beam_width=width)
         return bucket_search(
             self,
             batch,
             self.trie,
             k=k,
-            beam_width=max(k, self.settings.beam_width),
+            beam_width=width,
             sparse_sharpness=self.settings.sparse_sharpness,
             dense_sharpness=self.settings.dense_sharpness,
+            prior=self._prior() if self.settings.log_q == "ranking" else None,
         )
+
+    def _dense_loss(self, hidden_TD: Tensor, targets: Tensor) -> Tensor:
+        """Each target's vector among those of the batch's different targets (eq. 8)."""
+        different, own = torch.unique(targets, return_inverse=True)
+        cosines = F.normalize(self.dense(hidden_TD), dim=1) @ self._item_vectors(different).T
+        logits = cosines / self.settings.temperature
+        if self.settings.log_q == "loss":
+            logits = logits - self._log_q(different, len(targets))
+        return F.cross_entropy(logits, own)
+
+    def _prior(self) -> Tensor:
+        """What popularity adds to an item's cosine, [N + 1]: the loss's logits are cosines over the temperature."""
+        counts = self.popularity.clamp(min=0) + 1
+        return self.settings.temperature * (counts / counts.sum()).log()
+
+    def _log_q(self, items: Tensor, draws: int) -> Tensor:
+        """Log-probability that each of `items [T]` is among so many targets drawn from training events."""
+        share = (self.popularity / self.popularity.sum().clamp(min=1)).clamp(1e-9, 0.5)[items]
+        return torch.log(-torch.expm1(draws * torch.log1p(-share)))
 
     def _item_vectors(self, items: Tensor) -> Tensor:
         return F.normalize(self.encoder(self.content[items]), dim=-1)
 
     def _level_logits(self, hidden: Tensor, level: int) -> Tensor:
         start, size = int(self.level_starts[level]), self.sizes[level]
-        return F.linear(hidden, self.sparse.weight[start : start + size], self.sparse.bias[start : start + size])
+        return F.linear(hidden, self.sparse.weight[start : start + size])
 
     def _embedded(self, items_BL: Tensor) -> Tensor:
-        """Tokens of items: their codes, then their vector, [B, L (M + 1), D]."""
-        codes = self.tokens(self.codes[items_BL] + self.level_starts)
-        vectors = self._item_vectors(items_BL)[:, :, None] * self.settings.width**0.5
+        """Tokens of items: their codes, then their vector, [B, L per item, D]."""
+        tokens = self.tokens(self.codes[items_BL] + self.level_starts)
+        if self.settings.dense:
+            tokens = torch.cat([tokens, self._item_vectors(items_BL)[:, :, None]], dim=2)
         place = self.positions(torch.arange(items_BL.shape[1], device=items_BL.device))
-        tokens = torch.cat([codes * self.settings.width**0.5, vectors], dim=2) + self.kinds.weight
-        return cast(Tensor, self.dropout((tokens + place[:, None]).flatten(1, 2)))
+        tokens = tokens * self.settings.width**0.5 + self.kinds.weight + place[:, None]
+        return cast(Tensor, self.dropout(tokens.flatten(1, 2)))
 
     def _hidden(self, items_BL: Tensor) -> Tensor:
         """Normalised hidden states of all tokens, each knowing those up to itself, [B, S, D]."""
@@ -230,7 +263,7 @@ class Cobra(Recommender):
     def _attend(self, query_BWHd: Tensor, state: GeneratorState, number: int, along: Tensor) -> Tensor:
         """Attention to the history's tokens and to those of the beam itself, `along [B, W, t, 2, H, d]`."""
         keys, values = state.shared[f"history_{number}"].unbind(2)
-        real = torch.arange(keys.shape[1], device=keys.device) < state.shared["items"][:, None] * (len(self.sizes) + 1)
+        real = torch.arange(keys.shape[1], device=keys.device) < state.shared["items"][:, None] * self.per_item
         history = torch.einsum("bwhd,bshd->bwhs", query_BWHd, keys).masked_fill(~real[:, None, None], -torch.inf)
         path = torch.einsum("bwhd,bwthd->bwht", query_BWHd, along[..., 0, :, :])
         weight = torch.softmax(torch.cat([history, path], dim=3) / query_BWHd.shape[3] ** 0.5, dim=3)

@@ -110,18 +110,20 @@ class GRU4Rec(Recommender):
         if len(self.carried) != batch.num_lanes:
             self.carried = self.carried.new_zeros(batch.num_lanes, self.carried.shape[1])
         # Only the lanes whose session has changed forget, at every step anew.
-        states = self.carried[batch.lanes].masked_fill_(batch.begins[:, None], 0)
-        kept = batch.targets > 0
-        items, columns, biases, vectors = self._look_up(batch.items, batch.targets[kept], batch.seed)
+        states = self.carried.index_select(0, batch.lanes).masked_fill_(batch.begins[:, None], 0)
+        kept = batch.targets.nonzero()[:, 0]
+        all_kept = len(kept) == len(batch.targets)
+        targets = batch.targets if all_kept else batch.targets[kept]
+        items, columns, biases, vectors = self._look_up(batch.items, targets, batch.seed)
         hidden = []
         out = self._embed(batch.items) if items is None else self._dropped(items)
         for layer, state in zip(self.layers, torch.split(states, list(self.settings.layers), dim=1), strict=True):
             assert isinstance(layer, GRULayer | OneHotGRULayer)
             out = F.dropout(layer.step(out, state), self.settings.dropout_hidden, self.training)
             hidden.append(out.detach())
-        self.carried[batch.lanes] = torch.cat(hidden, 1)
-        loss = self._objective(out[kept], columns, biases, vectors)
-        return LossTerms(loss * (int(kept.sum()) / batch.num_lanes))
+        self.carried.index_copy_(0, batch.lanes, torch.cat(hidden, 1))
+        loss = self._objective(out if all_kept else out[kept], columns, biases, vectors)
+        return LossTerms(loss * (len(kept) / batch.num_lanes))
 
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:

@@ -48,12 +48,12 @@ class MatrixFactorisationConfig(configs.Config):
 
     width: int = Field(64, ge=1)  # D
     iterations: int = Field(15, ge=1)  # rounds of solving all users, then all items
-    unobserved_weight: float = Field(0.1, gt=0)  # alpha: weight of a pair, taken or not, towards 0
-    regularisation: float = Field(0.01, ge=0)  # lambda
+    unobserved_weight: float = Field(0.01, gt=0)  # alpha: weight of a pair, taken or not, towards 0
+    regularisation: float = Field(0.02, ge=0)  # lambda
     frequency_power: float = Field(1.0, ge=0)  # nu: how much more a frequent user or item is regularised
     initial_scale: float = Field(0.1, gt=0)  # of a vector's length at the start
     recent_items: int | None = Field(50, ge=1)  # items of the history that are solved from; None: all
-    recency_decay: float = Field(0.9, gt=0, le=1)  # factor on an item's weight for each event that followed it
+    recency_decay: float = Field(0.7, gt=0, le=1)  # factor on an item's weight for each event that followed it
     index: AnnIndexConfig = AnnIndexConfig()  # how items are found
 
 

@@ -14,13 +14,14 @@ Notable
   of 1,024) and `width = 384` are the two readings that reach it.
 - Input and output tables are separate, as in T5 1.1. Every prefix of a history is an example.
 - The user token is a bucket of the user's number in the training data; visitors have bucket 0.
+- `beam_aware` adds a loss of OTM's kind (decoding/visited_prefixes.py), which the paper has not.
 
 Shapes: B requests, L tokens, W beams, D width, H heads, E head width, M levels, C codes of a level.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -39,6 +40,7 @@ from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.new_items import search_with_new_items
 from nextitem.decoding.scheduled_sampling import sampled_prefixes
 from nextitem.decoding.trie import PrefixTrie
+from nextitem.decoding.visited_prefixes import listwise_loss, visited_prefixes
 from nextitem.nn.t5 import DecoderLayer, EncoderLayer, RelativePositionBias
 
 
@@ -58,6 +60,8 @@ class TigerConfig(configs.Config):
     targets_per_epoch: int | None = Field(None, ge=1)  # examples of an epoch, drawn anew each time; None: all
     beam_width: int = Field(20, ge=1)  # beams kept; at least k are
     scheduled_sampling: float = Field(0.0, ge=0, le=1)  # share of training prefixes' codes that are the model's own
+    beam_aware: float = Field(0.0, ge=0)  # weight of the loss among prefixes that a beam visits (OTM, ICML 2020)
+    training_beam: int = Field(8, ge=1)  # beams of that search
     new_items: float | None = Field(None, ge=0, le=1)  # at most this share of a list has no training event; None: any
 
 
@@ -86,15 +90,10 @@ class Tiger(Recommender):
         self.output = nn.Linear(config.width, sum(self.sizes), bias=False)
         self.encoder_bias = RelativePositionBias(config.heads, bidirectional=True)
         self.decoder_bias = RelativePositionBias(config.heads, bidirectional=False)
-        sizes = {
-            "heads": config.heads,
-            "head_width": config.head_width,
-            "inner": config.ff_width,
-            "hidden_layers": config.ff_layers,
-            "dropout": config.dropout,
-        }
-        self.encoder = nn.ModuleList(EncoderLayer(config.width, **sizes) for _ in range(config.encoder_layers))  # type: ignore[arg-type]
-        self.decoder = nn.ModuleList(DecoderLayer(config.width, **sizes) for _ in range(config.decoder_layers))  # type: ignore[arg-type]
+        sizes: dict[str, Any] = {"heads": config.heads, "head_width": config.head_width, "inner": config.ff_width}
+        sizes |= {"hidden_layers": config.ff_layers, "dropout": config.dropout}
+        self.encoder = nn.ModuleList(EncoderLayer(config.width, **sizes) for _ in range(config.encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(config.width, **sizes) for _ in range(config.decoder_layers))
         self.encoder_norm = nn.RMSNorm(config.width, eps=1e-6)
         self.decoder_norm = nn.RMSNorm(config.width, eps=1e-6)
         self.dropout = nn.Dropout(config.dropout)
@@ -102,11 +101,8 @@ class Tiger(Recommender):
 
     def examples(self, train: Dataset) -> NextTargets:
         """Every target with the history before it."""
-        return NextTargets(
-            train.interactions,
-            max_length=self.settings.max_history_length,
-            per_epoch=self.settings.targets_per_epoch,
-        )
+        chosen = self.settings
+        return NextTargets(train.interactions, max_length=chosen.max_history_length, per_epoch=chosen.targets_per_epoch)
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
         """Mean cross-entropy of the target's codes, given the codes before (equation of section 3.2)."""
@@ -123,7 +119,26 @@ class Tiger(Recommender):
             losses = F.cross_entropy(logits, wanted_BM[:, level], reduction="none") * real_BM[:, level]
             named[f"level_{level + 1}"] = losses.sum() / real_BM[:, level].sum().clamp(min=1)
         total = torch.stack(list(named.values())).mean()
+        if self.settings.beam_aware and self.training:
+            named["beam"] = self._beam_loss(batch, shared)
+            total = total + self.settings.beam_aware * named["beam"]
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
+
+    def _beam_loss(self, batch: SequenceBatch, shared: dict[str, Tensor]) -> Tensor:
+        """Each prefix of a target among those that the present model's beam keeps, mean over the levels."""
+        assert batch.targets is not None
+        self.eval()  # the search must not move what training measures
+        visited = visited_prefixes(self, batch, self.trie, batch.targets.values, beam_width=self.settings.training_beam)
+        self.train()
+
+        def log_probs(codes_BWS: Tensor) -> Tensor:
+            repeated = {name: value.repeat_interleave(codes_BWS.shape[1], 0) for name, value in shared.items()}
+            logits = self._all_logits(self._decode(repeated, codes_BWS.flatten(0, 1)[:, :-1]))
+            pairs = zip(logits, codes_BWS.unbind(2), strict=True)
+            parts = [F.cross_entropy(each, codes.flatten(), reduction="none") for each, codes in pairs]
+            return -torch.stack(parts).sum(0).view(codes_BWS.shape[:2])
+
+        return listwise_loss(visited, self.trie, self.codes, log_probs)
 
     def serve(self, catalog: Catalog, *, live: Tensor | None = None) -> None:
         """Answers from now on from a later version of the catalogue, without stopping.
@@ -189,8 +204,8 @@ class Tiger(Recommender):
         return logits, GeneratorState(shared, {"path": path_BWt})
 
     def _all_logits(self, hidden_BMD: Tensor) -> list[Tensor]:
-        """Logits of each level's codes, M times [B, C]."""
-        return [hidden_BMD[:, level] @ self._codes_weight(level).T for level in range(len(self.sizes))]
+        """Logits of each level's codes, [B, C] for each of the hidden states."""
+        return [hidden_BMD[:, level] @ self._codes_weight(level).T for level in range(hidden_BMD.shape[1])]
 
     def _codes_weight(self, level: int) -> Tensor:
         """Output rows [C, D] of a level's codes."""
@@ -248,7 +263,7 @@ class Tiger(Recommender):
 
     def _decode(self, shared: dict[str, Tensor], codes_BS: Tensor) -> Tensor:
         """Hidden states [B, S + 1, D] that predict each next code, all positions at once (training)."""
-        starts = torch.tensor(self.level_starts[: codes_BS.shape[1]], device=codes_BS.device)
+        starts = codes_BS.new_tensor(self.level_starts[: codes_BS.shape[1]])
         tokens_BS = F.pad(codes_BS + starts, (1, 0), value=self.first_input)
         places = torch.arange(tokens_BS.shape[1], device=codes_BS.device)
         future = torch.ones(len(places), len(places), dtype=torch.bool, device=codes_BS.device).triu(1)

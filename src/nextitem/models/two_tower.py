@@ -44,11 +44,11 @@ from nextitem.core.roles import Examples, LossTerms
 from nextitem.data.examples.event_requests import EventRequests
 from nextitem.data.examples.labelled_candidates import TARGET, LabelledRequests, shown_requests
 from nextitem.losses.in_batch_softmax import in_batch_softmax
+from nextitem.nn.ann_index import AnnIndex, AnnIndexConfig
 from nextitem.nn.item_features import CONTENT
 from nextitem.nn.streaming_frequency import StreamingFrequency
 from nextitem.nn.towers import NEVER, ItemTower, TowerSizes, UserTower
 from nextitem.ops.topk import top_candidates
-from nextitem.ops.vector_search import VectorTable, nearest_items
 
 TEACHER = "teacher"  # the label that holds a ranker's scores
 BLOCK = 65_536  # items whose vectors are made at a time
@@ -74,6 +74,7 @@ class TwoTowerConfig(configs.Config):
     refresh_steps: int = Field(50, ge=1)  # steps that the vectors serve by which hard negatives are found
     frequency_rate: float = Field(0.01, gt=0, le=1)  # alpha of the frequency estimate
     learn_from: Literal["events", "impressions"] = "events"  # next items: retrieval; what was shown: ranking
+    index: AnnIndexConfig = AnnIndexConfig()  # how items are found
     teacher_weight: float = Field(0.5, ge=0, le=1)  # of a ranker's scores, where candidates carry them, over labels
 
     @property
@@ -107,7 +108,8 @@ class TwoTower(Recommender):
         rows = catalog.num_items + 1 if config.hard_negatives else 0
         self.register_buffer("snapshot", torch.zeros(rows, config.width))  # by which hard negatives are found
         self.register_buffer("made", torch.zeros(2, 0, config.width), persistent=False)  # both vectors of all items
-        self.table: VectorTable | None = None
+        self.index = AnnIndex(config.index)
+        self._served = (torch.zeros(0), torch.zeros(0))  # what was made, and its item vectors as one tensor
         self.register_load_state_dict_post_hook(lambda model, keys: model.forget())  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Self:
@@ -161,7 +163,14 @@ class TwoTower(Recommender):
 
     def item_vectors(self) -> Tensor:
         """[N + 1, D] of length 1; row 0 is padding. Kept until training goes on."""
-        return self._made()[0]
+        made = self._made()
+        if self._served[0] is not made:
+            self._served = (made, made[0])
+        return self._served[1]
+
+    def build_index(self, requests: SequenceBatch) -> None:
+        """Indexes the item vectors; recall is measured with the vectors of these requests."""
+        self.index.build(self.item_vectors(), self.user_vectors(requests))
 
     def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
         """The inner products with the candidates [B, K], aligned with them padded (-inf at padding)."""
@@ -171,9 +180,10 @@ class TwoTower(Recommender):
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         if batch.candidates is not None:
             return top_candidates(batch.candidates, self._scores(batch), batch, k, num_items=self.num_items)
-        if self.table is None or self.table.vectors.device != self.popularity.device:
-            self.table = VectorTable(self.item_vectors())
-        return nearest_items(self.table, self.user_vectors(batch), batch, k)
+        found = self.index.search(
+            self.item_vectors(), self.user_vectors(batch), k, allowed=batch.allowed, excluded=batch.excluded
+        )
+        return Recommendations(*found)
 
     def _scores(self, batch: SequenceBatch) -> Tensor:
         """Of the candidates [P]."""

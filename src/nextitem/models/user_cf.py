@@ -44,7 +44,7 @@ class UserCFConfig(configs.Config):
     neighbours: int = Field(100, ge=1)  # similar users who vote
     takers: int | None = Field(1000, ge=1)  # last users of an item that are compared; None: all
     recent_items: int | None = Field(50, ge=1)  # items of the history that are compared; None: all
-    recency_decay: float = Field(0.9, gt=0, le=1)  # factor on an item for each event that followed it
+    recency_decay: float = Field(0.7, gt=0, le=1)  # factor on an item for each event that followed it
 
 
 class UserCF(Recommender):

@@ -173,7 +173,7 @@ class FieldVectors(nn.Module):
             else:
                 single.append(codes + start)
         vectors = [self.table(torch.stack(single, 1))] if single else []
-        return torch.cat([*vectors, *self._means(bags)], 1).view(*item_ids.shape, -1)
+        return torch.cat([*vectors, *self._means(bags)], 1).view(*item_ids.shape, self.item_width)
 
     @property
     def item_width(self) -> int:
@@ -188,7 +188,7 @@ class FieldVectors(nn.Module):
         offsets = [bag.offsets[:-1] + start for bag, start in zip(bags, starts, strict=False)]
         values = torch.cat([bag.values for bag in bags])
         means = F.embedding_bag(values, self.table.weight, torch.cat(offsets), mode="mean")
-        return [means.view(len(bags), -1, self.width).transpose(0, 1)]
+        return [means.view(len(bags), bags[0].num_rows, self.width).transpose(0, 1)]
 
 
 def _known(catalog: Catalog, *, buckets: int, pair_buckets: int, brought: Sequence[str]) -> dict[str, kinds.Field]:

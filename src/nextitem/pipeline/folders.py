@@ -8,7 +8,7 @@ from pathlib import Path
 from nextitem.core.errors import UserError
 
 # What a folder of ours holds; --overwrite deletes no other folder.
-_MARKS = ("recipe.toml", "scoreboard.json", "report.html")
+_MARKS = ("recipe.toml", "scoreboard.json", "report.html", "trie.safetensors")
 
 
 def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:

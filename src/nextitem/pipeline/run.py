@@ -22,7 +22,7 @@ from nextitem.core.config import read_toml, to_toml_values
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
-from nextitem.core.roles import Calibrated, ClosedForm, Generator, Ranker, Staged, Trainable
+from nextitem.core.roles import Calibrated, ClosedForm, Generator, Indexed, Ranker, Staged, Trainable
 from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import Evaluation, quick_score
@@ -30,6 +30,7 @@ from nextitem.evaluation.evaluate import evaluate as evaluate_model
 from nextitem.evaluation.evaluate_ranking import evaluate_ranker, quick_auc
 from nextitem.evaluation.funnel import funnel
 from nextitem.evaluation.generation import Speller, generation_report
+from nextitem.nn.ann_index import AnnIndex
 from nextitem.pipeline.bundle import load_model, load_recipe, save_model, save_recipe, write_json
 from nextitem.pipeline.cascade import Stages, fit_cascade
 from nextitem.pipeline.folders import prepare_out
@@ -40,6 +41,7 @@ from nextitem.training.fit import TrainingResult, fit
 
 KS = (5, 10, 20)
 GENERATOR_VALIDATION = 2000  # requests that a generator is validated on
+INDEX_QUERIES = 1000  # requests that an index is built with
 
 
 @dataclass
@@ -214,6 +216,9 @@ def train_on(
         )
     if isinstance(model, Calibrated):
         model.calibrate(split.validation)
+    for part in model.modules():
+        if isinstance(part, Indexed):
+            part.build_index(_sample(split.validation, INDEX_QUERIES))
     seconds = time.perf_counter() - began
     processes.first_alone(lambda: save_model(folder, model))
     run = Run(folder, recipe, model, _dataset=split.train)
@@ -223,6 +228,7 @@ def train_on(
         **run.evaluation.to_json(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "train_seconds": round(seconds, 2),
+        **_index_recall(model),
         "stopped": None if result is None else result.stopped,
         "best_epoch": None if result is None else result.best_epoch,
     }
@@ -405,7 +411,20 @@ def _validation(model: Recommender, requests: SequenceBatch) -> SequenceBatch:
     """What an epoch is judged on: all requests, or an even sample where each answer takes a beam search."""
     if not isinstance(model, Generator) or requests.num_requests <= GENERATOR_VALIDATION:
         return requests
-    return requests.select(torch.linspace(0, requests.num_requests - 1, GENERATOR_VALIDATION).long())
+    return _sample(requests, GENERATOR_VALIDATION)
+
+
+def _sample(requests: SequenceBatch, count: int) -> SequenceBatch:
+    """At most so many requests, evenly spread."""
+    rows = torch.linspace(0, requests.num_requests - 1, min(count, requests.num_requests)).long()
+    return requests.select(rows)
+
+
+def _index_recall(model: Recommender) -> dict[str, Any]:
+    """By part: the share of exact search's items that an approximate index found when it was built."""
+    indexes = {name: part for name, part in model.named_modules() if isinstance(part, AnnIndex)}
+    found = {name: round(float(part.recall), 4) for name, part in indexes.items() if part.settings.kind != "exact"}
+    return {"index_recall": found} if found else {}
 
 
 def _warm_start(model: Recommender, source: Path) -> None:

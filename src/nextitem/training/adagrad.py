@@ -53,9 +53,8 @@ class Adagrad(torch.optim.Optimizer):
         if not bool((rows[1:] > rows[:-1]).all()):  # else there is nothing to sort or add up
             grad = grad.coalesce()
             rows, values = grad.indices()[0], grad.values()
-        sums = state["sum"].index_select(0, rows).addcmul_(values, values)
-        state["sum"].index_copy_(0, rows, sums)
-        change = sums.add_(EPSILON).rsqrt_().mul_(values).mul_(-rate)
+        state["sum"].index_add_(0, rows, values.square())
+        change = state["sum"].index_select(0, rows).add_(EPSILON).rsqrt_().mul_(values).mul_(-rate)
         if momentum > 0:
             change = change.add_(state["momentum"].index_select(0, rows), alpha=momentum)
             state["momentum"].index_copy_(0, rows, change)

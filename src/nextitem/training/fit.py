@@ -25,6 +25,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.roles import Examples
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import BatchStream
+from nextitem.training.memory import keep_freed_memory
 from nextitem.training.module import TrainingModule
 from nextitem.training.progress import progress_for
 from nextitem.training.session import Session
@@ -72,6 +73,8 @@ def fit(
     loss diverges.
     """
     accelerator = _accelerator(device, config.precision)
+    if accelerator == "cpu":
+        keep_freed_memory()
     epochs = config.max_epochs if stop_after is None else min(stop_after, config.max_epochs)
     checkpoint = None if out is None else out / "checkpoints" / "last.ckpt"
     saved = _read(checkpoint) if resume and checkpoint is not None else None

@@ -9,6 +9,7 @@ import torch
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Split
+from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 
 NAMES = ["wide-and-deep", "deepfm", "dcn", "din", "multi-behaviour", "sim"]
@@ -94,3 +95,12 @@ def test_l2_pulls_what_a_batch_reads(ranker, shown: Split, requests: SequenceBat
     place = model.fields.names.index("item.id")
     start, item = int(model.fields.starts[place]), int(batch.candidates.values[0])
     assert int(model.counts[start + item]) == int((batch.candidates.values == item).sum())
+
+
+@pytest.mark.parametrize("name", ["din", "multi-behaviour", "sim"])
+def test_a_history_without_anything_to_read_is_named(name: str, ranker, requests: SequenceBatch) -> None:
+    with pytest.raises(UserError, match=r"model\.fields names nothing of items alone"):
+        ranker(name, **SMALL, fields=("user.country", "cross.category"))
+    nothing = Jagged.from_rows([[]] * requests.num_requests)
+    empty = replace(requests, items=nothing, actions=None, timestamps=None, features={})
+    assert bool(ranker(name, **SMALL).score(empty)["target"].isfinite().any(1).all())

@@ -10,7 +10,9 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from nextitem.core.errors import UserError
 from nextitem.models.rankers.ranking_model import RankingConfig
+from nextitem.nn.fields import FieldVectors
 from nextitem.nn.mlp import Activation
 from nextitem.nn.senet import SENet
 from nextitem.nn.task_towers import Sharing, TaskTowers
@@ -33,6 +35,15 @@ class DeepConfig(RankingConfig):
 def field_gates(config: DeepConfig, fields: int) -> nn.Module:
     """What weighs the fields [P, F, D] before the deep part."""
     return nn.Identity() if config.field_gates is None else SENet(fields, gate=config.field_gates)
+
+
+def history_width(vectors: FieldVectors, *, heads: int = 1) -> int:
+    """X, the width of a history item's fields; UserError where there are none, or `heads` does not divide it."""
+    if not vectors.item_width:
+        raise UserError("model.fields names nothing of items alone (item.id, ...), so a history cannot be read")
+    if vectors.item_width % heads:
+        raise UserError(f"model.heads = {heads} does not divide {vectors.item_width}, the width of an item's fields")
+    return vectors.item_width
 
 
 def deep_part(config: DeepConfig, width: int, *, tasks: int) -> TaskTowers:

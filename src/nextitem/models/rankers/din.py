@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
-from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates
+from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates, history_width
 from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.nn.fields import FieldCodes, FieldVectors
 from nextitem.nn.mlp import Activation
@@ -45,9 +45,9 @@ class DIN(RankingModel):
         super().__init__(config, catalog)
         self.vectors = FieldVectors(self.fields, config.width)
         self.gates = field_gates(config, len(self.fields))
-        self.attention = TargetAttention(self.vectors.item_width, hidden=config.unit, normalise=config.normalise)
-        width = len(self.fields) * config.width + self.vectors.item_width
-        self.deep = deep_part(config, width, tasks=len(self.tasks))
+        width = history_width(self.vectors)
+        self.attention = TargetAttention(width, hidden=config.unit, normalise=config.normalise)
+        self.deep = deep_part(config, len(self.fields) * config.width + width, tasks=len(self.tasks))
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """What the network makes of the fields and of the history as the candidate sees it."""

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
-from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
-from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates
+from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates, history_width
 from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.nn.cross_attention import CrossAttention
 from nextitem.nn.fields import FieldCodes, FieldVectors
@@ -49,9 +48,7 @@ class MultiBehaviour(RankingModel):
         self.behaviours = config.behaviours
         self.vectors = FieldVectors(self.fields, config.width)
         self.gates = field_gates(config, len(self.fields))
-        width, count = self.vectors.item_width, config.behaviours
-        if width % config.heads:
-            raise UserError(f"heads = {config.heads} does not divide {width}, the width of an item's fields")
+        width, count = history_width(self.vectors, heads=config.heads), config.behaviours
         self.cross = nn.ModuleDict(
             {
                 f"{a}_{b}": CrossAttention(width, heads=config.heads)

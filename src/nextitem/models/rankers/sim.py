@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError
-from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates
+from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates, history_width
 from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.nn.behaviour_search import Found, search_nearest, search_same
 from nextitem.nn.field_kinds import HOUR_MS, MOST, ItemCategory, ItemField, ItemId, logarithmic
@@ -60,9 +60,7 @@ class SIM(RankingModel):
         self.settings = config
         self.vectors = FieldVectors(self.fields, config.width)
         self.gates = field_gates(config, len(self.fields))
-        width, tasks = self.vectors.item_width, len(self.tasks)
-        if width % config.heads:
-            raise UserError(f"heads = {config.heads} does not divide {width}, the width of an item's fields")
+        width, tasks = history_width(self.vectors, heads=config.heads), len(self.tasks)
         self.recent = TargetAttention(width, hidden=config.unit)
         if config.search == "soft":
             self.of_event = nn.Linear(width, config.search_width, bias=False)

@@ -1,0 +1,164 @@
+"""Sets that are worked out where they are asked for, against masks; and searches under them."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from fakes import FakeGenerator, identifier_table, requests
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.sets_on_demand import FilteredSets, Filters, MaskSets, SetsOnDemand
+from nextitem.decoding.trie import PrefixTrie
+
+
+def flat_trie(size: int) -> PrefixTrie:
+    """Every item has a code of its own, in the order of the items."""
+    return PrefixTrie.from_table(identifier_table([[item] for item in range(size)], (size,)))
+
+
+def kinds(size: int, share: float, seed: int) -> list[tuple[SetsOnDemand, torch.Tensor]]:
+    """Three sets by masks, and three put together of stored ones, with the masks [3, size] that they should be."""
+    draw = torch.Generator().manual_seed(seed)
+    trie = flat_trie(size)
+    mask = torch.rand(3, size + 1, generator=draw) < share
+    stored = {name: torch.rand(size + 1, generator=draw) < share for name in "abcd"}
+    filters = Filters(trie, stored)
+    rules = [filters.allowed(), filters.allowed([["a", "b"], ["c"]], ["d"]), filters.allowed([["a"], []])]
+    a, b, c, d = stored.values()
+    wanted = torch.stack([torch.ones_like(a), (a | b) & c & ~d, torch.zeros_like(a)])
+    return [(MaskSets(mask, trie), mask[:, 1:]), (FilteredSets.stacked(rules), wanted[:, 1:])]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    size=st.integers(1, 40) | st.integers(2000, 7000),
+    share=st.sampled_from([0.0, 0.0003, 0.01, 0.4, 1.0]),
+    seed=st.integers(0, 999),
+)
+def test_queries_are_answered_as_by_a_mask(size: int, share: float, seed: int) -> None:
+    """Long ranges in sparse sets come to whole sets, short ones and dense sets do not."""
+    draw = torch.Generator().manual_seed(seed)
+    for sets, mask in kinds(size, share, seed):
+        rows = torch.randint(0, 3, (30,), generator=draw)
+        edges = torch.randint(0, size + 1, (30, 2), generator=draw).sort(1).values
+        edges[:3] = torch.tensor([0, size])
+        starts, ends = edges.unbind(1)
+        members = [mask[row, low:high].nonzero()[:, 0] + low for row, (low, high) in zip(rows, edges, strict=True)]
+        counts = torch.tensor([len(each) for each in members])
+        for number in (0, 1, 40):
+            limit = torch.full((30,), number)
+            assert torch.equal(sets.more_than(rows, starts, ends, limit), counts > number)
+            query, positions = sets.members(rows, starts, ends, limit)
+            assert [positions[query == each].tolist() for each in range(30)] == [
+                each[:number].tolist() for each in members
+            ]
+        places = torch.randint(0, size, (30,), generator=draw)
+        assert torch.equal(sets.holds(rows, places), mask[rows, places])
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_dense_sets_are_never_made_whole(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets, mask = kinds(6000, 0.5, 0)[kind]
+    sparse, _ = kinds(6000, 0.0, 0)[kind]
+    for each in (sets, sparse):
+        monkeypatch.setattr(each, "made", lambda rows: pytest.fail("made"))
+    row = torch.tensor([1])
+    assert sets.more_than(row, row * 0, row * 6000, row * 9).item() == (int(mask[1].sum()) > 9)
+    assert not sets.few(row).item()
+    with pytest.raises(pytest.fail.Exception, match="made"):
+        sparse.more_than(row, row * 0, row * 6000, row * 0)
+
+
+def test_one_set_may_be_asked_from_several_threads() -> None:
+    sets, mask = kinds(5000, 0.0005, 3)[0]
+    wrong: list[int] = []
+
+    def ask(seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        for _ in range(40):
+            rows = torch.randint(0, 3, (4,), generator=draw)
+            found = sets.more_than(rows, rows * 0, rows * 0 + 5000, rows * 0 + 1)
+            wrong.extend(rows[found != (mask.sum(1)[rows] > 1)].tolist())
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40),
+    excluded=st.lists(st.integers(1, 40), max_size=6),
+    k=st.integers(1, 8),
+    seed=st.integers(0, 99),
+)
+def test_filters_kept_as_bits_answer_as_allow_lists_do(
+    rows: list[tuple[int, int]], excluded: list[int], k: int, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    trie = PrefixTrie.from_table(identifier_table([list(row) for row in rows], (4, 4)))
+    masks = {name: torch.rand(len(rows) + 1, generator=draw) < 0.4 for name in ("shoes", "bags", "stock", "blocked")}
+    filters, fake = Filters(trie, masks), FakeGenerator.random((4, 4), users=2, seed=seed)
+    sets = [
+        filters.allowed([["shoes", "bags"], ["stock"]], none_of=["blocked"]),
+        filters.allowed([["bags"]]),
+    ]
+    wanted = torch.stack([(masks["shoes"] | masks["bags"]) & masks["stock"] & ~masks["blocked"], masks["bags"]])
+    excluded = [item for item in excluded if item <= len(rows)]
+    batch = requests(2, excluded=[excluded, []])
+    found = beam_search(fake, batch, trie, k=k, beam_width=k, allowed=FilteredSets.stacked(sets))
+    expected = beam_search(fake, requests(2, excluded=[excluded, []], allowed=wanted), trie, k=k, beam_width=k)
+    assert torch.equal(found.item_ids, expected.item_ids)
+    counts = [int(each[1:].sum()) for each in wanted]
+    assert int(counts[1]) >= int((found.item_ids[1] > 0).sum()) == min(k, counts[1])
+
+
+def test_a_filter_that_leaves_one_item_finds_it_and_one_that_leaves_none_none() -> None:
+    trie = PrefixTrie.from_table(identifier_table([[a, b] for a in range(4) for b in range(4)], (4, 4)))
+    fake = FakeGenerator.random((4, 4), users=1, seed=0)
+    for item in range(1, 17):
+        only = torch.arange(17) == item
+        filters = Filters(trie, {"one": only, "none": torch.zeros(17, dtype=torch.bool)})
+        found = beam_search(fake, requests(1), trie, k=2, beam_width=1, allowed=filters.allowed([["one"]]))
+        assert found.item_ids.tolist() == [[item, 0]]
+        nothing = beam_search(fake, requests(1), trie, k=2, beam_width=1, allowed=filters.allowed([["one"], ["none"]]))
+        assert nothing.item_ids.tolist() == [[0, 0]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    share=st.sampled_from([0.002, 0.02, 0.3]),
+    sizes=st.sampled_from([(40, 40), (1, 3000)]),
+    k=st.integers(1, 12),
+    seed=st.integers(0, 99),
+    renormalise=st.booleans(),
+)
+def test_the_likeliest_are_asked_first_and_nothing_is_lost(
+    share: float, sizes: tuple[int, int], k: int, seed: int, renormalise: bool
+) -> None:
+    """A catalogue whose beams have many more children than are asked about at first, few of them allowed."""
+    draw = torch.Generator().manual_seed(seed)
+    codes = torch.stack([torch.randint(0, size, (3000,), generator=draw) for size in sizes], dim=1)
+    trie = PrefixTrie.from_table(identifier_table(codes.tolist(), sizes))
+    mask = torch.rand(2, 3001, generator=draw) < share
+    mask[:, 0] = False
+    fake = FakeGenerator.random(sizes, users=2, seed=seed)
+    options = {"k": k, "beam_width": k, "renormalise": renormalise}
+    found = beam_search(fake, requests(2, allowed=mask), trie, **options)
+    filters = Filters(trie, {"first": mask[0], "second": mask[1]})
+    sets = FilteredSets.stacked([filters.allowed([["first"]]), filters.allowed([["second"]])])
+    filtered = beam_search(fake, requests(2), trie, allowed=sets, **options)
+    assert torch.equal(filtered.item_ids, found.item_ids)
+    assert torch.equal(filtered.scores, found.scores)
+    for row in range(2):
+        part = PrefixTrie.from_table(identifier_table(codes.tolist(), sizes), live=mask[row])
+        alone = beam_search(fake, requests(2), part, **options)
+        assert found.item_ids[row].tolist() == alone.item_ids[row].tolist()
+        torch.testing.assert_close(found.scores[row], alone.scores[row])
