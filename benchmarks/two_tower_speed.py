@@ -85,14 +85,14 @@ def main() -> None:
     for name in PEERS:
         if name in rates and OWN in rates:
             ours, theirs = rates[OWN], rates[name]
-            line = {
+            found = {
                 "peer": name,
                 "events_per_second": [statistics.median(ours), statistics.median(theirs)],
                 "ours_over_peer": round(statistics.median(ours) / statistics.median(theirs), 2),
                 "range": [round(min(ours) / max(theirs), 2), round(max(ours) / min(theirs), 2)],
                 "peak_memory": round(peaks[OWN] / peaks[name], 2),
             }
-            print(json.dumps({**line, "threads": chosen.threads}))
+            print(json.dumps({**found, "threads": chosen.threads}))
 
 
 if __name__ == "__main__":

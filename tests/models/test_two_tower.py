@@ -210,14 +210,14 @@ def test_item_vectors_are_kept_for_serving_and_forgotten_by_training() -> None:
     first = model.item_vectors()
     assert model.item_vectors().data_ptr() == first.data_ptr()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    model.train().training_loss(asked([7, 4])).total.backward()
+    model.train().training_loss(asked([7, 4])).total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     assert not torch.equal(model.eval().item_vectors(), first)
     other.recommend(asked([1]), 3)
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other.item_vectors(), model.item_vectors())
     model.recommend(asked([1]), 3)  # what is kept may be read outside of inference mode
-    model.users(asked([1]), model.items.read(torch.tensor([2, 3]))).sum().backward()  # type: ignore[no-untyped-call]
+    model.users(asked([1]), model.items.read(torch.tensor([2, 3]))).sum().backward()
 
 
 def test_context_time_and_order_of_events_are_read() -> None:
