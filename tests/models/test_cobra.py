@@ -170,9 +170,10 @@ class Pointer:
         return self.items
 
 
+@pytest.mark.parametrize("pooled", [True, False])
 @pytest.mark.parametrize("sparse", [0.0, 0.9])
-def test_beam_fusion_over_all_buckets(sparse: float) -> None:
-    """Without the codes' part it is dense retrieval; with it, every item's two softmaxes by hand."""
+def test_beam_fusion_over_all_buckets(sparse: float, pooled: bool) -> None:
+    """Pooled and without the codes' part it is dense retrieval; with it, every item's two softmaxes by hand."""
     draw = torch.Generator().manual_seed(0)
     table = catalog_of().identifiers
     assert table is not None
@@ -190,6 +191,7 @@ def test_beam_fusion_over_all_buckets(sparse: float) -> None:
         beam_width=12,
         sparse_sharpness=sparse,
         dense_sharpness=16.0,
+        pooled=pooled,
     )
     for row in range(2):
         left = [item for item in range(1, ITEMS + 1) if row or item not in excluded]
@@ -197,12 +199,16 @@ def test_beam_fusion_over_all_buckets(sparse: float) -> None:
         paths = sorted({tuple(codes[item].tolist()) for item in left})
         phi = torch.tensor([float(sum(logits[m].log_softmax(0)[c] for m, c in enumerate(path))) for path in paths])
         first = dict(zip(paths, (sparse * phi).log_softmax(0).tolist(), strict=True))
-        second = (16.0 * (items[left] @ pointed[row])).log_softmax(0)
+        cosines = 16.0 * (items[left] @ pointed[row])
+        second = cosines.log_softmax(0)
+        for path in [] if pooled else paths:
+            inside = torch.tensor([tuple(codes[item].tolist()) == path for item in left])
+            second[inside] = cosines[inside].log_softmax(0)
         wanted = {item: first[tuple(codes[item].tolist())] + float(second[place]) for place, item in enumerate(left)}
         best = sorted(wanted, key=lambda item: (-wanted[item], item))
         assert [item for item in found.item_ids[row].tolist() if item] == best
         torch.testing.assert_close(found.scores[row, : len(best)], torch.tensor([wanted[item] for item in best]))
-        if sparse == 0:
+        if sparse == 0 and pooled:
             assert best == sorted(left, key=lambda item: -float(items[item] @ pointed[row]))
 
 

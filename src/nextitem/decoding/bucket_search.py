@@ -40,12 +40,13 @@ def bucket_search(
     sparse_sharpness: float,
     dense_sharpness: float,
     prior: Tensor | None = None,
+    pooled: bool = False,
 ) -> Recommendations:
     """The k best items under the `beam_width` likeliest code sequences, [B, k]; beam_width >= k finds k where it may.
 
     An item under beam w scores log softmax_w(sparse_sharpness log-probability) + log softmax(dense_sharpness cosine),
-    the second one over all items under the beams of its request. `prior [N + 1]` is added to an item's cosines. Equal
-    scores: the smaller item number.
+    the second one over the items of its bucket, or `pooled`, over all items under the beams of its request. `prior
+    [N + 1]` is added to an item's cosines. Equal scores: the smaller item number.
     """
     rows, device = batch.num_requests, batch.items.offsets.device
     items = torch.zeros((rows, k), dtype=torch.int64, device=device)
@@ -71,7 +72,8 @@ def bucket_search(
         cosines = cosines + prior[found]
     row = owners // beams.nodes.shape[1]
     sparse = (sparse_sharpness * beams.scores).masked_fill(beams.nodes < 0, -torch.inf).log_softmax(1).flatten()[owners]
-    fused = sparse + _log_softmax_by(dense_sharpness * cosines, row, rows)
+    group = row if pooled else owners
+    fused = sparse + _log_softmax_by(dense_sharpness * cosines, group, rows if pooled else beams.nodes.numel())
     order = found.argsort(stable=True)
     order = order[fused[order].argsort(descending=True, stable=True)]
     order = order[row[order].argsort(stable=True)]
@@ -83,7 +85,7 @@ def bucket_search(
 
 
 def _log_softmax_by(values: Tensor, row: Tensor, rows: int) -> Tensor:
-    """log softmax over the values of each row, [T]."""
+    """log softmax over the values of each of so many rows, [T]."""
     highest = values.new_full((rows,), -torch.inf).scatter_reduce_(0, row, values, "amax")
     total = torch.zeros_like(highest).index_add_(0, row, (values - highest[row]).exp())
     return values - highest[row] - total.log()[row]

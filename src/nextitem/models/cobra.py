@@ -16,8 +16,8 @@ Notable
   These come by popularity, so what a vector learns is how much likelier than by popularity an item is, and the paper
   ranks by that. `log_q` mends it: in the "ranking", where log popularity is added back to the logits, or in the "loss",
   from whose logits it is taken, so that vectors have to hold it. Figures: docs/results.md.
-- BeamFusion takes its second softmax over all candidates of a request, not within a bucket, where a lone item would
-  score 1.
+- The paper does not say what BeamFusion's second softmax is over: `fusion`, the items of a "bucket", as P(item) is
+  P(codes) P(item | codes), which measures better, or the "pool" of a request's candidates.
 
 Shapes: B sequences, L items, S tokens, W beams, D width, H heads, M levels, C codes, T targets, N items.
 """
@@ -64,6 +64,7 @@ class CobraConfig(configs.Config):
     beam_width: int = Field(20, ge=1)  # code sequences, and so buckets, that are looked into; at least k are
     sparse_sharpness: float = Field(0.9, ge=0)  # tau of BeamFusion: multiplies log-probabilities of code sequences
     dense_sharpness: float = Field(16.0, ge=0)  # psi of BeamFusion: multiplies cosines
+    fusion: Literal["bucket", "pool"] = "bucket"  # what its second softmax is over
 
 
 class Cobra(Recommender):
@@ -187,6 +188,7 @@ class Cobra(Recommender):
             sparse_sharpness=self.settings.sparse_sharpness,
             dense_sharpness=self.settings.dense_sharpness,
             prior=self._prior() if self.settings.log_q == "ranking" else None,
+            pooled=self.settings.fusion == "pool",
         )
 
     def _dense_loss(self, hidden_TD: Tensor, targets: Tensor) -> Tensor:
