@@ -220,11 +220,12 @@ class RankingModel(Recommender):
 
     def _all_logits(self, batch: SequenceBatch) -> Tensor:
         """[P, S], some BLOCK candidates at a time; slots are not read."""
-        assert batch.candidates is not None
+        given = batch.candidates
+        assert given is not None
         batch = _without_slots(batch)
-        if len(batch.candidates.values) <= BLOCK:
+        if len(given.values) <= BLOCK:
             return self.logits(batch, self.fields(batch))
-        block = batch.candidates.offsets[1:] // BLOCK
+        block = given.offsets[1:] // BLOCK
         rows = torch.arange(batch.num_requests, device=block.device)
         parts = [batch.select(rows[block == number]) for number in torch.unique(block)]
         return torch.cat([self.logits(part, self.fields(part)) for part in parts])
