@@ -65,7 +65,9 @@ class Stages:
         model.set_popularity(torch.from_numpy(train.interactions.item_counts()).float())
         torch.manual_seed(self.recipe.seed)
         best = None
-        if isinstance(model, ClosedForm) and examples is None:
+        if examples is not None and hasattr(model, "fit_to"):
+            model.fit_to(examples())
+        elif isinstance(model, ClosedForm) and examples is None:
             model.fit(train)
         else:
             if not isinstance(model, Trainable):
