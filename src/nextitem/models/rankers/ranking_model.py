@@ -172,8 +172,7 @@ class RankingModel(Recommender):
             return
         if not requests.candidate_labels or not requests.num_requests:
             raise UserError("model.calibration needs labelled validation requests: use --protocol impressions")
-        parts = [_without_slots(part) for part in requests.split(COUNTED_AT_ONCE)]
-        logits = torch.cat([self.logits(part, self.fields(part)) for part in parts])
+        logits = self._all_logits(requests)
         for column, label in enumerate(self._labels(requests)):
             cast(Curve, self.curves[column]).fit(logits[:, column], requests.candidate_labels[label].values)
 
@@ -220,11 +219,11 @@ class RankingModel(Recommender):
 
     def _all_logits(self, batch: SequenceBatch) -> Tensor:
         """[P, S], some BLOCK candidates at a time; slots are not read."""
-        assert batch.candidates is not None
-        batch = _without_slots(batch)
-        if len(batch.candidates.values) <= BLOCK:
+        batch, given = _without_slots(batch), batch.candidates
+        assert given is not None
+        if len(given.values) <= BLOCK:
             return self.logits(batch, self.fields(batch))
-        block = batch.candidates.offsets[1:] // BLOCK
+        block = given.offsets[1:] // BLOCK
         rows = torch.arange(batch.num_requests, device=block.device)
         parts = [batch.select(rows[block == number]) for number in torch.unique(block)]
         return torch.cat([self.logits(part, self.fields(part)) for part in parts])
