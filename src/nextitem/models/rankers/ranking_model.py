@@ -172,8 +172,7 @@ class RankingModel(Recommender):
             return
         if not requests.candidate_labels or not requests.num_requests:
             raise UserError("model.calibration needs labelled validation requests: use --protocol impressions")
-        parts = [_without_slots(part) for part in requests.split(COUNTED_AT_ONCE)]
-        logits = torch.cat([self.logits(part, self.fields(part)) for part in parts])
+        logits = self._all_logits(requests)
         for column, label in enumerate(self._labels(requests)):
             cast(Curve, self.curves[column]).fit(logits[:, column], requests.candidate_labels[label].values)
 
