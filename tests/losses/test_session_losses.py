@@ -11,6 +11,7 @@ from torch import Tensor
 from nextitem.losses.bpr import bpr
 from nextitem.losses.bpr_max import bpr_max
 from nextitem.losses.in_batch_softmax import in_batch_softmax
+from nextitem.losses.merged_softmax import merged_softmax
 from nextitem.losses.top1 import top1
 from nextitem.losses.top1_max import top1_max
 
@@ -68,6 +69,23 @@ def test_elu_comes_before_everything_else() -> None:
 def test_log_q_is_taken_from_the_scores() -> None:
     scores, log_q = matrix(), torch.arange(6, dtype=torch.float64)
     assert float(in_batch_softmax(scores, log_q=log_q)) == pytest.approx(float(in_batch_softmax(scores - log_q)))
+
+
+@pytest.mark.parametrize("collisions", [True, False])
+def test_items_scored_once_are_the_in_batch_softmax_over_their_columns(collisions: bool) -> None:
+    place = torch.tensor([3, 0, 3, 0, 3, 4, 4, 0])  # three rows; two of them share a target; 1 and 2 have no column
+    parts = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 2), (5, 2), (5,))]
+    hidden, vectors, biases = parts
+    log_q = torch.randn(8, dtype=torch.float64)
+    found = merged_softmax(hidden, vectors, biases, place, log_q, collisions=collisions)
+    scores = hidden @ vectors[place].T + biases[place]
+    if not collisions:
+        again = (place[:3, None] == place).fill_diagonal_(False)
+        scores = scores.masked_fill(again, -torch.inf)
+    expected = torch.nn.functional.cross_entropy(scores - log_q, torch.arange(3))
+    torch.testing.assert_close(found, expected)
+    for own, other in zip(torch.autograd.grad(found, parts), torch.autograd.grad(expected, parts), strict=True):
+        torch.testing.assert_close(own, other)
 
 
 @pytest.mark.parametrize("loss", [bpr, bpr_max, top1, top1_max, in_batch_softmax])

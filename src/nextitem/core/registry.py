@@ -148,6 +148,9 @@ LOSSES: dict[str, Entry] = {
     "in-batch-softmax": Entry(
         "nextitem.losses.in_batch_softmax:in_batch_softmax", "cross-entropy over the batch's own targets", "-"
     ),
+    "merged-softmax": Entry(
+        "nextitem.losses.merged_softmax:merged_softmax", "the same where columns repeat items, each scored once", "-"
+    ),
     "bpr": Entry("nextitem.losses.bpr:bpr", "positive above each negative", "arXiv 1205.2618"),
     "bpr-max": Entry("nextitem.losses.bpr_max:bpr_max", "positive above the highest negatives", "arXiv 1706.03847"),
     "top1": Entry("nextitem.losses.top1:top1", "positive above each negative, negatives near zero", "arXiv 1511.06939"),

@@ -14,7 +14,7 @@ Notable
 - An answer reads the latest `max_history_length` events; the authors' evaluation reads whole sessions.
 - A log of users is learnt from as if each user's history were one session.
 
-Shapes: B lanes, S sampled items, M = B + S columns, N items, D width of the last layer.
+Shapes: B lanes, S sampled items, M = B + S columns, U different items of a step, N items, D width of the last layer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from nextitem.core.roles import LossTerms
 from nextitem.data.examples.session_lanes import LaneBatch, SessionLanes
 from nextitem.losses.bpr import bpr
 from nextitem.losses.bpr_max import bpr_max
-from nextitem.losses.in_batch_softmax import in_batch_softmax
+from nextitem.losses.merged_softmax import merged_softmax
 from nextitem.losses.top1 import top1
 from nextitem.losses.top1_max import top1_max
 from nextitem.nn.incremental import read_on
@@ -114,7 +114,7 @@ class GRU4Rec(Recommender):
         kept = batch.targets.nonzero()[:, 0]
         all_kept = len(kept) == len(batch.targets)
         targets = batch.targets if all_kept else batch.targets[kept]
-        items, columns, biases, vectors = self._look_up(batch.items, targets, batch.seed)
+        items, columns, place, biases, vectors = self._look_up(batch.items, targets, batch.seed)
         hidden = []
         out = self._embed(batch.items) if items is None else self._dropped(items)
         for layer, state in zip(self.layers, torch.split(states, list(self.settings.layers), dim=1), strict=True):
@@ -122,7 +122,7 @@ class GRU4Rec(Recommender):
             out = F.dropout(layer.step(out, state), self.settings.dropout_hidden, self.training)
             hidden.append(out.detach())
         self.carried.index_copy_(0, batch.lanes, torch.cat(hidden, 1))
-        loss = self._objective(out if all_kept else out[kept], columns, biases, vectors)
+        loss = self._objective(out if all_kept else out[kept], columns, place, biases, vectors)
         return LossTerms(loss * (len(kept) / batch.num_lanes))
 
     @torch.no_grad()
@@ -168,11 +168,14 @@ class GRU4Rec(Recommender):
         vectors = F.pad(hidden[-1], (0, 1), value=1.0)
         return HistoryState(batch.items.lengths, vectors, {"hidden": torch.cat(hidden, 1)})
 
-    def _look_up(self, items: Tensor, targets: Tensor, seed: int) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-        """Vectors of the events read (None where they have a table of their own); the columns: ids, biases, vectors.
+    def _look_up(
+        self, items: Tensor, targets: Tensor, seed: int
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+        """Vectors of the events read (None where they have a table of their own), and the columns: targets, samples.
 
-        Columns are targets and sampled items. Each row of the table is looked up once, in the order of the ids, so
-        that its gradient has neither to be sorted nor to be added up.
+        Of the columns: their ids [M], the place [M] of each among the different items, biases [U] and vectors [U, D] of
+        those. Each row of the table is looked up once, in the order of the ids, so that its gradient has neither to be
+        sorted nor to be added up.
         """
         generator = torch.Generator().manual_seed(seed)
         draws = torch.rand(self.settings.num_negatives, generator=generator, dtype=torch.float64).to(items.device)
@@ -180,40 +183,36 @@ class GRU4Rec(Recommender):
         columns = torch.cat([targets, sampled])
         shared = self.settings.embedding == "shared"
         distinct, place = torch.unique(torch.cat([columns, items]) if shared else columns, return_inverse=True)
-        vectors = self.items(distinct).index_select(0, place)
-        of_columns, of_items = vectors.split([len(columns), len(place) - len(columns)])
-        biases = self.bias(distinct).index_select(0, place[: len(columns)])[:, 0]
-        return of_items if shared else None, columns, biases, of_columns
+        vectors = self.items(distinct)
+        of_items = vectors.index_select(0, place[len(columns) :]) if shared else None
+        return of_items, columns, place[: len(columns)], self.bias(distinct)[:, 0], vectors
 
-    def _objective(self, hidden: Tensor, columns: Tensor, biases: Tensor, vectors: Tensor) -> Tensor:
-        """Mean over the rows; only the columns of targets and sampled items are ever scored."""
+    def _objective(self, hidden: Tensor, columns: Tensor, place: Tensor, biases: Tensor, vectors: Tensor) -> Tensor:
+        """Mean over the rows; only targets and sampled items are ever scored."""
         chosen = self.settings
-        scores = torch.addmm(biases, hidden, vectors.T)
-        if not len(hidden) or scores.shape[1] < 2:
-            return scores.sum() * 0  # a last lane without negatives has nothing to learn from
+        if not len(hidden) or len(columns) < 2:
+            return hidden.sum() * 0  # a last lane without negatives has nothing to learn from
         if chosen.objective == "cross-entropy":
-            scores, log_q = self._corrected(scores, columns)
-            return in_batch_softmax(scores, log_q=log_q)
+            log_q, collisions = self._log_q(columns, len(hidden)), chosen.log_q != "textbook"
+            return merged_softmax(hidden, vectors, biases, place, log_q, collisions=collisions)
+        scores = torch.addmm(biases.index_select(0, place), hidden, vectors.index_select(0, place).T)
         if chosen.objective == "bpr-max":
             return bpr_max(scores, regularisation=chosen.score_regularisation, elu=chosen.elu)
         if chosen.objective == "top1-max":
             return top1_max(F.elu(scores, alpha=chosen.elu) if chosen.elu > 0 else scores)
         return bpr(scores) if chosen.objective == "bpr" else top1(scores)
 
-    def _corrected(self, scores: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scores and log_q for the cross-entropy, of which the first B columns are targets."""
-        chosen, rows = self.settings, len(scores)
+    def _log_q(self, columns: Tensor, rows: int) -> Tensor:
+        """The cross-entropy's correction of each column [M], of which the first `rows` are targets."""
+        chosen, counts = self.settings, self.popularity[columns].clamp(min=1)
         if chosen.log_q is None:
-            return scores, None
-        counts = self.popularity[columns].clamp(min=1)
+            return torch.zeros_like(counts)
         if chosen.log_q == "published":
-            return scores, torch.cat([counts[:rows].log(), chosen.negatives_power * counts[rows:].log()])
+            return torch.cat([counts[:rows].log(), chosen.negatives_power * counts[rows:].log()])
         # Expected draws: as one of B targets, and as one of S samples.
         share = counts[:rows].log() - self.popularity.sum().log() + math.log(rows)
         weights = (self.popularity[1:] ** chosen.negatives_power).sum().log() - math.log(max(1, chosen.num_negatives))
-        log_q = torch.cat([share, chosen.negatives_power * counts[rows:].log() - weights])
-        same = (columns[:rows, None] == columns).fill_diagonal_(False)
-        return scores.masked_fill(same, -torch.inf), log_q
+        return torch.cat([share, chosen.negatives_power * counts[rows:].log() - weights])
 
     def _initialise(self) -> None:
         for table in (self.items, self.inputs):
