@@ -66,7 +66,7 @@ class Stages:
         torch.manual_seed(self.recipe.seed)
         best = None
         if examples is not None and hasattr(model, "fit_to"):
-            model.fit_to(examples())
+            cast(Any, model).fit_to(examples())  # trees, which learn from all examples at once
         elif isinstance(model, ClosedForm) and examples is None:
             model.fit(train)
         else:
