@@ -75,6 +75,7 @@ class CascadeConfig(configs.Config):
     reranked_from: int = Field(50, ge=1)  # best items that re-rankers choose from, at least k
     recent_share: float = Field(0.2, gt=0, lt=1)  # of training events that rankers learn from; channels the rest, first
     recent_events: int = Field(30_000, ge=1)  # at most so many of them
+    returns: int | None = Field(None, ge=1)  # learn only from each user's first event after each of so many times
     negatives: int = Field(40, ge=1)  # candidates beside the target that a ranker learns from, for each event
 
     @pydantic.model_validator(mode="after")

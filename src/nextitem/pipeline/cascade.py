@@ -117,7 +117,13 @@ def fit_cascade(model: Cascade, learnt: Dataset, split: Split | None, stages: St
     3. Channels learn anew, from all of training.
     """
     chosen = model.settings
-    recent = recent_events(learnt, share=chosen.recent_share, most=chosen.recent_events, seed=stages.recipe.seed)
+    recent = recent_events(
+        learnt,
+        share=chosen.recent_share,
+        most=chosen.recent_events,
+        seed=stages.recipe.seed,
+        returns=chosen.returns,
+    )
     if not recent.requests.num_requests:
         raise UserError(f"{learnt.name}: no recent event has an earlier one, so rankers have nothing to learn from")
     validate = None

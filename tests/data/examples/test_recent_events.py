@@ -75,3 +75,12 @@ def test_histories_are_all_that_came_before_and_no_more(seed: int, dated: bool) 
         whole = [item for item, owner in zip(items, users, strict=True) if owner == user]
         assert whole[: len(history) + 1] == [*history, target]
         assert history
+
+
+def test_returns_are_first_events_after_evenly_spread_times() -> None:
+    users, items = [1] * 6 + [2] * 2, [1, 2, 3, 4, 5, 6, 1, 2]
+    times = [0, 100, 101, 102, 150, 199, 0, 160]
+    found = recent_events(dataset(users, items, times), share=0.75, most=10, seed=0, returns=2)
+    assert found.requests.targets is not None
+    # Cuts at 100 and 149.5: user 1 returns with items 2 and 5, user 2 with item 2 both times.
+    assert found.requests.targets.values.tolist() == [2, 5, 2]

@@ -23,13 +23,15 @@ class RecentEvents:
     requests: SequenceBatch
 
 
-def recent_events(train: Dataset, *, share: float, most: int, seed: int) -> RecentEvents:
+def recent_events(train: Dataset, *, share: float, most: int, seed: int, returns: int | None = None) -> RecentEvents:
     """Cuts the last `share` of training off: events from a border between distinct times on; undated, the last three
     targets of each user, who keeps an earlier one.
 
     A stage that is fitted to lists of a stage which has learnt the lists' own targets sees a first stage that is better
     than it will ever be; so the first stage makes those lists from the past alone. At most `most` requests are kept,
-    drawn by `seed`; the history of each holds every earlier event, recent ones too.
+    drawn by `seed`; the history of each holds every earlier event, recent ones too. `returns`: of a dated log, ask only
+    for each user's first target after each of so many times, evenly spread over the recent ones, as protocol `time`
+    asks; what comes in the middle of a session or a basket is another, easier question.
     """
     log = train.interactions
     if log.timestamps is not None:
@@ -39,6 +41,8 @@ def recent_events(train: Dataset, *, share: float, most: int, seed: int) -> Rece
     rows = np.flatnonzero(recent & is_target(log))
     starts = log.offsets[log.user_ids[rows] - 1]
     rows = rows[earlier_items(log, starts, rows) > 0]
+    if returns is not None and log.timestamps is not None and len(rows):
+        rows = _first_after(log.timestamps[rows], log.user_ids[rows], rows, returns)
     if len(rows) > most:
         rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
     if log.timestamps is not None:
@@ -60,6 +64,16 @@ def recent_events(train: Dataset, *, share: float, most: int, seed: int) -> Rece
         fresh[requests.items.row_ids()[again]] = False  # such a target could never be recommended
         requests = requests.select(fresh.nonzero()[:, 0])
     return RecentEvents(past, requests)
+
+
+def _first_after(times: np.ndarray, users: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """Of rows in order of user and time, the first of each user from each of `count` evenly spread times on."""
+    begin, end = int(times.min()), int(times.max())
+    chosen = []
+    for cut in np.linspace(begin, end, count, endpoint=False):
+        after = np.flatnonzero(times >= cut)
+        chosen.append(rows[after[np.unique(users[after], return_index=True)[1]]])
+    return np.unique(np.concatenate(chosen))
 
 
 def _last_targets(train: Dataset) -> np.ndarray:
