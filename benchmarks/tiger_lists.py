@@ -4,11 +4,12 @@
     python benchmarks/tiger_lists.py diversity RUN
 
 `cold` (section 5.1 of arXiv 2305.05065) drops every event of a drawn share of the test items before training, but for
-those that test, trains TIGER, and asks for ten items under epsilon: at most that share of a list is new. Recall@10 of
-cold and warm targets and their harmonic mean, and over both as they come; beside it, the items whose content is nearest
-to the last item's. `diversity` (section 5.2) draws lists from a run at a temperature of all levels, or of the first
-alone: entropy in nats of the categories of the 10, 20 and 50 items, and recall@10. A category is the value of the first
-categorical column; of a column of lists, that of an item's values which most items have. Leave-one-out.
+those that test, trains TIGER, and asks for ten items under epsilon: at most that share of a list is new, where scores
+are high enough, or in places reserved for it. Recall@10 of cold and warm targets and their harmonic mean, and over both
+as they come; beside it, the items whose content is nearest to the last item's. `diversity` (section 5.2) draws lists
+from a run at a temperature of all levels, or of the first alone: entropy in nats of the categories of the 10, 20 and 50
+items, and recall@10. A category is the value of the first categorical column; of a column of lists, that of an item's
+values which most items have. Leave-one-out.
 """
 
 from __future__ import annotations
@@ -89,10 +90,12 @@ def cold(options: argparse.Namespace) -> None:
     picked = {name: rows[:: max(1, len(rows) // options.requests)] for name, rows in slices.items()}
     asked = {name: test.select(rows) for name, rows in picked.items()}
     content = model.catalog.content
-    for epsilon in (*EPSILONS, "nearest content"):
+    reserved = [("reserved", epsilon) for epsilon in EPSILONS if epsilon]
+    for places, epsilon in [*(("capped", epsilon) for epsilon in EPSILONS), *reserved, ("", "nearest content")]:
         found = {}
         if not isinstance(epsilon, str):
-            model.settings = model.settings.model_copy(update={"new_items": epsilon})
+            settings = {"new_items": epsilon, "new_items_reserved": places == "reserved"}
+            model.settings = model.settings.model_copy(update=settings)
         for name, part in asked.items():
             if isinstance(epsilon, str):
                 assert content is not None
@@ -104,6 +107,7 @@ def cold(options: argparse.Namespace) -> None:
         both = found["cold"] + found["warm"]
         row = {
             "epsilon": "any" if epsilon is None else epsilon,
+            "places": places,
             **found,
             "harmonic": 2 * found["cold"] * found["warm"] / both if both else 0.0,
             "all": share * found["cold"] + (1 - share) * found["warm"],

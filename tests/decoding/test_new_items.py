@@ -29,6 +29,19 @@ def test_at_most_the_share_is_new_and_the_list_is_the_best_such(share: float, mo
         assert found.item_ids[row].tolist() == expected
 
 
+@pytest.mark.parametrize(("share", "most"), [(0.2, 1), (0.5, 2), (1.0, 5)])
+def test_reserved_places_go_to_the_best_new_items(share: float, most: int) -> None:
+    fake = FakeGenerator.random((4, 4), users=6, seed=1)
+    batch = requests(6, excluded=[[2], [1, 4, 7, 10, 13], [], [], [], []])  # the second has one new item left
+    found = search_with_new_items(fake, batch, TRIE, new=NEW, share=share, k=5, beam_width=16, reserved=True)
+    everything = beam_search(fake, batch, TRIE, k=16, beam_width=16)
+    for row in range(6):
+        order = [item for item in everything.item_ids[row].tolist() if item]
+        new = [item for item in order if NEW[item]][:most]
+        chosen = {*new, *[item for item in order if not NEW[item]][: 5 - len(new)]}
+        assert found.item_ids[row].tolist() == [item for item in order if item in chosen]
+
+
 def test_an_allow_list_holds_all_the_same() -> None:
     fake = FakeGenerator.random((4, 4), users=1, seed=1)
     allowed = torch.isin(torch.arange(17), torch.tensor([1, 2, 4]))[None]

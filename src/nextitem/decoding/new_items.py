@@ -27,16 +27,23 @@ def search_with_new_items(
     share: float,
     k: int,
     beam_width: int,
+    reserved: bool = False,
 ) -> Recommendations:
     """The k best items of each request, at most `share` k of them (rounded down) from `new`, bool [N + 1].
 
-    New items and the others are searched apart, so that neither takes the other's beams. Where the others are fewer
-    than the rest of the list, the list is shorter.
+    New items and the others are searched apart, so that neither takes the other's beams. `reserved`: so many places
+    are theirs, whatever the scores, as far as there are new items. Where the others are fewer than the rest of the
+    list, the list is shorter.
     """
     most = int(share * k + 1e-9)
     parts = [_among(generator, batch, trie, ~new, k=k, beam_width=beam_width)]
     if most:
         parts.append(_among(generator, batch, trie, new, k=most, beam_width=max(most, beam_width)))
+    if most and reserved:
+        taken = (parts[1].item_ids > 0).sum(1, keepdim=True)
+        left = torch.arange(k, device=taken.device) < k - taken
+        scores = parts[0].scores.masked_fill(~left, -torch.inf)
+        parts[0] = Recommendations(parts[0].item_ids.masked_fill(~left, 0), scores)
     items = torch.cat([part.item_ids for part in parts], dim=1)
     scores = torch.cat([part.scores for part in parts], dim=1)
     by_item = items.argsort(dim=1, stable=True)  # equal scores: the smaller item number

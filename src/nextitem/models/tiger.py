@@ -63,6 +63,7 @@ class TigerConfig(configs.Config):
     beam_aware: float = Field(0.0, ge=0)  # weight of the loss among prefixes that a beam visits (OTM, ICML 2020)
     training_beam: int = Field(8, ge=1)  # beams of that search
     new_items: float | None = Field(None, ge=0, le=1)  # at most this share of a list has no training event; None: any
+    new_items_reserved: bool = False  # so many places are theirs, whatever the scores
 
 
 class Tiger(Recommender):
@@ -112,8 +113,7 @@ class Tiger(Recommender):
         if self.settings.scheduled_sampling and self.training:
             with torch.no_grad():
                 first = self._all_logits(self._decode(shared, wanted_BM[:, :-1]))
-            share = self.settings.scheduled_sampling
-            fed_BM, real_BM = sampled_prefixes(first, wanted_BM, self.trie, share=share)
+            fed_BM, real_BM = sampled_prefixes(first, wanted_BM, self.trie, share=self.settings.scheduled_sampling)
         named = {}
         for level, logits in enumerate(self._all_logits(self._decode(shared, fed_BM[:, :-1]))):
             losses = F.cross_entropy(logits, wanted_BM[:, level], reduction="none") * real_BM[:, level]
@@ -223,11 +223,12 @@ class Tiger(Recommender):
         return bias.view(-1, W * n, positions)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        width = max(k, self.settings.beam_width)
-        if self.settings.new_items is None:
+        chosen, width = self.settings, max(k, self.settings.beam_width)
+        if chosen.new_items is None:
             return beam_search(self, batch, self.trie, k=k, beam_width=width)
-        new, share = self.popularity == 0, self.settings.new_items
-        return search_with_new_items(self, batch, self.trie, new=new, share=share, k=k, beam_width=width)
+        places: dict[str, Any] = {"share": chosen.new_items, "reserved": chosen.new_items_reserved}
+        new = self.popularity == 0
+        return search_with_new_items(self, batch, self.trie, new=new, k=k, beam_width=width, **places)
 
     def _shared(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Keys and values of the encoded histories for each decoder layer, and the bias that hides padding."""
