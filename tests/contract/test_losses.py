@@ -48,7 +48,36 @@ def scores_items(name: str) -> bool:
     return "targets" in inspect.signature(LOSSES[name].load()).parameters
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if not scores_items(name) and name not in ON_SCORES])
+def asks_for(name: str, argument: str) -> bool:
+    return argument in inspect.signature(LOSSES[name].load()).parameters
+
+
+def test_every_loss_is_of_a_kind_that_is_tested() -> None:
+    kinds = ("scores", "targets", "temperature", "place")
+    assert all(sum(asks_for(name, kind) for kind in kinds) >= 1 for name in LOSSES)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if asks_for(name, "place")])
+def test_every_loss_over_items_that_fill_several_columns(name: str) -> None:
+    loss = LOSSES[name].load()
+    generator = torch.Generator().manual_seed(0)
+    hidden, vectors = torch.randn(T, D, generator=generator), torch.randn(N, D, generator=generator)
+    biases, place = torch.randn(N, generator=generator), torch.randint(N, (T + S,), generator=generator)
+    log_q = torch.randn(T + S, generator=generator)
+
+    def value(moved: torch.Tensor) -> torch.Tensor:
+        return loss(moved, vectors, biases, place, log_q, collisions=True)  # type: ignore[no-any-return]
+
+    moved = hidden.clone().requires_grad_()
+    value(moved).backward()
+    assert float(value(hidden - 0.05 * moved.grad)) < float(value(hidden))
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    columns = torch.cat([order, torch.arange(T, T + S)])
+    other = loss(hidden[order], vectors, biases, place[columns], log_q[columns], collisions=True)
+    assert float(other) == pytest.approx(float(value(hidden)), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if asks_for(name, "temperature") and not scores_items(name)])
 def test_every_loss_between_two_views(name: str) -> None:
     loss = LOSSES[name].load()
     left, right = torch.randn(2, T, D, generator=torch.Generator().manual_seed(0))
