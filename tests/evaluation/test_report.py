@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -122,6 +123,17 @@ def test_all_sections_are_there_and_the_file_is_small(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
+
+
+def test_stages_say_what_they_keep(tmp_path: Path) -> None:
+    stage = {"name": EVIL, "candidates": 250.0, "recall": 0.75, "kept": 0.982, "ndcg": 0.16, "p50_ms": 6.1}
+    cascade = row("cascade", 0.3)
+    staged = replace(cascade, evaluation=replace(cascade.evaluation, funnel=[stage]))
+    text = page(tmp_path, rows=[staged, row("a", 0.1)])
+    assert "<h2>Stages" in text
+    assert "98.2%" in text
+    assert "<h2>Stages" not in page(tmp_path)
+    tags(text)
 
 
 def test_a_section_without_data_is_left_out(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def write_report(
     histories: Mapping[str, list[dict[str, float]]] = {},
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes the report: scoreboard, curves over k, slices, training, customers, codebooks, semantic-ID tree.
+    """Writes the report: scoreboard, curves over k, slices, stages, training, customers, codebooks, semantic-ID tree.
 
     `item_titles` names items 1..N in the tree; `histories` maps a model to its epochs, each with "epoch" and, where
     one was judged, "validation"; `notes` are printed under the title. A section without data is left out. The file
@@ -55,6 +55,7 @@ def write_report(
         _scoreboard(rows),
         _curves(evaluations),
         _slices(evaluations),
+        _funnels(evaluations),
         _training(histories, [one.model for one in evaluations]),
         _customers(examples),
         "" if identifiers is None else _codebooks(identifiers),
@@ -74,9 +75,12 @@ def _head(title: str, evaluations: Sequence[Evaluation], notes: Sequence[str]) -
     if evaluations:
         first = evaluations[0]
         learnt = "training and validation events" if first.refit else "training events only"
+        ranked = "ranks the full catalogue; hits are counted on items."
+        if first.protocol == "impressions":
+            ranked = "scores what was shown, whatever its slot."
         facts = (
             f"<p>{first.users:,} test requests, protocol {escape(first.protocol)}, learnt from {learnt}. Every model "
-            "ranks the full catalogue; hits are counted on items.</p>"
+            f"{ranked}</p>"
         )
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f"<h1>{escape(title)}</h1>{facts}" + (f'<ul class="soft">{listed}</ul>' if listed else "")
@@ -189,6 +193,27 @@ def _slices(evaluations: Sequence[Evaluation]) -> str:
         "it does not. Cold: the target does not occur in training. Popular, middle, rare: targets that share the "
         "first 20%, the next 60% and the last 20% of the training events. History: its length. In brackets: "
         f"requests.</p><details><summary>{SLICE_METRICS[0]} in figures</summary>{_table(titles, lines)}</details>"
+    )
+
+
+def _funnels(evaluations: Sequence[Evaluation]) -> str:
+    """What each stage of a cascade keeps, and what it throws away too early."""
+    parts = []
+    for one in evaluations:
+        if one.funnel is None:
+            continue
+        lines = [
+            f"<td>{escape(stage['name'])}</td><td>{stage['candidates']:,.0f}</td><td>{stage['recall']:.4f}</td>"
+            f"<td>{stage['kept']:.1%}</td><td>{stage['ndcg']:.4f}</td><td>{stage['p50_ms']:.1f}</td>"
+            for stage in one.funnel
+        ]
+        titles = ["stage", "items left", "targets among them", "kept of what came in", "NDCG@10", "p50 ms"]
+        parts.append(f"<h3>{escape(one.model)}</h3>{_table(titles, lines)}")
+    if not parts:
+        return ""
+    return (
+        f"<h2>Stages</h2>{''.join(parts)}"
+        '<p class="soft">The first stage receives every target. Times are medians of a request alone.</p>'
     )
 
 
