@@ -120,3 +120,17 @@ def test_a_teacher_needs_a_ranker_that_scores(tmp_path: Path) -> None:
     assert run.evaluation is not None
     assert run.evaluation.funnel is not None
     assert [stage["name"] for stage in run.evaluation.funnel] == ["retrieval", "pre-ranking", "ranking", "list"]
+
+
+def test_an_answer_names_channels_and_rules_that_gave_way(tmp_path: Path) -> None:
+    rules = "model.reranking=[{name='rules', rules=[{kind='pin', item='i1', slot=1}, {kind='pin', item='i2', slot=1}]}]"
+    run = trained(tmp_path / "run", overrides=[rules])
+    found = run.recommend(history=["i8"], k=4)
+    assert found.item_ids[0] == "i1"
+    assert len(found.channels) == len(found.item_ids)
+    assert set(found.channels) <= {"item-cf", "popularity", "popular"}
+    assert len(found.relaxed) == 1
+    assert "i2" in found.relaxed[0]
+    written = found.to_json()
+    assert written["relaxed"] == list(found.relaxed)
+    assert written["items"][0]["channel"] == found.channels[0]

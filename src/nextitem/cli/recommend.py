@@ -57,6 +57,7 @@ def recommend(
         raise UserError("give exactly one of --user, --history and --users")
     if (users is None) != (out is None):
         raise UserError("--users and --out RECS.parquet belong together")
+    from nextitem.pipeline.recommend import lacking_features
     from nextitem.pipeline.run import load_run
 
     opened = load_run(run)
@@ -72,6 +73,10 @@ def recommend(
     )  # fmt: skip
     if found.skipped:
         say(f"skipped, as no item is called so: {', '.join(found.skipped[:5])}{', ...' * (len(found.skipped) > 5)}")
+    for name, count in lacking_features(opened.model).items():
+        say(f"{name} is missing, or unknown to the model, in {count:,} request{'s' * (count > 1)}: read as missing")
+    for rule in found.relaxed:
+        say(f"rule that could not hold: {rule}")
     if as_json:
         print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
         return
@@ -80,7 +85,9 @@ def recommend(
     if len(found.item_ids) < k:
         say(f"{len(found.item_ids)} items are allowed by this request")
     for rank, (item, score, title) in enumerate(zip(found.item_ids, found.scores, found.titles, strict=True), start=1):
-        print(f"{rank:3d}  {item}  {title}  {score:.4f}" if str(item) != title else f"{rank:3d}  {item}  {score:.4f}")
+        named = f"{item}  {title}" if str(item) != title else item
+        channel = f"  {found.channels[rank - 1]}" if found.channels else ""
+        print(f"{rank:3d}  {named}  {score:.4f}{channel}")
 
 
 def _write_table(

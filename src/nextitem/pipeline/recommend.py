@@ -16,8 +16,10 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
+from nextitem.core.recommendations import Recommendations, Relaxation
 from nextitem.core.recommender import Recommender
 from nextitem.data.requests import context_of, user_context
+from nextitem.nn.fields import Fields
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Filters:
 class Answer:
     """One list, best first, in external ids.
 
-    `fallback`: popularity answered instead of the model; `skipped`: items of the history that the model does not know.
+    `fallback`: popularity answered instead of the model; `skipped`: items of the history that the model does not know;
+    `channels`: what brought each item, where a cascade says so; `relaxed`: rules that could not hold, in words.
     """
 
     item_ids: list[Any]
@@ -40,12 +43,17 @@ class Answer:
     titles: list[str]
     fallback: bool
     skipped: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    relaxed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The public format of `nextitem recommend --json`."""
         rows = zip(self.item_ids, self.scores, self.titles, strict=True)
         items = [{"item_id": item, "score": score, "title": title} for item, score, title in rows]
-        return {"items": items, "fallback": self.fallback}
+        for item, channel in zip(items, self.channels, strict=False):
+            item["channel"] = channel
+        relaxed = {"relaxed": list(self.relaxed)} if self.relaxed else {}
+        return {"items": items, "fallback": self.fallback, **relaxed}
 
 
 def history_requests(history: Sequence[Any], catalog: Catalog) -> tuple[SequenceBatch, tuple[str, ...]]:
@@ -94,18 +102,36 @@ def answer(
     catalog = model.catalog
     titles = catalog.titles()
     answers = []
-    for ids, scores, fallback in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
-        for row in range(ids.shape[0]):
-            real = ids[row][ids[row] > 0].numpy()
+    for found in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
+        for row, (ids, scores) in enumerate(zip(found.item_ids, found.scores, strict=True)):
+            real = ids[ids > 0].numpy()
+            channels = () if found.channel is None else found.channel[row, : len(real)].tolist()
+            fallback = found.fallback is not None and bool(found.fallback[row])
             answers.append(
                 Answer(
                     catalog.ids.decode(real).to_list(),
-                    [round(score, 6) for score in scores[row][: len(real)].tolist()],
+                    [round(score, 6) for score in scores[: len(real)].tolist()],
                     titles.gather(real - 1).to_list(),
-                    bool(fallback[row]),
+                    fallback,
+                    channels=() if fallback else tuple(found.channels[channel] for channel in channels),
+                    relaxed=tuple(_in_words(each) for each in found.relaxations if each.request == row),
                 )
             )
     return answers
+
+
+def lacking_features(model: Recommender) -> dict[str, int]:
+    """By column: how many requests so far lacked it, or had a value that training had not seen."""
+    found: dict[str, int] = {}
+    for part in model.modules():
+        if isinstance(part, Fields):
+            for name, count in part.missing.items():
+                found[name] = max(found.get(name, 0), count)
+    return found
+
+
+def _in_words(relaxation: Relaxation) -> str:
+    return relaxation.rule if relaxation.slot is None else f"{relaxation.rule}, at place {relaxation.slot}"
 
 
 def answer_table(
@@ -122,7 +148,8 @@ def answer_table(
     assert requests.user_ids is not None
     parts = []
     start = 0
-    for ids, scores, _ in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
+    for found in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
+        ids, scores = found.item_ids, found.scores
         rows, columns = (ids > 0).nonzero(as_tuple=True)
         numbers = requests.user_ids[start + rows].numpy()
         start += ids.shape[0]
@@ -141,13 +168,11 @@ def answer_table(
 
 def _lists(
     model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+) -> Iterator[Recommendations]:
     allowed = allowed_items(model.catalog, filters)
     for batch in requests.split(256):
         asked = replace(batch, allowed=allowed, excluded=batch.items if exclude_seen else None)
-        found = model.recommend(asked, k)
-        assert found.fallback is not None
-        yield found.item_ids, found.scores, found.fallback
+        yield model.recommend(asked, k)
 
 
 def allowed_items(catalog: Catalog, filters: Filters) -> Tensor | None:
