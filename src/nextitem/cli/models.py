@@ -18,8 +18,9 @@ def models(
     """Lists what there is, one line each, with the paper."""
     if kind is not None and kind not in registry.KINDS:
         raise UserError(f"--kind {kind!r}: choose one of {', '.join(registry.KINDS)}")
+    width = max(len(entry_name) for table in registry.KINDS.values() for entry_name in table) + 2
     for name, table in registry.KINDS.items():
         if kind in (None, name):
             for entry_name, entry in table.items():
                 paper = "" if entry.paper == "-" else f"  [{entry.paper}]"
-                print(f"{name:<10}{entry_name:<18}{entry.summary}{paper}")
+                print(f"{name:<10}{entry_name:<{width}}{entry.summary}{paper}")
