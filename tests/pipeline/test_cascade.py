@@ -134,3 +134,14 @@ def test_an_answer_names_channels_and_rules_that_gave_way(tmp_path: Path) -> Non
     written = found.to_json()
     assert written["relaxed"] == list(found.relaxed)
     assert written["items"][0]["channel"] == found.channels[0]
+
+
+def test_a_refit_trains_each_stage_for_the_epochs_that_were_chosen(tmp_path: Path) -> None:
+    channel = "model.channels.towers={quota=6, model={name='two-tower', width=8, field_width=4, hidden=[8]}}"
+    overrides = [channel, "stages.towers={max_epochs=3, batch_size=32, patience=1}"]
+    run = trained(tmp_path / "run", overrides=overrides, refit=True)
+    chosen, again = (
+        (run.folder / place / "stages" / "towers" / "past" / "best_epoch").read_text() for place in ("", "refit")
+    )
+    assert chosen == again
+    assert 1 <= int(chosen) <= 3

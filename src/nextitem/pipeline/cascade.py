@@ -41,6 +41,7 @@ class Stages:
     resume: bool
     progress: bool
     say: Callable[[str], None]
+    chosen: Path | None = None  # of a refit: the stages of the run whose epochs were chosen on validation
 
     def fit(
         self,
@@ -79,7 +80,7 @@ class Stages:
                 seed=self.recipe.seed,
                 out=place,
                 validate=validate,
-                stop_after=epochs,
+                stop_after=epochs if validate is not None or self.chosen is None else _best_epoch(self.chosen / name),
                 resume=self.resume,
                 device=self.device,
                 progress=self.progress,

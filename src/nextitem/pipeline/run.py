@@ -380,7 +380,8 @@ def _fit(
     if isinstance(model, Cascade):
         if start_from is not None:
             raise UserError("--from: a cascade is not continued; its stages learn in order")
-        fit_cascade(model, learnt, split, Stages(recipe, folder, device, resume, progress, say))
+        chosen = None if split is not None else folder.parent / "stages"
+        fit_cascade(model, learnt, split, Stages(recipe, folder, device, resume, progress, say, chosen))
         return model.eval(), None
     if isinstance(model, ClosedForm):
         model.fit(learnt)
