@@ -193,3 +193,20 @@ def test_shuffling_the_future_changes_no_code(seed: int) -> None:
         fields.fit(asked, Interactions(users, each, 5, 4, times))
         found.append(fields(asked).candidate)
     assert torch.equal(*found)
+
+
+def test_times_of_items_are_ages_and_histories_are_lists() -> None:
+    day = pl.Series([MONDAY, None, MONDAY - DAY_MS, MONDAY]).cast(pl.Datetime("ms"))
+    made = catalog()
+    table = made.table.with_columns(day.alias("shipped"), pl.Series("seen_with", [["b"], ["a", "c"], [], None]))
+    there = replace(made, table=table, features={"shipped": "timestamp", "seen_with": "history"})
+    fields = Fields(there, ("item.shipped", "item.seen_with"))
+    found = fields(batch())
+    start = fields.starts.tolist()
+    # 3 hours and a day and 3 hours before the first request; item b has no time.
+    assert (found.candidate[:, 0] - start[0]).tolist() == [
+        int(logarithmic(torch.tensor(4.0))),
+        int(logarithmic(torch.tensor(28.0))),
+        0,
+    ]
+    assert [[code - start[1] for code in row] for row in found.candidate_bags[0].to_lists()] == [[2], [0], [1, 3]]

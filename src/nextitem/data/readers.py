@@ -226,7 +226,8 @@ def _request_columns(users: Users, shown: Impressions | None) -> dict[str, Reque
     for name, (kind, column) in columns.items():
         if kind in ("numeric", "timestamp"):
             found[name] = RequestColumn(kind)
-        elif kind in ("categorical", "categorical-list"):
+        elif kind in ("categorical", "categorical-list", "history"):
+            kind = "categorical" if kind == "categorical" else "categorical-list"  # a history is a list of values
             members = column.explode() if kind == "categorical-list" else column
             values = members.cast(pl.String).drop_nulls().unique().sort()
             is_open = len(values) > OPEN_VOCABULARY

@@ -1,7 +1,8 @@
 """Fields: what a ranker reads of a request and a candidate, declared once, as codes and as vectors.
 
-item.<column>       what the catalogue says of the candidate: item.id, every declared feature, item.age (since its
-                    release), item.popularity and item.trend (events up to the request; in its last two weeks)
+item.<column>       what the catalogue says of the candidate: item.id, every declared feature but text (times as ages,
+                    histories as lists; content vectors stand for text), item.age (since its release), item.popularity
+                    and item.trend (events up to the request; in its last two weeks)
 user.<column>       features of the user;  <column>: context of the request
 request.hour, request.weekday
 history.<column>    the latest items of the history by their ids or by a categorical column; history.length
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import polars as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -204,8 +206,10 @@ def _known(catalog: Catalog, *, buckets: int, pair_buckets: int, brought: Sequen
     for name, kind in catalog.features.items():
         if kind == "categorical":
             items[name] = kinds.ItemCategory(catalog.table[name])
-        elif kind == "categorical-list":
+        elif kind in ("categorical-list", "history"):
             items[name] = kinds.ItemList(catalog.table[name])
+        elif kind == "timestamp":
+            known[f"item.{name}"] = kinds.ItemAge(_milliseconds(catalog.table[name]))
         elif kind == "numeric":
             items[name] = kinds.ItemNumber(catalog.table[name], buckets)
     known |= {f"item.{name}": field for name, field in items.items()}
@@ -223,6 +227,11 @@ def _known(catalog: Catalog, *, buckets: int, pair_buckets: int, brought: Sequen
     for name in brought:
         known[f"candidate.{name}"] = kinds.Brought(name, default=1.0 if name == "slot" else 0.0)
     return known
+
+
+def _milliseconds(column: pl.Series) -> Tensor:
+    """Times [N], 0 where missing."""
+    return torch.tensor(column.cast(pl.Datetime("ms")).to_physical().fill_null(0).to_list(), dtype=torch.int64)
 
 
 def _request_field(name: str, kind: str, catalog: Catalog, buckets: int) -> kinds.Field:
