@@ -5,8 +5,9 @@
     python benchmarks/trees.py planted     a generated catalogue of 1,024 items in clusters, instead of a folder
 
 All variants have the same network, examples, epochs and seed. `random`, `category` and `content` keep the tree that
-they begin with; `learnt` begins with the random one and learns it anew after the recipe's epochs; `jtm` learns it
-jointly, `otm` is `learnt` with beam-aware training. `exhaustive` is recall@10 of scoring every leaf by the same network
+they begin with; `learnt` begins with the one by content, as the paper with its categories, and learns it anew after the
+recipe's epochs; `jtm` learns it jointly, `otm` is `learnt` with beam-aware training; `learnt-from-random` and
+`jtm-from-random` begin with the random one. `exhaustive` is recall@10 of scoring every leaf by the same network
 (a beam as wide as the catalogue) on so many requests, `beam` that of the recipe's beam on the same ones.
 """
 
@@ -35,10 +36,12 @@ VARIANTS = {
     "random": ("tdm", ["tokenizer.order=random", "model.relearn_after=[]"]),
     "category": ("tdm", ["tokenizer.order=category", "model.relearn_after=[]"]),
     "content": ("tdm", ["tokenizer.order=content", "model.relearn_after=[]"]),
-    "learnt": ("tdm", ["tokenizer.order=random"]),
-    "otm": ("tdm", ["tokenizer.order=random", "model.objective=beam-aware"]),
-    "jtm": ("jtm", ["tokenizer.order=random"]),
-    "jtm-fixed": ("jtm", ["tokenizer.order=random", "model.relearn_after=[]"]),
+    "learnt": ("tdm", ["tokenizer.order=content"]),
+    "learnt-from-random": ("tdm", ["tokenizer.order=random"]),
+    "otm": ("tdm", ["tokenizer.order=content", "model.objective=beam-aware"]),
+    "jtm": ("jtm", ["tokenizer.order=content"]),
+    "jtm-from-random": ("jtm", ["tokenizer.order=random"]),
+    "jtm-fixed": ("jtm", ["tokenizer.order=content", "model.relearn_after=[]"]),
 }
 
 

@@ -236,21 +236,38 @@ def test_beam_aware_training_mends_what_the_walk_gets_wrong() -> None:
     assert found["beam-aware"] == best
 
 
-def test_another_tree_keeps_the_items_and_begins_inner_nodes_anew() -> None:
+def test_another_tree_keeps_the_items_and_sums_up_inner_nodes() -> None:
     made = network(13)
-    items, inner = made.items.weight.clone(), made.inner.weight.clone()
-    renewed = made.replant(made.clustered_codes(seed=1))
-    assert [id(each) for each in renewed] == [id(made.inner.weight)]
+    items = made.items.weight.clone()
+    made.replant(made.clustered_codes(torch.ones(14), seed=1))
+    assert [id(each) for each in made.sum_up()] == [id(made.inner.weight)]
     assert torch.equal(made.items.weight, items)
-    assert not torch.equal(made.inner.weight, inner)
     assert made.table.is_unique
     assert sorted(made.trie.items.tolist()) == list(range(1, 14))
     assert torch.equal(made.item_of_node[made.paths[1:, -1]], torch.arange(1, 14))
+    for depth in range(1, made.trie.num_levels):
+        for node in made.paths[1:, depth - 1].unique():
+            below = [item for item in range(1, 14) if made.paths[item, depth - 1] == node]
+            torch.testing.assert_close(made.inner.weight[node], items[below].mean(0))
+
+
+def test_a_learnt_tree_is_one_of_tastes_where_vectors_hold_popularity_above_all() -> None:
+    popularity = torch.cat(
+        [torch.zeros(1), torch.logspace(0, 3, 16)[torch.randperm(16, generator=torch.Generator().manual_seed(0))]]
+    )
+    taste = torch.arange(16) % 2
+    made = network(16)
+    with torch.no_grad():
+        made.items.weight.zero_()
+        made.items.weight[1:, 0] = 5 * torch.log1p(popularity[1:])
+        made.items.weight[1:, 1] = taste - 0.5
+    side = made.clustered_codes(popularity, seed=0)[:, 0]
+    assert torch.equal(side == side[0], taste == taste[0])
 
 
 def test_the_learnt_tree_travels_with_the_weights() -> None:
     first, second = network(13), network(13)
-    first.replant(first.clustered_codes(seed=1))
+    first.replant(first.clustered_codes(torch.ones(14), seed=1))
     second.load_state_dict(first.state_dict())
     assert torch.equal(second.table.codes, first.table.codes)
     assert torch.equal(second.paths, first.paths)

@@ -11,6 +11,8 @@ Notable
   falls in an assignment step.
 - The likelihood of an item at a node is summed over its training targets, at most `targets_per_item` of them, drawn by
   epoch; the paper's is over all.
+- The tree keeps its shape and its nodes their vectors: only which item is where changes, so that what an assignment
+  gains is kept. It gains early: a network that has learnt a tree by heart finds no better one.
 - The rest as in TDM.
 
 Shapes: B requests, K nodes, N items, M depth of the tree.
@@ -92,7 +94,9 @@ class JTM(Recommender):
         self.eval()
         codes = self.assigned_codes(batches)
         self.train(training)
-        return () if codes is None else self.network.replant(codes)
+        if codes is not None:
+            self.network.replant(codes)
+        return ()
 
     @torch.no_grad()
     def assigned_codes(self, batches: Sequence[SequenceBatch]) -> Tensor | None:
@@ -120,11 +124,12 @@ class JTM(Recommender):
 
     @torch.no_grad()
     def likelihood(self, batches: Sequence[SequenceBatch]) -> float:
-        """Sum over targets and levels of the log-probability of the node on the way (eq. 4)."""
+        """Sum over targets and levels of the log-probability of the node on the way (eq. 4), leaves left out: a leaf
+        has its item's vector, so its probability is the same wherever it is."""
         total = 0.0
         for batch in batches:
             assert batch.targets is not None
-            paths = self.network.paths[batch.targets.values]
+            paths = self.network.paths[batch.targets.values, :-1]
             logits = self.network.logits(batch.items, paths, range(1, paths.shape[1] + 1))
             total += float(F.logsigmoid(logits).double().sum())
         return total
@@ -147,10 +152,12 @@ class JTM(Recommender):
             nodes, so_far = places[items].to(device)[:, None], torch.zeros((len(items), 1), device=device)
             for depth, owner in zip(range(start, end), parents, strict=True):
                 children = trie.expand(nodes, depth=depth).nodes.flatten(1)
-                children = F.pad(children, (0, len(owner) - children.shape[1]), value=-1)
-                logits = self.network.logits(batch.items, children, [depth + 1] * children.shape[1])
-                so_far = so_far[:, owner] + F.logsigmoid(logits)
-                nodes = children
+                nodes = F.pad(children, (0, len(owner) - children.shape[1]), value=-1)
+                so_far = so_far[:, owner]
+                if depth + 1 < trie.num_levels:  # a leaf has the vector of the item that comes there
+                    so_far = so_far + F.logsigmoid(
+                        self.network.logits(batch.items, nodes, [depth + 1] * nodes.shape[1])
+                    )
             total.index_add_(0, items.cpu(), so_far.cpu())
         return total, below
 

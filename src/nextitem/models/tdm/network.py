@@ -88,19 +88,33 @@ class TreeNetwork(nn.Module):
         self.register_buffer("paths", paths.to(device), persistent=False)  # [N + 1, M] nodes from depth 1 to the leaf
         self.register_buffer("item_of_node", leaves.to(device), persistent=False)  # 0: an inner node
 
-    def replant(self, codes: Tensor) -> list[nn.Parameter]:
-        """Another tree over the same items, `codes [N, M]`; what begins anew: the vectors of inner nodes."""
+    def replant(self, codes: Tensor) -> None:
+        """Another tree over the same items, `codes [N, M]`. Every vector stays: of items, and of nodes by number."""
         self.codes[1:] = codes.to(self.codes)
         self.grow()
-        with torch.no_grad():
-            draw = torch.Generator().manual_seed(0)
-            self.inner.weight.copy_(torch.randn(self.inner.weight.shape, generator=draw) * _STD)
+
+    @torch.no_grad()
+    def sum_up(self) -> list[nn.Parameter]:
+        """Gives every inner node the mean vector of the items below it; returns what has changed."""
+        starts = self.trie.level_starts
+        sums = self.items.weight.new_zeros((starts[-1], self.settings.width))
+        for depth in range(self.trie.num_levels - 1):
+            sums.index_add_(0, self.paths[1:, depth], self.items.weight[1:])
+        below = torch.bincount(self.paths[1:, :-1].flatten(), minlength=starts[-1]).clamp(min=1)
+        self.inner.weight.copy_((sums / below[:, None])[: self.inner.num_embeddings])
         return list(self.inner.parameters())
 
-    def clustered_codes(self, *, seed: int) -> Tensor:
-        """Codes [N, M] of a balanced tree over the items' learnt vectors (TDM, section 3.5)."""
+    def clustered_codes(self, popularity: Tensor, *, seed: int) -> Tensor:
+        """Codes [N, M] of a balanced tree over the items' learnt vectors (TDM, section 3.5).
+
+        What log `popularity [N + 1]` and its square explain of the vectors is taken out first. It is most of them, and
+        a tree whose upper levels tell often bought items from seldom bought ones tells tastes apart nowhere.
+        """
         vectors = self.items.weight.detach()[1:].cpu()
-        return bits_to_codes(balanced_tree(vectors, seed=seed).bits, self.table.codebook_sizes)
+        log = torch.log1p(popularity[1:].cpu().to(vectors.dtype))
+        known = torch.stack([torch.ones_like(log), log, log.square()], dim=1)
+        tastes = vectors - known @ torch.linalg.lstsq(known, vectors).solution
+        return bits_to_codes(balanced_tree(tastes, seed=seed).bits, self.table.codebook_sizes)
 
     def logits(self, items: Jagged, nodes_BK: Tensor, depths_K: Sequence[int]) -> Tensor:
         """Scores [B, K] of nodes for histories; column k holds nodes of depth `depths_K[k]`, or -1, which score 0."""

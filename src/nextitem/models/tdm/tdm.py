@@ -9,7 +9,8 @@ Notable
 - The first tree is a tokenizer's: `tree` in order of content, categories or at random; any semantic IDs will do.
 - Nodes of a level are sampled without the target's own (section 3.2), every prefix of a history being an example.
 - Each level is searched from the root on; the authors' code begins some levels below, which finds no more.
-- Where the tree is learnt anew items keep their vectors, inner nodes begin anew, and the network learns on.
+- Where the tree is learnt anew the vectors that are clustered are cleared of popularity first; items keep their
+  vectors, inner nodes begin as the mean of their items', and the network learns on.
 - A score is one logit, where the paper's code has two outputs and a softmax: the same function.
 - `beam-aware` trains on the nodes that the search visits, OTM (Zhuo et al., ICML 2020), and on the siblings of those on
   the way to the target.
@@ -78,7 +79,8 @@ class TDM(Recommender):
         """A new tree after the chosen epochs: recursive 2-means of the items' vectors (section 3.5)."""
         if epoch not in self.settings.relearn_after:
             return ()
-        return self.network.replant(self.network.clustered_codes(seed=epoch))
+        self.network.replant(self.network.clustered_codes(self.popularity, seed=epoch))
+        return self.network.sum_up()
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
         """Before the first step down."""
