@@ -99,10 +99,10 @@ def test_actions_count_where_they_are_interleaved(actions: str) -> None:
 
 
 @pytest.mark.parametrize("actions", ["ignored", "interleaved"])
-@pytest.mark.parametrize("dated", [True, False])
-def test_going_on_from_a_kept_state_equals_reading_everything(actions: str, dated: bool) -> None:
+@pytest.mark.parametrize(("dated", "residual"), [(True, "input"), (False, "input"), (True, "normed")])
+def test_going_on_from_a_kept_state_equals_reading_everything(actions: str, dated: bool, residual: str) -> None:
     """Rows with none, one and more new events; one that had nothing; two whose window slides."""
-    model = model_of(actions=actions, layers=3)
+    model = model_of(actions=actions, layers=3, residual=residual)
     whole = requests([[1, 2, 3], [4, 5], [5, 6, 7, 8, 1, 2, 3], [2, 2, 7, 1, 5], [6, 1, 2, 3, 4, 8]])
     if not dated:
         whole = replace(whole, timestamps=None, request_times=None)

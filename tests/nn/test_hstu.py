@@ -51,6 +51,15 @@ def test_it_is_its_equations() -> None:
     torch.testing.assert_close(found, torch.cat(expected))
 
 
+def test_a_normed_residual_takes_the_place_of_what_is_read() -> None:
+    layer = layer_of()
+    hidden, layout = torch.randn(3, 6, dtype=torch.float64), Layout(torch.tensor([0, 3]))
+    published, _, _ = layer(hidden, layout)
+    layer.normed_residual = True
+    found, _, _ = layer(hidden, layout)
+    torch.testing.assert_close(found - F.layer_norm(hidden, (6,), eps=1e-6), published - hidden)
+
+
 def test_it_has_the_published_parameters_and_no_other() -> None:
     """One projection without bias, one with, two bias tables of the layer's own; no norm has weights."""
     layer = HSTULayer(6, heads=2, head_width=4, longest=5, dropout=0.0)

@@ -11,6 +11,8 @@ Notable
 - The published objective has 128 negatives for each position (`negatives_shared_by = "position"`); the default shares
   more of them in the batch, which costs less.
 - A training history beyond the limit is cut into windows and learnt from in full, as in sasrec.
+- The residual is the layer's input, as published. `residual = "normed"` takes it from the layer's LN, as the block of
+  SASRec's authors does: better on short undated histories (docs/results.md).
 - With interleaved actions an event is two tokens, item and action; items are predicted from action tokens.
 - Stochastic length draws which events of a long window are read, recent ones with a higher chance; each that is read
   keeps its true successor as its target.
@@ -54,6 +56,7 @@ class HSTUConfig(configs.Config):
     heads: int = Field(2, ge=1)  # attention heads
     head_width: int = Field(32, ge=1)  # of queries, keys and values of one head
     dropout: float = Field(0.2, ge=0, lt=1)  # of the input and of each layer's gated output
+    residual: Literal["input", "normed"] = "input"  # a layer adds to what it reads, or to its normalised form
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
     actions: Literal["ignored", "interleaved"] = "ignored"  # is an event's action a token after its item?
     num_actions: int = Field(16, ge=1)  # action codes with a vector of their own; higher ones share the last
@@ -85,6 +88,7 @@ class HSTU(Recommender):
                 head_width=config.head_width,
                 longest=longest,
                 dropout=config.dropout,
+                normed_residual=config.residual == "normed",
             )
             for _ in range(config.layers)
         )

@@ -31,14 +31,26 @@ class HSTULayer(nn.Module):
 
     Neither LN has weights; W has no bias. There is no feed-forward: the gate U takes its place. N is
     `longest`, not the true length. Position and time biases are the layer's own and shared by its heads.
+
+    normed_residual: LN(x) is what the output is added to, in place of x, as in the block of SASRec's authors.
     """
 
-    def __init__(self, width: int, *, heads: int, head_width: int, longest: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        head_width: int,
+        longest: int,
+        dropout: float,
+        normed_residual: bool = False,
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.head_width = head_width
         self.longest = longest
         self.rate = dropout
+        self.normed_residual = normed_residual
         self.project = nn.Linear(width, 4 * heads * head_width, bias=False)
         self.output = nn.Linear(heads * head_width, width)
         self.position_weights = nn.Parameter(torch.empty(2 * longest - 1))
@@ -74,4 +86,5 @@ class HSTULayer(nn.Module):
             time_weights=None if layout.query_times is None else self.time_weights,
         ).reshape(gate.shape)
         gated = gate * F.layer_norm(mixed, mixed.shape[-1:], eps=1e-6)
-        return hidden_TD + self.output(F.dropout(gated, self.rate, self.training)), key, value
+        residual = normed if self.normed_residual else hidden_TD
+        return residual + self.output(F.dropout(gated, self.rate, self.training)), key, value
