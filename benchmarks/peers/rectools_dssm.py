@@ -7,7 +7,9 @@ id and categorical columns. With `--what rectools-dssm-ids` an item's id is one 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +78,19 @@ def main() -> None:
         cat_item_features=sorted(of_items["feature"].unique()),
     )
     watch = watch_for(chosen)
-    model = DSSMModel(
-        n_factors=chosen.factors,
-        max_epochs=1000,
-        batch_size=chosen.batch,
-        callbacks=[Watcher(watch)],
-        loggers=False,
-    )
-    try:
-        model.fit(data)
-    except Enough:
-        watch.report(version=f"rectools {rectools.__version__}", torch=torch.__version__)
+    # Its trainer saves itself where it is made.
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+        model = DSSMModel(
+            n_factors=chosen.factors,
+            max_epochs=1000,
+            batch_size=chosen.batch,
+            callbacks=[Watcher(watch)],
+            loggers=False,
+        )
+        try:
+            model.fit(data)
+        except Enough:
+            watch.report(version=f"rectools {rectools.__version__}", torch=torch.__version__)
 
 
 if __name__ == "__main__":

@@ -110,3 +110,15 @@ def test_help_needs_no_torch_and_answers_within_a_second() -> None:
         subprocess.run([sys.executable, "-m", "nextitem", "--help"], capture_output=True, check=True)
         times.append(time.perf_counter() - began)
     assert min(times) < 1.0
+
+
+def test_the_repository_holds_sources_only() -> None:
+    """Nothing that a run or a peer leaves behind: no weights, no checkpoint, no file of more than a MiB."""
+    root = SOURCE.parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
+    files = [root / name for name in listed.split("\0") if name and (root / name).is_file()]
+    assert files
+    left = {".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".safetensors", ".parquet"}
+    assert not [str(file) for file in files if file.suffix in left or file.stat().st_size > 2**20]
