@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -18,11 +18,17 @@ from nextitem.core.registry import MODELS
 from nextitem.data.splits import make_split
 from nextitem.pipeline.run import Run, load_run, train
 
+RUNS = TemporaryDirectory()  # goes when the tests end
+
+
+def trained(name: str, data: str = "cycle", again: int = 0) -> Run:
+    """The model's debug recipe on a tiny data set, trained once; `again` asks for another training."""
+    return _trained(name, data, again)  # the cache tells a default from the same value given
+
 
 @cache
-def trained(name: str, data: str = "cycle", again: int = 0) -> Run:
-    """The model's debug recipe on a tiny data set; `again` only tells calls apart."""
-    out = Path(mkdtemp()) / "run"
+def _trained(name: str, data: str, again: int) -> Run:
+    out = Path(RUNS.name) / f"{name}-{data}-{again}"
     return train(name, DATASETS[data](), out=out, recipe=f"debug/{name}", protocol="leave-one-out", progress=False)
 
 
