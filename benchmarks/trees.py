@@ -1,14 +1,15 @@
 """Trees of TDM and JTM side by side: random, by category, by content, learnt, jointly learnt, and what a beam loses.
 
     python benchmarks/trees.py DATASET_FOLDER [--protocol user-split] [--recipe amazon14-beauty] [--requests 500]
-        [--variants random content learnt jtm] [--set training.max_epochs=6]
+        [--variants random content learnt jtm] [--beams 10 20 50] [--set training.max_epochs=6]
     python benchmarks/trees.py planted     a generated catalogue of 1,024 items in clusters, instead of a folder
 
 All variants have the same network, examples, epochs and seed. `random`, `category` and `content` keep the tree that
 they begin with; `learnt` begins with the one by content, as the paper with its categories, and learns it anew after the
 recipe's epochs; `jtm` learns it jointly, `otm` is `learnt` with beam-aware training; `learnt-from-random` and
 `jtm-from-random` begin with the random one. `exhaustive` is recall@10 of scoring every leaf by the same network
-(a beam as wide as the catalogue) on so many requests, `beam` that of the recipe's beam on the same ones.
+(a beam as wide as the catalogue) on so many requests, `beam` that of the recipe's beam on the same ones. `beams` is
+recall@10 of narrower ones on all test requests: the less a beam sees, the more depends on the tree.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import polars as pl
 import torch
 
 import nextitem as ni
+from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset, Users
 from nextitem.core.ids import IdMap
@@ -31,6 +33,8 @@ from nextitem.core.interactions import Interactions
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import recommend_all
 from nextitem.evaluation.metrics import accuracy
+from nextitem.models.tdm.jtm import JTM
+from nextitem.models.tdm.tdm import TDM
 
 VARIANTS = {
     "random": ("tdm", ["tokenizer.order=random", "model.relearn_after=[]"]),
@@ -75,6 +79,14 @@ def planted(*, seed: int, clusters: int = 32, each: int = 32, users: int = 4000,
     return Dataset("planted", log, catalog, people, fingerprint=f"planted-{seed}")
 
 
+def recall(model: TDM | JTM, requests: SequenceBatch, width: int) -> float:
+    """Recall@10 with a beam of `width`."""
+    model.settings = model.settings.model_copy(update={"beam_width": width})
+    lists = recommend_all(model, requests, 10, batch_size=8 if width > 1000 else 128)
+    assert requests.targets is not None
+    return round(float(accuracy.recall(lists, requests.targets, 10).nanmean()), 4)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data")
@@ -83,6 +95,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["random", "content", "learnt", "jtm"], choices=list(VARIANTS))
     parser.add_argument("--set", dest="overrides", nargs="+", default=[])
     parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--beams", type=int, nargs="+", default=[10, 20, 50])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -92,7 +105,6 @@ def main() -> None:
         split = make_split(data, arguments.protocol, seed=seed)
         rows = torch.linspace(0, split.test.num_requests - 1, min(arguments.requests, split.test.num_requests)).long()
         some = split.test.select(rows)
-        assert some.targets is not None
         for name in arguments.variants:
             model, overrides = VARIANTS[name]
             began = time.perf_counter()
@@ -108,11 +120,11 @@ def main() -> None:
                     progress=False,
                 )
             row = {metric: round(run.metrics["metrics"][metric], 4) for metric in ("recall@10", "ndcg@10", "recall@20")}
-            found = {}
-            for kind, width in (("beam", run.model.settings.beam_width), ("exhaustive", run.model.num_items)):
-                run.model.settings = run.model.settings.model_copy(update={"beam_width": width})
-                lists = recommend_all(run.model, some, 10, batch_size=128 if kind == "beam" else 8)
-                found[kind] = round(float(accuracy.recall(lists, some.targets, 10).nanmean()), 4)
+            found = {
+                "beam": recall(run.model, some, run.model.settings.beam_width),
+                "exhaustive": recall(run.model, some, run.model.num_items),
+                "beams": {width: recall(run.model, split.test, width) for width in arguments.beams},
+            }
             told = {"data": data.name, "variant": name, "seed": seed, "best_epoch": run.metrics["best_epoch"]}
             print(json.dumps({**told, **row, **found, "seconds": round(time.perf_counter() - began)}), flush=True)
 
