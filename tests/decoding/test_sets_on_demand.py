@@ -33,6 +33,25 @@ def kinds(size: int, share: float, seed: int) -> list[tuple[SetsOnDemand, torch.
     return [(MaskSets(mask, trie), mask[:, 1:]), (FilteredSets.stacked(rules), wanted[:, 1:])]
 
 
+def test_filters_of_another_trie_or_another_number_of_requests_are_refused() -> None:
+    table = identifier_table([[item] for item in range(9)], (9,))
+    live = torch.arange(10) != 1
+    former, later, same = (PrefixTrie.from_table(table, live=each) for each in (None, live, None))
+    mask = torch.isin(torch.arange(10), torch.tensor([3, 4, 5]))
+    filters = Filters(former, {"few": mask})
+    batch, generator = requests(2), FakeGenerator.random((9,), users=2, seed=0)
+    for trie in (former, same):
+        found = beam_search(generator, batch, trie, k=3, beam_width=3, allowed=filters.allowed([["few"]]))
+        assert found.item_ids.sort(1).values.tolist() == [[3, 4, 5]] * 2
+    with pytest.raises(ValueError, match="another trie"):
+        beam_search(generator, batch, later, k=3, beam_width=3, allowed=filters.allowed([["few"]]))
+    three = FilteredSets.stacked([filters.allowed([["few"]])] * 3)
+    with pytest.raises(ValueError, match="3 sets for 2 requests"):
+        beam_search(generator, batch, former, k=3, beam_width=3, allowed=three)
+    with pytest.raises(ValueError, match="different Filters"):
+        FilteredSets.stacked([filters.allowed(), Filters(former, {"few": mask}).allowed()])
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     size=st.integers(1, 40) | st.integers(2000, 7000),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 
 import polars as pl
@@ -250,8 +251,9 @@ def test_a_later_version_of_the_catalogue_is_served_at_once() -> None:
     )
     live = torch.ones(81, dtype=torch.bool)
     live[[5, 61]] = False
-    model.serve(later, live=live)
-    assert model.num_items == 80
+    model, former = model.with_catalog(later, live=live), model
+    assert (model.num_items, former.num_items) == (80, 60)
+    assert model.tokens is former.tokens
     batch = requests([1, 2, 3], [70, 62])
     allowed = fresh.recommend(replace(batch, allowed=live[None]), 80)
     found = model.recommend(batch, 80)
@@ -259,7 +261,7 @@ def test_a_later_version_of_the_catalogue_is_served_at_once() -> None:
     assert not bool(torch.isin(found.item_ids, torch.tensor([5, 61])).any())
     empty = model.recommend(requests([]), 80)  # popularity knows what is gone, too
     assert sorted(empty.item_ids[0].tolist()) == [0, 0, *(item for item in range(1, 81) if live[item])]
-    model.serve(later)
+    model = model.with_catalog(later)
     assert int((model.recommend(batch, 80).item_ids > 0).sum()) == 160
 
 
@@ -267,37 +269,47 @@ def test_other_catalogues_are_refused() -> None:
     first, later = _versions()
     model = tiger(later)
     with pytest.raises(ValueError, match="begin with the items"):
-        model.serve(first)
+        model.with_catalog(first)
     with pytest.raises(ValueError, match="identifiers"):
-        model.serve(catalog_of(90, (16, 12, 16, 9)))
+        model.with_catalog(catalog_of(90, (16, 12, 16, 9)))
 
 
 def test_no_request_is_lost_while_the_catalogue_changes() -> None:
+    """Every request is answered by the version that it began with, whatever it asks for."""
     first, later = _versions()
-    model = tiger(first, width=16)
+    start = tiger(first, width=16)
+    start.set_popularity((torch.arange(61) > 30).float())  # half of the items are new
+    start.settings = start.settings.model_copy(update={"new_items": 0.3})
     half = torch.arange(81) % 2 == 1
     half[0] = False
-    versions = [(first, torch.ones(61, dtype=torch.bool)), (later, torch.ones(81, dtype=torch.bool)), (later, half)]
-    legal = [set(live.nonzero()[:, 0].tolist()) - {0} for _, live in versions]
+    versions = [start, start.with_catalog(later), start.with_catalog(later, live=half)]
+    service = {"model": start}
     stop, wrong, asked, answered = threading.Event(), [], [], []
 
     def ask(number: int) -> None:
         while not stop.is_set():
             asked.append(number)
-            excluded = Jagged.from_rows([[1], []])
-            batch = SequenceBatch(Jagged.from_rows([[1 + number, 2], [3]]), excluded=excluded)
-            found = model.recommend(batch, 10).item_ids
-            full = [set(row) for row in found.tolist()]
-            wrong.extend(row for row in full if len(row) != 10 or not any(row <= each for each in legal))
+            model = service["model"]
+            time.sleep(0)  # another thread may change the catalogue here, or anywhere below
+            allowed = torch.arange(model.num_items + 1) % 4 != 1 if number == 1 else None
+            batch = SequenceBatch(
+                Jagged.from_rows([[1 + number, 2], [3], []]),
+                excluded=Jagged.from_rows([[1], [], [7]]),
+                allowed=None if allowed is None else allowed[None],
+            )
+            legal = torch.isin(torch.arange(model.num_items + 1), model.trie.items)
+            legal &= True if allowed is None else allowed
+            found = model.recommend(batch, 5)
+            wrong.extend(found.item_ids[found.item_ids > 0][~legal[found.item_ids[found.item_ids > 0]]].tolist())
+            wrong.extend(row for row in (found.item_ids > 0).sum(1).tolist() if row != 5)
             answered.append(number)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
     for turn in range(40):
-        # The catalogue only grows; what may be returned comes and goes.
-        catalog, live = versions[1 + turn % 2] if turn else versions[0]
-        model.serve(catalog, live=live)
+        service["model"] = versions[turn % 3]
+        time.sleep(0.01)
     stop.set()
     for thread in threads:
         thread.join()

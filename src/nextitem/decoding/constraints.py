@@ -34,9 +34,19 @@ class Constraints:
     """The allow-lists and exclusions of `batch`, over the positions of `trie`."""
 
     def __init__(self, trie: PrefixTrie, batch: SequenceBatch, allowed: SetsOnDemand | None = None) -> None:
-        """`allowed`: one set for all requests or one for each, in place of the batch's allow-lists."""
+        """`allowed`: one set for all requests or one for each, in place of the batch's allow-lists.
+
+        ValueError where it is another number of sets, or was made for another trie.
+        """
         self._trie = trie
         self._device = batch.items.offsets.device
+        if allowed is not None:
+            if allowed.num_sets not in (1, batch.num_requests):
+                raise ValueError(
+                    f"{allowed.num_sets} sets for {batch.num_requests} requests; give one, or one for each"
+                )
+            if allowed.items is not trie.items and not torch.equal(allowed.items, trie.items):
+                raise ValueError("these sets are positions of another trie; make the filters anew for this one")
         if allowed is None and batch.allowed is not None:
             allowed = MaskSets(batch.allowed, trie)
         self._allowed = allowed

@@ -28,10 +28,14 @@ _NEAR = 4  # positions of a mask that are read one by one before its first word
 
 
 class SetsOnDemand(ABC):
-    """R sets of positions 0 .. N - 1. Queries are `rows` (which set) and numbers of one shape."""
+    """R sets of positions 0 .. N - 1. Queries are `rows` (which set) and numbers of one shape.
 
-    def __init__(self, num_sets: int, *, size: int, device: torch.device) -> None:
-        self.num_sets, self.size = num_sets, size
+    `items` [N] are those of the trie whose positions they are: with another one they would mean other items.
+    """
+
+    def __init__(self, num_sets: int, *, items: Tensor) -> None:
+        self.num_sets, self.size, self.items = num_sets, len(items), items
+        device = items.device
         # Which row of the made sets each one is, -1 before it is made. Replaced as one, for requests in other threads.
         self._made: tuple[Tensor, PositionSets | None] = (torch.full((num_sets,), -1, device=device), None)
 
@@ -112,19 +116,19 @@ class MaskSets(SetsOnDemand):
     """The sets of a `mask [R, items + 1]` of booleans over a trie's items."""
 
     def __init__(self, mask: Tensor, trie: PrefixTrie) -> None:
-        super().__init__(len(mask), size=trie.num_items, device=mask.device)
-        self._mask, self._items = mask, trie.items
+        super().__init__(len(mask), items=trie.items)
+        self._mask = mask
 
     def words_at(self, rows: Tensor, words: Tensor) -> Tensor:
         positions = words[..., None] * BITS + torch.arange(BITS, device=words.device)
-        items = self._items[positions.clamp(max=self.size - 1)].long()
+        items = self.items[positions.clamp(max=self.size - 1)].long()
         return packed(self._mask[rows[..., None], items].flatten(0, -2)).view(words.shape)
 
     def made(self, rows: Tensor) -> PositionSets:
-        return PositionSets.from_mask(self._mask[rows][:, self._items])
+        return PositionSets.from_mask(self._mask[rows][:, self.items])
 
     def holds(self, rows: Tensor, positions: Tensor) -> Tensor:
-        return self._mask[rows, self._items[positions].long()]
+        return self._mask[rows, self.items[positions].long()]
 
     def more_than(self, rows: Tensor, starts: Tensor, ends: Tensor, counts: Tensor) -> Tensor:
         """A word is 32 reads all over the mask, so a few positions are read one by one before."""
@@ -139,10 +143,10 @@ class MaskSets(SetsOnDemand):
 class FilteredSets(SetsOnDemand):
     """Sets that are put together of stored ones: all of some groups, of each group any one."""
 
-    def __init__(self, stored: Tensor, lists: Jagged, rules: Tensor, *, size: int) -> None:
+    def __init__(self, stored: Tensor, lists: Jagged, rules: Tensor, *, items: Tensor) -> None:
         """`stored [S, words]` int32, and `lists`, the positions of each again, or none where they are many; `rules
         [R, groups, names]`: rows of them, ~row for what is not in it."""
-        super().__init__(len(rules), size=size, device=stored.device)
+        super().__init__(len(rules), items=items)
         self._stored, self._rules, self._lists = stored, rules, lists
         short = (rules >= 0) & (lists.lengths[rules.clamp(min=0)] > 0)
         self._listed = short.all(2)  # [R, groups]: of a group of few, all that can be in the set are known
@@ -150,12 +154,14 @@ class FilteredSets(SetsOnDemand):
 
     @classmethod
     def stacked(cls, parts: Sequence[FilteredSets]) -> FilteredSets:
-        """Sets of several requests, one after another, all put together of the same stored ones."""
+        """Sets of several requests, one after another; ValueError where they are not put together of the same ones."""
+        if any(part._stored is not parts[0]._stored for part in parts):
+            raise ValueError("these sets come from different Filters")
         groups, names = (max(part._rules.shape[side] for part in parts) for side in (1, 2))
         # The last group, and the last name of a group, may stand there as often as one likes.
         rules = [part._rules[:, torch.arange(groups).clamp(max=part._rules.shape[1] - 1)] for part in parts]
         rules = [rule[:, :, torch.arange(names).clamp(max=rule.shape[2] - 1)] for rule in rules]
-        return cls(parts[0]._stored, parts[0]._lists, torch.cat(rules), size=parts[0].size)
+        return cls(parts[0]._stored, parts[0]._lists, torch.cat(rules), items=parts[0].items)
 
     def words_at(self, rows: Tensor, words: Tensor) -> Tensor:
         stored, width = self._stored.view(-1), self._stored.shape[1]
@@ -216,16 +222,17 @@ class FilteredSets(SetsOnDemand):
 class Filters:
     """Named sets of items over the positions of a trie, kept as bits: what a service filters by.
 
-    `masks`: name -> bool [items + 1]. They hold for this trie only, as positions do.
+    `masks`: name -> bool [items + 1]. They hold for this trie only, as positions do; a search by another one refuses
+    them.
     """
 
     def __init__(self, trie: PrefixTrie, masks: Mapping[str, Tensor]) -> None:
-        self._size = trie.num_items
+        self._items = trie.items
         self._numbers = {name: number for number, name in enumerate(masks, start=1)}
-        every = torch.ones((1, self._size), dtype=torch.bool, device=trie.items.device)
+        every = torch.ones((1, trie.num_items), dtype=torch.bool, device=trie.items.device)
         items = trie.items.long()
         self._stored = torch.cat([packed(every), *(packed(mask[items][None]) for mask in masks.values())])
-        self._lists = _short_lists(self._stored, self._size)
+        self._lists = _short_lists(self._stored, trie.num_items)
 
     def allowed(self, any_of: Sequence[Sequence[str]] = (), none_of: Sequence[str] = ()) -> FilteredSets:
         """One set: the items that are in at least one set of each group of `any_of`, and in none of `none_of`.
@@ -238,7 +245,7 @@ class Filters:
         most = max(len(group) for group in rule)
         padded = [group + group[-1:] * (most - len(group)) for group in rule]
         rules = torch.tensor([padded], device=self._stored.device)
-        return FilteredSets(self._stored, self._lists, rules, size=self._size)
+        return FilteredSets(self._stored, self._lists, rules, items=self._items)
 
 
 def _short_lists(stored: Tensor, size: int) -> Jagged:

@@ -21,6 +21,7 @@ Shapes: B requests, L tokens, W beams, D width, H heads, E head width, M levels,
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, ClassVar, cast
 
 import torch
@@ -140,27 +141,28 @@ class Tiger(Recommender):
 
         return listwise_loss(visited, self.trie, self.codes, log_probs)
 
-    def serve(self, catalog: Catalog, *, live: Tensor | None = None) -> None:
-        """Answers from now on from a later version of the catalogue, without stopping.
+    def with_catalog(self, catalog: Catalog, *, live: Tensor | None = None) -> Tiger:
+        """The same weights over a later version of the catalogue; this model stays as it is.
 
-        It begins with the items that it had, new ones follow with codes of the same codebooks; `live`, bool [N + 1],
-        are the items that may still be returned (None: all). A request under way ends with the version that it began
-        with. ValueError where the catalogue is no later version.
+        So a service changes the catalogue by putting another model in this one's place, and a request ends with the
+        version that it began with. The catalogue begins with the items that this one has, new ones follow with codes of
+        the same codebooks; `live`, bool [N + 1], are the items that may still be returned (None: all). ValueError
+        where the catalogue is no later version.
         """
         table, known = catalog.identifiers, self.num_items
         if table is None or table.codebook_sizes != self.sizes:
             raise ValueError(f"the catalogue must have identifiers with codebooks of {self.sizes}")
         if catalog.num_items < known or not torch.equal(table.codes[1 : known + 1].long(), self.codes[1:].cpu()):
             raise ValueError("the catalogue must begin with the items that the model has, and their codes")
-        device = self.codes.device
-        trie = PrefixTrie.from_table(table, live=live).to(device)
-        popularity = F.pad(self.popularity.clamp(min=0), (0, catalog.num_items - known))
+        later, device = copy(self), self.codes.device
+        later._buffers, later._modules = dict(self._buffers), dict(self._modules)  # the tensors in them are shared
+        later.catalog = catalog
+        later.codes = table.codes.long().clamp(min=0).to(device)
+        later.popularity = F.pad(self.popularity.clamp(min=0), (0, catalog.num_items - known))
         if live is not None:
-            popularity[1:] = popularity[1:].masked_fill(~live[1:].to(device), -torch.inf)
-        # Later versions hold all that earlier ones do, so their order matters to no request; the trie comes last.
-        self.codes, self.popularity = table.codes.long().clamp(min=0).to(device), popularity
-        self.catalog = catalog
-        self.trie = trie
+            later.popularity[1:] = later.popularity[1:].masked_fill(~live[1:].to(device), -torch.inf)
+        later.trie = PrefixTrie.from_table(table, live=live).to(device)
+        return later
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
         """Encodes the histories; keys and values for the decoder are made once a request."""
