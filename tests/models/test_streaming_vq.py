@@ -62,13 +62,16 @@ def test_clusters_move_as_the_paper_says() -> None:
 
 def test_intervals_are_the_mean_steps_between_occurrences() -> None:
     model = model_of()
-    for step in range(1, 41):
-        seen = [1, *([2] if step % 4 == 0 else []), *([3, 3] if step % 2 == 0 else [])]
-        model._count(torch.tensor(seen))
-    assert float(model.interval[1]) == pytest.approx(1.0)
-    assert float(model.interval[2]) == pytest.approx(4.0, rel=0.35)  # moves a tenth of the way at each occurrence
-    assert float(model.interval[3]) == pytest.approx(1.0)
-    assert model.seen[1:4].tolist() == [40, 10, 40]
+    for step in range(1, 401):
+        often = [*([2] if step % 4 == 0 else []), *([3, 3] if step % 2 == 0 else [])]
+        model._count(torch.tensor([1, *often, *([4] if step % 100 == 0 else []), *([5] if step in (10, 30) else [])]))
+    expected = {1: 1.0, 2: 4.0, 3: 1.0, 4: 100.0, 5: 15.0}  # the last one's intervals: 10 and 20
+    for item, interval in expected.items():
+        assert float(model.interval[item]) == pytest.approx(interval, rel=1e-5)
+    assert model.seen[1:6].tolist() == [400, 100, 400, 4, 2]
+    for step in range(401, 1001):  # what was every 4 steps is every 20 now
+        model._count(torch.tensor([1, 2] if step % 20 == 0 else [1]))
+    assert float(model.interval[2]) == pytest.approx(20, rel=0.05)
 
 
 def test_without_rarity_and_balance_it_is_vq_vae_s_moving_average() -> None:
@@ -164,6 +167,33 @@ def test_the_index_is_usable_at_any_step_and_restored_as_it_was() -> None:
     model.training_loss(later), again.train().training_loss(later)
     assert torch.equal(again.assigned, model.assigned)
     assert torch.equal(again.vectors, model.vectors)
+
+
+def test_the_index_is_made_once_while_the_model_is_in_use() -> None:
+    model = model_of(40).train()
+    model.training_loss(batch_of(model))
+    assert model.eval().lists() is model.lists()
+    former = model.lists()
+    model.train().training_loss(batch_of(model, seed=1))
+    with torch.no_grad():
+        model.bias.weight.normal_()
+    assert not torch.equal(model.eval().lists().items, former.items)
+
+
+def test_every_item_is_assigned_anew_within_as_many_steps_as_the_catalogue_has_batches() -> None:
+    model = model_of(100, clusters=4).train()
+    model.training_loss(batch_of(model, 16))
+    with torch.no_grad():
+        model.items.weight.normal_(std=3)  # all items drift at once
+    only_one = torch.eye(100)[0]
+    stale = model.assigned.clone()
+    for seed in range(7):  # ceil(100 / 16)
+        model.training_loss(batch_of(model, 16, seed=seed, weights=only_one))
+        stale[model.assigned != stale] = -1
+    model.settings = model.settings.model_copy(update={"balance": None})
+    now = model.cluster_of(model._item(torch.arange(1, 101)))
+    assert float((now == model.assigned[1:]).float().mean()) > 0.9  # clusters moved a little since
+    assert int((stale[1:] == -1).sum()) > 30
 
 
 def test_with_as_many_candidates_as_items_the_towers_alone_decide() -> None:

@@ -10,6 +10,10 @@ Notable
 - No term draws an item to its cluster (`commitment` = 0, the paper's point): items stay free to move. What the cluster
   vector learns from the indexing loss goes straight through to the item.
 - Besides the items of a batch, each step assigns a slice of the catalogue, in turn, so that rare items follow too.
+- A drifting item is assigned anew with every step that has it, any other item at least once in ceil(N / batch) steps;
+  so the index lags behind the towers by no more, whatever the stream brings.
+- delta, the mean steps between an item's occurrences, is the plain mean of its first ten intervals, then moves by a
+  tenth at each occurrence; before the second one it is the steps that have passed. The paper does not say how.
 - Moving averages are kept as vector and weight; a cluster that nothing chooses keeps its vector, and its weight fades,
   which makes it look nearer (r of the paper) until something chooses it.
 - The candidates that the index finds are put in order by the towers, where the paper has a complex ranker behind it.
@@ -32,6 +36,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
+from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
@@ -39,7 +44,7 @@ from nextitem.data.examples.next_target import NextTargets
 from nextitem.losses.in_batch_softmax import in_batch_softmax
 from nextitem.nn.quantizers import kmeans
 from nextitem.ops.merge_lists import SortedLists, merge_lists
-from nextitem.ops.topk import top_items
+from nextitem.ops.topk import top_candidates, top_items
 
 
 class StreamingVQConfig(configs.Config):
@@ -85,9 +90,10 @@ class StreamingVQ(Recommender):
         self.register_buffer("weights", torch.ones(config.clusters))  # c_k
         self.register_buffer("assigned", torch.zeros(rows, dtype=torch.int64))  # each item's cluster
         self.register_buffer("interval", torch.ones(rows))  # delta: mean steps between an item's occurrences
-        self.register_buffer("last_seen", torch.full((rows,), -1, dtype=torch.int64))  # step of the last one
+        self.register_buffer("last_seen", torch.zeros(rows, dtype=torch.int64))  # step of the last one
         self.register_buffer("seen", torch.zeros(rows))  # occurrences
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._lists: SortedLists | None = None
 
     def examples(self, train: Dataset) -> NextTargets:
         """Every target with the history before it, in the order of the stream."""
@@ -128,8 +134,15 @@ class StreamingVQ(Recommender):
         return distances.argmin(1)
 
     def lists(self) -> SortedLists:
-        """The index as it is now: each cluster's items, the most wanted first."""
-        return SortedLists.of(self.assigned, self.bias.weight.detach()[:, 0], count=self.settings.clusters)
+        """The index as it is now: each cluster's items, the most wanted first; kept while the model is in use."""
+        if self._lists is None:
+            self._lists = SortedLists.of(self.assigned, self.bias.weight.detach()[:, 0], count=self.settings.clusters)
+        return self._lists
+
+    def train(self, mode: bool = True) -> StreamingVQ:
+        """Weights may change from now on, or have changed: the kept index is dropped."""
+        self._lists = None
+        return super().train(mode)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         user_BD = self._user(batch)
@@ -141,9 +154,10 @@ class StreamingVQ(Recommender):
         else:
             left_out = 0 if batch.excluded is None else int(batch.excluded.lengths.max())
             found = merge_lists(cluster_scores, self.lists(), wanted + left_out)[0]
-        scores = user_BD.new_full((batch.num_requests, self.num_items + 1), -torch.inf)
-        exact = (user_BD[:, None] * self._item(found)).sum(2) + self.bias(found)[..., 0]
-        return top_items(scores.scatter_(1, found, exact), batch, k)
+        candidates = Jagged.from_padded(found, (found > 0).sum(1))
+        scores = (user_BD[candidates.row_ids()] * self._item(candidates.values)).sum(1)
+        scores = scores + self.bias(candidates.values)[:, 0]
+        return top_candidates(candidates, scores, batch, k, num_items=self.num_items)
 
     def _user(self, batch: SequenceBatch) -> Tensor:
         """[B, D] of histories that are not empty."""
@@ -165,8 +179,9 @@ class StreamingVQ(Recommender):
         self.steps += 1
         items, counts = torch.unique(targets, return_counts=True)
         gap = (self.steps - self.last_seen[items]).float() / counts
-        known = self.last_seen[items] >= 0
-        self.interval[items] = torch.where(known, 0.9 * self.interval[items] + 0.1 * gap, self.interval[items])
+        # The first interval counts from the start of the stream. Those of one step come together: n at once.
+        share = (counts / (self.seen[items] + counts)).maximum(1 - 0.9**counts)
+        self.interval[items] += share * (gap - self.interval[items])
         self.last_seen[items] = self.steps
         self.seen[items] += counts
 
