@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,11 +177,20 @@ def test_tokenize_append_and_train_on_the_result(cli: Cli, folder: Path, tmp_pat
     code, _, err = cli("tokenize", "residual-kmeans", "--data", grown, "--out", ids, "--append")
     assert code == 0
     assert "1 new items, 30 unchanged; version 2" in err
+    assert re.search(r"[01] of the new items share the codes that the tokenizer gives with another item", err)
+    assert "0 of the new items share their whole sequence with another item" in err
     run = tmp_path / "run"
     args = ["--data", grown, "--ids", ids, "--recipe", "debug/tiger", "--set", "training.max_epochs=1"]
     assert cli("train", "tiger", *args, "--out", run, "--protocol", "leave-one-out")[0] == 0
     found = json.loads(cli("recommend", run, "--history", "i1", "-k", 31, "--json")[1])
     assert len(found["items"]) == 30
+    append = ["tokenize", "residual-kmeans", "--data", grown, "--out", ids, "--append"]
+    assert "holds codes of residual-kmeans, not of lsh" in one_line(cli("tokenize", "lsh", *append[2:]))
+    assert "does not take --seed, --set" in one_line(cli(*append, "--seed", 3, "--set", "tokenizer.levels=2"))
+    nowhere = tmp_path / "nowhere"
+    assert "nextitem tokenize" in one_line(cli(*append[:5], nowhere, "--append"))
+    assert not nowhere.exists()
+    assert "not made by nextitem tokenize" in one_line(cli(*append[:5], run, "--append"))
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,16 @@ def test_select_keeps_columns_aligned() -> None:
         assert kept.timestamps.tolist() == [2, 3]
 
 
+def test_columns_of_new_items_may_be_wider_numbers_but_no_other_kind() -> None:
+    ids = pl.Series("item_id", ["a", "b"])
+    first = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids, "price": [9, 8]}), features={"price": "numeric"})
+    longer = first.extend(pl.DataFrame({"item_id": ["c"], "price": [3.5], "brand": ["x"]}))
+    assert longer.table["price"].to_list() == [9.0, 8.0, 3.5]
+    assert longer.extend(pl.DataFrame({"item_id": ["d"], "price": [None]})).table["price"].to_list()[-1] is None
+    with pytest.raises(UserError, match="column 'price' of the new items is String"):
+        first.extend(pl.DataFrame({"item_id": ["c"], "price": ["cheap"]}))
+
+
 def test_catalog_extends_without_renumbering() -> None:
     longer = catalog(["b", "a"], text=pl.Series(["x", "y"])).extend(
         pl.DataFrame({"item_id": ["c"], "brand": ["new"]}), text=pl.Series(["z"])

@@ -81,3 +81,14 @@ def test_a_catalogue_comes_back_whole(tmp_path: Path) -> None:
     (tmp_path / "catalog.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"catalog.parquet is missing or damaged"):
         load_catalog(tmp_path)
+
+
+def test_identifiers_of_another_catalogue_are_named(tmp_path: Path) -> None:
+    for count in (3, 2):
+        ids = pl.Series("item_id", range(count))
+        catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
+        codes = torch.arange(count)[:, None]
+        table = IdentifierTable.from_item_codes(codes, codebook_sizes=(9,), catalog_fingerprint=catalog.fingerprint)
+        save_catalog(tmp_path, catalog if count == 2 else catalog.with_identifiers(table))
+    with pytest.raises(UserError, match="another catalogue"):
+        load_catalog(tmp_path)

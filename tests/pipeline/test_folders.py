@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from nextitem.core.errors import UserError
-from nextitem.pipeline.folders import prepare_out, refuse_existing_file
+from nextitem.pipeline.folders import finish_replacing, prepare_out, refuse_existing_file, replace_files
 
 
 def test_a_new_or_empty_folder_is_made(tmp_path: Path) -> None:
@@ -40,3 +41,37 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--overwrite"):
         refuse_existing_file(file, overwrite=False)
     assert refuse_existing_file(file, overwrite=True) == file
+
+
+@pytest.mark.parametrize("cut_at", ["writing", "first move", "second move", "nowhere"])
+def test_files_are_replaced_all_or_none_wherever_it_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_at: str
+) -> None:
+    names = ("a", "b", "kept")
+    for name in names:
+        (tmp_path / name).write_text("old")
+
+    def write(fresh: Path) -> None:
+        (fresh / "a").write_text("new")
+        if cut_at == "writing":
+            raise KeyboardInterrupt
+        (fresh / "b").write_text("new")
+
+    moves = []
+
+    def replace(source: Path, target: Path) -> None:
+        moves.append(source)
+        if (len(moves), cut_at) in ((1, "first move"), (2, "second move")):
+            raise KeyboardInterrupt
+        source.rename(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        if cut_at == "nowhere":
+            replace_files(tmp_path, write)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                replace_files(tmp_path, write)
+    finish_replacing(tmp_path)
+    wanted = "old" if cut_at == "writing" else "new"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": wanted, "b": wanted, "kept": "old"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -38,11 +39,22 @@ def tokenize(
     from nextitem.pipeline.folders import prepare_out
     from nextitem.pipeline.recipe import find, resolve
 
-    dataset = load_dataset(data, drop_unknown_items=drop_unknown_items)
     if append:
-        folder = prepare_out(out, resume=True)
-        print_quality(identify.append(dataset.catalog, folder, say=say))
+        given_too = {
+            "--protocol": protocol,
+            "--recipe": recipe,
+            "--seed": seed,
+            "--set": settings or None,
+            "--resume": resume or None,
+            "--overwrite": overwrite or None,
+        }
+        useless = [option for option, value in given_too.items() if value is not None]
+        if useless:
+            raise UserError(f"--append goes on as the table was made: it does not take {', '.join(useless)}")
+        dataset = load_dataset(data, drop_unknown_items=drop_unknown_items)
+        identify.append(dataset.catalog, Path(out), tokenizer_name=name, say=say)
         return
+    dataset = load_dataset(data, drop_unknown_items=drop_unknown_items)
     given: dict[str, Any] = {"data": {"path": data}, "model": {}, "tokenizer": {"name": name}}
     given.update({"seed": seed} if seed is not None else {})
     layers = [find(recipe)] if recipe is not None else []

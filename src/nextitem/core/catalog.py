@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 
@@ -133,7 +134,8 @@ class Catalog:
         """Appends the rows of `table` as new items; items that stand keep their numbers.
 
         `text` and `content [new, D]` are needed exactly where this catalogue has them. Identifiers are
-        dropped: append them with the tokenizer that made them.
+        dropped: append them with the tokenizer that made them. Numbers of a column may become wider; UserError where
+        its values are of another kind.
         """
         ids = self.ids.extend(table["item_id"])
         added = len(ids) - len(self.ids)
@@ -141,12 +143,15 @@ class Catalog:
             raise ValueError(f"{table.height - added} of the new items are there already; give only new ones")
         if (text is None) != (self.text is None) or (content is None) != (self.content is None):
             raise ValueError("new items need text and content vectors exactly where the catalogue has them")
+        table = table.with_columns(pl.col("item_id").cast(self.ids.external.dtype))
+        for column in table.columns:
+            own, other = self.table.schema.get(column), table.schema[column]
+            both_numbers = own is not None and own.is_numeric() and other.is_numeric()
+            if own not in (None, other, pl.Null) and other != pl.Null and not both_numbers:
+                raise UserError(f"column {column!r} of the new items is {other}, of the catalogue's {own}")
         return Catalog(
             ids,
-            pl.concat(
-                [self.table, table.with_columns(pl.col("item_id").cast(self.ids.external.dtype))],
-                how="diagonal",
-            ),
+            pl.concat([self.table, table], how="diagonal_relaxed"),
             features=self.features,
             text=None if self.text is None or text is None else pl.concat([self.text, text]),
             content=None if self.content is None or content is None else torch.cat([self.content, content]),

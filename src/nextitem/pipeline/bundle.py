@@ -132,9 +132,15 @@ def load_catalog(folder: Path) -> Catalog:
         released_ms=released,
         requests=_load_requests(folder / "requests.json"),
     )
-    if (folder / "identifiers.json").is_file():
-        catalog = catalog.with_identifiers(IdentifierTable.load(folder))
-    return catalog
+    if not (folder / "identifiers.json").is_file():
+        return catalog
+    identifiers = IdentifierTable.load(folder)
+    if identifiers.catalog_fingerprint != catalog.fingerprint:
+        raise UserError(
+            f"{folder}: the identifiers are of another catalogue than the one beside them; where nextitem tokenize "
+            "--append was cut off, repeat it, else make them again"
+        )
+    return catalog.with_identifiers(identifiers)
 
 
 def _column_json(column: RequestColumn) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from nextitem.core.errors import UserError
 
 # What a folder of ours holds; --overwrite deletes no other folder.
 _MARKS = ("recipe.toml", "scoreboard.json", "report.html", "trie.safetensors")
+
+_FRESH, _COMPLETE = ".fresh", "complete"  # a folder within, and the file that says that nothing of it lacks
 
 
 def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -35,3 +39,27 @@ def refuse_existing_file(path: str | Path, *, overwrite: bool) -> Path:
         raise UserError(f"{file} exists; choose another --out, or add --overwrite")
     file.parent.mkdir(parents=True, exist_ok=True)
     return file
+
+
+def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
+    """The files that `write` puts into a new folder take the place of those of their names in `folder`.
+
+    Where this is cut off, `finish_replacing` leaves either all of the former files or all of the new ones.
+    """
+    finish_replacing(folder)
+    fresh = folder / _FRESH
+    fresh.mkdir()
+    write(fresh)
+    (fresh / _COMPLETE).touch()
+    finish_replacing(folder)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Ends what `replace_files` began, where it was cut off."""
+    fresh = folder / _FRESH
+    if (fresh / _COMPLETE).exists():
+        for file in sorted(fresh.iterdir()):
+            if file.name != _COMPLETE:
+                os.replace(file, folder / file.name)
+    if fresh.exists():
+        shutil.rmtree(fresh)

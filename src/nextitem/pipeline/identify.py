@@ -25,6 +25,7 @@ from nextitem.pipeline.bundle import (
     save_recipe,
     save_weights,
 )
+from nextitem.pipeline.folders import finish_replacing, replace_files
 from nextitem.pipeline.recipe import Recipe, build
 from nextitem.tokenizers.collaborative import CollaborativeContent
 from nextitem.tokenizers.collisions import append_items, build_table
@@ -88,14 +89,19 @@ def tokenize(train: Dataset, recipe: Recipe, *, out: Path, say: Say, progress: b
     return table
 
 
-def append(catalog: Catalog, folder: Path, *, say: Say) -> IdentifierTable:
+def append(catalog: Catalog, folder: Path, *, tokenizer_name: str, say: Say) -> IdentifierTable:
     """Gives codes to the items of `catalog` that the table in `folder` lacks; old codes stay as they are.
 
-    The text encoder is the one that was fitted to the first version's items, so new vectors lie in its space.
+    The text encoder is the one that was fitted to the first version's items, so new vectors lie in its space. Where
+    this is cut off, the former version stands, or the new one.
     """
-    recipe, table, known = load_recipe(folder), IdentifierTable.load(folder), load_catalog(folder)
-    if recipe.tokenizer is None:
+    finish_replacing(folder)
+    table = IdentifierTable.load(folder)
+    if not (folder / "tokenizer.safetensors").is_file():
         raise UserError(f"{folder} was not made by nextitem tokenize; it cannot be appended to")
+    recipe, known = load_recipe(folder), load_catalog(folder)
+    if recipe.tokenizer is None or tokenizer_name != table.tokenizer:
+        raise UserError(f"{folder} holds codes of {table.tokenizer}, not of {tokenizer_name}: append with the former")
     new = known.ids.encode(catalog.ids.external) == 0
     rows = pl.Series(new)
     if not new.any():
@@ -114,9 +120,18 @@ def append(catalog: Catalog, folder: Path, *, say: Say) -> IdentifierTable:
     tokenizer = cast(Tokenizer, build("tokenizer", recipe.tokenizer, longer))
     load_weights(folder / "tokenizer.safetensors", tokenizer)
     appended = append_items(tokenizer.eval(), table, longer)
-    save_catalog(folder, longer.with_identifiers(appended))
-    PrefixTrie.from_table(appended).save(folder / "trie.safetensors")
+
+    def write(fresh: Path) -> None:
+        save_catalog(fresh, longer.with_identifiers(appended))
+        PrefixTrie.from_table(appended).save(fresh / "trie.safetensors")
+
+    replace_files(folder, write)
     say(f"{int(new.sum()):,} new items, {table.num_items:,} unchanged; version {appended.version}")
+    learnt = appended.codes[1:, : len(tokenizer.codebook_sizes)]
+    for codes, what in ((learnt, "the codes that the tokenizer gives"), (appended.codes[1:], "their whole sequence")):
+        _, group, sizes = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)
+        sharing = int((sizes[group[table.num_items :]] > 1).sum())
+        say(f"{sharing:,} of the new items share {what} with another item")
     return appended
 
 
