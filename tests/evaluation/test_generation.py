@@ -29,15 +29,16 @@ SPELLER = FakeSpeller([torch.tensor([[[2.0, 3.0, 0.0]]]), torch.tensor([[[0.0, 1
 
 def report(target: int, *, excluded: list[int] | None = None, **options: int) -> dict:  # type: ignore[type-arg]
     batch = requests(1, excluded=None if excluded is None else [excluded])
+    options = {"beam_width": 20} | options
     return generation_report(SPELLER, replace(batch, targets=Jagged.from_rows([[target]])), **options)
 
 
 @pytest.mark.parametrize(
     ("target", "forced", "greedy", "survives"),
     [
-        (1, [0, 0], [0, 0], [0, 0]),  # 0 0
+        (1, [0, 0], [0, 1], [0, 0]),  # 0 0: the greedy path is 1 0, whose second code is the same
         (2, [0, 1], [0, 0], [0, 0]),  # 0 1
-        (3, [1, 0], [1, 1], [1, 1]),  # 1 0: after 1 the likeliest code is nobody's, the search has only 0
+        (3, [1, 1], [1, 1], [1, 1]),  # 1 0: after 1 the likeliest code is nobody's, so the likeliest legal one is 0
         (4, [0, 1], [0, 0], [0, 0]),  # 2 1
     ],
 )
@@ -46,6 +47,12 @@ def test_levels_by_hand(target: int, forced: list[int], greedy: list[int], survi
     assert [level["teacher_forced"] for level in levels] == forced
     assert [level["free_running"] for level in levels] == greedy
     assert [level["survival"] for level in levels] == survives
+
+
+def test_what_is_excluded_is_no_legal_code() -> None:
+    levels = report(1, excluded=[2, 3], beam_width=1, k=1)["levels"]
+    assert [level["teacher_forced"] for level in levels] == [1, 1]  # without 3 the likeliest first code is 0
+    assert [level["free_running"] for level in levels] == [1, 1]
 
 
 def test_more_beams_let_the_true_codes_survive() -> None:

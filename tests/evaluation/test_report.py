@@ -136,6 +136,19 @@ def test_stages_say_what_they_keep(tmp_path: Path) -> None:
     tags(text)
 
 
+def test_spelling_is_shown_by_level(tmp_path: Path) -> None:
+    level = {"teacher_forced": 0.5, "free_running": 0.25, "survival": 0.75}
+    shares = {"recall@10": 0.05, "free_recall@10": 0.04, "repaired_recall@10": 0.045, "invalid@10": 0.123}
+    spelt = {"requests": 1_500, "beam_width": 20, "levels": [level, level], **shares}
+    tiger = row(EVIL, 0.3)
+    tiger = replace(tiger, evaluation=replace(tiger.evaluation, generation=spelt))
+    text = page(tmp_path, rows=[tiger, row("a", 0.1)])
+    assert "<td>2</td><td>50.0%</td><td>25.0%</td><td>75.0%</td>" in text
+    assert "12.3% of the first 10 sequences are no item" in text
+    assert "<h2>Spelling" not in page(tmp_path)
+    tags(text)
+
+
 def test_a_section_without_data_is_left_out(tmp_path: Path) -> None:
     text = page(tmp_path)
     assert "Training" not in text

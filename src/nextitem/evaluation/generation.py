@@ -1,7 +1,7 @@
 """How a generator's training meets its use: accuracy with and without the true prefix, and free spelling.
 
-Training predicts each code after the true ones; a search goes on from its own. Where the two part shows here, level by
-level, on test requests with the item that was wanted.
+Training predicts each code after the true ones; a search goes on from its own. How far the two part shows here, level
+by level, on test requests with the item that was wanted.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from torch import Tensor
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.roles import Generator
 from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.constraints import Constraints
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.decoding.unconstrained import items_of, unconstrained_search
 
+LEVEL_FIGURES = ("teacher_forced", "free_running", "survival")
 _BATCH = 128
 
 
@@ -28,13 +30,15 @@ class Speller(Generator, Protocol):
     codes: Tensor  # [N + 1, M] int64
 
 
-def generation_report(model: Speller, requests: SequenceBatch, *, beam_width: int = 20, k: int = 10) -> dict[str, Any]:
+def generation_report(model: Speller, requests: SequenceBatch, *, beam_width: int, k: int = 10) -> dict[str, Any]:
     """Figures over `requests`, each with its first target.
 
-    levels              for each level: `teacher_forced`, share of requests whose likeliest code after the true prefix
-                        is the true one; `free_running`, whose greedy path has been true so far; `survival`, whose true
-                        prefix is among the `beam_width` beams
-    recall@k            of the constrained search with so many beams
+    levels              for each level: `teacher_forced`, share of requests whose likeliest legal code after the true
+                        prefix is the true one; `free_running`, whose code there is the true one where each code before
+                        was the likeliest, true or not; `survival`, whose true prefix is among the `beam_width` beams.
+                        Training sees the first, use the others
+    recall@k            of the constrained search with so many beams, by codes alone: where items share a sequence the
+                        smaller number comes first, however the model tells them apart
     free_recall@k       of free spelling, what is no item dropped;  repaired_recall@k: put right by its longest prefix
     invalid@k           share of the k likeliest free sequences that are no item; invalid@2k likewise
     Free spelling knows no exclusions: what a request may not be answered with is left out of its lists afterwards.
@@ -50,8 +54,8 @@ def generation_report(model: Speller, requests: SequenceBatch, *, beam_width: in
             sums[name] = sums.get(name, torch.zeros(())) + values.double().sum(0)
         count += asked.num_requests
     means = {name: (total / max(1, count)).tolist() for name, total in sums.items()}
-    names = ("teacher_forced", "free_running", "survival")
-    levels = [dict(zip(names, row, strict=True)) for row in zip(*(means.pop(name) for name in names), strict=True)]
+    by_level = zip(*(means.pop(name) for name in LEVEL_FIGURES), strict=True)
+    levels = [dict(zip(LEVEL_FIGURES, row, strict=True)) for row in by_level]
     return {"requests": count, "beam_width": beam_width, "levels": levels, **means}
 
 
@@ -72,8 +76,8 @@ def _figures(model: Speller, batch: SequenceBatch, *, beam_width: int, k: int) -
     paths = [greedy.get(depth, true_nodes[:, :0]) for depth in depths]
     free = unconstrained_search(model, batch, trie, beam_width=2 * max(k, beam_width))
     return {
-        "teacher_forced": _teacher_forced(model, batch, model.codes[targets]),
-        "free_running": _holds(paths, true_nodes),
+        "teacher_forced": _teacher_forced(model, batch, true_nodes),
+        "free_running": _same_codes(paths, true_nodes, trie),
         "survival": _holds(alive, true_nodes),
         f"recall@{k}": (found == targets[:, None]).any(1),
         f"free_recall@{k}": _hit(items_of(free, trie, k=beam_width * 2, repair=False), batch, targets, k),
@@ -83,12 +87,27 @@ def _figures(model: Speller, batch: SequenceBatch, *, beam_width: int, k: int) -
     }
 
 
-def _teacher_forced(model: Speller, batch: SequenceBatch, codes: Tensor) -> Tensor:
-    state, right = model.start(batch), []
-    for level in range(codes.shape[1]):
-        logits, state = model.step(state, codes[:, level - 1 : level] if level else None)
-        right.append(logits[:, 0].argmax(1) == codes[:, level])
+def _teacher_forced(model: Speller, batch: SequenceBatch, true_nodes: Tensor) -> Tensor:
+    """bool [B, M]: the likeliest of the legal children of the true node above is the true one."""
+    trie, constraints = model.trie, Constraints(model.trie, batch)
+    rows = torch.arange(batch.num_requests, device=true_nodes.device)
+    state, above, codes, right = model.start(batch), torch.zeros_like(true_nodes[:, 0]), None, []
+    for level, true in enumerate(true_nodes.T):
+        logits, state = model.step(state, codes)
+        children = trie.expand(above[:, None], depth=level).nodes[:, 0]
+        there = children >= 0
+        legal = there & constraints.live(rows[:, None].expand_as(children), children.clamp(min=0))
+        named = trie.codes[children.clamp(min=0)].long().clamp(min=0)
+        scores = logits[:, 0].gather(1, named).masked_fill(~legal, -torch.inf)
+        right.append(children.gather(1, scores.argmax(1, keepdim=True))[:, 0] == true)
+        above, codes = true, trie.codes[true].long()[:, None]
     return torch.stack(right, dim=1)
+
+
+def _same_codes(paths: list[Tensor], true_nodes: Tensor, trie: PrefixTrie) -> Tensor:
+    """bool [B, M]: the code of each level of a greedy path is the true one; a path that has died has none."""
+    own = [trie.codes[path.clamp(min=0)].masked_fill(path < 0, -1) for path in paths]
+    return _holds(own, trie.codes[true_nodes])
 
 
 def _holds(nodes: list[Tensor], true_nodes: Tensor) -> Tensor:

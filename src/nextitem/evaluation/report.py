@@ -13,6 +13,7 @@ import torch
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.evaluation import plots
 from nextitem.evaluation.evaluate import Evaluation
+from nextitem.evaluation.generation import LEVEL_FIGURES
 from nextitem.evaluation.report_style import STYLE
 from nextitem.evaluation.scoreboard import COLUMNS, Column, ReportRow, noise_marks
 from nextitem.evaluation.tree_map import LABELLED, groups, tree_map
@@ -43,7 +44,7 @@ def write_report(
     histories: Mapping[str, list[dict[str, float]]] = {},
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes the report: scoreboard, curves over k, slices, stages, training, customers, codebooks, semantic-ID tree.
+    """Writes the report: scoreboard, curves over k, slices, stages, spelling, training, customers, codebooks, map.
 
     `item_titles` names items 1..N in the tree; `histories` maps a model to its epochs, each with "epoch" and, where
     one was judged, "validation"; `notes` are printed under the title. A section without data is left out. The file
@@ -56,6 +57,7 @@ def write_report(
         _curves(evaluations),
         _slices(evaluations),
         _funnels(evaluations),
+        _spelling(evaluations),
         _training(histories, [one.model for one in evaluations]),
         _customers(examples),
         "" if identifiers is None else _codebooks(identifiers),
@@ -214,6 +216,33 @@ def _funnels(evaluations: Sequence[Evaluation]) -> str:
     return (
         f"<h2>Stages</h2>{''.join(parts)}"
         '<p class="soft">The first stage receives every target. Times are medians of a request alone.</p>'
+    )
+
+
+def _spelling(evaluations: Sequence[Evaluation]) -> str:
+    """Where a model that spells items leaves the true codes, and how often it would spell no item."""
+    parts = []
+    for one in evaluations:
+        if one.generation is None:
+            continue
+        titles = ["level", "right after the true codes", "right after its own", "true codes among the beams"]
+        lines = [
+            f"<td>{number}</td>" + "".join(f"<td>{level[name]:.1%}</td>" for name in LEVEL_FIGURES)
+            for number, level in enumerate(one.generation["levels"], start=1)
+        ]
+        found = one.generation
+        parts.append(
+            f"<h3>{escape(one.model)}</h3>{_table(titles, lines)}<p>{found['beam_width']} beams, {found['requests']:,} "
+            f"requests. Without the constraint {found['invalid@10']:.1%} of the first 10 sequences are no item: "
+            f"recall@10 {found['free_recall@10']:.4f} where those are dropped, {found['repaired_recall@10']:.4f} where "
+            f"they are put right by their longest prefix, {found['recall@10']:.4f} with it.</p>"
+        )
+    if not parts:
+        return ""
+    return (
+        f"<h2>Spelling</h2>{''.join(parts)}"
+        '<p class="soft">Training predicts a code after the true ones, a search after its own: the columns say how '
+        "far the two part.</p>"
     )
 
 

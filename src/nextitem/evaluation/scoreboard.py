@@ -179,7 +179,7 @@ def print_generation(report: Mapping[str, Any], *, console: Console | None = Non
     """How a generator spells, on the terminal."""
     out = console or Console()
     shown = Table(title=f"spelling, {report['requests']:,} requests, {report['beam_width']} beams")
-    for title in ("level", "right after the true codes", "greedy path true so far", "true codes among the beams"):
+    for title in ("level", "right after the true codes", "right after its own", "true codes among the beams"):
         shown.add_column(title, justify="right")
     for number, level in enumerate(report["levels"], start=1):
         shown.add_row(str(number), *(f"{value:.4f}" for value in level.values()))

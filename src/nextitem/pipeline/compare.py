@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,10 +21,11 @@ from nextitem.pipeline.bundle import write_json
 from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.identify import Say
 from nextitem.pipeline.recipe import default_for, resolve
-from nextitem.pipeline.run import Run, aligned, evaluate_split, load_run, split_for, train
+from nextitem.pipeline.run import Run, aligned, evaluate_split, load_run, spelling, split_for, train
 
 MAIN_JOB = ("popularity", "item-cf", "item-graph", "sasrec", "tiger")
 CUSTOMERS = 3  # shown in the report
+SPELT = 500  # requests on which it is looked at how a model spells
 SHOWN = 10  # items of a history or list that are shown
 
 
@@ -112,9 +114,10 @@ def _check(run: Run, fingerprint: str, protocol: str) -> None:
 
 def _row(run: Run, split: Split, *, progress: bool) -> ReportRow:
     same = run.model.catalog.fingerprint == split.train.catalog.fingerprint
+    judged = split if same else make_split(aligned(split.train, run.model), split.protocol)
     if run.evaluation is None:
-        judged = split if same else make_split(aligned(split.train, run.model), split.protocol)
         run.evaluation = evaluate_split(run, judged, progress=progress)
+    run.evaluation = replace(run.evaluation, generation=spelling(run, judged, requests=SPELT))
     p50, p99 = latency(run.model, split.test)
     return ReportRow(
         run.evaluation,

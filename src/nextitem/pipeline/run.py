@@ -276,9 +276,16 @@ def evaluate(
     figures = evaluate_split(run, split, progress=progress)
     if generation is None:
         return figures
-    assert isinstance(run.model, Speller)
-    rows = torch.linspace(0, split.test.num_requests - 1, min(generation, split.test.num_requests)).long()
-    return replace(figures, generation=generation_report(run.model, split.test.select(rows)))
+    return replace(figures, generation=spelling(run, split, requests=generation))
+
+
+def spelling(run: Run, split: Split, *, requests: int) -> dict[str, Any] | None:
+    """How a model spells, on so many of the test requests (evaluation.generation); None where it does not."""
+    if not isinstance(run.model, Speller):
+        return None
+    rows = torch.linspace(0, split.test.num_requests - 1, min(requests, split.test.num_requests)).long()
+    width = run.recipe.model["beam_width"]
+    return generation_report(run.model, split.test.select(rows), beam_width=width)
 
 
 def split_for(dataset: Dataset, protocol: str | None, *, models: Sequence[str], seed: int) -> Split:
