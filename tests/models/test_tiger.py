@@ -270,7 +270,7 @@ def test_other_catalogues_are_refused() -> None:
     model = tiger(later)
     with pytest.raises(ValueError, match="begin with the items"):
         model.with_catalog(first)
-    with pytest.raises(ValueError, match="identifiers"):
+    with pytest.raises(ValueError, match="begin with the items"):
         model.with_catalog(catalog_of(90, (16, 12, 16, 9)))
 
 

@@ -70,6 +70,11 @@ class IdentifierTable:
         """True where no two items share a code sequence."""
         return int(torch.unique(self.codes[1:], dim=0).shape[0]) == self.num_items
 
+    def continues(self, former: IdentifierTable) -> bool:
+        """True where it begins with the codes of `former`, in the same codebooks: a later version, or the same."""
+        same = self.codes[: former.num_items + 1]
+        return self.codebook_sizes == former.codebook_sizes and torch.equal(same, former.codes)
+
     def append(self, codes: Tensor, *, catalog_fingerprint: str) -> IdentifierTable:
         """A new version with `codes [new, M]` for the items that follow; old rows stay as they are."""
         return replace(

@@ -149,16 +149,14 @@ class Tiger(Recommender):
         the same codebooks; `live`, bool [N + 1], are the items that may still be returned (None: all). ValueError
         where the catalogue is no later version.
         """
-        table, known = catalog.identifiers, self.num_items
-        if table is None or table.codebook_sizes != self.sizes:
-            raise ValueError(f"the catalogue must have identifiers with codebooks of {self.sizes}")
-        if catalog.num_items < known or not torch.equal(table.codes[1 : known + 1].long(), self.codes[1:].cpu()):
-            raise ValueError("the catalogue must begin with the items that the model has, and their codes")
+        table, own = catalog.identifiers, self.identifiers
+        if table is None or own is None or not table.continues(own):
+            raise ValueError("the catalogue must begin with the items that the model has, and their identifiers")
         later, device = copy(self), self.codes.device
         later._buffers, later._modules = dict(self._buffers), dict(self._modules)  # the tensors in them are shared
         later.catalog = catalog
         later.codes = table.codes.long().clamp(min=0).to(device)
-        later.popularity = F.pad(self.popularity.clamp(min=0), (0, catalog.num_items - known))
+        later.popularity = F.pad(self.popularity.clamp(min=0), (0, catalog.num_items - self.num_items))
         if live is not None:
             later.popularity[1:] = later.popularity[1:].masked_fill(~live[1:].to(device), -torch.inf)
         later.trie = PrefixTrie.from_table(table, live=live).to(device)

@@ -265,19 +265,6 @@ def test_a_learnt_tree_is_one_of_tastes_where_vectors_hold_popularity_above_all(
     assert torch.equal(side == side[0], taste == taste[0])
 
 
-def test_items_that_little_was_learnt_of_stay_with_their_neighbours() -> None:
-    made = network(128)
-    taste = (made.paths[1:, 0] == made.paths[1, 0]).long()  # the first tree has each half under a node of its own
-    rare = torch.arange(128) % 2 == 0
-    popularity = torch.cat([torch.zeros(1), torch.where(rare, 1.0, 300.0)])
-    noise = torch.randn(128, made.items.weight.shape[1], generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        made.items.weight[1:] = torch.where(rare[:, None], noise, 0.1 * noise)
-        made.items.weight[1:, 0] += torch.where(rare, 0.0, 2.0 * taste - 1)
-    side = made.clustered_codes(popularity, seed=0)[:, 0]
-    assert torch.equal(side == side[0], taste == taste[0])
-
-
 def test_the_learnt_tree_travels_with_the_weights() -> None:
     first, second = network(13), network(13)
     first.replant(first.clustered_codes(torch.ones(14), seed=1))

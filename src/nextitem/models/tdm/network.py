@@ -25,8 +25,6 @@ from nextitem.nn.balanced_tree import balanced_tree
 from nextitem.nn.node_scorer import NodeScorer
 
 _STD = 0.01  # of embeddings at the start; the authors' code has 0.001, with which the first epochs learn nothing here
-_NEIGHBOURS = 64  # items of a node whose mean stands in for what was not learnt of an item
-_EVENTS = 30  # of an item whose own vector and that mean weigh the same
 
 
 class TreeConfig(configs.Config):
@@ -110,29 +108,13 @@ class TreeNetwork(nn.Module):
         """Codes [N, M] of a balanced tree over the items' learnt vectors (TDM, section 3.5).
 
         What log `popularity [N + 1]` and its square explain of the vectors is taken out first. It is most of them, and
-        a tree whose upper levels tell often bought items from seldom bought ones tells tastes apart nowhere. Then an
-        item's vector is drawn towards the mean of its neighbours in the present tree, the less events it has the more:
-        what a few events taught of an item is mostly chance, and would scatter items that content had together.
+        a tree whose upper levels tell often bought items from seldom bought ones tells tastes apart nowhere.
         """
-        vectors, counts = self.items.weight.detach()[1:].cpu(), popularity[1:].cpu().clamp(min=0)
-        log = torch.log1p(counts.to(vectors.dtype))
+        vectors = self.items.weight.detach()[1:].cpu()
+        log = torch.log1p(popularity[1:].cpu().to(vectors.dtype))
         known = torch.stack([torch.ones_like(log), log, log.square()], dim=1)
         tastes = vectors - known @ torch.linalg.lstsq(known, vectors).solution
-        own = (counts / (counts + _EVENTS))[:, None]
-        tastes = own * tastes + (1 - own) * self._of_neighbours(tastes, weights=own)
         return bits_to_codes(balanced_tree(tastes, seed=seed).bits, self.table.codebook_sizes)
-
-    def _of_neighbours(self, vectors: Tensor, *, weights: Tensor) -> Tensor:
-        """The weighted mean [N, D] of the vectors below the lowest node that each item shares with 64 or so others."""
-        node = torch.zeros(self.table.num_items, dtype=torch.int64)  # the root
-        for nodes in self.paths[1:].cpu().unbind(1):
-            different, below = torch.unique(nodes, return_inverse=True)
-            if len(different) * _NEIGHBOURS > 1.5 * self.table.num_items:
-                break
-            node = below
-        sums = torch.zeros((int(node.max()) + 1, vectors.shape[1])).index_add_(0, node, weights * vectors)
-        shares = torch.zeros((len(sums), 1)).index_add_(0, node, weights)
-        return (sums / shares.clamp(min=1e-9))[node]
 
     def logits(self, items: Jagged, nodes_BK: Tensor, depths_K: Sequence[int]) -> Tensor:
         """Scores [B, K] of nodes for histories; column k holds nodes of depth `depths_K[k]`, or -1, which score 0."""

@@ -9,11 +9,10 @@ Notable
 - The first tree is a tokenizer's: `tree` in order of content, categories or at random; any semantic IDs will do.
 - Nodes of a level are sampled without the target's own (section 3.2), every prefix of a history being an example.
 - Each level is searched from the root on; the authors' code begins some levels below, which finds no more.
-- Where the tree is learnt anew the vectors that are clustered are cleared of popularity first, and those of rare items
-  drawn towards their neighbours'. Items keep their vectors, inner nodes begin as the mean of their items', and the
-  network learns on, where the paper says of no vector what becomes of it.
-- Nodes are split evenly by how much nearer an item is to one centre (the paper: 2-means, then made even). The negatives
-  of a level are equally likely.
+- Where the tree is learnt anew the vectors that are clustered are cleared of popularity first; items keep their
+  vectors, inner nodes begin as the mean of their items', and the network learns on. Nodes are split evenly by how much
+  nearer an item is to one centre (the paper: 2-means, then made even).
+- The negatives of a level are equally likely.
 - A score is one logit, where the paper's code has two outputs and a softmax: the same function.
 - `beam-aware` trains on the nodes that the search visits, OTM (Zhuo et al., ICML 2020), and on the siblings of those on
   the way to the target.
