@@ -142,6 +142,16 @@ def test_a_saved_trie_opens_as_it_was(data: tuple[list[list[int]], tuple[int, ..
         assert all(torch.equal(part, found[name]) for name, part in trie.named_buffers())
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="says what is mapped on Linux alone")
+def test_an_opened_trie_is_mapped_from_its_file(tmp_path: Path) -> None:
+    PrefixTrie.from_table(identifier_table([[0, 1], [2, 0]], (3, 2))).save(tmp_path / "trie.safetensors")
+    opened = PrefixTrie.open(tmp_path / "trie.safetensors")
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    mapped = [part[0].split("-") for part in maps if part[-1] == str(tmp_path / "trie.safetensors")]
+    for part in opened.buffers():
+        assert any(int(low, 16) <= part.data_ptr() < int(high, 16) for low, high in mapped)
+
+
 @pytest.mark.parametrize("name", ["first_child", "item_starts", "items", "head_0", "codes"])
 def test_a_file_whose_numbers_lead_out_of_it_is_refused(name: str, tmp_path: Path) -> None:
     trie = PrefixTrie.from_table(identifier_table([[0, 1], [2, 0], [2, 1]], (3, 2)))

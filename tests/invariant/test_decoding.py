@@ -16,9 +16,12 @@ from torch import Tensor
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
+from nextitem.core.roles import GeneratorState
 from nextitem.decoding import trie as trie_module
 from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.bucket_search import bucket_search
 from nextitem.decoding.diverse_beams import diverse_beam_search
+from nextitem.decoding.new_items import search_with_new_items
 from nextitem.decoding.sampling import Sampling
 from nextitem.decoding.sets_on_demand import FilteredSets, Filters
 from nextitem.decoding.trie import PrefixTrie
@@ -225,9 +228,20 @@ def _random_filters(draw: torch.Generator, trie: PrefixTrie) -> tuple[FilteredSe
     return FilteredSets.stacked(sets), torch.stack(wanted)
 
 
+class FakePointer(FakeGenerator):
+    """A FakeGenerator whose beams have a vector, as items have, so that buckets can be searched."""
+
+    def vectors_of(self, state: GeneratorState, codes: Tensor) -> Tensor:
+        return torch.randn((*codes.shape, 4), generator=torch.Generator().manual_seed(1))
+
+    def item_vectors(self) -> Tensor:
+        return torch.randn((ITEMS + 1, 4), generator=torch.Generator().manual_seed(2))
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_random_requests_are_answered_by_legal_items() -> None:
-    """Every way to search in turn, over a new catalogue each time; and as many items as there are, up to k."""
+    """Every way to search, with allow-lists and with filters kept as bits, over a new catalogue each time; as many
+    items as there are, up to k."""
     draw = torch.Generator().manual_seed(0)
     sampled = Sampling(draw, (0.5, 2.0))
     narrow = Sampling(draw, top_k=2, top_p=0.7)
@@ -239,28 +253,37 @@ def test_a_hundred_thousand_random_requests_are_answered_by_legal_items() -> Non
         {"sampling": narrow},
         {"items_per_list": 3},
         {"items_per_list": 2, "sampling": sampled},
-        {"allowed": None},
         {"groups": 2, "penalty": 1.0},
+        {"sparse_sharpness": 0.9, "dense_sharpness": 4.0},
+        {"share": 0.3, "reserved": True},
     ]
+    searches = {"groups": diverse_beam_search, "share": search_with_new_items, "sparse_sharpness": bucket_search}
     for number in range(ROUNDS):
         sizes = (3, 5, 4)
         codes = torch.stack([torch.randint(0, size, (ITEMS,), generator=draw) for size in sizes], dim=1)
         trie = PrefixTrie.from_table(identifier_table(codes.tolist(), sizes))
         way, k = dict(ways[number % len(ways)]), 1 + number % 11
-        per_list = way["items_per_list"] = min(k, way.get("items_per_list", 1))
-        fake = FakeGenerator.random(sizes, users=ASKED, seed=number, items_per_list=per_list)
+        per_list = min(k, way.get("items_per_list", 1))
+        if "items_per_list" in way:
+            way["items_per_list"] = per_list
+        fake = FakePointer.random(sizes, users=ASKED, seed=number, items_per_list=per_list)
         batch = _random_requests(draw)
-        if "allowed" in way:
+        if "share" in way:
+            way["new"] = torch.rand(ITEMS + 1, generator=draw) < 0.3
+        elif number // len(ways) % 2:  # a mask that says otherwise may not count
             way["allowed"], mask = _random_filters(draw, trie)
-            batch = replace(batch, allowed=mask)
-        legal = batch.legal(ITEMS)
+            legal = replace(batch, allowed=mask).legal(ITEMS)
+        if "allowed" not in way:
+            legal = batch.legal(ITEMS)
         assert legal is not None
-        if "groups" in way:
-            found = diverse_beam_search(fake, batch, trie, k=k, beam_width=k + 2, groups=2, penalty=1.0)
-        else:
-            found = beam_search(fake, batch, trie, k=k, beam_width=k + number % 3, **way)
+        search: Any = next((each for name, each in searches.items() if name in way), beam_search)
+        found = search(fake, batch, trie, k=k, beam_width=k + 2, **way)
         real = found.item_ids > 0
         assert bool((legal.gather(1, found.item_ids) | ~real).all())
-        if way.get("sampling") is not narrow:
+        ordered = found.item_ids.sort(1).values
+        assert not bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)).any())
+        if "share" in way:
+            assert bool(((real & way["new"][found.item_ids]).sum(1) <= int(0.3 * k)).all())
+        elif way.get("sampling") is not narrow:
             wanted = legal.sum(1).clamp(max=per_list if per_list > 1 else k)
             assert torch.equal(real.sum(1), wanted)

@@ -16,6 +16,7 @@ from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import Generator, GeneratorState
 from nextitem.decoding.beam_search import Beams, Search
 from nextitem.decoding.constraints import Constraints
+from nextitem.decoding.sets_on_demand import SetsOnDemand
 from nextitem.decoding.trie import PrefixTrie
 
 
@@ -41,19 +42,20 @@ def bucket_search(
     dense_sharpness: float,
     prior: Tensor | None = None,
     pooled: bool = False,
+    allowed: SetsOnDemand | None = None,
 ) -> Recommendations:
     """The k best items under the `beam_width` likeliest code sequences, [B, k]; beam_width >= k finds k where it may.
 
     An item under beam w scores log softmax_w(sparse_sharpness log-probability) + log softmax(dense_sharpness cosine),
     the second one over the items of its bucket, or `pooled`, over all items under the beams of its request. `prior
-    [N + 1]` is added to an item's cosines. Equal scores: the smaller item number.
+    [N + 1]` is added to an item's cosines; `allowed` as in beam_search. Equal scores: the smaller item number.
     """
     rows, device = batch.num_requests, batch.items.offsets.device
     items = torch.zeros((rows, k), dtype=torch.int64, device=device)
     scores = torch.full((rows, k), -torch.inf, device=device)
     if rows == 0 or trie.num_items == 0:
         return Recommendations(items, scores)
-    constraints = Constraints(trie, batch)
+    constraints = Constraints(trie, batch, allowed)
     search = Search(trie, constraints, beam_width, "sum", False)
     beams, state = Beams.at_root(rows, device), model.start(batch)
     for depth in range(trie.num_levels):

@@ -20,6 +20,7 @@ from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import Generator
 from nextitem.decoding.beam_search import Beams, Search, beam_search
 from nextitem.decoding.constraints import Constraints
+from nextitem.decoding.sets_on_demand import SetsOnDemand
 from nextitem.decoding.trie import PrefixTrie
 
 
@@ -33,17 +34,19 @@ def diverse_beam_search(
     beam_width: int,
     groups: int,
     penalty: float,
+    allowed: SetsOnDemand | None = None,
 ) -> Recommendations:
     """The k best of all that the groups have found, by log-probability; the penalty is in no score.
 
-    `beam_width` is of all groups together. Where groups meet again and find less than k items, the rest is an ordinary
-    beam search's. ValueError where there are more groups than beams, or a penalty below 0.
+    `allowed` as in beam_search. `beam_width` is of all groups together. Where groups meet again and find less than k
+    items, the rest is an ordinary beam search's. ValueError where there are more groups than beams, or a penalty below
+    0.
     """
     if not 1 <= groups <= beam_width or penalty < 0:
         raise ValueError(f"wanted 1 <= groups <= beam_width and penalty >= 0, got {groups}, {beam_width}, {penalty}")
     if batch.num_requests == 0 or trie.num_items == 0:
-        return beam_search(generator, batch, trie, k=k, beam_width=beam_width)
-    search = Search(trie, Constraints(trie, batch), -(-beam_width // groups), "sum", False)
+        return beam_search(generator, batch, trie, k=k, beam_width=beam_width, allowed=allowed)
+    search = Search(trie, Constraints(trie, batch, allowed), -(-beam_width // groups), "sum", False)
     state = generator.start(batch)
     parts = [Beams.at_root(batch.num_requests, batch.items.offsets.device) for _ in range(groups)]
     widths = [1]  # of the generator's beams, group by group; at the root all have the same one
@@ -74,7 +77,7 @@ def diverse_beam_search(
     )
     if bool((merged.item_ids > 0).all()):
         return merged
-    rest = beam_search(generator, _without(batch, merged.item_ids), trie, k=k, beam_width=beam_width)
+    rest = beam_search(generator, _without(batch, merged.item_ids), trie, k=k, beam_width=beam_width, allowed=allowed)
     return _best(torch.cat([merged.item_ids, rest.item_ids], 1), torch.cat([merged.scores, rest.scores], 1), k)
 
 

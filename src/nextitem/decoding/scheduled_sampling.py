@@ -1,7 +1,8 @@
 """Scheduled sampling: training goes on from codes that the model would have drawn, not only from the true ones.
 
 Bengio et al., arXiv 1506.03099, in two passes as for transformers (Mihaylova, Martins, arXiv 1906.07651). Only legal
-siblings are drawn, so every prefix is one of the catalogue's. Below a wrong prefix the true item does not lie: what
+siblings are drawn, so every prefix is one of the catalogue's. The share that is drawn is constant; the papers let it
+grow with the steps. Below a wrong prefix the true item does not lie: what
 remains of its codes is kept as the target as far as some item there has it, and left out beyond.
 
 Shapes: B targets, M levels, C codes.

@@ -105,9 +105,10 @@ class PrefixTrie(nn.Module):
 
     @classmethod
     def open(cls, file: Path) -> PrefixTrie:
-        """Opens what `save` wrote; tensors are mapped from the file, and read as they are needed.
+        """Opens what `save` wrote. Tensors are mapped from the file: processes share them, and what is not used may go.
 
-        UserError where the file is missing, damaged, or another format.
+        All of them are read once, to check that no number leads out of the file's tensors. UserError where the file is
+        missing, damaged, or another format.
         """
         try:
             with safe_open(file, framework="pt") as opened:
