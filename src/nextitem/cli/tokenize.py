@@ -40,25 +40,18 @@ def tokenize(
     from nextitem.pipeline.recipe import find, resolve
 
     if append:
-        given_too = {
-            "--protocol": protocol,
-            "--recipe": recipe,
-            "--seed": seed,
-            "--set": settings or None,
-            "--resume": resume or None,
-            "--overwrite": overwrite or None,
-        }
-        useless = [option for option, value in given_too.items() if value is not None]
-        if useless:
-            raise UserError(f"--append goes on as the table was made: it does not take {', '.join(useless)}")
+        useless = {"--recipe": recipe, "--seed": seed, "--set": settings or None, "--overwrite": overwrite or None}
+        given = [option for option, value in useless.items() if value is not None]
+        if given:
+            raise UserError(f"--append goes on as the table was made: it does not take {', '.join(given)}")
         dataset = load_dataset(data, drop_unknown_items=drop_unknown_items)
         identify.append(dataset.catalog, Path(out), tokenizer_name=name, say=say)
         return
     dataset = load_dataset(data, drop_unknown_items=drop_unknown_items)
-    given: dict[str, Any] = {"data": {"path": data}, "model": {}, "tokenizer": {"name": name}}
-    given.update({"seed": seed} if seed is not None else {})
+    flags: dict[str, Any] = {"data": {"path": data}, "model": {}, "tokenizer": {"name": name}}
+    flags.update({"seed": seed} if seed is not None else {})
     layers = [find(recipe)] if recipe is not None else []
-    settled = resolve([*layers, ("the command line", given)], overrides=settings or [], kind="tokenizer")
+    settled = resolve([*layers, ("the command line", flags)], overrides=settings or [], kind="tokenizer")
     if settled.tokenizer is None or settled.tokenizer["name"] != name:
         raise UserError(f"recipe {recipe} is not for {name}")
     split = make_split(dataset, protocol, seed=settled.seed)
