@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nextitem.cli.options import Data, DropUnknown, Overwrite, Protocol, Resume, Seed, Set, say
 from nextitem.core.errors import UserError
+
+if TYPE_CHECKING:
+    from nextitem.core.identifiers import IdentifierTable
 
 EXAMPLES = (
     "Examples: nextitem tokenize residual-kmeans --data shop --out ids | "
@@ -45,7 +48,7 @@ def tokenize(
         if given:
             raise UserError(f"--append goes on as the table was made: it does not take {', '.join(given)}")
         dataset = load_dataset(data, drop_unknown_items=drop_unknown_items)
-        identify.append(dataset.catalog, Path(out), tokenizer_name=name, say=say)
+        _tell(out, identify.append(dataset.catalog, Path(out), tokenizer_name=name, say=say))
         return
     dataset = load_dataset(data, drop_unknown_items=drop_unknown_items)
     flags: dict[str, Any] = {"data": {"path": data}, "model": {}, "tokenizer": {"name": name}}
@@ -58,7 +61,9 @@ def tokenize(
     folder = prepare_out(out, resume=resume, overwrite=overwrite)
     table = identify.tokenize(split.train, settled, out=folder, say=say)
     print_quality(table)
-    print(
-        f"{folder}: {table.num_items:,} items, {table.num_levels} levels {table.codebook_sizes}, "
-        f"version {table.version}"
-    )
+    _tell(out, table)
+
+
+def _tell(out: str, table: IdentifierTable) -> None:
+    sizes = f"{table.num_levels} levels {table.codebook_sizes}"
+    print(f"{out}: {table.num_items:,} items, {sizes}, version {table.version}")
