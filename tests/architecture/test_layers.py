@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nextitem.core import registry
+from nextitem.core import registry, roles
 
 SOURCE = Path(__file__).parents[2] / "src" / "nextitem"
 LAYERS = [
@@ -122,3 +122,11 @@ def test_the_repository_holds_sources_only() -> None:
     assert files
     left = {".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".safetensors", ".parquet"}
     assert not [str(file) for file in files if file.suffix in left or file.stat().st_size > 2**20]
+
+
+@pytest.mark.parametrize("name", [name for name in vars(roles) if isinstance(getattr(roles, name), type)])
+def test_roles_that_isinstance_tells_have_methods_alone(name: str) -> None:
+    """From Python 3.12 on isinstance does not find parts and buffers of a module, which are no attributes of its own."""
+    role = getattr(roles, name)
+    if getattr(role, "_is_runtime_protocol", False):
+        assert not [each for base in role.__mro__ for each in vars(base).get("__annotations__", {})]

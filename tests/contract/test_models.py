@@ -16,7 +16,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
 from nextitem.data.splits import make_split
-from nextitem.pipeline.run import Run, load_run, train
+from nextitem.pipeline.run import Run, load_run, spelling, train
 
 RUNS = TemporaryDirectory()  # goes when the tests end
 
@@ -51,6 +51,17 @@ def test_known_answers(name: str, data: str) -> None:
     found = trained(name, data).model.recommend(test, 3)
     last = test.items.values[test.items.offsets[1:] - 1].numpy()
     assert share_right(data, dataset, found, last) >= 0.9
+
+
+@pytest.mark.parametrize("name", ["tiger", "cobra", "sasrec"])
+def test_models_that_spell_are_told_by_what_they_have(name: str) -> None:
+    run = trained(name)
+    found = spelling(run, make_split(DATASETS["cycle"](), "leave-one-out"), requests=20)
+    if name == "sasrec":
+        assert found is None
+    else:
+        assert found is not None
+        assert found["levels"][0]["survival"] > 0
 
 
 @pytest.mark.parametrize("name", MODELS)

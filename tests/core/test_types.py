@@ -62,6 +62,9 @@ def test_columns_of_new_items_may_be_wider_numbers_but_no_other_kind() -> None:
     longer = first.extend(pl.DataFrame({"item_id": ["c"], "price": [3.5], "brand": ["x"]}))
     assert longer.table["price"].to_list() == [9.0, 8.0, 3.5]
     assert longer.extend(pl.DataFrame({"item_id": ["d"], "price": [None]})).table["price"].to_list()[-1] is None
+    numbers = pl.Series("item_id", [1, 2])
+    with pytest.raises(UserError, match="whole numbers"):
+        Catalog(IdMap(numbers), pl.DataFrame({"item_id": numbers})).extend(pl.DataFrame({"item_id": ["1A"]}))
     with pytest.raises(UserError, match="column 'price' of the new items is String"):
         first.extend(pl.DataFrame({"item_id": ["c"], "price": ["cheap"]}))
 

@@ -10,7 +10,7 @@ from fakes import FakeGenerator, identifier_table, requests
 
 from nextitem.core.jagged import Jagged
 from nextitem.decoding.trie import PrefixTrie
-from nextitem.evaluation.generation import generation_report
+from nextitem.evaluation.generation import LEVEL_FIGURES, generation_report
 
 ROWS = [[0, 0], [0, 1], [1, 0], [2, 1]]
 TABLE = identifier_table(ROWS, (3, 2))
@@ -53,6 +53,15 @@ def test_what_is_excluded_is_no_legal_code() -> None:
     levels = report(1, excluded=[2, 3], beam_width=1, k=1)["levels"]
     assert [level["teacher_forced"] for level in levels] == [1, 1]  # without 3 the likeliest first code is 0
     assert [level["free_running"] for level in levels] == [1, 1]
+
+
+def test_where_nothing_is_legal_nothing_is_right() -> None:
+    levels = report(3, excluded=[1, 2, 3, 4], beam_width=1, k=1)["levels"]
+    assert [[level[name] for name in LEVEL_FIGURES] for level in levels] == [[0, 0, 0]] * 2
+
+
+def test_no_fewer_beams_than_items_are_told() -> None:
+    assert report(3, beam_width=1, k=2) == report(3, beam_width=2, k=2)
 
 
 def test_more_beams_let_the_true_codes_survive() -> None:

@@ -261,13 +261,22 @@ def test_a_later_version_of_the_catalogue_is_served_at_once() -> None:
     assert not bool(torch.isin(found.item_ids, torch.tensor([5, 61])).any())
     empty = model.recommend(requests([]), 80)  # popularity knows what is gone, too
     assert sorted(empty.item_ids[0].tolist()) == [0, 0, *(item for item in range(1, 81) if live[item])]
-    model = model.with_catalog(later)
+    model.set_popularity(torch.arange(81.0))
+    model = model.with_catalog(later, live=live).with_catalog(later)  # what comes back is as popular as it was
+    assert int(model.popularity[5]) == 5
+    assert model.recommend(requests([]), 80).item_ids[0].tolist() == list(range(80, 0, -1))
     assert int((model.recommend(batch, 80).item_ids > 0).sum()) == 160
 
 
 def test_other_catalogues_are_refused() -> None:
     first, later = _versions()
     model = tiger(later)
+    ids, table = pl.Series("item_id", range(1, 81)), later.identifiers
+    assert table is not None
+    renamed = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
+    renamed = renamed.with_identifiers(replace(table, catalog_fingerprint=renamed.fingerprint))
+    with pytest.raises(ValueError, match="begin with the items"):  # the same codes, of other items
+        model.with_catalog(renamed)
     with pytest.raises(ValueError, match="begin with the items"):
         model.with_catalog(first)
     with pytest.raises(ValueError, match="begin with the items"):

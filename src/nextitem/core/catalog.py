@@ -142,13 +142,15 @@ class Catalog:
         if added != table.height:
             raise ValueError(f"{table.height - added} of the new items are there already; give only new ones")
         if (text is None) != (self.text is None) or (content is None) != (self.content is None):
-            raise ValueError("new items need text and content vectors exactly where the catalogue has them")
+            raise UserError("new items need text and content vectors exactly where the catalogue has them")
         table = table.with_columns(pl.col("item_id").cast(self.ids.external.dtype))
         for column in table.columns:
             own, other = self.table.schema.get(column), table.schema[column]
             both_numbers = own is not None and own.is_numeric() and other.is_numeric()
             if own not in (None, other, pl.Null) and other != pl.Null and not both_numbers:
-                raise UserError(f"column {column!r} of the new items is {other}, of the catalogue's {own}")
+                raise UserError(
+                    f"column {column!r} of the new items is {other}, of the catalogue's {own}; write it as it was"
+                )
         return Catalog(
             ids,
             pl.concat([self.table, table], how="diagonal_relaxed"),

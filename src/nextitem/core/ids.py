@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from nextitem.core.errors import UserError
+
 
 @dataclass(frozen=True, eq=False)
 class IdMap:
@@ -53,7 +55,13 @@ class IdMap:
         return self.external.gather(index)
 
     def extend(self, ids: pl.Series) -> IdMap:
-        """Appends ids that are not there yet, in the given order; never renumbers."""
-        ids = ids.cast(self.external.dtype)
+        """Appends ids that are not there yet, in the given order; never renumbers. UserError for text among numbers."""
+        try:
+            ids = ids.cast(self.external.dtype)
+        except pl.exceptions.InvalidOperationError:
+            raise UserError(
+                f"the ids so far are whole numbers, the new ones are not all: {ids.head(3).to_list()}; make the "
+                "identifiers anew from all items"
+            ) from None
         new = ids.filter(~ids.is_in(self.external.implode())).unique(maintain_order=True)
         return IdMap(pl.concat([self.external, new.alias(self.external.name)]))

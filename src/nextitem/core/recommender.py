@@ -74,10 +74,16 @@ class Recommender(nn.Module, ABC):
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         """The model's answer; every history has at least one event."""
 
+    def _returnable(self) -> Tensor | None:
+        """bool [N + 1], the items that may be returned at all; None: all."""
+        return None
+
     def _popular(self, batch: SequenceBatch, k: int) -> Recommendations:
         scores = self.popularity.expand(batch.num_requests, -1).clone()
-        legal = batch.legal(self.num_items)
+        legal, returnable = batch.legal(self.num_items), self._returnable()
         scores[:, 0] = -torch.inf
+        if returnable is not None:
+            scores[:, ~returnable] = -torch.inf
         if legal is not None:
             scores[~legal] = -torch.inf
         values, items = scores.sort(dim=1, descending=True, stable=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,6 @@ class Trainable(Protocol):
         """The loss of one batch of its examples."""
 
 
-@runtime_checkable
 class Carrying(Protocol):
     """A Trainable that carries something from one step to the next that is no weight: a row a lane of its batches.
 
@@ -65,6 +64,11 @@ class Carrying(Protocol):
     """
 
     carried: Tensor
+
+
+def carries(model: object) -> TypeGuard[Carrying]:
+    """Whether it is a Carrying: isinstance does not find a module's buffers from Python 3.12 on."""
+    return isinstance(getattr(model, "carried", None), Tensor)
 
 
 @runtime_checkable

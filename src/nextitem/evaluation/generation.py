@@ -6,7 +6,7 @@ by level, on test requests with the item that was wanted.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -22,12 +22,17 @@ LEVEL_FIGURES = ("teacher_forced", "free_running", "survival")
 _BATCH = 128
 
 
-@runtime_checkable
 class Speller(Generator, Protocol):
     """A model that spells items by codes of a table, and can spell what is no item."""
 
     trie: PrefixTrie
     codes: Tensor  # [N + 1, M] int64
+
+
+def spells(model: object) -> TypeGuard[Speller]:
+    """Whether it is a Speller: isinstance does not find a module's parts and buffers from Python 3.12 on."""
+    parts = isinstance(getattr(model, "trie", None), PrefixTrie) and isinstance(getattr(model, "codes", None), Tensor)
+    return parts and isinstance(model, Generator)
 
 
 def generation_report(model: Speller, requests: SequenceBatch, *, beam_width: int, k: int = 10) -> dict[str, Any]:
@@ -43,6 +48,7 @@ def generation_report(model: Speller, requests: SequenceBatch, *, beam_width: in
     invalid@k           share of the k likeliest free sequences that are no item; invalid@2k likewise
     Free spelling knows no exclusions: what a request may not be answered with is left out of its lists afterwards.
     """
+    beam_width = max(k, beam_width)  # as the search has it
     sums: dict[str, Tensor] = {}
     count = 0
     for batch in requests.split(_BATCH):
@@ -99,7 +105,8 @@ def _teacher_forced(model: Speller, batch: SequenceBatch, true_nodes: Tensor) ->
         legal = there & constraints.live(rows[:, None].expand_as(children), children.clamp(min=0))
         named = trie.codes[children.clamp(min=0)].long().clamp(min=0)
         scores = logits[:, 0].gather(1, named).masked_fill(~legal, -torch.inf)
-        right.append(children.gather(1, scores.argmax(1, keepdim=True))[:, 0] == true)
+        best = scores.argmax(1, keepdim=True)
+        right.append((children.gather(1, best)[:, 0] == true) & legal.gather(1, best)[:, 0])
         above, codes = true, trie.codes[true].long()[:, None]
     return torch.stack(right, dim=1)
 

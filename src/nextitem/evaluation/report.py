@@ -235,7 +235,7 @@ def _spelling(evaluations: Sequence[Evaluation]) -> str:
             f"<h3>{escape(one.model)}</h3>{_table(titles, lines)}<p>{found['beam_width']} beams, {found['requests']:,} "
             f"requests. Without the constraint {found['invalid@10']:.1%} of the first 10 sequences are no item: "
             f"recall@10 {found['free_recall@10']:.4f} where those are dropped, {found['repaired_recall@10']:.4f} where "
-            f"they are put right by their longest prefix, {found['recall@10']:.4f} with it.</p>"
+            f"they are put right by their longest prefix, {found['recall@10']:.4f} with it, by codes alone.</p>"
         )
     if not parts:
         return ""

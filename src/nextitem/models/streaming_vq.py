@@ -10,8 +10,8 @@ Notable
 - No term draws an item to its cluster (`commitment` = 0, the paper's point): items stay free to move. What the cluster
   vector learns from the indexing loss goes straight through to the item.
 - Besides the items of a batch, each step assigns a slice of the catalogue, in turn, so that rare items follow too.
-- A drifting item is assigned anew with every step that has it, any other item at least once in ceil(N / batch) steps;
-  so the index lags behind the towers by no more, whatever the stream brings.
+- A drifting item is assigned anew with every step that has it, and any other item once while the stream brings N
+  events; so the index lags behind the towers by no more, whatever the events are.
 - delta, the mean steps between an item's occurrences, is the plain mean of its first ten intervals, then moves by a
   tenth at each occurrence; before the second one it is the steps that have passed. The paper does not say how.
 - Moving averages are kept as vector and weight; a cluster that nothing chooses keeps its vector, and its weight fades,
@@ -74,6 +74,7 @@ class StreamingVQ(Recommender):
     last_seen: Tensor
     seen: Tensor
     steps: Tensor
+    turn: Tensor
 
     def __init__(self, config: StreamingVQConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
@@ -93,7 +94,8 @@ class StreamingVQ(Recommender):
         self.register_buffer("last_seen", torch.zeros(rows, dtype=torch.int64))  # step of the last one
         self.register_buffer("seen", torch.zeros(rows))  # occurrences
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._lists: SortedLists | None = None
+        self.register_buffer("turn", torch.zeros((), dtype=torch.int64))  # the item before the next to be assigned
+        self._index: tuple[Tensor, int, int, SortedLists] | None = None  # what it was made of, and it
 
     def examples(self, train: Dataset) -> NextTargets:
         """Every target with the history before it, in the order of the stream."""
@@ -134,15 +136,12 @@ class StreamingVQ(Recommender):
         return distances.argmin(1)
 
     def lists(self) -> SortedLists:
-        """The index as it is now: each cluster's items, the most wanted first; kept while the model is in use."""
-        if self._lists is None:
-            self._lists = SortedLists.of(self.assigned, self.bias.weight.detach()[:, 0], count=self.settings.clusters)
-        return self._lists
-
-    def train(self, mode: bool = True) -> StreamingVQ:
-        """Weights may change from now on, or have changed: the kept index is dropped."""
-        self._lists = None
-        return super().train(mode)
+        """The index as it is now: each cluster's items, the most wanted first; kept as long as nothing changes."""
+        bias, kept = self.bias.weight, self._index
+        if kept is None or kept[0] is not self.assigned or kept[1:3] != (self.assigned._version, bias._version):
+            made = SortedLists.of(self.assigned, bias.detach()[:, 0], count=self.settings.clusters)
+            self._index = kept = (self.assigned, self.assigned._version, bias._version, made)
+        return kept[3]
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         user_BD = self._user(batch)
@@ -207,8 +206,9 @@ class StreamingVQ(Recommender):
         self.weights.copy_(weights)
         # What this step saw, and the next slice of the catalogue.
         count = min(len(targets), self.num_items)
-        turn = (int(self.steps) * count + torch.arange(count, device=targets.device)) % self.num_items + 1
-        written = torch.cat([targets, turn])
+        slice_of = (self.turn + torch.arange(count, device=targets.device)) % self.num_items + 1
+        self.turn.copy_((self.turn + count) % self.num_items)
+        written = torch.cat([targets, slice_of])
         self.assigned[written] = self.cluster_of(self.item_tower(self.items(written)))
 
 

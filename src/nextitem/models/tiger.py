@@ -142,25 +142,25 @@ class Tiger(Recommender):
         return listwise_loss(visited, self.trie, self.codes, log_probs)
 
     def with_catalog(self, catalog: Catalog, *, live: Tensor | None = None) -> Tiger:
-        """The same weights over a later version of the catalogue; this model stays as it is.
+        """A model with the same weights over a later version of the catalogue; this one answers as before.
 
-        So a service changes the catalogue by putting another model in this one's place, and a request ends with the
-        version that it began with. The catalogue begins with the items that this one has, new ones follow with codes of
-        the same codebooks; `live`, bool [N + 1], are the items that may still be returned (None: all). ValueError
-        where the catalogue is no later version.
+        So a service changes the catalogue by putting one model in another's place. The weights are shared: neither may
+        be trained or moved. Items keep their numbers and codes, new ones follow; `live`, bool [N + 1]: those that may
+        still be returned (None: all). ValueError where the catalogue is no later version.
         """
-        table, own = catalog.identifiers, self.identifiers
-        if table is None or own is None or not table.continues(own):
+        table, own, ids = catalog.identifiers, self.identifiers, catalog.ids.external.head(self.num_items)
+        if table is None or own is None or not table.continues(own) or not ids.equals(self.catalog.ids.external):
             raise ValueError("the catalogue must begin with the items that the model has, and their identifiers")
         later, device = copy(self), self.codes.device
         later._buffers, later._modules = dict(self._buffers), dict(self._modules)  # the tensors in them are shared
         later.catalog = catalog
         later.codes = table.codes.long().clamp(min=0).to(device)
-        later.popularity = F.pad(self.popularity.clamp(min=0), (0, catalog.num_items - self.num_items))
-        if live is not None:
-            later.popularity[1:] = later.popularity[1:].masked_fill(~live[1:].to(device), -torch.inf)
-        later.trie = PrefixTrie.from_table(table, live=live).to(device)
+        later.popularity = F.pad(self.popularity, (0, catalog.num_items - self.num_items))
+        later.trie = PrefixTrie.from_table(table, live=None if live is None else live.cpu()).to(device)
         return later
+
+    def _returnable(self) -> Tensor | None:
+        return None if self.trie.num_items == self.num_items else self.trie.positions >= 0
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
         """Encodes the histories; keys and values for the decoder are made once a request."""

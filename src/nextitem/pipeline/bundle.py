@@ -135,7 +135,7 @@ def load_catalog(folder: Path) -> Catalog:
     if not (folder / "identifiers.json").is_file():
         return catalog
     identifiers = IdentifierTable.load(folder)
-    if identifiers.catalog_fingerprint != catalog.fingerprint:
+    if identifiers.catalog_fingerprint != catalog.fingerprint or identifiers.num_items != catalog.num_items:
         raise UserError(
             f"{folder}: the identifiers are of another catalogue than the one beside them; where nextitem tokenize "
             "--append was cut off, repeat it, else make them again"

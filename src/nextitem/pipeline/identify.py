@@ -76,6 +76,7 @@ def make_tokenizer(train: Dataset, recipe: Recipe, *, out: Path | None, progress
 def tokenize(train: Dataset, recipe: Recipe, *, out: Path, say: Say, progress: bool = True) -> IdentifierTable:
     """Writes semantic IDs, their trie, the tokenizer and its quality report into `out`; warns of a collapse."""
     assert recipe.tokenizer is not None
+    finish_replacing(out)
     save_recipe(out, recipe)
     train = with_content(train, recipe, out=out, progress=progress)
     tokenizer = make_tokenizer(train, recipe, out=out, progress=progress)
@@ -137,8 +138,9 @@ def append(catalog: Catalog, folder: Path, *, tokenizer_name: str, say: Say) -> 
 
 def read_identifiers(folder: Path, catalog: Catalog) -> IdentifierTable:
     """The table in `folder`, its rows in the order of `catalog`; UserError where an item has no codes."""
-    table = IdentifierTable.load(folder)
-    rows = torch.tensor(load_catalog(folder).ids.encode(catalog.ids.external)).long()
+    known = load_catalog(folder)
+    table = known.identifiers if known.identifiers is not None else IdentifierTable.load(folder)
+    rows = torch.tensor(known.ids.encode(catalog.ids.external)).long()
     missing = int((rows == 0).sum())
     if missing:
         raise UserError(

@@ -29,7 +29,7 @@ from nextitem.evaluation.evaluate import Evaluation, quick_score
 from nextitem.evaluation.evaluate import evaluate as evaluate_model
 from nextitem.evaluation.evaluate_ranking import evaluate_ranker, quick_auc
 from nextitem.evaluation.funnel import funnel
-from nextitem.evaluation.generation import Speller, generation_report
+from nextitem.evaluation.generation import generation_report, spells
 from nextitem.nn.ann_index import AnnIndex
 from nextitem.pipeline.bundle import load_model, load_recipe, save_model, save_recipe, write_json
 from nextitem.pipeline.cascade import Stages, fit_cascade
@@ -271,7 +271,7 @@ def evaluate(
             )
     names = [run.recipe.model["name"]]
     split = split_for(aligned(dataset, run.model), protocol or recipe.protocol, models=names, seed=run.recipe.seed)
-    if generation is not None and not isinstance(run.model, Speller):
+    if generation is not None and not spells(run.model):
         raise UserError(f"{run.recipe.model['name']} does not spell items by codes: leave --generation out")
     figures = evaluate_split(run, split, progress=progress)
     if generation is None:
@@ -281,7 +281,7 @@ def evaluate(
 
 def spelling(run: Run, split: Split, *, requests: int) -> dict[str, Any] | None:
     """How a model spells, on so many of the test requests (evaluation.generation); None where it does not."""
-    if not isinstance(run.model, Speller):
+    if not spells(run.model):
         return None
     rows = torch.linspace(0, split.test.num_requests - 1, min(requests, split.test.num_requests)).long()
     width = run.recipe.model["beam_width"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nextitem.core import processes
 from nextitem.core.errors import UserError
-from nextitem.core.roles import Carrying, LossTerms, Trainable
+from nextitem.core.roles import LossTerms, Trainable, carries
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import Stamped
 from nextitem.training.optimizers import build_optimizer, build_schedule, sparse_tables
@@ -82,7 +82,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: what the model carries between steps."""
-        if isinstance(self.model, Carrying):
+        if carries(self.model):
             parts = processes.gather(self.model.carried.cpu())
             checkpoint["carried"] = torch.stack([parts[lane % len(parts)][lane] for lane in range(len(parts[0]))])
 
