@@ -126,7 +126,7 @@ def test_the_repository_holds_sources_only() -> None:
 
 @pytest.mark.parametrize("name", [name for name in vars(roles) if isinstance(getattr(roles, name), type)])
 def test_roles_that_isinstance_tells_have_methods_alone(name: str) -> None:
-    """From Python 3.12 on isinstance does not find parts and buffers of a module, which are no attributes of its own."""
+    """From Python 3.12 on isinstance does not find a module's parts and buffers, which are no attributes of its own."""
     role = getattr(roles, name)
     if getattr(role, "_is_runtime_protocol", False):
         assert not [each for base in role.__mro__ for each in vars(base).get("__annotations__", {})]
