@@ -36,7 +36,7 @@ class TreeConfig(configs.Config):
     objective: Literal["levels", "beam-aware"] = "levels"  # sampled nodes of every level, or those that a beam visits
     negatives: int = Field(64, ge=1)  # levels: other nodes for each target, in proportion to their depth
     negatives_per_level: tuple[int, ...] | None = None  # of each depth from 1 on; None: by `negatives`
-    training_beam: int = Field(16, ge=1)  # beam-aware: beams of the search in training
+    training_beam: int = Field(16, ge=1)  # beam-aware: beams of the search in training; more meet what it never saw
     targets_per_epoch: int | None = Field(None, ge=1)  # examples of an epoch, drawn anew each time; None: all
     beam_width: int = Field(100, ge=1)  # beams kept; at least k are
     relearn_after: tuple[int, ...] = ()  # epochs after which the tree is learnt anew
