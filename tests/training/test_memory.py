@@ -13,6 +13,7 @@ import torch
 from nextitem.training.memory import keep_freed_memory
 if not hasattr(ctypes.CDLL(None), "mallopt"):
     sys.exit(3)
+ctypes.CDLL(None).mallopt(-3, 2**17)  # as glibc begins; it may raise it by itself, or not, as blocks happen to be freed
 def faults(steps):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(steps):
