@@ -1,8 +1,9 @@
 """What a beam search visits in training: the prefixes that the true one has to beat.
 
 OTM (Zhuo et al., ICML 2020) trains a tree on the nodes that the present model's beam visits. For code sequences the
-same: at each depth the search keeps its beams, and the true prefix takes the place of the worst where it has been lost,
-so that a search that fails early still teaches the later codes.
+same: at each depth the search keeps its beams. Where the true prefix has been lost it takes the place of the worst, so
+that a search that fails early still teaches the later codes; at the depth of the loss itself it is alone. Set among
+likelier ones there, it would teach that these are wrong more often than they are, and draw down all that is popular.
 
 Shapes: B targets, W beams, M levels.
 """
@@ -29,6 +30,8 @@ def visited_prefixes(
 ) -> list[Tensor]:
     """For each depth 1..M the nodes [B, W + 1]: the true one of `items [B]` first, then the others; -1: no more.
 
+    Where the search did not keep the true one by itself there are no others.
+
     Nothing is excluded: the target may be in the history.
     """
     free = replace(batch, allowed=None, excluded=None)
@@ -43,8 +46,9 @@ def visited_prefixes(
         true = trie.ancestors(positions, depth=depth + 1)
         found = search.enter_children(beams, trie.expand(beams.nodes, depth=depth), logits, depth)
         parent = (beams.nodes == before[:, None]).int().argmax(1)
+        lost = (found.nodes != true[:, None]).all(1)
         beams = _with(found, true, trie.codes[true].long(), parent, _score(beams, logits, parent, trie.codes[true]))
-        others = beams.nodes.masked_fill(beams.nodes == true[:, None], -1)
+        others = beams.nodes.masked_fill((beams.nodes == true[:, None]) | lost[:, None], -1)
         visited.append(torch.cat([true[:, None], others], dim=1))
         before = true
     return visited
