@@ -38,9 +38,9 @@ from nextitem.data.readers import load_dataset  # noqa: E402
 from nextitem.data.splits import make_split  # noqa: E402
 from nextitem.evaluation.evaluate import latency, recommend_all  # noqa: E402
 from nextitem.evaluation.metrics.accuracy import recall  # noqa: E402
-from nextitem.pipeline.identify import with_content  # noqa: E402
 from nextitem.pipeline.recipe import build, component, default_for, resolve  # noqa: E402
 from nextitem.pipeline.run import load_run  # noqa: E402
+from nextitem.pipeline.tokenize import with_content  # noqa: E402
 
 KS = (10, 50, 200)
 

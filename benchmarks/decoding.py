@@ -33,7 +33,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.models.tiger import Tiger, TigerConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from t5_peer import DictTrie, as_transformers, generate
+from support.t5_peer import DictTrie, as_transformers, generate
 
 LEVELS, CODES, HISTORY, BATCH = 4, 256, 20, 32
 

@@ -20,10 +20,10 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.config import Config
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
+from nextitem.core.top_items import top_items
 from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import evaluate, recommend_all
-from nextitem.ops.topk import top_items
 
 WIDTH = 64
 TARGET_SECONDS = 5.0

@@ -23,7 +23,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.ids import IdMap
 from nextitem.core.jagged import Jagged
 from nextitem.models.sasrec import SASRec, SASRecConfig
-from nextitem.nn.transformer import BLOCKS
+from nextitem.nn.attention.transformer import BLOCKS
 
 ITEMS = 10_000
 

@@ -30,8 +30,8 @@ from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.registry import TOKENIZERS
 from nextitem.data.splits import make_split
-from nextitem.pipeline.identify import make_tokenizer, with_content
 from nextitem.pipeline.recipe import find, resolve
+from nextitem.pipeline.tokenize import make_tokenizer, with_content
 
 PLANTED = {"codebook_size": 8, "levels": 3}
 PLANTED_RUN = (

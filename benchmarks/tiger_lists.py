@@ -29,13 +29,13 @@ import nextitem as ni
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
+from nextitem.core.top_items import top_items
 from nextitem.data.splits import make_split
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.sampling import Sampling
 from nextitem.evaluation.evaluate import recommend_all
 from nextitem.evaluation.metrics import accuracy
 from nextitem.models.tiger import Tiger
-from nextitem.ops.topk import top_items
 from nextitem.pipeline.run import load_run
 
 EPSILONS = (None, 0.0, 0.1, 0.2, 0.3, 0.5, 1.0)

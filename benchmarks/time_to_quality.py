@@ -27,9 +27,9 @@ from peer_processes import PEERS, command, environment, options, write_log
 
 import nextitem as ni
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.top_items import top_items
 from nextitem.data.splits import make_split
 from nextitem.evaluation.metrics import accuracy
-from nextitem.ops.topk import top_items
 
 
 def judge(file: Path, requests: SequenceBatch, *, num_items: int) -> float:

@@ -28,7 +28,7 @@ from training_speed import measure
 
 import nextitem as ni
 from nextitem.core.dataset import Split
-from nextitem.data.shop import generate_shop
+from nextitem.data.shop.shop import generate_shop
 from nextitem.data.splits import make_split
 
 OWN = "two-tower"

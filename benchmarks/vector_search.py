@@ -30,7 +30,7 @@ os.environ["OMP_NUM_THREADS"] = str(ARGUMENTS.threads)
 import faiss  # noqa: E402
 import torch  # noqa: E402
 
-from nextitem.nn.ann_index import AnnIndex, AnnIndexConfig  # noqa: E402
+from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig  # noqa: E402
 from nextitem.ops.vector_search import VectorTable  # noqa: E402
 
 

@@ -14,11 +14,14 @@ from nextitem.core import registry, roles
 
 SOURCE = Path(__file__).parents[2] / "src" / "nextitem"
 LAYERS = [
-    {"core"},
     {"ops"},
+    {"core"},
+    {"distributed"},
     {"nn", "losses", "data", "decoding"},
+    {"neighbours"},
     {"models", "tokenizers"},
     {"training", "evaluation", "alignment", "cascade", "simulation"},
+    {"reporting"},
     {"pipeline"},
     {"serving"},
     {"cli"},

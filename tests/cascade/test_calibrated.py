@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from shelf import build, candidates, lists, requests, shelf
+from support.small_catalog import build, candidates, lists, requests, shelf
 
 from nextitem.core.errors import UserError
 

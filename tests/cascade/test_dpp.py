@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from shelf import build, candidates, lists, requests, shelf
+from support.small_catalog import build, candidates, lists, requests, shelf
 
 from nextitem.ops.greedy_map import greedy_map_reference
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shelf import build, candidates, lists, requests, shelf
+from support.small_catalog import build, candidates, lists, requests, shelf
 
 from nextitem.cascade.exposure import discounts
 from nextitem.core.errors import UserError

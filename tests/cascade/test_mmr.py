@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from shelf import build, candidates, lists, requests, shelf
+from support.small_catalog import build, candidates, lists, requests, shelf
 
 CONTENT = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shelf import build, candidates, lists, requests, shelf
+from support.small_catalog import build, candidates, lists, requests, shelf
 
 from nextitem.cascade.rules import RulesConfig
 from nextitem.core.catalog import Catalog

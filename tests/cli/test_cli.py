@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from known_answers import planted_clusters
+from support.known_answers import planted_clusters
 
 from nextitem.cli.main import main
 from nextitem.core import registry

@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from known_answers import DATASETS, share_right
+from support.known_answers import DATASETS, share_right
+from support.trained_models import requests, trained
 
-from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
 from nextitem.data.splits import make_split
-from nextitem.pipeline.run import Run, load_run, spelling, train
-
-RUNS = TemporaryDirectory()  # goes when the tests end
-
-
-def trained(name: str, data: str = "cycle", again: int = 0) -> Run:
-    """The model's debug recipe on a tiny data set, trained once; `again` asks for another training."""
-    return _trained(name, data, again)  # the cache tells a default from the same value given
-
-
-@cache
-def _trained(name: str, data: str, again: int) -> Run:
-    out = Path(RUNS.name) / f"{name}-{data}-{again}"
-    return train(name, DATASETS[data](), out=out, recipe=f"debug/{name}", protocol="leave-one-out", progress=False)
-
-
-def requests(histories: list[list[int]], **fields: object) -> SequenceBatch:
-    return SequenceBatch(Jagged.from_rows(histories), **fields)  # type: ignore[arg-type]
+from nextitem.pipeline.run import load_run, spelling
 
 
 def mask(model: Recommender, *items: int) -> torch.Tensor:

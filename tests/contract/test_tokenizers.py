@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from planted import catalog_of, clusters, learn, purity
+from support.planted_content import catalog_of, clusters, learn, purity
 
 from nextitem.core.config import parse
 from nextitem.core.registry import TOKENIZERS

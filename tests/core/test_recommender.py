@@ -16,7 +16,7 @@ from nextitem.core.ids import IdMap
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations, Relaxation
 from nextitem.core.recommender import Recommender
-from nextitem.ops.topk import top_items
+from nextitem.core.top_items import top_items
 
 N = 5
 

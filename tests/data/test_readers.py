@@ -364,7 +364,7 @@ def test_the_shop_goes_the_way_of_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_
         impressions=None,
         settings={"repeats": True, "interactions": {"positive_actions": ["buy"]}},
     )
-    monkeypatch.setitem(sys.modules, "nextitem.data.shop", SimpleNamespace(generate_shop=lambda: shop))
+    monkeypatch.setitem(sys.modules, "nextitem.data.shop.shop", SimpleNamespace(generate_shop=lambda: shop))
     dataset = load_dataset("shop")
     assert (dataset.name, dataset.source, dataset.catalog.num_items) == ("shop", "shop", 3)
     folder = load(tmp_path, interactions=log, toml='[interactions]\npositive_actions = ["buy"]')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import FakeGenerator, FakeParallelGenerator, identifier_table, requests
+from support.fake_generator import FakeGenerator, FakeParallelGenerator, identifier_table, requests
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from fakes import identifier_table, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fake_generator import identifier_table, requests
 
 from nextitem.decoding.constraints import Constraints
 from nextitem.decoding.trie import PrefixTrie

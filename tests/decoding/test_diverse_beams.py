@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import FakeGenerator, identifier_table, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fake_generator import FakeGenerator, identifier_table, requests
 
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.diverse_beams import diverse_beam_search

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import FakeGenerator, identifier_table, requests
+from support.fake_generator import FakeGenerator, identifier_table, requests
 
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.new_items import search_with_new_items

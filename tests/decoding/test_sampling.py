@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from fakes import FakeGenerator, identifier_table, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fake_generator import FakeGenerator, identifier_table, requests
 from torch import Tensor
 
 from nextitem.decoding.beam_search import beam_search

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from fakes import identifier_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fake_generator import identifier_table
 
 from nextitem.decoding.scheduled_sampling import sampled_prefixes
 from nextitem.decoding.trie import PrefixTrie

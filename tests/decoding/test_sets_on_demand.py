@@ -6,9 +6,9 @@ import threading
 
 import pytest
 import torch
-from fakes import FakeGenerator, identifier_table, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fake_generator import FakeGenerator, identifier_table, requests
 
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.sets_on_demand import FilteredSets, Filters, MaskSets, SetsOnDemand

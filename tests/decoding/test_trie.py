@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import identifier_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from support.fake_generator import identifier_table
 
 from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from fakes import FakeGenerator, identifier_table, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fake_generator import FakeGenerator, identifier_table, requests
 
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.decoding.visited_prefixes import listwise_loss, visited_prefixes

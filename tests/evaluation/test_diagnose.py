@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from known_answers import build, checkerboard, cycle, planted_clusters
+from support.known_answers import build, checkerboard, cycle, planted_clusters
 
 from nextitem.core.errors import UserError
 from nextitem.evaluation.diagnose import diagnose

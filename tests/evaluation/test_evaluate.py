@@ -8,7 +8,7 @@ from math import log2
 
 import pytest
 import torch
-from made import Fixed, ask, identified, shop
+from support.fixed_recommender import Fixed, ask, identified, shop
 
 from nextitem.evaluation.evaluate import Evaluation, evaluate, latency, quick_score
 from nextitem.evaluation.intervals import interval

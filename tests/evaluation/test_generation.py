@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import FakeGenerator, identifier_table, requests
+from support.fake_generator import FakeGenerator, identifier_table, requests
 
 from nextitem.core.jagged import Jagged
 from nextitem.decoding.trie import PrefixTrie

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import polars as pl
-from made import ask, identified, shop
+from support.fixed_recommender import ask, identified, shop
 
 from nextitem.core.dataset import Dataset
 from nextitem.evaluation.slices import slice_masks

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import FakeGenerator, FakeParallelGenerator, identifier_table, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fake_generator import FakeGenerator, FakeParallelGenerator, identifier_table, requests
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from known_answers import cycle
+from support.known_answers import cycle
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.history_state import HistoryState
@@ -15,7 +15,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
 from nextitem.core.roles import Incremental
-from nextitem.nn.transformer import BLOCKS
+from nextitem.nn.attention.transformer import BLOCKS
 
 READS = 7  # max_history_length, where a model has it
 SETTINGS: dict[str, list[dict[str, object]]] = {

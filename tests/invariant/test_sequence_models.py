@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from known_answers import cycle
+from support.known_answers import cycle
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.identifiers import IdentifierTable
@@ -15,7 +15,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
 from nextitem.core.roles import ClosedForm
 from nextitem.models.sasrec import SASRec, SASRecConfig
-from nextitem.nn.transformer import BLOCKS
+from nextitem.nn.attention.transformer import BLOCKS
 
 READS = 6  # max_history_length of the models under test
 HISTORIES = [[1], [4, 5, 6, 7, 8, 9, 10, 11], [2, 3, 2], [12, 1, 2, 3, 4, 5], [7, 7]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from known_answers import build
+from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from known_answers import build
+from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import RequestColumn

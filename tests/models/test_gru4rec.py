@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from known_answers import build, cycle
 from scipy.stats import chisquare
+from support.known_answers import build, cycle
 from torch import Tensor, nn
 from torch.nn import functional as F
 

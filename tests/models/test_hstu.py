@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from known_answers import build, cycle
+from support.known_answers import build, cycle
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch

@@ -9,14 +9,14 @@ import pytest
 import scipy.sparse as sp
 import torch
 from implicit.nearest_neighbours import CosineRecommender
-from known_answers import build
+from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.models import item_cf
 from nextitem.models.item_cf import ItemCF, ItemCFConfig
-from nextitem.nn import votes
+from nextitem.neighbours import votes
 
 
 def random_sequences(seed: int, *, users: int = 40, items: int = 25) -> list[list[int]]:

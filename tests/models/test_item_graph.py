@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from known_answers import build
 from sklearn.feature_extraction.text import TfidfVectorizer
+from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog

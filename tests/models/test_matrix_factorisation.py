@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from implicit.als import AlternatingLeastSquares
-from known_answers import build
+from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_answers import build, cycle
+from support.known_answers import build, cycle
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from known_answers import build, cycle
+from support.known_answers import build, cycle
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -20,7 +20,7 @@ from nextitem.data.negatives import Negatives, draw_negatives
 from nextitem.losses.contrastive import contrastive
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.models.sasrec import SASRec, SASRecConfig
-from nextitem.nn.transformer import BLOCKS, PublishedBlock
+from nextitem.nn.attention.transformer import BLOCKS, PublishedBlock
 from nextitem.pipeline.run import load_run, train
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_answers import build
+from support.known_answers import build
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch

@@ -17,7 +17,7 @@ from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.models.streaming_vq import StreamingVQ, StreamingVQConfig
-from nextitem.nn.learnt_codebooks import LearntCodebooks
+from nextitem.nn.quantisation.learnt_codebooks import LearntCodebooks
 
 
 def model_of(items: int = 40, **settings: object) -> StreamingVQ:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import polars as pl
 import pytest
 import torch
-from t5_peer import DictTrie, as_transformers, encoder_inputs, generate
+from support.t5_peer import DictTrie, as_transformers, encoder_inputs, generate
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from known_answers import build
+from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged

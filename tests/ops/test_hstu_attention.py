@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from attention_cases import DAY, LONGEST, SECOND, make, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.attention_cases import DAY, LONGEST, SECOND, make, run
 from torch import Tensor
 
 from nextitem.core.jagged import offsets_of

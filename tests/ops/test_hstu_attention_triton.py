@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import make, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.attention_cases import make, run
 from torch import Tensor
 
 from nextitem.ops.hstu_attention import Layout, hstu_attention, hstu_attention_reference

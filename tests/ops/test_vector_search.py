@@ -11,10 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
 from nextitem.ops import vector_search
-from nextitem.ops.vector_search import VectorTable, nearest_items, search_vectors_reference
+from nextitem.ops.vector_search import VectorTable, search_vectors_reference
+
+
+def rows_of(lists: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = Jagged.from_rows(lists)
+    return rows.values, rows.offsets
 
 
 def table_of(vectors: Tensor) -> VectorTable:
@@ -48,7 +52,7 @@ def test_it_equals_the_reference_to_the_last_tie(data: st.DataObject) -> None:
         share = data.draw(st.sampled_from([0.0, 0.01, 0.5, 1.0]))
         allowed = torch.from_numpy(rng.random((1 if kind == "shared" else count, items + 1)) < share)
     if data.draw(st.booleans()):
-        excluded = Jagged.from_rows([rng.integers(0, items + 1, rng.integers(0, 40)).tolist() for _ in range(count)])
+        excluded = rows_of([rng.integers(0, items + 1, rng.integers(0, 40)).tolist() for _ in range(count)])
     found, scores = table_of(vectors).search(queries, k, allowed=allowed, excluded=excluded)
     wanted = search_vectors_reference(vectors, queries, k, allowed=allowed, excluded=excluded)
     assert torch.equal(found, wanted[0])
@@ -77,7 +81,7 @@ def test_it_finds_the_best_whatever_the_vectors_are_like(kind: str) -> None:
 def test_groups_of_queries_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = integers(3001, 16, seed=1), integers(9, 16, seed=2)
     allowed = torch.from_numpy(np.random.default_rng(0).random((9, 3001)) < 0.7)
-    excluded = Jagged.from_rows([list(range(1, 60 * row + 1)) for row in range(9)])
+    excluded = rows_of([list(range(1, 60 * row + 1)) for row in range(9)])
     table = table_of(vectors)
     whole = table.search(queries, 20, allowed=allowed, excluded=excluded)
     monkeypatch.setattr(vector_search, "QUERIES", 4)
@@ -90,13 +94,13 @@ def test_groups_of_queries_and_blocks_change_nothing(monkeypatch: pytest.MonkeyP
 
 def test_few_items_are_searched_plainly_a_few_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = integers(601, 8, seed=3), integers(9, 8, seed=4)
-    excluded = Jagged.from_rows([[row, row + 1] for row in range(9)])
+    excluded = rows_of([[row, row + 1] for row in range(9)])
     table = VectorTable(vectors)
     assert not table.scanned
     monkeypatch.setattr(vector_search, "PLAIN_PRODUCTS", 2 * 601)
     together = table.search(queries, 5, excluded=excluded)
     for row in range(9):
-        one = table.search(queries[row : row + 1], 5, excluded=excluded.select(torch.tensor([row])))
+        one = table.search(queries[row : row + 1], 5, excluded=rows_of([[row, row + 1]]))
         assert torch.equal(one[0][0], together[0][row])
         assert torch.equal(one[1][0], together[1][row])
 
@@ -115,13 +119,3 @@ def test_most_vectors_are_never_looked_at(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(VectorTable, "_within_reach", counted)
     table.search(torch.randn(20, 32, generator=draw), 10)
     assert max(looked) < 100
-
-
-def test_a_batch_carries_what_may_be_returned() -> None:
-    vectors = integers(40, 4, seed=5)
-    mask = torch.zeros(1, 40, dtype=torch.bool)
-    mask[0, [3, 7, 9]] = True
-    batch = SequenceBatch(Jagged.from_rows([[1], [2]]), allowed=mask, excluded=Jagged.from_rows([[], [7, 3]]))
-    found = nearest_items(table_of(vectors), integers(2, 4, seed=6), batch, 3)
-    assert sorted(found.item_ids[0].tolist()) == [3, 7, 9]
-    assert found.item_ids[1].tolist() == [9, 0, 0]

@@ -9,7 +9,7 @@ import torch
 
 from nextitem.core.errors import UserError
 from nextitem.data.readers import load_dataset
-from nextitem.data.shop import generate_shop
+from nextitem.data.shop.shop import generate_shop
 from nextitem.data.splits import make_split
 from nextitem.pipeline.run import load_run, train
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from known_answers import planted_clusters
+from support.known_answers import planted_clusters
 
 import nextitem as ni
 from nextitem.cascade.cascade import Cascade

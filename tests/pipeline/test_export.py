@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_answers import planted_clusters
+from support.known_answers import planted_clusters
 
 import nextitem as ni
 from nextitem.core.batch import SequenceBatch

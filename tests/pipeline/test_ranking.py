@@ -13,7 +13,7 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.data.readers import dataset_from_frames
 from nextitem.data.settings import TABLES
-from nextitem.data.shop import generate_shop
+from nextitem.data.shop.shop import generate_shop
 from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.pipeline.compare import compare
 from nextitem.pipeline.run import load_run, train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-from known_answers import planted_clusters
+from support.known_answers import planted_clusters
 
 from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError

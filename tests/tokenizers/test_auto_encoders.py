@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from planted import catalog_of, clusters, learn
+from support.planted_content import catalog_of, clusters, learn
 
-from nextitem.nn.finite_scalars import FiniteScalars
-from nextitem.nn.learnt_codebooks import LearntCodebooks
-from nextitem.nn.quantizers import balanced_plan, product_quantise
+from nextitem.nn.quantisation.finite_scalars import FiniteScalars
+from nextitem.nn.quantisation.learnt_codebooks import LearntCodebooks
+from nextitem.nn.quantisation.quantizers import balanced_plan, product_quantise
 from nextitem.tokenizers.fsq import FSQ, FSQConfig
 
 CONTENT, TRUTH = clusters()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from planted import catalog_of, clusters, learn
+from support.planted_content import catalog_of, clusters, learn
 from torch import Tensor
 
 from nextitem.core.errors import UserError

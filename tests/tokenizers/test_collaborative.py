@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import torch
-from planted import catalog_of
+from support.planted_content import catalog_of
 from torch import Tensor
 
 from nextitem.core.dataset import Dataset, Users

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import catalog_of
+from support.planted_content import catalog_of
 from torch import Tensor
 
 from nextitem.core.config import Config

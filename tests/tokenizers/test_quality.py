@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from planted import catalog_of
+from support.planted_content import catalog_of
 from torch import Tensor
 
 from nextitem.core.config import Config

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from planted import catalog_of, clusters, learn
+from support.planted_content import catalog_of, clusters, learn
 
 from nextitem.data.readers import load_dataset
 from nextitem.data.text import ContentConfig, content_vectors
-from nextitem.nn.quantizers import kmeans, nearest_code
+from nextitem.nn.quantisation.quantizers import kmeans, nearest_code
 from nextitem.tokenizers.collisions import build_table
 from nextitem.tokenizers.quality import QualityConfig, collapse_warning
 from nextitem.tokenizers.residual_kmeans import ResidualKMeans

@@ -6,12 +6,12 @@ from copy import deepcopy
 
 import pytest
 import torch
-from planted import catalog_of, clusters, learn
+from support.planted_content import catalog_of, clusters, learn
 from torch import Tensor
 
 from nextitem.core.catalog import Catalog
 from nextitem.data.examples.content_rows import ContentBatch
-from nextitem.nn.quantizers import nearest_code
+from nextitem.nn.quantisation.quantizers import nearest_code
 from nextitem.tokenizers.collisions import build_table
 from nextitem.tokenizers.quality import QualityConfig, collapse_warning
 from nextitem.tokenizers.rq_vae import RQVAE, RQVAEConfig

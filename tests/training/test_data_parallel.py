@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from known_answers import cycle
+from support.known_answers import cycle
 from torch import nn
 
-from nextitem.core import processes
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
@@ -25,6 +24,7 @@ from nextitem.data.examples.content_rows import ContentBatch, ContentRows
 from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.data.examples.session_lanes import SessionLanes
 from nextitem.data.splits import make_split
+from nextitem.distributed import processes
 from nextitem.evaluation.evaluate import evaluate, recommend_all
 from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
 from nextitem.models.sasrec import SASRec, SASRecConfig
@@ -154,7 +154,7 @@ def launch(out: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "contract")]
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     code = f"import sys; sys.path[:0] = {paths!r}; import test_data_parallel as t; t.child(t.Path({str(out)!r}))"
     running = []
     for rank in ("0", "1"):

@@ -26,7 +26,7 @@ from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.recommendations import Recommendations
-from nextitem.nn.item_similarity import column_values
+from nextitem.neighbours.item_similarity import column_values
 
 
 class CalibratedConfig(configs.Config):

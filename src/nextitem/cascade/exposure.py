@@ -28,7 +28,7 @@ from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.recommendations import Recommendations
-from nextitem.nn.item_similarity import one_value
+from nextitem.neighbours.item_similarity import one_value
 
 
 class ExposureConfig(configs.Config):

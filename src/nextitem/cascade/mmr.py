@@ -21,7 +21,7 @@ from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.recommendations import Recommendations
-from nextitem.nn.item_similarity import ItemSimilarity
+from nextitem.neighbours.item_similarity import ItemSimilarity
 
 
 class MMRConfig(configs.Config):

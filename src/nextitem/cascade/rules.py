@@ -36,7 +36,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError
 from nextitem.core.recommendations import Recommendations, Relaxation
-from nextitem.nn.item_similarity import categorical_kind, one_value
+from nextitem.neighbours.item_similarity import categorical_kind, one_value
 
 DAY_MS = 86_400_000
 NEVER = -(10**6)  # a place long before the first

@@ -32,8 +32,8 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """Judges runs and freshly trained models on the same test requests; writes report.html and scoreboard.json."""
-    from nextitem.evaluation.scoreboard import print_scoreboard
     from nextitem.pipeline.compare import compare as run_comparison
+    from nextitem.reporting.scoreboard import print_scoreboard
 
     rows, _ = run_comparison(
         data,

@@ -25,9 +25,9 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """The main job: five recommenders, classic and generative, on one scoreboard, with a report."""
-    from nextitem.evaluation.scoreboard import print_scoreboard
     from nextitem.pipeline.compare import MAIN_JOB
     from nextitem.pipeline.compare import compare as run_comparison
+    from nextitem.reporting.scoreboard import print_scoreboard
 
     rows, customers = run_comparison(
         data, out=out, models=MAIN_JOB, protocol=protocol, minutes_per_model=minutes, seed=seed,

@@ -40,8 +40,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluates a run on its test requests: full catalogue, item-level hits, confidence intervals, slices."""
-    from nextitem.evaluation.scoreboard import print_evaluation
     from nextitem.pipeline.run import evaluate as run_evaluation
+    from nextitem.reporting.scoreboard import print_evaluation
 
     figures = run_evaluation(
         run,

@@ -37,10 +37,10 @@ def tokenize(
     """Turns items into semantic IDs and reports their quality."""
     from nextitem.data.readers import load_dataset
     from nextitem.data.splits import make_split
-    from nextitem.evaluation.scoreboard import print_quality
-    from nextitem.pipeline import identify
+    from nextitem.pipeline import tokenize as identify
     from nextitem.pipeline.folders import prepare_out
     from nextitem.pipeline.recipe import find, resolve
+    from nextitem.reporting.scoreboard import print_quality
 
     if append:
         useless = {"--recipe": recipe, "--seed": seed, "--set": settings or None, "--overwrite": overwrite or None}

@@ -14,6 +14,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
+from nextitem.core.top_items import top_items
 
 
 class Recommender(nn.Module, ABC):
@@ -79,18 +80,11 @@ class Recommender(nn.Module, ABC):
         return None
 
     def _popular(self, batch: SequenceBatch, k: int) -> Recommendations:
-        scores = self.popularity.expand(batch.num_requests, -1).clone()
-        legal, returnable = batch.legal(self.num_items), self._returnable()
-        scores[:, 0] = -torch.inf
+        scores = self.popularity.repeat(batch.num_requests, 1)
+        returnable = self._returnable()
         if returnable is not None:
             scores[:, ~returnable] = -torch.inf
-        if legal is not None:
-            scores[~legal] = -torch.inf
-        values, items = scores.sort(dim=1, descending=True, stable=True)
-        missing = (0, max(0, k - values.shape[1]))
-        values = nn.functional.pad(values[:, :k], missing, value=-torch.inf)
-        items = nn.functional.pad(items[:, :k], missing)
-        return Recommendations(items.masked_fill(values == -torch.inf, 0), values)
+        return top_items(scores, batch, k)
 
     def _mixed(self, batch: SequenceBatch, k: int, empty: Tensor) -> Recommendations:
         full_rows, empty_rows = (~empty).nonzero()[:, 0], empty.nonzero()[:, 0]

@@ -46,7 +46,7 @@ def load_dataset(source: str | Path, *, drop_unknown_items: bool = False) -> Dat
     the data set's notes say how many. Every mistake in the files is a UserError with file, column and row.
     """
     if source == SHOP:
-        from nextitem.data.shop import generate_shop
+        from nextitem.data.shop.shop import generate_shop
 
         shop = generate_shop()
         frames = {name: getattr(shop, name) for name in TABLES}

@@ -19,11 +19,11 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
+from nextitem.core.top_items import top_items
 from nextitem.data.text import ContentConfig, content_vectors
 from nextitem.evaluation.metrics.accuracy import recall
 from nextitem.models.item_graph import ItemGraphConfig, item_transitions
-from nextitem.nn.sparse_rows import ages, weighted_histories
-from nextitem.ops.topk import top_items
+from nextitem.neighbours.sparse_rows import ages, weighted_histories
 
 MEMORIES = (1, 2, 5, 50)  # most recent items that the untrained walk reads
 DECAY = 0.8  # weight of an item for each event that followed it

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from nextitem.core import processes
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
 from nextitem.data.text import ContentConfig, content_vectors
+from nextitem.distributed import processes
 from nextitem.evaluation.intervals import interval
 from nextitem.evaluation.metrics import accuracy, beyond_accuracy
 from nextitem.evaluation.slices import slice_masks

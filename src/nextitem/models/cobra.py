@@ -43,9 +43,9 @@ from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.bucket_search import bucket_search
 from nextitem.decoding.trie import PrefixTrie
+from nextitem.nn.attention.transformer import PreNormBlock
+from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.initialisation import truncated_normal_
-from nextitem.nn.item_features import CONTENT
-from nextitem.nn.transformer import PreNormBlock
 
 
 class CobraConfig(configs.Config):

@@ -32,9 +32,10 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
+from nextitem.core.top_items import top_items
 from nextitem.data.requests import user_context
-from nextitem.nn.sparse_rows import SparseRows
-from nextitem.ops.topk import stable_topk, top_items
+from nextitem.neighbours.sparse_rows import SparseRows
+from nextitem.ops.topk import stable_topk
 
 DAY_MS = 86_400_000
 

@@ -36,15 +36,15 @@ from nextitem.core.history_state import HistoryState
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
+from nextitem.core.top_items import top_items
 from nextitem.data.examples.session_lanes import LaneBatch, SessionLanes
 from nextitem.losses.bpr import bpr
 from nextitem.losses.bpr_max import bpr_max
 from nextitem.losses.merged_softmax import merged_softmax
 from nextitem.losses.top1 import top1
 from nextitem.losses.top1_max import top1_max
-from nextitem.nn.incremental import read_on
+from nextitem.nn.attention.incremental import read_on
 from nextitem.nn.recurrent import GRULayer, OneHotGRULayer, glorot_
-from nextitem.ops.topk import top_items
 
 
 class GRU4RecConfig(configs.Config):

@@ -38,14 +38,14 @@ from nextitem.core.jagged import Jagged, offsets_of
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
+from nextitem.core.top_items import top_items
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.examples.stochastic_length import stochastic_length
 from nextitem.data.negatives import SharedBy, draw_negatives
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.sampled_softmax import sampled_softmax
-from nextitem.nn.hstu import HSTULayer, Past
+from nextitem.nn.attention.hstu import HSTULayer, Past
 from nextitem.ops.hstu_attention import Layout
-from nextitem.ops.topk import top_items
 
 
 class HSTUConfig(configs.Config):

@@ -37,8 +37,8 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.nn.sparse_rows import SparseRows, keep_largest, keep_largest_of_dense, users_by_items
-from nextitem.nn.votes import DENSE_FROM, recent_history, top_voted
+from nextitem.neighbours.sparse_rows import SparseRows, keep_largest, keep_largest_of_dense, users_by_items
+from nextitem.neighbours.votes import DENSE_FROM, recent_history, top_voted
 
 DAY_MS = 86_400_000
 BLOCK_COST = 2**22  # pairs that are summed at a time: some 200 MiB

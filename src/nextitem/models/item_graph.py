@@ -40,9 +40,9 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
+from nextitem.core.top_items import top_items
 from nextitem.data.text import split_words
-from nextitem.nn.sparse_rows import SparseRows, ages, weighted_histories
-from nextitem.ops.topk import top_items
+from nextitem.neighbours.sparse_rows import SparseRows, ages, weighted_histories
 
 # Far below the score of any real transition, so popularity only orders what the walk does not reach.
 BACKFILL = 1e-7

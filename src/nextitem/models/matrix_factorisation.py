@@ -36,9 +36,9 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.nn.ann_index import AnnIndex, AnnIndexConfig
-from nextitem.nn.sparse_rows import padded_rows, users_by_items
-from nextitem.nn.votes import recent_history
+from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
+from nextitem.neighbours.sparse_rows import padded_rows, users_by_items
+from nextitem.neighbours.votes import recent_history
 
 PADDED_NUMBERS = 2**22  # of vectors and of normal equations that are held at a time
 

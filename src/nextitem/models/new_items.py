@@ -32,10 +32,10 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.nn.ann_index import AnnIndex, AnnIndexConfig
-from nextitem.nn.sparse_rows import padded_rows
-from nextitem.nn.votes import recent_history
-from nextitem.ops.topk import top_items
+from nextitem.core.top_items import top_items
+from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
+from nextitem.neighbours.sparse_rows import padded_rows
+from nextitem.neighbours.votes import recent_history
 
 DAY_MS = 86_400_000
 

@@ -34,12 +34,12 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
+from nextitem.core.top_items import top_items
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.negatives import draw_negatives
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.initialisation import truncated_normal_
-from nextitem.ops.topk import top_items
 
 
 class NextItNetConfig(configs.Config):

@@ -24,7 +24,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.ops.topk import top_items
+from nextitem.core.top_items import top_items
 
 DAY_MS = 86_400_000
 

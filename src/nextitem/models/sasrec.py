@@ -46,6 +46,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
+from nextitem.core.top_items import top_items
 from nextitem.data.examples.augmentations import augmented
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.negatives import SharedBy, draw_negatives
@@ -54,12 +55,11 @@ from nextitem.losses.contrastive import contrastive
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import gbce
 from nextitem.losses.sampled_softmax import sampled_softmax
-from nextitem.nn.incremental import read_on
+from nextitem.nn.attention.incremental import read_on
+from nextitem.nn.attention.key_value_cache import FurtherPositions, KeyValueCache
+from nextitem.nn.attention.transformer import BLOCKS
+from nextitem.nn.fields.item_features import CONTENT, ItemFeatures
 from nextitem.nn.initialisation import truncated_normal_
-from nextitem.nn.item_features import CONTENT, ItemFeatures
-from nextitem.nn.key_value_cache import FurtherPositions, KeyValueCache
-from nextitem.nn.transformer import BLOCKS
-from nextitem.ops.topk import top_items
 
 
 class SASRecConfig(configs.Config):
@@ -71,7 +71,7 @@ class SASRecConfig(configs.Config):
     dropout: float = Field(0.5, ge=0, lt=1)  # of embeddings, attention and feed-forward
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
     positions: Literal["from-last", "from-first"] = "from-last"  # of that window; from-first: new events cost one step
-    block: Literal["published", "pre-norm", "ligr"] = "ligr"  # see nn/transformer.py
+    block: Literal["published", "pre-norm", "ligr"] = "ligr"  # see nn/attention/transformer.py
     objective: Literal["full-softmax", "sampled-softmax", "bce", "gbce"] = "sampled-softmax"
     num_negatives: int = Field(1024, ge=1)  # sampled-softmax: see the next line; bce, gbce: for each position
     negatives_shared_by: SharedBy = "batch"  # of sampled-softmax: who has the same ones

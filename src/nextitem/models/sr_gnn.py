@@ -37,9 +37,9 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
+from nextitem.core.top_items import top_items
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.losses.full_softmax import full_softmax
-from nextitem.ops.topk import top_items
 
 
 class SRGNNConfig(configs.Config):

@@ -31,7 +31,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nextitem.core import config as configs
-from nextitem.core import processes
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
@@ -40,11 +39,12 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
+from nextitem.core.top_items import top_candidates, top_items
 from nextitem.data.examples.next_target import NextTargets
+from nextitem.distributed import processes
 from nextitem.losses.in_batch_softmax import in_batch_softmax
-from nextitem.nn.quantizers import kmeans
+from nextitem.nn.quantisation.quantizers import kmeans
 from nextitem.ops.merge_lists import SortedLists, merge_lists
-from nextitem.ops.topk import top_candidates, top_items
 
 
 class StreamingVQConfig(configs.Config):

@@ -35,8 +35,8 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.nn.sparse_rows import SparseRows, keep_largest, users_by_items
-from nextitem.nn.votes import recent_history, top_voted
+from nextitem.neighbours.sparse_rows import SparseRows, keep_largest, users_by_items
+from nextitem.neighbours.votes import recent_history, top_voted
 
 BLOCK_PAIRS = 2**22  # (user, user, shared item) that are held at a time
 

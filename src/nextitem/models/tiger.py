@@ -42,7 +42,7 @@ from nextitem.decoding.new_items import search_with_new_items
 from nextitem.decoding.scheduled_sampling import sampled_prefixes
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.decoding.visited_prefixes import listwise_loss, visited_prefixes
-from nextitem.nn.t5 import DecoderLayer, EncoderLayer, RelativePositionBias
+from nextitem.nn.attention.t5 import DecoderLayer, EncoderLayer, RelativePositionBias
 
 
 class TigerConfig(configs.Config):

@@ -41,14 +41,14 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import Examples, LossTerms
+from nextitem.core.top_items import top_candidates
 from nextitem.data.examples.event_requests import EventRequests
 from nextitem.data.examples.labelled_candidates import TARGET, LabelledRequests, shown_requests
 from nextitem.losses.in_batch_softmax import in_batch_softmax
-from nextitem.nn.ann_index import AnnIndex, AnnIndexConfig
-from nextitem.nn.item_features import CONTENT
+from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
+from nextitem.nn.fields.item_features import CONTENT
+from nextitem.nn.fields.towers import NEVER, ItemTower, TowerSizes, UserTower
 from nextitem.nn.streaming_frequency import StreamingFrequency
-from nextitem.nn.towers import NEVER, ItemTower, TowerSizes, UserTower
-from nextitem.ops.topk import top_candidates
 
 TEACHER = "teacher"  # the label that holds a ranker's scores
 BLOCK = 65_536  # items whose vectors are made at a time
@@ -62,7 +62,7 @@ class TwoTowerConfig(configs.Config):
     field_width: int = Field(32, ge=1)  # of each field's vector
     hidden: tuple[int, ...] = (128,)  # units of the hidden layers of both towers
     dropout: float = Field(0.1, ge=0, lt=1)  # of hidden layers, and of what a history is summed up to
-    user_fields: tuple[str, ...] = ()  # of requests (nn/fields.py), read beside the history; none named: all there are
+    user_fields: tuple[str, ...] = ()  # of requests (nn/fields), read beside the history; none named: all there are
     item_fields: tuple[str, ...] = ()  # of items alone, and "content"; none named: all columns
     heads: int = Field(2, ge=1)  # ways of weighing the history
     max_history_length: int = Field(50, ge=1)  # most recent events that are read

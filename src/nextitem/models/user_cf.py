@@ -34,8 +34,8 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.nn.sparse_rows import SparseRows, keep_largest, users_by_items
-from nextitem.nn.votes import recent_history, top_voted
+from nextitem.neighbours.sparse_rows import SparseRows, keep_largest, users_by_items
+from nextitem.neighbours.votes import recent_history, top_voted
 
 
 class UserCFConfig(configs.Config):

@@ -1,1 +1,1 @@
-"""Layers that two or more models share."""
+"""Parts that models are composed of, in folders by what they are."""

@@ -21,9 +21,6 @@ import math
 import torch
 from torch import Tensor
 
-from nextitem.core.batch import SequenceBatch
-from nextitem.core.jagged import Jagged
-from nextitem.core.recommendations import Recommendations
 from nextitem.ops.topk import stable_topk
 
 GROUP = 16  # items that share a bound
@@ -35,6 +32,8 @@ PLAIN_PRODUCTS = 2**22  # products made at a time on the plain way
 LEVELS = 127
 ROUNDING = 1e-5  # of |q| |v|: more than float32 sums of some thousand terms lose
 NEVER = torch.iinfo(torch.int32).min
+
+Rows = tuple[Tensor, Tensor]  # rows of different lengths: values [T] and offsets [B + 1]
 
 
 class VectorTable:
@@ -51,11 +50,12 @@ class VectorTable:
             self._round()
 
     def search(
-        self, queries: Tensor, k: int, *, allowed: Tensor | None = None, excluded: Jagged | None = None
+        self, queries: Tensor, k: int, *, allowed: Tensor | None = None, excluded: Rows | None = None
     ) -> tuple[Tensor, Tensor]:
         """The k items with the largest inner product for each of `queries [B, D]`, and these.
 
-        `allowed` and `excluded` as in SequenceBatch. Returns items [B, k] int64, 0 where there are no more, and scores
+        `allowed` is bool [1, N + 1] or [B, N + 1]: only these items; `excluded`: the items that each query leaves
+        out, values and offsets. Returns items [B, k] int64, 0 where there are no more, and scores
         [B, k], -inf there. Ties go to the smaller item number.
         """
         if not len(queries):
@@ -65,7 +65,7 @@ class VectorTable:
         for start in range(0, len(queries), size):
             rows = torch.arange(start, min(start + size, len(queries)), device=queries.device)
             legal = allowed if allowed is None or len(allowed) == 1 else allowed[rows]
-            out = None if excluded is None else excluded.select(rows)
+            out = None if excluded is None else _slice(excluded, start, start + len(rows))
             if self.scanned:
                 parts.append(self._search(queries[rows], k, legal, out))
             else:
@@ -103,9 +103,7 @@ class VectorTable:
             self.lengths[0, groups] = (grouped - rounded).norm(dim=2).amax(0) + ROUNDING * longest
             self.lengths[1, groups] = longest
 
-    def _search(
-        self, queries: Tensor, k: int, allowed: Tensor | None, excluded: Jagged | None
-    ) -> tuple[Tensor, Tensor]:
+    def _search(self, queries: Tensor, k: int, allowed: Tensor | None, excluded: Rows | None) -> tuple[Tensor, Tensor]:
         """The same for a few queries, on the way described above."""
         queries = queries.float()
         step = (queries.abs().amax(1, keepdim=True) / LEVELS).clamp(min=1e-30)
@@ -116,7 +114,7 @@ class VectorTable:
             [queries.norm(dim=1, keepdim=True) / step, (queries / step - rounded).norm(dim=1)[:, None]], 1
         )
         upper = self._upper_bounds(codes, spread, allowed)
-        left_out = torch.zeros(len(queries), dtype=torch.int64) if excluded is None else excluded.lengths
+        left_out = torch.zeros(len(queries), dtype=torch.int64) if excluded is None else excluded[1].diff()
         least = self._least(upper, spread, k + left_out)
         items, scores = torch.zeros((len(queries), k), dtype=torch.int64), torch.full((len(queries), k), -torch.inf)
         for row in range(len(queries)):
@@ -124,7 +122,7 @@ class VectorTable:
             legal = self._legal(
                 groups,
                 None if allowed is None else allowed[row if len(allowed) > 1 else 0],
-                None if excluded is None else excluded.values[excluded.offsets[row] : excluded.offsets[row + 1]],
+                None if excluded is None else excluded[0][excluded[1][row] : excluded[1][row + 1]],
             )
             found = self._within_reach(groups, legal, codes[row], spread[row], k)
             values = self.vectors.index_select(0, found).float() @ queries[row]
@@ -202,7 +200,7 @@ class VectorTable:
 
 
 def search_vectors_reference(
-    vectors: Tensor, queries: Tensor, k: int, *, allowed: Tensor | None = None, excluded: Jagged | None = None
+    vectors: Tensor, queries: Tensor, k: int, *, allowed: Tensor | None = None, excluded: Rows | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same by all products, and a cut."""
     scores = queries.float() @ vectors.float().T
@@ -210,13 +208,17 @@ def search_vectors_reference(
     if allowed is not None:
         scores.masked_fill_(~allowed, -torch.inf)
     if excluded is not None:
-        scores[excluded.row_ids(), excluded.values] = -torch.inf
+        values, offsets = excluded
+        rows = torch.arange(len(offsets) - 1, device=offsets.device).repeat_interleave(offsets.diff())
+        scores[rows, values] = -torch.inf
     values, items = stable_topk(scores, min(k, scores.shape[1]))
     missing = (0, k - values.shape[1])
     values = torch.nn.functional.pad(values, missing, value=-torch.inf)
     return torch.nn.functional.pad(items, missing).masked_fill(values == -torch.inf, 0), values
 
 
-def nearest_items(table: VectorTable, queries: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
-    """The k items of largest inner product that each request allows."""
-    return Recommendations(*table.search(queries, k, allowed=batch.allowed, excluded=batch.excluded))
+def _slice(rows: Rows, first: int, end: int) -> Rows:
+    """Rows `first` to `end` - 1."""
+    values, offsets = rows
+    low, high = int(offsets[first]), int(offsets[end])
+    return values[low:high], offsets[first : end + 1] - low

@@ -15,13 +15,13 @@ from nextitem.core.recommender import Recommender
 from nextitem.data.readers import load_dataset
 from nextitem.data.splits import default_protocol, make_split
 from nextitem.evaluation.evaluate import latency
-from nextitem.evaluation.report import CustomerExample, write_report
-from nextitem.evaluation.scoreboard import ReportRow, scoreboard_json
 from nextitem.pipeline.bundle import write_json
 from nextitem.pipeline.folders import prepare_out
-from nextitem.pipeline.identify import Say
 from nextitem.pipeline.recipe import default_for, resolve
 from nextitem.pipeline.run import Run, aligned, evaluate_split, load_run, spelling, split_for, train
+from nextitem.pipeline.tokenize import Say
+from nextitem.reporting.report import CustomerExample, write_report
+from nextitem.reporting.scoreboard import ReportRow, scoreboard_json
 
 MAIN_JOB = ("popularity", "item-cf", "item-graph", "sasrec", "tiger")
 CUSTOMERS = 3  # shown in the report

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nextitem.core.errors import UserError
 from nextitem.models.cobra import Cobra
-from nextitem.nn.transformer import PreNormBlock
+from nextitem.nn.attention.transformer import PreNormBlock
 from nextitem.pipeline.bundle import save_catalog
 from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.run import Run, load_run

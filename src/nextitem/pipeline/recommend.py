@@ -19,7 +19,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations, Relaxation
 from nextitem.core.recommender import Recommender
 from nextitem.data.requests import context_of, user_context
-from nextitem.nn.fields import Fields
+from nextitem.nn.fields.fields import Fields
 
 
 @dataclass(frozen=True)

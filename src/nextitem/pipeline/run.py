@@ -16,7 +16,7 @@ import tomli_w
 import torch
 
 from nextitem.cascade.cascade import Cascade
-from nextitem.core import processes, registry
+from nextitem.core import registry
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.config import read_toml, to_toml_values
 from nextitem.core.dataset import Dataset, Split
@@ -25,18 +25,19 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import Calibrated, ClosedForm, Generator, Indexed, Ranker, Staged, Trainable
 from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
+from nextitem.distributed import processes
 from nextitem.evaluation.evaluate import Evaluation, quick_score
 from nextitem.evaluation.evaluate import evaluate as evaluate_model
 from nextitem.evaluation.evaluate_ranking import evaluate_ranker, quick_auc
 from nextitem.evaluation.funnel import funnel
 from nextitem.evaluation.generation import generation_report, spells
-from nextitem.nn.ann_index import AnnIndex
+from nextitem.neighbours.ann_index import AnnIndex
 from nextitem.pipeline.bundle import load_model, load_recipe, save_model, save_recipe, write_json
 from nextitem.pipeline.cascade import Stages, fit_cascade
 from nextitem.pipeline.folders import prepare_out
-from nextitem.pipeline.identify import Say, require_identifiers, with_content
 from nextitem.pipeline.recipe import Recipe, build, component, default_for, find, resolve
 from nextitem.pipeline.recommend import Answer, Filters, answer, history_requests, user_requests
+from nextitem.pipeline.tokenize import Say, require_identifiers, with_content
 from nextitem.training.fit import TrainingResult, fit
 
 KS = (5, 10, 20)

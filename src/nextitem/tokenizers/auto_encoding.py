@@ -10,8 +10,8 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.roles import LossTerms
 from nextitem.data.examples.content_rows import ContentBatch, ContentRows
-from nextitem.nn.learnt_codebooks import Passed
-from nextitem.nn.quantised_autoencoder import QuantisedAutoEncoder
+from nextitem.nn.quantisation.learnt_codebooks import Passed
+from nextitem.nn.quantisation.quantised_autoencoder import QuantisedAutoEncoder
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
 

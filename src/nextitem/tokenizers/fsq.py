@@ -19,7 +19,7 @@ from pydantic import Field
 
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
-from nextitem.nn.finite_scalars import FiniteScalars
+from nextitem.nn.quantisation.finite_scalars import FiniteScalars
 from nextitem.tokenizers.auto_encoding import AutoEncoding
 
 

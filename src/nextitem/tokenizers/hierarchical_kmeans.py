@@ -23,7 +23,7 @@ from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import offsets_of
-from nextitem.nn.quantizers import kmeans, nearest_code
+from nextitem.nn.quantisation.quantizers import kmeans, nearest_code
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
 _CHUNK = 1 << 24  # numbers of a comparison of items with codes that are held at once

@@ -6,7 +6,7 @@ slice gives one code. No code depends on another, so all of an item's codes can 
 
 Notable
 - The rotation is faiss's OPQMatrix (alternating: quantise, solve for the rotation); the codebooks are then clustered
-  anew, k-means with a good start (nn/quantizers.py), and may have fewer codes than asked.
+  anew, k-means with a good start (nn/quantisation/quantizers.py), and may have fewer codes than asked.
 - Dimensions of zeros fill the content up to a multiple of M.
 
 Shapes: n items, D content width, M levels, C codes.
@@ -24,7 +24,7 @@ from torch import Tensor
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
-from nextitem.nn.quantizers import kmeans, product_quantise
+from nextitem.nn.quantisation.quantizers import kmeans, product_quantise
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
 _SAMPLE = 65_536  # vectors from which the rotation is learnt

@@ -26,7 +26,7 @@ from torch import Tensor
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
-from nextitem.nn.quantizers import balanced_clusters, kmeans, nearest_code, residual_quantise, sum_of_codes
+from nextitem.nn.quantisation.quantizers import balanced_clusters, kmeans, nearest_code, residual_quantise, sum_of_codes
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
 

@@ -11,7 +11,7 @@ Notable
 - Content is standardised by dimension: raw unit-norm text vectors are known to collapse to one code.
 - Codes that nothing used for `revive_every` batches restart at random residuals; the paper does not say how it
   keeps 80% of the codes in use. `sinkhorn` spreads each training batch evenly over the codes (LC-Rec, 2311.09049).
-- Residuals subtract sg(e), so the commitment term of every level reaches the encoder (see nn/quantizers.py).
+- Residuals subtract sg(e), so the commitment term of every level reaches the encoder (nn/quantisation/quantizers.py).
 - Losses are sums over dimensions and means over rows; codebooks learn by gradient, or by moving averages.
 
 Shapes: B rows, D content width, E latent width, M levels, C codes.
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
-from nextitem.nn.learnt_codebooks import LearntCodebooks, Passed
+from nextitem.nn.quantisation.learnt_codebooks import LearntCodebooks, Passed
 from nextitem.tokenizers.auto_encoding import AutoEncoding
 
 

@@ -30,8 +30,8 @@ from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
-from nextitem.nn.balanced_tree import BalancedTree, balanced_tree
-from nextitem.nn.quantizers import nearest_code
+from nextitem.nn.quantisation.balanced_tree import BalancedTree, balanced_tree
+from nextitem.nn.quantisation.quantizers import nearest_code
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
 

@@ -6,7 +6,7 @@ so that no code depends on another, and codes do not go from coarse to fine.
 
 Notable
 - TIGER does not say how its VQ-VAE makes several codes; slices of the latent vector are the usual way.
-- Start, restart and movement of code vectors as in rq-vae (nn/learnt_codebooks.py).
+- Start, restart and movement of code vectors as in rq-vae (nn/quantisation/learnt_codebooks.py).
 
 Shapes: B rows, D content width, E latent width, M levels, C codes.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
-from nextitem.nn.learnt_codebooks import LearntCodebooks, Passed
+from nextitem.nn.quantisation.learnt_codebooks import LearntCodebooks, Passed
 from nextitem.tokenizers.auto_encoding import AutoEncoding
 
 

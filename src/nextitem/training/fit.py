@@ -20,9 +20,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from nextitem.core import processes
 from nextitem.core.errors import UserError
 from nextitem.core.roles import Examples
+from nextitem.distributed import processes
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import BatchStream
 from nextitem.training.memory import keep_freed_memory

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from nextitem.core import processes
 from nextitem.core.roles import Examples
+from nextitem.distributed import processes
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from nextitem.core import processes
 from nextitem.core.errors import UserError
 from nextitem.core.roles import LossTerms, Trainable, carries
+from nextitem.distributed import processes
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import Stamped
 from nextitem.training.optimizers import build_optimizer, build_schedule, sparse_tables

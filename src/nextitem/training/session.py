@@ -12,8 +12,8 @@ import lightning
 import torch
 from torch import Tensor
 
-from nextitem.core import processes
 from nextitem.core.roles import Alternating
+from nextitem.distributed import processes
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import Stamped
 from nextitem.training.module import TrainingModule

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from known_answers import cycle
+from support.known_answers import cycle
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -14,7 +14,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.models.rankers.lr import LR, LRConfig
 from nextitem.models.rankers.ranking_model import RankingConfig, RankingModel
-from nextitem.nn.fields import FieldCodes
+from nextitem.nn.fields.fields import FieldCodes
 
 
 class Known(RankingModel):

@@ -21,7 +21,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.models.tdm.jtm import JTM, JTMConfig, shared_out
 from nextitem.models.tdm.network import bits_to_codes
-from nextitem.nn.balanced_tree import balanced_tree
+from nextitem.nn.quantisation.balanced_tree import balanced_tree
 
 
 def model_of(count: int, **fields: object) -> JTM:

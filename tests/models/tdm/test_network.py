@@ -20,8 +20,8 @@ from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.models.tdm.network import TreeConfig, TreeNetwork, bits_to_codes
 from nextitem.models.tdm.tdm import TDM, TDMConfig
-from nextitem.nn.balanced_tree import balanced_tree
-from nextitem.nn.node_scorer import NodeScorer
+from nextitem.nn.quantisation.balanced_tree import balanced_tree
+from nextitem.nn.ranking.node_scorer import NodeScorer
 
 
 def tree_table(count: int, *, seed: int = 0, fingerprint: str = "") -> IdentifierTable:

@@ -12,10 +12,10 @@ from torch import nn
 
 from nextitem.core.errors import UserError
 from nextitem.models.rankers.ranking_model import RankingConfig
-from nextitem.nn.fields import FieldVectors
-from nextitem.nn.mlp import Activation
-from nextitem.nn.senet import SENet
-from nextitem.nn.task_towers import Sharing, TaskTowers
+from nextitem.nn.fields.fields import FieldVectors
+from nextitem.nn.ranking.mlp import Activation
+from nextitem.nn.ranking.senet import SENet
+from nextitem.nn.ranking.task_towers import Sharing, TaskTowers
 
 
 class DeepConfig(RankingConfig):
@@ -26,7 +26,7 @@ class DeepConfig(RankingConfig):
     tower: tuple[int, ...] = ()  # widths of the layers that each task has of its own
     activation: Activation = "relu"  # of both
     dropout: float = Field(0.0, ge=0, lt=1)  # after each shared layer
-    sharing: Sharing = "shared-bottom"  # what several tasks share (nn/task_towers.py)
+    sharing: Sharing = "shared-bottom"  # what several tasks share (nn/ranking/task_towers.py)
     experts: int = Field(4, ge=1)  # of mmoe; of ple: shared ones, and each task's own
     levels: int = Field(2, ge=1)  # extraction networks of ple
     field_gates: Literal["relu", "sigmoid"] | None = None  # SENet over the fields that the deep part reads

@@ -19,8 +19,8 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates
 from nextitem.models.rankers.ranking_model import RankingModel
-from nextitem.nn.factorisation import pairwise_interactions
-from nextitem.nn.fields import FieldCodes, FieldVectors
+from nextitem.nn.fields.fields import FieldCodes, FieldVectors
+from nextitem.nn.ranking.factorisation import pairwise_interactions
 
 
 class DeepFMConfig(DeepConfig):

@@ -23,9 +23,9 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates, history_width
 from nextitem.models.rankers.ranking_model import RankingModel
-from nextitem.nn.fields import FieldCodes, FieldVectors
-from nextitem.nn.mlp import Activation
-from nextitem.nn.target_attention import TargetAttention
+from nextitem.nn.attention.target_attention import TargetAttention
+from nextitem.nn.fields.fields import FieldCodes, FieldVectors
+from nextitem.nn.ranking.mlp import Activation
 
 
 class DINConfig(DeepConfig):

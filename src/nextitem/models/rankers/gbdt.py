@@ -32,8 +32,8 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.roles import Examples
 from nextitem.models.rankers.ranking_model import RankingConfig, RankingModel
-from nextitem.nn.field_kinds import ItemCategory, ItemId, Pair, RequestCategory
-from nextitem.nn.fields import FieldCodes
+from nextitem.nn.fields.fields import FieldCodes
+from nextitem.nn.fields.kinds import ItemCategory, ItemId, Pair, RequestCategory
 
 READ_AT_ONCE = 4096  # requests
 

@@ -6,7 +6,7 @@ exactly 0.
 
 Notable
 - Codes of a bag (the items of a history) count with their mean.
-- Interactions between fields are crossed fields (nn/fields.py, cross.*), as in the paper's system.
+- Interactions between fields are crossed fields (nn/fields/fields.py, cross.*), as in the paper's system.
 
 Shapes: P candidates, F fields, S tasks.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.models.rankers.ranking_model import RankingConfig, RankingModel
-from nextitem.nn.fields import FieldCodes, FieldVectors
+from nextitem.nn.fields.fields import FieldCodes, FieldVectors
 
 
 class LRConfig(RankingConfig):

@@ -23,10 +23,10 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.jagged import Jagged
 from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates, history_width
 from nextitem.models.rankers.ranking_model import RankingModel
-from nextitem.nn.cross_attention import CrossAttention
-from nextitem.nn.fields import FieldCodes, FieldVectors
-from nextitem.nn.mlp import Activation
-from nextitem.nn.target_attention import TargetAttention
+from nextitem.nn.attention.cross_attention import CrossAttention
+from nextitem.nn.attention.target_attention import TargetAttention
+from nextitem.nn.fields.fields import FieldCodes, FieldVectors
+from nextitem.nn.ranking.mlp import Activation
 
 
 class MultiBehaviourConfig(DeepConfig):

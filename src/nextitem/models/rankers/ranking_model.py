@@ -28,6 +28,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import Examples, LossTerms
+from nextitem.core.top_items import top_candidates, top_items
 from nextitem.data.examples.labelled_candidates import (
     TARGET,
     LabelledRequests,
@@ -35,10 +36,9 @@ from nextitem.data.examples.labelled_candidates import (
     examination,
     shown_requests,
 )
-from nextitem.nn.calibration import Curve, calibration
-from nextitem.nn.fields import FieldCodes, Fields, FieldVectors
-from nextitem.nn.mini_batch_aware import mini_batch_aware_l2
-from nextitem.ops.topk import top_candidates, top_items
+from nextitem.nn.fields.fields import FieldCodes, Fields, FieldVectors
+from nextitem.nn.ranking.calibration import Curve, calibration
+from nextitem.nn.ranking.mini_batch_aware import mini_batch_aware_l2
 
 COUNTED_AT_ONCE = 1024  # requests
 BLOCK = 16_384  # candidates that are scored at a time
@@ -48,7 +48,7 @@ FITTED_ON = 20_000  # training requests that quantiles and vocabularies are take
 class RankingConfig(configs.Config):
     """Settings that all rankers share."""
 
-    fields: tuple[str, ...] = ()  # what is read (nn/fields.py); none named: all that there is
+    fields: tuple[str, ...] = ()  # what is read (nn/fields/fields.py); none named: all that there is
     tasks: tuple[str, ...] = ()  # labels that are learnt; none named: the data's first, "target" without impressions
     order_by: dict[str, float] = {}  # task -> weight of its log-probability in the order; empty: the first task alone
     learn_from: Literal["auto", "impressions", "events"] = "auto"  # auto: impressions where training has some
@@ -60,7 +60,7 @@ class RankingConfig(configs.Config):
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
     buckets: int = Field(32, ge=2)  # quantiles of a numeric field
     pair_buckets: int = Field(65_536, ge=2)  # codes of a crossed field, beyond which pairs are hashed
-    l2: float = Field(0.0, ge=0)  # of field vectors, each pulled by the batches that read it (nn/mini_batch_aware.py)
+    l2: float = Field(0.0, ge=0)  # of field vectors, each pulled by batches that read it (nn/ranking/mini_batch_aware)
     calibration: Literal["platt", "isotonic"] | None = None  # a curve over each task's logits, fitted to validation
     candidate_features: tuple[str, ...] = ()  # numbers that come with candidates and are read: ranks in channels
 

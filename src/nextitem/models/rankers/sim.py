@@ -28,11 +28,11 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError
 from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates, history_width
 from nextitem.models.rankers.ranking_model import RankingModel
-from nextitem.nn.behaviour_search import Found, search_nearest, search_same
-from nextitem.nn.field_kinds import HOUR_MS, MOST, ItemCategory, ItemField, ItemId, logarithmic
-from nextitem.nn.fields import FieldCodes, FieldVectors
-from nextitem.nn.mlp import Activation, mlp
-from nextitem.nn.target_attention import MultiHeadTargetAttention, TargetAttention
+from nextitem.nn.attention.target_attention import MultiHeadTargetAttention, TargetAttention
+from nextitem.nn.fields.fields import FieldCodes, FieldVectors
+from nextitem.nn.fields.kinds import HOUR_MS, MOST, ItemCategory, ItemField, ItemId, logarithmic
+from nextitem.nn.ranking.behaviour_search import Found, search_nearest, search_same
+from nextitem.nn.ranking.mlp import Activation, mlp
 
 
 class SIMConfig(DeepConfig):

@@ -19,7 +19,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates
 from nextitem.models.rankers.ranking_model import RankingModel
-from nextitem.nn.fields import FieldCodes, FieldVectors
+from nextitem.nn.fields.fields import FieldCodes, FieldVectors
 
 
 class WideAndDeepConfig(DeepConfig):

@@ -21,8 +21,8 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.data.negatives import level_negatives
 from nextitem.decoding.trie import PrefixTrie
-from nextitem.nn.balanced_tree import balanced_tree
-from nextitem.nn.node_scorer import NodeScorer
+from nextitem.nn.quantisation.balanced_tree import balanced_tree
+from nextitem.nn.ranking.node_scorer import NodeScorer
 
 _STD = 0.01  # of embeddings at the start; the authors' code has 0.001, with which the first epochs learn nothing here
 

@@ -1,0 +1,1 @@
+"""The simulated shop: a data set whose truth is known."""

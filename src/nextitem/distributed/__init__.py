@@ -1,0 +1,1 @@
+"""The few places where processes talk to one another."""

@@ -1,0 +1,1 @@
+"""Neighbourhoods of items and users: sparse rows, votes, similarity, vector indexes."""

@@ -1,0 +1,1 @@
+"""Attention blocks, their caches, and how a history is continued."""

@@ -1,0 +1,1 @@
+"""Fields of requests and items: what rankers and towers read, as codes and as vectors."""

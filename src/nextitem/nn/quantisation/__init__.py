@@ -1,0 +1,1 @@
+"""Codebooks and trees that turn vectors into codes."""

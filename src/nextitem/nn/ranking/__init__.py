@@ -1,0 +1,1 @@
+"""Layers of rankers: perceptrons, crosses, gates, task towers, calibration."""

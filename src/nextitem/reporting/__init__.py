@@ -1,0 +1,1 @@
+"""Shows what evaluation measured: tables on the terminal, plots, the HTML report."""

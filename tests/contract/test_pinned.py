@@ -1,0 +1,112 @@
+"""Pinned behaviour: three training losses of everything that learns by gradient, lists and codes of everything else.
+
+A change that only moves or renames code leaves every number here as it is. A change that is meant to alter what a model
+learns writes them again, with `NEXTITEM_PIN=1 pytest tests/contract/test_pinned.py -k NAME`, and says so in its commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.known_answers import DATASETS
+from support.trained_models import requests, trained
+
+from nextitem.core.dataset import Dataset
+from nextitem.core.recommender import Recommender
+from nextitem.core.registry import MODELS, TOKENIZERS
+from nextitem.core.roles import ClosedForm
+from nextitem.data.text import ContentConfig, content_vectors
+from nextitem.pipeline.recipe import build, component, find, resolve
+from nextitem.pipeline.tokenize import require_identifiers, with_content
+from nextitem.tokenizers.collisions import build_table
+
+FILE = Path(__file__).parent / "pinned.json"
+PINNED: dict[str, dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+HISTORIES = [[1], [4, 5, 6, 7, 8, 9], [2, 3], [], [12, 1, 2], [30, 29, 25]]
+NUM_STEPS = 3
+
+
+def three_losses(learner: Any, train: Dataset) -> list[float]:
+    """The losses of three steps of plain descent on batches of eight, dropout included."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD(learner.parameters(), 0.1)  # it takes sparse gradients too
+    losses = []
+    learner.train()
+    for batch, _ in zip(learner.examples(train).batches(8, epoch=0, seed=0), range(NUM_STEPS), strict=False):
+        loss = learner.training_loss(batch).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def model_losses(name: str) -> list[float]:
+    """The losses of a model's debug recipe on the cycle."""
+    dataset = DATASETS["cycle"]()
+    recipe = resolve([find(f"debug/{name}"), ("test", {"data": {"path": "-"}})])
+    kind, config = component("model", recipe.model)
+    needs = getattr(kind, "needs", frozenset()) | getattr(config, "needs", frozenset())
+    if "content" in needs:
+        dataset = with_content(dataset, recipe, progress=False)
+    if "identifiers" in needs:
+        dataset = require_identifiers(dataset, recipe, out=Path(), say=lambda text: None, progress=False)
+    torch.manual_seed(0)
+    model: Recommender = build("model", recipe.model, dataset.catalog)
+    model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
+    return three_losses(model, dataset)
+
+
+def model_lists(name: str) -> list[list[int]]:
+    """The lists of a model's debug recipe on planted clusters."""
+    return trained(name, "planted-clusters").model.recommend(requests(HISTORIES), 5).item_ids.tolist()
+
+
+def tokenizer_behaviour(name: str) -> Any:
+    """Losses of a tokenizer that learns by gradient, codes of another, on the text of planted clusters."""
+    dataset = DATASETS["planted-clusters"]()
+    catalog = dataset.catalog.with_content(content_vectors(dataset.catalog, ContentConfig(dim=8)))
+    dataset = dataset.with_catalog(catalog)
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"random": {}, "tree": {}, "fsq": {}}
+    settings = sizes.get(name, {"codebook_size": 8} if "codebook_size" in _fields(name) else {})
+    tokenizer = build("tokenizer", {"name": name, **settings}, catalog)
+    if not isinstance(tokenizer, ClosedForm):
+        return three_losses(tokenizer, dataset)
+    tokenizer.fit(dataset)
+    return build_table(tokenizer.eval(), catalog).codes[1:].tolist()
+
+
+def _fields(name: str) -> Any:
+    return TOKENIZERS[name].load().Config.model_fields
+
+
+def measure(kind: str, name: str) -> Any:
+    """What is pinned of one model or tokenizer."""
+    if kind == "tokenizer":
+        return tokenizer_behaviour(name)
+    model = MODELS[name].load()
+    learns_by_gradient = hasattr(model, "training_loss") and not hasattr(model, "fit")
+    return model_losses(name) if learns_by_gradient else model_lists(name)
+
+
+ENTRIES = [("model", name) for name in MODELS] + [("tokenizer", name) for name in TOKENIZERS]
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_behaviour_is_as_pinned(kind: str, name: str) -> None:
+    now = measure(kind, name)
+    if os.environ.get("NEXTITEM_PIN"):
+        PINNED.setdefault(kind, {})[name] = now
+        FILE.write_text(json.dumps(PINNED, sort_keys=True).replace('], "', '],\n"') + "\n", encoding="utf-8")
+    assert name in PINNED.get(kind, {}), f"NEXTITEM_PIN=1 pytest tests/contract/test_pinned.py -k {name}"
+    expected = PINNED[kind][name]
+    if isinstance(now[0], float):
+        assert now == pytest.approx(expected, rel=1e-5)
+    else:
+        assert now == expected

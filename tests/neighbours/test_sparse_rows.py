@@ -1,0 +1,77 @@
+"""Sparse rows against dense ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nextitem.neighbours import sparse_rows
+from nextitem.neighbours.sparse_rows import (
+    SparseRows,
+    ages,
+    keep_largest,
+    keep_largest_of_dense,
+    padded_rows,
+    weighted_histories,
+)
+from nextitem.ops.topk import stable_topk_reference
+
+
+def random_matrix(seed: int, *, rows: int, columns: int) -> sp.csr_matrix:
+    """Few distinct positive values, so that ties abound; columns in no order, as products leave them."""
+    rng = np.random.default_rng(seed)
+    dense = rng.integers(1, 4, (rows, columns)) * (rng.random((rows, columns)) < 0.5)
+    matrix = sp.csr_matrix(dense.astype(np.float32))
+    for low, high in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True):
+        order = rng.permutation(high - low)
+        matrix.indices[low:high], matrix.data[low:high] = matrix.indices[low:high][order], matrix.data[low:high][order]
+    matrix.has_sorted_indices = False
+    return matrix
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10_000), rows=st.integers(1, 9), columns=st.integers(1, 12), count=st.integers(1, 12))
+def test_keep_largest_equals_a_stable_sort_of_dense_rows(seed: int, rows: int, columns: int, count: int) -> None:
+    matrix = random_matrix(seed, rows=rows, columns=columns)
+    dense = torch.from_numpy(matrix.toarray())
+    values, places = stable_topk_reference(dense, min(count, columns))
+    expected = torch.zeros_like(dense).scatter_(1, places, values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse_rows, "PADDED_ENTRIES", 20)
+        patch.setattr(sparse_rows, "GROUP", 2)
+        found = [keep_largest(matrix, count), keep_largest_of_dense(dense.numpy(), count)]
+    for kept in found:
+        assert torch.equal(torch.from_numpy(kept.toarray()), expected)
+        assert kept.has_sorted_indices
+        assert kept.nnz == int((expected > 0).sum())
+        assert int(np.diff(kept.indptr).max()) <= count
+
+
+def test_keep_largest_of_nothing_is_nothing() -> None:
+    assert keep_largest(sp.csr_matrix((3, 4), dtype=np.float32), 2).nnz == 0
+    assert keep_largest(sp.csr_matrix((0, 4), dtype=np.float32), 2).shape == (0, 4)
+
+
+def test_padded_rows_hold_the_entries_of_the_rows_asked_for() -> None:
+    matrix = sp.csr_matrix(np.array([[0, 2.0, 3, 0], [0, 0, 0, 0], [5, 0, 0, 7]], dtype=np.float32))
+    values, columns = padded_rows(matrix, np.array([2, 1, 0]))
+    assert values.tolist() == [[5, 7], [-np.inf, -np.inf], [2, 3]]
+    assert columns.tolist() == [[0, 3], [0, 0], [1, 2]]
+
+
+def test_what_is_stored_comes_back() -> None:
+    matrix = random_matrix(3, rows=4, columns=5)
+    first = SparseRows()
+    first.store(matrix)
+    np.testing.assert_array_equal(first.matrix().toarray(), matrix.toarray())
+
+
+def test_histories_add_the_weights_of_an_item_that_stands_twice() -> None:
+    items, offsets = torch.tensor([2, 3, 2, 1]), torch.tensor([0, 3, 3, 4])
+    assert ages(offsets).tolist() == [2, 1, 0, 0]
+    found = weighted_histories(items, offsets, 0.5 ** ages(offsets).float(), num_items=3)
+    assert found.toarray().tolist() == [[0, 0, 1.25, 0.5], [0, 0, 0, 0], [0, 1, 0, 0]]

@@ -1,0 +1,109 @@
+"""Calibration: against scikit-learn, monotone, kept in a state_dict, undone by nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.calibration import _SigmoidCalibration
+from sklearn.isotonic import IsotonicRegression
+from torch import Tensor
+
+from nextitem.nn.ranking.calibration import Isotonic, calibration
+
+ROWS = st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=40)
+
+
+def drawn(slope: float = 0.4, shift: float = -2.0, count: int = 4000) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(count, generator=draw)
+    return scores, (torch.rand(count, generator=draw) < torch.sigmoid(slope * scores + shift)).float()
+
+
+def test_platt_finds_the_curve_that_the_labels_were_drawn_from() -> None:
+    scores, labels = drawn(count=200_000)
+    curve = calibration("platt")
+    curve.fit(scores, labels)
+    assert float(curve.slope) == pytest.approx(0.4, abs=0.02)  # type: ignore[arg-type]
+    assert float(curve.shift) == pytest.approx(-2.0, abs=0.03)  # type: ignore[arg-type]
+
+
+def test_platt_as_scikit_learn_fits_it() -> None:
+    scores, labels = drawn()
+    curve, theirs = calibration("platt"), _SigmoidCalibration().fit(scores.double().numpy(), labels.numpy())
+    curve.fit(scores, labels)
+    torch.testing.assert_close(
+        curve(scores).double(), torch.from_numpy(theirs.predict(scores.double().numpy())), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_isotonic_as_scikit_learn_fits_it() -> None:
+    scores, labels = drawn()
+    curve, theirs = calibration("isotonic"), IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
+    curve.fit(scores, labels)
+    theirs.fit(scores.double().numpy(), labels.numpy())
+    asked = torch.linspace(-20, 20, 999, dtype=torch.float64)
+    torch.testing.assert_close(curve(asked), torch.from_numpy(theirs.predict(asked.numpy())).float())
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, st.sampled_from(["platt", "isotonic"]))
+def test_a_curve_rises_and_gives_probabilities(rows: list[tuple[float, bool]], kind: str) -> None:
+    scores, labels = torch.tensor([score for score, _ in rows]), torch.tensor([float(label) for _, label in rows])
+    curve = calibration(kind)  # type: ignore[arg-type]
+    curve.fit(scores, labels)
+    found = curve(torch.cat([scores, torch.linspace(-9, 9, 60)]).sort().values)
+    assert bool(((found >= 0) & (found <= 1)).all())
+    assert bool((found.diff() >= 0).all())
+
+
+@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+def test_the_mean_probability_is_the_share_of_positives(kind: str) -> None:
+    scores, labels = drawn()
+    curve = calibration(kind)  # type: ignore[arg-type]
+    curve.fit(scores, labels)
+    assert float(curve(scores).mean()) == pytest.approx(float(labels.mean()), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+def test_before_fitting_it_is_the_logistic_function(kind: str) -> None:
+    scores = torch.linspace(-3, 3, 7)
+    torch.testing.assert_close(calibration(kind)(scores), torch.sigmoid(scores))  # type: ignore[arg-type]
+
+
+def test_scores_that_say_the_opposite_get_the_mean() -> None:
+    scores, labels = drawn(slope=-1.0)
+    curve = calibration("platt")
+    curve.fit(scores, labels)
+    assert float(curve.slope) == 0  # type: ignore[arg-type]
+    assert float(curve(scores)[0]) == pytest.approx(float(labels.mean()), abs=1e-3)
+
+
+def test_isotonic_by_hand() -> None:
+    curve = Isotonic()
+    curve.fit(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    # The violators 1, 0 are pooled to 1/2.
+    assert curve(torch.tensor([0.0, 1.0, 1.5, 2.0, 2.7, 3.0, 4.0, 9.0])).tolist() == pytest.approx(
+        [0, 0, 0.25, 0.5, 0.5, 0.5, 1, 1]
+    )
+
+
+def test_it_is_kept_as_buffers() -> None:
+    scores, labels = drawn()
+    for kind in ("platt", "isotonic"):
+        curve = calibration(kind)  # type: ignore[arg-type]
+        curve.fit(scores, labels)
+        again = calibration(kind)  # type: ignore[arg-type]
+        for name, value in curve.state_dict().items():
+            again._buffers[name] = value
+        assert torch.equal(again(scores), curve(scores))
+        assert not list(curve.parameters())
+
+
+def test_nothing_to_fit_is_named() -> None:
+    for scores, labels in ((torch.zeros(0), torch.zeros(0)), (torch.zeros(3), torch.zeros(2))):
+        with pytest.raises(ValueError, match=rf"{len(labels)} labels, {len(scores)} scores"):
+            calibration("platt").fit(scores, labels)
+    assert np.isfinite(float(calibration("platt")(torch.tensor(50.0))))

@@ -1,0 +1,87 @@
+"""Cross networks against their formulas; identity at zero weights; the degree of the polynomial."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nextitem.nn.ranking.cross_network import CrossMixture, CrossNetwork
+
+X = 5
+
+
+def filled(network: nn.Module, scale: float = 1.0) -> nn.Module:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape))
+    return network.double()
+
+
+def network(version: str, layers: int) -> nn.Module:
+    if version == "v2-mixture":
+        return CrossMixture(X, layers=layers, rank=2, experts=3)
+    return CrossNetwork(X, layers=layers, matrix=version == "v2")
+
+
+def inputs() -> Tensor:
+    return torch.randn(7, X, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v2-mixture"])
+def test_zero_weights_are_the_identity(version: str) -> None:
+    torch.testing.assert_close(filled(network(version, 3), 0.0)(inputs()), inputs())
+
+
+def test_version_1_is_its_formula_element_by_element() -> None:
+    cross = filled(network("v1", 3))
+    start = inputs()
+    for row in range(len(start)):
+        x = x0 = start[row]
+        for layer in range(3):
+            w, b = cross.weights[layer].weight[0], cross.biases[layer]
+            product = torch.outer(x0, x) @ w  # the paper's x_0 x_l^T w
+            x = product + b + x
+        torch.testing.assert_close(cross(start)[row], x)
+
+
+def test_version_2_is_its_formula_element_by_element() -> None:
+    cross = filled(network("v2", 2))
+    start = inputs()
+    x = start.clone()
+    for layer in range(2):
+        w, b = cross.weights[layer].weight, cross.biases[layer]
+        x = torch.stack(
+            [torch.stack([start[p, i] * (w[i] @ x[p] + b[i]) + x[p, i] for i in range(X)]) for p in range(len(start))]
+        )
+    torch.testing.assert_close(cross(start), x)
+
+
+def test_the_mixture_is_its_formula_expert_by_expert() -> None:
+    cross = filled(network("v2-mixture", 2), 0.5)
+    start = inputs()
+    for row in range(len(start)):
+        x = x0 = start[row]
+        for layer in cross.layers:
+            gates = torch.softmax(layer.gate.weight @ x + layer.gate.bias, 0)
+            assert float(gates.detach().sum()) == pytest.approx(1)
+            total = torch.zeros(X, dtype=torch.float64)
+            for expert, gate in enumerate(gates):
+                v, c, u = layer.down[expert], layer.inner[expert].T, layer.up[expert].T
+                total += gate * x0 * (u @ torch.tanh(c @ torch.tanh(v.T @ x)) + layer.bias)
+            x = total + x
+        torch.testing.assert_close(cross(start)[row], x)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_degree_is_one_more_than_the_layers(version: str, layers: int) -> None:
+    """Along a line the differences of order degree + 1 of a polynomial are zero, those of order degree are not."""
+    cross = filled(network(version, layers))
+    line = torch.linspace(0, 1, layers + 3, dtype=torch.float64)[:, None] * inputs()[:1]
+    differences = cross(line).detach()
+    for _ in range(layers + 1):
+        differences = differences.diff(dim=0)
+    assert float(differences.abs().max()) > 1e-4
+    assert float(differences.diff(dim=0).abs().max()) < 1e-10

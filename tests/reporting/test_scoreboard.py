@@ -1,0 +1,71 @@
+"""The scoreboard: the public format, and honest marks."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import torch
+from rich.console import Console
+
+from nextitem.evaluation.evaluate import Evaluation
+from nextitem.reporting.scoreboard import ReportRow, noise_marks, print_evaluation, print_scoreboard, scoreboard_json
+
+
+def row(name: str, recalls: torch.Tensor) -> ReportRow:
+    mean = float(recalls.mean())
+    evaluation = Evaluation(
+        model=name,
+        protocol="time",
+        refit=False,
+        users=len(recalls),
+        metrics={"recall@10": mean, "ndcg@10": mean / 2, "coverage@10": 0.5},
+        intervals={"recall@10": (mean - 0.1, mean + 0.1)},
+        slices={"cold": {"users": 3, "recall@10": 0.125}},
+        values={"recall@10": recalls, "ndcg@10": recalls / 2},
+    )
+    return ReportRow(evaluation, parameters=1234, train_seconds=5.5, p50_ms=1.25, p99_ms=2.5)
+
+
+def rows() -> list[ReportRow]:
+    generator = torch.Generator().manual_seed(0)
+    base = (torch.rand(400, generator=generator) < 0.3).double()
+    twin = base.clone()
+    twin[base.nonzero()[:2, 0]] = 0
+    twin[(base == 0).nonzero()[:1, 0]] = 1
+    return [row("weak", base * 0), row("strong", base), row("twin", twin)]
+
+
+def test_json_is_the_public_format() -> None:
+    board = json.loads(json.dumps(scoreboard_json(rows())))
+    assert [entry["model"] for entry in board["rows"]] == ["weak", "strong", "twin"]
+    keys = {"model", "protocol", "refit", "users", "metrics", "intervals", "slices"}
+    assert keys | {"parameters", "train_seconds", "p50_ms", "p99_ms"} == set(board["rows"][0])
+
+
+def test_equal_models_are_noise_and_a_worse_one_is_not() -> None:
+    marks = noise_marks(rows(), "recall@10")
+    assert marks[0] is False
+    assert set(marks) == {0, 2}
+    assert marks[2] is True
+    assert noise_marks(rows(), "coverage@10") == {}
+
+
+def test_the_table_marks_best_and_noise_and_says_how_it_was_judged() -> None:
+    out = io.StringIO()
+    print_scoreboard(rows(), console=Console(file=out, width=200))
+    text = out.getvalue()
+    assert "protocol time, 400 requests, learnt from training events only" in text
+    lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
+    assert lines["strong"].count("*") >= 2
+    assert "~" in lines["twin"]
+    assert "~" not in lines["weak"]
+    assert "0.1250" in lines["strong"]
+    assert "within noise of the best" in text
+
+
+def test_one_model_is_printed_with_intervals_and_slices() -> None:
+    out = io.StringIO()
+    print_evaluation(rows()[1].evaluation, console=Console(file=out, width=120))
+    assert "recall@10" in out.getvalue()
+    assert "cold" in out.getvalue()

@@ -1,0 +1,49 @@
+"""A recommender with known answers, and small data to ask it about."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.config import Config
+from nextitem.core.dataset import Dataset
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.core.top_items import top_items
+from support.known_answers import build
+
+
+class Fixed(Recommender):
+    """Scores every request by the same vector [N + 1]."""
+
+    Config = Config
+
+    def __init__(self, catalog: Catalog, scores: Tensor) -> None:
+        super().__init__(Config(), catalog)
+        self.scores = scores
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        return top_items(self.scores.expand(batch.num_requests, -1).clone(), batch, k)
+
+
+def shop(sequences: list[list[int]], *, items: int) -> Dataset:
+    """A data set of these sequences; titles differ."""
+    return build(sequences, [f"word{item} same" for item in range(1, items + 1)], name="made")
+
+
+def ask(histories: list[list[int]], targets: list[list[int]], *, excluded: bool = False) -> SequenceBatch:
+    """Requests with these histories and targets."""
+    items = Jagged.from_rows(histories)
+    return SequenceBatch(items, targets=Jagged.from_rows(targets), excluded=items if excluded else None)
+
+
+def identified(dataset: Dataset, codes: list[list[int]], sizes: tuple[int, ...]) -> Dataset:
+    """The data set with these semantic IDs."""
+    table = IdentifierTable.from_item_codes(
+        torch.tensor(codes), codebook_sizes=sizes, catalog_fingerprint=dataset.catalog.fingerprint
+    )
+    return dataset.with_catalog(dataset.catalog.with_identifiers(table))

@@ -1,0 +1,130 @@
+"""The same encoder-decoder in the transformers library, with copied weights: an oracle for tests, a peer to beat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList, PrefixConstrainedLogitsProcessor, T5Config
+from transformers import T5ForConditionalGeneration as T5
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.models.tiger import Tiger
+from nextitem.nn.attention.t5 import SelfAttention
+
+
+def as_transformers(model: Tiger) -> T5:
+    """A T5 with the weights of `model` (one hidden feed-forward layer, no user tokens)."""
+    settings = model.settings
+    assert settings.ff_layers == 1
+    tokens = model.tokens.num_embeddings
+    peer = T5(
+        T5Config(
+            vocab_size=tokens + 1,  # the last one is padding
+            d_model=settings.width,
+            d_kv=settings.head_width,
+            d_ff=settings.ff_width,
+            num_layers=settings.encoder_layers,
+            num_decoder_layers=settings.decoder_layers,
+            num_heads=settings.heads,
+            dropout_rate=0.0,
+            tie_word_embeddings=False,
+            pad_token_id=tokens,
+            eos_token_id=None,
+            decoder_start_token_id=model.first_input,
+        )
+    ).eval()
+    # Codes only are ever generated; the peer's output covers all tokens.
+    peer.lm_head = nn.Linear(settings.width, tokens + 1, bias=False)
+    with torch.no_grad():
+        peer.lm_head.weight.zero_()
+        peer.lm_head.weight[: model.first_input] = model.output.weight
+        peer.shared.weight[:tokens] = model.tokens.weight
+        for stack, bias, norm, layers in (
+            (peer.encoder, model.encoder_bias, model.encoder_norm, model.encoder),
+            (peer.decoder, model.decoder_bias, model.decoder_norm, model.decoder),
+        ):
+            stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.copy_(bias.weight.weight)
+            stack.final_layer_norm.weight.copy_(norm.weight)
+            for block, layer in zip(stack.block, layers, strict=True):
+                _copy_layer(block.layer, layer)
+    return peer
+
+
+def encoder_inputs(model: Tiger, batch: SequenceBatch) -> dict[str, Tensor]:
+    """The peer's input_ids and attention_mask for a batch of requests."""
+    items = batch.items.last(model.settings.max_history_length).to_padded()
+    starts = torch.tensor(model.level_starts)
+    ids = (model.codes[items] + starts).flatten(1)
+    mask = (items > 0).repeat_interleave(len(model.sizes), dim=1)
+    return {"input_ids": ids.masked_fill(~mask, model.tokens.num_embeddings), "attention_mask": mask.long()}
+
+
+class LevelSoftmax(LogitsProcessor):  # type: ignore[misc]
+    """Turns log-softmax over all tokens into log-softmax over the codes of the level that comes next."""
+
+    def __init__(self, model: Tiger) -> None:
+        self.starts, self.sizes = model.level_starts, model.sizes
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        level = input_ids.shape[1] - 1
+        own = scores[:, self.starts[level] : self.starts[level] + self.sizes[level]]
+        return scores - own.logsumexp(1, keepdim=True)
+
+
+class DictTrie:
+    """The catalogue's code sequences as nested dicts of tokens: what users of `generate` write."""
+
+    def __init__(self, model: Tiger) -> None:
+        self.root: dict[int, Any] = {}
+        self.items: dict[tuple[int, ...], list[int]] = {}
+        starts = torch.tensor(model.level_starts)
+        for item, tokens in enumerate((model.codes[1:] + starts).tolist(), start=1):
+            node = self.root
+            for token in tokens:
+                node = node.setdefault(token, {})
+            self.items.setdefault(tuple(tokens), []).append(item)
+
+    def __call__(self, batch_id: int, sent: Tensor) -> list[int]:
+        node = self.root
+        for token in sent.tolist()[1:]:
+            node = node.get(token, {})
+        return list(node)
+
+
+def generate(peer: T5, model: Tiger, trie: DictTrie, batch: SequenceBatch, width: int) -> tuple[Tensor, Tensor]:
+    """Token sequences [B, width, M] and scores [B, width] of the peer's constrained beam search."""
+    found = peer.generate(
+        **encoder_inputs(model, batch),
+        num_beams=width,
+        num_return_sequences=width,
+        max_new_tokens=len(model.sizes),
+        do_sample=False,
+        length_penalty=0.0,  # sums of log-probabilities, as ours
+        logits_processor=LogitsProcessorList([LevelSoftmax(model), PrefixConstrainedLogitsProcessor(trie, width)]),
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    shape = (batch.num_requests, width)
+    return found.sequences[:, 1:].view(*shape, -1), found.sequences_scores.view(shape)
+
+
+def _copy_layer(theirs: nn.ModuleList, ours: nn.Module) -> None:
+    attentions = [(theirs[0].SelfAttention, ours.attention)]
+    norms = [ours.norm_attention]
+    if len(theirs) == 3:
+        attentions.append((theirs[1].EncDecAttention, ours.cross))
+        norms.append(ours.norm_cross)
+    for target, source in attentions:
+        if isinstance(source, SelfAttention):
+            query, key, value = source.query_key_value.weight.chunk(3)
+        else:
+            query, (key, value) = source.query.weight, source.key_value.weight.chunk(2)
+        for name, weight in (("q", query), ("k", key), ("v", value), ("o", source.output.weight)):
+            getattr(target, name).weight.copy_(weight)
+    feed = theirs[-1].DenseReluDense
+    feed.wi.weight.copy_(ours.feed.layers[0].weight)
+    feed.wo.weight.copy_(ours.feed.layers[1].weight)
+    for part, norm in zip(theirs, [*norms, ours.norm_feed], strict=True):
+        part.layer_norm.weight.copy_(norm.weight)
