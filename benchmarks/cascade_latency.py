@@ -19,7 +19,7 @@ import torch
 
 from nextitem.cascade.cascade import Cascade, CascadeConfig
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.catalog import Catalog, RequestColumn
+from nextitem.core.catalog import Catalog, ColumnEncoding
 from nextitem.core.dataset import Dataset, Users
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
@@ -49,7 +49,7 @@ def generated(num_items: int, *, num_users: int, events: int, seed: int) -> Data
             "price": rng.lognormal(3, 1, num_items),
         }
     )
-    columns = {"user.country": RequestColumn("categorical", pl.Series(sorted(COUNTRIES)))}
+    columns = {"user.country": ColumnEncoding("categorical", pl.Series(sorted(COUNTRIES)))}
     features = {"category": "categorical", "brand": "categorical", "price": "numeric"}
     catalog = Catalog(IdMap(ids), table, features=features, requests=columns)
     people = pl.DataFrame({"user_id": np.arange(1, num_users + 1), "country": rng.choice(COUNTRIES, num_users)})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextitem.core.ids import IdMap
+from nextitem.core.ids import IdMap, stable_keys
 
 IDS = st.lists(st.integers(-(2**62), 2**62), min_size=1, unique=True) | st.lists(
     st.text(max_size=5), min_size=1, unique=True
@@ -50,3 +50,24 @@ def test_extend_never_renumbers() -> None:
 def test_bad_ids_are_refused(ids: pl.Series, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         IdMap(ids)
+
+
+def fnv_then_mix(text: str) -> int:
+    """The same key by the published definitions, in Python's integers."""
+    key = 0xCBF29CE484222325
+    for byte in text.encode():
+        key = (key ^ byte) * 0x100000001B3 % 2**64
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53, 1):
+        key = (key ^ (key >> 33)) * factor % 2**64
+    return (key >> 1) or 1
+
+
+@given(st.lists(st.text(max_size=20), max_size=20))
+def test_a_key_depends_on_the_text_of_its_id_alone(ids: list[str]) -> None:
+    assert stable_keys(pl.Series(ids, dtype=pl.String)).tolist() == [fnv_then_mix(text) for text in ids]
+
+
+def test_a_number_and_its_text_have_one_key() -> None:
+    numbers = stable_keys(pl.Series([0, 7, -3, 2**62]))
+    assert numbers.tolist() == stable_keys(pl.Series(["0", "7", "-3", str(2**62)])).tolist()
+    assert len(set(stable_keys(pl.Series(range(100_000))).tolist())) == 100_000

@@ -12,11 +12,12 @@ from torch import Tensor
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.config import Config
+from nextitem.core.errors import ContractError
 from nextitem.core.ids import IdMap
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations, Relaxation
 from nextitem.core.recommender import Recommender
-from nextitem.core.top_items import top_items
+from nextitem.core.top_items import top_candidates, top_items
 
 N = 5
 
@@ -88,12 +89,12 @@ def test_an_allowed_set_of_one_is_found_and_k_may_exceed_the_catalogue() -> None
     [
         ([1, 2], {"excluded": Jagged.from_rows([[2]])}, "excluded"),
         ([1, 2], {"allowed": mask(1)}, "forbidden"),
-        ([1, 6], {}, "made items up"),
-        ([1, 2, 3], {}, "returned"),
+        ([1, 6], {}, "not in the catalogue"),
+        ([1, 2, 3], {}, "lists of shape"),
     ],
 )
 def test_a_wrong_answer_never_leaves(answer: list[int], fields: dict[str, object], message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
+    with pytest.raises(ContractError, match=message):
         Fixed(answer).recommend(requests([[1]], **fields), 2)
 
 
@@ -110,3 +111,32 @@ def test_recommending_leaves_the_mode_as_it_was() -> None:
     model = Scores([]).train()
     model.recommend(requests([[1]]), 2)
     assert model.training
+
+
+def test_a_model_that_fails_is_left_in_the_mode_that_it_was_in() -> None:
+    class Fails(Scores):
+        def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+            raise RuntimeError("out of memory")
+
+    model = Fails([]).train()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model.recommend(requests([[1]]), 2)
+    assert model.training
+
+
+def test_each_bad_request_is_named_and_the_others_are_not() -> None:
+    batch = requests([[1], [6], [2], [3]], excluded=Jagged.from_rows([[], [], [9], []]))
+    errors = Scores([]).request_errors(batch)
+    assert [error is None for error in errors] == [True, False, False, True]
+    assert errors[1] == "history holds item number 6; this catalogue has 1..5"
+    assert errors[2] == "excluded holds item number 9; this catalogue has 1..5"
+
+
+def test_scores_that_are_not_finite_are_refused() -> None:
+    for bad in (float("nan"), float("inf")):
+        scores = torch.tensor([[0.0, 1.0, bad, 2.0]])
+        with pytest.raises(ValueError, match="must be finite"):
+            top_items(scores, requests([[1]]), 2)
+    candidates = Jagged.from_rows([[1, 2]])
+    with pytest.raises(ValueError, match="must be finite"):
+        top_candidates(candidates, torch.tensor([0.0, -torch.inf]), requests([[1]]), 2, num_items=3)

@@ -174,3 +174,37 @@ def test_a_history_state_moves_with_its_batch() -> None:
         SequenceBatch(Jagged.from_rows([[1]]), state=state)
     with pytest.raises(ValueError, match="hidden has 1 rows"):
         HistoryState(torch.tensor([2, 1]), torch.zeros(2, 1), {"hidden": torch.zeros(1, 1)})
+
+
+def test_batches_with_different_columns_are_joined_with_what_is_missing() -> None:
+    known = SequenceBatch(
+        Jagged.from_rows([[1, 2], [3]]),
+        user_ids=torch.tensor([7, 8]),
+        actions=Jagged.from_rows([[1, 2], [1]]),
+        timestamps=Jagged.from_rows([[10, 20], [30]]),
+        request_times=torch.tensor([40, 50]),
+        features={"price": Jagged.from_rows([[1, 2], [3]], dtype=torch.float32)},
+        context={"user.age": torch.tensor([1.0, 2.0]), "user.hobbies": Jagged.from_rows([[1], [2, 3]])},
+        excluded=Jagged.from_rows([[4], []]),
+    )
+    visitor = SequenceBatch(Jagged.from_rows([[5, 6]]), allowed=torch.ones(1, 9, dtype=torch.bool))
+    with pytest.raises(ValueError, match="fill=True"):
+        SequenceBatch.concat([known, visitor])
+    both = SequenceBatch.concat([known, visitor], fill=True)
+    assert both.items.to_lists() == [[1, 2], [3], [5, 6]]
+    assert both.user_ids is not None
+    assert both.user_ids.tolist() == [7, 8, 0]
+    assert both.actions is not None
+    assert both.actions.to_lists() == [[1, 2], [1], [0, 0]]
+    assert both.timestamps is not None
+    assert both.timestamps.to_lists() == [[10, 20], [30], [50, 50]]  # at the latest request of the others
+    assert both.request_times is not None
+    assert both.request_times.tolist() == [40, 50, 50]
+    assert both.features["price"].values.isnan().tolist() == [False, False, False, True, True]
+    assert both.context["user.age"].isnan().tolist() == [False, False, True]
+    assert both.context["user.hobbies"].to_lists() == [[1], [2, 3], []]
+    assert both.excluded is not None
+    assert both.excluded.to_lists() == [[4], [], []]
+    assert both.allowed is not None
+    assert both.allowed.shape == (3, 9)
+    assert bool(both.allowed.all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,11 @@ def log_of(sequences: list[list[int]], positive: list[list[bool]] | None = None)
     users = np.repeat(np.arange(1, len(sequences) + 1), [len(row) for row in sequences]).astype(np.int32)
     may = None if positive is None else np.array([value for row in positive for value in row], bool)
     return Interactions(users, items, len(sequences), 9, positive=may)
+
+
+def next_targets(log: Interactions, **settings: Any) -> NextTargets:
+    """Examples whose users are known by their numbers."""
+    return NextTargets(log, user_keys=np.arange(log.num_users + 1), **settings)
 
 
 def examples_of(source: NextTargets, size: int, *, epoch: int = 0, seed: int = 0, start: int = 0) -> list[Example]:
@@ -56,7 +62,7 @@ def test_an_epoch_holds_every_target_once_with_its_history(
     rows: list[list[tuple[int, bool]]], length: int, size: int
 ) -> None:
     sequences, positive = [[i for i, _ in row] for row in rows], [[p for _, p in row] for row in rows]
-    source = NextTargets(log_of(sequences, positive), max_length=length)
+    source = next_targets(log_of(sequences, positive), max_length=length)
     found = examples_of(source, size)
     assert sorted(found) == expected(sequences, positive, length)
     assert source.num_batches(size) == -(-len(found) // size)
@@ -66,7 +72,7 @@ SEQUENCES = [[1 + (user * 7 + step) % 9 for step in range(2 + user % 9)] for use
 
 
 def test_batches_are_a_function_of_seed_and_epoch_and_resume_anywhere() -> None:
-    source = NextTargets(log_of(SEQUENCES), max_length=5)
+    source = next_targets(log_of(SEQUENCES), max_length=5)
     whole = examples_of(source, 8, epoch=3, seed=1)
     assert examples_of(source, 8, epoch=3, seed=1) == whole
     four = [batch.num_requests for batch in source.batches(8, epoch=3, seed=1)][:4]
@@ -76,8 +82,8 @@ def test_batches_are_a_function_of_seed_and_epoch_and_resume_anywhere() -> None:
 
 
 def test_a_drawn_epoch_has_no_target_twice_and_all_come_in_time() -> None:
-    source = NextTargets(log_of(SEQUENCES), max_length=20, per_epoch=40)
-    every = set(examples_of(NextTargets(log_of(SEQUENCES), max_length=20), 8))
+    source = next_targets(log_of(SEQUENCES), max_length=20, per_epoch=40)
+    every = set(examples_of(next_targets(log_of(SEQUENCES), max_length=20), 8))
     seen: dict[Example, int] = dict.fromkeys(every, 0)
     for epoch in range(300):
         drawn = examples_of(source, 8, epoch=epoch)
@@ -94,7 +100,7 @@ def test_little_work_falls_on_padding() -> None:
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1, 10, rng.geometric(0.15) + 1).tolist() for _ in range(3000)]
     real = padded = 0
-    for batch in NextTargets(log_of(sequences), max_length=20).batches(64, epoch=0, seed=0):
+    for batch in next_targets(log_of(sequences), max_length=20).batches(64, epoch=0, seed=0):
         real += int(batch.items.lengths.sum())
         padded += batch.num_requests * int(batch.items.lengths.max())
     assert padded < 1.05 * real
@@ -102,7 +108,7 @@ def test_little_work_falls_on_padding() -> None:
 
 def test_validation_and_test_items_are_never_targets(real_data: Path) -> None:
     split = make_split(load_dataset(real_data / "amazon14-beauty"), "leave-one-out")
-    source = NextTargets(split.train.interactions, max_length=20)
+    source = next_targets(split.train.interactions, max_length=20)
     assert len(source.places) == 131_413
     last = np.full(split.train.interactions.num_users + 1, -1)
     last[source.users] = source.items.numpy()[source.places]  # later targets of a user overwrite earlier ones
@@ -110,13 +116,13 @@ def test_validation_and_test_items_are_never_targets(real_data: Path) -> None:
     assert split.validation.targets is not None
     histories = split.validation.items
     final = histories.values[histories.offsets[1:] - 1].numpy()
-    users = split.validation.user_ids.numpy()
+    users = split.train.users.numbers_of(split.validation.user_ids.numpy())
     has = last[users] > 0
     assert bool((last[users][has] == final[has]).all())
 
 
 @pytest.mark.parametrize("sequences", [[[]], [[4]], [[1], [2]]])
 def test_logs_without_targets_give_no_batches(sequences: list[list[int]]) -> None:
-    source = NextTargets(log_of(sequences), max_length=3)
+    source = next_targets(log_of(sequences), max_length=3)
     assert source.num_batches(4) == 0
     assert examples_of(source, 4) == []

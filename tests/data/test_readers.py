@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextitem.core.catalog import RequestColumn
+from nextitem.core.catalog import ColumnEncoding
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.data import events
@@ -443,6 +443,6 @@ def test_what_requests_carry_is_declared_once_and_missing_values_have_a_code_of_
 
 
 def test_an_open_vocabulary_is_hashed_the_same_way_everywhere() -> None:
-    column = RequestColumn("categorical", None, 1000)
+    column = ColumnEncoding("categorical", None, 1000)
     assert column.encode(pl.Series(["a", None, "b", "a"])).to_list() == [908, 0, 682, 908]
     assert column.num_codes == 1001

@@ -52,7 +52,7 @@ def identity(dataset: Dataset, split: Split) -> list[Any]:
         assert requests.targets is not None
         seen.append([items.decode(np.array(h)).to_list() for h in requests.items.to_lists()])
         seen.append([items.decode(np.array(t)).to_list() for t in requests.targets.to_lists()])
-        seen.append(None if requests.user_ids is None else users.decode(requests.user_ids.numpy()).to_list())
+        seen.append(None if requests.user_ids is None else requests.user_ids.tolist())
     return seen
 
 
@@ -70,7 +70,7 @@ def events_of(dataset: Dataset) -> dict[int, list[Event]]:
     """Each user's events in order: (time, item, action code)."""
     log = dataset.interactions
     assert log.timestamps is not None
-    actions = action_codes(log)
+    actions = action_codes(dataset)
     assert actions is not None
     rows: dict[int, list[Event]] = defaultdict(list)
     for user, *event in zip(
@@ -94,9 +94,8 @@ def test_history_and_target_are_a_prefix_of_the_log(protocol: str, seed: int, di
         histories = zip(
             requests.timestamps.to_lists(), requests.items.to_lists(), requests.actions.to_lists(), strict=True
         )
-        for user, history, targets in zip(
-            requests.user_ids.tolist(), histories, requests.targets.to_lists(), strict=True
-        ):
+        users = dataset.users.numbers_of(requests.user_ids.numpy()).tolist()
+        for user, history, targets in zip(users, histories, requests.targets.to_lists(), strict=True):
             events = list(zip(*history, strict=True))
             own = log[user]
             assert own[: len(events)] == events

@@ -16,7 +16,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.data.readers import dataset_from_frames
-from nextitem.data.requests import context_values
+from nextitem.data.requests import event_values
 from nextitem.data.splits import default_protocol, make_split, time_cut
 
 PURCHASES = {"interactions": {"positive_actions": ["purchase"]}}
@@ -76,7 +76,7 @@ def test_leave_one_out_keeps_short_users_for_learning_and_says_so() -> None:
     split = make_split(dataset, "leave-one-out")
     assert learnt(split.train) == ["a", "xy", "z"]
     assert split.test.user_ids is not None
-    assert split.test.user_ids.tolist() == [1]
+    assert dataset.users.numbers_of(split.test.user_ids.numpy()).tolist() == [1]
     assert "2 users with fewer than three" in split.notes[0]
 
 
@@ -214,7 +214,8 @@ def test_user_split_halves_the_events_of_held_out_users() -> None:
     assert words(dataset, split.test) == [("abc", "defg")] * 2
     assert words(dataset, split.validation) == [("abc", "defg")] * 2
     groups = [set(np.unique(split.train.interactions.user_ids).tolist())]
-    groups += [set(requests.user_ids.tolist()) for requests in (split.validation, split.test)]  # type: ignore[union-attr]
+    numbers = dataset.users.numbers_of
+    groups += [set(numbers(part.user_ids.numpy()).tolist()) for part in (split.validation, split.test)]  # type: ignore[union-attr]
     assert sum(len(group) for group in groups) == len(set.union(*groups)) == 20
 
 
@@ -301,7 +302,7 @@ def test_impressions_learn_before_the_cut_and_rank_after_it() -> None:
     # Requests at 1180 and 1190: an event at the same time is not yet history.
     assert split.test.items.to_lists() == [[1, 2], [1, 2]]
     assert split.test.user_ids is not None
-    assert split.test.user_ids.tolist() == [2, 2]
+    assert dataset.users.numbers_of(split.test.user_ids.numpy()).tolist() == [2, 2]
     assert learnt(split.train) == ["a", "a"]
 
 
@@ -390,8 +391,9 @@ def test_context_columns_travel_with_histories() -> None:
         shop=["b", None, "a", "b"],
     )
     test = make_split(dataset, "leave-one-out").test
-    assert test.features["price"].to_lists() == [[1.5, 0.0]]
+    assert test.features["price"].values.tolist()[0] == 1.5
+    assert test.features["price"].values.isnan().tolist() == [False, True]
     assert test.features["shop"].to_lists() == [[2, 0]]
-    values = context_values(dataset.interactions.columns, dataset.context)
+    values = event_values(dataset.interactions, dataset.catalog)
     assert values["shop"].tolist() == [2, 0, 1, 2]
     assert test.context == {}  # the target's own price would tell the target

@@ -11,7 +11,7 @@ import torch
 from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.catalog import RequestColumn
+from nextitem.core.catalog import ColumnEncoding
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
 from nextitem.models.geo_popularity import GeoPopularity, GeoPopularityConfig
@@ -25,9 +25,9 @@ ALL = np.array([0, 2, 3, 2, 4, 5]) / 16
 def dataset() -> Dataset:
     made = build(EVENTS, ["a", "b", "c", "d", "e"], name="geo")
     requests = {
-        "user.city": RequestColumn("categorical", pl.Series(["Lyon", "Nice", "Oslo", "Rome"])),
-        "user.country": RequestColumn("categorical", pl.Series(["FR", "IT"])),
-        "user.age": RequestColumn("numeric"),
+        "user.city": ColumnEncoding("categorical", pl.Series(["Lyon", "Nice", "Oslo", "Rome"])),
+        "user.country": ColumnEncoding("categorical", pl.Series(["FR", "IT"])),
+        "user.age": ColumnEncoding("numeric"),
     }
     table = pl.DataFrame({"user_id": ["u1", "u2", "u3", "u4"], "city": CITY, "country": COUNTRY, "age": [1.0] * 4})
     features = {"city": "categorical", "country": "categorical", "age": "numeric"}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.catalog import Catalog, RequestColumn
+from nextitem.core.catalog import Catalog, ColumnEncoding
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
 from nextitem.core.jagged import Jagged
@@ -30,7 +30,7 @@ from nextitem.training.fit import fit
 def catalog_of(items: int = 20) -> Catalog:
     ids = pl.Series("item_id", range(items))
     table = pl.DataFrame({"item_id": ids, "colour": [["red", "blue"][item % 2] for item in range(items)]})
-    countries = RequestColumn("categorical", pl.Series(["FR", "NL"]))
+    countries = ColumnEncoding("categorical", pl.Series(["FR", "NL"]))
     return Catalog(IdMap(ids), table, features={"colour": "categorical"}, requests={"user.country": countries})
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.ids import stable_keys
 from nextitem.core.jagged import Jagged
 from nextitem.models.user_cf import UserCF, UserCFConfig, last_takers
 
@@ -64,7 +66,8 @@ def test_recent_items_tell_more() -> None:
 
 def test_a_user_does_not_vote_on_their_own_request() -> None:
     model = fitted([[1, 2, 3], [1, 4]], 4, **PLAIN)
-    batch = SequenceBatch(Jagged.from_rows([[1, 2], [1, 2]]), user_ids=torch.tensor([1, 0]))
+    key = int(stable_keys(pl.Series(["u1"]))[0])
+    batch = SequenceBatch(Jagged.from_rows([[1, 2], [1, 2]]), user_ids=torch.tensor([key, 0]))
     similar = model.similar_users(batch).toarray()
     assert similar[0, 1] == 0
     assert similar[0, 2] == pytest.approx(similar[1, 2])

@@ -53,6 +53,6 @@ def test_users_come_with_their_whole_history() -> None:
     one = user_requests(dataset, ["u3"])
     assert one.items.to_lists() == [everyone.items.to_lists()[2]]
     assert one.user_ids is not None
-    assert one.user_ids.tolist() == [3]
+    assert one.user_ids.tolist() == [dataset.users.keys[3]]
     assert one.timestamps is not None
     assert one.timestamps.values.shape == one.items.values.shape

@@ -18,10 +18,10 @@ class SequenceBatch:
     """B requests. Everything that a request says travels here, so that signatures never grow.
 
     items             histories, oldest first: item ids, Jagged int64
-    user_ids          [B] int64, 1..U; 0 for a visitor who is not known; None where users are anonymous
-    actions           histories' action codes, Jagged int64, same offsets as items
+    user_ids          [B] int64, stable keys of users (Users.keys); 0: an unknown visitor; None if users are anonymous
+    actions           histories' action codes (Catalog.events), Jagged int64, same offsets as items; 0: unknown
     timestamps        histories' event times, Jagged int64, milliseconds, same offsets
-    features          further columns of the histories, name -> Jagged, same offsets
+    features          further columns of the histories (Catalog.events), name -> Jagged, same offsets
     request_times     [B] int64, milliseconds
     context           what is known of the requests (Catalog.requests), name -> [B], or Jagged for lists
     targets           item ids to predict, Jagged int64 (training and evaluation only)
@@ -81,20 +81,24 @@ class SequenceBatch:
             yield self.select(torch.arange(start, min(start + size, self.num_requests)))
 
     @classmethod
-    def concat(cls, parts: Sequence[SequenceBatch]) -> SequenceBatch:
-        """The requests of batches with the same columns, one after the other; ValueError where columns differ.
+    def concat(cls, parts: Sequence[SequenceBatch], *, fill: bool = False) -> SequenceBatch:
+        """Return the requests of all batches, one batch after the other; states are dropped.
 
-        An allow-list that is shared must be that of all; states are left out.
+        Raises ValueError if the batches have different columns. With `fill`, a column that a batch lacks is stored as
+        missing: 0 for codes and users, NaN for numbers, an empty list for lists. A history without times then counts as
+        one of events at the request's time, and a request without a time as the latest of the others.
         """
+        if fill:
+            parts = _with_equal_columns(parts)
 
         def joined(values: list[Any]) -> Any:
             first = values[0]
             if isinstance(first, dict):
                 if any(value.keys() != first.keys() for value in values):
-                    raise ValueError("batches with different columns cannot be joined")
+                    raise ValueError("batches with different columns cannot be joined; use fill=True")
                 return {name: joined([value[name] for value in values]) for name in first}
             if any((value is None) != (first is None) for value in values):
-                raise ValueError("batches with different columns cannot be joined")
+                raise ValueError("batches with different columns cannot be joined; use fill=True")
             if first is None:
                 return None
             return Jagged.concat(values) if isinstance(first, Jagged) else torch.cat(values)
@@ -166,3 +170,62 @@ class SequenceBatch:
             return on_jagged(value) if isinstance(value, Jagged) else on_dense(value)
 
         return replace(self, **{entry.name: apply(getattr(self, entry.name)) for entry in fields(self)})
+
+
+# What the values of a column run along, beside the requests: columns that are missing are filled in to that length.
+_ALONG = {
+    "actions": "items",
+    "timestamps": "items",
+    "features": "items",
+    "candidate_features": "candidates",
+    "candidate_labels": "candidates",
+}
+
+
+def _with_equal_columns(parts: Sequence[SequenceBatch]) -> list[SequenceBatch]:
+    """The batches with all columns that any of them has; values that are not known are missing ones."""
+    examples: dict[str, Any] = {}
+    for part in parts:
+        for entry in fields(part):
+            value = getattr(part, entry.name)
+            if isinstance(value, dict):
+                examples[entry.name] = {**value, **examples.get(entry.name, {})}
+            elif value is not None and entry.name != "state":
+                examples.setdefault(entry.name, value)
+    times = [part.request_times.max() for part in parts if part.request_times is not None and part.num_requests]
+    latest = max(times, default=torch.zeros((), dtype=torch.int64))
+    return [_filled(part, examples, latest) for part in parts]
+
+
+def _filled(part: SequenceBatch, examples: dict[str, Any], latest: Tensor) -> SequenceBatch:
+    columns: dict[str, Any] = {}
+    for name, example in examples.items():
+        own = getattr(part, name)
+        if isinstance(example, dict):
+            columns[name] = {key: own[key] if key in own else _missing(name, example[key], part) for key in example}
+        elif own is None:
+            columns[name] = _missing(name, example, part)
+    if "request_times" in columns:
+        columns["request_times"] = latest.expand(part.num_requests).clone()
+    if "timestamps" in columns:
+        now = columns.get("request_times", part.request_times)
+        now = latest.expand(part.num_requests) if now is None else now
+        columns["timestamps"] = part.items.with_values(now[part.items.row_ids()])
+    return replace(part, **columns)
+
+
+def _missing(name: str, example: Tensor | Jagged, part: SequenceBatch) -> Tensor | Jagged:
+    """A column like `example` for the requests of `part`, every value of it missing."""
+    if name == "allowed":  # without a list every item is allowed
+        assert isinstance(example, Tensor)
+        return example.new_ones((part.num_requests, example.shape[1]))
+    if isinstance(example, Tensor):
+        return example.new_full((part.num_requests, *example.shape[1:]), _missing_value(example))
+    rows = getattr(part, _ALONG[name]) if name in _ALONG else None
+    if rows is None:  # lists of the requests' own: targets, candidates, excluded items, lists of context
+        rows = Jagged.from_lengths(example.values[:0], torch.zeros_like(part.items.lengths))
+    return rows.with_values(example.values.new_full((len(rows.values),), _missing_value(example.values)))
+
+
+def _missing_value(values: Tensor) -> float:
+    return float("nan") if values.is_floating_point() else 0

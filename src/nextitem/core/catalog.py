@@ -17,17 +17,18 @@ from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 
+ACTION = "action"  # name of the column of events that says what the user did
 FEATURE_TYPES = ("categorical", "categorical-list", "numeric", "text", "history", "timestamp")
 
 
 @dataclass(frozen=True, eq=False)
-class RequestColumn:
-    """One thing that is known of a request: a feature of its user, or context.
+class ColumnEncoding:
+    """How one column of requests or of events becomes codes: a user feature, context, the action of an event.
 
     kind     categorical, categorical-list, numeric or timestamp
-    values   of a categorical column or list: the distinct values as text, in ascending order; value i has code i + 1,
-             0 stands for what is missing or not among them; None where the vocabulary is open:
-    buckets  then a value's code is 1 + its CRC-32 modulo so many
+    values   categorical column or list: the distinct values as text, in ascending order. Value i has code i + 1; code 0
+             stands for a missing or unknown value. None if values are hashed:
+    buckets  number of hash buckets; the code of a value is then 1 + its CRC-32 modulo `buckets`
     """
 
     kind: str
@@ -40,12 +41,15 @@ class RequestColumn:
         return 1 + (self.buckets if self.values is None else len(self.values))
 
     def encode(self, column: pl.Series) -> pl.Series:
-        """Codes (Int64; of a list column lists of them), Float32 with null where missing, or Int64 milliseconds."""
+        """Codes (Int64; lists of them for a list column); numbers (Float32) and times (Float64 ms), null if missing."""
         if self.kind == "numeric":
             return column.cast(pl.Float32, strict=False)
         if self.kind == "timestamp":
-            return column.cast(pl.Datetime("ms")).to_physical().cast(pl.Int64)
+            return column.cast(pl.Datetime("ms")).to_physical().cast(pl.Float64)  # exact beyond any date of a log
         if self.kind == "categorical":
+            if isinstance(column.dtype, pl.Enum):  # a long log: encode each category once, not each row
+                by_category = self._codes(column.dtype.categories.cast(pl.String))
+                return by_category.gather(column.to_physical()).fill_null(0)
             return self._codes(column.cast(pl.String)).fill_null(0)
         rows = pl.DataFrame({"row": pl.int_range(len(column), eager=True), "value": column.cast(pl.List(pl.String))})
         members = rows.explode("value")
@@ -73,7 +77,8 @@ class Catalog:
     content      content vectors [N + 1, D] float32 that tokenizers and towers read, or None
     released_ms  [N] int64, when an item came out, milliseconds since 1970, or None
     identifiers  semantic IDs, where the model needs them
-    requests     what is known of the requests: name -> column; features of users are called user.<column>
+    requests     what is known of the requests: name -> encoding; features of users are called user.<column>
+    events       what is known of the events of a history: name -> encoding; "action", context and label columns
     """
 
     ids: IdMap
@@ -83,7 +88,8 @@ class Catalog:
     content: Tensor | None = None
     released_ms: NDArray[np.int64] | None = None
     identifiers: IdentifierTable | None = None
-    requests: dict[str, RequestColumn] = field(default_factory=dict)
+    requests: dict[str, ColumnEncoding] = field(default_factory=dict)
+    events: dict[str, ColumnEncoding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.ids)
@@ -158,6 +164,7 @@ class Catalog:
             text=None if self.text is None or text is None else pl.concat([self.text, text]),
             content=None if self.content is None or content is None else torch.cat([self.content, content]),
             requests=self.requests,
+            events=self.events,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -11,17 +12,32 @@ from numpy.typing import NDArray
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
-from nextitem.core.ids import IdMap
+from nextitem.core.ids import IdMap, stable_keys
 from nextitem.core.interactions import Interactions
 
 
 @dataclass(frozen=True, eq=False)
 class Users:
-    """Users (or anonymous sessions) 1..U with their features; `table` has U rows in internal order."""
+    """Users (or anonymous sessions) 1..U with their features; `table` has U rows in internal order.
+
+    Numbers 1..U are ranks in one log: they sort its events. `keys` are what models and requests know a user by.
+    """
 
     ids: IdMap
     table: pl.DataFrame = field(default_factory=pl.DataFrame)
     features: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def keys(self) -> NDArray[np.int64]:
+        """Stable key of each user, [U + 1] int64 (core.ids.stable_keys); entry 0, an unknown user, is 0."""
+        return np.concatenate([np.zeros(1, np.int64), stable_keys(self.ids.external)])
+
+    def numbers_of(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers 1..U of users by their keys, [n]; 0 for an unknown key."""
+        order = np.argsort(self.keys, kind="stable")
+        places = np.searchsorted(self.keys[order], keys).clip(max=len(order) - 1)
+        numbers = order[places]
+        return np.where(self.keys[numbers] == keys, numbers, 0)
 
 
 @dataclass(frozen=True, eq=False)

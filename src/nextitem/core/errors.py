@@ -1,4 +1,4 @@
-"""The one exception of users' mistakes."""
+"""The exceptions of the package: mistakes of users, and models that break the contract."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints it as one line on stderr and exits with code 2; it never shows a traceback.
     """
+
+
+class ContractError(RuntimeError):
+    """A model broke the contract of `Recommender`: its answer holds an item that the request forbids, for example."""

@@ -65,3 +65,30 @@ class IdMap:
             ) from None
         new = ids.filter(~ids.is_in(self.external.implode())).unique(maintain_order=True)
         return IdMap(pl.concat([self.external, new.alias(self.external.name)]))
+
+
+_FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
+
+
+def stable_keys(ids: pl.Series) -> NDArray[np.int64]:
+    """Return a 63-bit key for each id, [n] int64: it depends on the text of the id alone, and is never 0.
+
+    64-bit FNV-1a over the UTF-8 bytes, then the finaliser of MurmurHash3, so that similar ids get unrelated keys. The
+    keys of two among ten million ids are equal with a chance of about one in 200,000.
+    """
+    encoded = ids.cast(pl.String).cast(pl.Binary)
+    lengths = encoded.bin.size().to_numpy().astype(np.int64)
+    data = np.frombuffer(b"".join(encoded), np.uint8)
+    starts = np.cumsum(lengths) - lengths
+    keys = np.full(len(ids), _FNV_OFFSET)
+    rows = np.flatnonzero(lengths > 0)
+    position = 0
+    while len(rows):
+        keys[rows] = (keys[rows] ^ data[starts[rows] + position]) * _FNV_PRIME
+        position += 1
+        rows = rows[lengths[rows] > position]
+    for shift, factor in ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53), (33, 1)):
+        keys = (keys ^ (keys >> np.uint64(shift))) * np.uint64(factor)
+    positive = (keys >> np.uint64(1)).astype(np.int64)
+    positive[positive == 0] = 1
+    return positive

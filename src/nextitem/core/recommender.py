@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.dataset import Dataset
+from nextitem.core.errors import ContractError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.top_items import top_items
@@ -44,30 +46,53 @@ class Recommender(nn.Module, ABC):
         return self.catalog.identifiers
 
     def set_popularity(self, counts: Tensor) -> None:
-        """Stores how often each item occurs in training, [N + 1]; entry 0 must be 0."""
+        """Store how often each item occurs in training, [N + 1]; entry 0 must be 0."""
         self.popularity.copy_(counts)
+
+    def set_popularity_from(self, train: Dataset) -> None:
+        """Store how often each item is a target in the training events."""
+        self.set_popularity(torch.from_numpy(train.interactions.item_counts()).float())
+
+    def request_errors(self, batch: SequenceBatch) -> list[str | None]:
+        """Say of each request what is wrong with it, or None, [B]: so that one bad request need not fail its batch.
+
+        `recommend` raises ValueError for the first of these.
+        """
+        errors: list[str | None] = [None] * batch.num_requests
+        for name, items in (("history", batch.items), ("excluded", batch.excluded), ("candidates", batch.candidates)):
+            if items is None or not items.values.numel():
+                continue
+            low, high = items.values.aminmax()
+            if int(low) >= 0 and int(high) <= self.num_items:
+                continue
+            is_unknown = (items.values < 0) | (items.values > self.num_items)
+            for row, item in zip(items.row_ids()[is_unknown].tolist(), items.values[is_unknown].tolist(), strict=True):
+                errors[row] = errors[row] or f"{name} holds item number {item}; this catalogue has 1..{self.num_items}"
+        return errors
 
     @torch.inference_mode()
     def recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         """Returns the k best items for each request; fewer, then padding, where fewer are allowed.
 
         Checks the request (ValueError), answers empty histories by popularity among the allowed items (marked
-        in `fallback`), asks the model for the others, and checks the answer: nothing excluded, forbidden,
-        repeated, unknown or unsorted ever leaves here. Ties go to the smaller item number.
+        in `fallback`), asks the model for the others, and checks the answer: nothing excluded, forbidden, repeated,
+        unknown or unsorted ever leaves here (ContractError). Ties go to the smaller item number.
         """
         self._check_request(batch, k)
+        empty = batch.items.lengths == 0
         was_training = self.training
         if was_training:  # visiting every submodule twice takes a millisecond
             self.eval()
-        empty = batch.items.lengths == 0
-        if bool(empty.all()):
-            answer = self._popular(batch, k)
-        elif not bool(empty.any()):
-            answer = self._recommend(batch, k)
-        else:
-            answer = self._mixed(batch, k, empty)
-        if was_training:
-            self.train()
+        try:
+            if bool(empty.all()):
+                answer = self._popular(batch, k)
+            elif not bool(empty.any()):
+                answer = self._recommend(batch, k)
+            else:
+                answer = self._mixed(batch, k, empty)
+        finally:
+            if was_training:
+                self.train()
         self._check_answer(answer, batch, k)
         return replace(answer, fallback=empty if answer.fallback is None else answer.fallback | empty)
 
@@ -106,30 +131,28 @@ class Recommender(nn.Module, ABC):
     def _check_request(self, batch: SequenceBatch, k: int) -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        for name, jagged in (
-            ("history", batch.items),
-            ("excluded", batch.excluded),
-            ("candidates", batch.candidates),
-        ):
-            if jagged is not None and jagged.values.numel():
-                low, high = jagged.values.aminmax()
-                if int(low) < 0 or int(high) > self.num_items:
-                    raise ValueError(f"{name} holds item number {int(high)}; this catalogue has 1..{self.num_items}")
+        error = next((each for each in self.request_errors(batch) if each is not None), None)
+        if error is not None:
+            raise ValueError(error)
         if batch.allowed is not None and batch.allowed.shape[1] != self.num_items + 1:
             raise ValueError(f"allowed must have {self.num_items + 1} columns, got {batch.allowed.shape[1]}")
 
     def _check_answer(self, answer: Recommendations, batch: SequenceBatch, k: int) -> None:
-        ids = answer.item_ids
-        assert ids.shape == (batch.num_requests, k), f"{type(self).__name__} returned {tuple(ids.shape)}"
-        assert bool(((ids >= 0) & (ids <= self.num_items)).all()), f"{type(self).__name__} made items up"
-        real = ids > 0
-        if batch.allowed is not None:
-            rows = batch.allowed.expand(batch.num_requests, -1)
-            assert bool((rows.gather(1, ids) | ~real).all()), f"{type(self).__name__} returned a forbidden item"
-        if batch.excluded is not None:
+        ids, problem = answer.item_ids, None
+        is_item = ids > 0
+        if ids.shape != (batch.num_requests, k):
+            problem = f"lists of shape {tuple(ids.shape)} for {batch.num_requests} requests and k = {k}"
+        elif bool(((ids < 0) | (ids > self.num_items)).any()):
+            problem = "an item that is not in the catalogue"
+        elif batch.allowed is not None and not bool(
+            (batch.allowed.expand(batch.num_requests, -1).gather(1, ids) | ~is_item).all()
+        ):
+            problem = "a forbidden item"
+        elif batch.excluded is not None:
             span = self.num_items + 1
             excluded = batch.excluded.row_ids() * span + batch.excluded.values
             keys = torch.arange(len(ids), device=ids.device)[:, None] * span + ids
-            assert not bool((torch.isin(keys, excluded) & real).any()), (
-                f"{type(self).__name__} returned an excluded item"
-            )
+            if bool((torch.isin(keys, excluded) & is_item).any()):
+                problem = "an excluded item"
+        if problem is not None:
+            raise ContractError(f"{type(self).__name__} returned {problem}")

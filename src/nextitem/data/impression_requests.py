@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import torch
@@ -42,13 +44,8 @@ def impression_requests(dataset: Dataset, times: Rows, asked: NDArray[np.bool_])
         return candidates(columns[name].cast(pl.Float32).fill_null(0).to_numpy())
 
     context = {name: column for name, column in dataset.catalog.requests.items() if name in columns.columns}
-    return SequenceBatch(
-        batch.items,
-        user_ids=batch.user_ids,
-        actions=batch.actions,
-        timestamps=batch.timestamps,
-        features=batch.features,
-        request_times=batch.request_times,
+    return replace(
+        batch,
         context={**batch.context, **request_values(columns[first], context)},
         candidates=candidates(shown.item_ids[rows].astype(np.int64)),
         candidate_features={n: numbers(n) for n in ("slot", "propensity") if n in columns.columns},

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from nextitem.core.catalog import Catalog, RequestColumn, ids_fingerprint
+from nextitem.core.catalog import ACTION, Catalog, ColumnEncoding, ids_fingerprint
 from nextitem.core.dataset import Dataset, Impressions, Users
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
@@ -109,7 +109,11 @@ def _assemble(
     return Dataset(
         name=settings.name or name,
         interactions=interactions,
-        catalog=replace(catalog, requests=_request_columns(users, rows)),
+        catalog=replace(
+            catalog,
+            requests=_request_columns(users, rows),
+            events=_event_columns(interactions, settings),
+        ),
         users=users,
         impressions=rows,
         repeats=settings.repeats,
@@ -217,22 +221,40 @@ def _users(
     return Users(ids, rows, features=dict(settings.users.features))
 
 
-def _request_columns(users: Users, shown: Impressions | None) -> dict[str, RequestColumn]:
+def _request_columns(users: Users, shown: Impressions | None) -> dict[str, ColumnEncoding]:
     """What requests of this data carry beside a history: features of users, and the context of impressions."""
     columns = {f"user.{name}": (kind, users.table[name]) for name, kind in users.features.items()}
     if shown is not None:
         columns |= {name: (kind, shown.columns[name]) for name, kind in shown.context.items()}
-    found = {}
-    for name, (kind, column) in columns.items():
-        if kind in ("numeric", "timestamp"):
-            found[name] = RequestColumn(kind)
-        elif kind in ("categorical", "categorical-list", "history"):
-            kind = "categorical" if kind == "categorical" else "categorical-list"  # a history is a list of values
-            members = column.explode() if kind == "categorical-list" else column
-            values = members.cast(pl.String).drop_nulls().unique().sort()
-            is_open = len(values) > OPEN_VOCABULARY
-            found[name] = RequestColumn(kind, None, OPEN_VOCABULARY) if is_open else RequestColumn(kind, values)
-    return found
+    encodings = {name: _encoding(kind, column) for name, (kind, column) in columns.items()}
+    return {name: encoding for name, encoding in encodings.items() if encoding is not None}
+
+
+def _event_columns(log: Interactions, settings: DatasetSettings) -> dict[str, ColumnEncoding]:
+    """What events of a history carry beside their item and time: the action, context and labels; one value each."""
+    own = settings.interactions
+    kinds = {ACTION: "categorical"} if ACTION in log.columns.columns else {}
+    kinds |= {name: kind for name, kind in own.context.items() if kind in ("categorical", "numeric", "timestamp")}
+    kinds |= dict.fromkeys(own.labels, "numeric")
+    encodings = {name: _encoding(kind, log.columns[name]) for name, kind in kinds.items()}
+    return {name: encoding for name, encoding in encodings.items() if encoding is not None}
+
+
+def _encoding(kind: str, column: pl.Series) -> ColumnEncoding | None:
+    """How a column of this kind becomes codes; None for text."""
+    if kind in ("numeric", "timestamp"):
+        return ColumnEncoding(kind)
+    if kind == "text":
+        return None
+    kind = "categorical" if kind == "categorical" else "categorical-list"  # a history is a list of values
+    members = column.explode() if kind == "categorical-list" else column
+    if isinstance(members.dtype, pl.Enum):
+        values = members.dtype.categories.cast(pl.String).sort()
+    else:
+        values = members.cast(pl.String).drop_nulls().unique().sort()
+    if len(values) > OPEN_VOCABULARY:
+        return ColumnEncoding(kind, None, OPEN_VOCABULARY)
+    return ColumnEncoding(kind, values)
 
 
 def _fingerprint(catalog: Catalog, users: Users, interactions: Interactions, impressions: Impressions | None) -> str:

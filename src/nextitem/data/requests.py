@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.catalog import RequestColumn
+from nextitem.core.catalog import ACTION, Catalog, ColumnEncoding
 from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
@@ -20,33 +21,32 @@ from nextitem.core.jagged import Jagged
 Rows = NDArray[np.int64]
 
 
-def action_codes(interactions: Interactions) -> NDArray[np.int64] | None:
-    """The action of every event [T] as a code: 1.. in ascending order of the names, 0 where it is missing.
-
-    The same in every part of a split; None where the log has no actions.
-    """
-    if "action" not in interactions.columns.columns:
-        return None
-    return enum_codes(interactions.columns["action"])
-
-
 def enum_codes(column: pl.Series) -> NDArray[np.int64]:
     """Codes of an Enum column: 1.. in the order of its categories, 0 for null."""
     return (column.to_physical().cast(pl.Int64) + 1).fill_null(0).to_numpy()
 
 
-def context_values(columns: pl.DataFrame, context: dict[str, str]) -> dict[str, NDArray[np.generic]]:
-    """Context columns as arrays [T]: categorical ones as int64 codes (0: missing), numeric ones as float32.
+def event_values(log: Interactions, catalog: Catalog) -> dict[str, NDArray[Any]]:
+    """Columns of events as `catalog.events` encodes them, name -> [T]; a column that the log lacks is all missing.
 
-    A missing number is 0; context of other types is left to the model that wants it.
+    Codes are int64 (0: missing or unknown), numbers float32 and times float64 milliseconds (NaN: missing). A model's
+    catalogue encodes every log alike, so new actions or values never renumber what the model has learnt.
     """
-    values: dict[str, NDArray[np.generic]] = {}
-    for name, kind in context.items():
-        if kind == "categorical":
-            values[name] = enum_codes(columns[name])
-        elif kind == "numeric":
-            values[name] = columns[name].cast(pl.Float32).fill_null(0).to_numpy()
+    present = log.columns.columns
+    values: dict[str, NDArray[Any]] = {}
+    for name, encoding in catalog.events.items():
+        column = log.columns[name] if name in present else pl.Series(name, [None] * len(log), dtype=pl.Null)
+        codes = encoding.encode(column)
+        values[name] = (codes.fill_null(float("nan")) if codes.dtype.is_float() else codes).to_numpy()
     return values
+
+
+def action_codes(dataset: Dataset) -> NDArray[np.int64] | None:
+    """Action code of every event, [T] int64 (see `event_values`); None if the catalogue knows no actions."""
+    if ACTION not in dataset.catalog.events:
+        return None
+    only_action = replace(dataset.catalog, events={ACTION: dataset.catalog.events[ACTION]})
+    return event_values(dataset.interactions, only_action)[ACTION]
 
 
 def tensor(array: NDArray[Any]) -> Tensor:
@@ -55,14 +55,20 @@ def tensor(array: NDArray[Any]) -> Tensor:
 
 
 class RequestBuilder:
-    """Cuts requests out of the log of a data set; columns are encoded once, so that batches cost what they hold."""
+    """Builds requests from the log of a data set: for training, for a split and for serving alike.
+
+    There is no other way to make a request from events, so what is served carries what was judged. Columns are encoded
+    once, so that a batch costs what it holds.
+    """
 
     def __init__(self, dataset: Dataset, *, order: Rows | None = None) -> None:
-        """`order [T]` makes starts and ends count in another order of the log than its own."""
+        """`order [T]`: rows of the log in another order; starts and ends then count in this order."""
         self.log, self.order = dataset.interactions, order
-        self.actions = action_codes(self.log)
-        self.features = context_values(self.log.columns, dataset.context)
+        self.features = event_values(self.log, dataset.catalog)
+        self.actions = self.features.pop(ACTION, None)
         self.users = user_context(dataset)
+        self.is_anonymous = dataset.anonymous
+        self._dataset = dataset
 
     def build(
         self,
@@ -74,27 +80,28 @@ class RequestBuilder:
         user_ids: NDArray[np.int32] | None = None,
         exclude_seen: bool = False,
     ) -> SequenceBatch:
-        """B requests whose histories are the events `starts[b]` to `ends[b] - 1` of the log, [B] each.
+        """Build B requests whose histories are the events `starts[b]` to `ends[b] - 1` of the log, [B] each.
 
-        Events without an item (searches) are left out of the histories; every other event is kept with its
-        action, positive or not: a cancelled purchase tells as much about taste as a purchase. Features of known users
-        are context. `exclude_seen` excludes the history.
+        `user_ids` are the users' numbers in this log; the requests carry their keys and features, or none if the log is
+        one of anonymous sessions. Events without an item (searches) are left out of the histories; every other event is
+        kept with its action, positive or not: a cancelled purchase tells as much about taste as a purchase.
+        `exclude_seen` excludes the items of the history.
         """
         items, rows, offsets = _histories(self.log, starts, ends, self.order)
 
         def along(column: NDArray[np.generic]) -> Jagged:
             return Jagged(tensor(column[rows]), offsets)
 
-        users = None if user_ids is None else torch.from_numpy(user_ids.astype(np.int64))
+        users = None if user_ids is None or self.is_anonymous else user_ids.astype(np.int64)
         timestamps = self.log.timestamps
         return SequenceBatch(
             items,
-            user_ids=users,
+            user_ids=None if users is None else tensor(self._dataset.users.keys[users]),
             actions=None if self.actions is None else along(self.actions),
             timestamps=None if timestamps is None else along(timestamps),
             features={name: along(values) for name, values in self.features.items()},
             request_times=None if times is None else tensor(times),
-            context={} if users is None else context_of(self.users, users),
+            context={} if users is None else context_of(self.users, torch.from_numpy(users)),
             targets=targets,
             excluded=items if exclude_seen else None,
         )
@@ -116,8 +123,8 @@ def build_requests(
     return builder.build(starts, ends, targets=targets, times=times, user_ids=user_ids, exclude_seen=exclude_seen)
 
 
-def request_values(columns: pl.DataFrame, known: Mapping[str, RequestColumn]) -> dict[str, Tensor | Jagged]:
-    """Request columns as `catalog.requests` encodes them: codes, NaN for a missing number, -1 for a missing time.
+def request_values(columns: pl.DataFrame, known: Mapping[str, ColumnEncoding]) -> dict[str, Tensor | Jagged]:
+    """Request columns as `catalog.requests` encodes them: codes, NaN for a missing number or time.
 
     `known` says which columns of the frame, by their names there; lists are Jagged.
     """
@@ -129,8 +136,7 @@ def request_values(columns: pl.DataFrame, known: Mapping[str, RequestColumn]) ->
             members = codes.explode().drop_nulls().cast(pl.Int64)
             values[name] = Jagged.from_lengths(tensor(members.to_numpy()), lengths)
         else:
-            filled = codes.fill_null(float("nan")) if column.kind == "numeric" else codes.fill_null(-1)
-            values[name] = tensor(filled.to_numpy())
+            values[name] = tensor((codes.fill_null(float("nan")) if codes.dtype.is_float() else codes).to_numpy())
     return values
 
 

@@ -42,6 +42,7 @@ from nextitem.core.top_items import top_items
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.examples.stochastic_length import stochastic_length
 from nextitem.data.negatives import SharedBy, draw_negatives
+from nextitem.data.requests import action_codes
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.attention.hstu import HSTULayer, Past
@@ -100,7 +101,8 @@ class HSTU(Recommender):
 
     def examples(self, train: Dataset) -> NextItemSequences:
         """Windows of the users' histories; every event but the first is a target."""
-        return NextItemSequences(train.interactions, max_length=self.settings.max_history_length)
+        actions = None if self.actions is None else action_codes(train)
+        return NextItemSequences(train.interactions, max_length=self.settings.max_history_length, actions=actions)
 
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
         """The configured objective at every real target."""

@@ -13,7 +13,7 @@ Notable
 - The paper's sizes give 4.8 million parameters by plain T5, and it states about 13. `ff_layers = 2` (two hidden layers
   of 1,024) and `width = 384` are the two readings that reach it.
 - Input and output tables are separate, as in T5 1.1. Every prefix of a history is an example.
-- The user token is a bucket of the user's number in the training data; visitors have bucket 0.
+- The user token is a bucket of the user's stable key; visitors have bucket 0.
 - `beam_aware` adds a loss of OTM's kind (decoding/visited_prefixes.py), which the paper has not.
 
 Shapes: B requests, L tokens, W beams, D width, H heads, E head width, M levels, C codes of a level.
@@ -104,7 +104,12 @@ class Tiger(Recommender):
     def examples(self, train: Dataset) -> NextTargets:
         """Every target with the history before it."""
         chosen = self.settings
-        return NextTargets(train.interactions, max_length=chosen.max_history_length, per_epoch=chosen.targets_per_epoch)
+        return NextTargets(
+            train.interactions,
+            max_length=chosen.max_history_length,
+            per_epoch=chosen.targets_per_epoch,
+            user_keys=train.users.keys if chosen.user_buckets and not train.anonymous else None,
+        )
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
         """Mean cross-entropy of the target's codes, given the codes before (equation of section 3.2)."""
@@ -276,11 +281,10 @@ class Tiger(Recommender):
         return self.dropout(self.decoder_norm(hidden_BSD))  # type: ignore[no-any-return]
 
     def _user_tokens(self, batch: SequenceBatch) -> Tensor:
-        """Bucket of each user, [B]; numbers are mixed, so that neighbours in the log do not share buckets."""
+        """Token of each user's bucket, [B]; an unknown user has bucket 0."""
         buckets = self.settings.user_buckets
         users = batch.user_ids if batch.user_ids is not None else torch.zeros_like(batch.items.lengths)
-        mixed = (users * 2_654_435_761) % 2**32 % buckets + 1
-        return self.first_input + 1 + torch.where(users > 0, mixed, 0)
+        return self.first_input + 1 + torch.where(users > 0, users % buckets + 1, 0)
 
     def _initialise(self) -> None:
         """As T5: a product of two weights keeps unit variance without a scale in attention."""

@@ -24,8 +24,10 @@ from typing import ClassVar
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
@@ -52,12 +54,16 @@ class UserCF(Recommender):
 
     Config = UserCFConfig
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard", "planted-clusters")
+    user_keys: Tensor
+    user_rows: Tensor
 
     def __init__(self, config: UserCFConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.settings = config
         self.shares = SparseRows()  # [N + 1, U + 1], row i: what i adds to the similarity of each of its users
         self.taken = SparseRows()  # [U + 1, N + 1], row v: what v votes for
+        self.register_buffer("user_keys", torch.zeros(1, dtype=torch.int64))  # [U + 1] of training users, rising
+        self.register_buffer("user_rows", torch.zeros(1, dtype=torch.int64))  # [U + 1] the row of each key
 
     def fit(self, train: Dataset) -> None:
         """Keeps who took what, and how much each shared item says."""
@@ -68,6 +74,7 @@ class UserCF(Recommender):
         shares = taken.T.tocsr() if self.settings.takers is None else last_takers(log, self.settings.takers)
         weight = 1 / np.log1p(np.maximum(counts, 1))
         shares.data = (np.repeat(weight, np.diff(shares.indptr)) / np.sqrt(sizes[shares.indices])).astype(np.float32)
+        self.user_keys, self.user_rows = torch.from_numpy(train.users.keys).sort()
         self.shares.store(shares)
         self.taken.store(taken)
 
@@ -79,10 +86,16 @@ class UserCF(Recommender):
         history.data /= np.repeat(np.sqrt(lengths), np.diff(history.indptr)).astype(np.float32)
         similar = history @ self.shares.matrix()
         if batch.user_ids is not None:
-            own = np.repeat(batch.user_ids.cpu().numpy(), np.diff(similar.indptr))
+            own = np.repeat(self._rows_of(batch.user_ids), np.diff(similar.indptr))
             similar.data[similar.indices == own] = 0
             similar.eliminate_zeros()
         return keep_largest(similar, chosen.neighbours)
+
+    def _rows_of(self, user_keys: Tensor) -> NDArray[np.int64]:
+        """Rows of training users by their keys, [B]; 0 for another user."""
+        places = torch.searchsorted(self.user_keys, user_keys.cpu()).clamp(max=len(self.user_keys) - 1)
+        rows = self.user_rows[places].masked_fill(self.user_keys[places] != user_keys.cpu(), 0)
+        return rows.numpy()
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         return top_voted(self.similar_users(batch) @ self.taken.matrix(), self.popularity, batch, k)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nextitem.core.catalog import Catalog, RequestColumn
+from nextitem.core.catalog import Catalog, ColumnEncoding
 from nextitem.core.config import parse, read_toml, write_toml
 from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
@@ -91,7 +90,7 @@ def load_weights(file: Path, module: nn.Module) -> None:
 
 
 def save_catalog(folder: Path, catalog: Catalog) -> None:
-    """Writes catalog.parquet, requests.json where requests carry something, and identifiers where there are some."""
+    """Write catalog.parquet, the encodings of request and event columns as JSON, and any identifiers."""
     columns: list[pl.Series] = []
     if catalog.text is not None:
         columns.append(catalog.text.alias(_TEXT))
@@ -102,9 +101,10 @@ def save_catalog(folder: Path, catalog: Catalog) -> None:
         columns.append(pl.Series(_RELEASED, catalog.released_ms))
     table = catalog.table.with_columns(catalog.ids.external.alias("item_id"), *columns)
     table.write_parquet(folder / "catalog.parquet", metadata={"features": json.dumps(catalog.features)})
-    if catalog.requests:
-        columns_of = {name: _column_json(column) for name, column in catalog.requests.items()}
-        write_json(folder / "requests.json", columns_of)
+    for name, encodings in (("requests", catalog.requests), ("events", catalog.events)):
+        if encodings:
+            columns_json = {column: _column_json(encoding) for column, encoding in encodings.items()}
+            write_json(folder / f"{name}.json", columns_json)
     if catalog.identifiers is not None:
         catalog.identifiers.save(folder)
 
@@ -130,7 +130,8 @@ def load_catalog(folder: Path) -> Catalog:
         text=text,
         content=content,
         released_ms=released,
-        requests=_load_requests(folder / "requests.json"),
+        requests=_load_encodings(folder / "requests.json"),
+        events=_load_encodings(folder / "events.json"),
     )
     if not (folder / "identifiers.json").is_file():
         return catalog
@@ -143,18 +144,18 @@ def load_catalog(folder: Path) -> Catalog:
     return catalog.with_identifiers(identifiers)
 
 
-def _column_json(column: RequestColumn) -> dict[str, Any]:
+def _column_json(column: ColumnEncoding) -> dict[str, Any]:
     values = None if column.values is None else column.values.to_list()
     return {"kind": column.kind, "values": values, "buckets": column.buckets}
 
 
-def _load_requests(file: Path) -> dict[str, RequestColumn]:
+def _load_encodings(file: Path) -> dict[str, ColumnEncoding]:
     if not file.is_file():
         return {}
     try:
         columns = json.loads(file.read_text(encoding="utf-8"))
         return {
-            name: RequestColumn(
+            name: ColumnEncoding(
                 column["kind"],
                 None if column["values"] is None else pl.Series(column["values"], dtype=pl.String),
                 column["buckets"],
@@ -168,8 +169,3 @@ def _load_requests(file: Path) -> dict[str, RequestColumn]:
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Writes JSON with stable keys."""
     file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def without_content(catalog: Catalog) -> Catalog:
-    """The catalogue without its content vectors, for models that do not read them."""
-    return replace(catalog, content=None)

@@ -149,7 +149,8 @@ def _customers(rows: Sequence[ReportRow], split: Split, model: Recommender) -> l
     for row in picked.tolist():
         one = requests.select(torch.tensor([row]))
         assert one.targets is not None
-        name = f"request {row + 1}" if one.user_ids is None else f"customer {users[int(one.user_ids[0]) - 1]}"
+        number = 0 if one.user_ids is None else int(split.train.users.numbers_of(one.user_ids.numpy())[0])
+        name = f"customer {users[number - 1]}" if number else f"request {row + 1}"
         lists = {entry.evaluation.model: named(entry.evaluation.lists[row, :SHOWN]) for entry in rows}
         examples.append(
             CustomerExample(name, named(one.items.values[-SHOWN:]), named(one.targets.values[:SHOWN]), lists)

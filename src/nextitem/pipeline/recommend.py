@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
-from nextitem.core.dataset import Dataset
+from nextitem.core.dataset import Dataset, Users
 from nextitem.core.errors import UserError
-from nextitem.core.jagged import Jagged
+from nextitem.core.ids import IdMap
+from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations, Relaxation
 from nextitem.core.recommender import Recommender
-from nextitem.data.requests import context_of, user_context
+from nextitem.data.requests import RequestBuilder, request_values
+from nextitem.data.validation import SECONDS_BELOW
 from nextitem.nn.fields.fields import Fields
 
 
@@ -56,43 +59,82 @@ class Answer:
         return {"items": items, "fallback": self.fallback, **relaxed}
 
 
-def history_requests(history: Sequence[Any], catalog: Catalog) -> tuple[SequenceBatch, tuple[str, ...]]:
-    """One request of a visitor with this history of external item ids, and the ids that no item has, left out.
+def history_requests(
+    history: Sequence[Any] | pl.DataFrame, catalog: Catalog, *, context: Mapping[str, Any] | None = None
+) -> tuple[SequenceBatch, tuple[str, ...]]:
+    """Build the request of a visitor, and return it with the ids in the history that no item has.
 
-    UserError where that leaves nothing of a history: it is more likely a mistake than a visitor.
+    `history` holds item ids, oldest first, or is a frame with a column item_id and, if known, timestamp, action and
+    other columns of events. `context` holds what is known of the request by the names of `catalog.requests`. Raises
+    UserError if the history names no known item at all: that is more likely a mistake than a new visitor.
     """
-    ids = pl.Series([str(item).strip() for item in history], dtype=pl.String)
-    items = catalog.ids.encode(ids)
-    unknown = ids.filter(pl.Series(items == 0)).to_list()
+    frame = history if isinstance(history, pl.DataFrame) else pl.DataFrame({"item_id": [str(item) for item in history]})
+    ids = frame["item_id"].cast(pl.String).str.strip_chars()
+    item_ids = catalog.ids.encode(ids)
+    unknown = ids.filter(pl.Series(item_ids == 0)).to_list()
     if unknown and len(unknown) == len(ids):
         known = ", ".join(str(item) for item in catalog.ids.external.head(3))
         raise UserError(f"--history: no item is called {', '.join(unknown[:5])}; item ids look like {known}")
-    return SequenceBatch(Jagged.from_rows([items[items > 0].tolist()])), tuple(unknown)
+    frame, item_ids = frame.filter(pl.Series(item_ids > 0)), item_ids[item_ids > 0]
+    times = _milliseconds(frame["timestamp"]) if "timestamp" in frame.columns else None
+    log = Interactions(
+        np.ones(len(item_ids), np.int32),
+        item_ids,
+        1,
+        catalog.num_items,
+        timestamps=times,
+        columns=frame.drop("item_id", "timestamp", strict=False),
+    )
+    visitor = Dataset("history", log, catalog, Users(IdMap(pl.Series("id", ["visitor"]))))
+    ends = log.offsets[1:]
+    now = None if times is None or not len(times) else times[-1:] + 1
+    requests = RequestBuilder(visitor).build(log.offsets[:-1], ends, times=now)
+    return replace(requests, context=_context(context or {}, catalog)), tuple(unknown)
+
+
+def _milliseconds(times: pl.Series) -> NDArray[np.int64]:
+    if times.dtype.is_temporal():
+        return times.cast(pl.Datetime("ms")).to_physical().cast(pl.Int64).to_numpy().copy()
+    whole = times.cast(pl.Int64).to_numpy().copy()
+    return whole * 1000 if len(whole) and int(whole.max()) < SECONDS_BELOW else whole
+
+
+def _context(context: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
+    """One request's context, encoded; UserError for a name that the model does not know."""
+    for name in context:
+        if name not in catalog.requests:
+            known = ", ".join(catalog.requests) or "nothing"
+            raise UserError(f"context {name!r}: this model knows {known} of a request")
+    columns = pl.DataFrame({name: pl.Series(name, [value]) for name, value in context.items()})
+    return dict(request_values(columns, {name: catalog.requests[name] for name in context}))
 
 
 def user_requests(dataset: Dataset, users: Sequence[Any] | None) -> SequenceBatch:
-    """Requests of these users (external ids; None: all) with their whole history, made right after its last event."""
+    """Build requests of these users (external ids; None: all), made right after the last event of the log.
+
+    The history of each is the user's whole history. Requests come from RequestBuilder, as those of every split do.
+    """
     log = dataset.interactions
-    if users is None:
-        rows = np.arange(1, log.num_users + 1)
-    else:
-        ids = pl.Series([str(user).strip() for user in users], dtype=pl.String)
-        rows = dataset.users.ids.encode(ids).astype(np.int64)
-        unknown = ids.filter(pl.Series(rows == 0)).to_list()
-        if unknown:
-            known = ", ".join(str(user) for user in dataset.users.ids.external.head(3))
-            raise UserError(f"no user is called {', '.join(unknown[:5])}; user ids look like {known}")
-    with_item = log.select(log.item_ids > 0) if bool((log.item_ids == 0).any()) else log
-    index = torch.from_numpy(rows - 1)
-    histories = with_item.histories()
-    times, now = None, None
-    if with_item.timestamps is not None and len(with_item):
-        times = histories.with_values(torch.from_numpy(with_item.timestamps)).select(index)
-        now = torch.full((len(index),), int(with_item.timestamps.max()) + 1)
-    context = context_of(user_context(dataset), index + 1)
-    return SequenceBatch(
-        histories.select(index), user_ids=index + 1, timestamps=times, request_times=now, context=context
+    numbers = user_numbers(dataset, users)
+    now = None
+    if log.timestamps is not None and len(log):
+        now = np.full(len(numbers), int(log.timestamps.max()) + 1)
+    return RequestBuilder(dataset).build(
+        log.offsets[numbers - 1], log.offsets[numbers], times=now, user_ids=numbers.astype(np.int32)
     )
+
+
+def user_numbers(dataset: Dataset, users: Sequence[Any] | None) -> NDArray[np.int64]:
+    """Numbers 1..U of users by their external ids (None: all users); UserError for an unknown one."""
+    if users is None:
+        return np.arange(1, dataset.interactions.num_users + 1)
+    ids = pl.Series([str(user).strip() for user in users], dtype=pl.String)
+    numbers = dataset.users.ids.encode(ids).astype(np.int64)
+    unknown = ids.filter(pl.Series(numbers == 0)).to_list()
+    if unknown:
+        known = ", ".join(str(user) for user in dataset.users.ids.external.head(3))
+        raise UserError(f"no user is called {', '.join(unknown[:5])}; user ids look like {known}")
+    return numbers
 
 
 def answer(
@@ -144,14 +186,13 @@ def answer_table(
     filters: Filters,
 ) -> pl.DataFrame:
     """Recommendations of many users: columns user_id, item_id, rank (from 1), score."""
-    requests = user_requests(dataset, users)
-    assert requests.user_ids is not None
+    requests, all_numbers = user_requests(dataset, users), user_numbers(dataset, users)
     parts = []
     start = 0
     for found in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
         ids, scores = found.item_ids, found.scores
         rows, columns = (ids > 0).nonzero(as_tuple=True)
-        numbers = requests.user_ids[start + rows].numpy()
+        numbers = all_numbers[(start + rows).numpy()]
         start += ids.shape[0]
         parts.append(
             pl.DataFrame(

@@ -63,13 +63,15 @@ def test_histories_are_all_that_came_before_and_no_more(seed: int, dated: bool) 
     if dated:
         drawn = rng.integers(0, 1000, 50)
         times = np.concatenate([np.sort(drawn[np.array(users) == user]) for user in sorted(set(users))]).tolist()
-    found = recent_events(dataset(users, items, times), share=0.3, most=20, seed=seed)
+    data = dataset(users, items, times)
+    found = recent_events(data, share=0.3, most=20, seed=seed)
     assert found.requests.num_requests <= 20
+    assert found.requests.user_ids is not None
     assert found.requests.targets is not None
     for history, target, user in zip(
         found.requests.items.to_lists(),
         found.requests.targets.values.tolist(),
-        found.requests.user_ids.tolist(),
+        data.users.numbers_of(found.requests.user_ids.numpy()).tolist(),
         strict=True,
     ):
         whole = [item for item, owner in zip(items, users, strict=True) if owner == user]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.catalog import Catalog, RequestColumn
+from nextitem.core.catalog import Catalog, ColumnEncoding
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
@@ -39,10 +39,10 @@ def catalog() -> Catalog:
         features={"colour": "categorical", "price": "numeric", "tags": "categorical-list"},
         released_ms=np.array([MONDAY, 0, MONDAY + HOUR_MS, MONDAY]),
         requests={
-            "user.country": RequestColumn("categorical", pl.Series(["FR", "NL", "US"])),
-            "user.age": RequestColumn("numeric"),
-            "user.hobbies": RequestColumn("categorical-list", pl.Series(["chess", "golf"])),
-            "user.since": RequestColumn("timestamp"),
+            "user.country": ColumnEncoding("categorical", pl.Series(["FR", "NL", "US"])),
+            "user.age": ColumnEncoding("numeric"),
+            "user.hobbies": ColumnEncoding("categorical-list", pl.Series(["chess", "golf"])),
+            "user.since": ColumnEncoding("timestamp"),
         },
     )
 
@@ -55,7 +55,7 @@ def batch() -> SequenceBatch:
             "user.country": torch.tensor([2, 3]),
             "user.age": torch.tensor([20.0, float("nan")]),
             "user.hobbies": Jagged.from_rows([[1, 2], []]),
-            "user.since": torch.tensor([MONDAY + HOUR_MS, -1]),
+            "user.since": torch.tensor([MONDAY + HOUR_MS, float("nan")], dtype=torch.float64),
         },
         candidates=Jagged.from_rows([[1, 3], [2]]),
         candidate_features={"rank": Jagged.from_rows([[1, 0], [4]]).with_values(torch.tensor([1.0, 0.0, 4.0]))},

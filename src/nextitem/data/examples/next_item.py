@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, offsets_of, ranges
-from nextitem.data.requests import action_codes, tensor
+from nextitem.data.requests import tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class NextItemBatch:
     seed              of what is drawn for this batch (negatives)
     timestamps        times of the inputs, Jagged int64, milliseconds, same offsets; None where the log is undated
     next_timestamps   times of the events after them
-    actions           action codes of the inputs (data.requests.action_codes); None where the log has none
+    actions           action codes of the inputs (Catalog.events); None if the model reads none
     """
 
     items: Jagged
@@ -78,14 +78,14 @@ class NextItemSequences:
     batches, are drawn anew each epoch from (seed, epoch).
     """
 
-    def __init__(self, log: Interactions, *, max_length: int) -> None:
+    def __init__(self, log: Interactions, *, max_length: int, actions: NDArray[np.int64] | None = None) -> None:
+        """`actions [T]`: the action code of each event of the log, if the model reads actions."""
         with_item = log.select(log.item_ids > 0) if bool((log.item_ids == 0).any()) else log
         self.items = torch.from_numpy(with_item.item_ids.astype(np.int64))
         may = with_item.positive
         self.targets = self.items if may is None else self.items * torch.from_numpy(may)
         self.timestamps = None if with_item.timestamps is None else torch.from_numpy(with_item.timestamps)
-        actions = action_codes(with_item)
-        self.actions = None if actions is None else tensor(actions)
+        self.actions = None if actions is None else tensor(actions[log.item_ids > 0])
         self.starts, self.lengths = _windows(with_item.offsets, max_length)
         keep = self._has_target()
         self.starts, self.lengths = self.starts[keep], self.lengths[keep]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.interactions import Interactions
@@ -24,8 +25,15 @@ class NextTargets:
     """
 
     def __init__(
-        self, log: Interactions, *, max_length: int, per_epoch: int | None = None, in_order: bool = False
+        self,
+        log: Interactions,
+        *,
+        max_length: int,
+        per_epoch: int | None = None,
+        in_order: bool = False,
+        user_keys: NDArray[np.int64] | None = None,
     ) -> None:
+        """`user_keys [U + 1]`: the stable key of each user of the log, if the model reads users."""
         with_item = log.select(log.item_ids > 0) if bool((log.item_ids == 0).any()) else log
         self.items = torch.from_numpy(with_item.item_ids.astype(np.int64))
         first = with_item.offsets[with_item.user_ids - 1]
@@ -37,7 +45,7 @@ class NextTargets:
             moments = before if with_item.timestamps is None else with_item.timestamps
             self.places = self.places[np.argsort(moments[self.places], kind="stable")]  # the log is sorted by user
         self.lengths = np.minimum(before[self.places], max_length)
-        self.users = with_item.user_ids[self.places].astype(np.int64)
+        self.users = None if user_keys is None else user_keys[with_item.user_ids[self.places]]
         self.per_epoch = len(self.places) if per_epoch is None else min(per_epoch, len(self.places))
 
     def num_batches(self, batch_size: int) -> int:
@@ -73,6 +81,6 @@ class NextTargets:
         places, lengths = torch.from_numpy(self.places[rows]), torch.from_numpy(self.lengths[rows])
         return SequenceBatch(
             Jagged.from_lengths(self.items[ranges(places - lengths, lengths)], lengths),
-            user_ids=torch.from_numpy(self.users[rows]),
+            user_ids=None if self.users is None else torch.from_numpy(self.users[rows]),
             targets=Jagged(self.items[places], torch.arange(len(rows) + 1)),
         )

@@ -5,6 +5,8 @@ item.<column>       what the catalogue says of the candidate: item.id, every dec
                     and item.trend (events up to the request; in its last two weeks)
 user.<column>       features of the user;  <column>: context of the request
 request.hour, request.weekday
+events.<column>     of the latest events: their actions and other categorical columns, the mean of numeric ones (context
+                    and labels of [interactions])
 history.<column>    the latest items of the history by their ids or by a categorical column; history.length
 cross.<column>      how many of the latest events share the candidate's id or category; cross.<column>.since: how many
                     events ago; cross.<column>.last: the last event's value crossed with the candidate's
@@ -202,6 +204,11 @@ def _known(catalog: Catalog, *, buckets: int, pair_buckets: int, brought: Sequen
     }
     for name, column in catalog.requests.items():
         known[name] = _request_field(name, column.kind, catalog, buckets)
+    for name, encoding in catalog.events.items():
+        if encoding.kind == "categorical":
+            known[f"events.{name}"] = kinds.EventBag(name, encoding)
+        elif encoding.kind == "numeric":
+            known[f"events.{name}"] = kinds.EventMean(name, buckets)
     items: dict[str, kinds.ItemField] = {"id": kinds.ItemId(catalog.num_items)}
     for name, kind in catalog.features.items():
         if kind == "categorical":

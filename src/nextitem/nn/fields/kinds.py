@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.catalog import RequestColumn
+from nextitem.core.catalog import ACTION, ColumnEncoding
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.nn.fields.item_features import category_codes, category_lists
@@ -54,6 +54,11 @@ class Asked:
     def history(self) -> Tensor:
         """The same, padded with 0 on the left [B, L]: the last event stands last."""
         return self.recent.to_padded(align="right")
+
+    def event_column(self, name: str) -> Jagged | None:
+        """A column of the latest events, rows as in `recent`; None if the requests do not carry it."""
+        column = self.batch.actions if name == ACTION else self.batch.features.get(name)
+        return None if column is None else column.last(self.max_history_length)
 
     def same(self, field: ItemField) -> Tensor:
         """bool [P, L]: does an event of the history share the candidate's value of the field?"""
@@ -238,7 +243,7 @@ class RequestCategory(Field):
     of: ClassVar[Literal["request", "candidate"]] = "request"
     codes: Tensor
 
-    def __init__(self, name: str, column: RequestColumn) -> None:
+    def __init__(self, name: str, column: ColumnEncoding) -> None:
         super().__init__()
         self.name, self.size = name, column.num_codes
         self.register_buffer("codes", torch.arange(self.size))
@@ -309,9 +314,8 @@ class RequestAge(Field):
         given, now = asked.batch.context.get(self.name), asked.batch.request_times
         if given is None or now is None:
             return torch.zeros_like(asked.batch.items.lengths)
-        hours: Tensor = (now - given).clamp(min=0) / HOUR_MS
-        known: Tensor = given >= 0
-        return logarithmic(hours + 1) * known
+        hours: Tensor = (now - given).clamp(min=0) / HOUR_MS  # NaN without a date
+        return logarithmic(hours.nan_to_num(-1) + 1)
 
 
 class Clock(Field):
@@ -369,6 +373,46 @@ class HistoryBag(Reading):
         codes = self.field.of_items(asked.recent.values)
         assert isinstance(codes, Tensor)
         return asked.recent.with_values(codes)
+
+
+class EventBag(Field):
+    """A categorical column of the latest events: their actions, their context."""
+
+    of: ClassVar[Literal["request", "candidate"]] = "request"
+    is_bag: ClassVar[bool] = True
+
+    def __init__(self, name: str, encoding: ColumnEncoding) -> None:
+        super().__init__()
+        self.name, self.size = name, encoding.num_codes
+
+    def forward(self, asked: Asked) -> Jagged:
+        """B rows."""
+        column = asked.event_column(self.name)
+        return asked.recent.with_values(torch.zeros_like(asked.recent.values) if column is None else column.values)
+
+
+class EventMean(Field):
+    """The mean of a numeric column over the latest events, by quantiles of training: prices, ratings."""
+
+    of: ClassVar[Literal["request", "candidate"]] = "request"
+    borders: Tensor
+
+    def __init__(self, name: str, buckets: int) -> None:
+        super().__init__()
+        self.name, self.size = name, buckets + 1
+        self.register_buffer("borders", torch.zeros(buckets - 1))
+
+    def fit(self, requests: SequenceBatch, log: Interactions) -> None:
+        """Take the quantiles of the means of training requests."""
+        if self.name in requests.features:
+            self.borders.copy_(quantiles(_means(requests.features[self.name]), self.size - 1))
+
+    def forward(self, asked: Asked) -> Tensor:
+        """[B]; 0 if no event has a value."""
+        column = asked.event_column(self.name)
+        if column is None:
+            return torch.zeros_like(asked.recent.lengths)
+        return bucket_codes(_means(column), self.borders)
 
 
 class Shared(Reading):
@@ -446,6 +490,15 @@ def logarithmic(values: Tensor) -> Tensor:
     """1 + the whole part of 2 log2 of each value, at most MOST - 1; 0 below 1."""
     steps = (2 * values.clamp(min=1).log2() + 1e-9).long() + 1
     return steps.clamp(max=MOST - 1) * (values >= 1)
+
+
+def _means(column: Jagged) -> Tensor:
+    """Mean of the known values of each row, [B] float32; NaN for a row without any."""
+    known = column.values.isfinite()
+    rows = column.row_ids()[known]
+    sums = torch.zeros(column.num_rows, dtype=torch.float64, device=rows.device)
+    counts = torch.bincount(rows, minlength=column.num_rows)
+    return (sums.index_add(0, rows, column.values[known].double()) / counts).float()
 
 
 def _values(column: Tensor | Jagged) -> Tensor:

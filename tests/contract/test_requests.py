@@ -1,0 +1,183 @@
+"""What is served is what was judged: requests carry the same columns, and a longer log changes no answer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from support.rich_log import SETTINGS, longer_log, rich_log
+from support.trained_models import RUNS
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+from nextitem.core.jagged import Jagged
+from nextitem.core.registry import MODELS
+from nextitem.data.splits import make_split
+from nextitem.pipeline.recommend import history_requests, user_requests
+from nextitem.pipeline.run import Run, aligned, load_run, train
+
+# Settings by which a model reads all that requests carry, if its debug recipe does not.
+READS_MORE = {
+    "hstu": ["model.actions=interleaved"],
+    "tiger": ["model.user_buckets=4"],
+    "geo-popularity": ["model.strength=1.0"],
+    "multi-behaviour": ["model.behaviours=3"],
+}
+
+
+@cache
+def rich_run(name: str) -> Run:
+    """The model's debug recipe, trained once on the rich log."""
+    out = Path(RUNS.name) / f"{name}-rich"
+    return train(
+        name,
+        rich_log(),
+        out=out,
+        recipe=f"debug/{name}",
+        protocol="leave-one-out",
+        overrides=READS_MORE.get(name, []),
+        progress=False,
+    )
+
+
+def columns_of(batch: SequenceBatch) -> dict[str, Any]:
+    """Every column as plain values; NaN as None, so that missing values compare equal."""
+
+    def plain(column: Any) -> Any:
+        if column is None:
+            return None
+        if isinstance(column, Jagged):
+            return column.offsets.tolist(), plain(column.values)
+        return [None if value != value else value for value in column.tolist()]
+
+    columns: dict[str, Any] = {}
+    for name in ("items", "user_ids", "actions", "timestamps", "request_times"):
+        columns[name] = plain(getattr(batch, name))
+    for group in ("features", "context"):
+        columns |= {f"{group}.{name}": plain(column) for name, column in getattr(batch, group).items()}
+    return columns
+
+
+def before_last_event(dataset: Dataset) -> tuple[Dataset, SequenceBatch]:
+    """The log without what `leave-one-out` asks for and what follows it, and the requests that it asks."""
+    log = dataset.interactions
+    requests = make_split(dataset, "leave-one-out").test
+    assert requests.user_ids is not None
+    users = dataset.users.numbers_of(requests.user_ids.numpy())
+    is_kept = np.zeros(len(log), np.bool_)
+    item_rows = np.flatnonzero(log.item_ids > 0)
+    for user, length in zip(users.tolist(), requests.items.lengths.tolist(), strict=True):
+        own = item_rows[log.user_ids[item_rows] == user]
+        is_kept[own[:length]] = True
+    return dataset.with_interactions(log.select(is_kept)), requests
+
+
+def asked_now(requests: SequenceBatch, times: torch.Tensor | None) -> SequenceBatch:
+    return replace(requests, targets=None, excluded=None, request_times=times)
+
+
+def test_a_served_request_equals_the_judged_one_column_by_column() -> None:
+    dataset = rich_log()
+    earlier, judged = before_last_event(dataset)
+    assert judged.user_ids is not None
+    users = dataset.users.ids.decode(dataset.users.numbers_of(judged.user_ids.numpy())).to_list()
+    served = user_requests(earlier, users)
+    assert set(columns_of(served)) >= {"features.device", "features.price", "features.rating", "context.user.country"}
+    assert columns_of(asked_now(served, judged.request_times)) == columns_of(asked_now(judged, judged.request_times))
+
+
+def test_a_history_from_outside_carries_what_is_given_of_its_events() -> None:
+    dataset = rich_log()
+    user = user_requests(dataset, ["u01"])
+    log = dataset.interactions
+    rows = np.flatnonzero((log.user_ids == 2) & (log.item_ids > 0))
+    frame = pl.DataFrame(
+        {
+            "item_id": dataset.catalog.ids.decode(log.item_ids[rows]),
+            "timestamp": log.timestamps[rows],
+            **{name: log.columns[name][rows] for name in ("action", "device", "price", "rating")},
+        }
+    )
+    context = {"user.country": "NL", "user.age": 21.0, "user.hobbies": ["golf", "chess"]}
+    visitor, skipped = history_requests(frame, dataset.catalog, context=context)
+    assert skipped == ()
+    own, theirs = columns_of(visitor), columns_of(user)
+    for name in ("user_ids", "request_times"):  # a visitor is nobody, and asks right after the history
+        own.pop(name), theirs.pop(name)
+    assert own == theirs
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_longer_log_changes_no_answer_to_an_old_history(name: str) -> None:
+    run, longer = rich_run(name), longer_log()
+    users = [f"u{n:02d}" for n in range(60)]
+    now = torch.full((60,), 1_800_000_000_000)
+    before = asked_now(user_requests(aligned(rich_log(), run.model), users), now)
+    after = asked_now(user_requests(aligned(longer, run.model), users), now)
+    assert columns_of(before) == columns_of(after)
+    first, second = run.model.recommend(before, 5), run.model.recommend(after, 5)
+    assert torch.equal(first.item_ids, second.item_ids)
+    assert torch.equal(first.scores, second.scores)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bundle_serves_what_was_judged(name: str) -> None:
+    run = rich_run(name)
+    opened = load_run(run.folder)
+    earlier, judged = before_last_event(aligned(longer_log(), opened.model))
+    assert judged.user_ids is not None
+    served = user_requests(
+        earlier, earlier.users.ids.decode(earlier.users.numbers_of(judged.user_ids.numpy())).to_list()
+    )
+    first = run.model.recommend(asked_now(judged, judged.request_times), 5)
+    second = opened.model.recommend(asked_now(served, judged.request_times), 5)
+    assert torch.equal(first.item_ids, second.item_ids)
+    assert torch.equal(first.scores, second.scores)
+
+
+def test_another_process_gives_the_same_answers() -> None:
+    names = ["hstu", "tiger", "user-cf", "multi-behaviour", "cascade"]
+    folders = {name: str(rich_run(name).folder) for name in names}
+    users = ["u01", "u17", "u42"]
+    here = {}
+    for name in names:
+        requests = user_requests(aligned(longer_log(), rich_run(name).model), users)
+        here[name] = rich_run(name).model.recommend(requests, 5).item_ids.tolist()
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from support.rich_log import longer_log
+from nextitem.pipeline.recommend import user_requests
+from nextitem.pipeline.run import aligned, load_run
+models = {{name: load_run(folder).model for name, folder in {folders!r}.items()}}
+print({{name: model.recommend(user_requests(aligned(longer_log(), model), {users!r}), 5).item_ids.tolist()
+       for name, model in models.items()}})
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == str(here)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_of_rich_requests_answers_as_single_requests_do(name: str) -> None:
+    model = rich_run(name).model
+    users = user_requests(aligned(rich_log(), model), ["u01", "u02", "u03"])
+    visitor, _ = history_requests(["i03", "i04"], model.catalog)
+    batch = SequenceBatch.concat([users, visitor], fill=True)
+    together = model.recommend(batch, 4)
+    for row in range(batch.num_requests):
+        alone = model.recommend(batch.select(torch.tensor([row])), 4)
+        assert alone.item_ids[0].tolist() == together.item_ids[row].tolist()
+        torch.testing.assert_close(alone.scores[0], together.scores[row], rtol=1e-4, atol=1e-4)
+
+
+def test_settings_of_the_rich_log_are_all_in_its_requests() -> None:
+    dataset = rich_log()
+    assert set(dataset.catalog.events) == {"action", *SETTINGS["interactions"]["context"], "rating"}
+    assert set(dataset.catalog.requests) == {f"user.{name}" for name in SETTINGS["users"]["features"]}
