@@ -32,14 +32,15 @@ os.environ["OMP_NUM_THREADS"] = str(ARGUMENTS.threads)
 
 import torch  # noqa: E402
 
+from nextitem.core.components import build_component, component_class
 from nextitem.core.dataset import Split  # noqa: E402
 from nextitem.core.recommender import Recommender  # noqa: E402
 from nextitem.data.readers import load_dataset  # noqa: E402
 from nextitem.data.splits import make_split  # noqa: E402
 from nextitem.evaluation.evaluate import latency, recommend_all  # noqa: E402
 from nextitem.evaluation.metrics.accuracy import recall  # noqa: E402
-from nextitem.pipeline.recipe import build, component, default_for, resolve  # noqa: E402
-from nextitem.pipeline.run import load_run  # noqa: E402
+from nextitem.pipeline.recipe import default_recipe, resolve_recipe
+from nextitem.pipeline.runs import load_run
 from nextitem.pipeline.tokenize import with_content  # noqa: E402
 
 KS = (10, 50, 200)
@@ -51,12 +52,12 @@ def trained(name: str, split: Split) -> Recommender:
         return load_run(name).model
     overrides = [f"model.{setting}" for setting in ARGUMENTS.set]
     here = {"data": {"path": ARGUMENTS.data}, "model": {"name": name}}
-    recipe = resolve([default_for(name), ("here", here)], overrides=overrides)
-    kind, config = component("model", recipe.model)
+    recipe = resolve_recipe([default_recipe(name), ("here", here)], overrides=overrides)
+    kind, config = component_class("model", recipe.model)
     needs = getattr(kind, "needs", frozenset()) | getattr(config, "needs", frozenset())
     train = with_content(split.train, recipe, progress=False) if "content" in needs else split.train
     torch.manual_seed(ARGUMENTS.seed)
-    model: Recommender = build("model", recipe.model, train.catalog)
+    model: Recommender = build_component("model", recipe.model, train.catalog)
     model.set_popularity(torch.from_numpy(train.interactions.item_counts()).float())
     model.fit(train)  # type: ignore[operator]
     return model.eval()

@@ -23,7 +23,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.top_items import top_items
 from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
-from nextitem.evaluation.evaluate import evaluate, recommend_all
+from nextitem.evaluation.evaluate import evaluate_lists, recommend_all
 
 WIDTH = 64
 TARGET_SECONDS = 5.0
@@ -56,7 +56,7 @@ def main() -> None:
     model.set_popularity(torch.from_numpy(split.train.interactions.item_counts()).float())
     for repeat in range(chosen.repeats):
         began = time.perf_counter()
-        evaluation = evaluate(model, split.test, train=split.train)
+        evaluation = evaluate_lists(model, split.test, train=split.train)
         whole = time.perf_counter() - began
         began = time.perf_counter()
         recommend_all(model, split.test, 20)

@@ -14,9 +14,9 @@ import torch
 
 from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
-from nextitem.evaluation.evaluate import evaluate, recommend_all
+from nextitem.evaluation.evaluate import evaluate_lists, recommend_all
 from nextitem.models.item_graph import ItemGraph, ItemGraphConfig
-from nextitem.pipeline.recipe import find
+from nextitem.pipeline.recipe import read_recipe
 
 
 def main() -> None:
@@ -31,7 +31,9 @@ def main() -> None:
         learnt = split.refit() if arguments.refit else split.train
         settings = ItemGraphConfig()
         if arguments.recipe:
-            fields = {name: value for name, value in find(arguments.recipe)[1]["model"].items() if name != "name"}
+            fields = {
+                name: value for name, value in read_recipe(arguments.recipe)[1]["model"].items() if name != "name"
+            }
             settings = ItemGraphConfig(**fields)
         model = ItemGraph(settings, learnt.catalog)
         model.set_popularity(torch.from_numpy(learnt.interactions.item_counts()).float())
@@ -40,7 +42,7 @@ def main() -> None:
         fitted = time.perf_counter()
         recommend_all(model, split.test, 10)
         done = time.perf_counter()
-        found = evaluate(model, split.test, train=learnt)
+        found = evaluate_lists(model, split.test, train=learnt)
         print(
             json.dumps(
                 {

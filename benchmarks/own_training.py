@@ -18,11 +18,12 @@ from peers.meter import Enough, Quality, Speed, arguments, silence, watch_for
 from torch import Tensor
 
 import nextitem as ni
+from nextitem.core.components import component_class
 from nextitem.core.jagged import Jagged
 from nextitem.core.roles import Examples
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import recommend_all
-from nextitem.pipeline.recipe import component, default_for, find, resolve
+from nextitem.pipeline.recipe import default_recipe, read_recipe, resolve_recipe
 from nextitem.training.fit import fit
 
 
@@ -62,10 +63,10 @@ def main() -> None:
     torch.manual_seed(chosen.seed)
     split = make_split(ni.load_dataset(chosen.folder), "leave-one-out")
     given: dict[str, Any] = {"data": {"path": str(chosen.folder)}, "model": {"name": chosen.model}}
-    base = default_for(chosen.model) if chosen.recipe is None else find(chosen.recipe)
-    recipe = resolve([base, ("the benchmark", given)], overrides=chosen.overrides)
+    base = default_recipe(chosen.model) if chosen.recipe is None else read_recipe(chosen.recipe)
+    recipe = resolve_recipe([base, ("the benchmark", given)], overrides=chosen.overrides)
     training = recipe.training.model_copy(update={"validate_every": 1, "patience": None, "max_minutes": None})
-    kind, config = component("model", recipe.model)
+    kind, config = component_class("model", recipe.model)
     model = kind(config, split.train.catalog)
     model.set_popularity(torch.from_numpy(split.train.interactions.item_counts()).float())
     examples, watch = model.examples(split.train), watch_for(chosen)

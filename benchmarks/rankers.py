@@ -23,7 +23,7 @@ from nextitem.data.shop.shop import Shop, generate_shop
 from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import Evaluation
 from nextitem.evaluation.evaluate_ranking import evaluate_ranking
-from nextitem.pipeline.run import train
+from nextitem.pipeline.train import train
 
 MODELS = "lr,gbdt,wide-and-deep,deepfm,dcn,din,sim,multi-behaviour"
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import nextitem as ni
 from nextitem.data.splits import make_split
-from nextitem.evaluation.evaluate import evaluate
+from nextitem.evaluation.evaluate import evaluate_lists
 from nextitem.evaluation.intervals import interval
 
 
@@ -42,7 +42,7 @@ def main() -> None:
                 place = Path(folder) / "run"
                 told = {"protocol": chosen.protocol, "seed": seed, "overrides": overrides, "progress": False}
                 run = ni.train(model, chosen.folder, out=place, **told)
-            figures = evaluate(run.model, split.test, train=split.train, ks=chosen.ks)
+            figures = evaluate_lists(run.model, split.test, train=split.train, ks=chosen.ks)
             row = {name: round(figures.metrics[name], 4) for name in names}
             seconds, epoch = run.metrics["train_seconds"], run.metrics["best_epoch"]
             cold = figures.slices.get("cold", {})

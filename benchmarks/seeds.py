@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import nextitem as ni
-from nextitem.pipeline.recipe import find
+from nextitem.pipeline.recipe import read_recipe
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", nargs="+", default=[], help="settings that differ from the recipe's")
     arguments = parser.parse_args()
     found: dict[str, list[float]] = {name: [] for name in (*arguments.metrics, "train_seconds")}
-    model = find(arguments.recipe)[1]["model"]["name"]
+    model = read_recipe(arguments.recipe)[1]["model"]["name"]
     with tempfile.TemporaryDirectory() as folder:
         for seed in arguments.seeds:
             run = ni.train(

@@ -30,7 +30,7 @@ from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.registry import TOKENIZERS
 from nextitem.data.splits import make_split
-from nextitem.pipeline.recipe import find, resolve
+from nextitem.pipeline.recipe import read_recipe, resolve_recipe
 from nextitem.pipeline.tokenize import make_tokenizer, with_content
 
 PLANTED = {"codebook_size": 8, "levels": 3}
@@ -101,8 +101,8 @@ def main() -> None:
             data = planted(seed=seed) if is_planted else ni.load_dataset(arguments.data)
             settings = SETTINGS.get(tokenizer, PLANTED) if is_planted else {}
             table = {"tokenizer": {"name": tokenizer, **settings}}
-            base, path = find(name), "planted" if is_planted else arguments.data
-            recipe = resolve(
+            base, path = read_recipe(name), "planted" if is_planted else arguments.data
+            recipe = resolve_recipe(
                 [base, ("here", {**table, "seed": seed, "data": {"path": str(path)}})], overrides=overrides
             )
             began = time.perf_counter()

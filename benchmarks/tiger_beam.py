@@ -27,7 +27,7 @@ from nextitem.data.splits import make_split
 from nextitem.decoding.beam_search import beam_search
 from nextitem.evaluation.metrics import accuracy
 from nextitem.models.tiger import Tiger
-from nextitem.pipeline.run import load_run
+from nextitem.pipeline.runs import load_run
 
 
 @torch.inference_mode()

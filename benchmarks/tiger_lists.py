@@ -36,7 +36,7 @@ from nextitem.decoding.sampling import Sampling
 from nextitem.evaluation.evaluate import recommend_all
 from nextitem.evaluation.metrics import accuracy
 from nextitem.models.tiger import Tiger
-from nextitem.pipeline.run import load_run
+from nextitem.pipeline.runs import load_run
 
 EPSILONS = (None, 0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
 TEMPERATURES = ((1.0,), (1.5,), (2.0,), (1.5, 1.0), (2.0, 1.0), (1.0, 2.0))

@@ -1,23 +1,85 @@
-"""nextitem: from an interaction log to a served recommender."""
+"""nextitem: from an interaction log to a served recommender.
+
+    import nextitem as ni
+
+    data = ni.load_dataset("shop")              # or a folder; ni.Dataset.from_frames(interactions=frame)
+    run = ni.train("sasrec", data, out="runs/sasrec", settings={"model.width": 128})
+    run.recommend(history=["10001", "10042"], k=10)
+    run.recommend_many(k=10)                    # a data frame: user_id, item_id, score, rank
+    ni.evaluate(run)
+
+What is named in `__all__` is stable. Mistakes of a caller raise UserError, whose message says what, where, and the way
+out; a model that breaks its contract raises ContractError.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nextitem.core.dataset import Dataset
+    from nextitem.core.errors import ContractError, UserError
+    from nextitem.core.registry import models
+    from nextitem.data.readers import load_dataset
+    from nextitem.evaluation.diagnose import Diagnosis, diagnose
+    from nextitem.evaluation.evaluate import Evaluation
+    from nextitem.pipeline.compare import Comparison, compare
+    from nextitem.pipeline.evaluate import evaluate
+    from nextitem.pipeline.export import export
+    from nextitem.pipeline.recommend import RecommendationList
+    from nextitem.pipeline.runs import Run, load_run
+    from nextitem.pipeline.tokenize import tokenize
+    from nextitem.pipeline.train import train
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load_dataset", "load_run", "train"]
+__all__ = [
+    "Comparison",
+    "ContractError",
+    "Dataset",
+    "Diagnosis",
+    "Evaluation",
+    "RecommendationList",
+    "Run",
+    "UserError",
+    "compare",
+    "diagnose",
+    "evaluate",
+    "export",
+    "load_dataset",
+    "load_run",
+    "models",
+    "tokenize",
+    "train",
+]
 
-_DOOR = {
-    "load_dataset": "nextitem.data.readers",
-    "train": "nextitem.pipeline.run",
-    "evaluate": "nextitem.pipeline.run",
-    "load_run": "nextitem.pipeline.bundle",
+_MODULES = {
+    "Comparison": "pipeline.compare",
+    "ContractError": "core.errors",
+    "Dataset": "core.dataset",
+    "Diagnosis": "evaluation.diagnose",
+    "Evaluation": "evaluation.evaluate",
+    "RecommendationList": "pipeline.recommend",
+    "Run": "pipeline.runs",
+    "UserError": "core.errors",
+    "compare": "pipeline.compare",
+    "diagnose": "evaluation.diagnose",
+    "evaluate": "pipeline.evaluate",
+    "export": "pipeline.export",
+    "load_dataset": "data.readers",
+    "load_run": "pipeline.runs",
+    "models": "core.registry",
+    "tokenize": "pipeline.tokenize",
+    "train": "pipeline.train",
 }
 
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `nextitem --help` must not pay for it.
-    if name in _DOOR:
-        return getattr(import_module(_DOOR[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(f"nextitem.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'nextitem' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

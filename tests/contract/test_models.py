@@ -13,7 +13,8 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
 from nextitem.data.splits import make_split
-from nextitem.pipeline.run import load_run, spelling
+from nextitem.pipeline.evaluate import spelling
+from nextitem.pipeline.runs import load_run
 
 
 def mask(model: Recommender, *items: int) -> torch.Tensor:

@@ -16,12 +16,13 @@ import torch
 from support.known_answers import DATASETS
 from support.trained_models import requests, trained
 
+from nextitem.core.components import build_component, component_class
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS, TOKENIZERS
 from nextitem.core.roles import ClosedForm
 from nextitem.data.text import ContentConfig, content_vectors
-from nextitem.pipeline.recipe import build, component, find, resolve
+from nextitem.pipeline.recipe import read_recipe, resolve_recipe
 from nextitem.pipeline.tokenize import require_identifiers, with_content
 from nextitem.tokenizers.collisions import build_table
 
@@ -49,15 +50,15 @@ def three_losses(learner: Any, train: Dataset) -> list[float]:
 def model_losses(name: str) -> list[float]:
     """The losses of a model's debug recipe on the cycle."""
     dataset = DATASETS["cycle"]()
-    recipe = resolve([find(f"debug/{name}"), ("test", {"data": {"path": "-"}})])
-    kind, config = component("model", recipe.model)
+    recipe = resolve_recipe([read_recipe(f"debug/{name}"), ("test", {"data": {"path": "-"}})])
+    kind, config = component_class("model", recipe.model)
     needs = getattr(kind, "needs", frozenset()) | getattr(config, "needs", frozenset())
     if "content" in needs:
         dataset = with_content(dataset, recipe, progress=False)
     if "identifiers" in needs:
         dataset = require_identifiers(dataset, recipe, out=Path(), say=lambda text: None, progress=False)
     torch.manual_seed(0)
-    model: Recommender = build("model", recipe.model, dataset.catalog)
+    model: Recommender = build_component("model", recipe.model, dataset.catalog)
     model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
     return three_losses(model, dataset)
 
@@ -75,7 +76,7 @@ def tokenizer_behaviour(name: str) -> Any:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"random": {}, "tree": {}, "fsq": {}}
     settings = sizes.get(name, {"codebook_size": 8} if "codebook_size" in _fields(name) else {})
-    tokenizer = build("tokenizer", {"name": name, **settings}, catalog)
+    tokenizer = build_component("tokenizer", {"name": name, **settings}, catalog)
     if not isinstance(tokenizer, ClosedForm):
         return three_losses(tokenizer, dataset)
     tokenizer.fit(dataset)

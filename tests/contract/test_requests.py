@@ -22,7 +22,8 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.registry import MODELS
 from nextitem.data.splits import make_split
 from nextitem.pipeline.recommend import history_requests, user_requests
-from nextitem.pipeline.run import Run, aligned, load_run, train
+from nextitem.pipeline.runs import Run, aligned, load_run
+from nextitem.pipeline.train import train
 
 # Settings by which a model reads all that requests carry, if its debug recipe does not.
 READS_MORE = {
@@ -155,7 +156,7 @@ def test_another_process_gives_the_same_answers() -> None:
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from support.rich_log import longer_log
 from nextitem.pipeline.recommend import user_requests
-from nextitem.pipeline.run import aligned, load_run
+from nextitem.pipeline.runs import aligned, load_run
 models = {{name: load_run(folder).model for name, folder in {folders!r}.items()}}
 print({{name: model.recommend(user_requests(aligned(longer_log(), model), {users!r}), 5).item_ids.tolist()
        for name, model in models.items()}})

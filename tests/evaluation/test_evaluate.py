@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.fixed_recommender import Fixed, ask, identified, shop
 
-from nextitem.evaluation.evaluate import Evaluation, evaluate, latency, quick_score
+from nextitem.evaluation.evaluate import Evaluation, evaluate_lists, latency, quick_score
 from nextitem.evaluation.intervals import interval
 
 TRAIN = shop([[1, 2, 3], [1, 2], [1, 4, 1]], items=8)
@@ -19,7 +19,7 @@ FALLING = torch.arange(9, 0, -1).float()  # lists are 1, 2, 3, ...
 
 def judged(targets: list[list[int]], **options: object) -> Evaluation:
     requests = ask([[5]] * len(targets), targets)
-    return evaluate(Fixed(TRAIN.catalog, FALLING), requests, train=TRAIN, **{"ks": (2, 4), **options})
+    return evaluate_lists(Fixed(TRAIN.catalog, FALLING), requests, train=TRAIN, **{"ks": (2, 4), **options})
 
 
 def test_figures_by_hand() -> None:
@@ -78,17 +78,17 @@ def test_the_same_twice_and_in_batches_of_any_size() -> None:
 
 def test_lists_that_are_shorter_than_k() -> None:
     requests = replace(ask([[5]] * 2, [[2], [1]]), allowed=torch.tensor([[False, False, True] + [False] * 6]))
-    found = evaluate(Fixed(TRAIN.catalog, FALLING), requests, train=TRAIN, ks=(5,))
+    found = evaluate_lists(Fixed(TRAIN.catalog, FALLING), requests, train=TRAIN, ks=(5,))
     assert found.lists.tolist() == [[2, 0, 0, 0, 0]] * 2
     assert found.metrics["recall@5"] == 0.5
     assert found.metrics["precision@5"] == pytest.approx(0.1)
-    whole = evaluate(Fixed(TRAIN.catalog, FALLING), ask([[5]], [[8]]), train=TRAIN, ks=(20,))
+    whole = evaluate_lists(Fixed(TRAIN.catalog, FALLING), ask([[5]], [[8]]), train=TRAIN, ks=(20,))
     assert whole.lists[0].tolist() == [*range(1, 9), *[0] * 12]
     assert whole.metrics["recall@20"] == 1.0
 
 
 def test_seen_items_stay_out() -> None:
-    found = evaluate(Fixed(TRAIN.catalog, FALLING), ask([[1, 2]], [[3]], excluded=True), train=TRAIN, ks=(1,))
+    found = evaluate_lists(Fixed(TRAIN.catalog, FALLING), ask([[1, 2]], [[3]], excluded=True), train=TRAIN, ks=(1,))
     assert found.lists.tolist() == [[3]]
     assert found.metrics["recall@1"] == 1.0
 
@@ -96,7 +96,7 @@ def test_seen_items_stay_out() -> None:
 def test_hits_are_items_though_a_collapsed_tokenizer_gives_all_one_code() -> None:
     collapsed = identified(TRAIN, [[0, 0]] * 8, (1, 1))
     requests = ask([[5]] * 3, [[1], [7], [8]])
-    found = evaluate(Fixed(collapsed.catalog, FALLING), requests, train=collapsed, ks=(1,))
+    found = evaluate_lists(Fixed(collapsed.catalog, FALLING), requests, train=collapsed, ks=(1,))
     assert found.metrics["recall@1"] == pytest.approx(1 / 3)
 
 
@@ -105,7 +105,7 @@ def test_a_constant_scorer_is_at_chance() -> None:
     wanted = torch.randint(1, 101, (3000,), generator=draw)
     large = shop([[1, 2], [3, 4]], items=100)
     requests = ask([[1]] * 3000, wanted[:, None].tolist())
-    found = evaluate(Fixed(large.catalog, torch.zeros(101)), requests, train=large, ks=(10,))
+    found = evaluate_lists(Fixed(large.catalog, torch.zeros(101)), requests, train=large, ks=(10,))
     low, high = found.intervals["recall@10"]
     assert low <= 0.1 <= high
     assert found.lists[0].tolist() == list(range(1, 11))  # the stated rule of ties: the smaller item number
@@ -114,8 +114,8 @@ def test_a_constant_scorer_is_at_chance() -> None:
 def test_diversity_is_measured_alike_whatever_a_model_reads() -> None:
     richer = TRAIN.catalog.with_content(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)))
     requests = ask([[5]], [[1]])
-    plain = evaluate(Fixed(TRAIN.catalog, FALLING), requests, train=TRAIN, ks=(4,))
-    rich = evaluate(Fixed(richer, FALLING), requests, train=TRAIN, ks=(4,))
+    plain = evaluate_lists(Fixed(TRAIN.catalog, FALLING), requests, train=TRAIN, ks=(4,))
+    rich = evaluate_lists(Fixed(richer, FALLING), requests, train=TRAIN, ks=(4,))
     assert rich.metrics["diversity@4"] == plain.metrics["diversity@4"]
     assert 0 < plain.metrics["diversity@4"] < 1
     assert "diversity@4" in plain.intervals
@@ -135,4 +135,4 @@ def test_latency_is_in_order() -> None:
 def test_targets_are_needed() -> None:
     bare = replace(ask([[5]], [[1]]), targets=None)
     with pytest.raises(AssertionError, match="targets"):
-        evaluate(Fixed(TRAIN.catalog, FALLING), bare, train=TRAIN)
+        evaluate_lists(Fixed(TRAIN.catalog, FALLING), bare, train=TRAIN)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.components import component_class
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
 from nextitem.core.roles import carries
@@ -25,7 +26,7 @@ from nextitem.data.examples.session_lanes import LaneBatch, SessionLanes
 from nextitem.losses.bpr_max import bpr_max
 from nextitem.models import gru4rec
 from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
-from nextitem.pipeline.recipe import component, resolve
+from nextitem.pipeline.recipe import resolve_recipe
 from nextitem.training.adagrad import Adagrad
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
@@ -183,10 +184,10 @@ def test_the_textbook_log_q_is_that_of_expected_draws_and_leaves_collisions_out(
 
 
 def test_log_q_can_be_left_out_from_a_recipe_too() -> None:
-    settings = resolve(
+    settings = resolve_recipe(
         [("test", {"data": {"path": "x"}, "model": {"name": "gru4rec"}})], overrides=["model.log_q=none"]
     )
-    _, config = component("model", settings.model)
+    _, config = component_class("model", settings.model)
     assert config.log_q is None
     dataset = tiny()
     model = model_of(dataset, log_q=None).eval()

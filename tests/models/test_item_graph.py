@@ -16,7 +16,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.jagged import Jagged
 from nextitem.data.readers import load_dataset
 from nextitem.data.splits import make_split
-from nextitem.evaluation.evaluate import evaluate
+from nextitem.evaluation.evaluate import evaluate_lists
 from nextitem.models.item_graph import ItemGraph, ItemGraphConfig
 
 SEQUENCES = [[1, 2, 3, 4], [2, 3, 5], [1, 3, 5, 5], [4, 1]]
@@ -76,6 +76,6 @@ def test_it_reaches_its_figures(real_data: Path, name: str, recall: float, ndcg:
     model = ItemGraph(ItemGraphConfig(), split.train.catalog)
     model.set_popularity(torch.from_numpy(split.train.interactions.item_counts()).float())
     model.fit(split.train)
-    found = evaluate(model, split.test, train=split.train)
+    found = evaluate_lists(model, split.test, train=split.train)
     assert found.metrics["recall@10"] >= recall
     assert found.metrics["ndcg@10"] >= ndcg

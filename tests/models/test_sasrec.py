@@ -21,7 +21,8 @@ from nextitem.losses.contrastive import contrastive
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.nn.attention.transformer import BLOCKS, PublishedBlock
-from nextitem.pipeline.run import load_run, train
+from nextitem.pipeline.runs import load_run
+from nextitem.pipeline.train import train
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 

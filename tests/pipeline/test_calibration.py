@@ -11,7 +11,8 @@ from nextitem.core.errors import UserError
 from nextitem.data.readers import load_dataset
 from nextitem.data.shop.shop import generate_shop
 from nextitem.data.splits import make_split
-from nextitem.pipeline.run import load_run, train
+from nextitem.pipeline.runs import load_run
+from nextitem.pipeline.train import train
 
 SETTINGS = ["model.trees=10", "model.leaf_examples=20", "model.objective=listwise", "model.calibration=isotonic"]
 

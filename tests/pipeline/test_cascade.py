@@ -14,7 +14,8 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.pipeline import cascade as stages
-from nextitem.pipeline.run import Run, load_run, train
+from nextitem.pipeline.runs import Run, load_run
+from nextitem.pipeline.train import train
 
 
 def trained(out: Path, **settings: object) -> Run:

@@ -16,7 +16,8 @@ from nextitem.data.settings import TABLES
 from nextitem.data.shop.shop import generate_shop
 from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.pipeline.compare import compare
-from nextitem.pipeline.run import load_run, train
+from nextitem.pipeline.runs import load_run
+from nextitem.pipeline.train import train
 
 SHORT = ["training.max_epochs=1", "training.batch_size=64"]
 

@@ -9,7 +9,7 @@ import pytest
 from nextitem.core.config import read_toml
 from nextitem.core.errors import UserError
 from nextitem.pipeline.bundle import load_recipe, save_recipe
-from nextitem.pipeline.recipe import default_for, find, names, resolve
+from nextitem.pipeline.recipe import default_recipe, read_recipe, resolve_recipe, shipped_recipes
 
 DATA = ("test", {"data": {"path": "shop"}})
 
@@ -17,43 +17,43 @@ DATA = ("test", {"data": {"path": "shop"}})
 def test_overrides_beat_arguments_beat_recipe_beat_defaults() -> None:
     recipe = ("recipe", {"model": {"name": "sasrec", "width": 16, "dropout": 0.3}, "seed": 1})
     given = ("the command line", {"model": {"name": "sasrec"}, "seed": 2, "training": {"batch_size": 7}})
-    found = resolve([DATA, recipe, given], overrides=["model.width=32", "training.batch_size=9"])
+    found = resolve_recipe([DATA, recipe, given], overrides=["model.width=32", "training.batch_size=9"])
     assert (found.model["width"], found.model["dropout"], found.seed, found.training.batch_size) == (32, 0.3, 2, 9)
     assert "layers" in found.model
 
 
 def test_another_model_forgets_the_fields_of_the_former() -> None:
     layers = [DATA, ("a", {"model": {"name": "sasrec", "width": 16}}), ("b", {"model": {"name": "popularity"}})]
-    assert "width" not in resolve(layers).model
+    assert "width" not in resolve_recipe(layers).model
 
 
 def test_another_tokenizer_forgets_the_fields_of_the_former() -> None:
     layers = [DATA, ("a", {"model": {"name": "tiger"}, "tokenizer": {"name": "rq-vae", "levels": 2}})]
-    by_layer = resolve([*layers, ("b", {"tokenizer": {"name": "tree"}})])
-    by_override = resolve(layers, overrides=["tokenizer.name=tree", "tokenizer.codebook_size=4"])
+    by_layer = resolve_recipe([*layers, ("b", {"tokenizer": {"name": "tree"}})])
+    by_override = resolve_recipe(layers, overrides=["tokenizer.name=tree", "tokenizer.codebook_size=4"])
     assert by_layer.tokenizer is not None
     assert by_override.tokenizer is not None
     assert by_layer.tokenizer["codebook_size"] == 2
     assert by_override.tokenizer["codebook_size"] == 4
     assert "levels" not in by_override.tokenizer
-    assert resolve(layers, overrides=["tokenizer.name=rq-vae"]).tokenizer["levels"] == 2  # type: ignore[index]
+    assert resolve_recipe(layers, overrides=["tokenizer.name=rq-vae"]).tokenizer["levels"] == 2  # type: ignore[index]
 
 
 @pytest.mark.parametrize("override", ["model.colour=1", "training.colour=1", "colour=1", "content.colour=1"])
 def test_unknown_settings_are_refused(override: str) -> None:
     with pytest.raises(UserError, match="colour"):
-        resolve([DATA, ("a", {"model": {"name": "sasrec"}})], overrides=[override])
+        resolve_recipe([DATA, ("a", {"model": {"name": "sasrec"}})], overrides=[override])
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_resolves(name: str) -> None:
-    where, table = find(name)
-    recipe = resolve([DATA, (where, table)])
+    where, table = read_recipe(name)
+    recipe = resolve_recipe([DATA, (where, table)])
     assert recipe.model["name"] == name.split("/")[1].rsplit("-", 1)[0] or recipe.model["name"] in name
 
 
 def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
-    recipe = resolve([DATA, default_for("tiger")])
+    recipe = resolve_recipe([DATA, default_recipe("tiger")])
     save_recipe(tmp_path, recipe)
     assert load_recipe(tmp_path) == recipe
     assert read_toml(tmp_path / "recipe.toml")["model"]["name"] == "tiger"
@@ -61,8 +61,8 @@ def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
 
 def test_unknown_recipes_list_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no recipe is called 'x'; .*debug/sasrec"):
-        find("x")
+        read_recipe("x")
     with pytest.raises(UserError, match="no such file"):
-        find(tmp_path / "x.toml")
+        read_recipe(tmp_path / "x.toml")
     with pytest.raises(UserError, match="is not a run"):
         load_recipe(tmp_path)

@@ -9,7 +9,8 @@ from typing import Any
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
-from nextitem.pipeline.run import Run, train
+from nextitem.pipeline.runs import Run
+from nextitem.pipeline.train import train
 from support.known_answers import DATASETS
 
 RUNS = TemporaryDirectory()  # removed when the tests end

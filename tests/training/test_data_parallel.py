@@ -25,11 +25,11 @@ from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.data.examples.session_lanes import SessionLanes
 from nextitem.data.splits import make_split
 from nextitem.distributed import processes
-from nextitem.evaluation.evaluate import evaluate, recommend_all
+from nextitem.evaluation.evaluate import evaluate_lists, recommend_all
 from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
 from nextitem.models.sasrec import SASRec, SASRecConfig
-from nextitem.pipeline.run import load_run
-from nextitem.pipeline.run import train as run_training
+from nextitem.pipeline.runs import load_run
+from nextitem.pipeline.train import train as run_training
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 
@@ -296,5 +296,7 @@ def test_metrics_of_an_evaluation_do_not_depend_on_its_batches() -> None:
     """What gathering relies on: a list is that of its request, whatever batch it was answered in."""
     split = make_split(cycle(), "leave-one-out")
     model = sasrec().eval()
-    figures = [evaluate(model, replace(split.test), train=split.train, batch_size=size).metrics for size in (7, 64)]
+    figures = [
+        evaluate_lists(model, replace(split.test), train=split.train, batch_size=size).metrics for size in (7, 64)
+    ]
     assert figures[0] == figures[1]

@@ -28,25 +28,15 @@ from torch import Tensor, nn
 from nextitem.cascade.merging import Candidates, ChannelRates
 from nextitem.cascade.reranker import Reranker
 from nextitem.core import config as configs
-from nextitem.core import registry
+from nextitem.core.components import build_component, component_class
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
-from nextitem.core.errors import UserError
+from nextitem.core.config import Requirement
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 
 POPULAR = "popular"  # the channel of what was added where channels found too little
-
-
-def _component(kind: str, table: dict[str, Any], *, where: str) -> tuple[type, configs.Config]:
-    """The class that a table names, and its settings."""
-    fields = dict(table)
-    name = fields.pop("name", None)
-    if name is None:
-        raise UserError(f'{where} has no name; write for example name = "{next(iter(registry.KINDS[kind]))}"')
-    found = registry.entry(kind, name).load()
-    return found, configs.parse(found.Config, fields, where=f"{where} {name}")
 
 
 class ChannelConfig(configs.Config):
@@ -82,7 +72,7 @@ class CascadeConfig(configs.Config):
     def _filled_in(self) -> CascadeConfig:
         """Every setting of every part, so that the recipe of a run says all of them."""
         for where, kind, table in self.tables():
-            _, settings = _component(kind, table, where=where)
+            _, settings = component_class(kind, table, where=where)
             table.update({"name": table["name"], **settings.model_dump()})
         return self
 
@@ -97,12 +87,12 @@ class CascadeConfig(configs.Config):
             yield "[[model.reranking]]", "reranker", table
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[Requirement]:
         """What the catalogue must carry: what any part needs."""
-        found: frozenset[str] = frozenset()
+        found: frozenset[Requirement] = frozenset()
         for where, kind, table in self.tables():
-            part, settings = _component(kind, table, where=where)
-            found |= getattr(part, "needs", frozenset()) | getattr(settings, "needs", frozenset())
+            part, settings = component_class(kind, table, where=where)
+            found |= settings.needs | (part.needs if kind == "model" else frozenset())
         return found
 
 
@@ -117,19 +107,19 @@ class Cascade(Recommender):
         self.settings = config
         self.channel_names = tuple(config.channels)
         self.channels = nn.ModuleList(
-            _part("model", channel.model, catalog, where=f"channel {name}") for name, channel in config.channels.items()
+            build_component("model", channel.model, catalog, where=f"channel {name}") for name, channel in config.channels.items()
         )
         self.rates = ChannelRates([channel.quota for channel in config.channels.values()])
         self.pre_ranker = self._ranker("pre_ranking", config.pre_ranking)
         self.ranker = self._ranker("ranking", config.ranking)
         self.rerankers = nn.ModuleList(
-            _part("reranker", table, catalog, where="re-ranker") for table in config.reranking
+            build_component("reranker", table, catalog, where="re-ranker") for table in config.reranking
         )
 
     def renew(self, name: str) -> Recommender:
         """A channel as it was before it learnt anything, put in its place."""
         table = self.settings.channels[name].model
-        fresh = cast(Recommender, _part("model", table, self.catalog, where=f"channel {name}"))
+        fresh = cast(Recommender, build_component("model", table, self.catalog, where=f"channel {name}"))
         self.channels[self.channel_names.index(name)] = fresh
         return fresh
 
@@ -160,6 +150,11 @@ class Cascade(Recommender):
         out = brought if batch.excluded is None else _joined(batch.excluded, brought)
         popular = self._popular(replace(batch, excluded=out), k).item_ids
         return found.followed_by(popular, channel=len(self.channel_names))
+
+    def retrieved(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Merged candidates [B, C] and their places in the channels [B, C, c]: what the rankers learn from."""
+        merged = self.candidates(batch, 1)
+        return merged.items, merged.ranks
 
     def with_candidates(self, batch: SequenceBatch, items: Tensor, ranks: Tensor) -> SequenceBatch:
         """The requests with these candidates [B, k] (0 is padding) and their places in the channels [B, k, c]."""
@@ -203,19 +198,11 @@ class Cascade(Recommender):
         table = dict(stage.model)
         if "candidate_features" in table:
             table["candidate_features"] = self.channel_names
-        return cast(Recommender, _part("model", table, self.catalog, where=where))
+        return cast(Recommender, build_component("model", table, self.catalog, where=where))
 
     def _attributed(self, answer: Recommendations, found: Candidates) -> Recommendations:
         names = (*self.channel_names, POPULAR)
         return replace(answer, channel=found.channel_of(answer.item_ids), channels=names, fallback=None)
-
-
-def _part(kind: str, table: dict[str, Any], catalog: Catalog, *, where: str) -> nn.Module:
-    made, settings = _component(kind, table, where=where)
-    try:
-        return cast(nn.Module, made(settings, catalog))
-    except ValueError as error:
-        raise UserError(f"[model] cascade, {where}: {error}") from None
 
 
 def _first(answer: Recommendations, count: int) -> Recommendations:

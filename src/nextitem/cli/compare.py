@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nextitem.cli.options import Data, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, say
+from nextitem.cli.options import Data, Device, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, say
 
 EXAMPLES = (
     "Examples: nextitem compare --models popularity,item-graph,sasrec --data DIR --out report | "
@@ -27,6 +27,7 @@ def compare(
         typer.Option("--minutes-per-model", min=0.01, help="Stop training each model after so many minutes."),
     ] = None,
     seed: Seed = None,
+    device: Device = "auto",
     drop_unknown_items: DropUnknown = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -35,7 +36,7 @@ def compare(
     from nextitem.pipeline.compare import compare as run_comparison
     from nextitem.reporting.scoreboard import print_scoreboard
 
-    rows, _ = run_comparison(
+    comparison = run_comparison(
         data,
         out=out,
         runs=runs or [],
@@ -46,7 +47,8 @@ def compare(
         drop_unknown_items=drop_unknown_items,
         resume=resume,
         overwrite=overwrite,
-        say=say,
+        device=device,
+        log=say,
     )
-    print_scoreboard(rows)
+    print_scoreboard(comparison.rows)
     print(f"report: {out}/report.html")

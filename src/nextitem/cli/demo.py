@@ -29,18 +29,18 @@ def demo(
     from nextitem.pipeline.compare import compare as run_comparison
     from nextitem.reporting.scoreboard import print_scoreboard
 
-    rows, customers = run_comparison(
+    comparison = run_comparison(
         data, out=out, models=MAIN_JOB, protocol=protocol, minutes_per_model=minutes, seed=seed,
-        drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, say=say,
+        drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=say,
     )  # fmt: skip
-    for customer in customers:
+    for customer in comparison.examples:
         print(f"\n{customer.name} had: {_listed(customer.history[-5:])}")
         print(f"  {'took next':<12}{_listed(customer.held_out[:5])}")
         for model, titles in customer.recommended.items():
             marked = [f"[{title}]" if title in customer.held_out else title for title in titles[:5]]
             print(f"  {model:<12}{_listed(marked)}")
     print()
-    print_scoreboard(rows)
+    print_scoreboard(comparison.rows)
     print(f"report: {out}/report.html")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nextitem.cli.options import Protocol
+from nextitem.cli.options import Device, Protocol, say
 
 EXAMPLES = (
     "Examples: nextitem evaluate runs/sasrec | nextitem evaluate runs/sasrec --json figures.json | "
@@ -30,17 +30,18 @@ def evaluate(
         bool,
         typer.Option("--allow-other-data", help="Evaluate on data or a protocol that the run was not trained for."),
     ] = False,
+    device: Device = "auto",
     generation: Annotated[
         int | None,
         typer.Option(
             "--generation",
             min=1,
-            help="Also show, on so many requests, where a generator leaves the true codes, or spells no item.",
+            help="Also show, on so many requests, where a generator leaves the true codes, or generates no item.",
         ),
     ] = None,
 ) -> None:
     """Evaluates a run on its test requests: full catalogue, item-level hits, confidence intervals, slices."""
-    from nextitem.pipeline.run import evaluate as run_evaluation
+    from nextitem.pipeline.evaluate import evaluate as run_evaluation
     from nextitem.reporting.scoreboard import print_evaluation
 
     figures = run_evaluation(
@@ -50,11 +51,14 @@ def evaluate(
         allow_other_data=allow_other_data,
         progress=json_file != "-",
         generation=generation,
+        device=device,
+        log=say,
     )
     text = json.dumps(figures.to_json(), indent=2)
     if json_file == "-":
         print(text)
         return
     if json_file is not None:
+        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
         Path(json_file).write_text(text + "\n", encoding="utf-8")
     print_evaluation(figures)

@@ -8,7 +8,7 @@ import time
 
 import typer
 
-from nextitem.cli import compare, data, demo, evaluate, export, models, recommend, tokenize, train
+from nextitem.cli import compare, data, demo, evaluate, export, models, rank, recommend, similar, tokenize, train
 from nextitem.core.errors import UserError
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ app.command("tokenize", epilog=tokenize.EXAMPLES)(tokenize.tokenize)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("recommend", epilog=recommend.EXAMPLES)(recommend.recommend)
+app.command("rank", epilog=rank.EXAMPLES)(rank.rank)
+app.command("similar", epilog=similar.EXAMPLES)(similar.similar)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("models", epilog=models.EXAMPLES)(models.models)
@@ -39,10 +41,13 @@ def main() -> None:
         code = command.main(standalone_mode=False)
     except UserError as error:
         code = _fail(str(error))
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        if os.environ.get("NEXTITEM_DEBUG"):
+    except BrokenPipeError:  # the reader of a pipe has read enough: `nextitem models | head -3`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        if os.environ.get("NEXTITEM_DEBUG") or error.strerror is None:
             raise
-        code = _fail(f"{error.filename}: {error.strerror}")
+        code = _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nextitem.cli.options import Overwrite, say
+from nextitem.cli.options import Device, Overwrite, ids_of, lines_of, say
 from nextitem.core.errors import UserError
 
 if TYPE_CHECKING:
-    from nextitem.pipeline.run import Run
+    from nextitem.pipeline.runs import Run
 
 EXAMPLES = (
     "Examples: nextitem recommend runs/tiger --history 85123A,71053 -k 5 | "
@@ -24,7 +23,7 @@ def recommend(
     run: Annotated[str, typer.Argument(help="A run's folder.")],
     user: Annotated[str | None, typer.Option("--user", help="A user of the data set.")] = None,
     history: Annotated[
-        str | None, typer.Option("--history", help="Item ids, oldest first, separated by commas.")
+        str | None, typer.Option("--history", help="Item ids, oldest first, separated by commas; an id with a comma in double quotes.")
     ] = None,
     users: Annotated[str | None, typer.Option("--users", help="'all', or a file with one user id a line.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="With --users: the Parquet file to write.")] = None,
@@ -49,6 +48,7 @@ def recommend(
         str | None,
         typer.Option("--exclude-items", help="A file with one item id a line that must not be recommended."),
     ] = None,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -58,35 +58,36 @@ def recommend(
     if (users is None) != (out is None):
         raise UserError("--users and --out RECS.parquet belong together")
     from nextitem.pipeline.recommend import lacking_features
-    from nextitem.pipeline.run import load_run
+    from nextitem.pipeline.runs import load_run
 
-    opened = load_run(run)
+    opened = load_run(run, device=device)
     if data is not None:
         opened.use_data(data)
-    blocked = _lines(exclude_items) if exclude_items is not None else []
+    blocked = lines_of(exclude_items) if exclude_items is not None else []
     if users is not None and out is not None:
         _write_table(opened, users, out, k, exclude_seen, only or [], blocked, overwrite)
         return
-    found = opened.recommend(
-        history=None if history is None else [part for part in history.split(",") if part.strip()],
+    answer = opened.recommend(
+        history=None if history is None else ids_of(history),
         user=user, k=k, exclude_seen=exclude_seen, only=only or [], exclude_items=blocked,
     )  # fmt: skip
-    if found.skipped:
-        say(f"skipped, as no item is called so: {', '.join(found.skipped[:5])}{', ...' * (len(found.skipped) > 5)}")
+    if answer.skipped:
+        say(f"skipped unknown items: {_some(answer.skipped)}")
+    _say_unknown(answer.unknown_exclusions)
     for name, count in lacking_features(opened.model).items():
-        say(f"{name} is missing, or unknown to the model, in {count:,} request{'s' * (count > 1)}: read as missing")
-    for rule in found.relaxed:
-        say(f"rule that could not hold: {rule}")
+        say(f"{name} is missing, or unknown to the model, in {count:,} request(s): treated as missing")
+    for rule in answer.relaxed:
+        say(f"relaxed rule: {rule}")
     if as_json:
-        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(answer.to_json(), indent=2, ensure_ascii=False))
         return
-    if found.fallback:
+    if answer.fallback:
         say("no history: the most popular items")
-    if len(found.item_ids) < k:
-        say(f"{len(found.item_ids)} items are allowed by this request")
-    for rank, (item, score, title) in enumerate(zip(found.item_ids, found.scores, found.titles, strict=True), start=1):
+    if len(answer) < k:
+        say(f"only {len(answer)} items are allowed by this request")
+    for rank, (item, score, title) in enumerate(zip(answer.item_ids, answer.scores, answer.titles, strict=True), 1):
         named = f"{item}  {title}" if str(item) != title else item
-        channel = f"  {found.channels[rank - 1]}" if found.channels else ""
+        channel = f"  {answer.channels[rank - 1]}" if answer.channels else ""
         print(f"{rank:3d}  {named}  {score:.4f}{channel}")
 
 
@@ -101,24 +102,20 @@ def _write_table(
     overwrite: bool,
 ) -> None:
     from nextitem.pipeline.folders import refuse_existing_file
-    from nextitem.pipeline.recommend import Filters, answer_table
+    from nextitem.pipeline.recommend import unknown_items
 
     file = refuse_existing_file(out, overwrite=overwrite)
-    table = answer_table(
-        run.model,
-        run.dataset,
-        None if users == "all" else _lines(users),
-        k=k,
-        exclude_seen=not run.dataset.repeats if exclude_seen is None else exclude_seen,
-        filters=Filters(tuple(only), tuple(blocked)),
-    )
+    _say_unknown(unknown_items(run.model.catalog, blocked))
+    wanted = None if users == "all" else lines_of(users)
+    table = run.recommend_many(wanted, k=k, exclude_seen=exclude_seen, only=only, exclude_items=blocked)
     table.write_parquet(file)
     print(f"{file}: {table.height:,} recommendations for {table['user_id'].n_unique():,} users")
 
 
-def _lines(file: str) -> list[str]:
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _say_unknown(item_ids: tuple[str, ...]) -> None:
+    if item_ids:
+        say(f"--exclude-items: no item is called {_some(item_ids)}")
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nextitem.cli.options import Data, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, Set, say
+from nextitem.cli.options import Data, Device, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, Set, say
 
 EXAMPLES = (
     "Examples: nextitem train sasrec --data shop --out runs/sasrec | "
@@ -40,23 +40,22 @@ def train(
         float | None, typer.Option("--minutes", min=0.01, help="Stop training after so many minutes.")
     ] = None,
     seed: Seed = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     settings: Set = None,
     drop_unknown_items: DropUnknown = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Trains a model, evaluates it on the test requests, and leaves a bundle in --out."""
-    from nextitem.pipeline.run import train as run_training
+    from nextitem.pipeline.train import train as run_training
 
     run = run_training(
         model, data, out=out, recipe=recipe, ids=ids, protocol=protocol, refit=refit, start_from=start_from,
         minutes=minutes, seed=seed, device=device, overrides=settings or [], drop_unknown_items=drop_unknown_items,
-        resume=resume, overwrite=overwrite, say=say,
+        resume=resume, overwrite=overwrite, log=say,
     )  # fmt: skip
     figures = run.metrics["metrics"]
-    shown = ", ".join(
-        f"{name} {figures[name]:.4f}" for name in ("recall@10", "ndcg@10", "coverage@10") if name in figures
-    )
-    refitted = "refit" if run.recipe.data.refit else "training events only"
-    print(f"{run.folder}: {run.recipe.model['name']} ({run.recipe.data.protocol}, {refitted}): {shown}")
+    names = ("recall@10", "ndcg@10", "coverage@10", "auc", "gauc", "log_loss")
+    shown = ", ".join(f"{name} {figures[name]:.4f}" for name in names if figures.get(name) is not None)
+    learnt = "refit" if run.recipe.data.refit else "training events only"
+    print(f"{run.folder}: {run.name} ({run.recipe.data.protocol}, {learnt}): {shown}")

@@ -5,18 +5,32 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pydantic
 import tomli_w
 
 from nextitem.core.errors import UserError
 
+Requirement = Literal["content", "identifiers"]  # what a model may need a catalogue to carry
+
 
 class Config(pydantic.BaseModel):
     """Base of every config: frozen; an unknown field or a wrong type is an error that names it."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    @property
+    def needs(self) -> frozenset[Requirement]:
+        """What these settings need the catalogue to carry, beside what the class itself needs."""
+        return frozenset()
+
+    def unused_settings(self) -> tuple[str, ...]:
+        """Say of each setting that was written out, and that has no effect beside the others, why it has none.
+
+        It reads `model_fields_set`, so it must be called on a config parsed from what the user wrote.
+        """
+        return ()
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -45,7 +59,7 @@ def _explain(kind: type[Config], entry: Mapping[str, Any]) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; UserError names file and line of a mistake."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -79,12 +93,12 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     return result
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` laid upon it, table by table."""
+def merge_tables(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge `over` into `base`, recursively; return a new dict."""
     result = _copy(base)
     for key, value in over.items():
         below = result.get(key)
-        result[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+        result[key] = merge_tables(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
     return result
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nextitem.core.errors import UserError
+from nextitem.core.tensor_files import save_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ class IdentifierTable:
     def save(self, folder: Path) -> None:
         """Writes identifiers.safetensors and identifiers.json into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"codes": self.codes.contiguous()}, folder / "identifiers.safetensors")
+        save_tensors({"codes": self.codes.contiguous()}, folder / "identifiers.safetensors")
         meta = {
             "codebook_sizes": list(self.codebook_sizes),
             "catalog_fingerprint": self.catalog_fingerprint,

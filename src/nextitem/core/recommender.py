@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import ContractError
 from nextitem.core.identifiers import IdentifierTable
@@ -27,6 +28,7 @@ class Recommender(nn.Module, ABC):
     """
 
     Config: ClassVar[type[configs.Config]]
+    needs: ClassVar[frozenset[Requirement]] = frozenset()  # what the catalogue must carry, whatever the settings
     popularity: Tensor
 
     def __init__(self, config: configs.Config, catalog: Catalog) -> None:

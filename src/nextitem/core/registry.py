@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from nextitem.core.config import Config
 from nextitem.core.errors import UserError
+
+# What a class of each kind must be a subclass of; losses and metrics are functions.
+CONTRACTS = {
+    "model": "nextitem.core.recommender:Recommender",
+    "tokenizer": "nextitem.tokenizers.tokenizer:Tokenizer",
+    "reranker": "nextitem.cascade.reranker:Reranker",
+}
 
 
 @dataclass(frozen=True)
@@ -18,9 +26,23 @@ class Entry:
     paper: str
 
     def load(self) -> Any:
-        """Imports and returns it."""
-        module, _, name = self.path.partition(":")
+        """Import and return it."""
+        return import_object(self.path)
+
+
+def import_object(path: str) -> Any:
+    """Import and return the object at "package.module:Name"; UserError if there is none."""
+    module, _, name = path.partition(":")
+    try:
         return getattr(import_module(module), name)
+    except AttributeError:
+        raise UserError(f"{path}: module {module} has no {name}; check the name after the colon") from None
+    except ImportError as error:
+        if error.name and not (module == error.name or module.startswith(error.name + ".")):
+            raise UserError(f"{path}: importing {module} fails: {error}; install what it needs") from None
+        raise UserError(
+            f"{path}: no module {module} can be imported ({error}); install it, or add its folder to PYTHONPATH"
+        ) from None
 
 
 MODELS: dict[str, Entry] = {
@@ -243,8 +265,30 @@ KINDS: dict[str, dict[str, Entry]] = {
 
 
 def entry(kind: str, name: str) -> Entry:
-    """The entry of that name; UserError lists the names that there are."""
+    """Return the entry of that name, or one for an import path "package.module:Class".
+
+    Raises UserError if nothing is called so, the path cannot be imported, or what it names lacks the contract of `kind`.
+    """
     table = KINDS[kind]
-    if name not in table:
-        raise UserError(f"no {kind} is called {name!r}; there are: {', '.join(table)}")
-    return table[name]
+    if name in table:
+        return table[name]
+    if ":" not in name:
+        raise UserError(
+            f"no {kind} is called {name!r}; there are: {', '.join(table)}; "
+            'a class of your own is named by its import path: "my_package.my_module:MyClass"'
+        )
+    _check_contract(kind, name, import_object(name))
+    return Entry(name, "a class of your own", "-")
+
+
+def _check_contract(kind: str, path: str, cls: Any) -> None:
+    contract = import_object(CONTRACTS[kind])
+    if not (isinstance(cls, type) and issubclass(cls, contract)):
+        raise UserError(f"{path} is no {kind}: it must be a subclass of {CONTRACTS[kind].replace(':', '.')}")
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        raise UserError(f"{path} does not define {', '.join(missing)}, which every {kind} must")
+    if not (isinstance(getattr(cls, "Config", None), type) and issubclass(cls.Config, Config)):
+        raise UserError(
+            f"{path} has no Config: give it a class attribute Config, a subclass of nextitem.core.config.Config"
+        )

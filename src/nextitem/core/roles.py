@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
+from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations
 
 
@@ -90,6 +91,26 @@ class ClosedForm(Protocol):
         """Learns from the training events."""
 
 
+@runtime_checkable
+class LearnsFromRequests(Protocol):
+    """Learns from requests with labelled candidates: what was shown, or what the channels of a cascade retrieved."""
+
+    def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
+        """The examples of these requests; vocabularies and quantiles are taken from them and the log."""
+
+    @property
+    def prefers_impressions(self) -> bool:
+        """Whether the settings say to learn from what was shown, even if there are other requests."""
+
+
+@runtime_checkable
+class FitsExamples(Protocol):
+    """Learns from all examples at once, without gradients (boosted trees)."""
+
+    def fit_to(self, examples: Examples) -> None:
+        """Learn from one epoch of the examples."""
+
+
 @dataclass(frozen=True)
 class GeneratorState:
     """What a generator remembers between steps.
@@ -138,6 +159,14 @@ class VectorRetriever(Protocol):
 
     def item_vectors(self) -> Tensor:
         """[N + 1, D]; row 0 is padding."""
+
+
+@runtime_checkable
+class KnowsSimilarItems(Protocol):
+    """Knows how alike items are, other than by the inner product of two vectors."""
+
+    def similarity_to(self, item: int) -> Tensor:
+        """How alike every item is to an item, [N + 1]; -inf: not at all, and never for row 0."""
 
 
 @runtime_checkable

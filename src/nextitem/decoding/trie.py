@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.tensor_files import save_tensors
 from nextitem.ops.trie_step import Children, dense_children, listed_children
 
 # A level is kept dense up to this many entries (int32: 512 KiB), or where at least half of them are children.
@@ -101,7 +101,7 @@ class PrefixTrie(nn.Module):
         """Writes the trie as one safetensors file, the format of docs/formats.md."""
         numbers = {"codebook_sizes": self.codebook_sizes, "level_starts": self.level_starts}
         meta = {"format": _FORMAT, **{name: json.dumps(value) for name, value in numbers.items()}}
-        save_file({name: part.cpu().contiguous() for name, part in self.named_buffers()}, file, metadata=meta)
+        save_tensors({name: part.cpu().contiguous() for name, part in self.named_buffers()}, file, metadata=meta)
 
     @classmethod
     def open(cls, file: Path) -> PrefixTrie:

@@ -77,7 +77,7 @@ class Evaluation:
         }
 
 
-def evaluate(
+def evaluate_lists(
     model: Recommender,
     requests: SequenceBatch,
     *,

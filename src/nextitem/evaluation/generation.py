@@ -22,20 +22,20 @@ LEVEL_FIGURES = ("teacher_forced", "free_running", "survival")
 _BATCH = 128
 
 
-class Speller(Generator, Protocol):
+class CodeGenerator(Generator, Protocol):
     """A model that spells items by codes of a table, and can spell what is no item."""
 
     trie: PrefixTrie
     codes: Tensor  # [N + 1, M] int64
 
 
-def spells(model: object) -> TypeGuard[Speller]:
-    """Whether it is a Speller: isinstance does not find a module's parts and buffers from Python 3.12 on."""
+def generates_codes(model: object) -> TypeGuard[CodeGenerator]:
+    """Whether it is a CodeGenerator: isinstance does not find a module's parts and buffers from Python 3.12 on."""
     parts = isinstance(getattr(model, "trie", None), PrefixTrie) and isinstance(getattr(model, "codes", None), Tensor)
     return parts and isinstance(model, Generator)
 
 
-def generation_report(model: Speller, requests: SequenceBatch, *, beam_width: int, k: int = 10) -> dict[str, Any]:
+def generation_report(model: CodeGenerator, requests: SequenceBatch, *, beam_width: int, k: int = 10) -> dict[str, Any]:
     """Figures over `requests`, each with its first target.
 
     levels              for each level: `teacher_forced`, share of requests whose likeliest legal code after the true
@@ -66,7 +66,7 @@ def generation_report(model: Speller, requests: SequenceBatch, *, beam_width: in
 
 
 @torch.no_grad()
-def _figures(model: Speller, batch: SequenceBatch, *, beam_width: int, k: int) -> dict[str, Tensor]:
+def _figures(model: CodeGenerator, batch: SequenceBatch, *, beam_width: int, k: int) -> dict[str, Tensor]:
     """One row a request; the first three by level."""
     assert batch.targets is not None
     targets, trie = batch.targets.values[batch.targets.offsets[:-1]], model.trie
@@ -93,7 +93,7 @@ def _figures(model: Speller, batch: SequenceBatch, *, beam_width: int, k: int) -
     }
 
 
-def _teacher_forced(model: Speller, batch: SequenceBatch, true_nodes: Tensor) -> Tensor:
+def _teacher_forced(model: CodeGenerator, batch: SequenceBatch, true_nodes: Tensor) -> Tensor:
     """bool [B, M]: the likeliest of the legal children of the true node above is the true one."""
     trie, constraints = model.trie, Constraints(model.trie, batch)
     rows = torch.arange(batch.num_requests, device=true_nodes.device)

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
@@ -72,7 +73,7 @@ class Cobra(Recommender):
 
     Config = CobraConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
-    needs: ClassVar[frozenset[str]] = frozenset({"identifiers", CONTENT})
+    needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers", CONTENT})
     codes: Tensor
     content: Tensor
     level_starts: Tensor

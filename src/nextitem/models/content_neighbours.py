@@ -23,6 +23,7 @@ from torch import Tensor
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
@@ -45,7 +46,7 @@ class ContentNeighbours(Recommender):
 
     Config = ContentNeighboursConfig
     known_answers: ClassVar[tuple[str, ...]] = ("planted-clusters",)
-    needs: ClassVar[frozenset[str]] = frozenset({"content"})
+    needs: ClassVar[frozenset[Requirement]] = frozenset({"content"})
     directions: Tensor
 
     def __init__(self, config: ContentNeighboursConfig, catalog: Catalog) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
@@ -56,7 +57,7 @@ class NewItems(Recommender):
 
     Config = NewItemsConfig
     known_answers: ClassVar[tuple[str, ...]] = ()
-    needs: ClassVar[frozenset[str]] = frozenset({"content"})
+    needs: ClassVar[frozenset[Requirement]] = frozenset({"content"})
     vectors: Tensor
     rare: Tensor
     last_time: Tensor

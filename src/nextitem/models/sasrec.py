@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
@@ -87,9 +88,9 @@ class SASRecConfig(configs.Config):
     contrastive_reorder: float = Field(0.6, ge=0, le=1)  # share of a reordered history that is permuted
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[Requirement]:
         """What the catalogue must carry."""
-        return frozenset({CONTENT} & set(self.features))
+        return frozenset({CONTENT}) if CONTENT in self.features else frozenset()
 
 
 class SASRec(Recommender):

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
@@ -72,7 +73,7 @@ class Tiger(Recommender):
 
     Config = TigerConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
-    needs: ClassVar[frozenset[str]] = frozenset({"identifiers"})
+    needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers"})
     codes: Tensor
     trie: PrefixTrie
 

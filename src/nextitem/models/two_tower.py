@@ -35,6 +35,7 @@ from torch import Tensor
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
@@ -42,6 +43,7 @@ from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import Examples, LossTerms
 from nextitem.core.top_items import top_candidates
+from nextitem.data.examples.cascade_candidates import TEACHER
 from nextitem.data.examples.event_requests import EventRequests
 from nextitem.data.examples.labelled_candidates import TARGET, LabelledRequests, shown_requests
 from nextitem.losses.in_batch_softmax import in_batch_softmax
@@ -50,7 +52,6 @@ from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.fields.towers import NEVER, ItemTower, TowerSizes, UserTower
 from nextitem.nn.streaming_frequency import StreamingFrequency
 
-TEACHER = "teacher"  # the label that holds a ranker's scores
 BLOCK = 65_536  # items whose vectors are made at a time
 FITTED_ON = 20_000  # requests that quantiles and vocabularies are taken from
 
@@ -78,9 +79,9 @@ class TwoTowerConfig(configs.Config):
     teacher_weight: float = Field(0.5, ge=0, le=1)  # of a ranker's scores, where candidates carry them, over labels
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[Requirement]:
         """What the catalogue must carry."""
-        return frozenset({CONTENT} & set(self.item_fields))
+        return frozenset({CONTENT}) if CONTENT in self.item_fields else frozenset()
 
 
 class TwoTower(Recommender):
@@ -135,6 +136,11 @@ class TwoTower(Recommender):
         """Training on requests that stand, with labelled candidates: what channels found, what was shown."""
         self._fit_fields(requests, log)
         return LabelledRequests(requests)
+
+    @property
+    def prefers_impressions(self) -> bool:
+        """Whether it learns from what was shown, also as a stage of a cascade."""
+        return self.settings.learn_from == "impressions"
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
         """Of requests with labelled candidates the loss of their lists, else the corrected in-batch softmax."""

@@ -11,16 +11,18 @@ import numpy as np
 import polars as pl
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nextitem.core.catalog import Catalog, ColumnEncoding
+from nextitem.core.components import build_component
 from nextitem.core.config import parse, read_toml, write_toml
 from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 from nextitem.core.recommender import Recommender
-from nextitem.pipeline.recipe import Recipe, build
+from nextitem.core.tensor_files import save_tensors
+from nextitem.pipeline.recipe import Recipe
 
 # Columns of catalog.parquet beside the owner's own.
 _TEXT, _CONTENT, _RELEASED = "__text__", "__content__", "__released_ms__"
@@ -48,7 +50,7 @@ def save_model(folder: Path, model: Recommender) -> None:
 
 def load_model(folder: Path, recipe: Recipe) -> Recommender:
     """Builds the model that `save_model` wrote; UserError where a file is missing or damaged."""
-    model: Recommender = build("model", recipe.model, load_catalog(folder))
+    model: Recommender = build_component("model", recipe.model, load_catalog(folder))
     load_weights(folder / "weights.safetensors", model)
     return model.eval()
 
@@ -61,7 +63,7 @@ def save_weights(file: Path, module: nn.Module) -> None:
         if id(value) not in seen:
             seen[id(value)] = name
             tensors[name] = value.detach().cpu().contiguous()
-    save_file(tensors, file)
+    save_tensors(tensors, file)
 
 
 def load_weights(file: Path, module: nn.Module) -> None:

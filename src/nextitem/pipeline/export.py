@@ -17,7 +17,7 @@ from nextitem.models.cobra import Cobra
 from nextitem.nn.attention.transformer import PreNormBlock
 from nextitem.pipeline.bundle import save_catalog
 from nextitem.pipeline.folders import prepare_out
-from nextitem.pipeline.run import Run, load_run
+from nextitem.pipeline.runs import Run, load_run
 
 if TYPE_CHECKING:
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nextitem.core import registry
-from nextitem.core.catalog import Catalog
-from nextitem.core.config import Config, apply_overrides, merge, parse, read_toml
+from nextitem.core.components import component_class
+from nextitem.core.config import Config, apply_overrides, merge_tables, parse, read_toml
 from nextitem.core.errors import UserError
+from nextitem.core.recommender import Recommender
 from nextitem.data.text import ContentConfig
 from nextitem.tokenizers.quality import QualityConfig
 from nextitem.training.config import TrainingConfig
@@ -24,6 +25,7 @@ class DataTable(Config):
     drop_unknown_items: bool = False  # leave out events whose item is not in the items file
     refit: bool = False  # retrain on training and validation events for the chosen number of epochs
     fingerprint: str | None = None  # of the data that a run was trained on; written by the run
+    split_seed: int | None = None  # by which the split sampled its users, if it samples any; written by the run
 
 
 class Recipe(Config):
@@ -42,26 +44,35 @@ class Recipe(Config):
     ids: str | None = None  # folder of ready semantic IDs, instead of a tokenizer
 
 
-def component(kind: str, table: Mapping[str, Any]) -> tuple[Any, Config]:
-    """The class that a `[model]` or `[tokenizer]` table names, and its checked config."""
-    fields = dict(table)
-    name = fields.pop("name", None)
-    if name is None:
-        raise UserError(f"[{kind}] has no name; write for example name = {next(iter(registry.KINDS[kind]))!r}")
-    found = registry.entry(kind, name).load()
-    return found, parse(found.Config, fields, where=f"[{kind}] {name}")
+def model_name(model: str | type[Recommender]) -> str:
+    """Return the name of a model: itself, or the import path of a class."""
+    if isinstance(model, str):
+        return model
+    name = f"{model.__module__}:{model.__qualname__}"
+    registered = {entry.path: own for own, entry in registry.MODELS.items()}
+    if name not in registered:
+        registry.entry("model", name)  # can it be imported again, when the run is opened?
+    return registered.get(name, name)
 
 
-def build(kind: str, table: Mapping[str, Any], catalog: Catalog) -> Any:
-    """What a `[model]` or `[tokenizer]` table describes, for a catalogue; UserError where its settings do not agree."""
-    made, config = component(kind, table)
-    try:
-        return made(config, catalog)
-    except ValueError as error:
-        raise UserError(f"[{kind}] {table['name']}: {error}") from None
+def settings_table(settings: Mapping[str, Any] | Config) -> dict[str, Any]:
+    """Return settings of `train` as tables of a recipe: nested, with dotted keys, or the Config of a part."""
+    if isinstance(settings, TrainingConfig):
+        return {"training": settings.model_dump(exclude_unset=True)}
+    if isinstance(settings, Config):
+        return {"model": settings.model_dump(exclude_unset=True)}
+    table: dict[str, Any] = {}
+    for key, value in settings.items():
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        table = merge_tables(table, value)
+    return {
+        key: settings_table(value)[key] if isinstance(value, Config) and key in ("model", "training") else value
+        for key, value in table.items()
+    }
 
 
-def resolve(
+def resolve_recipe(
     layers: Sequence[tuple[str, Mapping[str, Any]]], *, overrides: Sequence[str] = (), kind: str = "model"
 ) -> Recipe:
     """Lays tables upon one another (later wins), applies `--set`, and fills in every default.
@@ -74,7 +85,7 @@ def resolve(
             named = table.get(part, {}).get("name") if isinstance(table.get(part), Mapping) else None
             if named is not None and named != (values.get(part) or {}).get("name", named):
                 values[part] = {}  # another model or tokenizer: the fields of the former mean nothing
-        values = merge(values, table)
+        values = merge_tables(values, table)
     values = apply_overrides(values, overrides)
     sources = [name for name, _ in layers] + ["--set"] * bool(overrides)
     recipe = parse(Recipe, values, where=" and ".join(sources))
@@ -82,10 +93,10 @@ def resolve(
     if recipe.model:
         changes["model"] = {
             "name": recipe.model.get("name"),
-            **component("model", recipe.model)[1].model_dump(),
+            **component_class("model", recipe.model)[1].model_dump(),
         }
     if recipe.tokenizer is not None:
-        settings = component("tokenizer", recipe.tokenizer)[1].model_dump()
+        settings = component_class("tokenizer", recipe.tokenizer)[1].model_dump()
         changes["tokenizer"] = {"name": recipe.tokenizer["name"], **settings}
     return recipe.model_copy(update=changes)
 
@@ -96,7 +107,7 @@ def _names_in(overrides: Sequence[str]) -> dict[str, Any]:
     return {part: {"name": table["name"]} for part, table in parts.items()}
 
 
-def find(name: str | Path) -> tuple[str, dict[str, Any]]:
+def read_recipe(name: str | Path) -> tuple[str, dict[str, Any]]:
     """Reads a recipe: a file, or one that ships with the package, such as amazon14-beauty/sasrec."""
     path = Path(name)
     if path.suffix == ".toml":
@@ -104,18 +115,20 @@ def find(name: str | Path) -> tuple[str, dict[str, Any]]:
     shipped = resources.files("nextitem.recipes")
     inside = shipped.joinpath(f"{name}.toml")
     if not inside.is_file():
-        raise UserError(f"no recipe is called {str(name)!r}; give a .toml file or one of: {', '.join(names())}")
+        raise UserError(
+            f"no recipe is called {str(name)!r}; give a .toml file or one of: {', '.join(shipped_recipes())}"
+        )
     with resources.as_file(inside) as file:
         return str(name), read_toml(file)
 
 
-def default_for(model: str) -> tuple[str, dict[str, Any]]:
+def default_recipe(model: str) -> tuple[str, dict[str, Any]]:
     """The laptop-sized recipe of a model; without one, the defaults of its Config."""
     name = f"default/{model}"
-    return find(name) if name in names() else (model, {"model": {"name": model}})
+    return read_recipe(name) if name in shipped_recipes() else (model, {"model": {"name": model}})
 
 
-def names() -> list[str]:
+def shipped_recipes() -> list[str]:
     """The recipes that ship with the package."""
     root = resources.files("nextitem.recipes")
     return sorted(

@@ -20,25 +20,30 @@ from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations, Relaxation
 from nextitem.core.recommender import Recommender
+from nextitem.core.roles import KnowsSimilarItems, VectorRetriever
+from nextitem.core.top_items import top_items
 from nextitem.data.requests import RequestBuilder, request_values
 from nextitem.data.validation import SECONDS_BELOW
 from nextitem.nn.fields.fields import Fields
 
 
 @dataclass(frozen=True)
-class Filters:
-    """What a request allows: `only` column=value (all must hold), and external ids that are kept out."""
+class RequestFilters:
+    """What a request allows: `only` column=value (all must hold), and external ids that must not be recommended."""
 
     only: tuple[str, ...] = ()
     exclude_items: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One list, best first, in external ids.
+class RecommendationList:
+    """The items recommended for one request, best first, in the ids of the data set. Iterates over the item ids.
 
-    `fallback`: popularity answered instead of the model; `skipped`: items of the history that the model does not know;
-    `channels`: what brought each item, where a cascade says so; `relaxed`: rules that could not hold, in words.
+    fallback             popularity answered instead of the model
+    skipped              items of the history that the model does not know
+    channels             what retrieved each item, if a cascade answered
+    relaxed              rules that no candidate could satisfy, in words
+    unknown_exclusions   ids in `exclude_items` that no item has
     """
 
     item_ids: list[Any]
@@ -48,6 +53,27 @@ class Answer:
     skipped: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
     relaxed: tuple[str, ...] = ()
+    unknown_exclusions: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.item_ids)
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def to_frame(self) -> pl.DataFrame:
+        """A data frame with the columns item_id, title, score and rank (from 1)."""
+        rank = pl.Series("rank", range(1, len(self.item_ids) + 1), dtype=pl.Int32)
+        columns = [pl.Series("item_id", self.item_ids), pl.Series("title", self.titles), pl.Series("score", self.scores)]
+        return pl.DataFrame([*columns, rank])
+
+    def __repr__(self) -> str:
+        rows = zip(self.item_ids, self.titles, self.scores, strict=True)
+        lines = [
+            f"{rank:3d}  {item}{'' if str(item) == title else '  ' + title}  {score:.4f}"
+            for rank, (item, title, score) in enumerate(rows, start=1)
+        ]
+        return "\n".join(lines) or "no item is allowed by this request"
 
     def to_json(self) -> dict[str, Any]:
         """The public format of `nextitem recommend --json`."""
@@ -138,11 +164,12 @@ def user_numbers(dataset: Dataset, users: Sequence[Any] | None) -> NDArray[np.in
 
 
 def answer(
-    model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
-) -> list[Answer]:
-    """One Answer a request."""
+    model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: RequestFilters
+) -> list[RecommendationList]:
+    """Return one list for each request."""
     catalog = model.catalog
     titles = catalog.titles()
+    unknown = unknown_items(catalog, filters.exclude_items)
     answers = []
     for found in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
         for row, (ids, scores) in enumerate(zip(found.item_ids, found.scores, strict=True)):
@@ -150,13 +177,14 @@ def answer(
             channels = () if found.channel is None else found.channel[row, : len(real)].tolist()
             fallback = found.fallback is not None and bool(found.fallback[row])
             answers.append(
-                Answer(
+                RecommendationList(
                     catalog.ids.decode(real).to_list(),
                     [round(score, 6) for score in scores[: len(real)].tolist()],
                     titles.gather(real - 1).to_list(),
                     fallback,
                     channels=() if fallback else tuple(found.channels[channel] for channel in channels),
                     relaxed=tuple(_in_words(each) for each in found.relaxations if each.request == row),
+                    unknown_exclusions=unknown,
                 )
             )
     return answers
@@ -176,47 +204,104 @@ def _in_words(relaxation: Relaxation) -> str:
     return relaxation.rule if relaxation.slot is None else f"{relaxation.rule}, at place {relaxation.slot}"
 
 
-def answer_table(
+def recommendation_table(
     model: Recommender,
     dataset: Dataset,
     users: Sequence[Any] | None,
     *,
     k: int,
     exclude_seen: bool,
-    filters: Filters,
+    filters: RequestFilters,
 ) -> pl.DataFrame:
-    """Recommendations of many users: columns user_id, item_id, rank (from 1), score."""
-    requests, all_numbers = user_requests(dataset, users), user_numbers(dataset, users)
-    parts = []
-    start = 0
-    for found in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
-        ids, scores = found.item_ids, found.scores
-        rows, columns = (ids > 0).nonzero(as_tuple=True)
-        numbers = all_numbers[(start + rows).numpy()]
-        start += ids.shape[0]
-        parts.append(
-            pl.DataFrame(
-                {
-                    "user_id": dataset.users.ids.decode(numbers),
-                    "item_id": model.catalog.ids.decode(ids[rows, columns].numpy()),
-                    "rank": (columns + 1).numpy().astype(np.int32),
-                    "score": scores[rows, columns].numpy(),
-                }
-            )
-        )
-    return pl.concat(parts)
+    """Return recommendations of many users (None: all): columns user_id, item_id, score, rank (from 1)."""
+    requests, numbers = user_requests(dataset, users), user_numbers(dataset, users)
+    parts, start = [], 0
+    for lists in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
+        end = start + len(lists.item_ids)
+        parts.append(_list_frame(model, lists).with_columns(_decoded(dataset.users.ids, numbers[start:end])))
+        start = end
+    columns = ["user_id", "item_id", "score", "rank"]
+    return pl.concat([part.select(columns) for part in parts]) if parts else pl.DataFrame(schema=columns)
+
+
+def _decoded(ids: IdMap, numbers: NDArray[np.int64]) -> pl.Expr:
+    """The users' ids of the rows of lists, by the column `request`."""
+    return pl.lit(ids.decode(numbers)).gather(pl.col("request")).alias("user_id")
+
+
+def _list_frame(model: Recommender, lists: Recommendations) -> pl.DataFrame:
+    """Columns request (row of the lists), item_id, score, rank (from 1); padding left out."""
+    items, scores = lists.item_ids.cpu(), lists.scores.cpu()
+    rows, columns = (items > 0).nonzero(as_tuple=True)
+    return pl.DataFrame(
+        {
+            "request": rows.numpy(),
+            "item_id": model.catalog.ids.decode(items[rows, columns].numpy()),
+            "score": scores[rows, columns].numpy(),
+            "rank": (columns + 1).numpy().astype(np.int32),
+        }
+    )
+
+
+def ranked_candidates(
+    model: Recommender, requests: SequenceBatch, candidates: Sequence[Any], *, user: Any | None = None
+) -> pl.DataFrame:
+    """Return candidates (item ids) in the model's order for one request: user_id, item_id, score, rank (from 1).
+
+    Raises UserError for an unknown candidate, and if there is none.
+    """
+    ids = pl.Series([str(item).strip() for item in candidates], dtype=pl.String)
+    numbers = model.catalog.ids.encode(ids).astype(np.int64)
+    unknown = ids.filter(pl.Series(numbers == 0)).to_list()
+    if unknown or not len(ids):
+        known = ", ".join(str(item) for item in model.catalog.ids.external.head(3))
+        problem = f"no item is called {', '.join(unknown[:5])}" if unknown else "there are none"
+        raise UserError(f"candidates: {problem}; item ids look like {known}")
+    distinct = np.unique(numbers)
+    allowed = torch.zeros(1, model.num_items + 1, dtype=torch.bool)
+    allowed[0, torch.from_numpy(distinct)] = True
+    rows = Jagged(torch.from_numpy(distinct), torch.tensor([0, len(distinct)]))
+    batch = replace(requests, allowed=allowed, candidates=rows).to(model.popularity.device)
+    frame = _list_frame(model, model.recommend(batch, len(distinct)))
+    owner = pl.Series("user_id", [user] * frame.height, dtype=pl.Null if user is None else None)
+    return frame.select(owner, "item_id", "score", "rank")
+
+
+def similar_items(model: Recommender, item: Any, *, k: int) -> pl.DataFrame:
+    """Return the k items most like one item: item_id, score, rank (from 1); roles.KnowsSimilarItems."""
+    number = int(model.catalog.ids.encode(pl.Series([str(item).strip()], dtype=pl.String))[0])
+    if not number:
+        known = ", ".join(str(each) for each in model.catalog.ids.external.head(3))
+        raise UserError(f"no item is called {item}; item ids look like {known}")
+    scores = similarity_scores(model, number)
+    batch = SequenceBatch(Jagged.from_rows([[number]]), excluded=Jagged.from_rows([[number]]))
+    lists = top_items(scores[None].clone(), batch, min(k, model.num_items))
+    return _list_frame(model, lists).select("item_id", "score", "rank")
+
+
+def similarity_scores(model: Recommender, item: int) -> Tensor:
+    """How alike every item is to one item, [N + 1] float32; -inf: not at all. UserError if the model does not say."""
+    if isinstance(model, KnowsSimilarItems):
+        return model.similarity_to(item).float().cpu()
+    if isinstance(model, VectorRetriever):
+        vectors = torch.nn.functional.normalize(model.item_vectors().detach().float(), dim=1)
+        return (vectors @ vectors[item]).cpu()
+    raise UserError(
+        f"{type(model).__name__} holds neither vectors nor similarities of items; ask item-cf, swing, sasrec, two-tower, "
+        "content-neighbours, ..."
+    )
 
 
 def _lists(
-    model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
+    model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: RequestFilters
 ) -> Iterator[Recommendations]:
     allowed = allowed_items(model.catalog, filters)
     for batch in requests.split(256):
-        asked = replace(batch, allowed=allowed, excluded=batch.items if exclude_seen else None)
-        yield model.recommend(asked, k)
+        batch = replace(batch, allowed=allowed, excluded=batch.items if exclude_seen else None)
+        yield model.recommend(batch.to(model.popularity.device), k)
 
 
-def allowed_items(catalog: Catalog, filters: Filters) -> Tensor | None:
+def allowed_items(catalog: Catalog, filters: RequestFilters) -> Tensor | None:
     """bool [1, N + 1], or None where the filters forbid nothing."""
     if not filters.only and not filters.exclude_items:
         return None
@@ -232,9 +317,31 @@ def allowed_items(catalog: Catalog, filters: Filters) -> Tensor | None:
         mask &= _holds(catalog.table[column], value)
         if not mask.any():
             raise UserError(f"--only {text!r}: no item is left; some values are {_some(catalog.table[column])}")
-    excluded = catalog.ids.encode(pl.Series([str(item) for item in filters.exclude_items], dtype=pl.String))
+    excluded = catalog.ids.encode(pl.Series([str(item).strip() for item in filters.exclude_items], dtype=pl.String))
     mask[excluded[excluded > 0] - 1] = False
     return torch.from_numpy(np.concatenate([[False], mask]))[None, :]
+
+
+def unknown_items(catalog: Catalog, item_ids: Sequence[Any]) -> tuple[str, ...]:
+    """Return the ids that no item has, as text."""
+    ids = pl.Series([str(item).strip() for item in item_ids], dtype=pl.String)
+    return tuple(ids.filter(pl.Series(catalog.ids.encode(ids) == 0)).to_list())
+
+
+def history_frame(history: Any) -> pl.DataFrame | Sequence[Any]:
+    """Return a history as ids, or as a polars frame if it is a table (polars, pandas, Arrow, a dict of columns)."""
+    if isinstance(history, Mapping):
+        frame = pl.DataFrame(dict(history))
+    elif isinstance(history, pl.DataFrame):
+        frame = history
+    elif hasattr(history, "columns") or hasattr(history, "column_names"):
+        frame = pl.DataFrame(pl.from_dataframe(history) if hasattr(history, "__dataframe__") else pl.from_arrow(history))
+    else:
+        ids: Sequence[Any] = list(history)
+        return ids
+    if "item_id" not in frame.columns:
+        raise UserError(f"history: column 'item_id' is missing, there are {', '.join(frame.columns)}; rename one")
+    return frame
 
 
 def _holds(column: pl.Series, value: str) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import polars as pl
 import torch
 
 from nextitem.core.catalog import Catalog
+from nextitem.core.components import build_component
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.roles import ClosedForm, Trainable
+from nextitem.data.protocols import make_split
+from nextitem.data.readers import load_dataset
 from nextitem.data.text import content_vectors
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.pipeline.bundle import (
@@ -25,15 +28,15 @@ from nextitem.pipeline.bundle import (
     save_recipe,
     save_weights,
 )
-from nextitem.pipeline.folders import finish_replacing, replace_files
-from nextitem.pipeline.recipe import Recipe, build
+from nextitem.pipeline.folders import finish_replacing, prepare_out, replace_files
+from nextitem.pipeline.options import FitOptions, Log, silent
+from nextitem.pipeline.provenance import data_table, leak
+from nextitem.pipeline.recipe import Recipe, read_recipe, resolve_recipe, settings_table
 from nextitem.tokenizers.collaborative import CollaborativeContent
 from nextitem.tokenizers.collisions import append_items, build_table
 from nextitem.tokenizers.quality import collapse_warning
 from nextitem.tokenizers.tokenizer import Tokenizer
 from nextitem.training.fit import fit
-
-Say = Callable[[str], None]
 
 
 def with_content(train: Dataset, recipe: Recipe, *, out: Path | None = None, progress: bool = True) -> Dataset:
@@ -56,7 +59,7 @@ def make_tokenizer(train: Dataset, recipe: Recipe, *, out: Path | None, progress
     """Trains the recipe's tokenizer on the content vectors of `train.catalog`; same seed, same codes."""
     assert recipe.tokenizer is not None
     torch.manual_seed(recipe.seed)
-    tokenizer = cast(Tokenizer, build("tokenizer", recipe.tokenizer, train.catalog))
+    tokenizer = cast(Tokenizer, build_component("tokenizer", recipe.tokenizer, train.catalog))
     if isinstance(tokenizer, ClosedForm):
         tokenizer.fit(train)
     else:
@@ -73,8 +76,74 @@ def make_tokenizer(train: Dataset, recipe: Recipe, *, out: Path | None, progress
     return tokenizer.eval()
 
 
-def tokenize(train: Dataset, recipe: Recipe, *, out: Path, say: Say, progress: bool = True) -> IdentifierTable:
-    """Writes semantic IDs, their trie, the tokenizer and its quality report into `out`; warns of a collapse."""
+def tokenize(
+    name: str | type[Tokenizer],
+    data: Dataset | str | Path,
+    *,
+    out: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    recipe: str | Path | None = None,
+    protocol: str | None = None,
+    seed: int | None = None,
+    append: bool = False,
+    overrides: Sequence[str] = (),
+    drop_unknown_items: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    log: Log = silent,
+) -> IdentifierTable:
+    """Turn the items of a data set into semantic IDs; write them, their trie and the tokenizer into `out`.
+
+    Args:
+        name: name, import path or class of a tokenizer.
+        data: a data set, its folder, or "shop".
+        out: folder of the semantic IDs; refused if it is not empty, unless `append`.
+        settings: nested tables, {"tokenizer": {"levels": 4}}, or with dotted keys.
+        recipe: a .toml file, or a recipe that ships with the package.
+        protocol: whose training events the IDs may learn from, if they learn from events (content.collaborative); None:
+            the recipe's, else by the data. A model that uses these IDs must be judged under the same.
+        seed: of the tokenizer, and of a protocol that samples users.
+        append: add codes for new items to the IDs in `out`; old codes stay as they are.
+        overrides: settings as text, "tokenizer.levels=4".
+        drop_unknown_items: leave out events of items that the items table lacks.
+        resume, overwrite: as for `train`.
+        progress: show progress bars on a terminal.
+        log: receives lines of progress, and a warning if the IDs have collapsed.
+
+    Returns:
+        The table of codes; its `report` holds quality figures.
+    """
+    tokenizer_name = name if isinstance(name, str) else f"{name.__module__}:{name.__qualname__}"
+    if append:
+        useless = {"recipe": recipe, "seed": seed, "set": overrides or settings or None, "overwrite": overwrite or None}
+        given = [f"--{option}" for option, value in useless.items() if value is not None]
+        if given:
+            raise UserError(f"--append goes on as the table was made: it does not take {', '.join(given)}")
+        dataset = data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=drop_unknown_items)
+        return append_new_items(dataset.catalog, Path(out), tokenizer_name=tokenizer_name, log=log)
+    path = str(data) if not isinstance(data, Dataset) else data.source or data.name
+    arguments: dict[str, Any] = {"data": {"path": path}, "model": {}, "tokenizer": {"name": tokenizer_name}}
+    arguments["data"] |= {} if protocol is None else {"protocol": protocol}
+    arguments |= {} if seed is None else {"seed": seed}
+    layers = [read_recipe(recipe)] if recipe is not None else []
+    layers.append(("the arguments", arguments))
+    if settings is not None:
+        layers.append(("settings", settings_table(settings)))
+    resolved = resolve_recipe(layers, overrides=overrides, kind="tokenizer")
+    if resolved.tokenizer is None or resolved.tokenizer["name"] != tokenizer_name:
+        raise UserError(f"recipe {recipe} is not for {tokenizer_name}")
+    dataset = data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=drop_unknown_items)
+    split = make_split(dataset, resolved.data.protocol, seed=resolved.seed)
+    resolved = resolved.model_copy(update={"data": data_table(resolved.data, dataset, split)})
+    for note in dataset.notes:
+        log(f"note: {note}")
+    folder = prepare_out(out, resume=resume, overwrite=overwrite)
+    return tokenize_items(split.train, resolved, out=folder, log=log, progress=progress)
+
+
+def tokenize_items(train: Dataset, recipe: Recipe, *, out: Path, log: Log, progress: bool = True) -> IdentifierTable:
+    """Write semantic IDs, their trie, the tokenizer and its quality report into `out`; warn of a collapse."""
     assert recipe.tokenizer is not None
     finish_replacing(out)
     save_recipe(out, recipe)
@@ -86,11 +155,11 @@ def tokenize(train: Dataset, recipe: Recipe, *, out: Path, say: Say, progress: b
     PrefixTrie.from_table(table).save(out / "trie.safetensors")
     warning = collapse_warning(table.report or {}, recipe.quality)
     if warning:
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
     return table
 
 
-def append(catalog: Catalog, folder: Path, *, tokenizer_name: str, say: Say) -> IdentifierTable:
+def append_new_items(catalog: Catalog, folder: Path, *, tokenizer_name: str, log: Log) -> IdentifierTable:
     """Gives codes to the items of `catalog` that the table in `folder` lacks; old codes stay as they are.
 
     The text encoder is the one that was fitted to the first version's items, so new vectors lie in its space. Where
@@ -106,7 +175,7 @@ def append(catalog: Catalog, folder: Path, *, tokenizer_name: str, say: Say) -> 
     new = known.ids.encode(catalog.ids.external) == 0
     rows = pl.Series(new)
     if not new.any():
-        say(f"no new items; version {table.version} stays")
+        log(f"no new items; version {table.version} stays")
         return table
     longer = replace(known, identifiers=None, content=None, released_ms=None).extend(
         catalog.table.filter(rows), text=None if catalog.text is None else catalog.text.filter(rows)
@@ -118,7 +187,7 @@ def append(catalog: Catalog, folder: Path, *, tokenizer_name: str, say: Say) -> 
         load_weights(folder / "content.safetensors", mover)
         assert longer.content is not None
         longer = longer.with_content(mover.eval().vectors(longer.content))
-    tokenizer = cast(Tokenizer, build("tokenizer", recipe.tokenizer, longer))
+    tokenizer = cast(Tokenizer, build_component("tokenizer", recipe.tokenizer, longer))
     load_weights(folder / "tokenizer.safetensors", tokenizer)
     appended = append_items(tokenizer.eval(), table, longer)
 
@@ -127,12 +196,12 @@ def append(catalog: Catalog, folder: Path, *, tokenizer_name: str, say: Say) -> 
         PrefixTrie.from_table(appended).save(fresh / "trie.safetensors")
 
     replace_files(folder, write)
-    say(f"{int(new.sum()):,} new items, {table.num_items:,} unchanged; version {appended.version}")
+    log(f"{int(new.sum()):,} new items, {table.num_items:,} unchanged; version {appended.version}")
     learnt = appended.codes[1:, : len(tokenizer.codebook_sizes)]
     for codes, what in ((learnt, "the codes that the tokenizer gives"), (appended.codes[1:], "their whole sequence")):
         _, group, sizes = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)
         sharing = int((sizes[group[table.num_items :]] > 1).sum())
-        say(f"{sharing:,} of the new items share {what} with another item")
+        log(f"{sharing:,} of the new items share {what} with another item")
     return appended
 
 
@@ -151,17 +220,22 @@ def read_identifiers(folder: Path, catalog: Catalog) -> IdentifierTable:
     return replace(table, codes=codes, catalog_fingerprint=catalog.fingerprint)
 
 
-def require_identifiers(train: Dataset, recipe: Recipe, *, out: Path, say: Say, progress: bool = True) -> Dataset:
-    """The data set with semantic IDs, ready-made or trained; UserError where they have collapsed."""
+def require_identifiers(train: Dataset, recipe: Recipe, options: FitOptions) -> Dataset:
+    """Return the data set with semantic IDs, ready-made or trained.
+
+    Raises UserError if they have collapsed, or if ready-made ones may have learnt from what the run is judged on.
+    """
     if recipe.ids is not None:
-        table = read_identifiers(Path(recipe.ids), train.catalog)
+        folder = Path(recipe.ids)
+        _check_origin(folder, recipe, options.log)
+        table = read_identifiers(folder, train.catalog)
     else:
         if recipe.tokenizer is None:
             raise UserError(f"{recipe.model['name']} needs semantic IDs: give --ids, or a [tokenizer] in the recipe")
         if train.catalog.content is None:
-            train = with_content(train, recipe, progress=progress)
-        say(f"semantic IDs by {recipe.tokenizer['name']}")
-        tokenizer = make_tokenizer(train, recipe, out=out, progress=progress)
+            train = with_content(train, recipe, progress=options.progress)
+        options.log(f"semantic IDs by {recipe.tokenizer['name']}")
+        tokenizer = make_tokenizer(train, recipe, out=options.folder, progress=options.progress)
         table = build_table(tokenizer, train.catalog)
     warning = collapse_warning(table.report or {}, recipe.quality)
     if warning:
@@ -170,3 +244,18 @@ def require_identifiers(train: Dataset, recipe: Recipe, *, out: Path, say: Say, 
             "Use richer content or another tokenizer, or lower the thresholds in [quality]"
         )
     return train.with_catalog(train.catalog.with_identifiers(table))
+
+
+def _check_origin(folder: Path, recipe: Recipe, log: Log) -> None:
+    """Identifiers that learnt from events must have learnt from training events of the run's own split."""
+    if not (folder / "recipe.toml").is_file():
+        log(f"note: {folder} does not say how its semantic IDs were made; if from events, they may know test targets")
+        return
+    own = load_recipe(folder)
+    if not own.content.collaborative:
+        return  # made from the items alone
+    problem = leak(own.data, recipe.data)
+    if problem is not None:
+        raise UserError(f"--ids {folder}: {problem}")
+    if own.data.fingerprint != recipe.data.fingerprint:
+        log(f"note: {folder} was made from other data; test targets of this data may be among the events it learnt from")

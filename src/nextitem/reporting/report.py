@@ -41,12 +41,12 @@ def write_report(
     examples: Sequence[CustomerExample] = (),
     identifiers: IdentifierTable | None = None,
     item_titles: pl.Series | None = None,
-    histories: Mapping[str, list[dict[str, float]]] = {},
+    epoch_logs: Mapping[str, list[dict[str, float]]] = {},
     notes: Sequence[str] = (),
 ) -> None:
     """Writes the report: scoreboard, curves over k, slices, stages, spelling, training, customers, codebooks, map.
 
-    `item_titles` names items 1..N in the tree; `histories` maps a model to its epochs, each with "epoch" and, where
+    `item_titles` names items 1..N in the tree; `epoch_logs` maps a row's name to its epochs, each with "epoch" and, where
     one was judged, "validation"; `notes` are printed under the title. A section without data is left out. The file
     holds no script and no address; all text is escaped. The same arguments give the same bytes.
     """
@@ -58,7 +58,7 @@ def write_report(
         _slices(evaluations),
         _funnels(evaluations),
         _spelling(evaluations),
-        _training(histories, [one.model for one in evaluations]),
+        _training(epoch_logs, [one.model for one in evaluations]),
         _customers(examples),
         "" if identifiers is None else _codebooks(identifiers),
         "" if identifiers is None else _tree(identifiers, item_titles),

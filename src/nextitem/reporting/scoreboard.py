@@ -16,18 +16,28 @@ from nextitem.evaluation.intervals import paired_difference
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One model on the scoreboard."""
+    """One run on the scoreboard. `evaluation.model` names the row, so that no two rows share a name."""
 
     evaluation: Evaluation
+    model: str  # name of the model
+    folder: str  # of the run
     parameters: int  # trained numbers
     train_seconds: float
     p50_ms: float  # of one request alone
     p99_ms: float
 
+    @property
+    def name(self) -> str:
+        """What tables, lists and curves call the row: the model, and the run if there are several of it."""
+        return self.evaluation.model
+
     def to_json(self) -> dict[str, Any]:
         """The public format of a row of scoreboard.json."""
         return {
             **self.evaluation.to_json(),
+            "model": self.model,
+            "name": self.name,
+            "run": self.folder,
             "parameters": self.parameters,
             "train_seconds": self.train_seconds,
             "p50_ms": self.p50_ms,

@@ -126,6 +126,11 @@ class RankingModel(Recommender):
             self.examined = examination(requests, self._labels(requests)[0])
         return self._counted(LabelledRequests(requests))
 
+    @property
+    def prefers_impressions(self) -> bool:
+        """Whether it learns from what was shown, also as a stage of a cascade."""
+        return self.ranking.learn_from == "impressions"
+
     def _counted(self, examples: Examples) -> Examples:
         """The same, after counting for how many candidates of an epoch each code is read."""
         if self.ranking.l2:

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
@@ -56,7 +57,7 @@ class JTM(Recommender):
 
     Config = JTMConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
-    needs: ClassVar[frozenset[str]] = frozenset({"identifiers"})
+    needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers"})
 
     def __init__(self, config: JTMConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)

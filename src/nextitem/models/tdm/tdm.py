@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
@@ -49,7 +50,7 @@ class TDM(Recommender):
 
     Config = TDMConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
-    needs: ClassVar[frozenset[str]] = frozenset({"identifiers"})
+    needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers"})
 
     def __init__(self, config: TDMConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)

@@ -5,7 +5,7 @@ Shapes: N items, D width, V values of a column, C length of content vectors.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import polars as pl
@@ -18,7 +18,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
 from nextitem.core.jagged import Jagged, offsets_of
 
-CONTENT = "content"  # the name under which a catalogue's content vectors are asked for
+CONTENT: Final = "content"  # the name under which a catalogue's content vectors are asked for
 
 
 class ItemFeatures(nn.Module):

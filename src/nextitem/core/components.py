@@ -1,0 +1,43 @@
+"""Components: what a table such as [model] names, built with its checked settings.
+
+A name is one of the registry, or the import path of a class of the user's own: "my_package.my_module:MyModel".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nextitem.core import registry
+from nextitem.core.catalog import Catalog
+from nextitem.core.config import Config, parse
+from nextitem.core.errors import UserError
+
+
+def component_class(kind: str, table: Mapping[str, Any], *, where: str | None = None) -> tuple[Any, Config]:
+    """Return the class that a table names, and its checked settings.
+
+    Args:
+        kind: a kind of the registry: model, tokenizer or reranker.
+        table: `name`, and the fields of the class's Config.
+        where: what messages call the table; default: [kind].
+
+    Raises:
+        UserError: the table has no name, nothing is called so, or a setting is unknown or wrong.
+    """
+    where = where or f"[{kind}]"
+    settings = dict(table)
+    name = settings.pop("name", None)
+    if name is None:
+        raise UserError(f'{where} has no name; write for example name = "{next(iter(registry.KINDS[kind]))}"')
+    cls = registry.entry(kind, name).load()
+    return cls, parse(cls.Config, settings, where=f"{where} {name}")
+
+
+def build_component(kind: str, table: Mapping[str, Any], catalog: Catalog, *, where: str | None = None) -> Any:
+    """Build what a table describes, for a catalogue; UserError if its settings contradict one another."""
+    cls, config = component_class(kind, table, where=where)
+    try:
+        return cls(config, catalog)
+    except ValueError as error:
+        raise UserError(f"{where or f'[{kind}]'} {table['name']}: {error}") from None

@@ -1,0 +1,96 @@
+"""Labelled candidates for the rankers of a cascade: what its channels retrieve for recent events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.errors import UserError
+from nextitem.core.jagged import Jagged
+from nextitem.data.examples.labelled_candidates import TARGET
+
+TEACHER = "teacher"  # the label that holds the scores of a better ranker
+BLOCK = 256  # requests whose candidates are retrieved at a time
+VALIDATION_SHARE = 0.1  # of the recent events, the last ones: rankers are validated on them
+VALIDATION_REQUESTS = 500  # at most
+RetrievedCandidates = tuple[Tensor, Tensor]  # items [B, C], 0 is padding, and their places in the channels [B, C, c]
+
+
+class CandidateSource(Protocol):
+    """What retrieves candidates, and turns them into requests that a ranker reads."""
+
+    def retrieved(self, batch: SequenceBatch) -> RetrievedCandidates:
+        """Candidates of each request."""
+
+    def with_candidates(self, batch: SequenceBatch, items: Tensor, ranks: Tensor) -> SequenceBatch:
+        """The requests with these candidates."""
+
+
+@dataclass(frozen=True, eq=False)
+class RankerRequests:
+    """Requests with labelled candidates: to learn from, and to validate on."""
+
+    train: SequenceBatch
+    validation: SequenceBatch
+
+
+def ranker_requests(source: CandidateSource, requests: SequenceBatch, *, num_negatives: int) -> RankerRequests:
+    """Retrieve candidates for each request, label them, and split them into training and validation.
+
+    Training keeps the requests whose target was retrieved, with `num_negatives` sampled other candidates; the label says
+    whether a candidate is the target, wherever it stands. Validation takes the last tenth of the requests, with all
+    candidates. Raises UserError if no target was retrieved.
+    """
+    cut = int(requests.num_requests * (1 - VALIDATION_SHARE))
+    first, last = (requests.select(rows) for rows in (torch.arange(cut), torch.arange(cut, requests.num_requests)))
+    generator = torch.Generator().manual_seed(0)
+    train = [_labelled(source, part, num_negatives, generator) for part in first.split(BLOCK)]
+    validation = [_labelled(source, part, None, generator) for part in last.sample(VALIDATION_REQUESTS).split(BLOCK)]
+    return RankerRequests(_joined(train), _joined(validation))
+
+
+def with_teacher(requests: SequenceBatch, score: Callable[[SequenceBatch], Mapping[str, Tensor]]) -> SequenceBatch:
+    """Add the scores of a ranker, of its first task, as a further label (distillation)."""
+    assert requests.candidates is not None
+    parts = []
+    with torch.inference_mode():
+        for part in requests.split(BLOCK):
+            assert part.candidates is not None
+            scores = next(iter(score(part).values()))
+            parts.append(Jagged.from_padded(scores, part.candidates.lengths).values.clone())
+    label = requests.candidates.with_values(torch.cat(parts))
+    return replace(requests, candidate_labels={**requests.candidate_labels, TEACHER: label})
+
+
+def _labelled(
+    source: CandidateSource, requests: SequenceBatch, num_negatives: int | None, generator: torch.Generator
+) -> SequenceBatch:
+    """The requests with candidates and labels; with `num_negatives`, those with a target, and a sample of the rest."""
+    assert requests.targets is not None
+    items, ranks = source.retrieved(requests)
+    is_target = items == requests.targets.values[:, None]
+    if num_negatives is not None:
+        rows = is_target.any(1).nonzero()[:, 0]
+        requests, items, ranks, is_target = requests.select(rows), items[rows], ranks[rows], is_target[rows]
+        keys = torch.rand(items.shape, generator=generator).masked_fill(items == 0, 2).masked_fill(is_target, -1)
+        places = keys.argsort(1)[:, : num_negatives + 1].sort(1).values
+        items, is_target = items.gather(1, places), is_target.gather(1, places)
+        ranks = ranks.gather(1, places[..., None].expand(-1, -1, ranks.shape[2]))
+        order = (items == 0).to(torch.uint8).argsort(dim=1, stable=True)  # padding to the tail
+        items, is_target = items.gather(1, order), is_target.gather(1, order)
+        ranks = ranks.gather(1, order[..., None].expand(ranks.shape))
+    labelled = source.with_candidates(requests, items, ranks)
+    assert labelled.candidates is not None
+    return replace(labelled, candidate_labels={TARGET: labelled.candidates.with_values(is_target[items > 0].float())})
+
+
+def _joined(parts: list[SequenceBatch]) -> SequenceBatch:
+    parts = [part for part in parts if part.num_requests]
+    if not parts:
+        raise UserError("the channels found no target of any recent event: rankers have nothing to learn from")
+    return SequenceBatch.concat(parts)
