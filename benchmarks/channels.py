@@ -34,8 +34,8 @@ import torch  # noqa: E402
 
 from nextitem.core.dataset import Split  # noqa: E402
 from nextitem.core.recommender import Recommender  # noqa: E402
+from nextitem.data.protocols import make_split  # noqa: E402
 from nextitem.data.readers import load_dataset  # noqa: E402
-from nextitem.data.splits import make_split  # noqa: E402
 from nextitem.evaluation.evaluate import latency, recommend_all  # noqa: E402
 from nextitem.evaluation.metrics.accuracy import recall  # noqa: E402
 from nextitem.pipeline.identify import with_content  # noqa: E402

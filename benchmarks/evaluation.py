@@ -20,8 +20,8 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.config import Config
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
-from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import evaluate, recommend_all
 from nextitem.ops.topk import top_items
 

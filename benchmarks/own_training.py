@@ -20,7 +20,7 @@ from torch import Tensor
 import nextitem as ni
 from nextitem.core.jagged import Jagged
 from nextitem.core.roles import Examples
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 from nextitem.evaluation.evaluate import recommend_all
 from nextitem.pipeline.recipe import component, default_for, find, resolve
 from nextitem.training.fit import fit

@@ -29,7 +29,7 @@ from nextitem.core.dataset import Dataset, Users
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.registry import TOKENIZERS
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 from nextitem.pipeline.identify import make_tokenizer, with_content
 from nextitem.pipeline.recipe import find, resolve
 

@@ -15,7 +15,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 from nextitem.pipeline.run import Run, load_run, spelling, train
 
 RUNS = TemporaryDirectory()  # goes when the tests end

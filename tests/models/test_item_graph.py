@@ -14,8 +14,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.jagged import Jagged
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
-from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import evaluate
 from nextitem.models.item_graph import ItemGraph, ItemGraphConfig
 

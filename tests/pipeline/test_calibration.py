@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from nextitem.core.errors import UserError
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
 from nextitem.data.shop import generate_shop
-from nextitem.data.splits import make_split
 from nextitem.pipeline.run import load_run, train
 
 SETTINGS = ["model.trees=10", "model.leaf_examples=20", "model.objective=listwise", "model.calibration=isotonic"]

@@ -24,7 +24,7 @@ from nextitem.core.roles import LossTerms, Trainable
 from nextitem.data.examples.content_rows import ContentBatch, ContentRows
 from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.data.examples.session_lanes import SessionLanes
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 from nextitem.evaluation.evaluate import evaluate, recommend_all
 from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
 from nextitem.models.sasrec import SASRec, SASRecConfig

@@ -35,8 +35,8 @@ def tokenize(
     overwrite: Overwrite = False,
 ) -> None:
     """Turns items into semantic IDs and reports their quality."""
+    from nextitem.data.protocols import make_split
     from nextitem.data.readers import load_dataset
-    from nextitem.data.splits import make_split
     from nextitem.evaluation.scoreboard import print_quality
     from nextitem.pipeline import identify
     from nextitem.pipeline.folders import prepare_out

@@ -102,6 +102,8 @@ class Split:
     refit        train and validation together, for `--refit`; called only then, since it may be large
     test_later   `time` only: the same requests as test, all of the user's later events as targets
     notes        what was left out, in words, to be printed
+    seed         of the random sample of users (`user-split`), or None if nothing is sampled; two splits of one data
+                 set are equal if their protocols and seeds are
     """
 
     protocol: str
@@ -111,3 +113,9 @@ class Split:
     refit: Callable[[], Dataset]
     test_later: SequenceBatch | None = None
     notes: tuple[str, ...] = ()
+    seed: int | None = None
+
+    @property
+    def judges_scores(self) -> bool:
+        """Whether the requests ask for scores of labelled candidates (`impressions`) instead of lists with targets."""
+        return self.test.targets is None

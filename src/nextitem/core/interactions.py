@@ -78,9 +78,7 @@ class Interactions:
 
     def targets_only(self) -> Interactions:
         """The events that may be targets: positive, and with an item."""
-        keep = self.item_ids > 0
-        if self.positive is not None:
-            keep = keep & self.positive
+        keep = self.is_target()
         return self if bool(keep.all()) else self.select(keep)
 
     def item_counts(self) -> NDArray[np.int64]:
@@ -92,3 +90,13 @@ class Interactions:
     def histories(self) -> Jagged:
         """Item ids of every user 1..U in order (empty rows included): values int64, U rows."""
         return Jagged(torch.from_numpy(self.item_ids.astype(np.int64)), torch.from_numpy(self.offsets))
+
+    def is_target(self) -> NDArray[np.bool_]:
+        """Return which events [T] may be targets: positive ones that have an item."""
+        has_item = self.item_ids > 0
+        return has_item if self.positive is None else has_item & self.positive
+
+    def with_items(self) -> Interactions:
+        """Return the events that have an item."""
+        has_item = self.item_ids > 0
+        return self if bool(has_item.all()) else self.select(has_item)

@@ -12,8 +12,8 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
+from nextitem.data.protocols import default_protocol, make_split
 from nextitem.data.readers import load_dataset
-from nextitem.data.splits import default_protocol, make_split
 from nextitem.evaluation.evaluate import latency
 from nextitem.evaluation.report import CustomerExample, write_report
 from nextitem.evaluation.scoreboard import ReportRow, scoreboard_json

@@ -23,8 +23,8 @@ from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import Calibrated, ClosedForm, Generator, Indexed, Ranker, Staged, Trainable
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
-from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import Evaluation, quick_score
 from nextitem.evaluation.evaluate import evaluate as evaluate_model
 from nextitem.evaluation.evaluate_ranking import evaluate_ranker, quick_auc

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset, Split
+from nextitem.data.protocols import PROTOCOLS, make_split
 from nextitem.data.readers import dataset_from_frames, load_dataset
 from nextitem.data.requests import action_codes
-from nextitem.data.splits import PROTOCOLS, make_split
 
 PURCHASES = {"interactions": {"positive_actions": ["purchase"]}}
 LOG_PROTOCOLS = [name for name in PROTOCOLS if name != "impressions"]
