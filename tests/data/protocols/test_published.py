@@ -48,3 +48,16 @@ def test_published_sessions_without_valid_rows_hold_the_last_tenth_back(dated: b
     assert words(dataset, split.validation) == [("a", "b"), ("ab", "c")] * 2
     assert words(dataset, split.test) == [("a", "b"), ("ab", "c")] * 2
     assert len(split.refit().interactions) == 60
+
+
+def test_published_sessions_that_continue_past_the_cut_are_learnt_from_up_to_it() -> None:
+    rows = [(f"s{session}", item, 10 * session + place) for session in range(22) for place, item in enumerate("abc")]
+    session, item, time = zip(*rows, ("s0", "d", 1_000), ("s1", "e", 1_001), strict=True)
+    # The owner's mark takes the last event of s1 out of training already.
+    dataset = data(
+        session_id=session, item_id=item, timestamp=time, split=["train"] * 60 + ["test"] * 6 + ["train", "test"]
+    )
+    split = make_split(dataset, "published")
+    assert learnt(split.train) == ["abc"] * 18
+    assert split.notes[0] == "training: 1 sessions that continue past the cut end there"
+    assert learnt(split.refit()) == ["abcd", *["abc"] * 19]  # the marks say what a refit learns from

@@ -21,17 +21,18 @@ def split_by_marks(dataset: Dataset, *, seed: int) -> Split:
     """Learn from the rows marked train; every positive row marked valid or test that has an earlier item is a target.
 
     Without rows marked valid, part of the training rows validates: the last tenth of anonymous sessions, by their
-    start, or each user's last positive event. The marks are the owner's: nothing checks that test rows are later than
-    training rows. `seed` is unused.
+    start (sessions of a dated log that continue past it are learned from up to there), or each user's last positive
+    event. The marks are the owner's: nothing checks that test rows are later than training rows. `seed` is unused.
     """
     log = dataset.interactions
     if "split" not in log.columns.columns:
         raise UserError(f"{dataset.name}: protocol published needs a column split (train, valid, test)")
     train, valid, test = (enum_codes(log.columns["split"]) == code for code in (1, 2, 3))
+    notes: list[str] = []
     if valid.any():
         learned, validation = train, _marked_requests(dataset, valid)
     elif dataset.anonymous:
-        learned, held_out = _without_last_sessions(dataset, train)
+        learned, held_out, notes = _without_last_sessions(dataset, train)
         validation = _marked_requests(dataset, held_out)
     else:
         rows, counts, ends = targets_by_user(log, train)
@@ -47,6 +48,7 @@ def split_by_marks(dataset: Dataset, *, seed: int) -> Split:
         requests,
         lambda: training_part(dataset, train | valid),
         notes=(
+            *notes,
             *count_note(num_without_history, "test: {} marked events without an earlier item are history only"),
             *unreachable_targets(dataset, requests),
             *unused_impressions(dataset),
@@ -62,11 +64,12 @@ def _marked_requests(dataset: Dataset, rows: Mask) -> SequenceBatch:
     return next_event_requests(dataset, targets[has_history])
 
 
-def _without_last_sessions(dataset: Dataset, train: Mask) -> tuple[Mask, Mask]:
+def _without_last_sessions(dataset: Dataset, train: Mask) -> tuple[Mask, Mask, list[str]]:
     """Hold out the last tenth of the anonymous sessions in `train` [T], by start, else as they appear in the file.
 
     Returns:
-        Masks of the events to learn from and of those held out, [T].
+        Masks of the events to learn from and of those held out, [T], and notes. No event of a dated log that is
+        learned from is as late as the first session held out.
     """
     log = dataset.interactions
     sessions = np.unique(log.user_ids[train])
@@ -75,4 +78,9 @@ def _without_last_sessions(dataset: Dataset, train: Mask) -> tuple[Mask, Mask]:
     is_last = np.zeros(log.num_users + 1, dtype=np.bool_)
     is_last[sessions[begins >= cut]] = True
     held_out = train & is_last[log.user_ids]
-    return train & ~held_out, held_out
+    learned = train & ~held_out
+    if log.timestamps is None:
+        return learned, held_out, []
+    late = learned & (log.timestamps >= cut)
+    words = "training: {} sessions that continue past the cut end there"
+    return learned & ~late, held_out, count_note(len(np.unique(log.user_ids[late])), words)

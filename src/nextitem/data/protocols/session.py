@@ -1,4 +1,4 @@
-"""Protocol `session`: learn from earlier sessions, and predict each next event within them."""
+"""Protocol `session`: learn from what happened before the latest sessions, and predict each next event within them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def split_by_session(dataset: Dataset, *, seed: int) -> Split:
     Undated sessions count in the order in which they first appear in the file. There is one request for every
     positive event after a session's first item; its history is the session's own, and seen items may recur.
 
-    Learned from are the sessions that start earlier. `seed` is unused.
+    Learned from are the sessions that start earlier. Of a dated log, a session that continues past the cut is
+    learned from only up to the cut, so that training contains no event that is as late as the first request.
+    `seed` is unused.
     """
     sessions = _Sessions.of(dataset)
     if sessions.count < 3:
@@ -42,6 +44,8 @@ def split_by_session(dataset: Dataset, *, seed: int) -> Split:
         test,
         lambda: sessions.training_part(second),
         notes=(
+            *count_note(sessions.num_straddling(first), "training: {} sessions that continue past the cut end there"),
+            *count_note(sessions.num_straddling(second), "refit: {} sessions that continue past the cut end there"),
             *count_note(num_single_validation, "validation: left out {} sessions without a next event"),
             *count_note(num_single_test, "test: left out {} sessions without a next event"),
         ),
@@ -88,9 +92,18 @@ class _Sessions:
         return np.arange(self.count) if times is None else times[self.order[self.starts]]
 
     def training_part(self, cut: int) -> Dataset:
-        """Return the sessions that start before the cut."""
-        is_dated = self.dataset.interactions.timestamps is not None
-        return training_part(self.dataset, (self.begins < cut)[self.number], before=cut if is_dated else None)
+        """Return what happened before the cut: events, or sessions if they are undated."""
+        times = self.dataset.interactions.timestamps
+        if times is None:
+            return training_part(self.dataset, (self.begins < cut)[self.number])
+        return training_part(self.dataset, times < cut, before=cut)
+
+    def num_straddling(self, cut: int) -> int:
+        """Return the number of sessions with events before the cut and after it."""
+        times = self.dataset.interactions.timestamps
+        if times is None:
+            return 0
+        return len(np.unique(self.number[(self.begins < cut)[self.number] & (times >= cut)]))
 
 
 def _next_event_requests(sessions: _Sessions, among: NDArray[np.bool_]) -> tuple[SequenceBatch, int]:
