@@ -166,3 +166,10 @@ class SequenceBatch:
             return on_jagged(value) if isinstance(value, Jagged) else on_dense(value)
 
         return replace(self, **{entry.name: apply(getattr(self, entry.name)) for entry in fields(self)})
+
+    def sample(self, count: int) -> SequenceBatch:
+        """Return at most `count` requests, evenly spaced from the first to the last; a single one is the first."""
+        if count >= self.num_requests:
+            return self
+        # Whole numbers: a float32 of torch.linspace may lie past the last of more than 2**24 requests.
+        return self.select(torch.arange(count) * (self.num_requests - 1) // max(1, count - 1))
