@@ -32,15 +32,15 @@ os.environ["OMP_NUM_THREADS"] = str(ARGUMENTS.threads)
 
 import torch  # noqa: E402
 
-from nextitem.core.components import build_component, component_class
+from nextitem.core.components import build_component, component_class  # noqa: E402
 from nextitem.core.dataset import Split  # noqa: E402
 from nextitem.core.recommender import Recommender  # noqa: E402
+from nextitem.data.protocols import make_split  # noqa: E402
 from nextitem.data.readers import load_dataset  # noqa: E402
-from nextitem.data.splits import make_split  # noqa: E402
 from nextitem.evaluation.evaluate import latency, recommend_all  # noqa: E402
 from nextitem.evaluation.metrics.accuracy import recall  # noqa: E402
-from nextitem.pipeline.recipe import default_recipe, resolve_recipe
-from nextitem.pipeline.runs import load_run
+from nextitem.pipeline.recipe import default_recipe, resolve_recipe  # noqa: E402
+from nextitem.pipeline.runs import load_run  # noqa: E402
 from nextitem.pipeline.tokenize import with_content  # noqa: E402
 
 KS = (10, 50, 200)

@@ -21,8 +21,8 @@ from nextitem.core.config import Config
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.top_items import top_items
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
-from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import evaluate_lists, recommend_all
 
 WIDTH = 64

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
-from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import evaluate_lists, recommend_all
 from nextitem.models.item_graph import ItemGraph, ItemGraphConfig
 from nextitem.pipeline.recipe import read_recipe

@@ -21,8 +21,8 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
-from nextitem.data.splits import make_split
 
 CHUNK = 1_000_000
 LIMIT_GIB = 8.0

@@ -21,7 +21,7 @@ import nextitem as ni
 from nextitem.core.components import component_class
 from nextitem.core.jagged import Jagged
 from nextitem.core.roles import Examples
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 from nextitem.evaluation.evaluate import recommend_all
 from nextitem.pipeline.recipe import default_recipe, read_recipe, resolve_recipe
 from nextitem.training.fit import fit

@@ -13,7 +13,7 @@ from pathlib import Path
 import nextitem as ni
 from nextitem.data.examples.next_item import NextItemSequences
 from nextitem.data.examples.next_target import NextTargets
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ import torch
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
 from nextitem.data.shop.shop import Shop, generate_shop
-from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import Evaluation
 from nextitem.evaluation.evaluate_ranking import evaluate_ranking
 from nextitem.pipeline.train import train

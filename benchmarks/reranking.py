@@ -34,9 +34,9 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS, RERANKERS
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
 from nextitem.data.shop.shop import generate_shop
-from nextitem.data.splits import make_split
 from nextitem.data.text import ContentConfig, content_vectors
 from nextitem.evaluation.evaluate import item_vectors
 from nextitem.evaluation.intervals import paired_difference

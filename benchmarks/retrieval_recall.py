@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import nextitem as ni
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 from nextitem.evaluation.evaluate import evaluate_lists
 from nextitem.evaluation.intervals import interval
 

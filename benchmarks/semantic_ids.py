@@ -29,7 +29,7 @@ from nextitem.core.dataset import Dataset, Users
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.registry import TOKENIZERS
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 from nextitem.pipeline.recipe import read_recipe, resolve_recipe
 from nextitem.pipeline.tokenize import make_tokenizer, with_content
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.top_items import top_items
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 from nextitem.decoding.beam_search import beam_search
 from nextitem.evaluation.metrics import accuracy
 from nextitem.models.tiger import Tiger

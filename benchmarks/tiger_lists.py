@@ -30,7 +30,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.top_items import top_items
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.sampling import Sampling
 from nextitem.evaluation.evaluate import recommend_all

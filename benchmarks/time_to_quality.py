@@ -28,7 +28,7 @@ from peer_processes import PEERS, command, environment, options, write_log
 import nextitem as ni
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.top_items import top_items
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 from nextitem.evaluation.metrics import accuracy
 
 

@@ -29,7 +29,7 @@ from typing import Any
 from peer_processes import OWN, PEERS, command, environment, options, write_log
 
 import nextitem as ni
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 
 WHOLE_EPOCH = {*OWN, "gru4rec-authors"}
 

@@ -30,7 +30,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset, Users
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 from nextitem.evaluation.evaluate import recommend_all
 from nextitem.evaluation.metrics import accuracy
 from nextitem.models.tdm.jtm import JTM

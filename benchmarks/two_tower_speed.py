@@ -28,8 +28,8 @@ from training_speed import measure
 
 import nextitem as ni
 from nextitem.core.dataset import Split
+from nextitem.data.protocols import make_split
 from nextitem.data.shop.shop import generate_shop
-from nextitem.data.splits import make_split
 
 OWN = "two-tower"
 PEERS = ("rectools-dssm", "rectools-dssm-ids")

@@ -11,7 +11,7 @@ import torch
 
 if not torch.cuda.is_available():  # read when Triton is loaded, which torch may do in any test
     os.environ["TRITON_INTERPRET"] = "1"
-sys.path.insert(0, str(Path(__file__).parent))  # `from support.known_answers import ...`
+sys.path.insert(0, str(Path(__file__).parent))  # `from nextitem.testing.known_answers import ...`
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ LAYERS = [
     {"training", "evaluation", "alignment", "cascade", "simulation"},
     {"reporting"},
     {"pipeline"},
+    {"testing"},
     {"serving"},
     {"cli"},
 ]

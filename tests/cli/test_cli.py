@@ -11,10 +11,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from support.known_answers import planted_clusters
 
 from nextitem.cli.main import main
 from nextitem.core import registry
+from nextitem.testing.known_answers import planted_clusters
 
 Result = tuple[int, str, str]
 Cli = Callable[..., Result]

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.known_answers import DATASETS
 from support.trained_models import requests, trained
 
 from nextitem.core.components import build_component, component_class
@@ -24,6 +23,7 @@ from nextitem.core.roles import ClosedForm
 from nextitem.data.text import ContentConfig, content_vectors
 from nextitem.pipeline.recipe import read_recipe, resolve_recipe
 from nextitem.pipeline.tokenize import require_identifiers, with_content
+from nextitem.testing.known_answers import DATASETS
 from nextitem.tokenizers.collisions import build_table
 
 FILE = Path(__file__).parent / "pinned.json"

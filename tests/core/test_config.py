@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nextitem.core.config import Config, apply_overrides, merge, parse, read_toml, write_toml
+from nextitem.core.config import Config, apply_overrides, merge_tables, parse, read_toml, write_toml
 from nextitem.core.errors import UserError
 from nextitem.core.registry import KINDS, entry
 
@@ -57,7 +57,7 @@ def test_bad_overrides_are_refused(override: str) -> None:
 
 
 def test_merge_lays_tables_upon_one_another() -> None:
-    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": 4}) == {"a": {"b": 1, "c": 3}, "d": 4}
+    assert merge_tables({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": 4}) == {"a": {"b": 1, "c": 3}, "d": 4}
 
 
 def test_toml_round_trip_keeps_none(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +209,38 @@ def test_batches_with_different_columns_are_joined_with_what_is_missing() -> Non
     assert both.allowed is not None
     assert both.allowed.shape == (3, 9)
     assert bool(both.allowed.all())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 99, 100, 101])
+def test_a_sample_of_requests_is_evenly_spaced(count: int) -> None:
+    batch = SequenceBatch(Jagged.from_rows([[number] for number in range(1, 101)]), user_ids=torch.arange(100))
+    rows = batch.sample(count).user_ids
+    assert rows is not None
+    assert len(rows) == min(count, 100)
+    steps = rows.diff()
+    assert rows[0] == 0
+    if count > 1:
+        assert rows[-1] == 99
+        assert steps.max() - steps.min() <= 1
+    assert torch.equal(batch.sample(count).items.values, rows + 1)
+
+
+def test_a_sample_of_very_many_requests_stays_within_them() -> None:
+    count = 2**25 + 4  # torch.linspace(0, count - 1, 3) ends at count
+    batch = SequenceBatch(
+        Jagged(torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64).expand(count + 1))
+    )
+    assert batch.num_requests == count
+    assert batch.sample(3).num_requests == 3
+
+
+def test_events_with_an_item_and_events_that_may_be_targets() -> None:
+    events = log([1, 1, 2], [3, 0, 1])
+    assert events.is_target().tolist() == [True, False, True]
+    assert events.with_items().item_ids.tolist() == [3, 1]
+    marked = replace(events, positive=np.array([False, True, True]))
+    assert marked.is_target().tolist() == [False, False, True]
+    assert marked.targets_only().item_ids.tolist() == [1]
+    assert marked.with_items().item_ids.tolist() == [3, 1]
+    complete = events.with_items()
+    assert complete.with_items() is complete

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from nextitem.core.interactions import Interactions
 from nextitem.data.examples.next_target import NextTargets
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
-from nextitem.data.splits import make_split
 
 Example = tuple[int, tuple[int, ...], int]
 

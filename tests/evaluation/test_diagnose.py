@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.known_answers import build, checkerboard, cycle, planted_clusters
 
 from nextitem.core.errors import UserError
 from nextitem.evaluation.diagnose import diagnose
+from nextitem.testing.known_answers import build, checkerboard, cycle, planted_clusters
 
 
 def test_a_cycle_has_one_successor_and_no_long_memory() -> None:

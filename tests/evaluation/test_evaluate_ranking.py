@@ -12,8 +12,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
-from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate_ranking import evaluate_ranking, ranking_groups
 
 

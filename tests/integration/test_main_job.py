@@ -19,16 +19,14 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["online-retail", "amazon14-beauty"])
 def test_the_main_job_runs_on_real_data(real_data: Path, tmp_path: Path, name: str) -> None:
-    _, customers = compare(
-        real_data / name, out=tmp_path / "out", models=MAIN_JOB, minutes_per_model=0.3, progress=False
-    )
+    comparison = compare(real_data / name, out=tmp_path / "out", models=MAIN_JOB, minutes_per_model=0.3, progress=False)
     board = json.loads((tmp_path / "out" / "scoreboard.json").read_text())["rows"]
     assert [row["model"] for row in board] == list(MAIN_JOB)
     figures = {row["model"]: row["metrics"]["recall@10"] for row in board}
     assert figures["item-graph"] > figures["item-cf"] > figures["popularity"] > 0
     assert all(row["p50_ms"] > 0 for row in board)
-    assert len(customers) == 3
-    assert set(customers[0].recommended) == set(MAIN_JOB)
+    assert len(comparison.examples) == 3
+    assert set(comparison.examples[0].recommended) == set(MAIN_JOB)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<svg") >= 4
     assert "<script" not in page

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.known_answers import cycle
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.history_state import HistoryState
@@ -16,6 +15,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
 from nextitem.core.roles import Incremental
 from nextitem.nn.attention.transformer import BLOCKS
+from nextitem.testing.known_answers import cycle
 
 READS = 7  # max_history_length, where a model has it
 SETTINGS: dict[str, list[dict[str, object]]] = {

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.known_answers import cycle
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.identifiers import IdentifierTable
@@ -16,6 +15,7 @@ from nextitem.core.registry import MODELS
 from nextitem.core.roles import ClosedForm
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.nn.attention.transformer import BLOCKS
+from nextitem.testing.known_answers import cycle
 
 READS = 6  # max_history_length of the models under test
 HISTORIES = [[1], [4, 5, 6, 7, 8, 9, 10, 11], [2, 3, 2], [12, 1, 2, 3, 4, 5], [7, 7]]

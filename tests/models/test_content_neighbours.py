@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
 from nextitem.models.content_neighbours import ContentNeighbours, ContentNeighboursConfig
+from nextitem.testing.known_answers import build
 
 ITEMS = 40
 

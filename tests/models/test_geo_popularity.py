@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import ColumnEncoding
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
 from nextitem.models.geo_popularity import GeoPopularity, GeoPopularityConfig
+from nextitem.testing.known_answers import build
 
 # Users 1 to 4; Lyon and Nice lie in FR, Rome in IT; user 4 says nothing.
 EVENTS = [[1, 2, 2], [3, 3, 2], [4, 4, 4, 4], [5, 5, 5, 5, 5, 1]]

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from support.known_answers import build, cycle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +26,7 @@ from nextitem.losses.bpr_max import bpr_max
 from nextitem.models import gru4rec
 from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
 from nextitem.pipeline.recipe import resolve_recipe
+from nextitem.testing.known_answers import build, cycle
 from nextitem.training.adagrad import Adagrad
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.known_answers import build, cycle
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -15,6 +14,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.models import hstu
 from nextitem.models.hstu import HSTU, HSTUConfig
+from nextitem.testing.known_answers import build, cycle
 
 HOUR = 3_600_000
 DAY = 24 * HOUR

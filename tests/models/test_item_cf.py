@@ -9,7 +9,6 @@ import pytest
 import scipy.sparse as sp
 import torch
 from implicit.nearest_neighbours import CosineRecommender
-from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.interactions import Interactions
@@ -17,6 +16,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.models import item_cf
 from nextitem.models.item_cf import ItemCF, ItemCFConfig
 from nextitem.neighbours import votes
+from nextitem.testing.known_answers import build
 
 
 def random_sequences(seed: int, *, users: int = 40, items: int = 25) -> list[list[int]]:

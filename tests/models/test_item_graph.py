@@ -9,15 +9,15 @@ import polars as pl
 import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
-from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.jagged import Jagged
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
-from nextitem.data.splits import make_split
 from nextitem.evaluation.evaluate import evaluate_lists
 from nextitem.models.item_graph import ItemGraph, ItemGraphConfig
+from nextitem.testing.known_answers import build
 
 SEQUENCES = [[1, 2, 3, 4], [2, 3, 5], [1, 3, 5, 5], [4, 1]]
 TEXTS = ["red tent", "blue tent", "red kettle", "steel kettle lid", "rope"]

@@ -7,13 +7,13 @@ import pytest
 import scipy.sparse as sp
 import torch
 from implicit.als import AlternatingLeastSquares
-from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
 from nextitem.core.roles import VectorRetriever
 from nextitem.models import matrix_factorisation
 from nextitem.models.matrix_factorisation import MatrixFactorisation, MatrixFactorisationConfig
+from nextitem.testing.known_answers import build
 
 ITEMS = 25
 

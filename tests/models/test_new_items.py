@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
 from nextitem.models.new_items import NewItems, NewItemsConfig
+from nextitem.testing.known_answers import build
 
 DAY = 86_400_000
 START = 1_600_000_000_000

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.known_answers import build, cycle
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -14,6 +13,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.models.nextitnet import CausalConvolution, NextItNet, NextItNetConfig
+from nextitem.testing.known_answers import build, cycle
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.models.popularity import Popularity, PopularityConfig
+from nextitem.testing.known_answers import build
 
 DAY = 86_400_000
 

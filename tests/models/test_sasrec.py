@@ -9,7 +9,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from support.known_answers import build, cycle
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -23,6 +22,7 @@ from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.nn.attention.transformer import BLOCKS, PublishedBlock
 from nextitem.pipeline.runs import load_run
 from nextitem.pipeline.train import train
+from nextitem.testing.known_answers import build, cycle
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 

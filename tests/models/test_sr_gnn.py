@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.known_answers import build
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.jagged import Jagged
 from nextitem.models.sr_gnn import SRGNN, SessionGraphs, SRGNNConfig, _mean_along
+from nextitem.testing.known_answers import build
 
 NUM_ITEMS = 9
 SESSIONS = st.lists(st.lists(st.integers(1, NUM_ITEMS), min_size=1, max_size=8), min_size=1, max_size=5)

@@ -8,12 +8,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
 from nextitem.models import swing
 from nextitem.models.swing import Swing, SwingConfig
+from nextitem.testing.known_answers import build
 
 
 def random_sequences(seed: int, *, users: int = 40, items: int = 25) -> list[list[int]]:

@@ -8,12 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from support.known_answers import build
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.ids import stable_keys
 from nextitem.core.jagged import Jagged
 from nextitem.models.user_cf import UserCF, UserCFConfig, last_takers
+from nextitem.testing.known_answers import build
 
 PLAIN = {"takers": None, "recent_items": None, "recency_decay": 1.0}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from nextitem.core.errors import UserError
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
 from nextitem.data.shop.shop import generate_shop
-from nextitem.data.splits import make_split
 from nextitem.pipeline.runs import load_run
 from nextitem.pipeline.train import train
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.known_answers import planted_clusters
 
 import nextitem as ni
 from nextitem.cascade.cascade import Cascade
@@ -16,6 +15,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.pipeline import cascade as stages
 from nextitem.pipeline.runs import Run, load_run
 from nextitem.pipeline.train import train
+from nextitem.testing.known_answers import planted_clusters
 
 
 def trained(out: Path, **settings: object) -> Run:

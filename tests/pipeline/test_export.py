@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.known_answers import planted_clusters
 
 import nextitem as ni
 from nextitem.core.batch import SequenceBatch
@@ -25,6 +24,7 @@ from nextitem.decoding.trie import PrefixTrie
 from nextitem.models.cobra import Cobra, CobraConfig
 from nextitem.pipeline.bundle import load_catalog
 from nextitem.pipeline.export import as_gpt2, export
+from nextitem.testing.known_answers import planted_clusters
 
 transformers = pytest.importorskip("transformers")
 

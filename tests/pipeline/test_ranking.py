@@ -82,7 +82,7 @@ def test_what_serving_lacks_has_a_default_and_is_counted(tmp_path: Path) -> None
 def test_rankers_are_compared_on_one_page(tmp_path: Path) -> None:
     made = generate_shop(3, num_items=150, num_users=300)
     made.write(tmp_path / "data")
-    rows, examples = compare(
+    comparison = compare(
         tmp_path / "data",
         out=tmp_path / "out",
         models=("lr",),
@@ -90,8 +90,8 @@ def test_rankers_are_compared_on_one_page(tmp_path: Path) -> None:
         minutes_per_model=0.02,
         progress=False,
     )
-    assert examples == []
-    assert rows[0].evaluation.metrics["auc"] > 0
+    assert comparison.examples == []
+    assert comparison.rows[0].evaluation.metrics["auc"] > 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "scores what was shown" in page
-    assert torch.isfinite(torch.tensor(rows[0].p50_ms))
+    assert torch.isfinite(torch.tensor(comparison.rows[0].p50_ms))

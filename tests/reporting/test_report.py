@@ -90,7 +90,7 @@ def full(folder: Path) -> str:
         examples=[CustomerExample(EVIL, [EVIL, "mug"], ["lamp"], {EVIL: ["lamp", EVIL], "b": []})],
         identifiers=identifiers(),
         item_titles=pl.Series([EVIL] * 300),
-        histories={EVIL: [{"epoch": 1.0, "loss": 2.0, "validation": 0.1}, {"epoch": 2.0, "validation": 0.2}]},
+        epoch_logs={EVIL: [{"epoch": 1.0, "loss": 2.0, "validation": 0.1}, {"epoch": 2.0, "validation": 0.2}]},
         notes=[EVIL],
     )
 

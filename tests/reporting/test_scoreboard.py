@@ -40,7 +40,7 @@ def test_json_is_the_public_format() -> None:
     board = json.loads(json.dumps(scoreboard_json(rows())))
     assert [entry["model"] for entry in board["rows"]] == ["weak", "strong", "twin"]
     keys = {"model", "protocol", "refit", "users", "metrics", "intervals", "slices"}
-    assert keys | {"parameters", "train_seconds", "p50_ms", "p99_ms"} == set(board["rows"][0])
+    assert keys | {"name", "run", "parameters", "train_seconds", "p50_ms", "p99_ms"} == set(board["rows"][0])
 
 
 def test_equal_models_are_noise_and_a_worse_one_is_not() -> None:

@@ -14,7 +14,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.top_items import top_items
-from support.known_answers import build
+from nextitem.testing.known_answers import build
 
 
 class Fixed(Recommender):

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.known_answers import cycle
 from torch import nn
 
 from nextitem.core.errors import UserError
@@ -23,13 +22,14 @@ from nextitem.core.roles import LossTerms, Trainable
 from nextitem.data.examples.content_rows import ContentBatch, ContentRows
 from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.data.examples.session_lanes import SessionLanes
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 from nextitem.distributed import processes
 from nextitem.evaluation.evaluate import evaluate_lists, recommend_all
 from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.pipeline.runs import load_run
 from nextitem.pipeline.train import train as run_training
+from nextitem.testing.known_answers import cycle
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from nextitem.cascade.merging import Candidates, ChannelRates
 from nextitem.cascade.reranker import Reranker
 from nextitem.core import config as configs
-from nextitem.core.components import build_component, component_class
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.components import build_component, component_class
 from nextitem.core.config import Requirement
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
@@ -107,7 +107,8 @@ class Cascade(Recommender):
         self.settings = config
         self.channel_names = tuple(config.channels)
         self.channels = nn.ModuleList(
-            build_component("model", channel.model, catalog, where=f"channel {name}") for name, channel in config.channels.items()
+            build_component("model", channel.model, catalog, where=f"channel {name}")
+            for name, channel in config.channels.items()
         )
         self.rates = ChannelRates([channel.quota for channel in config.channels.values()])
         self.pre_ranker = self._ranker("pre_ranking", config.pre_ranking)

@@ -23,7 +23,10 @@ def recommend(
     run: Annotated[str, typer.Argument(help="A run's folder.")],
     user: Annotated[str | None, typer.Option("--user", help="A user of the data set.")] = None,
     history: Annotated[
-        str | None, typer.Option("--history", help="Item ids, oldest first, separated by commas; an id with a comma in double quotes.")
+        str | None,
+        typer.Option(
+            "--history", help="Item ids, oldest first, separated by commas; an id with a comma in double quotes."
+        ),
     ] = None,
     users: Annotated[str | None, typer.Option("--users", help="'all', or a file with one user id a line.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="With --users: the Parquet file to write.")] = None,
@@ -108,7 +111,7 @@ def _write_table(
     _say_unknown(unknown_items(run.model.catalog, blocked))
     wanted = None if users == "all" else lines_of(users)
     table = run.recommend_many(wanted, k=k, exclude_seen=exclude_seen, only=only, exclude_items=blocked)
-    table.write_parquet(file)
+    table.select("user_id", "item_id", "rank", "score").write_parquet(file)  # the public format
     print(f"{file}: {table.height:,} recommendations for {table['user_id'].n_unique():,} users")
 
 

@@ -80,6 +80,13 @@ class SequenceBatch:
         for start in range(0, self.num_requests, size):
             yield self.select(torch.arange(start, min(start + size, self.num_requests)))
 
+    def sample(self, count: int) -> SequenceBatch:
+        """Return at most `count` requests, evenly spaced from the first to the last; a single one is the first."""
+        if count >= self.num_requests:
+            return self
+        # Whole numbers: a float32 of torch.linspace may lie past the last of more than 2**24 requests.
+        return self.select(torch.arange(count) * (self.num_requests - 1) // max(1, count - 1))
+
     @classmethod
     def concat(cls, parts: Sequence[SequenceBatch], *, fill: bool = False) -> SequenceBatch:
         """Return the requests of all batches, one batch after the other; states are dropped.

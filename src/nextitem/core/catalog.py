@@ -66,7 +66,7 @@ class ColumnEncoding:
         return text.replace_strict(distinct, pl.Series(hashed, dtype=pl.Int64), default=None, return_dtype=pl.Int64)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Catalog:
     """Items 1..N with their columns; row 0 of every tensor is padding.
 
@@ -106,6 +106,12 @@ class Catalog:
                 raise ValueError(f"feature {column!r} has type {kind!r}; choose one of {', '.join(FEATURE_TYPES)}")
             if column not in self.table.columns:
                 raise ValueError(f"feature {column!r} is not a column of the items table: {self.table.columns}")
+
+    def __repr__(self) -> str:
+        parts = [f"{self.num_items:,} items", f"columns {', '.join(self.table.columns)}"]
+        parts += [] if self.content is None else [f"content vectors of width {self.content.shape[1]}"]
+        parts += [] if self.identifiers is None else [f"semantic IDs of {self.identifiers.num_levels} levels"]
+        return f"Catalog({'; '.join(parts)})"
 
     @property
     def num_items(self) -> int:

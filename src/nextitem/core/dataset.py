@@ -73,7 +73,7 @@ class Impressions:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """One data set in memory.
 
@@ -98,6 +98,20 @@ class Dataset:
     notes: tuple[str, ...] = ()
     source: str = ""
 
+    def __repr__(self) -> str:
+        log = self.interactions
+        owners = "sessions" if self.anonymous else "users"
+        shown = "" if self.impressions is None else f", {len(self.impressions.item_ids):,} impressions"
+        known = {"users": self.users.features, "items": self.catalog.features, "events": self.catalog.events}
+        columns = "; ".join(f"{name}: {', '.join(part)}" for name, part in known.items() if part)
+        return "\n".join(
+            [
+                f"Dataset {self.name}" + (f" of {self.source}" if self.source not in ("", self.name) else ""),
+                f"  {len(log):,} events{shown}, {log.num_users:,} {owners}, {self.catalog.num_items:,} items",
+                f"  {columns or 'no features'}",
+            ]
+        )
+
     def with_interactions(self, interactions: Interactions) -> Dataset:
         """The same data set with other events: users, items and numbering stay."""
         return replace(self, interactions=interactions)
@@ -118,6 +132,8 @@ class Split:
     refit        train and validation together, for `--refit`; called only then, since it may be large
     test_later   `time` only: the same requests as test, all of the user's later events as targets
     notes        what was left out, in words, to be printed
+    seed         of the random sample of users (`user-split`), or None if nothing is sampled; two splits of one data
+                 set are equal if their protocols and seeds are
     """
 
     protocol: str
@@ -127,3 +143,9 @@ class Split:
     refit: Callable[[], Dataset]
     test_later: SequenceBatch | None = None
     notes: tuple[str, ...] = ()
+    seed: int | None = None
+
+    @property
+    def judges_scores(self) -> bool:
+        """Whether the requests ask for scores of labelled candidates (`impressions`) instead of lists with targets."""
+        return self.test.targets is None

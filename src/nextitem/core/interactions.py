@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nextitem.core.jagged import Jagged
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Interactions:
     """Parallel columns, one row an event, sorted by user and then by the order of events (stable).
 
@@ -61,6 +61,10 @@ class Interactions:
         counts = np.bincount(self.user_ids, minlength=self.num_users + 1)[1:]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
+    def __repr__(self) -> str:
+        dated = "undated" if self.timestamps is None else "dated"
+        return f"Interactions({len(self):,} {dated} events, {self.num_users:,} users, {self.num_items:,} items)"
+
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Interactions:
         """The given rows (a mask [T] or rising indices): order, numbering of users and items stay."""
         frame = self.columns
@@ -78,9 +82,7 @@ class Interactions:
 
     def targets_only(self) -> Interactions:
         """The events that may be targets: positive, and with an item."""
-        keep = self.item_ids > 0
-        if self.positive is not None:
-            keep = keep & self.positive
+        keep = self.is_target()
         return self if bool(keep.all()) else self.select(keep)
 
     def item_counts(self) -> NDArray[np.int64]:
@@ -92,3 +94,13 @@ class Interactions:
     def histories(self) -> Jagged:
         """Item ids of every user 1..U in order (empty rows included): values int64, U rows."""
         return Jagged(torch.from_numpy(self.item_ids.astype(np.int64)), torch.from_numpy(self.offsets))
+
+    def is_target(self) -> NDArray[np.bool_]:
+        """Return which events [T] may be targets: positive ones that have an item."""
+        has_item = self.item_ids > 0
+        return has_item if self.positive is None else has_item & self.positive
+
+    def with_items(self) -> Interactions:
+        """Return the events that have an item."""
+        has_item = self.item_ids > 0
+        return self if bool(has_item.all()) else self.select(has_item)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nextitem.core.config import Config
 from nextitem.core.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # What a class of each kind must be a subclass of; losses and metrics are functions.
 CONTRACTS = {
@@ -267,7 +270,7 @@ KINDS: dict[str, dict[str, Entry]] = {
 def entry(kind: str, name: str) -> Entry:
     """Return the entry of that name, or one for an import path "package.module:Class".
 
-    Raises UserError if nothing is called so, the path cannot be imported, or what it names lacks the contract of `kind`.
+    Raises UserError if nothing is called so, the path cannot be imported, or its class lacks the contract of `kind`.
     """
     table = KINDS[kind]
     if name in table:
@@ -288,7 +291,26 @@ def _check_contract(kind: str, path: str, cls: Any) -> None:
     missing = sorted(getattr(cls, "__abstractmethods__", ()))
     if missing:
         raise UserError(f"{path} does not define {', '.join(missing)}, which every {kind} must")
-    if not (isinstance(getattr(cls, "Config", None), type) and issubclass(cls.Config, Config)):
+    settings = getattr(cls, "Config", None)
+    if not (isinstance(settings, type) and issubclass(settings, Config)):
         raise UserError(
             f"{path} has no Config: give it a class attribute Config, a subclass of nextitem.core.config.Config"
         )
+
+
+def models(kind: str | None = None) -> pl.DataFrame:
+    """Return what there is as a data frame: kind, name, summary, paper.
+
+    `kind` restricts it to model, tokenizer, loss, metric or reranker; UserError for another kind.
+    """
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"--kind {kind!r}: choose one of {', '.join(KINDS)}")
+    import polars as pl
+
+    rows = [
+        {"kind": each, "name": name, "summary": known.summary, "paper": known.paper}
+        for each, table in KINDS.items()
+        if kind in (None, each)
+        for name, known in table.items()
+    ]
+    return pl.DataFrame(rows)

@@ -1,1 +1,1 @@
-"""From a dataset folder to training examples: readers, the simulated shop, download, splits, text vectors."""
+"""From a dataset folder to training examples: readers, the simulated shop, download, protocols, text vectors."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
-from nextitem.data.splits import default_protocol
+from nextitem.data.protocols import default_protocol
 
 QUANTILES = {"min": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "90%": 0.9, "max": 1.0}
 

@@ -195,11 +195,6 @@ def single_targets(log: Interactions, rows: Rows) -> Jagged:
     return Jagged(items, torch.arange(len(rows) + 1))
 
 
-def is_target(log: Interactions) -> NDArray[np.bool_]:
-    """Which events [T] may be targets: positive, and with an item."""
-    return (log.item_ids > 0) if log.positive is None else (log.item_ids > 0) & log.positive
-
-
 def earlier_items(log: Interactions, starts: Rows, ends: Rows) -> Rows:
     """How many events with an item stand in `starts[b]` to `ends[b] - 1` of the log, [B]."""
     before: Rows = np.concatenate([[0], np.cumsum(log.item_ids > 0)])

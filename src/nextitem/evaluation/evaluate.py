@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import zip_longest
+from itertools import cycle, islice, zip_longest
 from typing import Any
 
 import torch
@@ -166,11 +166,10 @@ def quick_score(model: Recommender, requests: SequenceBatch, *, metric: str = "n
 
 def latency(model: Recommender, requests: SequenceBatch, *, k: int = 10, count: int = 100) -> tuple[float, float]:
     """Milliseconds of one request alone, median and 99th percentile over `count` requests, after ten warm ones."""
-    rows = torch.linspace(0, requests.num_requests - 1, count + 10).long()
     device = model.popularity.device
-    singles = [requests.select(row[None]).to(device) for row in rows]
+    singles = [single.to(device) for single in requests.sample(count + 10).split(1)]
     times = []
-    for single in singles:
+    for single in islice(cycle(singles), count + 10):
         began = time.perf_counter()
         model.recommend(single, k)
         times.append(1000 * (time.perf_counter() - began))

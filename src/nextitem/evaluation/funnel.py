@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -83,11 +84,10 @@ def _stages(model: Staged, batch: SequenceBatch, k: int) -> list[tuple[str, Reco
 @torch.inference_mode()
 def _times(model: Staged, requests: SequenceBatch, k: int, count: int) -> dict[str, float]:
     """Median milliseconds of each stage for a request alone, after three warm ones."""
-    rows = torch.linspace(0, requests.num_requests - 1, count + 3).long()
     spent: dict[str, list[float]] = {}
-    for row in rows:
-        asked, began = requests.select(row[None]), time.perf_counter()
-        for name, _ in model.stages(asked, k):
+    for request in islice(cycle(requests.sample(count + 3).split(1)), count + 3):
+        began = time.perf_counter()
+        for name, _ in model.stages(request, k):
             now = time.perf_counter()
             spent.setdefault(name, []).append(1000 * (now - began))
             began = now

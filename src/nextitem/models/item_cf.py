@@ -29,6 +29,7 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
@@ -90,6 +91,10 @@ class ItemCF(Recommender):
             largest = similarities.max(axis=1).toarray().ravel()
             similarities.data /= np.repeat(np.where(largest > 0, largest, 1), np.diff(similarities.indptr))
         self.similarities.store(similarities)
+
+    def similarity_to(self, item: int) -> Tensor:
+        """How similar every item is to an item, [N + 1]; -inf for items that are no neighbours of it."""
+        return self.similarities.row(item, missing=-torch.inf)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         chosen = self.settings

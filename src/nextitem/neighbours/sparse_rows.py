@@ -37,6 +37,13 @@ class SparseRows(nn.Module):
         self.columns = torch.from_numpy(matrix.indices.astype(np.int32))
         self.values = torch.from_numpy(matrix.data.astype(np.float32))
 
+    def row(self, number: int, *, missing: float = 0.0) -> Tensor:
+        """One row as a dense tensor; entries that are not stored are `missing`."""
+        low, high = int(self.offsets[number]), int(self.offsets[number + 1])
+        dense = self.values.new_full((int(self.shape[1]),), missing)
+        dense[self.columns[low:high].long()] = self.values[low:high]
+        return dense
+
     def matrix(self) -> sp.csr_matrix:
         """The matrix, sharing memory with the buffers."""
         parts = (self.values.cpu().numpy(), self.columns.cpu().numpy(), self.offsets.cpu().numpy())

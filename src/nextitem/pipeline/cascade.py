@@ -119,12 +119,14 @@ def fit_cascade(model: Cascade, train: Dataset, split: Split | None, recipe: Rec
     """Fit every stage, in order; `split` None: a refit of the run in the folder above.
 
     1. Channels learn from the past: training without its recent events.
-    2. What they retrieve for the recent events says what a place in each is worth (ChannelRates), and is what the ranker
-       learns to order; the pre-ranker learns the same, and the ranker's scores if it has a teacher.
+    2. What they retrieve for the recent events says what a place in each is worth (ChannelRates), and is what the
+       ranker learns to order; the pre-ranker learns the same, and the ranker's scores if it has a teacher.
     3. Channels learn again from scratch, from all of training.
     """
     config = model.settings
-    stages = StageTrainer(recipe, options, epochs_folder=None if split is not None else options.folder.parent / "stages")
+    stages = StageTrainer(
+        recipe, options, epochs_folder=None if split is not None else options.folder.parent / "stages"
+    )
     recent = recent_events(
         train, share=config.recent_share, most=config.recent_events, seed=recipe.seed, returns=config.returns
     )

@@ -134,8 +134,7 @@ def compare(
             )
         )
     rows = [
-        _row(run, name, dataset, split, progress=progress)
-        for run, name in zip(opened, row_names(opened), strict=True)
+        _row(run, name, dataset, split, progress=progress) for run, name in zip(opened, row_names(opened), strict=True)
     ]
     examples = _customers(rows, split, opened[0].model)
     write_json(folder / "scoreboard.json", scoreboard_json(rows))
@@ -153,7 +152,7 @@ def compare(
 
 
 def row_names(runs: Sequence[Run]) -> list[str]:
-    """Name each run by its model; runs of one model also by their folders, by as much of the paths as tells them apart."""
+    """Name each run by its model; runs of one model also by as much of their folders as tells them apart."""
     names = []
     for run in runs:
         mates = [other for other in runs if other.name == run.name and other is not run]

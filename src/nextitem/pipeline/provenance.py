@@ -25,8 +25,8 @@ def leak(learnt: DataTable, judged: DataTable) -> str | None:
         )
     if learnt.split_seed != judged.split_seed:
         return (
-            f"protocol {learnt.protocol} draws users by the seed, and it was learnt with --seed {learnt.split_seed}, so it "
-            f"may have learnt from users that --seed {judged.split_seed} tests on; use one seed for both"
+            f"protocol {learnt.protocol} samples users by the seed, and it was learnt with --seed {learnt.split_seed}: "
+            f"it may know users that --seed {judged.split_seed} tests on; use one seed for both"
         )
     if learnt.refit and not judged.refit:
         return "it was refit on validation events; use what was learnt from training events only, or --refit for both"

@@ -18,6 +18,7 @@ from nextitem.core.dataset import Dataset, Users
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
+from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations, Relaxation
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import KnowsSimilarItems, VectorRetriever
@@ -64,7 +65,11 @@ class RecommendationList:
     def to_frame(self) -> pl.DataFrame:
         """A data frame with the columns item_id, title, score and rank (from 1)."""
         rank = pl.Series("rank", range(1, len(self.item_ids) + 1), dtype=pl.Int32)
-        columns = [pl.Series("item_id", self.item_ids), pl.Series("title", self.titles), pl.Series("score", self.scores)]
+        columns = [
+            pl.Series("item_id", self.item_ids),
+            pl.Series("title", self.titles),
+            pl.Series("score", self.scores),
+        ]
         return pl.DataFrame([*columns, rank])
 
     def __repr__(self) -> str:
@@ -287,8 +292,8 @@ def similarity_scores(model: Recommender, item: int) -> Tensor:
         vectors = torch.nn.functional.normalize(model.item_vectors().detach().float(), dim=1)
         return (vectors @ vectors[item]).cpu()
     raise UserError(
-        f"{type(model).__name__} holds neither vectors nor similarities of items; ask item-cf, swing, sasrec, two-tower, "
-        "content-neighbours, ..."
+        f"{type(model).__name__} holds neither vectors nor similarities of items; ask item-cf, swing, sasrec, "
+        "two-tower, content-neighbours, ..."
     )
 
 
@@ -335,7 +340,9 @@ def history_frame(history: Any) -> pl.DataFrame | Sequence[Any]:
     elif isinstance(history, pl.DataFrame):
         frame = history
     elif hasattr(history, "columns") or hasattr(history, "column_names"):
-        frame = pl.DataFrame(pl.from_dataframe(history) if hasattr(history, "__dataframe__") else pl.from_arrow(history))
+        frame = pl.DataFrame(
+            pl.from_dataframe(history) if hasattr(history, "__dataframe__") else pl.from_arrow(history)
+        )
     else:
         ids: Sequence[Any] = list(history)
         return ids

@@ -126,8 +126,8 @@ class Run:
     ) -> pl.DataFrame:
         """Return the k best items of many users (None: all users of the data set).
 
-        The frame has the columns user_id, item_id, score and rank (from 1), users in the given order. Arguments and errors
-        are those of `recommend`.
+        The frame has the columns user_id, item_id, score and rank (from 1), users in the given order. Arguments and
+        errors are those of `recommend`.
         """
         return serving.recommendation_table(
             self.model,
@@ -159,8 +159,8 @@ class Run:
     def similar(self, item: Any, *, k: int = 10) -> pl.DataFrame:
         """Return the k items that are most like an item, by what the model has learnt of items.
 
-        The frame has the columns item_id, score and rank (from 1). Raises UserError for an unknown item, and if the model
-        holds neither vectors nor similarities of items.
+        The frame has the columns item_id, score and rank (from 1). Raises UserError for an unknown item, and if the
+        model holds neither vectors nor similarities of items.
         """
         return serving.similar_items(self.model, item, k=k)
 
@@ -210,7 +210,7 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> Run:
 
 
 def aligned(dataset: Dataset, model: Recommender) -> Dataset:
-    """Return the data set in the model's numbering of items and its codes of columns; events of unknown items are dropped."""
+    """Return the data set in the model's numbering of items and codes of columns, without events of unknown items."""
     if dataset.catalog.fingerprint == model.catalog.fingerprint:
         return dataset.with_catalog(model.catalog)
     to_model = np.concatenate([[0], model.catalog.ids.encode(dataset.catalog.ids.external)]).astype(np.int32)

@@ -258,4 +258,6 @@ def _check_origin(folder: Path, recipe: Recipe, log: Log) -> None:
     if problem is not None:
         raise UserError(f"--ids {folder}: {problem}")
     if own.data.fingerprint != recipe.data.fingerprint:
-        log(f"note: {folder} was made from other data; test targets of this data may be among the events it learnt from")
+        log(
+            f"note: {folder} was made from other data; test targets of this data may be among the events it learnt from"
+        )

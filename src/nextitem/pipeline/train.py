@@ -196,9 +196,9 @@ def _say_unused_settings(
     """Warn of settings that the user wrote and that have no effect beside the others."""
     written = {key for layer in layers for key in layer.get("model", {}) if key != "name"}
     written |= {each.partition("=")[0].strip().split(".")[1] for each in overrides if each.startswith("model.")}
-    cls = component_class("model", resolved.model)[0]
-    values = {key: value for key, value in resolved.model.items() if key in written}
-    for sentence in cls.Config.model_validate(values).unused_settings() if values else ():
+    config = component_class("model", resolved.model)[1]
+    values = {name: getattr(config, name) for name in type(config).model_fields}
+    for sentence in type(config).model_construct(_fields_set=written, **values).unused_settings():
         log(f"warning: {sentence}")
 
 
@@ -256,15 +256,15 @@ def _fit(
 
 
 def _validate(model: Recommender, split: Split) -> partial[float] | None:
-    """How an epoch is judged: by the order of lists, or of what was shown; a generator by an even sample of requests."""
+    """How an epoch is judged: by lists, or by the order of what was shown; a generator by a sample of requests."""
     requests: SequenceBatch = split.validation
     if not requests.num_requests:
         return None
     if split.judges_scores and isinstance(model, Ranker):
         return partial(quick_auc, model, requests)
-    return partial(
-        quick_score, model, requests.sample(GENERATOR_VALIDATION) if isinstance(model, Generator) else requests
-    )
+    if isinstance(model, Generator):
+        requests = requests.sample(GENERATOR_VALIDATION)
+    return partial(quick_score, model, requests)
 
 
 def _finish(model: Recommender, split: Split) -> None:

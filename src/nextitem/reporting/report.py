@@ -46,8 +46,8 @@ def write_report(
 ) -> None:
     """Writes the report: scoreboard, curves over k, slices, stages, spelling, training, customers, codebooks, map.
 
-    `item_titles` names items 1..N in the tree; `epoch_logs` maps a row's name to its epochs, each with "epoch" and, where
-    one was judged, "validation"; `notes` are printed under the title. A section without data is left out. The file
+    `item_titles` names items 1..N in the tree; `epoch_logs` maps a row's name to its epochs, each with "epoch" and,
+    if one was judged, "validation"; `notes` are printed under the title. A section without data is left out. The file
     holds no script and no address; all text is escaped. The same arguments give the same bytes.
     """
     evaluations = [row.evaluation for row in rows]

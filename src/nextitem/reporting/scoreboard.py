@@ -19,12 +19,12 @@ class ReportRow:
     """One run on the scoreboard. `evaluation.model` names the row, so that no two rows share a name."""
 
     evaluation: Evaluation
-    model: str  # name of the model
-    folder: str  # of the run
     parameters: int  # trained numbers
     train_seconds: float
     p50_ms: float  # of one request alone
     p99_ms: float
+    model: str = ""  # name of the model; empty: that of the row
+    folder: str = ""  # of the run
 
     @property
     def name(self) -> str:
@@ -35,7 +35,7 @@ class ReportRow:
         """The public format of a row of scoreboard.json."""
         return {
             **self.evaluation.to_json(),
-            "model": self.model,
+            "model": self.model or self.name,
             "name": self.name,
             "run": self.folder,
             "parameters": self.parameters,

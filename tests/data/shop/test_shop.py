@@ -13,12 +13,12 @@ import torch
 
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import dataset_from_frames, load_dataset
 from nextitem.data.shop.catalog import FIRST_ITEM, FIRST_USER
 from nextitem.data.shop.shop import Shop, generate_shop
 from nextitem.data.shop.truth import EXPLORATION, NUM_SLOTS, START, YEAR
 from nextitem.data.shop.words import BRANDS, CATEGORIES, STYLES
-from nextitem.data.splits import make_split
 from nextitem.data.text import split_words
 from nextitem.evaluation.evaluate import quick_score
 from nextitem.evaluation.slices import slice_masks

@@ -11,9 +11,9 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.config import parse
 from nextitem.core.dataset import Split
 from nextitem.core.registry import entry
+from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
 from nextitem.data.shop.shop import generate_shop
-from nextitem.data.splits import make_split
 from nextitem.models.rankers.ranking_model import RankingModel
 
 Build = Callable[..., RankingModel]

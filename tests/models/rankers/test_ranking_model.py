@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.known_answers import cycle
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -15,6 +14,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.models.rankers.lr import LR, LRConfig
 from nextitem.models.rankers.ranking_model import RankingConfig, RankingModel
 from nextitem.nn.fields.fields import FieldCodes
+from nextitem.testing.known_answers import cycle
 
 
 class Known(RankingModel):

@@ -42,9 +42,9 @@ class RankerRequests:
 def ranker_requests(source: CandidateSource, requests: SequenceBatch, *, num_negatives: int) -> RankerRequests:
     """Retrieve candidates for each request, label them, and split them into training and validation.
 
-    Training keeps the requests whose target was retrieved, with `num_negatives` sampled other candidates; the label says
-    whether a candidate is the target, wherever it stands. Validation takes the last tenth of the requests, with all
-    candidates. Raises UserError if no target was retrieved.
+    Training keeps the requests whose target was retrieved, with `num_negatives` sampled other candidates; the label
+    says whether a candidate is the target, wherever it stands. Validation takes the last tenth of the requests,
+    with all candidates. Raises UserError if no target was retrieved.
     """
     cut = int(requests.num_requests * (1 - VALIDATION_SHARE))
     first, last = (requests.select(rows) for rows in (torch.arange(cut), torch.arange(cut, requests.num_requests)))

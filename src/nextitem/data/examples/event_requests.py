@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
+from nextitem.data.examples.length_pools import batches_by_length
 from nextitem.data.requests import RequestBuilder, single_targets
-
-_POOL = 50  # batches whose requests are sorted by length together
 
 
 class EventRequests:
@@ -24,11 +23,8 @@ class EventRequests:
     def __init__(self, train: Dataset, *, max_history_length: int) -> None:
         log = train.interactions
         first = log.offsets[log.user_ids - 1]
-        may = (log.item_ids > 0) & (np.arange(len(log)) > first)
-        if log.positive is not None:
-            may &= log.positive
         self.builder = RequestBuilder(train)
-        self.places = np.flatnonzero(may)
+        self.places = np.flatnonzero(log.is_target() & (np.arange(len(log)) > first))
         self.starts = np.maximum(first[self.places], self.places - max_history_length)
         self.lengths = self.places - self.starts
         self.anonymous = train.anonymous
@@ -44,7 +40,7 @@ class EventRequests:
 
     def orders(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
         """Which targets meet in batches `start`, ... of an epoch."""
-        return length_orders(self.lengths, batch_size, epoch=epoch, seed=seed, start=start)
+        return batches_by_length(self.lengths, batch_size, epoch=epoch, seed=seed, start=start)
 
     def batch(self, rows: NDArray[np.int64]) -> SequenceBatch:
         """The requests of these targets."""
@@ -60,14 +56,3 @@ class EventRequests:
     def sample(self, most: int) -> SequenceBatch:
         """At most so many requests, evenly out of the log: what vocabularies and quantiles are taken from."""
         return self.batch(np.linspace(0, len(self.places) - 1, min(most, len(self.places))).astype(np.int64))
-
-
-def length_orders(
-    lengths: NDArray[np.int64], batch_size: int, *, epoch: int, seed: int, start: int
-) -> Iterator[NDArray[np.int64]]:
-    """Rows of batches `start`, ...: sorted by length within pools, mates and order of batches drawn anew each epoch."""
-    rng = np.random.default_rng([seed, epoch])
-    drawn = rng.permutation(len(lengths))
-    order = drawn[np.lexsort((lengths[drawn], np.arange(len(drawn)) // (_POOL * batch_size)))]
-    for number in rng.permutation(-(-len(order) // batch_size))[start:]:
-        yield order[number * batch_size : (number + 1) * batch_size]

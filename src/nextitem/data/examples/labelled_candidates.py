@@ -13,7 +13,8 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
-from nextitem.data.examples.event_requests import EventRequests, length_orders
+from nextitem.data.examples.event_requests import EventRequests
+from nextitem.data.examples.length_pools import batches_by_length
 from nextitem.data.impression_requests import impression_requests
 
 TARGET = "target"  # the label of sampled candidates: is it the item that came next?
@@ -37,7 +38,7 @@ class LabelledRequests:
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[SequenceBatch]:
         """Batches `start`, ... of an epoch."""
-        for rows in length_orders(self.lengths, batch_size, epoch=epoch, seed=seed, start=start):
+        for rows in batches_by_length(self.lengths, batch_size, epoch=epoch, seed=seed, start=start):
             yield self.requests.select(torch.from_numpy(rows))
 
 

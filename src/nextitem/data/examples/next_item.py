@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, offsets_of, ranges
+from nextitem.data.examples.length_pools import POOL_BATCHES, order_by_length
 from nextitem.data.requests import tensor
 
 
@@ -66,9 +67,6 @@ class NextItemBatch:
         return torch.isin(item_ids * count + rows, events)
 
 
-_POOL = 50  # batches whose sequences are sorted by length together
-
-
 class NextItemSequences:
     """Sequences of at most `max_length` inputs from a log; a longer history is cut into windows from its end.
 
@@ -80,10 +78,9 @@ class NextItemSequences:
 
     def __init__(self, log: Interactions, *, max_length: int, actions: NDArray[np.int64] | None = None) -> None:
         """`actions [T]`: the action code of each event of the log, if the model reads actions."""
-        with_item = log.select(log.item_ids > 0) if bool((log.item_ids == 0).any()) else log
+        with_item = log.with_items()
         self.items = torch.from_numpy(with_item.item_ids.astype(np.int64))
-        may = with_item.positive
-        self.targets = self.items if may is None else self.items * torch.from_numpy(may)
+        self.targets = self.items * torch.from_numpy(with_item.is_target())
         self.timestamps = None if with_item.timestamps is None else torch.from_numpy(with_item.timestamps)
         self.actions = None if actions is None else tensor(actions[log.item_ids > 0])
         self.starts, self.lengths = _windows(with_item.offsets, max_length)
@@ -116,10 +113,8 @@ class NextItemSequences:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """The order of sequences, where in it each batch begins (and the last ends), and the order of batches."""
         rng = np.random.default_rng([seed, epoch])
-        shuffled = rng.permutation(len(self.starts))
-        # Sorted by length within pools: mates differ by epoch, lengths hardly do within a batch.
-        size = _POOL * batch_size
-        order = shuffled[np.lexsort((self.lengths[shuffled], np.arange(len(shuffled)) // size))]
+        order = order_by_length(self.lengths, batch_size, rng)
+        size = POOL_BATCHES * batch_size
         begins = []
         for start in range(0, len(order), size):
             lengths = self.lengths[order[start : start + size]]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, ranges
+from nextitem.data.examples.length_pools import batches_by_length
 
 
 class NextTargets:
@@ -34,12 +35,11 @@ class NextTargets:
         user_keys: NDArray[np.int64] | None = None,
     ) -> None:
         """`user_keys [U + 1]`: the stable key of each user of the log, if the model reads users."""
-        with_item = log.select(log.item_ids > 0) if bool((log.item_ids == 0).any()) else log
+        with_item = log.with_items()
         self.items = torch.from_numpy(with_item.item_ids.astype(np.int64))
         first = with_item.offsets[with_item.user_ids - 1]
         before = np.arange(len(with_item)) - first
-        may = before > 0 if with_item.positive is None else (before > 0) & with_item.positive
-        self.places = np.flatnonzero(may)  # of the targets within the log
+        self.places = np.flatnonzero(with_item.is_target() & (before > 0))  # of the targets within the log
         self.in_order = in_order
         if in_order:
             moments = before if with_item.timestamps is None else with_item.timestamps
@@ -58,13 +58,10 @@ class NextTargets:
             for number in range(start, self.num_batches(batch_size)):
                 yield self._batch(np.arange(number * batch_size, min((number + 1) * batch_size, self.per_epoch)))
             return
-        rng = np.random.default_rng([seed, epoch])
-        drawn = rng.permutation(len(self.places))[: self.per_epoch]
-        # Sorted by length within pools of 50 batches: mates differ by epoch, lengths hardly do within a batch.
-        pool = np.arange(len(drawn)) // (50 * batch_size)
-        order = drawn[np.lexsort((self.lengths[drawn], pool))]
-        for number in rng.permutation(self.num_batches(batch_size))[start:]:
-            yield self._batch(order[number * batch_size : (number + 1) * batch_size])
+        for rows in batches_by_length(
+            self.lengths, batch_size, epoch=epoch, seed=seed, start=start, count=self.per_epoch
+        ):
+            yield self._batch(rows)
 
     def of_each_item(self, most: int, *, batch_size: int, seed: int) -> Iterator[SequenceBatch]:
         """Batches with at most `most` targets of each item, drawn by seed; histories of similar length together."""

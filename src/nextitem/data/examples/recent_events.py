@@ -9,8 +9,8 @@ import torch
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
-from nextitem.data.requests import RequestBuilder, earlier_items, is_target, single_targets
-from nextitem.data.splits import time_cut
+from nextitem.data.protocols.cuts import time_cut
+from nextitem.data.requests import RequestBuilder, earlier_items, single_targets
 
 LAST_EVENTS = 3  # of each user, that are recent where the log is undated
 
@@ -38,7 +38,7 @@ def recent_events(train: Dataset, *, share: float, most: int, seed: int, returns
         recent = log.timestamps >= time_cut(log.timestamps, 1 - share)
     else:
         recent = _last_targets(train)
-    rows = np.flatnonzero(recent & is_target(log))
+    rows = np.flatnonzero(recent & log.is_target())
     starts = log.offsets[log.user_ids[rows] - 1]
     rows = rows[earlier_items(log, starts, rows) > 0]
     if returns is not None and log.timestamps is not None and len(rows):
@@ -79,7 +79,7 @@ def _first_after(times: np.ndarray, users: np.ndarray, rows: np.ndarray, count: 
 def _last_targets(train: Dataset) -> np.ndarray:
     """bool [T]: from each user's third last target on (their second where they have three, and so on)."""
     log = train.interactions
-    may = is_target(log)
+    may = log.is_target()
     total = np.bincount(log.user_ids[may], minlength=log.num_users + 1)
     number = np.cumsum(may)  # of targets up to here
     before = np.concatenate([[0], number])[log.offsets[log.user_ids - 1]]

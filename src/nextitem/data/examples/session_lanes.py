@@ -62,9 +62,9 @@ class SessionLanes:
     """
 
     def __init__(self, log: Interactions) -> None:
-        with_item = log.select(log.item_ids > 0) if bool((log.item_ids == 0).any()) else log
+        with_item = log.with_items()
         self.items = with_item.item_ids.astype(np.int64)
-        self.targets = self.items if with_item.positive is None else self.items * with_item.positive
+        self.targets = self.items * with_item.is_target()
         lengths = np.diff(with_item.offsets)
         sessions = np.flatnonzero(lengths >= 2)
         if with_item.timestamps is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from hypothesis import strategies as st
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset, Split
+from nextitem.data.protocols import PROTOCOLS, make_split
 from nextitem.data.readers import dataset_from_frames, load_dataset
 from nextitem.data.requests import action_codes
-from nextitem.data.splits import PROTOCOLS, make_split
 
 PURCHASES = {"interactions": {"positive_actions": ["purchase"]}}
 LOG_PROTOCOLS = [name for name in PROTOCOLS if name != "impressions"]
@@ -104,24 +105,72 @@ def test_history_and_target_are_a_prefix_of_the_log(protocol: str, seed: int, di
                 assert own[len(events)][1:] == (targets[0], 1)
 
 
+def anonymous(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same log with users as sessions: nearly all of them continue past any cut."""
+    return frame.drop("session_id").rename({"user_id": "session_id"})
+
+
+def without_valid_rows(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(split=pl.col("split").replace({"valid": "train"}))
+
+
 @pytest.mark.parametrize("protocol", LOG_PROTOCOLS)
+@pytest.mark.parametrize("form", [pl.DataFrame, anonymous, without_valid_rows])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), distinct=st.booleans())
-def test_no_target_is_learnt_from(protocol: str, seed: int, distinct: bool) -> None:
+def test_no_target_is_learnt_from(form: Callable[..., pl.DataFrame], protocol: str, seed: int, distinct: bool) -> None:
     # Every event has an item of its own, so that an item tells the event.
-    frame = random_log(seed, distinct_times=distinct).with_columns(item_id=pl.int_range(pl.len()))
-    split = make_split(dataset_from_frames({"interactions": frame}, PURCHASES), protocol)
+    frame = form(random_log(seed, distinct_times=distinct).with_columns(item_id=pl.int_range(pl.len())))
+    dataset = dataset_from_frames({"interactions": frame}, PURCHASES)
+    split = make_split(dataset, protocol)
     assert split.validation.targets is not None
     assert split.test.targets is not None
+    last = split.refit().interactions
     train = set(split.train.interactions.item_ids.tolist())
-    refit = set(split.refit().interactions.item_ids.tolist())
+    refit = set(last.item_ids.tolist())
     validation, test = (set(p.targets.values.tolist()) for p in (split.validation, split.test))  # type: ignore[union-attr]
     assert not train & (validation | test)
     assert not validation & test
     assert not refit & test
     assert train < refit
     if protocol != "user-split":
-        assert validation <= refit
+        assert last.timestamps is not None
+        assert dataset.interactions.timestamps is not None
+        # Sessions that validate may continue past the cut at which a refit ends.
+        late = dataset.interactions.timestamps > last.timestamps.max()
+        assert validation - set(dataset.interactions.item_ids[late].tolist()) <= refit
+        assert protocol == "session" or validation <= refit
+
+
+@pytest.mark.parametrize(
+    ("form", "protocol"),
+    [
+        (pl.DataFrame, "time"),
+        (pl.DataFrame, "session"),
+        (anonymous, "time"),
+        (anonymous, "session"),
+        (lambda frame: without_valid_rows(anonymous(frame)), "published"),
+    ],
+)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), distinct=st.booleans())
+def test_no_training_event_is_as_late_as_a_request(
+    form: Callable[..., pl.DataFrame], protocol: str, seed: int, distinct: bool
+) -> None:
+    frame = random_log(seed, distinct_times=distinct)
+    shown = frame.select("item_id", "timestamp", impression_id=pl.int_range(pl.len()))
+    split = make_split(dataset_from_frames({"interactions": form(frame), "impressions": shown}, PURCHASES), protocol)
+    parts = [(split.train, split.validation)]
+    if protocol != "published":  # where the owner's marks say what a refit and a test are
+        parts.append((split.refit(), split.test))
+    for learnt, requests in parts:
+        assert requests.request_times is not None
+        assert learnt.interactions.timestamps is not None
+        first = int(requests.request_times.min())
+        assert learnt.interactions.timestamps.max() < first
+        if learnt.impressions is not None:
+            assert learnt.impressions.timestamps is not None
+            assert learnt.impressions.timestamps.max() < first
 
 
 @pytest.mark.parametrize("protocol", ["time", "leave-one-out", "session"])

@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 
 from nextitem.core.dataset import Dataset
-from nextitem.data.readers import dataset_from_frames
 
 SETTINGS: dict[str, Any] = {
     "repeats": True,
@@ -27,7 +26,7 @@ HOUR = 3600
 
 def rich_log(*, num_users: int = 60, seed: int = 0) -> Dataset:
     """The log as it is when a model is trained: items follow one another in a circle."""
-    return dataset_from_frames(_frames(num_users=num_users, seed=seed), SETTINGS, name="rich")
+    return dataset_fromrich_frames(rich_frames(num_users=num_users, seed=seed), SETTINGS, name="rich")
 
 
 def longer_log(*, num_users: int = 60, seed: int = 0) -> Dataset:
@@ -35,7 +34,7 @@ def longer_log(*, num_users: int = 60, seed: int = 0) -> Dataset:
 
     The events of the users of `rich_log` are the same.
     """
-    frames = _frames(num_users=num_users, seed=seed)
+    frames = rich_frames(num_users=num_users, seed=seed)
     later = 1_700_000_000 + 10**6
     new = pl.DataFrame(
         {
@@ -55,10 +54,11 @@ def longer_log(*, num_users: int = 60, seed: int = 0) -> Dataset:
     frames["items"] = pl.concat([frames["items"], item], how="diagonal_relaxed")
     user = pl.DataFrame({"user_id": ["a00"], "country": ["AA"], "age": [99.0], "hobbies": [["abseiling"]]})
     frames["users"] = pl.concat([frames["users"], user], how="diagonal_relaxed")
-    return dataset_from_frames(frames, SETTINGS, name="rich")
+    return dataset_fromrich_frames(frames, SETTINGS, name="rich")
 
 
-def _frames(*, num_users: int, seed: int) -> dict[str, pl.DataFrame]:
+def rich_frames(*, num_users: int = 60, seed: int = 0) -> dict[str, pl.DataFrame]:
+    """Tables interactions, items and users of `rich_log`."""
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
     for user in range(num_users):

@@ -1,0 +1,115 @@
+"""The settings of a config as a table: name, type, default, range and meaning of each field.
+
+The meaning is the comment beside the field in the source, so that a setting is described in one place.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import textwrap
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from nextitem.core.config import Config
+
+_BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"), ("min_length", "length >="))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a config; `name` is dotted for a nested config."""
+
+    name: str
+    type: str
+    default: str
+    range: str
+    meaning: str
+
+
+def settings_of(config: type[Config], *, prefix: str = "") -> Iterator[Setting]:
+    """Yield every setting of a config class, in the order of its fields; nested configs field by field."""
+    meanings = _meanings_of_all(config)
+    for name, field in config.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, Config):
+            yield from settings_of(nested, prefix=f"{prefix}{name}.")
+            continue
+        yield Setting(
+            prefix + name, _type_text(nested), _default_text(field), _range_text(field), meanings.get(name, "")
+        )
+
+
+def _meanings_of_all(config: type[Config]) -> dict[str, str]:
+    meanings: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        if issubclass(cls, Config) and cls is not Config:
+            meanings |= _meanings(cls)
+    return meanings
+
+
+@cache
+def _meanings(config: type[Config]) -> dict[str, str]:
+    """Field -> its comment, of the fields that the class itself declares."""
+    try:
+        source = textwrap.dedent(inspect.getsource(config))
+    except OSError:
+        return {}
+    comments = {
+        token.start[0]: (token.start[1], token.string.lstrip("# ").strip())
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    body = ast.parse(source).body[0]
+    assert isinstance(body, ast.ClassDef)
+    meanings = {}
+    for node in body.body:
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+            continue
+        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        beside = [comments[line][1] for line in lines if line in comments]
+        above: list[str] = []
+        line = node.lineno - 1
+        while line in comments and comments[line][0] == node.col_offset:  # a comment that has the line to itself
+            above.insert(0, comments[line][1])
+            line -= 1
+        meanings[node.target.id] = " ".join([*above, *beside])
+    return meanings
+
+
+def _type_text(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(repr(choice) for choice in get_args(annotation))
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return annotation.__name__
+    arguments = get_args(annotation)
+    if type(None) in arguments:
+        others = [_type_text(each) for each in arguments if each is not type(None)]
+        return " | ".join([*others, "none"])
+    origin = get_origin(annotation)
+    inner = ", ".join("..." if each is Ellipsis else _type_text(each) for each in arguments)
+    return f"{getattr(origin, '__name__', str(annotation))}[{inner}]" if arguments else str(annotation)
+
+
+def _default_text(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    if default is PydanticUndefined:
+        return "required"
+    return "none" if default is None else repr(default)
+
+
+def _range_text(field: FieldInfo) -> str:
+    bounds = [f"{sign} {value}" for name, sign in _BOUNDS for value in _bounds_of(field, name)]
+    return ", ".join(bounds)
+
+
+def _bounds_of(field: FieldInfo, name: str) -> list[Any]:
+    values = [getattr(entry, name) for entry in field.metadata if getattr(entry, name, None) is not None]
+    return [f"{value:g}" if isinstance(value, float) else value for value in values]

@@ -1,0 +1,41 @@
+"""Batches of similar length: examples are shuffled, then sorted by length within pools of some batches.
+
+So little work falls on padding, and an example still meets others in every epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+POOL_BATCHES = 50  # batches whose examples are sorted by length together
+
+
+def order_by_length(
+    lengths: NDArray[np.int64], batch_size: int, rng: np.random.Generator, *, count: int | None = None
+) -> NDArray[np.int64]:
+    """Return `count` of the examples (None: all), shuffled and sorted by length within each pool.
+
+    A pool is the next POOL_BATCHES * batch_size of the examples returned.
+    """
+    shuffled = rng.permutation(len(lengths))[:count]
+    pool = np.arange(len(shuffled)) // (POOL_BATCHES * batch_size)
+    order: NDArray[np.int64] = shuffled[np.lexsort((lengths[shuffled], pool))]
+    return order
+
+
+def batches_by_length(
+    lengths: NDArray[np.int64], batch_size: int, *, epoch: int, seed: int, start: int = 0, count: int | None = None
+) -> Iterator[NDArray[np.int64]]:
+    """Generate the examples of the batches `start`, `start` + 1, ... of an epoch.
+
+    Args:
+        lengths: of each example.
+        count: the number of examples in an epoch, sampled without replacement; None: all.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = order_by_length(lengths, batch_size, rng, count=count)
+    for number in rng.permutation(-(-len(order) // batch_size))[start:]:
+        yield order[number * batch_size : (number + 1) * batch_size]

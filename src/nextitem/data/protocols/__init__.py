@@ -1,0 +1,84 @@
+"""Protocols: which events may be learned from, and which requests a model is judged on.
+
+Importing this package imports neither torch nor a protocol; `make_split` loads the protocol that it applies.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nextitem.core.errors import UserError
+from nextitem.core.registry import Entry
+
+if TYPE_CHECKING:
+    from nextitem.core.dataset import Dataset, Split
+
+__all__ = ["PROTOCOLS", "default_protocol", "make_split"]
+
+PROTOCOLS: dict[str, Entry] = {
+    "time": Entry("nextitem.data.protocols.time:split_by_time", "what users do after a date", "-"),
+    "leave-one-out": Entry(
+        "nextitem.data.protocols.leave_one_out:split_last_events", "the last two events of each user", "-"
+    ),
+    "session": Entry(
+        "nextitem.data.protocols.session:split_by_session",
+        "every next event of the latest sessions",
+        "arXiv 1511.06939",
+    ),
+    "user-split": Entry(
+        "nextitem.data.protocols.user_split:split_by_user", "the later half of other users' events", "arXiv 1801.02294"
+    ),
+    "published": Entry("nextitem.data.protocols.published:split_by_marks", "the rows that the column split marks", "-"),
+    "impressions": Entry(
+        "nextitem.data.protocols.impressions:split_impressions", "the order of what was shown after a date", "-"
+    ),
+}
+
+
+def make_split(dataset: Dataset, protocol: str | None = None, *, seed: int = 0) -> Split:
+    """Split a data set by a protocol.
+
+    What each protocol does is documented at its function (`PROTOCOLS[name]`). For all of them:
+
+    * A history contains every earlier event that has an item, whether it may be a target or not, in the strict order
+      of the log. Of a basket whose lines share one time, the lines before the target are history. So no request
+      contains its own target, or anything after it.
+    * Only positive events are targets. A request has the time of its target.
+    * If a seen item may not be recommended (`repeats` is false), the history is excluded.
+    * Impressions are learned from only as far as they precede every request (`time`, dated `session`, `impressions`);
+      the other protocols leave them out.
+
+    Args:
+        dataset: events, impressions or both.
+        protocol: a key of PROTOCOLS; None selects `default_protocol`.
+        seed: of the random sample of users, if the protocol samples (`user-split`).
+
+    Raises:
+        UserError: the data does not allow the protocol, or it leaves nothing to learn from or to judge on.
+    """
+    name = default_protocol(dataset)[0] if protocol is None else protocol
+    if name not in PROTOCOLS:
+        raise UserError(f"unknown protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
+    if name != "impressions" and not len(dataset.interactions):
+        raise UserError(f"{dataset.name}: has impressions only; protocol {name} needs interactions")
+    split: Split = PROTOCOLS[name].load()(dataset, seed=seed)
+    for part, requests in (("validation", split.validation), ("test", split.test)):
+        if not requests.num_requests:
+            raise UserError(
+                f"{dataset.name}: protocol {name} leaves no {part} requests; "
+                f"the log is too small for it, choose another of {', '.join(PROTOCOLS)}"
+            )
+    if not split.judges_scores and not split.train.interactions.is_target().any():
+        raise UserError(f"{dataset.name}: protocol {name} leaves no training events; choose another")
+    return split
+
+
+def default_protocol(dataset: Dataset) -> tuple[str, str]:
+    """Return the protocol for a data set, and the reason in words."""
+    if not len(dataset.interactions):
+        return "impressions", "there are impressions only"
+    if dataset.anonymous:
+        return "session", "the log has sessions without users"
+    if dataset.interactions.timestamps is not None:
+        return "time", "every event is dated"
+    return "leave-one-out", "not every event is dated"

@@ -1,0 +1,48 @@
+"""Requests for single events: the history of each is every earlier event of its user."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+from nextitem.core.interactions import Interactions
+from nextitem.data.requests import Rows, build_requests, single_targets
+
+
+def next_event_requests(dataset: Dataset, targets: Rows) -> SequenceBatch:
+    """Return one request for each target, given as a row of the log."""
+    log = dataset.interactions
+    users = log.user_ids[targets]
+    return build_requests(
+        dataset,
+        log.offsets[users - 1],
+        targets,
+        targets=single_targets(log, targets),
+        times=None if log.timestamps is None else log.timestamps[targets],
+        user_ids=None if dataset.anonymous else users,
+        exclude_seen=not dataset.repeats,
+    )
+
+
+def targets_by_user(log: Interactions, among: NDArray[np.bool_] | None = None) -> tuple[Rows, Rows, Rows]:
+    """Find the events that may be targets, user by user.
+
+    Args:
+        among: mask of events [T] to choose from; None: all.
+
+    Returns:
+        Rows of the log [n]; the number of them of each user 1..U, [U]; and the end of each user's among them, [U].
+    """
+    mask = log.is_target() if among is None else log.is_target() & among
+    rows = np.flatnonzero(mask)
+    counts = np.bincount(log.user_ids[rows], minlength=log.num_users + 1)[1:]
+    return rows, counts, np.cumsum(counts)
+
+
+def rows_before(log: Interactions, users: Rows, ends: Rows) -> NDArray[np.bool_]:
+    """Return a mask [T] of all events, but of each of `users` (counted from 0) only those before a row of the log."""
+    border = log.offsets[1:].copy()
+    border[users] = ends
+    return np.arange(len(log)) < border[log.user_ids - 1]

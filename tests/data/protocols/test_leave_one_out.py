@@ -1,0 +1,83 @@
+"""Protocol leave-one-out: the last two events of each user are not learned from."""
+
+from __future__ import annotations
+
+import polars as pl
+from protocol_logs import data, learnt, logs, words
+
+from nextitem.data.protocols import make_split
+from nextitem.data.readers import dataset_from_frames
+
+PURCHASES = {"interactions": {"positive_actions": ["purchase"]}}
+
+
+def test_leave_one_out_takes_the_last_two() -> None:
+    dataset = logs("abcd", "xyz")
+    split = make_split(dataset, "leave-one-out")
+    assert learnt(split.train) == ["ab", "x"]
+    assert words(dataset, split.validation) == [("ab", "c"), ("x", "y")]
+    assert words(dataset, split.test) == [("abc", "d"), ("xy", "z")]
+    assert learnt(split.refit()) == ["abc", "xy"]
+
+
+def test_last_training_item_is_not_the_validation_target() -> None:
+    split = make_split(logs("abcd", "dcba"), "leave-one-out")
+    assert split.validation.targets is not None
+    last = split.train.interactions.histories().last(1).values
+    assert (last != split.validation.targets.values).all()
+    assert split.validation.targets.values.tolist() != split.test.targets.values.tolist()  # type: ignore[union-attr]
+
+
+def test_leave_one_out_keeps_short_users_for_learning_and_says_so() -> None:
+    dataset = logs("abc", "xy", "z")
+    split = make_split(dataset, "leave-one-out")
+    assert learnt(split.train) == ["a", "xy", "z"]
+    assert split.test.user_ids is not None
+    assert dataset.users.numbers_of(split.test.user_ids.numpy()).tolist() == [1]
+    assert "2 users with fewer than three" in split.notes[0]
+
+
+def test_context_stays_in_histories_and_never_becomes_a_target() -> None:
+    actions = ["purchase", "purchase", "view", "purchase", "view", "purchase", "view"]
+    dataset = data(
+        PURCHASES,
+        user_id=[1] * 7 + [2],
+        item_id=[*"abcdefg", "h"],
+        timestamp=range(8),
+        action=[*actions, "view"],
+    )
+    split = make_split(dataset, "leave-one-out")
+    assert learnt(split.train) == ["abc", "h"]
+    assert words(dataset, split.validation) == [("abc", "d")]
+    assert words(dataset, split.test) == [("abcde", "f")]
+    assert split.test.actions is not None
+    # Codes in ascending order of names: purchase 1, view 2.
+    assert split.test.actions.to_lists() == [[1, 1, 2, 1, 2]]
+    assert split.test.timestamps is not None
+    assert split.test.timestamps.to_lists() == [[0, 1000, 2000, 3000, 4000]]
+    assert split.test.request_times is not None
+    assert split.test.request_times.tolist() == [5000]
+
+
+def test_searches_are_left_out_of_histories_but_not_of_training() -> None:
+    frame = pl.DataFrame(
+        {
+            "user_id": [1] * 5 + [2],
+            "item_id": ["a", None, "b", None, "c", "d"],
+            "position": range(6),
+            "action": ["view", "search", "view", "search", "view", "view"],
+            "query": ["", "lamp", "", "chair", "", ""],
+        }
+    )
+    dataset = dataset_from_frames({"interactions": frame})
+    split = make_split(dataset, "leave-one-out")
+    assert learnt(split.train) == ["a?", "d"]
+    assert words(dataset, split.test) == [("ab", "c")]
+
+
+def test_seen_items_are_excluded_where_they_may_not_recur() -> None:
+    dataset = logs("abca", "xyzx", settings={"repeats": False})
+    split = make_split(dataset, "leave-one-out")
+    assert split.test.excluded is split.test.items
+    assert any("2 targets were seen before" in note for note in split.notes)
+    assert make_split(logs("abc", "xyz"), "leave-one-out").test.excluded is None

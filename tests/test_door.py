@@ -1,0 +1,166 @@
+"""The Python door: every exported name is called, as README and the docstrings show it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import nextitem as ni
+from nextitem.core.config import Config
+from nextitem.models.item_cf import ItemCFConfig
+from nextitem.models.popularity import Popularity
+from nextitem.testing.rich_log import SETTINGS, rich_frames, rich_log
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> ni.Run:
+    return ni.train("item-cf", rich_log(), out=tmp_path_factory.mktemp("door") / "run", progress=False)
+
+
+def test_every_exported_name_is_there_and_listed() -> None:
+    for name in ni.__all__:
+        assert getattr(ni, name) is not None
+    assert set(ni.__all__) <= set(dir(ni))
+    assert set(ni.__all__) == set(ni._MODULES)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        ni.nothing  # noqa: B018
+
+
+@pytest.mark.slow
+def test_mypy_sees_the_types_of_the_door(tmp_path: Path) -> None:
+    from mypy import api
+
+    (tmp_path / "user.py").write_text(
+        "import nextitem as ni\n"
+        'run = ni.train("sasrec", "shop", out="x")\n'
+        "reveal_type(run)\n"
+        "reveal_type(run.recommend_many())\n"
+        "reveal_type(ni.evaluate(run))\n"
+        "ni.train(1)\n"
+    )
+    out, _, _ = api.run([str(tmp_path / "user.py"), "--cache-dir", str(tmp_path / "cache"), "--follow-imports=silent"])
+    assert "nextitem.pipeline.runs.Run" in out
+    assert "polars.dataframe.frame.DataFrame" in out
+    assert "nextitem.evaluation.evaluate.Evaluation" in out
+    assert out.count("error") >= 2  # a wrong argument, and a missing one: both on one line or on two
+
+
+def test_a_run_recommends_ranks_and_knows_similar_items(run: ni.Run) -> None:
+    answer = run.recommend(history=["i01", "i02"], k=3)
+    assert isinstance(answer, ni.RecommendationList)
+    assert len(answer) == len(list(answer)) == 3
+    assert answer.to_frame().columns == ["item_id", "title", "score", "rank"]
+    assert repr(answer).startswith(f"  1  {answer.item_ids[0]}  ")
+    assert run.recommend(user="u01", k=2).item_ids
+    many = run.recommend_many(k=2)
+    assert many.columns == ["user_id", "item_id", "score", "rank"]
+    assert many["user_id"].n_unique() == 60
+    assert run.recommend_many(["u03", "u01"], k=1)["user_id"].to_list() == ["u03", "u01"]
+    one = run.recommend(user="u03", k=1)
+    assert run.recommend_many(["u03"], k=1)["item_id"].to_list() == one.item_ids
+    ranked = run.rank(history=["i01"], candidates=["i05", "i02", "i02", "i09"])
+    assert ranked.columns == ["user_id", "item_id", "score", "rank"]
+    assert sorted(ranked["item_id"]) == ["i02", "i05", "i09"]
+    assert ranked["item_id"][0] == "i02"  # items follow one another in a circle
+    assert run.rank(user="u01", candidates=["i05"])["user_id"].to_list() == ["u01"]
+    similar = run.similar("i01", k=3)
+    assert similar.columns == ["item_id", "score", "rank"]
+    assert "i01" not in similar["item_id"]
+
+
+def test_a_history_may_be_a_frame(run: ni.Run) -> None:
+    frame = pl.DataFrame({"item_id": ["i01", "i02"], "timestamp": [1_700_000_000, 1_700_000_100]})
+    for history in (frame, frame.to_arrow(), {"item_id": ["i01", "i02"]}):
+        assert run.recommend(history=history, k=3).item_ids == run.recommend(history=["i01", "i02"], k=3).item_ids
+    assert run.recommend(history=["i01"], context={"user.country": "FR"}, k=1).item_ids
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: run.recommend(), "either a history of items or a user"),
+        (lambda run: run.recommend(user="nobody"), "no user is called nobody"),
+        (lambda run: run.recommend(history={"item": ["i01"]}), "column 'item_id' is missing"),
+        (lambda run: run.recommend(history=["i01"], context={"mood": "good"}), "context 'mood'"),
+        (lambda run: run.recommend(user="u01", context={"user.country": "FR"}), "context goes with a history"),
+        (lambda run: run.rank(history=["i01"], candidates=["zz"]), "no item is called zz"),
+        (lambda run: run.rank(history=["i01"], candidates=[]), "there are none"),
+        (lambda run: run.similar("zz"), "no item is called zz"),
+        (lambda run: run.to("tpu"), "choose auto, cpu or cuda"),
+        (lambda run: ni.models("engine"), "choose one of model"),
+        (lambda run: ni.load_run("nowhere"), "no such run"),
+        (lambda run: ni.export(run, out="x"), "no decoder of codes alone"),
+        (lambda run: ni.compare(rich_log(), out="x"), "nothing to compare"),
+        (lambda run: ni.train("my_models:Mine", rich_log(), out="x"), "no module my_models can be imported"),
+        (lambda run: ni.train("nextitem.models.sasrec:Gone", rich_log(), out="x"), "has no Gone"),
+        (lambda run: ni.train("pathlib:Path", rich_log(), out="x"), "must be a subclass of"),
+        (lambda run: ni.train("sasrex", rich_log(), out="x"), "no model is called 'sasrex'"),
+        (lambda run: ni.train("sasrec", rich_log(), out="x", settings={"model.widht": 3}), "widht"),
+        (lambda run: ni.train("sasrec", rich_log(), out="x", settings={"model": {"width": "wide"}}), "width"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(run: ni.Run, call: object, message: str) -> None:
+    with pytest.raises(ni.UserError, match=message) as error:
+        call(run)  # type: ignore[operator]
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_of_data_in_memory_is_evaluated_and_opened(run: ni.Run, tmp_path: Path) -> None:
+    assert isinstance(run.evaluation, ni.Evaluation)
+    assert ni.evaluate(run).metrics == run.evaluation.metrics
+    opened = ni.load_run(run.folder, device="cpu")
+    assert opened.metrics["metrics"]["recall@10"] == pytest.approx(run.evaluation.metrics["recall@10"])
+    with pytest.raises(ni.UserError, match="trained on a data set in memory"):
+        opened.recommend(user="u01")
+    assert opened.use_data(rich_log()).recommend(user="u01", k=2).item_ids == run.recommend(user="u01", k=2).item_ids
+    assert ni.evaluate(opened).metrics == run.evaluation.metrics
+    assert repr(opened).splitlines()[0] == f"Run of item-cf in {run.folder}"
+
+
+def test_a_user_s_history_is_that_of_the_whole_log(run: ni.Run) -> None:
+    """Not that of the training events alone: what is served knows what happened last."""
+    assert len(run.dataset.interactions) == len(rich_log().interactions)
+
+
+@pytest.mark.parametrize("settings", [{"model.window": 3}, {"model": {"window": 3}}, ItemCFConfig(window=3)])
+def test_settings_are_tables_dotted_names_or_a_config(settings: dict[str, object] | Config, tmp_path: Path) -> None:
+    run = ni.train("item-cf", rich_log(), out=tmp_path / "run", settings=settings, progress=False)
+    assert run.recipe.model["window"] == 3
+    assert run.recipe.model["neighbours"] == 100
+
+
+class OwnPopularity(Popularity):
+    """A model of a user's own."""
+
+
+def test_a_class_is_a_model_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_models.py").write_text(
+        "from nextitem.models.popularity import Popularity\n\n\nclass Mine(Popularity):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = ni.train("own_models:Mine", rich_log(), out=tmp_path / "run", progress=False)
+    assert type(ni.load_run(run.folder).model).__name__ == "Mine"
+    from own_models import Mine
+
+    again = ni.train(Mine, rich_log(), out=tmp_path / "again", progress=False)
+    assert again.name == "own_models:Mine"
+    comparison = ni.compare(rich_log(), models=[Mine, "popularity"], out=tmp_path / "both", progress=False)
+    assert [row.name for row in comparison.rows] == ["own_models:Mine", "popularity"]
+    assert ni.train(Popularity, rich_log(), out=tmp_path / "registered", progress=False).name == "popularity"
+
+
+def test_compare_tokenize_diagnose_and_models(tmp_path: Path, run: ni.Run) -> None:
+    data = ni.Dataset.from_frames(**rich_frames(), settings=SETTINGS, name="rich")
+    comparison = ni.compare(data, runs=[run], models=["popularity"], out=tmp_path / "compare", progress=False)
+    assert isinstance(comparison, ni.Comparison)
+    assert comparison.to_frame()["name"].to_list() == ["item-cf", "popularity"]
+    table = ni.tokenize("lsh", data, out=tmp_path / "ids", settings={"tokenizer.levels": 2}, progress=False)
+    assert table.num_items == 12
+    assert isinstance(ni.diagnose(data), ni.Diagnosis)
+    frame = ni.models("model")
+    assert frame.columns == ["kind", "name", "summary", "paper"]
+    assert "sasrec" in frame["name"]
+    assert ni.load_dataset("shop").name == "shop"
+    assert issubclass(ni.ContractError, RuntimeError)
