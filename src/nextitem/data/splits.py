@@ -417,15 +417,15 @@ def _impressions(dataset: Dataset, seed: int) -> Split:
 
 
 def _both_labels(requests: SequenceBatch, label: str) -> bool:
-    """Has any user, or request where the user is unknown, candidates with and without the label?"""
+    """Whether any user, or request of an unknown user, has candidates with and without the label (NaN: not known)."""
     labels = requests.candidate_labels[label]
     request = labels.row_ids().numpy()
     groups = -1 - request
     if requests.user_ids is not None:
         users = requests.user_ids.numpy()[request]
         groups = np.where(users > 0, users, groups)
-    positive = labels.values.numpy() > 0
-    return bool(np.intersect1d(groups[positive], groups[~positive]).size)
+    values = labels.values.numpy()
+    return bool(np.intersect1d(groups[values > 0], groups[values <= 0]).size)
 
 
 def _learn(dataset: Dataset, rows: Mask, *, before: int | None = None) -> Dataset:
