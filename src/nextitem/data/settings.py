@@ -26,7 +26,7 @@ OWN_COLUMNS = {
 }
 # Fields of rankers that exist whatever the data has (nn/fields/fields.py): item.id, item.popularity, item.trend.
 BUILT_IN_ITEM_FIELDS = ("id", "popularity", "trend")
-FIELD_PREFIXES = ("request.", "item.", "user.", "history.", "cross.", "candidate.")
+FIELD_PREFIXES = ("request.", "item.", "user.", "history.", "events.", "cross.", "candidate.")
 TEACHER = "teacher"  # the label that a cascade adds: scores of its ranker
 
 

@@ -237,8 +237,9 @@ def _known(catalog: Catalog, *, buckets: int, pair_buckets: int, brought: Sequen
 
 
 def _milliseconds(column: pl.Series) -> Tensor:
-    """Times [N], 0 where missing."""
-    return torch.tensor(column.cast(pl.Datetime("ms")).to_physical().fill_null(0).to_list(), dtype=torch.int64)
+    """Times [N], 0 if missing; the first millisecond of 1970 becomes the second one."""
+    times = column.cast(pl.Datetime("ms")).to_physical().replace(0, 1)
+    return torch.tensor(times.fill_null(0).to_list(), dtype=torch.int64)
 
 
 def _request_field(name: str, kind: str, catalog: Catalog, buckets: int) -> kinds.Field:

@@ -191,7 +191,7 @@ class ItemAge(Field):
         if asked.times is None:
             return torch.zeros_like(released)
         hours = (asked.times - released).clamp(min=0) / HOUR_MS
-        return logarithmic(hours + 1) * (released > 0)
+        return logarithmic(hours + 1) * (released != 0)
 
 
 class ItemPopularity(Field):
