@@ -47,7 +47,7 @@ def read_csv(path: Path) -> tuple[pl.DataFrame, list[str]]:
     num_stripped: dict[str, int] = {}
     for place, column in enumerate(columns):
         text = column.str.strip_chars()
-        if changed := int((text != column).sum()):
+        if changed := int(((text != column) & (text != "")).sum()):
             num_stripped[column.name] = changed
         columns[place] = text.set(text == "", None)
     frame = pl.DataFrame(columns)

@@ -25,6 +25,7 @@ NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # how Hive and Spark write a missin
 UNLIKE_PARTS = (
     pl.exceptions.SchemaError,
     pl.exceptions.SchemaFieldNotFoundError,
+    pl.exceptions.ColumnNotFoundError,
     pl.exceptions.InvalidOperationError,
     pl.exceptions.ShapeError,
 )
