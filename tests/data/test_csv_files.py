@@ -92,10 +92,14 @@ def test_byte_order_marks_and_line_ends_of_windows(tmp_path: Path) -> None:
 def test_spaces_at_the_ends_are_no_part_of_names_and_values(tmp_path: Path) -> None:
     spaced = load(
         tmp_path,
-        interactions="user_id , item_id, timestamp\nu1 , a, 1700000000\nu1 , b , 1700000060\n\n , ,\nu2, a, 1700000120\n",
+        interactions="user_id , item_id, timestamp\nu1 , a, 1700000000\nu1 , b , 1700000060\n\n , ,\n"
+        "u2, a, 1700000120\n",
         items="item_id,title\n a,One\nb ,Two\n",
     )
-    assert spaced.fingerprint == load(tmp_path / "plain", interactions=LOG, items="item_id,title\na,One\nb,Two\n").fingerprint
+    assert (
+        spaced.fingerprint
+        == load(tmp_path / "plain", interactions=LOG, items="item_id,title\na,One\nb,Two\n").fingerprint
+    )
     assert any("2 of user_id, 3 of item_id, 3 of timestamp" in note for note in spaced.notes)
     assert any("items.csv" in note and "2 of item_id" in note for note in spaced.notes)
 

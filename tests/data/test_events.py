@@ -54,7 +54,11 @@ def test_conditions_choose_the_targets(condition: Any, values: list[Any], expect
 
 
 def test_conditions_and_actions_must_all_hold() -> None:
-    columns: dict[str, Any] = {"action": ["buy", "buy", "view", "buy"], "rating": [5, 2, 5, 4], "paid": ["y", "y", "y", "n"]}
+    columns: dict[str, Any] = {
+        "action": ["buy", "buy", "view", "buy"],
+        "rating": [5, 2, 5, 4],
+        "paid": ["y", "y", "y", "n"],
+    }
     dataset = read({"positive_actions": ["buy"], "positive": {"rating": ">= 4", "paid": True}}, **columns)
     assert positive(dataset) == [True, False, False, False]
     assert dataset.interactions.columns.columns == ["action"]
@@ -114,7 +118,9 @@ def test_columns_of_reserved_names_stop_nothing_and_are_not_kept() -> None:
     )
     assert dataset.interactions.columns.columns == []
     assert not dataset.notes
-    kept = read({"labels": ["rating"], "context": {"price": "numeric"}}, rating=[5, 1, 2, 4], price=["1.5", "2", "", "3"])
+    kept = read(
+        {"labels": ["rating"], "context": {"price": "numeric"}}, rating=[5, 1, 2, 4], price=["1.5", "2", "", "3"]
+    )
     assert kept.interactions.columns.columns == ["rating", "price"]
     assert "'value', row 1" in refusal({"labels": ["value"]}, value=["red", "", "", ""])
 
@@ -149,7 +155,9 @@ def test_rows_logged_twice_are_said_and_can_be_dropped() -> None:
 def test_copies_are_equal_in_every_column_that_is_read(
     columns: dict[str, Any], settings: dict[str, Any], count: int
 ) -> None:
-    dataset = dataset_from_frames({"interactions": twice() | columns}, {"interactions": settings | {"duplicates": "drop"}})
+    dataset = dataset_from_frames(
+        {"interactions": twice() | columns}, {"interactions": settings | {"duplicates": "drop"}}
+    )
     assert len(dataset.interactions) == 8 - count
 
 

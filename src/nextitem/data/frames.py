@@ -11,6 +11,7 @@ from typing import Any, cast
 import polars as pl
 
 from nextitem.core.errors import UserError
+from nextitem.data.tables import failed_frame
 
 Frame = pl.DataFrame | pl.LazyFrame
 Columns = Mapping[str, str | Mapping[str, str]]  # standard name -> theirs; or table -> such a mapping
@@ -27,6 +28,10 @@ def as_frame(frame: object, *, where: str) -> Frame:
     a name is a column. UserError if a column occurs twice or holds values of several types.
     """
     if isinstance(frame, pl.DataFrame | pl.LazyFrame):
+        try:
+            frame.collect_schema()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise failed_frame(where, error) from None
         return frame
     names = _column_names(frame)
     if names is None:

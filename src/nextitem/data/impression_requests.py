@@ -38,7 +38,7 @@ def impression_requests(dataset: Dataset, times: Rows, asked: NDArray[np.bool_])
     def candidates(column: NDArray[np.generic]) -> Jagged:
         return Jagged(tensor(column), offsets)
 
-    columns = shown.columns[rows]
+    columns = shown.columns[rows] if shown.columns.width else shown.columns
 
     def numbers(name: str, *, missing: float) -> Jagged:
         return candidates(columns[name].cast(pl.Float32).fill_null(missing).to_numpy())
@@ -46,7 +46,7 @@ def impression_requests(dataset: Dataset, times: Rows, asked: NDArray[np.bool_])
     context = {name: column for name, column in dataset.catalog.requests.items() if name in columns.columns}
     return replace(
         batch,
-        context={**batch.context, **request_values(columns[first], context)},
+        context={**batch.context, **(request_values(columns[first], context) if context else {})},
         candidates=candidates(shown.item_ids[rows].astype(np.int64)),
         candidate_features={
             name: numbers(name, missing=0) for name in ("slot", "propensity") if name in columns.columns

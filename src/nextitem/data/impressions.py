@@ -132,10 +132,11 @@ class ImpressionReader:
             rows = rows.with_columns(pl.col("part").cum_sum().over(key, order_by="time"))
             key = [*key, "part"]
             num_again = rows.select(key).unique().group_by("id", "user").len().filter(pl.col("len") > 1).height
-            self.table.note(
-                f"{num_again:,} impression_ids come again for the same user after more than a day; each time is a "
-                "request of its own"
-            )
+            if num_again:
+                self.table.note(
+                    f"{num_again:,} impression_ids come again for the same user after more than a day; each time is a "
+                    "request of its own"
+                )
         numbers = rows.select(key).unique(maintain_order=True).with_row_index("number")
         joined = rows.join(numbers, on=key, how="left", maintain_order="left")
         return joined["number"].cast(pl.Int64).to_numpy()

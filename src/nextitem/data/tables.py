@@ -50,6 +50,11 @@ class Table:
     settings: str = "dataset.toml"
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it was read from a file, not given as a frame."""
+        return self.settings == "dataset.toml"
+
     @cached_property
     def schema(self) -> pl.Schema:
         """Column names and types."""
@@ -63,14 +68,14 @@ class Table:
         try:
             return self.frame.select(*columns).collect(engine="streaming")
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise unreadable(self.where, error) from None
+            raise self._unreadable(error) from None
 
     def all_columns(self, changed: list[pl.Expr]) -> pl.DataFrame:
         """Return the whole table, with some of its columns changed."""
         try:
             return self.frame.with_columns(changed).collect()
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise unreadable(self.where, error) from None
+            raise self._unreadable(error) from None
 
     def batches(self, columns: list[pl.Expr], *, rows: int) -> Iterator[pl.DataFrame]:
         """Yield the given columns in order, about `rows` rows at a time."""
@@ -79,7 +84,7 @@ class Table:
                 chunk_size=rows, maintain_order=True, engine="streaming"
             )
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise unreadable(self.where, error) from None
+            raise self._unreadable(error) from None
 
     def first_row(self, wrong: pl.Expr) -> int | None:
         """Return the number (from 1) of the first row in which `wrong` holds."""
@@ -114,11 +119,14 @@ class Table:
         """The error of a missing column."""
         names = [self.own_name(name) for name in self.schema]
         mapping = f'rename = {{ {column} = "<its name here>" }} in dataset.toml'
-        if self.settings != "dataset.toml":
+        if not self.is_file:
             mapping = f'columns={{"{column}": "<its name here>"}}'
         return UserError(
             f"{self.where}: column {column!r} is missing, there are {', '.join(names)}; add it, or say {mapping}"
         )
+
+    def _unreadable(self, error: Exception) -> UserError:
+        return unreadable(self.where, error) if self.is_file else failed_frame(self.where, error)
 
     def problem(self, column: str, what: str, remedy: str, *, row: int | None = None) -> UserError:
         """The error of a column, or of one row (from 1) in it."""
@@ -195,9 +203,15 @@ def unreadable(where: str, error: Exception) -> UserError:
     return UserError(f"{where}: cannot be read ({reason}); it is truncated or damaged, write it again")
 
 
+def failed_frame(where: str, error: Exception) -> UserError:
+    """The error of a lazy frame that cannot be computed."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{where}: the frame cannot be computed ({reason}); correct what it is made of")
+
+
 def _under_standard_names(table: Table, rename: Mapping[str, str]) -> Table:
     setting, remedy = ("rename", "correct dataset.toml")
-    if table.settings != "dataset.toml":
+    if not table.is_file:
         setting, remedy = ("columns", "correct it: it maps our name to yours")
     for standard, actual in rename.items():
         if actual not in table:

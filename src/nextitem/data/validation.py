@@ -298,7 +298,7 @@ def unknown_items(table: Table, items: Table, unknown: NDArray[np.bool_], *, dro
     """Note the rows whose items the items table lacks; UserError at the first one unless they `drop`."""
     count, row = int(unknown.sum()), int(unknown.argmax()) + 1
     if not drop:
-        option = "--drop-unknown-items" if table.settings == "dataset.toml" else "drop_unknown_items=True"
+        option = "--drop-unknown-items" if table.is_file else "drop_unknown_items=True"
         raise table.problem(
             "item_id",
             f"{table.value('item_id', row)!r} is not in {items.where} ({count} rows have such items)",
