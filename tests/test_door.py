@@ -23,7 +23,8 @@ def test_every_exported_name_is_there_and_listed() -> None:
     for name in ni.__all__:
         assert getattr(ni, name) is not None
     assert set(ni.__all__) <= set(dir(ni))
-    assert set(ni.__all__) == set(ni._MODULES)
+    assert set(ni.__all__) == {*ni._MODULES, "models"}
+    assert callable(ni.models)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         ni.nothing  # noqa: B018
 

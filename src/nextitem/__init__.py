@@ -68,7 +68,6 @@ _MODULES = {
     "export": "pipeline.export",
     "load_dataset": "data.readers",
     "load_run": "pipeline.runs",
-    "models": "core.registry",
     "tokenize": "pipeline.tokenize",
     "train": "pipeline.train",
 }
@@ -76,6 +75,8 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `nextitem --help` must not pay for it.
+    if name == "models":
+        return import_module("nextitem.models")  # a package that can be called
     if name in _MODULES:
         return getattr(import_module(f"nextitem.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'nextitem' has no attribute {name!r}")

@@ -21,6 +21,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS, TOKENIZERS
 from nextitem.core.roles import ClosedForm
 from nextitem.data.text import ContentConfig, content_vectors
+from nextitem.pipeline.options import FitOptions
 from nextitem.pipeline.recipe import read_recipe, resolve_recipe
 from nextitem.pipeline.tokenize import require_identifiers, with_content
 from nextitem.testing.known_answers import DATASETS
@@ -52,11 +53,11 @@ def model_losses(name: str) -> list[float]:
     dataset = DATASETS["cycle"]()
     recipe = resolve_recipe([read_recipe(f"debug/{name}"), ("test", {"data": {"path": "-"}})])
     kind, config = component_class("model", recipe.model)
-    needs = getattr(kind, "needs", frozenset()) | getattr(config, "needs", frozenset())
+    needs = kind.needs | config.needs
     if "content" in needs:
         dataset = with_content(dataset, recipe, progress=False)
     if "identifiers" in needs:
-        dataset = require_identifiers(dataset, recipe, out=Path(), say=lambda text: None, progress=False)
+        dataset = require_identifiers(dataset, recipe, FitOptions(Path(), progress=False))
     torch.manual_seed(0)
     model: Recommender = build_component("model", recipe.model, dataset.catalog)
     model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())

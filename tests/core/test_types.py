@@ -68,6 +68,11 @@ def test_columns_of_new_items_may_be_wider_numbers_but_no_other_kind() -> None:
         Catalog(IdMap(numbers), pl.DataFrame({"item_id": numbers})).extend(pl.DataFrame({"item_id": ["1A"]}))
     with pytest.raises(UserError, match="column 'price' of the new items is String"):
         first.extend(pl.DataFrame({"item_id": ["c"], "price": ["cheap"]}))
+    # A CSV file of which the new rows are no integers: its column is text then.
+    sized = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids, "size": [9, 10]}), features={"size": "categorical"})
+    wider = sized.extend(pl.DataFrame({"item_id": ["c"], "size": ["10.5"]}))
+    assert wider.table["size"].to_list() == ["9", "10", "10.5"]
+    assert wider.extend(pl.DataFrame({"item_id": ["d"], "size": [11]})).table["size"].to_list()[-1] == "11"
 
 
 def test_catalog_extends_without_renumbering() -> None:

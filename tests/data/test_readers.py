@@ -20,6 +20,7 @@ from nextitem.core.catalog import ColumnEncoding
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.data import events
+from nextitem.data.describe import describe
 from nextitem.data.readers import dataset_from_frames, load_dataset
 from nextitem.data.requests import context_of, user_context
 
@@ -101,7 +102,7 @@ def test_missing_time_takes_the_place_of_the_event_before_it(tmp_path: Path) -> 
     # By position: item 5 (no time, nothing before it), 3 (t=100), 2 (no time: after 3), 1 (t=300).
     assert rows(dataset) == [(1, 5), (1, 3), (1, 2), (1, 1), (2, 4)]
     assert dataset.interactions.timestamps is None
-    assert "2 events have no time" in dataset.notes[0]
+    assert any("2 events have no time" in note for note in dataset.notes)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +303,77 @@ features = { country = "categorical" }
     assert dataset.catalog.released_ms.tolist() == [0, 1_577_836_800_000]
     assert dataset.users.table["country"].to_list() == [None, "GB", "FR"]
     assert dataset.users.ids.external.to_list() == [7, 8, 9]
+
+
+LOGGED = {"user_id": [1, 1, 2, 3], "item_id": [1, 2, 1, 2], "timestamp": [1_700_000_000 + row for row in range(4)]}
+
+
+def test_users_that_never_join_are_refused_and_a_part_is_said() -> None:
+    settings = {"users": {"features": {"country": "categorical"}}}
+    floats = {"user_id": ["1.0", "2.0", "3.0"], "country": ["FR", "NL", "DE"]}
+    with pytest.raises(UserError, match=r"none of the 3 users .* like '1.0' here and like '1' there; write them alike"):
+        dataset_from_frames({"interactions": LOGGED, "users": floats}, settings)
+    # Nobody reads features that are not declared: a note is enough.
+    notes = dataset_from_frames({"interactions": LOGGED, "users": floats}).notes
+    assert any("has 0 of the 3 users" in note for note in notes)
+    some = {"user_id": [2, 3, 9], "country": ["NL", "DE", "FR"]}
+    notes = dataset_from_frames({"interactions": LOGGED, "users": some}, settings).notes
+    assert notes == ("data/users: has 2 of the 3 users of the data; what it says is missing for the others",)
+    every = {"user_id": [1.0, 2.0, 3.0], "country": ["FR", "NL", "DE"]}
+    dataset = dataset_from_frames({"interactions": LOGGED, "users": every}, settings)
+    assert not dataset.notes
+    assert dataset.users.table["country"].to_list() == ["FR", "NL", "DE"]
+
+
+def test_users_of_impressions_join_too() -> None:
+    shown = {"impression_id": [1, 2], "user_id": ["a", "b"], "item_id": [1, 2], "timestamp": [1_700_000_000] * 2}
+    settings = {"users": {"features": {"country": "categorical"}}}
+    users = {"user_id": ["a", "b"], "country": ["FR", "NL"]}
+    assert not dataset_from_frames({"impressions": shown, "users": users}, settings).notes
+
+
+def test_ids_with_spaces_at_their_ends_are_one_id_and_it_is_said(tmp_path: Path) -> None:
+    log = LOGGED | {"item_id": ["a", "b ", " a", "b"], "user_id": pl.Series(["x", "x ", "y", "z"]).cast(pl.Categorical)}
+    items = {"item_id": ["a ", "b"], "title": ["One", "Two"]}
+    dataset = dataset_from_frames({"interactions": log, "items": items})
+    assert rows(dataset) == [("x", "a"), ("x", "b"), ("y", "a"), ("z", "b")]
+    assert any("column 'item_id': spaces at the ends of 2 ids" in note for note in dataset.notes)
+    assert any("data/items: column 'item_id': spaces at the ends of 1 ids" in note for note in dataset.notes)
+    blank = LOGGED | {"item_id": ["a", " ", "b", "a"]}
+    with pytest.raises(UserError, match="'item_id', row 2: the id is missing"):
+        dataset_from_frames({"interactions": blank})
+
+
+@pytest.mark.parametrize(
+    ("column", "kept"),
+    [
+        (["article", "video", None], ["article", "video", None]),
+        ([120, 80, 3], [120, 80, 3]),
+        ([["a", "b"], ["a"], []], [["a", "b"], ["a"], []]),
+        (['["a"]', "[]", "x"], ['["a"]', "[]", "x"]),
+        ([None, None, None], [None, None, None]),
+        ([[1, 2], [3, 4], [5, 6]], [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]),
+        (["[1, 2]", "[3, 4.5]", "[-1e3, 0]"], [[1.0, 2.0], [3.0, 4.5], [-1000.0, 0.0]]),
+    ],
+)
+def test_only_lists_of_numbers_are_content_vectors(column: list[Any], kept: list[Any]) -> None:
+    items = {"item_id": [1, 2, 3], "content_type": column}
+    dataset = dataset_from_frames({"interactions": LOGGED, "items": items})
+    table = dataset.catalog.table
+    assert table["content_type"].to_list() == kept
+    is_vector = isinstance(kept[0], list) and isinstance(kept[0][0], float)
+    assert (table.schema["content_type"] == pl.List(pl.Float32)) == is_vector
+    missing = describe(dataset)["missing"]
+    assert any("content_ columns" in words for words in missing) != is_vector
+
+
+def test_a_declared_column_of_numbers_is_no_content_vector() -> None:
+    items = {"item_id": [1, 2, 3], "content_ids": [[1], [2, 3], []]}
+    settings = {"items": {"features": {"content_ids": "categorical-list"}}}
+    table = dataset_from_frames({"interactions": LOGGED, "items": items}, settings).catalog.table
+    assert table["content_ids"].to_list() == [[1], [2, 3], []]
+    with pytest.raises(UserError, match="or rename the column if it holds no vectors"):
+        dataset_from_frames({"interactions": LOGGED, "items": items})
 
 
 def test_content_columns_stay_with_their_items(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
-from nextitem.evaluation.evaluate_ranking import evaluate_ranking, ranking_groups
+from nextitem.evaluation.evaluate_ranking import evaluate_ranking, quick_auc, ranking_groups
 
 
 def shown(labels: list[list[int]], users: list[int] | None) -> SequenceBatch:
@@ -55,6 +56,35 @@ def test_without_users_gauc_is_over_requests() -> None:
         found = evaluate_ranking(scored(SCORES), shown(LABELS, users), label="click")
         assert found.metrics["gauc"] == pytest.approx((2 * 1 + 3 * 0.5) / 5)
         assert found.slices["left out of gauc"]["users"] == 2
+
+
+def test_candidates_without_a_known_label_are_left_out_of_every_figure() -> None:
+    nan = float("nan")
+    requests = shown([[nan, 1, 0], [nan, 0], [0, 1, nan, 0], [1], [nan]], [1, 1, 2, 3, 4])  # type: ignore[list-item]
+    scores = scored([[0.7, 0.9, 0.2], [0.95, 0.5], [0.3, 0.2, 0.8, 0.1], [0.4], [0.6]])
+    found = evaluate_ranking(scores, requests, label="click")
+    known = evaluate_ranking(
+        scored([[0.9, 0.2], [0.5], [0.3, 0.2, 0.1], [0.4]]),
+        shown([[1, 0], [0], [0, 1, 0], [1]], [1, 1, 2, 3]),
+        label="click",
+    )
+    assert found.metrics == pytest.approx(known.metrics)
+    assert found.intervals == known.intervals
+    assert (found.users, found.slices) == (known.users, known.slices)
+    assert found.users == 4
+    unknown = shown([[nan], [nan]], None)  # type: ignore[list-item]
+    with pytest.raises(UserError, match="label 'click' is not known of any candidate"):
+        evaluate_ranking(scored([[0.1], [0.2]]), unknown, label="click")
+
+
+def test_the_figure_for_choosing_an_epoch_reads_known_labels_only() -> None:
+    class Fixed:
+        def score(self, batch: SequenceBatch) -> dict[str, torch.Tensor]:
+            return {"target": scored([[0.7, 0.9, 0.2], [0.3, 0.2, 0.8]]).to_padded(fill=-torch.inf)}
+
+    nan = float("nan")
+    # .9 is above .2 and .3, .2 ties with .2 and is below .3.
+    assert quick_auc(Fixed(), shown([[nan, 1, 0], [0, 1, nan]], None)) == 2.5 / 4  # type: ignore[list-item]
 
 
 def test_unknown_users_stand_for_themselves_beside_known_ones() -> None:

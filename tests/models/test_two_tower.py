@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from support.unknown_labels import drop_unlabelled, hide_labels
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -295,6 +296,19 @@ def test_it_learns_the_order_of_a_teacher() -> None:
     after = agreement(trained(model, examples, max_epochs=30), requests)
     assert before < 0.7
     assert after > 0.9
+
+
+def test_candidates_without_a_known_label_are_left_out_of_the_loss_of_lists() -> None:
+    requests = lists(lambda last, items: torch.where(items % 2 == last % 2, 0.8, 0.1) * (1 + items / 5), labels=True)
+    clicks = replace(requests, candidate_labels={"click": requests.candidate_labels["click"]})
+    hidden, model = hide_labels(clicks), model_of().eval()
+    loss = model.training_loss(hidden).total
+    torch.testing.assert_close(loss, model.training_loss(drop_unlabelled(hidden)).total)
+    assert not torch.isclose(loss, model.training_loss(clicks).total)
+    unknown = clicks.candidates.with_values(torch.full_like(clicks.candidate_labels["click"].values, torch.nan))  # type: ignore[union-attr]
+    log = dataset_from_frames({"interactions": LOG}, {}).interactions
+    with pytest.raises(UserError, match="label 'click' is not known of any impression"):
+        model.examples_of(replace(clicks, candidate_labels={"click": unknown}), log)
 
 
 LOG = pl.DataFrame({"user_id": [1] * 10 + [2] * 10, "item_id": list(range(20)), "position": list(range(20))})

@@ -25,7 +25,8 @@ class SequenceBatch:
     request_times     [B] int64, milliseconds
     context           what is known of the requests (Catalog.requests), name -> [B], or Jagged for lists
     targets           item ids to predict, Jagged int64 (training and evaluation only)
-    candidates        items to rank, Jagged int64, with candidate_features and candidate_labels of its offsets
+    candidates        items to rank, Jagged int64, with candidate_features and candidate_labels of its offsets; a
+                      label above 0 is yes, NaN is not known: readers leave such candidates out
     allowed           bool [1, N + 1] or [B, N + 1]: only these items may be returned; None: all
     excluded          items that may not be returned, Jagged int64 (seen items, block lists); None: none
     state             what the model has kept of these histories' earlier events (roles.Incremental); None: nothing

@@ -75,7 +75,7 @@ class Catalog:
     features     feature schema: column -> one of FEATURE_TYPES
     text         content sentence of each item, N strings, or None where there is no text
     content      content vectors [N + 1, D] float32 that tokenizers and towers read, or None
-    released_ms  [N] int64, when an item came out, milliseconds since 1970, or None
+    released_ms  [N] int64, when an item came out, milliseconds since 1970 (negative before; 0: not known), or None
     identifiers  semantic IDs, where the model needs them
     requests     what is known of the requests: name -> encoding; features of users are called user.<column>
     events       what is known of the events of a history: name -> encoding; "action", context and label columns
@@ -146,8 +146,8 @@ class Catalog:
         """Appends the rows of `table` as new items; items that stand keep their numbers.
 
         `text` and `content [new, D]` are needed exactly where this catalogue has them. Identifiers are
-        dropped: append them with the tokenizer that made them. Numbers of a column may become wider; UserError where
-        its values are of another kind.
+        dropped: append them with the tokenizer that made them. Numbers of a column may become wider, and integers
+        text, as in a CSV file whose new rows hold other values. UserError if its values are of another kind.
         """
         ids = self.ids.extend(table["item_id"])
         added = len(ids) - len(self.ids)
@@ -156,8 +156,14 @@ class Catalog:
         if (text is None) != (self.text is None) or (content is None) != (self.content is None):
             raise UserError("new items need text and content vectors exactly where the catalogue has them")
         table = table.with_columns(pl.col("item_id").cast(self.ids.external.dtype))
+        former = self.table
         for column in table.columns:
-            own, other = self.table.schema.get(column), table.schema[column]
+            own, other = former.schema.get(column), table.schema[column]
+            is_mixed = own is not None and pl.String in (own, other) and (own.is_integer() or other.is_integer())
+            if is_mixed and self.features.get(column) != "numeric":
+                former = former.with_columns(pl.col(column).cast(pl.String))
+                table = table.with_columns(pl.col(column).cast(pl.String))
+                continue
             both_numbers = own is not None and own.is_numeric() and other.is_numeric()
             if own not in (None, other, pl.Null) and other != pl.Null and not both_numbers:
                 raise UserError(
@@ -165,7 +171,7 @@ class Catalog:
                 )
         return Catalog(
             ids,
-            pl.concat([self.table, table], how="diagonal_relaxed"),
+            pl.concat([former, table], how="diagonal_relaxed"),
             features=self.features,
             text=None if self.text is None or text is None else pl.concat([self.text, text]),
             content=None if self.content is None or content is None else torch.cat([self.content, content]),

@@ -59,9 +59,12 @@ def _explain(kind: type[Config], entry: Mapping[str, Any]) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; UserError names file and line of a mistake."""
     try:
+        # utf-8-sig: editors of Windows begin a file with a byte-order mark.
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); put a readable file there") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:

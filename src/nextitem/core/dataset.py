@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -102,7 +104,11 @@ class Dataset:
         log = self.interactions
         owners = "sessions" if self.anonymous else "users"
         shown = "" if self.impressions is None else f", {len(self.impressions.item_ids):,} impressions"
-        known = {"users": self.users.features, "items": self.catalog.features, "events": self.catalog.events}
+        known = {
+            "users": list(self.users.features),
+            "items": list(self.catalog.features),
+            "events": list(self.catalog.events),
+        }
         columns = "; ".join(f"{name}: {', '.join(part)}" for name, part in known.items() if part)
         return "\n".join(
             [
@@ -111,6 +117,44 @@ class Dataset:
                 f"  {columns or 'no features'}",
             ]
         )
+
+    @classmethod
+    def from_frames(
+        cls,
+        interactions: object = None,
+        *,
+        items: object = None,
+        users: object = None,
+        impressions: object = None,
+        columns: Mapping[str, str | Mapping[str, str]] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        name: str = "data",
+        drop_unknown_items: bool = False,
+    ) -> Dataset:
+        """Make a data set of tables in memory, by the same rules as a folder (docs/data.md).
+
+        Args:
+            interactions, items, users, impressions: polars frames (eager or lazy), pandas frames, Arrow tables, or
+                mappings from column names to lists. Interactions or impressions: at least one.
+            columns: standard name -> name in the frames, {"user_id": "CustomerID"}; for all tables, or by table:
+                {"items": {"item_id": "sku"}}. Names of RecTools (datetime, weight) and of RecBole ("user_id:token")
+                need no mapping.
+            settings: what dataset.toml would hold, as nested tables.
+            name: what the data set is called.
+            drop_unknown_items: leave out rows whose item is not in `items`, instead of raising.
+
+        Raises UserError for a mistake in a table, with table, column, row and the way out.
+        """
+        # The reader stands in a layer above; by this name it is found, as the registry finds models.
+        readers = import_module("nextitem.data.readers")
+        dataset: Dataset = readers.dataset_from_frames(
+            {"interactions": interactions, "items": items, "users": users, "impressions": impressions},
+            settings,
+            columns=columns,
+            name=name,
+            drop_unknown_items=drop_unknown_items,
+        )
+        return dataset
 
     def with_interactions(self, interactions: Interactions) -> Dataset:
         """The same data set with other events: users, items and numbering stay."""

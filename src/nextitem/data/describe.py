@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
@@ -97,7 +98,11 @@ def _columns(dataset: Dataset) -> dict[str, list[str]]:
 
 def _missing(dataset: Dataset) -> list[str]:
     catalog, log = dataset.catalog, dataset.interactions
-    content = [name for name in catalog.table.columns if name.startswith("content_")]
+    content = [
+        name
+        for name, kind in catalog.table.schema.items()
+        if name.startswith("content_") and isinstance(kind, pl.List) and kind.inner.is_numeric()
+    ]
     empty = 0 if catalog.text is None else int((catalog.text.str.strip_chars(" .,") == "").sum())
     lacks = [
         (len(log) == 0, "interactions: sequence models have nothing to learn from"),

@@ -12,11 +12,15 @@ from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.data import validation
+from nextitem.data.conditions import all_conditions
 from nextitem.data.settings import InteractionSettings
 from nextitem.data.tables import Table
+from nextitem.data.times import time_ticks
 
 BATCH_ROWS = 4_000_000  # rows in memory as text at a time
-NUMBERS = ("rating", "value", "quantity", "price")
+OPINIONS = ("rating", "value", "label")  # columns that say how much a user liked an item
+COMPARED = (*OPINIONS, "quantity", "price", "query")  # columns in which a copy of an event must be equal too
+POSITIVE, OTHERS = "#positive", "#others"  # columns of a pass that no data set keeps
 Arrays = dict[str, NDArray[Any]]
 MISSING = -1  # stands for a missing time: valid ones are not negative
 
@@ -36,16 +40,16 @@ class EventReader:
         self.settings = settings
         self.anonymous = "user_id" not in table
         self.searches = validation.check_searches(table)
-        self.actions = validation.check_actions(table, settings.positive_actions)
+        self.actions = validation.count_actions(table, settings.positive_actions)
         self.user_id = validation.id_column(table, "session_id" if self.anonymous else "user_id")
         self.item_id = validation.id_column(table, "item_id", optional=self.searches)
         self.position = validation.position_column(table) if "position" in table else None
         self.time, self.ticks_per_ms = None, 1
         if "timestamp" in table:
-            nulls = self.position is not None
-            self.time, self.ticks_per_ms = validation.time_ticks(table, "timestamp", nulls=nulls)
+            self.time, self.ticks_per_ms = time_ticks(table, "timestamp", nulls=self.position is not None)
         self.dated = self.time is not None and table.first_row(self.time.is_null()) is None
         self.columns = self._other_columns()
+        self.positive = self._positive_rows()
 
     def user_ids(self) -> pl.Series:
         """Distinct ids of users (or anonymous sessions) in the order of their numbers."""
@@ -62,26 +66,26 @@ class EventReader:
         """The type of the item ids."""
         return self.table.frame.select(self.item_id).collect_schema().dtypes()[0]
 
-    def read(
-        self, users: IdMap, items: IdMap, *, items_table: Table | None, drop_unknown: bool
-    ) -> tuple[Interactions, list[str]]:
-        """All events, encoded and in order, and notes of what was left out.
+    def read(self, users: IdMap, items: IdMap, *, items_table: Table | None, drop_unknown: bool) -> Interactions:
+        """Return all events, encoded and in order; notes of the table say what was left out.
 
         UserError at the first item that is not in `items`, unless `drop_unknown`.
         """
-        notes: list[str] = []
         arrays, columns = self._encode(users, items)
         unknown = arrays["item"] == 0
         if self.searches is not None:
             unknown &= columns["action"].ne_missing("search").to_numpy()
         if unknown.any():
             assert items_table is not None
-            notes.append(validation.unknown_items(self.table, items_table, unknown, drop=drop_unknown))
+            validation.unknown_items(self.table, items_table, unknown, drop=drop_unknown)
             arrays, columns = _rows(arrays, columns, ~unknown)
-        order = self._order(arrays, notes)
+        has_gaps = "time" in arrays and bool((arrays["time"] == MISSING).any())
+        order = self._order(arrays, has_gaps=has_gaps)
         if order is not None:
             arrays, columns = _rows(arrays, columns, order)
-        ticks = arrays.get("time")
+        if self.settings.duplicates != "keep":
+            arrays, columns = self._without_copies(arrays, columns)
+        ticks = None if has_gaps else arrays.get("time")
         if ticks is not None and self.ticks_per_ms != 1:
             ticks //= self.ticks_per_ms
         interactions = Interactions(
@@ -90,33 +94,85 @@ class EventReader:
             len(users),
             len(items),
             timestamps=ticks,
-            positive=self._positive(columns),
-            columns=columns,
+            positive=columns[POSITIVE].to_numpy() if POSITIVE in columns.columns else None,
+            columns=columns.drop(POSITIVE, OTHERS, strict=False),
         )
         self._check_worth(interactions)
-        return interactions, notes
+        return interactions
 
-    def _order(self, arrays: Arrays, notes: list[str]) -> NDArray[np.int64] | None:
-        """The order of events; takes out of `arrays` what serves nothing but the order."""
-        users, ticks, position = arrays["user"], arrays.get("time"), arrays.pop("position", None)
-        if ticks is None or not len(ticks) or int(ticks.min()) != MISSING:
+    def _order(self, arrays: Arrays, *, has_gaps: bool) -> NDArray[np.int64] | None:
+        """The order of events; None if the rows stand in it already."""
+        users, ticks, position = arrays["user"], arrays.get("time"), arrays.get("position")
+        if not has_gaps:
             return event_order(users, *(key for key in (ticks, position) if key is not None))
+        assert ticks is not None
         assert position is not None
         missing = int((ticks == MISSING).sum())
-        notes.append(f"{self.table.where}: {missing} events have no time, so the log counts as undated")
-        return event_order(users, _with_gaps_filled(users, arrays.pop("time"), position), position)
+        self.table.note(f"{missing} events have no time, so the log counts as undated")
+        return event_order(users, _with_gaps_filled(users, ticks, position), position)
+
+    def _without_copies(self, arrays: Arrays, columns: pl.DataFrame) -> tuple[Arrays, pl.DataFrame]:
+        """Drop events that equal an earlier one in every column that is read, or note how many there are."""
+        copies = _copies(arrays, columns)
+        if copies is None:
+            return arrays, columns
+        count, total = int(copies.sum()), len(copies)
+        if self.settings.duplicates == "drop":
+            self.table.note(f"left out {count:,} of {total:,} events, copies of an earlier event in every column read")
+            return _rows(arrays, columns, ~copies)
+        self.table.note(
+            f"{count:,} of {total:,} events are copies of an earlier one, equal in every column that is read; they are "
+            f'kept, events logged twice are dropped by [interactions] duplicates = "drop" in {self.table.settings}'
+        )
+        return arrays, columns
+
+    def _positive_rows(self) -> pl.Expr | None:
+        """Which rows may be targets; None if all may. A note says so if columns hold opinions that nobody chose by."""
+        table, settings = self.table, self.settings
+        rows = all_conditions(table, settings.positive or {}, setting="[interactions] positive")
+        if settings.positive_actions is not None:
+            is_chosen = self.columns["action"].is_in(list(settings.positive_actions)).fill_null(False)
+            rows = is_chosen if rows is None else rows & is_chosen
+        chosen = {*(settings.positive or ()), *(("action",) if settings.positive_actions is not None else ())}
+        if settings.positive is None:
+            self._note_opinions()
+        actions = {name: count for name, count in self.actions.items() if name != "search"}
+        if len(actions) > 1 and "action" not in chosen and settings.positive is None:
+            counts = ", ".join(f"{name} {count:,}" for name, count in actions.items())
+            table.note(
+                f"every action may be a target ({counts}); to choose, say "
+                f"[interactions] positive_actions = [...] in {table.settings}"
+            )
+        return rows
+
+    def _note_opinions(self) -> None:
+        """Say that ratings and labels do not decide what is a target."""
+        table = self.table
+        names = dict.fromkeys((*(name for name in OPINIONS if name in table), *self.settings.labels))
+        numeric = [name for name in names if validation.is_numeric_column(table, name)]
+        spans = []
+        for name in numeric:
+            numbers = validation.numeric_column(table, name, what="an opinion")
+            low, high = table.collect(numbers.min().alias("low"), numbers.max().alias("high")).row(0)
+            if low is not None and low < high:
+                spans.append((name, low, high))
+        if spans:
+            name, low, high = spans[0]
+            words = ", ".join(f"{name} ({low:g} to {high:g})" for name, low, high in spans)
+            limit = high if high - low <= 1 else round(high - (high - low) / 4)
+            table.note(
+                f"every event may be a target, whatever its {words}; to choose, say [interactions] positive = "
+                f'{{ {name} = ">= {limit:g}" }} in {table.settings}, or positive = {{}} if all count'
+            )
 
     def _other_columns(self) -> dict[str, pl.Expr]:
         table, settings = self.table, self.settings
         columns: dict[str, pl.Expr] = {}
         if "action" in table:
-            columns["action"] = pl.col("action").cast(pl.String).cast(pl.Enum(self.actions))
+            columns["action"] = validation.action_text(table).cast(pl.Enum(list(self.actions)))
         if "session_id" in table and not self.anonymous:
             columns["session_id"] = validation.id_column(table, "session_id")
-        for name in NUMBERS:
-            if name in table:
-                columns[name] = validation.numeric_column(table, name, what="one of numbers")
-        if "query" in table:
+        if self.searches is not None:
             columns["query"] = pl.col("query").cast(pl.String)
         if "split" in table:
             validation.check_split(table)
@@ -136,7 +192,13 @@ class EventReader:
         if self.position is not None:
             arrays["position"] = np.empty(rows, np.int64)
             wanted.append(self.position.alias("#position"))
-        wanted += [expression.alias(name) for name, expression in self.columns.items()]
+        columns = dict(self.columns)
+        if self.positive is not None:
+            columns[POSITIVE] = self.positive
+        others = [name for name in COMPARED if name in self.table and name not in columns]
+        if others and self.settings.duplicates != "keep":
+            columns[OTHERS] = pl.struct(others).hash()  # eight bytes a row instead of what is compared only
+        wanted += [expression.alias(name) for name, expression in columns.items()]
         sessions = self._sessions() if "session_id" in self.columns else None
         parts, start = [], 0
         for batch in self.table.batches(wanted, rows=BATCH_ROWS):
@@ -151,7 +213,7 @@ class EventReader:
                     sessions, on=["#user", "session_id"], how="left", maintain_order="left"
                 )
                 batch = batch.with_columns(numbered["#session"].alias("session_id"))
-            parts.append(batch.select(list(self.columns)))
+            parts.append(batch.select(list(columns)))
             start += batch.height
         return arrays, pl.concat(parts)
 
@@ -171,12 +233,6 @@ class EventReader:
         )
         return first.select("#user", "session_id", pl.int_range(1, pl.len() + 1, dtype=pl.Int32).alias("#session"))
 
-    def _positive(self, columns: pl.DataFrame) -> NDArray[np.bool_] | None:
-        if self.settings.positive_actions is None:
-            return None
-        positive = columns["action"].is_in(list(self.settings.positive_actions)).fill_null(False)
-        return positive.to_numpy()
-
     def _check_worth(self, interactions: Interactions) -> None:
         who = "session" if self.anonymous else "user"
         for count, what in (
@@ -195,10 +251,32 @@ def _rows(arrays: Arrays, columns: pl.DataFrame, rows: NDArray[Any]) -> tuple[Ar
     return {name: values[rows] for name, values in arrays.items()}, columns
 
 
+def _copies(arrays: Arrays, columns: pl.DataFrame) -> NDArray[np.bool_] | None:
+    """Which events equal an earlier one in all columns; None if none does. Events stand in order."""
+    keys = [array for name, array in arrays.items() if name != "item"]
+    if len(keys[0]) < 2:
+        return None
+    # Copies have the same place in the order, so only events that tie with a neighbour are compared.
+    ties = np.ones(len(keys[0]) - 1, np.bool_)
+    for key in keys:
+        ties &= key[1:] == key[:-1]
+    rows = np.flatnonzero(np.append(ties, False) | np.append(False, ties))
+    if not len(rows):
+        return None
+    compared = pl.DataFrame({f"#{name}": array[rows] for name, array in arrays.items()})
+    if columns.width:
+        compared = compared.hstack(columns[rows].get_columns())
+    is_copy = ~compared.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
+    if not is_copy.any():
+        return None
+    copies = np.zeros(len(keys[0]), np.bool_)
+    copies[rows] = is_copy
+    return copies
+
+
 def label_columns(table: Table, labels: tuple[str, ...], *, setting: str) -> dict[str, pl.Expr]:
-    """The declared label columns by name, as numbers."""
-    expressions = validation.feature_columns(table, dict.fromkeys(labels, "numeric"), setting=setting)
-    return dict(zip(labels, expressions, strict=True))
+    """The declared label columns by name, as numbers; text may say true/false or yes/no."""
+    return {label: validation.label_column(table, label, setting=setting) for label in labels}
 
 
 def context_columns(table: Table, context: dict[str, str], *, setting: str) -> dict[str, pl.Expr]:

@@ -20,7 +20,7 @@ def impression_requests(dataset: Dataset, times: Rows, asked: NDArray[np.bool_])
     """One request for each impression request in the mask `asked [R]`, made at `times [R]` (milliseconds).
 
     Candidates are the rows shown, in the file's order, with slot and propensity as features and the labels
-    as float32 (a missing label is 0). The history is the user's events strictly before the time; it is empty
+    as float32 (NaN: not known). The history is the user's events strictly before the time; it is empty
     for an unknown user or an undated log. Context is that of the request's first row. There are no targets.
     """
     shown, log = dataset.impressions, dataset.interactions
@@ -38,18 +38,20 @@ def impression_requests(dataset: Dataset, times: Rows, asked: NDArray[np.bool_])
     def candidates(column: NDArray[np.generic]) -> Jagged:
         return Jagged(tensor(column), offsets)
 
-    columns = shown.columns[rows]
+    columns = shown.columns[rows] if shown.columns.width else shown.columns
 
-    def numbers(name: str) -> Jagged:
-        return candidates(columns[name].cast(pl.Float32).fill_null(0).to_numpy())
+    def numbers(name: str, *, missing: float) -> Jagged:
+        return candidates(columns[name].cast(pl.Float32).fill_null(missing).to_numpy())
 
     context = {name: column for name, column in dataset.catalog.requests.items() if name in columns.columns}
     return replace(
         batch,
-        context={**batch.context, **request_values(columns[first], context)},
+        context={**batch.context, **(request_values(columns[first], context) if context else {})},
         candidates=candidates(shown.item_ids[rows].astype(np.int64)),
-        candidate_features={n: numbers(n) for n in ("slot", "propensity") if n in columns.columns},
-        candidate_labels={name: numbers(name) for name in shown.labels},
+        candidate_features={
+            name: numbers(name, missing=0) for name in ("slot", "propensity") if name in columns.columns
+        },
+        candidate_labels={name: numbers(name, missing=float("nan")) for name in shown.labels},
     )
 
 

@@ -19,9 +19,11 @@ from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.data import validation
 from nextitem.data.events import EventReader
+from nextitem.data.frames import Columns, as_frame, column_renames
 from nextitem.data.impressions import ImpressionReader
 from nextitem.data.settings import TABLES, DatasetSettings, parse_settings, read_settings, template_columns
-from nextitem.data.tables import Table, find_table, frame_table
+from nextitem.data.tables import Table, find_table, frame_table, reading, unread_files
+from nextitem.data.times import time_ticks
 
 SHOP = "shop"
 TEXT_COLUMNS = ("title", "category", "brand", "description")  # content sentence without a template
@@ -30,20 +32,20 @@ OPEN_VOCABULARY = 65_536  # distinct values of a request column from which on th
 
 
 def load_dataset(source: str | Path, *, drop_unknown_items: bool = False) -> Dataset:
-    """Reads a data set: "shop" is the simulated shop, anything else the path of a dataset folder.
+    """Read a data set: "shop" is the simulated shop, anything else the path of a dataset folder.
 
     Users and items are numbered in ascending order of their ids (integers by value), so the order of rows in
     the files does not matter; only sessions of an undated log of anonymous sessions are numbered as they
-    first appear. Events are ordered by user, timestamp, position, row; whole-number timestamps are seconds
-    if all are below 1e11, else milliseconds. Where some times are missing (allowed with `position`), such an
-    event takes the place of the last dated one before it, and the log counts as undated. Without [items]
-    text, title, category, brand and description, as far as there are, make the content sentence. Of other
-    columns of the log only action, session_id (renumbered in order of appearance), rating, value, quantity,
-    price, query, split and the declared labels and context are read; categorical context and actions are
+    first appear. Events are ordered by user, timestamp, position, row (times: data/times.py). If some times are
+    missing (allowed with `position`), such an event takes the place of the last dated one before it, and the log
+    counts as undated. Without [items] text, title, category, brand and description, as far as there are, make the
+    content sentence. Of other columns of the log only action, session_id (renumbered in order of appearance), the
+    query of searches, split and the declared labels and context are kept; categorical context and actions are
     Enum columns, so that their codes are the same in every part of a split.
 
-    `drop_unknown_items` leaves out rows whose item is not in the items table (else they are an error), and
-    the data set's notes say how many. Every mistake in the files is a UserError with file, column and row.
+    `drop_unknown_items` leaves out rows whose item is not in the items table (otherwise they are an error). Whatever
+    is left out, merged or assumed is said in the data set's notes. Every mistake in the files is a UserError with
+    file, column and row.
     """
     if source == SHOP:
         from nextitem.data.shop.shop import generate_shop
@@ -52,37 +54,53 @@ def load_dataset(source: str | Path, *, drop_unknown_items: bool = False) -> Dat
         frames = {name: getattr(shop, name) for name in TABLES}
         return replace(dataset_from_frames(frames, shop.settings, name=SHOP), source=SHOP)
     folder = Path(source)
-    if not folder.is_dir():
-        found = "is a file, not a folder" if folder.exists() else "no such folder"
-        raise UserError(f"{folder}: {found}; give a folder with interactions.parquet, or {SHOP!r}")
+    with reading(folder):
+        if not folder.is_dir():
+            found = "is a file, not a folder" if folder.exists() else "no such folder"
+            raise UserError(f"{folder}: {found}; give a folder with interactions.parquet, or {SHOP!r}")
     settings = read_settings(folder / "dataset.toml")
     tables = {name: find_table(folder, name, rename=getattr(settings, name).rename) for name in TABLES}
+    unread = [file for name, table in tables.items() if table is None for file in unread_files(folder, name)]
     if tables["interactions"] is None and tables["impressions"] is None:
+        hint = f"; {', '.join(unread)}: not read, convert to one of these" if unread else ""
         raise UserError(
-            f"{folder}: has neither interactions nor impressions; add interactions.parquet or interactions.csv"
+            f"{folder}: has neither interactions nor impressions; add interactions.parquet or interactions.csv{hint}"
         )
     dataset = _assemble(tables, settings, name=folder.resolve().name, drop_unknown_items=drop_unknown_items)
-    return replace(dataset, source=str(source))
+    notes = [f"{folder / file}: is not read; a table is a file .parquet or .csv" for file in unread]
+    return replace(dataset, source=str(source), notes=(*notes, *dataset.notes))
 
 
 def dataset_from_frames(
-    frames: Mapping[str, pl.DataFrame | pl.LazyFrame | None],
+    frames: Mapping[str, object],
     settings: Mapping[str, Any] | None = None,
     *,
+    columns: Columns | None = None,
     name: str = "data",
     drop_unknown_items: bool = False,
 ) -> Dataset:
-    """A data set of frames in memory, by the same rules as a folder's.
+    """Make a data set of tables in memory, by the same rules as a folder.
 
-    `frames` holds interactions and/or impressions, and items and users where there are some; `settings` is
-    what dataset.toml would hold.
+    Args:
+        frames: interactions and/or impressions, and items and users if there are some; each a polars or pandas
+            data frame, an Arrow table, or a mapping from column names to lists. None: there is no such table.
+        settings: what dataset.toml would hold.
+        columns: standard name -> name in the frames, for all tables or by table (data/frames.py).
+        name: what the data set is called, unless settings name it.
+        drop_unknown_items: leave out rows whose item is not in the items table, instead of raising.
+
+    Raises UserError for every mistake in the tables, with table, column and row.
     """
+    unknown = [table for table in frames if table not in TABLES]
+    if unknown:
+        raise UserError(f"there is no table {unknown[0]!r}; give {', '.join(TABLES)}")
     parsed = parse_settings(settings or {}, where=f"settings of {name}")
-    tables = {
-        table: frame_table(f"{name}/{table}", frame, rename=getattr(parsed, table).rename)
-        for table, frame in frames.items()
-        if frame is not None
-    }
+    present = {table: as_frame(frame, where=f"{name}/{table}") for table, frame in frames.items() if frame is not None}
+    if "interactions" not in present and "impressions" not in present:
+        raise UserError(f"{name}: has neither interactions nor impressions; give one of them")
+    own = {table: dict(getattr(parsed, table).rename) for table in present}
+    renames = column_renames(present, columns or {}, own, name=name)
+    tables = {table: frame_table(f"{name}/{table}", frame, rename=renames[table]) for table, frame in present.items()}
     return _assemble(tables, parsed, name=name, drop_unknown_items=drop_unknown_items)
 
 
@@ -91,7 +109,7 @@ def _assemble(
 ) -> Dataset:
     for table, own in dict(settings).items():
         if table in TABLES and own != TABLES[table]() and tables.get(table) is None:
-            raise UserError(f"{name}: dataset.toml has a table [{table}], but there is no file {table}; add it")
+            raise UserError(f"{name}: the settings have a table [{table}], but there is no file {table}; add it")
     log, shown, items = tables.get("interactions"), tables.get("impressions"), tables.get("items")
     events = None if log is None else EventReader(log, settings.interactions)
     impressions = None if shown is None else ImpressionReader(shown, settings.impressions)
@@ -99,13 +117,11 @@ def _assemble(
     catalog = _catalog(items, settings, readers)
     users = _users(tables.get("users"), settings, events, impressions)
     interactions = Interactions(NO_IDS, NO_IDS, len(users.ids), len(catalog.ids))
-    notes: list[str] = []
     if events is not None:
-        interactions, notes = events.read(users.ids, catalog.ids, items_table=items, drop_unknown=drop_unknown_items)
+        interactions = events.read(users.ids, catalog.ids, items_table=items, drop_unknown=drop_unknown_items)
     rows = None
     if impressions is not None:
-        rows, more = impressions.read(users.ids, catalog.ids, items_table=items, drop_unknown=drop_unknown_items)
-        notes = notes + more
+        rows = impressions.read(users.ids, catalog.ids, items_table=items, drop_unknown=drop_unknown_items)
     return Dataset(
         name=settings.name or name,
         interactions=interactions,
@@ -121,7 +137,7 @@ def _assemble(
         labels=settings.interactions.labels,
         context=dict(settings.interactions.context),
         fingerprint=_fingerprint(catalog, users, interactions, rows),
-        notes=tuple(notes),
+        notes=tuple(note for table in tables.values() if table is not None for note in table.notes),
     )
 
 
@@ -140,8 +156,8 @@ def _catalog(table: Table | None, settings: DatasetSettings, readers: list[Event
     item_id = validation.id_column(table, "item_id")
     validation.unique_ids(table, "item_id", item_id)
     columns = validation.feature_columns(table, own.features, setting="[items] features")
-    columns += validation.content_columns(table)
-    frame = table.frame.with_columns([item_id, *columns]).collect()
+    columns += validation.content_columns(table, own.features)
+    frame = table.all_columns([item_id, *columns])
     if not frame.height:
         raise UserError(f"{table.where}: holds no items; add them, or remove the file to use the log's items")
     # The log's ids decide too: "007" in the log must not become item 7.
@@ -150,10 +166,11 @@ def _catalog(table: Table | None, settings: DatasetSettings, readers: list[Event
     frame = frame.with_columns(external.alias("item_id")).sort("item_id")
     released = None
     if own.released is not None:
-        validation.feature_columns(table, {own.released: "timestamp"}, setting="[items] released")
-        ticks, per_ms = validation.time_ticks(table, own.released, nulls=True)
+        validation.require_declared(table, own.released, setting="[items] released")
+        ticks, per_ms = time_ticks(table, own.released, is_feature=True)
         times = table.collect(item_id.cast(external.dtype).alias("id"), (ticks // per_ms).alias("time"))
-        released = times.sort("id")["time"].fill_null(0).to_numpy()
+        # 0 stands for a missing time, so the very first millisecond of 1970 becomes the second one.
+        released = times.sort("id")["time"].replace(0, 1).fill_null(0).to_numpy()
     return Catalog(
         IdMap(frame["item_id"].alias("id")),
         frame,
@@ -205,6 +222,13 @@ def _users(
         return Users(ids, pl.DataFrame({"user_id": ids.external}))
     known = [] if events is None else [events.user_ids()]
     known += [] if shown is None else [shown]
+    if events is not None and impressions is not None and shown is not None:
+        num_known = _num_common(shown, known[0])
+        if num_known < len(shown):
+            impressions.table.note(
+                f"{len(shown) - num_known:,} of {len(shown):,} users have no event in {events.table.where}, so their "
+                "history is empty"
+            )
     if table is None:
         ids = IdMap.sorted_from(pl.concat(_as_one_type([*known, pl.Series([], dtype=pl.Null)])))
         return Users(ids, pl.DataFrame({"user_id": ids.external}))
@@ -212,13 +236,33 @@ def _users(
     user_id = validation.id_column(table, "user_id")
     validation.unique_ids(table, "user_id", user_id)
     columns = validation.feature_columns(table, settings.users.features, setting="[users] features")
-    frame = table.frame.with_columns([user_id, *columns]).collect()
+    frame = table.all_columns([user_id, *columns])
     own, *others = _as_one_type([frame["user_id"], *known])
+    if others:
+        _check_join(table, own, pl.concat(others).unique(), is_needed=bool(settings.users.features))
     ids = IdMap.sorted_from(pl.concat([own, *others]))
     rows = pl.DataFrame({"user_id": ids.external}).join(
         frame.with_columns(own.alias("user_id")), on="user_id", how="left", maintain_order="left"
     )
     return Users(ids, rows, features=dict(settings.users.features))
+
+
+def _check_join(table: Table, own: pl.Series, known: pl.Series, *, is_needed: bool) -> None:
+    """Note how many users of the data the users table has; UserError if it has none and its features are needed."""
+    num_common = _num_common(known, own)
+    if num_common == len(known):
+        return
+    if not num_common and is_needed:
+        raise UserError(
+            f"{table.where}: none of the {len(known):,} users of the data is in it: ids look like {own[0]!r} here and "
+            f"like {known.sort()[0]!r} there; write them alike"
+        )
+    table.note(f"has {num_common:,} of the {len(known):,} users of the data; what it says is missing for the others")
+
+
+def _num_common(ids: pl.Series, others: pl.Series) -> int:
+    ids, others = _as_one_type([ids, others])
+    return int(ids.is_in(others.implode()).sum())
 
 
 def _request_columns(users: Users, shown: Impressions | None) -> dict[str, ColumnEncoding]:

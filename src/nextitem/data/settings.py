@@ -13,15 +13,32 @@ from nextitem.core import config as configs
 from nextitem.core.errors import UserError
 
 FeatureType = Literal["categorical", "categorical-list", "numeric", "text", "history", "timestamp"]
+Scalar = pydantic.StrictBool | pydantic.StrictInt | pydantic.StrictFloat | pydantic.StrictStr
+Condition = Scalar | tuple[Scalar, ...]  # ">= 4", or the value or values that count (data/conditions.py)
+Duplicates = Literal["keep", "drop"] | None  # rows that equal an earlier row; None: keep them, and note how many
+
+# Columns that are read under these names whatever the settings say, so no setting can give them another meaning.
+OWN_COLUMNS = {
+    "interactions": ("user_id", "session_id", "item_id", "timestamp", "position", "action", "split"),
+    "impressions": ("impression_id", "user_id", "item_id", "timestamp", "slot", "propensity"),
+    "items": ("item_id",),
+    "users": ("user_id",),
+}
+# Fields of rankers that exist whatever the data has (nn/fields/fields.py): item.id, item.popularity, item.trend.
+BUILT_IN_ITEM_FIELDS = ("id", "popularity", "trend")
+FIELD_PREFIXES = ("request.", "item.", "user.", "history.", "events.", "cross.", "candidate.")
+TEACHER = "teacher"  # the label that a cascade adds: scores of its ranker
 
 
 class InteractionSettings(configs.Config):
     """Table [interactions]."""
 
     positive_actions: tuple[str, ...] | None = None  # actions that may be targets; None: every action
+    positive: dict[str, Condition] | None = None  # column -> what it must hold in a target; None: anything, with a note
+    duplicates: Duplicates = None  # events that equal an earlier one in every column that is read
     labels: tuple[str, ...] = ()  # label columns: numbers, for example like or rating
     context: dict[str, FeatureType] = {}  # context columns -> feature type
-    rename: dict[str, str] = {}  # name of DESIGN -> name in the file, here and in every table
+    rename: dict[str, str] = {}  # standard name -> name in the file, here and in every table
 
 
 class ItemSettings(configs.Config):
@@ -44,6 +61,8 @@ class ImpressionSettings(configs.Config):
     """Table [impressions]."""
 
     labels: tuple[str, ...] = ()  # label columns: numbers, for example click
+    positive: dict[str, Condition] = {}  # label -> what counts as yes; it becomes 1 or 0. Others: above 0 is yes
+    duplicates: Duplicates = None  # rows of one request that are equal
     context: dict[str, FeatureType] = {}  # context columns -> feature type
     rename: dict[str, str] = {}
 
@@ -81,9 +100,53 @@ def parse_settings(values: Mapping[str, Any], *, where: str) -> DatasetSettings:
                 raise UserError(f"{where}: {name} = {top[name]!r}: write it as a table [{name}]")
             top[name] = configs.parse(kind, top[name], where=f"{where}: [{name}]")
     settings = configs.parse(DatasetSettings, top, where=where)
+    _check_names(settings, where=where)
     if settings.items.text is not None:
         template_columns(settings.items.text, where=f"{where}: [items] text")
     return settings
+
+
+def _check_names(settings: DatasetSettings, *, where: str) -> None:
+    """UserError if a column is declared twice, or under a name that means something else already."""
+    log, shown = settings.interactions, settings.impressions
+    declared = {
+        "interactions": {"labels": [*log.labels], "context": [*log.context]},
+        "impressions": {"labels": [*shown.labels], "context": [*shown.context]},
+        "items": {"features": [*settings.items.features]},
+        "users": {"features": [*settings.users.features]},
+    }
+    for table, groups in declared.items():
+        names = [name for group in groups.values() for name in group]
+        for group, members in groups.items():
+            place = f"{where}: [{table}] {group}"
+            for name in members:
+                if name in OWN_COLUMNS[table]:
+                    raise UserError(f"{place} names {name!r}, which is read anyway; take it out")
+                if names.count(name) > 1:
+                    raise UserError(f"{place} names {name!r}, which is declared twice; declare each column once")
+                if name.startswith("#") or (group == "context" and name.startswith(FIELD_PREFIXES)):
+                    raise UserError(f"{place} names {name!r}, a name that fields have; {_way_out(name, table)}")
+    if TEACHER in shown.labels:
+        raise UserError(f"{where}: [impressions] labels names {TEACHER!r}; {_way_out(TEACHER, 'impressions')}")
+    _check_item_features(settings.items, where=where)
+    missing = [name for name in shown.positive if name not in shown.labels]
+    if missing:
+        raise UserError(f"{where}: [impressions] positive names {missing[0]!r}, which is no label; add it to labels")
+
+
+def _check_item_features(items: ItemSettings, *, where: str) -> None:
+    for name in items.features:
+        built_in = BUILT_IN_ITEM_FIELDS if items.released is None else (*BUILT_IN_ITEM_FIELDS, "age")
+        stem, _, ending = name.rpartition(".")
+        if name in built_in or (ending in ("since", "last") and stem in items.features):
+            raise UserError(
+                f"{where}: [items] features names {name!r}, which is a field already; {_way_out(name, 'items')}"
+            )
+
+
+def _way_out(name: str, table: str) -> str:
+    other = "my_" + name.strip("#").replace(".", "_")
+    return f'call the column otherwise, for example [{table}] rename = {{ {other} = "{name}" }}'
 
 
 def template_columns(template: str, *, where: str) -> list[tuple[str, str | None]]:

@@ -1,34 +1,59 @@
-"""Table: one file of a data set under the standard column names, with errors that say where."""
+"""Table: one table of a data set under the standard column names, with errors that say where."""
 
 from __future__ import annotations
 
-import csv
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import unquote
 
 import polars as pl
 
 from nextitem.core.errors import UserError
+from nextitem.data.csv_files import as_integers, line_of_row, read_csv
 
-ID_COLUMNS = ("user_id", "session_id", "item_id", "impression_id")
+# Endings of files that hold data, whether they can be read or not.
+DATA_ENDINGS = (
+    *(".csv", ".tsv", ".txt", ".dat", ".inter", ".json", ".jsonl", ".ndjson", ".xls", ".xlsx", ".pkl"),
+    *(".parquet", ".feather", ".arrow", ".orc", ".avro", ".gz", ".zip", ".zst", ".bz2", ".xz"),
+)
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # how Hive and Spark write a missing value in the name of a folder
+UNLIKE_PARTS = (
+    pl.exceptions.SchemaError,
+    pl.exceptions.SchemaFieldNotFoundError,
+    pl.exceptions.ColumnNotFoundError,
+    pl.exceptions.InvalidOperationError,
+    pl.exceptions.ShapeError,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
     """Rows of one table, scanned lazily.
 
-    where     what messages call it: the file's path
-    frame     its columns under their standard names, rows in the file's order
-    csv_path  the file, where it is CSV: messages then name lines too
-    renamed   standard name -> name in the file, where they differ
+    where     what messages call it: the path of the file, or the name of a frame
+    frame     its columns under their standard names, rows in their order
+    csv_path  the file, if it is CSV: messages then name lines too
+    renamed   standard name -> name in the file, for columns that have another name there
+    settings  what messages call the place of settings
+    notes     what reading changed, skipped or assumed, in words; checks append to it
     """
 
     where: str
     frame: pl.LazyFrame
     csv_path: Path | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
+    settings: str = "dataset.toml"
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it was read from a file, not given as a frame."""
+        return self.settings == "dataset.toml"
 
     @cached_property
     def schema(self) -> pl.Schema:
@@ -39,178 +64,227 @@ class Table:
         return column in self.schema
 
     def collect(self, *columns: pl.Expr | str) -> pl.DataFrame:
-        """The given columns or aggregates, read in one streaming pass."""
+        """Return the given columns or aggregates, read in one streaming pass."""
         try:
             return self.frame.select(*columns).collect(engine="streaming")
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise unreadable(self.where, error) from None
+            raise self._unreadable(error) from None
+
+    def all_columns(self, changed: list[pl.Expr]) -> pl.DataFrame:
+        """Return the whole table, with some of its columns changed."""
+        try:
+            return self.frame.with_columns(changed).collect()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise self._unreadable(error) from None
 
     def batches(self, columns: list[pl.Expr], *, rows: int) -> Iterator[pl.DataFrame]:
-        """The given columns in order, about `rows` rows at a time."""
+        """Yield the given columns in order, about `rows` rows at a time."""
         try:
             yield from self.frame.select(columns).collect_batches(
                 chunk_size=rows, maintain_order=True, engine="streaming"
             )
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise unreadable(self.where, error) from None
+            raise self._unreadable(error) from None
 
     def first_row(self, wrong: pl.Expr) -> int | None:
-        """The 1-based number of the first row where `wrong` holds."""
+        """Return the number (from 1) of the first row in which `wrong` holds."""
         # Most checks find nothing: the first pass streams, only the second needs row numbers.
         if not self.collect(wrong.any().alias("any"))["any"][0]:
             return None
         return int(self.collect(pl.arg_where(wrong).first().alias("row"))["row"][0]) + 1
 
+    def count(self, condition: pl.Expr) -> int:
+        """Return the number of rows in which `condition` holds."""
+        return int(self.collect(condition.sum().alias("count"))["count"][0] or 0)
+
     def value(self, column: str, row: int) -> object:
-        """What stands in a column of a 1-based row."""
+        """Return the value of a column in a row (from 1)."""
         return self.frame.select(column).slice(row - 1, 1).collect()[column][0]
 
+    def note(self, words: str) -> None:
+        """Add a note about this table."""
+        self.notes.append(f"{self.where}: {words}")
+
+    def own_name(self, column: str) -> str:
+        """Return the owner's name of a column."""
+        return self.renamed.get(column, column)
+
     def require(self, *columns: str) -> None:
-        """UserError unless the table has all of the columns."""
-        missing = [column for column in columns if column not in self]
-        if missing:
-            raise self.lacks(missing[0])
+        """Raise UserError unless the table has all of the columns."""
+        for column in columns:
+            if column not in self:
+                raise self.lacks(column)
 
     def lacks(self, column: str) -> UserError:
         """The error of a missing column."""
-        have = [self.renamed.get(name, name) for name in self.schema]
-        hint = f'add it, or say rename = {{ {column} = "<its name here>" }} in dataset.toml'
-        if len(have) == 1 and any(mark in have[0] for mark in ";\t|"):
-            hint = "the file seems to be separated by another mark than the comma; write it with commas"
-        return UserError(f"{self.where}: column {column!r} is missing, there are {', '.join(have)}; {hint}")
+        names = [self.own_name(name) for name in self.schema]
+        mapping = f'rename = {{ {column} = "<its name here>" }} in dataset.toml'
+        if not self.is_file:
+            mapping = f'columns={{"{column}": "<its name here>"}}'
+        return UserError(
+            f"{self.where}: column {column!r} is missing, there are {', '.join(names)}; add it, or say {mapping}"
+        )
+
+    def _unreadable(self, error: Exception) -> UserError:
+        return unreadable(self.where, error) if self.is_file else failed_frame(self.where, error)
 
     def problem(self, column: str, what: str, remedy: str, *, row: int | None = None) -> UserError:
-        """The error of a column, or of one row (1-based) in it."""
-        name = self.renamed.get(column, column)
+        """The error of a column, or of one row (from 1) in it."""
+        name = self.own_name(column)
         place = f"column {name!r}" if name == column else f"column {name!r} ({column})"
         if row is not None:
-            line = "" if self.csv_path is None else f" (line {_line_of(self.csv_path, row)})"
+            line = "" if self.csv_path is None else f" (line {line_of_row(self.csv_path, row)})"
             place += f", row {row}{line}"
         return UserError(f"{self.where}: {place}: {what}; {remedy}")
 
 
+@contextmanager
+def reading(where: str | Path) -> Iterator[None]:
+    """Turn errors of the operating system into UserError with one line."""
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(str(where), error) from None
+
+
 def find_table(folder: Path, name: str, *, rename: Mapping[str, str]) -> Table | None:
-    """Opens folder/name.parquet or folder/name.csv; None where there is neither, UserError where both."""
+    """Open folder/name.parquet or folder/name.csv; None if there is neither, UserError if there are both."""
     parquet, text = folder / f"{name}.parquet", folder / f"{name}.csv"
-    if parquet.exists() and text.exists():
+    # A link to nothing is a mistake, not a missing table: lexists sees it.
+    with reading(folder):
+        has_parquet, has_text = os.path.lexists(parquet), os.path.lexists(text)
+    if has_parquet and has_text:
         raise UserError(f"{folder}: holds both {parquet.name} and {text.name}; remove one of them")
-    if parquet.exists():
-        return _under_standard_names(Table(str(parquet), _scan_parquet(parquet)), rename)
-    if text.exists():
-        return _under_standard_names(Table(str(text), _read_csv(text).lazy(), csv_path=text), rename)
+    if has_parquet:
+        with reading(parquet):
+            return _under_standard_names(Table(str(parquet), _scan_parquet(parquet)), rename)
+    if has_text:
+        with reading(text):
+            if text.is_dir():
+                raise UserError(f"{text}: is a folder; write one CSV file with a header, or Parquet")
+            frame, notes = read_csv(text)
+        return _under_standard_names(Table(str(text), frame.lazy(), csv_path=text, notes=notes), rename)
     return None
 
 
+def unread_files(folder: Path, name: str) -> list[str]:
+    """Return the names of files that look like the table but are not read: other formats, compressed, other case."""
+    with reading(folder):
+        names = sorted(entry.name for entry in folder.iterdir())
+    return [
+        file
+        for file in names
+        if file.lower().split(".")[0] == name
+        and file.lower().endswith(DATA_ENDINGS)
+        and file not in (f"{name}.parquet", f"{name}.csv")
+    ]
+
+
 def frame_table(where: str, frame: pl.DataFrame | pl.LazyFrame, *, rename: Mapping[str, str]) -> Table:
-    """A table of a frame in memory; `where` is what messages call it."""
-    return _under_standard_names(Table(where, frame.lazy()), rename)
+    """Return the table of a frame in memory; `where` is what messages call it."""
+    return _under_standard_names(Table(where, frame.lazy(), settings="settings"), rename)
 
 
 def unreadable(where: str, error: Exception) -> UserError:
-    """The error of a file that cannot be decoded."""
+    """The error of a table that cannot be read."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    if isinstance(error, PermissionError):
+        return UserError(f"{where}: may not be read ({reason}); give your account the right to read it")
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{where}: is missing, or a link to a file that is missing; write it, or remove the link")
+    if isinstance(error, OSError) and error.errno is not None:
+        return UserError(f"{where}: cannot be read ({reason}); put it where it can be read")
+    if isinstance(error, UNLIKE_PARTS):
+        return UserError(
+            f"{where}: its parts do not have the same columns of the same types ({reason}); write it again at once"
+        )
     return UserError(f"{where}: cannot be read ({reason}); it is truncated or damaged, write it again")
 
 
+def failed_frame(where: str, error: Exception) -> UserError:
+    """The error of a lazy frame that cannot be computed."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{where}: the frame cannot be computed ({reason}); correct what it is made of")
+
+
 def _under_standard_names(table: Table, rename: Mapping[str, str]) -> Table:
+    setting, remedy = ("rename", "correct dataset.toml")
+    if not table.is_file:
+        setting, remedy = ("columns", "correct it: it maps our name to yours")
     for standard, actual in rename.items():
         if actual not in table:
             raise UserError(
-                f"{table.where}: rename says that {standard!r} is column {actual!r}, "
-                f"but there are {', '.join(table.schema)}; correct dataset.toml"
+                f"{table.where}: {setting} says that {standard!r} is column {actual!r}, "
+                f"but there are {', '.join(table.schema)}; {remedy}"
             )
-        if standard in table and standard != actual:
+        if standard in table and standard not in rename.values():
             raise UserError(
-                f"{table.where}: rename says that {standard!r} is column {actual!r}, "
+                f"{table.where}: {setting} says that {standard!r} is column {actual!r}, "
                 f"but there is a column {standard!r} too; drop one of them"
             )
+    for actual, count in Counter(rename.values()).items():
+        if count > 1:
+            names = ", ".join(repr(standard) for standard, other in rename.items() if other == actual)
+            raise UserError(f"{table.where}: {setting} says that {names} are all column {actual!r}; {remedy}")
     frame = table.frame.rename({actual: standard for standard, actual in rename.items()})
-    return Table(table.where, frame, csv_path=table.csv_path, renamed=dict(rename))
+    renamed = {standard: actual for standard, actual in rename.items() if standard != actual}
+    return Table(table.where, frame, table.csv_path, renamed, table.settings, table.notes)
 
 
 def _scan_parquet(path: Path) -> pl.LazyFrame:
+    """Scan a Parquet file, or a folder of part files as Spark, Hive and others write one."""
     try:
-        frame = pl.scan_parquet(path)
+        if not path.is_dir():
+            with path.open("rb"):  # says what the operating system says; the scan would call it damaged
+                pass
+            frame = _scan_files([path])
+        else:
+            frame = _scan_folder(path)
         frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise unreadable(str(path), error) from None
     return frame
 
 
-def _read_csv(path: Path) -> pl.DataFrame:
-    """Reads everything as text, then gives each column the narrowest type that loses nothing.
+def _scan_files(files: list[Path]) -> pl.LazyFrame:
+    # The names are no patterns, and folders above the table are no partitions.
+    return pl.scan_parquet(files, glob=False, hive_partitioning=False)
 
-    A column of whole numbers is one of integers only if every value prints the same again, over the whole
-    file: "00123" keeps its zeros, and ids beyond 64 bits stay text.
+
+def _scan_folder(folder: Path) -> pl.LazyFrame:
+    """Scan all part files in the order of their paths; folders called key=value add a column `key`.
+
+    Files and folders whose names begin with "_" or "." (_SUCCESS, checksums) are not read.
     """
-    with path.open("rb") as file:
-        try:
-            file.readline().decode("utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: line 1, the header: not UTF-8 text; save the file as UTF-8") from None
-    try:
-        frame = pl.read_csv(path, infer_schema=False)
-    except pl.exceptions.NoDataError:
-        raise UserError(f"{path}: the file is empty; the first line must name the columns") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _csv_problem(path, error) from None
-    if frame.width:
-        # Lines without a value are no rows; _records counts in the same way.
-        frame = frame.filter(pl.any_horizontal(pl.all().is_not_null() & (pl.all() != "")))
-    return frame.select(_narrowed(column) for column in frame)
-
-
-def _narrowed(text: pl.Series) -> pl.Series:
-    text = text.set(text == "", None)
-    if text.null_count() == len(text):
-        return text
-    whole = text.cast(pl.Int64, strict=False)
-    if whole.null_count() == text.null_count() and bool((whole.cast(pl.String) == text).all()):
-        return whole
-    if text.name in ID_COLUMNS:
-        return text
-    number = text.cast(pl.Float64, strict=False)
-    return number if number.null_count() == text.null_count() and _is_plain(text) else text
-
-
-def _is_plain(text: pl.Series) -> bool:
-    """Numbers without leading zeros: postcodes and article numbers are not quantities."""
-    return not bool(text.str.contains(r"^[+-]?0\d").any())
-
-
-def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The records of a CSV file with the line that each begins on; bytes that are no UTF-8 are kept."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file)
-        line = 1
-        for record in reader:
-            if any(record):
-                yield line, record
-            line = reader.line_num + 1
-
-
-def _line_of(path: Path, row: int) -> int:
-    for number, (line, _) in enumerate(_records(path)):
-        if number == row:
-            return line
-    raise AssertionError(f"{path} has no row {row}")
-
-
-def _csv_problem(path: Path, error: Exception) -> UserError:
-    """The error of the first record that is not UTF-8 or has too many fields, else of the reader's."""
-    header: list[str] = []
-    for row, (line, record) in enumerate(_records(path)):
-        header = header or record
-        for column, value in enumerate(record):
-            if any("\udc80" <= letter <= "\udcff" for letter in value):
-                name = header[column] if column < len(header) else str(column + 1)
-                return UserError(
-                    f"{path}: column {name!r}, row {row} (line {line}): not UTF-8 text; save the file as UTF-8"
-                )
-        if len(record) > len(header):
-            return UserError(
-                f"{path}: row {row} (line {line}) has {len(record)} fields, the header has {len(header)}; "
-                "put quotes around values that hold a comma"
-            )
-    reason = str(error).splitlines()[0]
-    return UserError(f"{path}: not a well-formed CSV file ({reason}); close every quote, and save it as UTF-8")
+    if (folder / "_delta_log").exists():
+        raise UserError(f"{folder}: is a Delta table, with rows that may be deleted; write it as plain Parquet")
+    partitions: dict[tuple[tuple[str, str], ...], list[Path]] = {}
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        if any(part.startswith(("_", ".")) for part in inside.parts) or file.is_dir():
+            continue
+        with file.open("rb") as content:
+            if content.read(4) != b"PAR1":
+                raise UserError(f"{folder}: {inside} in it is no Parquet file; move it away or write the table again")
+        pairs = tuple(tuple(unquote(name).split("=", 1)) for name in inside.parts[:-1] if "=" in name)
+        partitions.setdefault(pairs, []).append(file)  # type: ignore[arg-type]
+    if not partitions:
+        raise UserError(f"{folder}: is a folder without Parquet files; write the table into it, or remove it")
+    keys = [tuple(key for key, _ in pairs) for pairs in partitions]
+    if any(key != keys[0] for key in keys):
+        raise UserError(f"{folder}: its folders key=value are not all of the same keys; write the table again")
+    values = {
+        key: as_integers(
+            pl.Series(key, [dict(pairs)[key] for pairs in partitions]).replace({NO_PARTITION: None, "": None})
+        )
+        for key in keys[0]
+    }
+    parts = [
+        _scan_files(files).with_columns(
+            pl.lit(column[place], column.dtype).alias(key) for key, column in values.items()
+        )
+        for place, files in enumerate(partitions.values())
+    ]
+    return parts[0] if len(parts) == 1 else pl.concat(parts)

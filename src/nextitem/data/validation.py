@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,32 +11,36 @@ from numpy.typing import NDArray
 
 from nextitem.core.errors import UserError
 from nextitem.data.tables import Table
+from nextitem.data.times import time_ticks
 
-SECONDS_BELOW = 10**11  # whole-number times below this are seconds: 1e11 s is the year 5138, 1e11 ms is 1973
-LATEST_MS = 4_102_444_800_000  # 2100-01-01
-TIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 SPLIT_PARTS = ("train", "valid", "test")
+MAX_EXACT = 2**53  # whole numbers up to here are exact as floats
+# Words for yes and no in label columns of text, in lower case.
+YES_OR_NO = {"true": 1.0, "t": 1.0, "yes": 1.0, "y": 1.0, "false": 0.0, "f": 0.0, "no": 0.0, "n": 0.0}
 
 
 def id_column(table: Table, column: str, *, optional: pl.Expr | None = None) -> pl.Expr:
-    """The ids of a column as Int64, or as text where they are text or do not all fit.
+    """Return the ids of a column as Int64, or as text if they are text or do not all fit.
 
-    Nulls and empty texts are errors except in rows where `optional` holds.
+    Spaces at the ends of text are no part of an id; a note counts them. Floats are ids if all are whole (a column
+    of integers that once had gaps). Nulls, NaN and empty texts are errors except in rows where `optional` holds.
     """
     kind = table.schema[column]
     values = pl.col(column)
     if kind in (pl.Categorical, pl.Enum):
         kind, values = pl.String(), values.cast(pl.String)
-    whole = kind.is_integer() or (isinstance(kind, pl.Decimal) and kind.scale == 0)
-    if not (whole or kind in (pl.String, pl.Null)):
-        raise table.problem(column, f"ids are of type {kind}", "store them as integers or text, without missing values")
-    missing = values.is_null() | (values == "") if kind == pl.String else values.is_null()
-    if optional is not None:
-        missing = missing & ~optional
-    row = table.first_row(missing)
-    if row is not None:
-        raise table.problem(column, "the id is missing", "fill it in or remove the row", row=row)
-    if not whole:
+    if kind.is_float():
+        return _whole_float_ids(table, column, optional)
+    is_whole = kind.is_integer() or (isinstance(kind, pl.Decimal) and kind.scale == 0)
+    if not (is_whole or kind in (pl.String, pl.Null)):
+        mixed = "values of several types" if kind == pl.Object else f"ids are of type {kind}"
+        raise table.problem(column, mixed, "store them as integers or text, without missing values")
+    if kind == pl.String:
+        values = _stripped(table, column, values)
+    _no_missing_ids(
+        table, column, values.is_null() | (values == "") if kind == pl.String else values.is_null(), optional
+    )
+    if not is_whole:
         return values.cast(pl.String)
     if kind in (pl.UInt64, pl.Int128, pl.UInt128) or isinstance(kind, pl.Decimal):
         low, high = table.collect(values.min().alias("low"), values.max().alias("high")).row(0)
@@ -44,135 +49,82 @@ def id_column(table: Table, column: str, *, optional: pl.Expr | None = None) -> 
     return values.cast(pl.Int64)
 
 
-def time_ticks(table: Table, column: str, *, nulls: bool = False) -> tuple[pl.Expr, int]:
-    """Event times as Int64 ticks since 1970 UTC, and the number of ticks in a millisecond (1 or 1000).
+def _stripped(table: Table, column: str, values: pl.Expr) -> pl.Expr:
+    stripped = values.str.strip_chars()
+    count = table.count(stripped != values)
+    if not count:
+        return values
+    table.note(f"column {table.own_name(column)!r}: spaces at the ends of {count:,} ids are no part of them")
+    return stripped
 
-    Whole numbers are seconds where all lie below 1e11, else milliseconds; datetimes without a zone are UTC;
-    finer than milliseconds is kept as microseconds, so that it can decide the order. Times before 1970,
-    after 2099, or of two units are errors, and nulls too unless `nulls`.
-    """
-    kind = table.schema[column]
-    if kind == pl.String:
-        ticks, per_ms = _parsed_text(table, column), 1000
-    elif kind.is_integer():
-        return _whole_numbers(table, column, nulls=nulls), 1
-    elif kind == pl.Date:
-        ticks, per_ms = pl.col(column).cast(pl.Datetime("ms")).to_physical(), 1
-    elif isinstance(kind, pl.Datetime):
-        fine = kind.time_unit != "ms"
-        ticks, per_ms = pl.col(column).dt.timestamp("us" if fine else "ms"), 1000 if fine else 1
-    elif kind == pl.Null and nulls:
-        ticks, per_ms = pl.col(column).cast(pl.Int64), 1
-    else:
-        raise table.problem(column, f"times are of type {kind}", "store integer seconds or milliseconds, or datetimes")
-    _no_nulls(table, column, nulls=nulls)
-    row = table.first_row(~ticks.is_between(0, LATEST_MS * per_ms, closed="left"))
+
+def _no_missing_ids(table: Table, column: str, is_missing: pl.Expr, optional: pl.Expr | None) -> None:
+    row = table.first_row(is_missing if optional is None else is_missing & ~optional)
     if row is not None:
-        raise table.problem(
-            column,
-            f"{table.value(column, row)} is not between 1970 and 2099",
-            "correct the time or remove the row",
-            row=row,
-        )
-    return ticks, per_ms
+        raise table.problem(column, "the id is missing", "fill it in or remove the row", row=row)
 
 
-def _no_nulls(table: Table, column: str, *, nulls: bool) -> None:
-    row = None if nulls else table.first_row(pl.col(column).is_null())
+def _whole_float_ids(table: Table, column: str, optional: pl.Expr | None) -> pl.Expr:
+    values = pl.col(column).fill_nan(None)
+    _no_missing_ids(table, column, values.is_null(), optional)
+    row = table.first_row((values != values.round()) | (values.abs() > MAX_EXACT))
     if row is not None:
-        raise table.problem(
-            column,
-            "the time is missing",
-            "fill it in, remove the row, or add a column position with the order of each user's events",
-            row=row,
-        )
-
-
-def _whole_numbers(table: Table, column: str, *, nulls: bool) -> pl.Expr:
-    times = pl.col(column).cast(pl.Int64, strict=False)
-    row = table.first_row(pl.col(column).is_not_null() & (times.is_null() | (times < 0)))
-    if row is not None:
-        what = f"{table.value(column, row)} is no time after 1970"
-        raise table.problem(column, what, "give seconds or milliseconds since 1970", row=row)
-    _no_nulls(table, column, nulls=nulls)
-    low, high = table.collect(times.min().alias("low"), times.max().alias("high")).row(0)
-    seconds = high is None or high < SECONDS_BELOW
-    latest = LATEST_MS // 1000 if seconds else LATEST_MS
-    unit = "seconds" if seconds else "milliseconds"
-    row = None if high is None or high < latest else table.first_row(times >= latest)
-    if row is not None:
-        what = f"{table.value(column, row)} read as {unit} lies after 2099"
-        raise table.problem(column, what, "give seconds or milliseconds since 1970", row=row)
-    if not seconds and low < SECONDS_BELOW:
-        row = table.first_row(times < SECONDS_BELOW)
-        assert row is not None
-        raise table.problem(
-            column,
-            f"{table.value(column, row)} looks like seconds while others, up to {high}, are milliseconds",
-            "give all times in one unit",
-            row=row,
-        )
-    return times * 1000 if seconds else times
-
-
-def _parsed_text(table: Table, column: str) -> pl.Expr:
-    # Among whole numbers the stray text is the mistake, although dates would be read too.
-    whole = pl.col(column).cast(pl.Int64, strict=False).is_not_null()
-    if table.collect(whole.filter(~_empty(column)).first().alias("first"))["first"][0]:
-        row = table.first_row(~whole & ~_empty(column))
-        if row is not None:
-            what = f"{table.value(column, row)!r} is no time, and the first one is a whole number"
-            remedy = "give seconds or milliseconds since 1970 in every row"
-            raise table.problem(column, what, remedy, row=row)
-    text = pl.col(column).str.replace("T", " ", literal=True).str.replace(r"\s*Z$", "+00:00")
-    parsed = pl.coalesce(
-        text.str.to_datetime(form, time_unit="us", strict=False).dt.timestamp("us") for form in TIME_FORMATS
-    )
-    row = table.first_row(parsed.is_null() & pl.col(column).is_not_null())
-    if row is not None:
-        raise table.problem(
-            column,
-            f"{table.value(column, row)!r} is no time",
-            "write 2024-05-31 18:30:00, 2024-05-31, or seconds or milliseconds since 1970",
-            row=row,
-        )
-    return parsed
+        what = f"{table.value(column, row)} is no exact whole number, and the ids are of type {table.schema[column]}"
+        raise table.problem(column, what, "store ids as integers or text", row=row)
+    return values.cast(pl.Int64)
 
 
 def position_column(table: Table) -> pl.Expr:
-    """The column position as Int64; nulls and other types than integers are errors."""
-    kind = table.schema["position"]
+    """The column position as Int64; nulls and fractions are errors."""
     remedy = "store whole numbers, 0 for the first event"
-    if kind == pl.String:
-        row = table.first_row(pl.col("position").cast(pl.Int64, strict=False).is_null() & ~_empty("position"))
-        if row is not None:
-            what = f"{table.value('position', row)!r} is no whole number"
-            raise table.problem("position", what, remedy, row=row)
-    elif not kind.is_integer():
-        raise table.problem("position", f"is of type {kind}", remedy)
-    row = table.first_row(_empty("position") if kind == pl.String else pl.col("position").is_null())
+    numbers = numeric_column(table, "position", what="the order of events")
+    row = table.first_row(numbers.is_null())
     if row is not None:
         raise table.problem("position", "is missing", "fill it in, or remove the column", row=row)
-    return pl.col("position").cast(pl.Int64)
+    row = table.first_row(numbers != numbers.cast(pl.Int64, strict=False))
+    if row is not None:
+        raise table.problem("position", f"{table.value('position', row)} is no whole number", remedy, row=row)
+    return numbers.cast(pl.Int64)
 
 
-def numeric_column(table: Table, column: str, *, what: str) -> pl.Expr:
-    """A column as numbers (booleans are 0 and 1; nulls stay); finite, or it is an error."""
+def numeric_column(table: Table, column: str, *, what: str, words: bool = False) -> pl.Expr:
+    """Return a column as numbers: text is parsed, booleans are 0 and 1, nulls and NaN are null.
+
+    With `words`, text may also be true/false, yes/no, t/f, y/n. UserError for other text and infinite numbers.
+    """
     kind = table.schema[column]
+    remedy = "write a number or leave it empty"
     if kind == pl.String:
-        row = table.first_row(pl.col(column).cast(pl.Float64, strict=False).is_null() & ~_empty(column))
+        text = pl.col(column).str.strip_chars()
+        numbers = text.cast(pl.Float64, strict=False)
+        if words:
+            lower = text.str.to_lowercase()
+            numbers = numbers.fill_null(lower.replace_strict(YES_OR_NO, default=None, return_dtype=pl.Float64))
+        row = table.first_row(numbers.is_null() & text.is_not_null() & (text != ""))
         if row is not None:
             problem = f"{table.value(column, row)!r} is no number, and the column is {what}"
-            raise table.problem(column, problem, "write a number or leave it empty", row=row)
-        return pl.col(column).cast(pl.Float64, strict=False)
-    if not (kind.is_numeric() or kind in (pl.Boolean, pl.Null)):
+            raise table.problem(column, problem, remedy, row=row)
+    elif kind == pl.Boolean:
+        return pl.col(column).cast(pl.Int8)
+    elif kind.is_numeric() or kind == pl.Null:
+        numbers = pl.col(column)
+    else:
         raise table.problem(column, f"is of type {kind}, and the column is {what}", "store numbers")
-    if kind.is_float():
-        row = table.first_row(~pl.col(column).is_finite())
-        if row is not None:
-            problem = f"{table.value(column, row)} is no finite number"
-            raise table.problem(column, problem, "write a number or leave it empty", row=row)
-    return pl.col(column).cast(pl.Int8) if kind == pl.Boolean else pl.col(column)
+    if not (kind.is_float() or kind == pl.String):
+        return numbers
+    row = table.first_row(numbers.is_infinite())
+    if row is not None:
+        raise table.problem(column, f"{table.value(column, row)} is no finite number", remedy, row=row)
+    return numbers.fill_nan(None)
+
+
+def is_numeric_column(table: Table, column: str) -> bool:
+    """Whether `numeric_column` would read it: numbers, booleans, or text that is all numbers."""
+    kind = table.schema[column]
+    if kind == pl.String:
+        text = pl.col(column).str.strip_chars()
+        return not table.count(text.cast(pl.Float64, strict=False).is_null() & (text != ""))
+    return kind.is_numeric() or kind in (pl.Boolean, pl.Null)
 
 
 def _empty(column: str) -> pl.Expr:
@@ -184,17 +136,28 @@ def feature_columns(table: Table, features: Mapping[str, str], *, setting: str) 
     return [_feature(table, column, kind, setting=setting) for column, kind in features.items()]
 
 
-def _feature(table: Table, column: str, kind: str, *, setting: str) -> pl.Expr:
+def label_column(table: Table, column: str, *, setting: str) -> pl.Expr:
+    """Return a declared label column as numbers; null where it is empty."""
+    require_declared(table, column, setting=setting)
+    return numeric_column(table, column, what=f"declared in {setting}", words=True)
+
+
+def require_declared(table: Table, column: str, *, setting: str) -> None:
+    """Raise UserError unless the table has a column that a setting names."""
     if column not in table:
         raise UserError(
-            f"{table.where}: {setting} in dataset.toml names column {column!r}, "
-            f"but there are {', '.join(table.schema)}; correct dataset.toml"
+            f"{table.where}: {setting} in {table.settings} names column {column!r}, "
+            f"but there are {', '.join(table.schema)}; correct {table.settings}"
         )
+
+
+def _feature(table: Table, column: str, kind: str, *, setting: str) -> pl.Expr:
+    require_declared(table, column, setting=setting)
     have = table.schema[column]
     if kind == "numeric":
         return numeric_column(table, column, what=f"declared numeric in {setting}")
     if kind == "timestamp":
-        ticks, per_ms = time_ticks(table, column, nulls=True)
+        ticks, per_ms = time_ticks(table, column, is_feature=True)
         return (ticks // per_ms).cast(pl.Datetime("ms")).alias(column)
     if kind in ("categorical-list", "history"):
         return list_column(table, column, pl.String(), what=f"declared {kind} in {setting}")
@@ -234,26 +197,38 @@ def _first_not_json(table: Table, column: str, inner: pl.DataType) -> int:
     raise AssertionError("decoding failed, and no row is to blame")
 
 
-def content_columns(table: Table) -> list[pl.Expr]:
-    """The columns content_<name>: a vector of one length and finite numbers in every row."""
-    return [_content(table, column) for column in table.schema if column.startswith("content_")]
+def content_columns(table: Table, features: Mapping[str, str]) -> list[pl.Expr]:
+    """Return the columns content_<name> that hold lists of numbers: vectors, finite and all of one length.
+
+    Other columns of such a name (content_type, content_rating), and declared features, are columns like any other.
+    """
+    names = [column for column in table.schema if column.startswith("content_") and column not in features]
+    return [_content(table, column) for column in names if _holds_vectors(table, column)]
+
+
+def _holds_vectors(table: Table, column: str) -> bool:
+    kind = table.schema[column]
+    if isinstance(kind, pl.List | pl.Array):
+        return kind.inner is not None and kind.inner.is_numeric()
+    if kind != pl.String:
+        return False
+    first = table.collect(pl.col(column).drop_nulls().first().alias("first"))["first"][0]
+    return first is not None and re.fullmatch(r"\s*\[[-+.,\deE\s]*\]\s*", first) is not None
 
 
 def _content(table: Table, column: str) -> pl.Expr:
-    vectors = list_column(table, column, pl.Float64(), what="a content vector")
-    kind = table.schema[column]
-    if isinstance(kind, pl.List | pl.Array) and not (kind.inner is not None and kind.inner.is_numeric()):
-        raise table.problem(column, f"is of type {kind}", "store a list of numbers in every row")
-    vectors = vectors.cast(pl.List(pl.Float32))
+    vectors = list_column(table, column, pl.Float64(), what="a content vector").cast(pl.List(pl.Float32))
     row = table.first_row(vectors.is_null())
     if row is not None:
-        raise table.problem(column, "the vector is missing", "give every item one, or drop the column", row=row)
+        remedy = "give every item one, or rename the column if it holds no vectors"
+        raise table.problem(column, "the vector is missing", remedy, row=row)
     length = table.collect(vectors.list.len().first().alias("length"))["length"][0]
     row = table.first_row(vectors.list.len() != length)
     if row is not None:
-        found = len(table.value(column, row))  # type: ignore[arg-type]
-        what = f"the vector has {found} numbers, the first has {length}"
-        raise table.problem(column, what, "give all vectors one length", row=row)
+        other = table.frame.select(vectors.list.len()).slice(row - 1, 1).collect().item()
+        what = f"the vector has {other} numbers, the first has {length}"
+        remedy = "give all vectors one length, or rename the column if it holds no vectors"
+        raise table.problem(column, what, remedy, row=row)
     bad = vectors.list.eval(~pl.element().is_finite() | pl.element().is_null()).list.any()
     row = table.first_row(bad)
     if row is not None:
@@ -269,58 +244,68 @@ def check_split(table: Table) -> None:
         raise table.problem("split", what, "write train, valid or test, or drop the column", row=row)
 
 
-def check_actions(table: Table, positive: tuple[str, ...] | None) -> list[str]:
-    """The distinct actions of a log, sorted; declared positive actions that never occur are errors."""
+def action_text(table: Table) -> pl.Expr:
+    """Return the column action as text, null where it is empty; codes of actions may be integers."""
+    kind = table.schema["action"]
+    if not (kind in (pl.String, pl.Categorical, pl.Enum, pl.Null) or kind.is_integer()):
+        raise table.problem("action", f"is of type {kind}", "store text: view, purchase, ...")
+    text = pl.col("action").cast(pl.String).str.strip_chars()
+    return pl.when(text != "").then(text)
+
+
+def count_actions(table: Table, positive: tuple[str, ...] | None) -> dict[str, int]:
+    """Return how often each action occurs, sorted by name; declared positive actions that never occur are errors."""
     if "action" not in table:
         if positive is not None:
             raise table.problem(
                 "action",
-                f"is missing, and positive_actions = {list(positive)} in dataset.toml needs it",
+                f"is missing, and positive_actions = {list(positive)} in {table.settings} needs it",
                 "add the column or drop the setting",
             )
-        return []
-    if table.schema["action"] not in (pl.String, pl.Categorical, pl.Enum, pl.Null):
-        raise table.problem("action", f"is of type {table.schema['action']}", "store text: view, purchase, ...")
-    found = table.collect(pl.col("action").cast(pl.String).unique().alias("action"))["action"]
-    actions = found.drop_nulls().sort().to_list()
+        return {}
+    found = table.collect(action_text(table).value_counts().alias("action"))["action"].struct.unnest()
+    counts = {str(action): int(count) for action, count in found.rows() if action is not None}
     for action in positive or ():
-        if action not in actions:
+        if action not in counts:
             raise table.problem(
                 "action",
-                f"never holds {action!r}, which positive_actions names; it holds {', '.join(actions)}",
-                "correct positive_actions in dataset.toml",
+                f"never holds {action!r}, which positive_actions names; it holds {', '.join(sorted(counts))}",
+                f"correct positive_actions in {table.settings}",
             )
-    return [str(action) for action in actions]
+    return dict(sorted(counts.items()))
 
 
 def check_searches(table: Table) -> pl.Expr | None:
-    """Which rows are searches (action=search); each needs a query and no item. None where there are none."""
+    """Return which rows are searches (action=search), or None if there are none; each has a query and no item."""
     if "action" not in table:
         return None
-    searches = pl.col("action").cast(pl.String).eq_missing("search")
+    searches = action_text(table).eq_missing("search")
     if table.first_row(searches) is None:
         return None
     table.require("query")
     row = table.first_row(searches & _empty("query"))
     if row is not None:
         raise table.problem("query", "a search without a query", "fill it in or remove the row", row=row)
-    row = table.first_row(searches & pl.col("item_id").is_not_null())
+    item = pl.col("item_id")
+    row = table.first_row(searches & item.is_not_null() & (item.cast(pl.String, strict=False) != ""))
     if row is not None:
-        raise table.problem("item_id", "a search has no item", "leave item_id empty in searches", row=row)
+        remedy = "leave item_id empty in searches, or give this action another name"
+        raise table.problem("item_id", "an event with action search has no item", remedy, row=row)
     return searches
 
 
-def unknown_items(table: Table, items: Table, unknown: NDArray[np.bool_], *, drop: bool) -> str:
-    """A note of the rows whose items the items table lacks; UserError at the first one unless they `drop`."""
+def unknown_items(table: Table, items: Table, unknown: NDArray[np.bool_], *, drop: bool) -> None:
+    """Note the rows whose items the items table lacks; UserError at the first one unless they `drop`."""
     count, row = int(unknown.sum()), int(unknown.argmax()) + 1
     if not drop:
+        option = "--drop-unknown-items" if table.is_file else "drop_unknown_items=True"
         raise table.problem(
             "item_id",
             f"{table.value('item_id', row)!r} is not in {items.where} ({count} rows have such items)",
-            "add the items, or leave these rows out with --drop-unknown-items",
+            f"add the items, or leave these rows out with {option}",
             row=row,
         )
-    return f"{table.where}: left out {count} rows whose items are not in {items.where}"
+    table.note(f"left out {count} rows whose items are not in {items.where}")
 
 
 def unique_ids(table: Table, column: str, ids: pl.Expr) -> None:

@@ -66,8 +66,9 @@ def quick_auc(model: Ranker, requests: SequenceBatch) -> float:
     """One figure, for choosing an epoch: the AUC of the first task."""
     first = next(iter(score_all(model, requests).items()))
     labels = requests.candidate_labels
-    label = first[0] if first[0] in labels else next(iter(labels))
-    return ranking.auc(first[1].values, labels[label].values > 0)
+    values = labels[first[0] if first[0] in labels else next(iter(labels))].values
+    has_label = ~values.isnan()
+    return ranking.auc(first[1].values[has_label], values[has_label] > 0)
 
 
 def evaluate_ranking(
@@ -76,10 +77,11 @@ def evaluate_ranking(
     """AUC, GAUC, log-loss, normalised entropy and calibration error of `scores` against the candidates' labels.
 
     `scores` shares the candidates' offsets and holds probabilities; where any score lies outside 0..1, the last
-    three are left out. The interval of AUC is a bootstrap over the groups of GAUC. A label above 0 is positive. GAUC is
-    over users, for requests of unknown users over the requests themselves, that have both labels. A figure that is not
-    defined (no group has both labels) is NaN, null in JSON. `slices` says what was judged: {"judged by gauc":
-    {"users": groups}, "left out of gauc": {"users": groups}}. `users` counts requests.
+    three are left out. The interval of AUC is a bootstrap over the groups of GAUC. A label above 0 is positive;
+    candidates whose label is not known (NaN) are left out. GAUC is over users, for requests of unknown users over
+    the requests themselves, that have both labels. A figure that is not defined (no group has both labels) is NaN,
+    null in JSON. `slices` says what was judged: {"judged by gauc":
+    {"users": groups}, "left out of gauc": {"users": groups}}. `users` counts requests with a known label.
     """
     if requests.candidates is None or label not in requests.candidate_labels:
         raise ValueError(f"no label {label!r}; the candidates have: {', '.join(requests.candidate_labels) or 'none'}")
@@ -88,22 +90,25 @@ def evaluate_ranking(
         raise ValueError(f"scores must share the candidates' offsets: {count} scores, got {len(scores.values)}")
     if not bool(scores.values.isfinite().all()):
         raise ValueError("scores must be finite")
-    labels = requests.candidate_labels[label].values > 0
-    groups = ranking_groups(requests)
-    mean, left_out = ranking.gauc(scores.values, labels, groups)
-    metrics = {"auc": ranking.auc(scores.values, labels), "gauc": mean}
-    if bool(((scores.values >= 0) & (scores.values <= 1)).all()):
-        metrics["log_loss"] = ranking.log_loss(scores.values, labels)
-        metrics["normalised_entropy"] = ranking.normalised_entropy(scores.values, labels)
-        metrics["calibration_error"] = ranking.calibration_error(scores.values, labels)
+    has_label = ~requests.candidate_labels[label].values.isnan()
+    if not bool(has_label.any()):
+        raise UserError(f"label {label!r} is not known of any candidate that is judged; fill it in or judge others")
+    values, labels = scores.values[has_label], requests.candidate_labels[label].values[has_label] > 0
+    groups = ranking_groups(requests)[has_label]
+    mean, left_out = ranking.gauc(values, labels, groups)
+    metrics = {"auc": ranking.auc(values, labels), "gauc": mean}
+    if bool(((values >= 0) & (values <= 1)).all()):
+        metrics["log_loss"] = ranking.log_loss(values, labels)
+        metrics["normalised_entropy"] = ranking.normalised_entropy(values, labels)
+        metrics["calibration_error"] = ranking.calibration_error(values, labels)
     judged = int(torch.unique(groups).numel()) - left_out
     return Evaluation(
         model=model_name,
         protocol="impressions",
         refit=refit,
-        users=requests.num_requests,
+        users=int(torch.unique(requests.candidates.row_ids()[has_label]).numel()),
         metrics=metrics,
-        intervals={"auc": auc_interval(scores.values, labels, groups)},
+        intervals={"auc": auc_interval(values, labels, groups)},
         slices={"judged by gauc": {"users": judged}, "left out of gauc": {"users": left_out}},
     )
 

@@ -1,1 +1,23 @@
-"""One recommender per file."""
+"""One model per file. The package can be called too: `nextitem.models()` lists what there is."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class _Models(ModuleType):
+    """The package, which answers as the function of its name that the Python door exports."""
+
+    def __call__(self, kind: str | None = None) -> pl.DataFrame:
+        from nextitem.core.registry import models
+
+        return models(kind)
+
+
+# Importing any model binds the name `models` of the package above to this module, so the module must be callable.
+sys.modules[__name__].__class__ = _Models

@@ -104,13 +104,9 @@ class Tiger(Recommender):
 
     def examples(self, train: Dataset) -> NextTargets:
         """Every target with the history before it."""
-        chosen = self.settings
-        return NextTargets(
-            train.interactions,
-            max_length=chosen.max_history_length,
-            per_epoch=chosen.targets_per_epoch,
-            user_keys=train.users.keys if chosen.user_buckets and not train.anonymous else None,
-        )
+        keys = train.users.keys if self.settings.user_buckets and not train.anonymous else None
+        log, length, count = train.interactions, self.settings.max_history_length, self.settings.targets_per_epoch
+        return NextTargets(log, max_length=length, per_epoch=count, user_keys=keys)
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
         """Mean cross-entropy of the target's codes, given the codes before (equation of section 3.2)."""
@@ -283,9 +279,8 @@ class Tiger(Recommender):
 
     def _user_tokens(self, batch: SequenceBatch) -> Tensor:
         """Token of each user's bucket, [B]; an unknown user has bucket 0."""
-        buckets = self.settings.user_buckets
         users = batch.user_ids if batch.user_ids is not None else torch.zeros_like(batch.items.lengths)
-        return self.first_input + 1 + torch.where(users > 0, users % buckets + 1, 0)
+        return self.first_input + 1 + torch.where(users > 0, users % self.settings.user_buckets + 1, 0)
 
     def _initialise(self) -> None:
         """As T5: a product of two weights keeps unit variance without a scale in attention."""

@@ -45,7 +45,7 @@ from nextitem.core.roles import Examples, LossTerms
 from nextitem.core.top_items import top_candidates
 from nextitem.data.examples.cascade_candidates import TEACHER
 from nextitem.data.examples.event_requests import EventRequests
-from nextitem.data.examples.labelled_candidates import TARGET, LabelledRequests, shown_requests
+from nextitem.data.examples.labelled_candidates import TARGET, LabelledRequests, require_labels, shown_requests
 from nextitem.losses.in_batch_softmax import in_batch_softmax
 from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
 from nextitem.nn.fields.item_features import CONTENT
@@ -134,6 +134,7 @@ class TwoTower(Recommender):
 
     def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
         """Training on requests that stand, with labelled candidates: what channels found, what was shown."""
+        require_labels(requests, [name for name in requests.candidate_labels if name != TEACHER][:1])
         self._fit_fields(requests, log)
         return LabelledRequests(requests)
 
@@ -270,8 +271,12 @@ class TwoTower(Recommender):
 
 
 def _listwise(logits: Tensor, labels: Tensor, candidates: Jagged) -> Tensor:
-    """Mean over requests of -sum_c share_c log softmax_c, share: of a request's labels, 0 or more; no label adds 0."""
+    """Mean over requests of -sum_c share_c log softmax_c, share: of a request's labels above 0; no label adds 0.
+
+    Candidates whose label is not known (NaN) are left out.
+    """
+    logits = logits.masked_fill(labels.isnan(), NEVER)
     padded = candidates.with_values(logits).to_padded(fill=NEVER)
-    shares = candidates.with_values(labels.to(logits.dtype)).to_padded()
+    shares = candidates.with_values(labels.nan_to_num(0).clamp(min=0).to(logits.dtype)).to_padded()
     shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-12)
     return -(shares * padded.log_softmax(1)).sum(1).mean()

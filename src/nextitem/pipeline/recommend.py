@@ -24,7 +24,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import KnowsSimilarItems, VectorRetriever
 from nextitem.core.top_items import top_items
 from nextitem.data.requests import RequestBuilder, request_values
-from nextitem.data.validation import SECONDS_BELOW
+from nextitem.data.times import SECONDS_BELOW
 from nextitem.nn.fields.fields import Fields
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from nextitem.core.dataset import Dataset
+from nextitem.data.readers import dataset_from_frames
 
 SETTINGS: dict[str, Any] = {
     "repeats": True,
@@ -26,7 +27,7 @@ HOUR = 3600
 
 def rich_log(*, num_users: int = 60, seed: int = 0) -> Dataset:
     """The log as it is when a model is trained: items follow one another in a circle."""
-    return dataset_fromrich_frames(rich_frames(num_users=num_users, seed=seed), SETTINGS, name="rich")
+    return dataset_from_frames(rich_frames(num_users=num_users, seed=seed), SETTINGS, name="rich")
 
 
 def longer_log(*, num_users: int = 60, seed: int = 0) -> Dataset:
@@ -54,7 +55,7 @@ def longer_log(*, num_users: int = 60, seed: int = 0) -> Dataset:
     frames["items"] = pl.concat([frames["items"], item], how="diagonal_relaxed")
     user = pl.DataFrame({"user_id": ["a00"], "country": ["AA"], "age": [99.0], "hobbies": [["abseiling"]]})
     frames["users"] = pl.concat([frames["users"], user], how="diagonal_relaxed")
-    return dataset_fromrich_frames(frames, SETTINGS, name="rich")
+    return dataset_from_frames(frames, SETTINGS, name="rich")
 
 
 def rich_frames(*, num_users: int = 60, seed: int = 0) -> dict[str, pl.DataFrame]:

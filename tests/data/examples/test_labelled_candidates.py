@@ -62,6 +62,31 @@ def test_what_was_shown_comes_with_the_history_before_it() -> None:
     assert found.context["user.country"].tolist() == [2, 1]
 
 
+def with_labels(labels: list[float | None]) -> Dataset:
+    data = shop()
+    assert data.impressions is not None
+    columns = data.impressions.columns.with_columns(pl.Series("click", labels, dtype=pl.Float64))
+    return replace(data, impressions=replace(data.impressions, columns=columns))
+
+
+def test_labels_that_are_not_known_are_nan_and_requests_without_any_are_left_out() -> None:
+    found = shown_requests(with_labels([None, 1, None, 0]))
+    assert found.candidate_labels["click"].values.isnan().tolist() == [True, False, True, False]
+    only = shown_requests(with_labels([None, None, 1, 0]))
+    assert only.candidates is not None
+    assert only.candidates.to_lists() == [[2, 3]]
+    with pytest.raises(UserError, match="no label of the impressions to learn from is known"):
+        shown_requests(with_labels([None] * 4))
+
+
+def test_slots_are_weighed_by_known_labels() -> None:
+    whole = shown_requests(with_labels([1, 1, 1, 0]))
+    assert examination(whole, "click").tolist() == [1, 1, 0.5]
+    assert examination(shown_requests(with_labels([1, 1, 1, None])), "click").tolist() == [1, 1, 1]
+    unplaced = replace(whole, candidate_features={"slot": whole.candidate_features["slot"].with_values(torch.zeros(4))})
+    assert examination(unplaced, "click").tolist() == [1, 1]  # no place is known
+
+
 def test_labels_that_may_still_come_are_left_out() -> None:
     assert shown_requests(shop(), delay_hours=4).num_requests == 1
     late = shop()

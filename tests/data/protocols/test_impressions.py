@@ -31,8 +31,8 @@ def test_impressions_learn_before_the_cut_and_rank_after_it() -> None:
     assert learnt(split.train) == ["a", "a"]
 
 
-@pytest.mark.parametrize(("clicks", "told"), [([1, 0], False), ([1, 1], True), ([0, 0], True)])
-def test_impressions_say_where_gauc_is_not_possible(clicks: list[int], told: bool) -> None:
+@pytest.mark.parametrize(("clicks", "told"), [([1, 0], False), ([1, 1], True), ([0, 0], True), ([1, None], True)])
+def test_impressions_say_where_gauc_is_not_possible(clicks: list[int | None], told: bool) -> None:
     shown = pl.DataFrame(
         {
             "impression_id": np.repeat(np.arange(20), 2),

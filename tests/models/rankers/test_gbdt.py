@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import lightgbm
 import numpy as np
 import pytest
 import torch
+from support.unknown_labels import drop_unlabelled, hide_labels
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Split
@@ -18,6 +21,19 @@ def fitted(shown: Split, **settings: object) -> GBDT:
     model = GBDT(GBDTConfig(**{"trees": 20, "leaf_examples": 20, **settings}), shown.train.catalog)  # type: ignore[arg-type]
     model.fit(shown.train)
     return model.eval()
+
+
+class Fixed:
+    """Examples that are one batch."""
+
+    def __init__(self, batch: SequenceBatch) -> None:
+        self.batch = batch
+
+    def num_batches(self, batch_size: int) -> int:
+        return 1
+
+    def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[SequenceBatch]:
+        yield self.batch
 
 
 def learnt_from(model: GBDT, shown: Split) -> SequenceBatch:
@@ -50,6 +66,20 @@ def test_it_is_lightgbm_on_the_codes(objective: str, shown: Split, requests: Seq
     codes = model.fields(requests)
     expected = theirs.predict(codes.matrix().numpy()[:, model.read], raw_score=True)
     np.testing.assert_allclose(model.logits(requests, codes)[:, 0].numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"objective": "listwise"}, {"leaf_regression": True}])
+def test_candidates_without_a_known_label_are_no_examples(shown: Split, settings: dict[str, object]) -> None:
+    model = fitted(shown, **settings)
+    hidden = hide_labels(learnt_from(model, shown))
+    # All at once, so that both have the same requests in the same order.
+    hidden = hidden.select(hidden.items.lengths.argsort(stable=True))
+    trees = []
+    for requests in (hidden, drop_unlabelled(hidden)):
+        model.fit_to(Fixed(requests))
+        trees.append(bytes(model.trees.numpy().tobytes()))
+    assert trees[0] == trees[1]
+    assert b"tree_sizes" in trees[0]
 
 
 def test_it_orders_what_it_learnt_from_and_its_probabilities_have_the_right_mean(shown: Split) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.unknown_labels import drop_unlabelled, hide_labels
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -85,6 +86,51 @@ def test_listwise_loss_is_the_softmax_over_a_request() -> None:
     loss = known(objective="listwise").training_loss(asked([[5, 2, 9], [1, 3]], [[0, 1, 0], [1, 0]])).total
     expected = -(torch.tensor([5.0, 1.0, -3.0]).log_softmax(0)[1] + torch.tensor([3.0, 2.0]).log_softmax(0)[0]) / 2
     torch.testing.assert_close(loss, expected)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("objective", ["pointwise", "listwise"])
+def test_candidates_without_a_known_label_are_left_out_of_the_loss(objective: str) -> None:
+    model = known(objective=objective)
+    batch = asked([[5, 2, 9, 7], [1, 3], [4]], [[NAN, 1, 0, NAN], [1, NAN], [0]])
+    loss = model.training_loss(batch).total
+    torch.testing.assert_close(loss, model.training_loss(drop_unlabelled(batch)).total)
+    as_no = asked([[5, 2, 9, 7], [1, 3], [4]], [[0, 1, 0, 0], [1, 0], [0]])
+    assert not torch.isclose(loss, model.training_loss(as_no).total)
+
+
+@pytest.mark.parametrize("objective", ["pointwise", "listwise"])
+def test_a_request_without_any_known_label_teaches_nothing(objective: str) -> None:
+    model = LR(LRConfig(fields=("item.id",), objective=objective), cycle().catalog)  # type: ignore[arg-type]
+    model.training_loss(asked([[5, 2], [1, 3]], [[NAN, NAN], [1, 0]])).total.backward()
+    gradient = model.vectors.table.weight.grad
+    assert gradient is not None
+    assert bool(gradient.isfinite().all())
+    touched = gradient.abs().sum(1).nonzero()[:, 0].tolist()
+    assert len(touched) == 2
+
+
+def test_a_task_of_which_no_label_is_known_is_refused() -> None:
+    model = known(tasks=("target",))
+    with pytest.raises(UserError, match="label 'target' is not known of any impression"):
+        model.examples_of(asked([[5, 2]], [[NAN, NAN]]), cycle().interactions)
+
+
+@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+def test_calibration_reads_known_labels_only(kind: str) -> None:
+    torch.manual_seed(0)
+    rows = [torch.randint(1, 13, (6,)).tolist() for _ in range(50)]
+    batch = asked(rows, [[float(torch.rand(()) < 0.4) for _ in row] for row in rows])
+    hidden = hide_labels(batch)
+    curves = []
+    for requests in (hidden, drop_unlabelled(hidden), batch):
+        model = known(calibration=kind)
+        model.calibrate(requests)
+        curves.append(model.score(asked([[1, 2, 3, 5]]))["target"])
+    torch.testing.assert_close(curves[0], curves[1])
+    assert not torch.allclose(curves[0], curves[2])
 
 
 def test_an_unknown_task_is_named() -> None:

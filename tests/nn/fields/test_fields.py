@@ -195,6 +195,24 @@ def test_shuffling_the_future_changes_no_code(seed: int) -> None:
     assert torch.equal(*found)
 
 
+def test_ages_before_1970_are_ages_and_a_missing_date_is_none() -> None:
+    base = catalog()
+    day = pl.Series("born", [-DAY_MS, None, 0, MONDAY]).cast(pl.Datetime("ms"))
+    dated = replace(
+        base,
+        table=base.table.with_columns(day),
+        features={"born": "timestamp"},
+        released_ms=np.array([-DAY_MS, 0, 1, MONDAY]),
+    )
+    requests = SequenceBatch(
+        Jagged.from_rows([[1]]), request_times=torch.tensor([MONDAY]), candidates=Jagged.from_rows([[1, 2, 3, 4]])
+    )
+    for name in ("item.born", "item.age"):
+        codes = Fields(dated, (name,))(requests).candidate[:, 0].tolist()
+        expected = [logarithmic(torch.tensor([hours + 1.0])).item() for hours in (5 * 24, 4 * 24, 0)]
+        assert codes == [expected[0], 0, expected[1], expected[2]]
+
+
 def test_times_of_items_are_ages_and_histories_are_lists() -> None:
     day = pl.Series([MONDAY, None, MONDAY - DAY_MS, MONDAY]).cast(pl.Datetime("ms"))
     made = catalog()

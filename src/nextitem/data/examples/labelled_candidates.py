@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -92,7 +92,8 @@ def shown_requests(train: Dataset, *, delay_hours: float = 0.0) -> SequenceBatch
     """What training saw shown, as requests, each with the history before it.
 
     Labels come late: what was shown within `delay_hours` before the end of the log is left out, since a missing click
-    may still come. UserError where there are no impressions, or nothing is left.
+    may still come. So are requests of which no label is known. UserError if there are no impressions, or nothing is
+    left.
     """
     shown = train.impressions
     if shown is None or shown.timestamps is None or not len(shown.request_ids):
@@ -106,7 +107,20 @@ def shown_requests(train: Dataset, *, delay_hours: float = 0.0) -> SequenceBatch
     ripe = asked & (times <= int(shown.timestamps.max()) - delay_hours * HOUR_MS)
     if not ripe.any():
         raise UserError(f"{train.name}: delay_hours = {delay_hours} leaves no impressions to learn from; lower it")
-    return impression_requests(train, times, ripe)
+    requests = impression_requests(train, times, ripe)
+    has_label = torch.zeros(requests.num_requests, dtype=torch.bool)
+    for labels in requests.candidate_labels.values():
+        has_label[labels.row_ids()[~labels.values.isnan()]] = True
+    if not bool(has_label.any()):
+        raise UserError(f"{train.name}: no label of the impressions to learn from is known; fill labels in")
+    return requests if bool(has_label.all()) else requests.select(has_label.nonzero()[:, 0])
+
+
+def require_labels(requests: SequenceBatch, labels: Iterable[str]) -> None:
+    """Raise UserError unless each of the labels is known of a candidate."""
+    for label in labels:
+        if bool(requests.candidate_labels[label].values.isnan().all()):
+            raise UserError(f"label {label!r} is not known of any impression to learn from; fill it in or learn others")
 
 
 def examination(requests: SequenceBatch, label: str) -> torch.Tensor:
@@ -115,10 +129,13 @@ def examination(requests: SequenceBatch, label: str) -> torch.Tensor:
     Right where slots are filled at random; where better items stand higher it is too steep, and a model that weighs by
     its inverse (position-based model, Joachims et al. 2017) corrects too much. Slot 0 stands for "unknown" and has 1.
     """
+    labels = requests.candidate_labels[label].values
+    has_label = ~labels.isnan()
     slots = requests.candidate_features["slot"].values.long()
-    labels = (requests.candidate_labels[label].values > 0).double()
-    shown = torch.bincount(slots)
-    rate = torch.bincount(slots, weights=labels) / shown.clamp(min=1)
+    count = max(1, int(slots.max())) + 1
+    shown = torch.bincount(slots[has_label], minlength=count)
+    clicks = torch.bincount(slots[has_label], weights=(labels[has_label] > 0).double(), minlength=count)
+    rate = clicks / shown.clamp(min=1)
     seen = torch.where(shown > 0, rate / rate[1].clamp(min=1e-9), torch.ones_like(rate)).clamp(0.01, 1)
     seen[0] = 1
     return seen.float()

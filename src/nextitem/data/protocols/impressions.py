@@ -60,5 +60,5 @@ def _has_both_values(requests: SequenceBatch, label: str) -> bool:
     if requests.user_ids is not None:
         users = requests.user_ids.numpy()[request]
         groups = np.where(users > 0, users, groups)
-    is_positive = labels.values.numpy() > 0
-    return bool(np.intersect1d(groups[is_positive], groups[~is_positive]).size)
+    values = labels.values.numpy()  # NaN: not known
+    return bool(np.intersect1d(groups[values > 0], groups[values <= 0]).size)

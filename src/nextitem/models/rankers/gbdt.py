@@ -80,27 +80,30 @@ class GBDT(RankingModel):
         parts = []
         for batch in examples.batches(READ_AT_ONCE, epoch=0, seed=0):
             assert batch.candidates is not None
-            labels = torch.stack([batch.candidate_labels[label].values for label in self._labels(batch)], 1) > 0
+            values = torch.stack([batch.candidate_labels[label].values for label in self._labels(batch)], 1)
+            labels = values > 0
             weights = torch.where(labels, torch.as_tensor(self._weights(batch))[..., None], 1.0)
+            known = ~values.isnan()
             matrix = self._matrix(self.fields(batch))
-            parts.append((matrix, labels.numpy(), weights.numpy(), batch.candidates.lengths.numpy()))
-        matrix, labels_PS, weights_PS, sizes = (np.concatenate(part) for part in zip(*parts, strict=True))
+            parts.append((matrix, labels.numpy(), weights.numpy(), known.numpy(), batch.candidates.lengths.numpy()))
+        matrix, labels_PS, weights_PS, known_PS, sizes = (np.concatenate(part) for part in zip(*parts, strict=True))
         grows = np.ones(len(matrix), np.bool_)
         if self.settings.leaf_regression:
             grows = np.repeat(np.random.default_rng(0).random(len(sizes)) < 0.5, sizes)
         texts = []
         for column in range(len(self.tasks)):
+            rows = grows & known_PS[:, column]  # what is not known of a candidate teaches nothing
             data = lightgbm.Dataset(
-                matrix[grows],
-                labels_PS[grows, column],
-                weight=weights_PS[grows, column],
-                group=_sizes_of(sizes, grows) if self.ranking.objective == "listwise" else None,
+                matrix[rows],
+                labels_PS[rows, column],
+                weight=weights_PS[rows, column],
+                group=_sizes_of(sizes, rows) if self.ranking.objective == "listwise" else None,
                 categorical_feature=self.categories,
             )
             texts.append(lightgbm.train(self._settings(), data, num_boost_round=self.settings.trees).model_to_string())
         self.trees = torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
         if self.settings.leaf_regression:
-            self._weigh_leaves(matrix[~grows], labels_PS[~grows], weights_PS[~grows])
+            self._weigh_leaves(matrix[~grows], labels_PS[~grows], weights_PS[~grows], known_PS[~grows])
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """The sums of the trees' answers, or of their leaves' weights."""
@@ -143,12 +146,17 @@ class GBDT(RankingModel):
         return self._parsed[1]
 
     def _weigh_leaves(
-        self, matrix: NDArray[np.int32], labels_PS: NDArray[np.bool_], weights_PS: NDArray[np.float32]
+        self,
+        matrix: NDArray[np.int32],
+        labels_PS: NDArray[np.bool_],
+        weights_PS: NDArray[np.float32],
+        known_PS: NDArray[np.bool_],
     ) -> None:
         """Logistic regression of the labels on the leaves of trees that have not seen them."""
         weights, biases = [], []
         for column, booster in enumerate(self._boosters()):
-            leaves_PE = _leaves(booster, matrix)
+            known = known_PS[:, column]
+            leaves_PE = _leaves(booster, matrix[known])
             shape = (leaves_PE.shape[1], self.settings.leaves)
             places = leaves_PE + np.arange(shape[0]) * shape[1]
             ones = csr_matrix(
@@ -156,7 +164,7 @@ class GBDT(RankingModel):
                 (len(places), shape[0] * shape[1]),
             )
             fitted = LogisticRegression(C=1 / self.settings.leaf_l2, max_iter=1000).fit(
-                ones, labels_PS[:, column], sample_weight=weights_PS[:, column]
+                ones, labels_PS[known, column], sample_weight=weights_PS[known, column]
             )
             weights.append(torch.from_numpy(fitted.coef_[0].reshape(shape)).float())
             biases.append(float(fitted.intercept_[0]))
@@ -170,7 +178,7 @@ def _leaves(booster: lightgbm.Booster, matrix: NDArray[np.int32]) -> NDArray[np.
 
 
 def _sizes_of(sizes: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Of the requests whose candidates are kept, how many each has."""
-    first = np.cumsum(sizes) - sizes
-    left: NDArray[np.int64] = sizes[(sizes > 0) & kept[np.minimum(first, len(kept) - 1)]]
+    """Of the requests with candidates that are kept, how many of these each has."""
+    counts = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[kept], minlength=len(sizes))
+    left: NDArray[np.int64] = counts[counts > 0]
     return left

@@ -34,6 +34,7 @@ from nextitem.data.examples.labelled_candidates import (
     LabelledRequests,
     SampledCandidates,
     examination,
+    require_labels,
     shown_requests,
 )
 from nextitem.nn.fields.fields import FieldCodes, Fields, FieldVectors
@@ -121,6 +122,7 @@ class RankingModel(Recommender):
 
     def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
         """Training on requests that stand: what was shown, or what channels found."""
+        require_labels(requests, self._labels(requests))
         self.fields.fit(requests, log)
         if self.ranking.position == "weight" and "slot" in requests.candidate_features:
             self.examined = examination(requests, self._labels(requests)[0])
@@ -146,20 +148,24 @@ class RankingModel(Recommender):
         return LossTerms(terms.total + self.penalty(batch, codes), terms.named)
 
     def cross_entropy(self, batch: SequenceBatch, logits: Tensor) -> LossTerms:
-        """Of every task, for logits [P, S]; a request counts as much as another, whatever it shows."""
+        """Of every task, for logits [P, S]; a request counts as much as another, whatever it shows.
+
+        Candidates whose label is not known (NaN) are left out of the task.
+        """
         assert batch.candidates is not None
         rows = batch.candidates.row_ids()
         weights = self._weights(batch)
         losses = {}
         for column, label in enumerate(self._labels(batch)):
-            given = batch.candidate_labels[label].values
+            labels = batch.candidate_labels[label].values
+            has_label = ~labels.isnan()
             # A positive in a slot that is rarely looked at stands for those that were not seen there.
-            each = torch.where(given > 0, weights, 1) * (
-                _listwise(logits[:, column], given, rows, batch.num_requests)
+            each = torch.where(labels > 0, weights, 1) * (
+                _listwise(logits[:, column], labels, rows, batch.num_requests)
                 if self.ranking.objective == "listwise"
-                else F.binary_cross_entropy_with_logits(logits[:, column], (given > 0).float(), reduction="none")
+                else F.binary_cross_entropy_with_logits(logits[:, column], (labels > 0).float(), reduction="none")
             )
-            losses[self.tasks[column]] = _mean_by_request(each, batch.candidates)
+            losses[self.tasks[column]] = _mean_by_request(each * has_label, rows[has_label], rows, batch.num_requests)
         total = torch.stack(list(losses.values())).sum()
         shown = {name: value.detach() for name, value in losses.items()} if len(losses) > 1 else {}
         return LossTerms(total, shown)
@@ -179,7 +185,9 @@ class RankingModel(Recommender):
             raise UserError("model.calibration needs labelled validation requests: use --protocol impressions")
         logits = self._all_logits(requests)
         for column, label in enumerate(self._labels(requests)):
-            cast(Curve, self.curves[column]).fit(logits[:, column], requests.candidate_labels[label].values)
+            labels = requests.candidate_labels[label].values
+            has_label = ~labels.isnan()
+            cast(Curve, self.curves[column]).fit(logits[has_label, column], labels[has_label])
 
     def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
         """Task -> probabilities [B, K], aligned with the padded candidates (-inf at padding); slots are not read."""
@@ -257,17 +265,24 @@ class RankingModel(Recommender):
 
 
 def _listwise(logits: Tensor, labels: Tensor, rows: Tensor, count: int) -> Tensor:
-    """-log softmax over a request's candidates at its positives [P], as many times as it has candidates; else 0."""
-    highest = torch.full((count,), -torch.inf, device=logits.device).scatter_reduce(0, rows, logits.detach(), "amax")
-    total = torch.zeros(count, device=logits.device).index_add(0, rows, (logits - highest[rows]).exp())
-    sizes = torch.bincount(rows, minlength=count)
-    each = highest[rows] + total.log()[rows] - logits
+    """-log softmax over a request's candidates at its positives [P], as many times as it has candidates; else 0.
+
+    Candidates whose label is not known are none of its candidates.
+    """
+    has_label = ~labels.isnan()
+    known = logits.masked_fill(~has_label, -torch.inf)
+    highest = torch.full((count,), -torch.inf, device=logits.device).scatter_reduce(0, rows, known.detach(), "amax")
+    highest = highest.masked_fill(highest == -torch.inf, 0)  # a request without any known label
+    total = torch.zeros(count, device=logits.device).index_add(0, rows, (known - highest[rows]).exp())
+    sizes = torch.bincount(rows[has_label], minlength=count)
+    each = highest[rows] + total.clamp(min=1).log()[rows] - logits  # its own highest makes every other total 1 or more
     return torch.where(labels > 0, each * sizes[rows], torch.zeros_like(each))
 
 
-def _mean_by_request(values: Tensor, candidates: Jagged) -> Tensor:
-    sizes = candidates.lengths.clamp(min=1)
-    return (values / sizes[candidates.row_ids()]).sum() / max(1, candidates.num_rows)
+def _mean_by_request(values: Tensor, known_rows: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Mean over requests of the mean over a request's known candidates; `rows [P]` are the requests of values [P]."""
+    sizes = torch.bincount(known_rows, minlength=count).clamp(min=1)
+    return (values / sizes[rows]).sum() / max(1, count)
 
 
 def _without_slots(batch: SequenceBatch) -> SequenceBatch:

@@ -33,6 +33,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, offsets_of
 from nextitem.nn.fields import kinds
+from nextitem.nn.fields.event_kinds import EventBag, EventMean
 
 TREND_DAYS = 14
 
@@ -206,9 +207,9 @@ def _known(catalog: Catalog, *, buckets: int, pair_buckets: int, brought: Sequen
         known[name] = _request_field(name, column.kind, catalog, buckets)
     for name, encoding in catalog.events.items():
         if encoding.kind == "categorical":
-            known[f"events.{name}"] = kinds.EventBag(name, encoding)
+            known[f"events.{name}"] = EventBag(name, encoding)
         elif encoding.kind == "numeric":
-            known[f"events.{name}"] = kinds.EventMean(name, buckets)
+            known[f"events.{name}"] = EventMean(name, buckets)
     items: dict[str, kinds.ItemField] = {"id": kinds.ItemId(catalog.num_items)}
     for name, kind in catalog.features.items():
         if kind == "categorical":
@@ -237,8 +238,9 @@ def _known(catalog: Catalog, *, buckets: int, pair_buckets: int, brought: Sequen
 
 
 def _milliseconds(column: pl.Series) -> Tensor:
-    """Times [N], 0 where missing."""
-    return torch.tensor(column.cast(pl.Datetime("ms")).to_physical().fill_null(0).to_list(), dtype=torch.int64)
+    """Times [N], 0 if missing; the first millisecond of 1970 becomes the second one."""
+    times = column.cast(pl.Datetime("ms")).to_physical().replace(0, 1)
+    return torch.tensor(times.fill_null(0).to_list(), dtype=torch.int64)
 
 
 def _request_field(name: str, kind: str, catalog: Catalog, buckets: int) -> kinds.Field:

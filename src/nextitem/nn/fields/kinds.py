@@ -191,7 +191,7 @@ class ItemAge(Field):
         if asked.times is None:
             return torch.zeros_like(released)
         hours = (asked.times - released).clamp(min=0) / HOUR_MS
-        return logarithmic(hours + 1) * (released > 0)
+        return logarithmic(hours + 1) * (released != 0)
 
 
 class ItemPopularity(Field):
@@ -375,46 +375,6 @@ class HistoryBag(Reading):
         return asked.recent.with_values(codes)
 
 
-class EventBag(Field):
-    """A categorical column of the latest events: their actions, their context."""
-
-    of: ClassVar[Literal["request", "candidate"]] = "request"
-    is_bag: ClassVar[bool] = True
-
-    def __init__(self, name: str, encoding: ColumnEncoding) -> None:
-        super().__init__()
-        self.name, self.size = name, encoding.num_codes
-
-    def forward(self, asked: Asked) -> Jagged:
-        """B rows."""
-        column = asked.event_column(self.name)
-        return asked.recent.with_values(torch.zeros_like(asked.recent.values) if column is None else column.values)
-
-
-class EventMean(Field):
-    """The mean of a numeric column over the latest events, by quantiles of training: prices, ratings."""
-
-    of: ClassVar[Literal["request", "candidate"]] = "request"
-    borders: Tensor
-
-    def __init__(self, name: str, buckets: int) -> None:
-        super().__init__()
-        self.name, self.size = name, buckets + 1
-        self.register_buffer("borders", torch.zeros(buckets - 1))
-
-    def fit(self, requests: SequenceBatch, log: Interactions) -> None:
-        """Take the quantiles of the means of training requests."""
-        if self.name in requests.features:
-            self.borders.copy_(quantiles(_means(requests.features[self.name]), self.size - 1))
-
-    def forward(self, asked: Asked) -> Tensor:
-        """[B]; 0 if no event has a value."""
-        column = asked.event_column(self.name)
-        if column is None:
-            return torch.zeros_like(asked.recent.lengths)
-        return bucket_codes(_means(column), self.borders)
-
-
 class Shared(Reading):
     """How many of the latest events share the candidate's value of an item field: 0, 1, 2, 3 - 4, 5 - 8, ..."""
 
@@ -490,15 +450,6 @@ def logarithmic(values: Tensor) -> Tensor:
     """1 + the whole part of 2 log2 of each value, at most MOST - 1; 0 below 1."""
     steps = (2 * values.clamp(min=1).log2() + 1e-9).long() + 1
     return steps.clamp(max=MOST - 1) * (values >= 1)
-
-
-def _means(column: Jagged) -> Tensor:
-    """Mean of the known values of each row, [B] float32; NaN for a row without any."""
-    known = column.values.isfinite()
-    rows = column.row_ids()[known]
-    sums = torch.zeros(column.num_rows, dtype=torch.float64, device=rows.device)
-    counts = torch.bincount(rows, minlength=column.num_rows)
-    return (sums.index_add(0, rows, column.values[known].double()) / counts).float()
 
 
 def _values(column: Tensor | Jagged) -> Tensor:

@@ -1,0 +1,181 @@
+"""Data frames of other libraries as polars frames, and their column names under the standard names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, cast
+
+import polars as pl
+
+from nextitem.core.errors import UserError
+from nextitem.data.tables import failed_frame
+
+Frame = pl.DataFrame | pl.LazyFrame
+Columns = Mapping[str, str | Mapping[str, str]]  # standard name -> theirs; or table -> such a mapping
+CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, AttributeError, pl.exceptions.PolarsError)
+RECBOLE = re.compile(r"(.+):(?:token|token_seq|float|float_seq)")  # "user_id:token"
+RECTOOLS = {"datetime": "timestamp", "weight": "value"}  # its names in a table of interactions
+
+
+def as_frame(frame: object, *, where: str) -> Frame:
+    """Return a table of any library as a polars frame.
+
+    Accepts polars frames (eager and lazy), pandas frames (pandas itself is not needed), Arrow tables and everything
+    else that exports an Arrow stream, and mappings from column names to lists or arrays. An index of pandas that has
+    a name is a column. UserError if a column occurs twice or holds values of several types.
+    """
+    if isinstance(frame, pl.DataFrame | pl.LazyFrame):
+        try:
+            frame.collect_schema()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise failed_frame(where, error) from None
+        return frame
+    names = _column_names(frame)
+    if names is None:
+        raise UserError(
+            f"{where}: is a {type(frame).__name__}; give a polars or pandas data frame, an Arrow table, or a mapping "
+            "from column names to lists"
+        )
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"{where}: column {name!r} occurs {count} times; rename or drop the others")
+    if hasattr(frame, "__arrow_c_stream__"):
+        try:
+            return pl.DataFrame(cast(Any, frame))
+        except (ImportError, *CONVERSION_ERRORS) as error:
+            # pandas may lack pyarrow, and what is wrong with a column is found when it is read alone.
+            if not names:
+                raise UserError(f"{where}: cannot be read ({_first_line(error)}); give another kind of frame") from None
+    data = cast(Any, frame)
+    if hasattr(data, "reset_index") and any(name is not None for name in getattr(data.index, "names", ())):
+        data = data.reset_index()
+        names = _column_names(data) or []
+    columns = [_column(str(name), data[name], where=where) for name in names]
+    lengths = {column.name: len(column) for column in columns}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UserError(f"{where}: columns have different lengths ({counts}); give every row a value or None")
+    return pl.DataFrame(columns)
+
+
+def column_renames(
+    frames: Mapping[str, Frame], columns: Columns, renames: Mapping[str, Mapping[str, str]], *, name: str
+) -> dict[str, dict[str, str]]:
+    """Return for each table: standard name -> name in the frame.
+
+    Later ones win: names of RecTools and RecBole, the settings' `renames`, `columns`. An entry of `columns` for all
+    tables counts for those that have the column; UserError if none has, or an entry for one table names a column
+    that it lacks.
+    """
+    per_table = {key: value for key, value in columns.items() if isinstance(value, Mapping)}
+    for table in per_table:
+        if table not in frames:
+            raise UserError(f"{name}: columns has a mapping for {table!r}, but there are {', '.join(frames)}")
+    shared = {key: value for key, value in columns.items() if not isinstance(value, Mapping)}
+    names = {table: frame.collect_schema().names() for table, frame in frames.items()}
+    for standard, actual in shared.items():
+        if not any(actual in own for own in names.values()):
+            hint = "; it maps our name to yours, not the reverse" if any(standard in n for n in names.values()) else ""
+            every = ", ".join(dict.fromkeys(column for own in names.values() for column in own))
+            raise UserError(f"{name}: columns says that {standard!r} is column {actual!r}, but there are {every}{hint}")
+    result = {}
+    for table, own in names.items():
+        explicit = {**renames.get(table, {}), **{s: a for s, a in shared.items() if a in own}}
+        explicit |= per_table.get(table, {})
+        known = _known_names(own, table)
+        taken = set(explicit.values())
+        result[table] = {s: a for s, a in known.items() if s not in explicit and a not in taken} | explicit
+    return result
+
+
+def _known_names(names: Sequence[str], table: str) -> dict[str, str]:
+    """Standard name -> name, for names of RecBole ("user_id:token") and of RecTools ("datetime")."""
+    known: dict[str, str] = {}
+    for name in names:
+        match = RECBOLE.fullmatch(name)
+        standard = match[1] if match else RECTOOLS.get(name) if table == "interactions" else None
+        if standard is not None and standard not in names and standard not in known:
+            known[standard] = name
+    return known
+
+
+def _column_names(frame: object) -> list[Any] | None:
+    """The names of a frame's columns, with repeats; None if it is no frame."""
+    if isinstance(frame, Mapping):
+        return list(frame)
+    for attribute in ("column_names", "columns"):  # Arrow; pandas and others
+        names = getattr(frame, attribute, None)
+        if names is not None and not callable(names):
+            return list(names)
+    if hasattr(frame, "__arrow_c_stream__"):
+        return []
+    return None
+
+
+def _column(name: str, values: Any, *, where: str) -> pl.Series:
+    """A column of values that may be a list, an array, or a series of another library."""
+    if hasattr(values, "to_numpy"):
+        values = values.to_numpy()
+    dtype = getattr(values, "dtype", None)
+    try:
+        if isinstance(values, pl.Series) or (dtype is not None and str(dtype) != "object"):
+            return pl.Series(name, values)
+        rows = [None if _is_missing(value) else value for value in values]
+        _check_one_type(name, rows, where=where)
+        types = {type(value) for value in rows if value is not None}
+        if types == {int, float}:
+            return pl.Series(name, rows, dtype=pl.Float64, strict=False)
+        return pl.Series(name, rows, dtype=pl.Int128 if types == {int} and _is_wide(rows) else None)
+    except UserError:
+        raise
+    except CONVERSION_ERRORS as error:
+        raise UserError(
+            f"{where}: column {name!r} cannot be read ({_first_line(error)}); give values of one type, and ids beyond "
+            "128 bits as text"
+        ) from None
+
+
+def _is_wide(values: Sequence[Any]) -> bool:
+    return any(value is not None and not -(2**63) <= value < 2**63 for value in values)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _is_missing(value: object) -> bool:
+    """Whether it is None, NaN, or the missing value of pandas."""
+    return (
+        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    )
+
+
+def _check_one_type(name: str, values: Sequence[object], *, where: str) -> None:
+    times = [value for value in values if isinstance(value, datetime)]
+    if any((time.tzinfo is None) != (times[0].tzinfo is None) for time in times):
+        raise UserError(
+            f"{where}: column {name!r}: some times have a time zone and others have none; give all of them one, or none"
+        )
+    kinds = {_kind(value): type(value).__name__ for value in values if value is not None}
+    if len(kinds) > 1:
+        raise UserError(
+            f"{where}: column {name!r} holds values of several types ({', '.join(sorted(kinds.values()))}); make all "
+            "of them text, or all of them numbers"
+        )
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, datetime):
+        return "time"
+    if isinstance(value, bytes):
+        return "bytes"
+    if isinstance(value, Sequence) or getattr(value, "ndim", None):
+        return "list"
+    return "number" if hasattr(value, "__float__") else type(value).__name__

@@ -1,0 +1,219 @@
+"""Times as ticks since 1970 UTC, in the spellings that logs have them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from nextitem.core.errors import UserError
+from nextitem.data.tables import Table
+
+SECONDS_BELOW = 10**11  # whole-number times below this are seconds: 1e11 s is the year 5138, 1e11 ms is 1973
+LATEST_MS = 4_102_444_800_000  # 2100-01-01
+YEAR_MS = 365 * 86_400_000
+FORMATS = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M%:z", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+CLOCK = r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?"
+# What is rewritten, in this order, before a text is parsed by FORMATS.
+SPELLINGS = (
+    (r"^(\d{4})(\d\d)(\d\d)[T ]?(\d\d):?(\d\d):?(\d\d)", "$1-$2-$3 $4:$5:$6"),  # 20240531T183000
+    (r"^(\d{4})[/.](\d{1,2})[/.](\d{1,2})", "$1-$2-$3"),  # 2024/05/31
+    (r"^(\d{4}-\d\d?-\d\d?)[Tt]", "$1 "),
+    (r"(:\d\d),(\d+)", "$1.$2"),  # 18:30:00,250
+    (r"\[[\w/+-]+\]$", ""),  # 2024-05-31T18:30+02:00[Europe/Paris]
+    (rf"({CLOCK})\s*(?:UTC|GMT|Etc/UTC|[Zz])$", "$1+00:00"),
+    (rf"({CLOCK})\s*(?:UTC|GMT)?([+-]\d\d):?(\d\d)$", "$1$2:$3"),
+    (rf"({CLOCK})\s*(?:UTC|GMT)?([+-]\d\d)$", "$1$2:00"),
+)
+# Whole numbers that are written like dates: digits, how such a date is called, pattern, example of the way out.
+DATE_DIGITS = (
+    (4, "years", "%Y", "1999-01-01"),
+    (6, "months written YYYYMM", "%Y%m", "2024-05-01"),
+    (8, "dates written YYYYMMDD", "%Y%m%d", "2024-05-31"),
+    (10, "hours written YYYYMMDDHH", "%Y%m%d%H", "2024-05-31 18:00"),
+    (12, "times written YYYYMMDDHHMM", "%Y%m%d%H%M", "2024-05-31 18:30"),
+    (14, "times written YYYYMMDDHHMMSS", "%Y%m%d%H%M%S", "2024-05-31 18:30:00"),
+)
+NO_TIME = ("{value} is no time after 1970", "give seconds or milliseconds since 1970")
+
+
+def time_ticks(table: Table, column: str, *, nulls: bool = False, is_feature: bool = False) -> tuple[pl.Expr, int]:
+    """Return times as Int64 ticks since 1970 UTC, and the number of ticks in a millisecond (1 or 1000).
+
+    Numbers, also as text, are seconds if all lie below 1e11, otherwise milliseconds; a fraction is kept. Text is
+    ISO 8601 or close to it. Times without a zone are UTC, others are converted. What is finer than milliseconds is
+    kept as microseconds, so that it can decide the order.
+
+    Raises UserError for nulls (unless `nulls`), numbers that are written like dates (20240531), text of which only
+    some has a zone, and, in event times (not `is_feature`): two units, times before 1970 or after 2099.
+    """
+    return _Times(table, column, nulls=nulls or is_feature, is_feature=is_feature).ticks()
+
+
+@dataclass(frozen=True)
+class _Times:
+    table: Table
+    column: str
+    nulls: bool
+    is_feature: bool
+
+    def ticks(self) -> tuple[pl.Expr, int]:
+        kind, column = self.table.schema[self.column], pl.col(self.column)
+        if kind == pl.String:
+            text = column.str.strip_chars()
+            return self._text(pl.when(text != "").then(text))
+        if kind.is_integer():
+            return self._whole(column, column.is_not_null()), 1
+        if kind.is_float() or kind.is_decimal():
+            return self._fractional(column.cast(pl.Float64).fill_nan(None))
+        if kind == pl.Date:
+            return self._in_range(column.cast(pl.Datetime("ms")).to_physical(), 1)
+        if isinstance(kind, pl.Datetime):
+            is_fine = kind.time_unit != "ms"
+            ticks, per_ms = column.dt.timestamp("us" if is_fine else "ms"), 1000 if is_fine else 1
+            return self._in_range(ticks, per_ms)
+        if kind == pl.Null:
+            return self._in_range(column.cast(pl.Int64), 1)
+        raise self._problem(f"times are of type {kind}", "store integer seconds or milliseconds, or datetimes")
+
+    def _text(self, text: pl.Expr) -> tuple[pl.Expr, int]:
+        # Among numbers a stray text is the mistake, although dates would be read too.
+        numbers = text.cast(pl.Float64, strict=False).fill_nan(None)
+        counts = self.table.collect(
+            text.is_not_null().sum().alias("values"),
+            numbers.is_not_null().sum().alias("numbers"),
+            numbers.is_not_null().filter(text.is_not_null()).first().alias("first"),
+            text.cast(pl.Int64, strict=False).is_not_null().sum().alias("integers"),
+        ).row(0, named=True)
+        if counts["first"]:
+            self._refuse(
+                numbers.is_null() & text.is_not_null(),
+                "{value!r} is no time, and the first one is a number",
+                "give seconds or milliseconds since 1970 in every row",
+            )
+            if counts["integers"] == counts["values"]:
+                return self._whole(text, text.is_not_null()), 1
+            return self._fractional(numbers)
+        return self._in_range(self._parsed(text), 1000)
+
+    def _parsed(self, text: pl.Expr) -> pl.Expr:
+        for pattern, replacement in SPELLINGS:
+            text = text.str.replace(pattern, replacement)
+        ticks = pl.coalesce(
+            text.str.to_datetime(form, time_unit="us", strict=False).dt.timestamp("us") for form in FORMATS
+        )
+        self._refuse(
+            ticks.is_null() & text.is_not_null(),
+            "{value!r} is no time",
+            "write 2024-05-31 18:30:00, 2024-05-31, or seconds or milliseconds since 1970",
+        )
+        has_zone = text.str.contains(rf"{CLOCK}[+-]\d\d:\d\d$")
+        first = self.table.collect(has_zone.drop_nulls().first().alias("first"))["first"][0]
+        self._refuse(
+            has_zone != pl.lit(first, pl.Boolean),
+            "{value!r} has "
+            + ("no time zone, and the first one has one" if first else "a time zone, others have none"),
+            "write all of them with a zone, or all of them in UTC without one",
+        )
+        return ticks
+
+    def _whole(self, times: pl.Expr, is_present: pl.Expr) -> pl.Expr:
+        """Seconds or milliseconds as milliseconds; `is_present`: the rows that must have one."""
+        numbers = times.cast(pl.Int64, strict=False)
+        wrong = is_present & numbers.is_null() if self.is_feature else is_present & ~(numbers >= 0).fill_null(False)
+        self._refuse(wrong, *NO_TIME)
+        self._no_nulls(numbers)
+        extremes = self.table.collect(numbers.min().alias("low"), numbers.max().alias("high")).row(0)
+        self._not_date_digits(numbers, extremes)
+        unit = self._unit(numbers, extremes)
+        return numbers * 1000 if unit == "seconds" else numbers
+
+    def _fractional(self, times: pl.Expr) -> tuple[pl.Expr, int]:
+        """Seconds or milliseconds with a fraction as microseconds; without one as whole numbers."""
+        if not self.table.count((times != times.round()).fill_null(False)):
+            return self._whole(times, times.is_not_null()), 1
+        self._refuse(times.is_infinite() if self.is_feature else times.is_infinite() | (times < 0), *NO_TIME)
+        self._no_nulls(times)
+        extremes = self.table.collect(times.min().alias("low"), times.max().alias("high")).row(0)
+        unit = self._unit(times, extremes)
+        return (times * (1e6 if unit == "seconds" else 1e3)).round().cast(pl.Int64), 1000
+
+    def _unit(self, times: pl.Expr, extremes: tuple[float | None, float | None]) -> str:
+        """Whether numbers are seconds or milliseconds; UserError where some are one and some the other."""
+        low, high = extremes
+        if low is None or high is None:
+            return "seconds"
+        if self.is_feature:
+            return "seconds" if max(abs(low), abs(high)) < SECONDS_BELOW else "milliseconds"
+        unit = "seconds" if high < SECONDS_BELOW else "milliseconds"
+        latest = LATEST_MS // 1000 if unit == "seconds" else LATEST_MS
+        if high >= latest:
+            finer = next(
+                (name for digits, name in ((17, "nanoseconds"), (14, "microseconds")) if high >= 10**digits), ""
+            )
+            hint = f"they look like {finer}, " if finer else ""
+            self._refuse(
+                times >= latest,
+                f"{{value}} read as {unit} lies after 2099",
+                f"{hint}give seconds or milliseconds since 1970",
+            )
+        if unit == "milliseconds" and low < SECONDS_BELOW:
+            self._refuse(
+                times < SECONDS_BELOW,
+                f"{{value}} looks like seconds while others, up to {high}, are milliseconds",
+                "give all times in one unit",
+            )
+        if high * (1000 if unit == "seconds" else 1) < YEAR_MS:
+            self.table.note(
+                f"column {self.table.own_name(self.column)!r}: the latest time, {high}, is read as {unit} since 1970, "
+                "so all events are of the year 1970; the order is right, ages and hours are not"
+            )
+        return unit
+
+    def _not_date_digits(self, numbers: pl.Expr, extremes: tuple[int | None, int | None]) -> None:
+        low, high = extremes
+        if low is None or high is None or low <= 0 or len(str(low)) != len(str(high)):
+            return
+        for digits, name, pattern, example in DATE_DIGITS:
+            if len(str(low)) != digits or not 1900 <= int(str(low)[:4]) <= int(str(high)[:4]) < 2100:
+                continue
+            # Numbers of the same length: dates if each of them is one.
+            text = numbers.cast(pl.String) + {4: "0101", 6: "01", 8: ""}.get(digits, "")
+            form = {4: "%Y%m%d", 6: "%Y%m%d"}.get(digits, pattern)
+            if digits == 10:
+                text, form = text + "00", "%Y%m%d%H%M"
+            is_date = text.str.to_datetime(form, time_unit="ms", strict=False).is_not_null()
+            if not self.table.count(numbers.is_not_null() & ~is_date):
+                row = self.table.first_row(numbers.is_not_null())
+                raise self._problem(
+                    f"{low} looks like one of {name}, and would be read as a time since 1970",
+                    f"write such times as {example}, or as seconds since 1970",
+                    row=row,
+                )
+
+    def _in_range(self, ticks: pl.Expr, per_ms: int) -> tuple[pl.Expr, int]:
+        self._no_nulls(ticks)
+        if not self.is_feature:
+            self._refuse(
+                ~ticks.is_between(0, LATEST_MS * per_ms, closed="left"),
+                "{value} is not between 1970 and 2099",
+                "correct the time or remove the row",
+            )
+        return ticks, per_ms
+
+    def _no_nulls(self, times: pl.Expr) -> None:
+        if not self.nulls:
+            self._refuse(
+                times.is_null(),
+                "the time is missing",
+                "fill it in, remove the row, or add a column position with the order of each user's events",
+            )
+
+    def _refuse(self, wrong: pl.Expr, what: str, remedy: str) -> None:
+        """UserError at the first row in which `wrong` holds; {value} in `what` is the value there."""
+        row = self.table.first_row(wrong)
+        if row is not None:
+            raise self._problem(what.format(value=self.table.value(self.column, row)), remedy, row=row)
+
+    def _problem(self, what: str, remedy: str, *, row: int | None = None) -> UserError:
+        return self.table.problem(self.column, what, remedy, row=row)
