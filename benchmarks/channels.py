@@ -39,9 +39,10 @@ from nextitem.data.protocols import make_split  # noqa: E402
 from nextitem.data.readers import load_dataset  # noqa: E402
 from nextitem.evaluation.evaluate import latency, recommend_all  # noqa: E402
 from nextitem.evaluation.metrics.accuracy import recall  # noqa: E402
-from nextitem.pipeline.recipe import default_recipe, resolve_recipe  # noqa: E402
+from nextitem.pipeline.recipe import resolve_recipe  # noqa: E402
 from nextitem.pipeline.runs import load_run  # noqa: E402
 from nextitem.pipeline.tokenize import with_content  # noqa: E402
+from nextitem.recipes import default_recipe  # noqa: E402
 
 KS = (10, 50, 200)
 

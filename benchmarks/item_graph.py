@@ -16,7 +16,7 @@ from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
 from nextitem.evaluation.evaluate import evaluate_lists, recommend_all
 from nextitem.models.item_graph import ItemGraph, ItemGraphConfig
-from nextitem.pipeline.recipe import read_recipe
+from nextitem.recipes import read_recipe
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.roles import Examples
 from nextitem.data.protocols import make_split
 from nextitem.evaluation.evaluate import recommend_all
-from nextitem.pipeline.recipe import default_recipe, read_recipe, resolve_recipe
+from nextitem.pipeline.recipe import resolve_recipe
+from nextitem.recipes import default_recipe, read_recipe
 from nextitem.training.fit import fit
 
 

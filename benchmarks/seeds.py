@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import nextitem as ni
-from nextitem.pipeline.recipe import read_recipe
+from nextitem.recipes import read_recipe
 
 
 def main() -> None:

@@ -30,8 +30,9 @@ from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.registry import TOKENIZERS
 from nextitem.data.protocols import make_split
-from nextitem.pipeline.recipe import read_recipe, resolve_recipe
+from nextitem.pipeline.recipe import resolve_recipe
 from nextitem.pipeline.tokenize import make_tokenizer, with_content
+from nextitem.recipes import read_recipe
 
 PLANTED = {"codebook_size": 8, "levels": 3}
 PLANTED_RUN = (

@@ -22,8 +22,9 @@ from nextitem.core.registry import MODELS, TOKENIZERS
 from nextitem.core.roles import ClosedForm
 from nextitem.data.text import ContentConfig, content_vectors
 from nextitem.pipeline.options import FitOptions
-from nextitem.pipeline.recipe import read_recipe, resolve_recipe
+from nextitem.pipeline.recipe import resolve_recipe
 from nextitem.pipeline.tokenize import require_identifiers, with_content
+from nextitem.recipes import read_recipe
 from nextitem.testing.known_answers import DATASETS
 from nextitem.tokenizers.collisions import build_table
 

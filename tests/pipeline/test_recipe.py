@@ -9,7 +9,8 @@ import pytest
 from nextitem.core.config import read_toml
 from nextitem.core.errors import UserError
 from nextitem.pipeline.bundle import load_recipe, save_recipe
-from nextitem.pipeline.recipe import default_recipe, read_recipe, resolve_recipe, shipped_recipes
+from nextitem.pipeline.recipe import resolve_recipe
+from nextitem.recipes import default_recipe, read_recipe, shipped_recipes
 
 DATA = ("test", {"data": {"path": "shop"}})
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from nextitem.cli.early import check_names, check_out, check_run, load_data
 from nextitem.cli.options import Data, Device, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, say
 
 EXAMPLES = (
@@ -33,14 +34,20 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """Judges runs and freshly trained models on the same test requests; writes report.html and scoreboard.json."""
+    names = [name.strip() for name in (models or "").split(",") if name.strip()]
+    check_names("model", names)
+    check_out(out, resume=resume, overwrite=overwrite)
+    for run in runs or []:
+        check_run(run)
+    dataset = load_data(data, drop_unknown_items=drop_unknown_items)
     from nextitem.pipeline.compare import compare as run_comparison
     from nextitem.reporting.scoreboard import print_scoreboard
 
     comparison = run_comparison(
-        data,
+        dataset,
         out=out,
         runs=runs or [],
-        models=[name.strip() for name in (models or "").split(",") if name.strip()],
+        models=names,
         protocol=protocol,
         minutes_per_model=minutes,
         seed=seed,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from nextitem.cli.early import check_out, load_data
 from nextitem.cli.options import DropUnknown, Overwrite, Protocol, Resume, Seed, say
 
 EXAMPLES = "Examples: nextitem demo | nextitem demo --data my-shop/ --out runs/my-shop"
@@ -25,12 +26,14 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """The main job: five recommenders, classic and generative, on one scoreboard, with a report."""
+    check_out(out, resume=resume, overwrite=overwrite)
+    dataset = load_data(data, drop_unknown_items=drop_unknown_items)
     from nextitem.pipeline.compare import MAIN_JOB
     from nextitem.pipeline.compare import compare as run_comparison
     from nextitem.reporting.scoreboard import print_scoreboard
 
     comparison = run_comparison(
-        data, out=out, models=MAIN_JOB, protocol=protocol, minutes_per_model=minutes, seed=seed,
+        dataset, out=out, models=MAIN_JOB, protocol=protocol, minutes_per_model=minutes, seed=seed,
         drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=say,
     )  # fmt: skip
     for customer in comparison.examples:

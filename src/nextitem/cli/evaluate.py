@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from nextitem.cli.early import check_run
 from nextitem.cli.options import Device, Protocol, say
 
 EXAMPLES = (
@@ -41,6 +42,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluates a run on its test requests: full catalogue, item-level hits, confidence intervals, slices."""
+    check_run(run)
     from nextitem.pipeline.evaluate import evaluate as run_evaluation
     from nextitem.reporting.scoreboard import print_evaluation
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from nextitem.cli.early import check_run
 from nextitem.cli.options import Device, ids_of, lines_of
 from nextitem.core.errors import UserError
 
@@ -38,6 +39,7 @@ def rank(
         raise UserError("give either --candidates or --candidates-file")
     if (user is None) == (history is None):
         raise UserError("give either --user or --history")
+    check_run(run)
     from nextitem.pipeline.runs import load_run
 
     opened = load_run(run, device=device)

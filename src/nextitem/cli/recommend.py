@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nextitem.cli.early import check_run
 from nextitem.cli.options import Device, Overwrite, ids_of, lines_of, say
 from nextitem.core.errors import UserError
 
@@ -60,6 +61,7 @@ def recommend(
         raise UserError("give exactly one of --user, --history and --users")
     if (users is None) != (out is None):
         raise UserError("--users and --out RECS.parquet belong together")
+    check_run(run)
     from nextitem.pipeline.recommend import lacking_features
     from nextitem.pipeline.runs import load_run
 

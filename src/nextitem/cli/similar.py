@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from nextitem.cli.early import check_run
 from nextitem.cli.options import Device
 
 EXAMPLES = "Examples: nextitem similar runs/sasrec 85123A -k 5 | nextitem similar runs/item-cf 71053 --json"
@@ -19,6 +20,7 @@ def similar(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the items that are most like an item, by what the model has learnt of items."""
+    check_run(run)
     from nextitem.pipeline.runs import load_run
 
     opened = load_run(run, device=device)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from nextitem.cli.early import check_names, check_out, load_data
 from nextitem.cli.options import Data, DropUnknown, Overwrite, Protocol, Resume, Seed, Set, say
 
 EXAMPLES = (
@@ -30,11 +31,15 @@ def tokenize(
     overwrite: Overwrite = False,
 ) -> None:
     """Turns items into semantic IDs and reports their quality."""
+    check_names("tokenizer", [name])
+    if not append:
+        check_out(out, resume=resume, overwrite=overwrite)
+    dataset = load_data(data, drop_unknown_items=drop_unknown_items, recipe=recipe, overrides=settings or [])
     from nextitem.pipeline.tokenize import tokenize as run_tokenizer
     from nextitem.reporting.scoreboard import print_quality
 
     table = run_tokenizer(
-        name, data, out=out, recipe=recipe, protocol=protocol, seed=seed, append=append, overrides=settings or [],
+        name, dataset, out=out, recipe=recipe, protocol=protocol, seed=seed, append=append, overrides=settings or [],
         drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=say,
     )  # fmt: skip
     if not append:

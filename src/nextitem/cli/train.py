@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from nextitem.cli.early import check_names, check_out, load_data
 from nextitem.cli.options import Data, Device, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, Set, say
 
 EXAMPLES = (
@@ -47,10 +48,13 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Trains a model, evaluates it on the test requests, and leaves a bundle in --out."""
+    check_names("model", [model])
+    check_out(out, resume=resume, overwrite=overwrite)
+    dataset = load_data(data, drop_unknown_items=drop_unknown_items, recipe=recipe, overrides=settings or [])
     from nextitem.pipeline.train import train as run_training
 
     run = run_training(
-        model, data, out=out, recipe=recipe, ids=ids, protocol=protocol, refit=refit, start_from=start_from,
+        model, dataset, out=out, recipe=recipe, ids=ids, protocol=protocol, refit=refit, start_from=start_from,
         minutes=minutes, seed=seed, device=device, overrides=settings or [], drop_unknown_items=drop_unknown_items,
         resume=resume, overwrite=overwrite, log=say,
     )  # fmt: skip

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nextitem.core.errors import UserError
-from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
+
+if TYPE_CHECKING:  # a data set is read and described without torch, which takes seconds to import
+    from torch import Tensor
+
+    from nextitem.core.identifiers import IdentifierTable
 
 ACTION = "action"  # name of the column of events that says what the user did
 FEATURE_TYPES = ("categorical", "categorical-list", "numeric", "text", "history", "timestamp")
@@ -132,7 +135,7 @@ class Catalog:
 
     def with_content(self, content: Tensor) -> Catalog:
         """The same items with other content vectors [N + 1, D]."""
-        content = content.to(torch.float32)
+        content = content.float()
         content[0] = 0
         return replace(self, content=content)
 
@@ -149,6 +152,8 @@ class Catalog:
         dropped: append them with the tokenizer that made them. Numbers of a column may become wider, and integers
         text, as in a CSV file whose new rows hold other values. UserError if its values are of another kind.
         """
+        import torch
+
         ids = self.ids.extend(table["item_id"])
         added = len(ids) - len(self.ids)
         if added != table.height:

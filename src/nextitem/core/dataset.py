@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.ids import IdMap, stable_keys
 from nextitem.core.interactions import Interactions
+
+if TYPE_CHECKING:
+    from nextitem.core.batch import SequenceBatch
 
 
 @dataclass(frozen=True, eq=False)

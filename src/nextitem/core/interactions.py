@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
-from nextitem.core.jagged import Jagged
+if TYPE_CHECKING:
+    from nextitem.core.jagged import Jagged
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,6 +94,10 @@ class Interactions:
 
     def histories(self) -> Jagged:
         """Item ids of every user 1..U in order (empty rows included): values int64, U rows."""
+        import torch
+
+        from nextitem.core.jagged import Jagged
+
         return Jagged(torch.from_numpy(self.item_ids.astype(np.int64)), torch.from_numpy(self.offsets))
 
     def is_target(self) -> NDArray[np.bool_]:

@@ -21,9 +21,10 @@ from nextitem.pipeline.evaluate import evaluate_split, generation_quality, split
 from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.options import Log, silent
 from nextitem.pipeline.provenance import data_table, leak
-from nextitem.pipeline.recipe import DataTable, default_recipe, model_name, resolve_recipe
+from nextitem.pipeline.recipe import DataTable, model_name, resolve_recipe
 from nextitem.pipeline.runs import Run, aligned, load_run
 from nextitem.pipeline.train import IN_MEMORY, train
+from nextitem.recipes import default_recipe
 from nextitem.reporting.report import CustomerExample, write_report
 from nextitem.reporting.scoreboard import ReportRow, scoreboard_json
 

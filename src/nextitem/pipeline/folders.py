@@ -16,7 +16,16 @@ _FRESH, _COMPLETE = ".fresh", "complete"  # a folder within, and the file that s
 
 
 def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Makes the folder `out`, empty unless resuming; UserError where it stands and was not given over."""
+    """Make the folder `out`, empty unless resuming; UserError if `check_out` refuses it."""
+    folder = check_out(out, resume=resume, overwrite=overwrite)
+    if folder.is_dir() and not resume and any(folder.iterdir()):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check_out(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Return the folder `out`; UserError if it holds something that may not be replaced."""
     folder = Path(out)
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
@@ -27,8 +36,6 @@ def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = Fals
             raise UserError(f"{folder} is not empty; choose another --out, or add --resume or --overwrite")
         if not any((folder / mark).exists() for mark in _MARKS):
             raise UserError(f"{folder} holds something else than a run: it is not overwritten; choose another --out")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

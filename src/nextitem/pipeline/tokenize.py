@@ -31,7 +31,8 @@ from nextitem.pipeline.bundle import (
 from nextitem.pipeline.folders import finish_replacing, prepare_out, replace_files
 from nextitem.pipeline.options import FitOptions, Log, silent
 from nextitem.pipeline.provenance import data_table, leak
-from nextitem.pipeline.recipe import Recipe, read_recipe, resolve_recipe, settings_table
+from nextitem.pipeline.recipe import Recipe, resolve_recipe, settings_table
+from nextitem.recipes import read_recipe
 from nextitem.tokenizers.collaborative import CollaborativeContent
 from nextitem.tokenizers.collisions import append_items, build_table
 from nextitem.tokenizers.quality import collapse_warning

@@ -32,9 +32,10 @@ from nextitem.pipeline.evaluate import evaluate_split, split_for
 from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.options import FitOptions, Log, silent
 from nextitem.pipeline.provenance import data_table, leak
-from nextitem.pipeline.recipe import Recipe, default_recipe, model_name, read_recipe, resolve_recipe, settings_table
+from nextitem.pipeline.recipe import Recipe, model_name, resolve_recipe, settings_table
 from nextitem.pipeline.runs import Run, aligned, load_run
 from nextitem.pipeline.tokenize import require_identifiers, with_content
+from nextitem.recipes import default_recipe, read_recipe
 from nextitem.training.fit import TrainingResult, fit
 
 GENERATOR_VALIDATION = 2000  # requests that a generator is validated on

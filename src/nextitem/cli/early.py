@@ -1,0 +1,50 @@
+"""Checks that need neither torch nor a model, so that most mistakes are told within a second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nextitem.core import registry
+from nextitem.core.errors import UserError
+
+if TYPE_CHECKING:
+    from nextitem.core.dataset import Dataset
+
+
+def check_names(kind: str, names: Sequence[str]) -> None:
+    """Raise UserError if a name is unknown; import paths are checked when they are imported."""
+    for name in names:
+        if ":" not in name:
+            registry.entry(kind, name)
+
+
+def check_out(out: str, *, resume: bool, overwrite: bool) -> None:
+    """Raise UserError if the folder `out` may not be written."""
+    from nextitem.pipeline.folders import check_out as check
+
+    check(out, resume=resume, overwrite=overwrite)
+
+
+def check_run(run: str) -> None:
+    """Raise UserError if the folder is no run."""
+    folder = Path(run)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run; make one with: nextitem train")
+    if not (folder / "recipe.toml").is_file():
+        raise UserError(f"{folder} is not a run: it has no recipe.toml; make one with: nextitem train")
+
+
+def load_data(
+    data: str, *, drop_unknown_items: bool, recipe: str | None = None, overrides: Sequence[str] = ()
+) -> Dataset:
+    """Load a data set as the run would: rows of unknown items are dropped if options or recipe say so."""
+    from nextitem.core.config import apply_overrides
+    from nextitem.data.readers import load_dataset
+    from nextitem.recipes import read_recipe
+
+    table = apply_overrides(read_recipe(recipe)[1] if recipe is not None else {}, overrides)
+    says = table.get("data", {})
+    is_dropping = drop_unknown_items or (isinstance(says, dict) and says.get("drop_unknown_items") is True)
+    return load_dataset(data, drop_unknown_items=is_dropping)
