@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,14 +192,17 @@ def _filling(rows: list[list[int]], depth: int) -> list[int]:
 
 def _read_tensor(file: Path, num_items: int) -> ForeignCodes:
     try:
-        tensor = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickle's version, in files that are then refused
+            tensor = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{file}: holds more than a tensor, and reading it could run code, so it is not read; save the tensor "
             "alone: torch.save(tensor, FILE)"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: is no tensor of torch, or is cut off ({str(error).splitlines()[0]})") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file}: is no tensor of torch, or is cut off ({reason})") from None
     if not isinstance(tensor, Tensor) or tensor.dim() != 2 or not tensor.numel():
         what = f"a tensor {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise UserError(f"{file}: holds {what}; semantic IDs of GRID are a tensor [levels, items]")
@@ -220,13 +224,12 @@ def _read_tensor(file: Path, num_items: int) -> ForeignCodes:
 def _descriptions(catalog: Catalog) -> dict[str, dict[str, str]]:
     """What MiniOneRec's NAME.item.json has of an item: title and description, "" where nothing is known."""
     columns = [name for name in ("description", "brand", "categories") if name in catalog.table.columns]
-    texts = catalog.table.select(
-        pl.col(name).cast(pl.List(pl.String)).list.join(",")
-        if isinstance(catalog.table.schema[name], pl.List)
-        else pl.col(name).cast(pl.String)
-        for name in columns
-    ).with_columns(title=catalog.titles())
-    texts = texts.with_columns(pl.all().fill_null(""))
+    texts = pl.DataFrame({"title": catalog.titles()})
+    for name in columns:
+        column = catalog.table[name]
+        is_list = isinstance(column.dtype, pl.List)
+        text = column.cast(pl.List(pl.String)).list.join(",") if is_list else column.cast(pl.String)
+        texts = texts.with_columns(text.fill_null("").alias(name))
     if "description" not in columns:
         texts = texts.with_columns(description=pl.lit("") if catalog.text is None else catalog.text)
     return {str(number): row for number, row in enumerate(texts.iter_rows(named=True))}

@@ -20,6 +20,7 @@ from nextitem.data.importers.report import Report
 Say = Callable[[str], None]
 
 _CHUNK = 1 << 20
+_COMMON = ("*.csv", "*.json", "*.jsonl")  # names that tell nothing of what is in a file
 
 
 def import_dataset(
@@ -128,9 +129,10 @@ def _check_files(name: str, importer: Importer, archive: Archive) -> None:
     fitting = [
         other
         for other, entry in DATASETS.items()
-        if other != name and len(entry.files) > 1 and all(archive.find(*group) for group in entry.files)
+        if not any(pattern in _COMMON for group in entry.files for pattern in group)
+        and all(archive.find(*group) for group in entry.files)
     ]
-    hint = f"; it looks like {fitting[0]}: nextitem import {fitting[0]}" if fitting else ""
+    hint = f"; it looks like {', '.join(fitting)}: nextitem import {fitting[0]}" if fitting else ""
     lacking = ", ".join(group[0] for group in missing)
     raise UserError(
         f"{archive.where}: holds no {lacking}; {name} expects {importer.expects}; it holds {archive.contents()}{hint}"

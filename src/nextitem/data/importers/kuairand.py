@@ -84,12 +84,13 @@ def _import(archive: Archive, folder: Path, report: Report, *, version: str) -> 
 
 
 def _write_impressions(archive: Archive, folder: Path, report: Report, version: str) -> None:
-    logs = archive.find(f"log_standard_*_{version}*.csv", f"log_random_*_{version}*.csv")
-    if not any("log_random" in log.base for log in logs):
+    random = archive.find(f"log_random_*_{version}*.csv")
+    logs = archive.find(f"log_standard_*_{version}*.csv") + random
+    if not random:
         report.note("no log_random file was given: there are no random exposures")
     parts = []
     for number, log in enumerate(logs):
-        archive.say(f"{log.name}")
+        archive.say(log.name)
         parts.append(archive.scratch / f"log-{number}.parquet")
         _write_part(archive, log, parts[-1], report)
     pl.concat([pl.scan_parquet(part) for part in parts]).sink_parquet(

@@ -11,7 +11,15 @@ import polars as pl
 from nextitem.core.errors import UserError
 from nextitem.data.importers.archive import Archive, Member
 from nextitem.data.importers.report import Report
-from nextitem.data.importers.tables import Schema, TableWriter, scan_text, usable_rows, write_lazily
+from nextitem.data.importers.tables import (
+    Schema,
+    TableWriter,
+    collected,
+    scan_text,
+    unique_and_complete,
+    usable_rows,
+    write_lazily,
+)
 
 # Names of the published folders, and the importer of each.
 _FOLDERS = {
@@ -39,9 +47,9 @@ def import_100k(archive: Archive, folder: Path, report: Report, *, name: str) ->
     for row in _rows(archive, archive.require("u.item"), "|", "latin-1"):
         genres = [genre for genre, flag in zip(listed, row[5:], strict=False) if flag == "1" and genre != "unknown"]
         movies.append([row[0], row[1], genres])
-    _write_movies(movies, folder)
+    _write_movies(movies, folder, report, where="u.item")
     people = _rows(archive, archive.require("u.user"), "|", "latin-1")
-    _write_users(people, ["user_id", "age", "gender", "occupation", "zip_code"], folder)
+    _write_users(people, ["user_id", "age", "gender", "occupation", "zip_code"], folder, report, where="u.user")
     return _settings({"gender": "categorical", "age": "numeric", "occupation": "categorical"})
 
 
@@ -50,7 +58,7 @@ def import_1m(archive: Archive, folder: Path, report: Report, *, name: str) -> d
     _check_size(archive, name)
     _import_dat(archive, folder, report)
     people = _rows(archive, archive.require("users.dat"), "::", "latin-1")
-    _write_users(people, ["user_id", "gender", "age", "occupation", "zip_code"], folder)
+    _write_users(people, ["user_id", "gender", "age", "occupation", "zip_code"], folder, report, where="users.dat")
     return _settings({"gender": "categorical", "age": "categorical", "occupation": "categorical"})
 
 
@@ -79,10 +87,10 @@ def import_csv(archive: Archive, folder: Path, report: Report, *, name: str) -> 
         frame = usable_rows(frame, unusable, report, where=ratings.where)
         write_lazily(frame, folder / "interactions.parquet", [ratings])
     with archive.file(movies) as file:
-        table = scan_text(file, movies, columns=["movieId", "title", "genres"]).select(
+        table = collected(scan_text(file, movies, columns=["movieId", "title", "genres"]), movies).select(
             pl.col("movieId").alias("item_id"), "title", _genres(pl.col("genres")), _year(pl.col("title"))
         )
-        write_lazily(table, folder / "items.parquet", [movies])
+    _write(table, "item_id", folder / "items.parquet", report, where=movies.name)
     return _settings(None)
 
 
@@ -99,7 +107,7 @@ def _import_dat(archive: Archive, folder: Path, report: Report) -> None:
     _write_ratings(archive, archive.require("ratings.dat"), "::", folder, report)
     movies = archive.require("movies.dat")
     rows = [[row[0], row[1], row[2].split("|")] for row in _rows(archive, movies, "::", None) if len(row) == 3]
-    _write_movies(rows, folder)
+    _write_movies(rows, folder, report, where="movies.dat")
 
 
 def _rows(archive: Archive, member: Member, separator: str, encoding: str | None) -> Iterator[list[str]]:
@@ -127,18 +135,23 @@ def _write_ratings(archive: Archive, member: Member, separator: str, folder: Pat
     report.left_out(unreadable, f"lines of {member.name} that are no rating (the last, if the file is cut off)")
 
 
-def _write_movies(rows: list[list[Any]], folder: Path) -> None:
+def _write_movies(rows: list[list[Any]], folder: Path, report: Report, *, where: str) -> None:
     table = pl.DataFrame(rows, schema=["item_id", "title", "genres"], orient="row")
     table = table.with_columns(
         pl.col("genres").cast(pl.List(pl.String)).list.filter(pl.element() != _NO_GENRES), _year(pl.col("title"))
     )
-    table.cast(_MOVIES).write_parquet(folder / "items.parquet")  # type: ignore[arg-type]
+    _write(table.cast(_MOVIES), "item_id", folder / "items.parquet", report, where=where)  # type: ignore[arg-type]
 
 
-def _write_users(rows: Iterator[list[str]], columns: list[str], folder: Path) -> None:
+def _write_users(rows: Iterator[list[str]], columns: list[str], folder: Path, report: Report, *, where: str) -> None:
     people = [row[: len(columns)] for row in rows if len(row) >= len(columns)]
     table = pl.DataFrame(people, schema=dict.fromkeys(columns, pl.String), orient="row")
-    table.write_parquet(folder / "users.parquet")
+    _write(table, "user_id", folder / "users.parquet", report, where=where)
+
+
+def _write(table: pl.DataFrame, id_column: str, file: Path, report: Report, *, where: str) -> None:
+    log = file.with_name("interactions.parquet")
+    unique_and_complete(table, id_column, log, report, where=where).write_parquet(file)
 
 
 def _genres(joined: pl.Expr) -> pl.Expr:

@@ -10,7 +10,7 @@ import polars as pl
 from nextitem.core.errors import UserError
 from nextitem.data.importers.archive import Archive, Member
 from nextitem.data.importers.report import Report
-from nextitem.data.importers.tables import scan_text, usable_rows, write_lazily
+from nextitem.data.importers.tables import collected, scan_text, unique_and_complete, usable_rows, write_lazily
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
 _FEATURE_OF = {"token": "categorical", "token_seq": "categorical-list", "float": "numeric"}
@@ -28,9 +28,12 @@ def import_recbole(archive: Archive, folder: Path, report: Report, *, name: str)
     title = logs[0][1].base.split(".")[0]
     settings: dict[str, Any] = {"name": title, "interactions": _write_log(archive, logs, folder, report)}
     settings["repeats"] = _has_repeats(folder / "interactions.parquet")
+    has_users = "user_id" in pl.scan_parquet(folder / "interactions.parquet").collect_schema().names()
     for table, ending, id_column in (("items", "item", "item_id"), ("users", "user", "user_id")):
         member = archive.get(f"*.{ending}")
-        if member is not None:
+        if member is not None and ending == "user" and not has_users:
+            report.note(f"{member.name} is left out: the log is one of sessions without users")
+        elif member is not None:
             settings[table] = _write_features(archive, member, folder / f"{table}.parquet", id_column, report)
     for member in archive.find(*_IGNORED):
         report.note(f"{member.name} is left out: graphs are not imported")
@@ -150,6 +153,7 @@ def _has_repeats(file: Path) -> bool:
 
 def _write_features(archive: Archive, member: Member, target: Path, id_column: str, report: Report) -> dict[str, Any]:
     """Write a table of items or users; returns its table of dataset.toml: features and, of items, the sentence."""
+    log = target.with_name("interactions.parquet")
     with archive.file(member) as file:
         frame, types = _scan(archive, member, file)
         if id_column not in types:
@@ -158,15 +162,13 @@ def _write_features(archive: Archive, member: Member, target: Path, id_column: s
         frame = frame.select(
             pl.col(column) if column in texts else _value(column, kind) for column, kind in types.items()
         )
-        frame = frame.filter(pl.col(id_column).is_not_null())
-        table = frame.unique(id_column, keep="first", maintain_order=True).collect()
-    table, content = _content_columns(table, [name for name, kind in types.items() if kind == "float_seq"], report)
+        table = collected(frame, member)
+    table = unique_and_complete(table, id_column, log, report, where=member.name)
+    table = _content_columns(table, [name for name, kind in types.items() if kind == "float_seq"], report)
     title = next((column for column in texts if column in _TITLES), None)
-    if id_column == "item_id" and title not in (None, "title"):
+    if id_column == "item_id" and title is not None and "title" not in types:
         table, types = table.rename({title: "title"}), {("title" if k == title else k): v for k, v in types.items()}
         texts = ["title" if column == title else column for column in texts]
-    if id_column == "item_id":
-        table = _with_log_items(table, target.with_name("interactions.parquet"), member, report, has_content=content)
     table.write_parquet(target)
     features = {
         column: _FEATURE_OF[kind]
@@ -180,31 +182,13 @@ def _write_features(archive: Archive, member: Member, target: Path, id_column: s
     return settings
 
 
-def _content_columns(table: pl.DataFrame, columns: list[str], report: Report) -> tuple[pl.DataFrame, bool]:
-    """Number lists as content_<name>, if all are there and of one length; else they are left out."""
-    has_content = False
+def _content_columns(table: pl.DataFrame, columns: list[str], report: Report) -> pl.DataFrame:
+    """Number lists as content_<name>, if every row has one and all are of one length; else they are left out."""
     for column in columns:
         lengths = table[column].list.len()
         if table.height and not lengths.null_count() and lengths.n_unique() == 1:
-            table, has_content = table.rename({column: f"content_{column}"}), True
+            table = table.rename({column: f"content_{column}"})
         else:
             table = table.drop(column)
-            report.note(f"{column} is left out: its number lists are not all of one length")
-    return table, has_content
-
-
-def _with_log_items(
-    table: pl.DataFrame, log: Path, member: Member, report: Report, *, has_content: bool
-) -> pl.DataFrame:
-    """The items with a row for each one of the log that is not described."""
-    ids = pl.scan_parquet(log).select(pl.col("item_id").unique()).collect()
-    unknown = ids.join(table.select("item_id"), on="item_id", how="anti").sort("item_id")
-    if not unknown.height:
-        return table
-    if has_content:
-        raise UserError(
-            f"{member.where}: lacks {unknown.height:,} items of the log (for example {unknown['item_id'][0]}), which "
-            "then have no content vector; add them, or remove the float_seq column"
-        )
-    report.note(f"{unknown.height:,} items of the log are not described in {member.name}")
-    return pl.concat([table, unknown], how="diagonal")
+            report.note(f"{column} is left out: some rows have none, or its number lists are not of one length")
+    return table

@@ -108,6 +108,14 @@ def write_lazily(frame: pl.LazyFrame, file: Path, members: Sequence[Member]) -> 
         raise unreadable_table(members[0], error) from None
 
 
+def collected(frame: pl.LazyFrame, member: Member) -> pl.DataFrame:
+    """The rows of a small table in memory; UserError that names the member at damage."""
+    try:
+        return frame.collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise unreadable_table(member, error) from None
+
+
 def usable_rows(frame: pl.LazyFrame, unusable: Mapping[str, pl.Expr], report: Report, *, where: str) -> pl.LazyFrame:
     """The rows that no expression of `unusable` (what they are -> mask) rules out; the others are counted and noted.
 
@@ -168,6 +176,19 @@ def distinct_values(file: Path, column: str) -> set[str]:
     """The distinct values of a column of a Parquet file."""
     values = pl.scan_parquet(file).select(pl.col(column).unique()).collect(engine="streaming")
     return set(values[column].to_list())
+
+
+def unique_and_complete(table: pl.DataFrame, id_column: str, log: Path, report: Report, *, where: str) -> pl.DataFrame:
+    """A table with one row for each id (the first), and a row of nulls for ids of the log that it lacks; both noted."""
+    known = table.filter(pl.col(id_column).is_not_null()).unique(id_column, keep="first", maintain_order=True)
+    report.left_out(
+        table.height - known.height, f"rows of {where} without {id_column}, or with one that occurs earlier"
+    )
+    ids = pl.scan_parquet(log).select(pl.col(id_column).unique()).collect(engine="streaming")
+    unknown = ids.join(known.select(id_column), on=id_column, how="anti").drop_nulls().sort(id_column)
+    if unknown.height:
+        report.note(f"{unknown.height:,} values of {id_column} in the log are not described in {where}")
+    return pl.concat([known, unknown], how="diagonal")
 
 
 def complete_items(ids: Iterable[str], writer: TableWriter, described: set[str], report: Report, *, where: str) -> None:
