@@ -66,10 +66,10 @@ def test_2014_reviews_with_metadata(imported: Imported, layouts: Layouts, tmp_pa
 def test_2014_takes_the_5_core_of_a_folder_with_both(imported: Imported, layouts: Layouts) -> None:
     layouts.json_gz(REVIEWS_14, "reviews_Beauty_5.json.gz")
     layouts.json_gz([*REVIEWS_14, {**REVIEWS_14[0], "asin": "B7"}], "reviews_Beauty.json.gz")
-    dataset, _ = imported(
-        "amazon14", layouts.root / "reviews_Beauty_5.json.gz", layouts.root / "reviews_Beauty.json.gz"
-    )
+    files = [layouts.root / "reviews_Beauty_5.json.gz", layouts.root / "reviews_Beauty.json.gz"]
+    dataset, said = imported("amazon14", *files)
     assert dataset.catalog.num_items == 2
+    assert "reviews_Beauty_5.json.gz was read, reviews_Beauty.json.gz was not" in said
 
 
 def test_ratings_alone_are_in_another_order_in_2018(imported: Imported, layouts: Layouts, tmp_path: Path) -> None:

@@ -130,6 +130,21 @@ def test_what_cannot_be_opened_is_named(layouts: Layouts) -> None:
             opened(layouts.root / "other")
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.zip"])
+def test_a_pointer_of_git_lfs_is_named(layouts: Layouts, name: str) -> None:
+    folder = layouts.folder({name: "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"})
+    with opened(folder) as archive, pytest.raises(UserError, match="is a pointer of Git LFS, not the file"):
+        list(archive.lines(archive.require("x.*")))
+    with (
+        pytest.raises(
+            UserError, match=r"is a pointer of Git LFS|is no archive, it begins with 'version https://git-lfs"
+        ),
+        opened(folder / name) as archive,
+        archive.file(archive.require("x.*")),
+    ):
+        pass
+
+
 def test_an_encrypted_archive_is_named(layouts: Layouts) -> None:
     path = layouts.zip({"x.csv": "1\n"})
     whole = bytearray(path.read_bytes())

@@ -85,6 +85,9 @@ def test_names_and_missing_files(layouts: Layouts, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no steam_reviews\.json; steam expects .* it holds no file"):
         import_dataset("steam", [tmp_path / "empty"], tmp_path / "data")
+    boxed = layouts.folder({"ml-latest.zip": layouts.zip(CSV).read_bytes()}, "boxed")
+    with pytest.raises(UserError, match=r"give the archive itself: .*boxed/ml-latest\.zip"):
+        import_dataset("ml-latest", [boxed], tmp_path / "data")
     with pytest.raises(UserError, match="it looks like recbole: nextitem import recbole"):
         import_dataset("ml-1m", [layouts.folder({"a.inter": "x"}, "atomic")], tmp_path / "data")
     with pytest.raises(UserError, match=r"holds no events\.csv.*looks like ml-20m, ml-25m, .*: nextitem import ml-20m"):

@@ -20,6 +20,7 @@ VIDEOS = (
     "music_id,music_type,tag\n"
     '10,441,NORMAL,2020-07-08,ShortImport,1,17200.0,720,1280,989206467,4,"12,65"\n'
     "11,442,AD,,LongImport,1,,720,1280,,,\n99,1,NORMAL,2020-07-08,ShortImport,1,1,1,1,1,1,1\n"
+    "10,441,NORMAL,2020-07-09,ShortImport,1,1,1,1,1,1,1\n"
 )
 
 
@@ -63,13 +64,14 @@ def test_impressions_and_clicks(imported: Imported, layouts: Layouts, name: str,
     }
     assert dataset.users.ids.external.to_list() == ["0", "1"]
     items = dataset.catalog.table
-    assert items["item_id"].to_list() == ["10", "11", "12"]
-    assert items["tags"].to_list() == [["12", "65"], None, None]
-    assert items["video_duration"].to_list() == [17200.0, None, None]
+    assert items["item_id"].to_list() == ["10", "11", "12", "99"]
+    assert items["tags"].to_list() == [["12", "65"], None, None, ["1"]]
+    assert items["video_duration"].to_list() == [17200.0, None, None, 1.0]
     assert dataset.catalog.released_ms is not None
-    assert dataset.catalog.released_ms.tolist() == [1594166400000, 0, 0]
+    assert dataset.catalog.released_ms.tolist() == [1594166400000, 0, 0, 1594166400000]
     assert "left out 1 rows of KuaiRand/data/log_standard_4_22_to_5_08_pure.csv".replace("pure", version) in said
     assert "1 videos that were shown are not described" in said
+    assert "left out 1 further descriptions of a video" in said
     assert "video_features_statistic is left out" in said
 
 

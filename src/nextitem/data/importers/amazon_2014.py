@@ -26,18 +26,18 @@ _MARKUP = re.compile(r"<[^>]*>")
 
 def import_amazon_2014(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
     """reviews_X.json.gz or ratings_X.csv (user, item, rating, time), and meta_X.json.gz of Python literals."""
-    log = _log_member(archive, "reviews_*.json", "ratings_*.csv")
+    log = _log_member(archive, report, "reviews_*.json", "ratings_*.csv")
     return _import(archive, log, folder, report, name=name, columns=["user_id", "item_id", "rating", "timestamp"])
 
 
 def import_amazon_2018(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
     """X.json.gz or X.csv (item, user, rating, time), and meta_X.json.gz of JSON."""
-    log = _log_member(archive, "*.json", "*.csv", "!meta_*")
+    log = _log_member(archive, report, "*.json", "*.csv", "!meta_*")
     return _import(archive, log, folder, report, name=name, columns=["item_id", "user_id", "rating", "timestamp"])
 
 
-def _log_member(archive: Archive, *patterns: str) -> Member:
-    """The reviews; where several files fit, those with JSON, of them the 5-core; UserError if that is not one."""
+def _log_member(archive: Archive, report: Report, *patterns: str) -> Member:
+    """The reviews; if several files fit, the JSON, and of them the 5-core; UserError if that is not a single one."""
     fitting = archive.find(*patterns)
     for choice in (
         [member for member in fitting if member.base.endswith("_5.json")],
@@ -45,6 +45,9 @@ def _log_member(archive: Archive, *patterns: str) -> Member:
         fitting,
     ):
         if len(choice) == 1:
+            others = [member.name for member in fitting if member is not choice[0]]
+            if others:
+                report.note(f"{choice[0].name} was read, {', '.join(others)} was not")
             return choice[0]
     names = ", ".join(member.name for member in fitting[:5])
     raise UserError(f"{archive.where}: holds the reviews of several categories ({names}); give the files of one")

@@ -44,6 +44,7 @@ _DAMAGE = (
 )
 _CHUNK = 1 << 20
 _UNREAD = {b"7z\xbc\xaf'\x1c": "7z x", b"Rar!": "unrar x", b"(\xb5/\xfd": "unzstd"}  # first bytes -> what unpacks it
+_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in the place of a large file
 _TAR_ENDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 
@@ -137,6 +138,7 @@ class Archive:
 
     def stream(self, member: Member) -> io.BufferedReader:
         """The bytes of a member, uncompressed; reading raises UserError at damage and beyond the limit."""
+        _refuse_pointer(member)
         with _damage(member.where):
             stored = member.open()
             stream = gzip.GzipFile(fileobj=stored) if member.is_gzip else stored
@@ -163,6 +165,7 @@ class Archive:
     def file(self, member: Member) -> Iterator[Path]:
         """The member as a file on the disk, uncompressed; what had to be unpacked is removed at the end."""
         if member.path is not None and not member.is_gzip:
+            _refuse_pointer(member)
             yield member.path
             return
         copy = self.scratch / f"member-{member.base}"
@@ -273,6 +276,12 @@ def _damage(where: str) -> Iterator[None]:
             raise UserError(f"{where}: cannot be read ({error.strerror})") from None
         reason = str(error) or type(error).__name__
         raise UserError(f"{where}: cut off or damaged ({reason}); download or copy it again") from None
+
+
+def _refuse_pointer(member: Member) -> None:
+    """UserError if a file of a folder is what Git LFS leaves in the place of the file itself."""
+    if member.path is not None and member.size < 1024 and member.path.read_bytes().startswith(_POINTER):
+        raise UserError(f"{member.where}: is a pointer of Git LFS, not the file; fetch that with: git lfs pull")
 
 
 def _folder_members(folder: Path) -> Iterator[Member]:

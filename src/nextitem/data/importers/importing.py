@@ -133,6 +133,9 @@ def _check_files(name: str, importer: Importer, archive: Archive) -> None:
         and all(archive.find(*group) for group in entry.files)
     ]
     hint = f"; it looks like {', '.join(fitting)}: nextitem import {fitting[0]}" if fitting else ""
+    inside = [member.where for member in archive.members if member.base.endswith((".zip", ".tar", ".tgz", ".7z"))]
+    if inside and not fitting:
+        hint = f"; give the archive itself: {inside[0]}"
     lacking = ", ".join(group[0] for group in missing)
     raise UserError(
         f"{archive.where}: holds no {lacking}; {name} expects {importer.expects}; it holds {archive.contents()}{hint}"

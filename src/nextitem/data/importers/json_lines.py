@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from nextitem.core.errors import UserError
 from nextitem.data.importers.archive import Archive, Member
 from nextitem.data.importers.report import Report
+
+_DECODER = json.JSONDecoder()
 
 MAX_UNREADABLE = 0.01  # share of lines that may be unreadable; beyond it the file is another one, or damaged
 
@@ -42,11 +45,11 @@ def json_rows(archive: Archive, member: Member, report: Report) -> Iterator[dict
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """The object of a line; None if there is none. Python literals may be of Python 2: u'text'."""
     try:
-        text = line.decode("utf-8-sig")
+        text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError:
         return None
     try:
-        row = json.loads(text)
+        row = _DECODER.decode(text)
     except (ValueError, RecursionError):
         try:
             row = ast.literal_eval(text.strip())

@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 
-from nextitem.core.errors import UserError
 from nextitem.data.importers.archive import Archive, Member
 from nextitem.data.importers.report import Report
 from nextitem.data.importers.tables import scan_text, usable_rows, write_lazily
@@ -128,8 +127,8 @@ def _write_users(archive: Archive, folder: Path, version: str) -> dict[str, str]
 
 
 def _write_videos(archive: Archive, member: Member, folder: Path, report: Report) -> None:
-    """Write items.parquet: the videos that were shown, with their features; those without get empty ones."""
-    shown = pl.scan_parquet(folder / "impressions.parquet").select(pl.col("item_id").unique())
+    """Write items.parquet: all videos described, and a row of nulls for each that was shown and is not."""
+    described = archive.scratch / "videos.parquet"
     with archive.file(member) as file:
         source = ["video_id", "upload_dt", "tag", *(name for name in _VIDEO_FEATURES if name != "tags")]
         numbers = [name for name, kind in _VIDEO_FEATURES.items() if kind == "numeric"]
@@ -139,13 +138,18 @@ def _write_videos(archive: Archive, member: Member, folder: Path, report: Report
             pl.col("tag").str.split(",").alias("tags"),
             *(pl.col(name).cast(pl.Float64, strict=False) if name in numbers else pl.col(name) for name in source[3:]),
         )
-        table = shown.join(videos.unique("item_id", keep="any"), on="item_id", how="left")
-        write_lazily(table, folder / "items.parquet", [member])
-    rows = pl.scan_parquet(folder / "items.parquet")
-    num_unknown = int(
-        rows.select((pl.col("video_type").is_null() & pl.col("author_id").is_null()).sum()).collect().item()
-    )
-    if not rows.select(pl.len()).collect().item():
-        raise UserError(f"{member.where}: describes none of the videos that were shown")
-    if num_unknown:
-        report.note(f"{num_unknown:,} videos that were shown are not described in {member.name}")
+        write_lazily(videos.filter(pl.col("item_id").is_not_null()), described, [member])
+    # The files are too large for a join of all columns: only ids are compared.
+    rows = pl.scan_parquet(described)
+    hashes = rows.select(pl.len().alias("rows"), pl.col("item_id").hash(seed=0).n_unique().alias("ids"))
+    counts = hashes.collect(engine="streaming")
+    num_repeated = int(counts["rows"][0] - counts["ids"][0])
+    if num_repeated:
+        report.left_out(num_repeated, f"further descriptions of a video in {member.name}")
+        rows = rows.unique("item_id", keep="first", maintain_order=True)
+    shown = pl.scan_parquet(folder / "impressions.parquet").select(pl.col("item_id").unique())
+    unknown = shown.join(rows.select("item_id"), on="item_id", how="anti").collect(engine="streaming")
+    if unknown.height:
+        report.note(f"{unknown.height:,} videos that were shown are not described in {member.name}")
+    table = pl.concat([rows, unknown.sort("item_id").lazy()], how="diagonal")
+    table.sink_parquet(folder / "items.parquet", compression="zstd")
