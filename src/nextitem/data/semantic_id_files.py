@@ -58,10 +58,10 @@ def read_codes(file: Path, *, form: str, num_items: int) -> ForeignCodes:
     """
     pattern = GRID_FILE if form == "grid" else "*.index*.json"
     if file.is_dir():
-        fitting = sorted(file.rglob(pattern))
-        if len(fitting) != 1:
-            raise UserError(f"{file}: holds {len(fitting)} files {pattern}; give one file")
-        file = fitting[0]
+        matches = sorted(file.rglob(pattern))
+        if len(matches) != 1:
+            raise UserError(f"{file}: holds {len(matches)} files {pattern}; give one file")
+        file = matches[0]
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     return _read_tensor(file, num_items) if form == "grid" else _read_index(file)
@@ -99,17 +99,17 @@ def codes_of_catalog(
     ids = foreign.keys if numbers is None else [numbers.get(key, "") for key in foreign.keys]
     places = torch.from_numpy(catalog.ids.encode(pl.Series("id", ids, dtype=pl.String)).copy()).long()
     rows = torch.full((catalog.num_items + 1,), -1)
-    known = places > 0
-    rows[places[known]] = torch.nonzero(known).flatten()
-    missing = torch.nonzero(rows[1:] < 0).flatten()
-    if len(missing):
-        example = catalog.ids.external[int(missing[0])]
+    is_known = places > 0
+    rows[places[is_known]] = torch.nonzero(is_known).flatten()
+    missing_rows = torch.nonzero(rows[1:] < 0).flatten()
+    if len(missing_rows):
+        example = catalog.ids.external[int(missing_rows[0])]
         have = ", ".join(foreign.keys[:3])
         raise UserError(
-            f"{where}: {len(missing):,} of {catalog.num_items:,} items of the data have no codes, for example "
+            f"{where}: {len(missing_rows):,} of {catalog.num_items:,} items of the data have no codes, for example "
             f"{example!r}; its keys are {have}, ...: if these are numbers of items, say whose with --item-ids"
         )
-    return foreign.codes[rows[1:]], int((~known).sum())
+    return foreign.codes[rows[1:]], int((~is_known).sum())
 
 
 def write_codes(table: IdentifierTable, catalog: Catalog, folder: Path, *, form: str) -> None:

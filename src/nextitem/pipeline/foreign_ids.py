@@ -40,10 +40,10 @@ def import_identifiers(
     """
     catalog = dataset.catalog
     foreign = read_codes(Path(file), form=form, num_items=catalog.num_items)
-    beside = Path(file).with_name(Path(file).name.split(".index")[0] + ".item2id")
-    if item_ids is None and beside.is_file():
-        item_ids = beside
-        say(f"numbers of items are those of {beside}")
+    numbers_beside = Path(file).with_name(Path(file).name.split(".index")[0] + ".item2id")
+    if item_ids is None and numbers_beside.is_file():
+        item_ids = numbers_beside
+        say(f"numbers of items are those of {numbers_beside}")
     numbers = None if item_ids is None else read_item_numbers(Path(item_ids))
     codes, num_unknown = codes_of_catalog(foreign, catalog, numbers, where=str(file))
     for note in foreign.notes:

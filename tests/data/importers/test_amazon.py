@@ -204,7 +204,23 @@ def test_wide_and_long_files_are_written_in_chunks(
     assert log["user_id"].to_list() == [f"A{number}" for number in range(20)], "rows keep their order"
 
 
+def test_texts_that_python_2_wrote_and_times_without_end(imported: Imported, layouts: Layouts) -> None:
+    rows = [
+        *REVIEWS_14,
+        {**REVIEWS_14[0], "reviewerID": "A\ud83d\ude00"},
+        {**REVIEWS_14[0], "reviewerID": "A4", "unixReviewTime": 10**30},
+        {**REVIEWS_14[0], "reviewerID": "A5", "unixReviewTime": True},
+    ]
+    dataset, said = imported("amazon14", layouts.json_gz(rows, "reviews_Beauty_5.json.gz"))
+    assert dataset.users.ids.external.to_list() == ["A1", "A2", "A\U0001f600"]
+    assert "left out 2 reviews without" in said
+
+
 def test_numbers_and_texts() -> None:
+    assert json_lines.id_of(" a ") == " a "
+    assert json_lines.id_of(7) == "7"
+    assert json_lines.id_of("") is None
+    assert json_lines.text_of("a\ud800") == "a\ufffd"
     assert json_lines.number_of("$1,299.50") == 1299.5
     assert json_lines.number_of("nan") is None
     assert json_lines.number_of("free") is None

@@ -77,6 +77,33 @@ def test_rows_that_are_no_rating_are_counted(imported: Imported, layouts: Layout
     assert "left out 2 ratings without user, movie, rating or time" in said
 
 
+@pytest.mark.parametrize(
+    "ratings",
+    [
+        b"userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,2\xff9,3.5,1112484000\n",
+        b"userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,2,3,4,5,6,7\n",
+        b'userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,"2,3.5,1112484000\n',
+        b"userId,movieId,rating,timestamp\n",
+    ],
+)
+def test_a_damaged_table_is_named(imported: Imported, layouts: Layouts, tmp_path: Path, ratings: bytes) -> None:
+    with pytest.raises(UserError, match=r"ratings\.csv: (cannot be read as a table|holds no usable row)"):
+        imported("ml-latest", layouts.folder({**CSV, "ratings.csv": ratings}))
+    assert not (tmp_path / "data").exists()
+
+
+def test_numbers_that_are_none_are_left_out(imported: Imported, layouts: Layouts) -> None:
+    more = f"{CSV['ratings.csv']}3,2,nan,1112486027\n3,2,inf,1112486027\n3,2,5,{10**30}\n"
+    dataset, said = imported("ml-latest", layouts.folder({**CSV, "ratings.csv": more}))
+    assert len(dataset.interactions) == 3
+    assert "left out 3 ratings without" in said
+    lines = f"{ML_1M['ml-1m/ratings.dat']}3::10::nan::1\n3::10::5::{10**30}\n3::::5::978300760\n"
+    (layouts.root / "data").rename(layouts.root / "first")
+    dataset, said = imported("ml-1m", layouts.zip({**ML_1M, "ml-1m/ratings.dat": lines}))
+    assert len(dataset.interactions) == 4
+    assert "left out 3 lines of ml-1m/ratings.dat that are no rating" in said
+
+
 def test_items_are_described_once_and_all(imported: Imported, layouts: Layouts) -> None:
     movies = "movieId,title,genres\n2,First,Drama\n2,Second,Drama\n,Nameless,Drama\n"
     dataset, said = imported("ml-latest", layouts.folder({**CSV, "movies.csv": movies}))

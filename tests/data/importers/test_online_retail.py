@@ -118,3 +118,19 @@ def test_the_other_of_the_two_is_named(imported: Imported, layouts: Layouts) -> 
 def test_a_damaged_workbook_is_named(imported: Imported, layouts: Layouts, content: bytes) -> None:
     with pytest.raises(UserError, match=r"Online Retail\.xlsx: (is no Excel workbook|cut off|the file is empty)"):
         imported("online-retail", layouts.folder({"Online Retail.xlsx": content}) / "Online Retail.xlsx")
+
+
+def test_damage_inside_a_sheet_is_named(imported: Imported, layouts: Layouts) -> None:
+    whole = workbook([[*HEADER], *ROWS])
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    for damage in (b"<worksheet", parts["xl/worksheets/sheet1.xml"].replace(b"<v>0</v>", b"<v>999</v>")):
+        file = layouts.zip({**parts, "xl/worksheets/sheet1.xml": damage}, "Online Retail.xlsx")
+        with pytest.raises(UserError, match="is no Excel workbook, or a damaged one"):
+            imported("online-retail", file)
+
+
+def test_a_csv_with_a_quote_that_never_ends_is_named(imported: Imported, layouts: Layouts) -> None:
+    text = ",".join(HEADER) + '\n536365,85123A,"' + "x" * 200_000
+    with pytest.raises(UserError, match=r"data\.csv: cannot be read as a table"):
+        imported("online-retail", layouts.folder({"data.csv": text}))

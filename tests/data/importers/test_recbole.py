@@ -75,6 +75,12 @@ def test_number_lists_are_content_vectors(imported: Imported, layouts: Layouts) 
     assert "other is left out: some rows have none, or its number lists are not of one length" in said
 
 
+def test_numbers_that_are_none_are_missing(imported: Imported, layouts: Layouts) -> None:
+    items = "item_id:token\tprice:float\n9\tnan\n10\t1.5\n"
+    dataset, _ = imported("recbole", layouts.folder({"x.inter": INTER, "x.item": items}))
+    assert dataset.catalog.table["price"].to_list() == [1.5, None]
+
+
 def test_items_that_are_not_described_get_a_row(imported: Imported, layouts: Layouts) -> None:
     dataset, said = imported(
         "recbole", layouts.folder({"x.inter": INTER, "x.item": "item_id:token\tname:token\n9\tA\n"})

@@ -11,10 +11,11 @@ import polars as pl
 from nextitem.core.errors import UserError
 from nextitem.data.importers.amazon_products import LOG, REVIEWED_AGAIN, metadata_of, settings, write_products
 from nextitem.data.importers.archive import Archive, Member
-from nextitem.data.importers.json_lines import json_rows, number_of, text_of, texts_of
+from nextitem.data.importers.json_lines import id_of, json_rows, number_of, text_of, texts_of, whole_number_of
 from nextitem.data.importers.report import Report
 from nextitem.data.importers.tables import (
     TableWriter,
+    finite_number,
     first_of_each_pair,
     scan_text,
     usable_rows,
@@ -38,18 +39,18 @@ def import_amazon_2018(archive: Archive, folder: Path, report: Report, *, name: 
 
 def _log_member(archive: Archive, report: Report, *patterns: str) -> Member:
     """The reviews; if several files fit, the JSON, and of them the 5-core; UserError if that is not a single one."""
-    fitting = archive.find(*patterns)
+    logs = archive.find(*patterns)
     for choice in (
-        [member for member in fitting if member.base.endswith("_5.json")],
-        [member for member in fitting if member.base.endswith(".json")],
-        fitting,
+        [member for member in logs if member.base.endswith("_5.json")],
+        [member for member in logs if member.base.endswith(".json")],
+        logs,
     ):
         if len(choice) == 1:
-            others = [member.name for member in fitting if member is not choice[0]]
-            if others:
-                report.note(f"{choice[0].name} was read, {', '.join(others)} was not")
+            other_names = [member.name for member in logs if member is not choice[0]]
+            if other_names:
+                report.note(f"{choice[0].name} was read, {', '.join(other_names)} was not")
             return choice[0]
-    names = ", ".join(member.name for member in fitting[:5])
+    names = ", ".join(member.name for member in logs[:5])
     raise UserError(f"{archive.where}: holds the reviews of several categories ({names}); give the files of one")
 
 
@@ -71,8 +72,9 @@ def _write_reviews(archive: Archive, member: Member, folder: Path, report: Repor
     with TableWriter(folder / "interactions.parquet", LOG) as writer:
         for row in json_rows(archive, member, report):
             report.rows += 1
-            user, item, time = row.get("reviewerID"), row.get("asin"), row.get("unixReviewTime")
-            if not (isinstance(user, str) and user and isinstance(item, str) and item and isinstance(time, int)):
+            user, item = id_of(row.get("reviewerID")), id_of(row.get("asin"))
+            time = whole_number_of(row.get("unixReviewTime"))
+            if user is None or item is None or time is None:
                 unusable += 1
                 continue
             writer.add([user, item, number_of(row.get("overall")), time])
@@ -86,12 +88,12 @@ def _write_ratings(archive: Archive, member: Member, folder: Path, report: Repor
         frame = scan_text(file, member, columns=columns, has_header=False).select(
             "user_id",
             "item_id",
-            pl.col("rating").cast(pl.Float64, strict=False),
+            finite_number(pl.col("rating")).alias("rating"),
             pl.col("timestamp").cast(pl.Int64, strict=False),
         )
-        unusable = {"ratings without user, product, rating or time": pl.any_horizontal(pl.all().is_null())}
-        frame = usable_rows(frame, unusable, report, where=member.where)
-        write_lazily(frame, folder / "interactions.parquet", [member])
+        what = "ratings without user, product, rating or time"
+        frame = usable_rows(frame, pl.any_horizontal(pl.all().is_null()), report, what=what, member=member)
+        write_lazily(frame, folder / "interactions.parquet", member)
 
 
 def _product(row: dict[str, Any]) -> list[Any]:

@@ -13,10 +13,11 @@ import polars as pl
 from nextitem.core.errors import UserError
 from nextitem.data.importers.amazon_products import LOG, REVIEWED_AGAIN, metadata_of, settings, write_products
 from nextitem.data.importers.archive import Archive, Member
-from nextitem.data.importers.json_lines import json_rows, number_of, text_of, texts_of
+from nextitem.data.importers.json_lines import id_of, json_rows, number_of, text_of, texts_of, whole_number_of
 from nextitem.data.importers.report import Report
 from nextitem.data.importers.tables import (
     TableWriter,
+    finite_number,
     first_of_each_pair,
     scan_text,
     usable_rows,
@@ -39,11 +40,11 @@ def import_amazon_2023(archive: Archive, folder: Path, report: Report, *, name: 
     kind = _one_kind(archive, kinds)
     log = kinds[kind][0]
     if kind == "benchmark":
-        missing = [part for part in _PARTS if len(parts[part]) != 1]
-        if missing:
+        missing_parts = [part for part in _PARTS if len(parts[part]) != 1]
+        if missing_parts:
             raise UserError(
                 f"{archive.where}: the benchmark of one category is its .train.csv, .valid.csv and .test.csv; there "
-                f"are {len(parts[missing[0]])} files .{missing[0]}.csv"
+                f"are {len(parts[missing_parts[0]])} files .{missing_parts[0]}.csv"
             )
         _write_benchmark(archive, {part: members[0] for part, members in parts.items()}, folder, report)
     else:
@@ -51,7 +52,7 @@ def import_amazon_2023(archive: Archive, folder: Path, report: Report, *, name: 
             _write_reviews(archive, log, folder, report)
         else:
             with archive.file(log) as file:
-                write_lazily(_ratings(archive, log, file, report), folder / "interactions.parquet", [log])
+                write_lazily(_ratings(archive, log, file, report), folder / "interactions.parquet", log)
         first_of_each_pair(folder / "interactions.parquet", report, what=REVIEWED_AGAIN)
     meta = metadata_of(archive, log, "jsonl")
     write_products(archive, meta, folder, report, id_column="parent_asin", product=_product)
@@ -73,8 +74,9 @@ def _write_reviews(archive: Archive, member: Member, folder: Path, report: Repor
     with TableWriter(folder / "interactions.parquet", LOG) as writer:
         for row in json_rows(archive, member, report):
             report.rows += 1
-            user, item, time = row.get("user_id"), row.get("parent_asin"), row.get("timestamp")
-            if not (isinstance(user, str) and user and isinstance(item, str) and item and isinstance(time, int)):
+            user, item = id_of(row.get("user_id")), id_of(row.get("parent_asin"))
+            time = whole_number_of(row.get("timestamp"))
+            if user is None or item is None or time is None:
                 unusable += 1
                 continue
             writer.add([user, item, number_of(row.get("rating")), time])
@@ -93,12 +95,12 @@ def _ratings(archive: Archive, member: Member, file: Path, report: Report, *, hi
     frame = scan_text(file, member, columns=columns, has_header=has_header).select(
         "user_id",
         pl.col("parent_asin").alias("item_id"),
-        pl.col("rating").cast(pl.Float64, strict=False),
+        finite_number(pl.col("rating")).alias("rating"),
         pl.col("timestamp").cast(pl.Int64, strict=False),
         *([pl.col("history").fill_null("").alias("history") if has_history else pl.lit("").alias("history")] * history),
     )
-    unusable = {"ratings without user, product, rating or time": pl.any_horizontal(pl.all().is_null())}
-    return usable_rows(frame, unusable, report, where=member.where)
+    what = "ratings without user, product, rating or time"
+    return usable_rows(frame, pl.any_horizontal(pl.all().is_null()), report, what=what, member=member)
 
 
 def _write_benchmark(archive: Archive, parts: dict[str, Member], folder: Path, report: Report) -> None:
@@ -108,16 +110,16 @@ def _write_benchmark(archive: Archive, parts: dict[str, Member], folder: Path, r
         with archive.file(member) as file:
             frame = _ratings(archive, member, file, report, history=True).with_columns(split=pl.lit(part))
             files.append(archive.scratch / f"{part}.parquet")
-            write_lazily(frame, files[-1], [member])
+            write_lazily(frame, files[-1], member)
     rows = pl.concat([pl.scan_parquet(file) for file in files])
     rows.drop("history").sink_parquet(folder / "interactions.parquet", compression="zstd")
     length = pl.when(pl.col("history") == "").then(0).otherwise(pl.col("history").str.count_matches(" ") + 1)
     users = rows.group_by("user_id").agg(length.max().alias("longest"), pl.len().alias("events"))
-    lacking = users.select((pl.col("longest") >= pl.col("events")).sum()).collect(engine="streaming").item()
-    if lacking:
+    num_incomplete = users.select((pl.col("longest") >= pl.col("events")).sum()).collect(engine="streaming").item()
+    if num_incomplete:
         report.note(
-            f"the histories of {lacking:,} users name items that no row is about: they are left out, since nothing but "
-            "their order is known"
+            f"the histories of {num_incomplete:,} users name items that no row is about: they are left out, since "
+            "nothing but their order is known"
         )
     report.note("the published split is in the column split: use --protocol published")
 

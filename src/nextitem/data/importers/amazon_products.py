@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from nextitem.data.importers.archive import Archive, Member
-from nextitem.data.importers.json_lines import json_rows
+from nextitem.data.importers.json_lines import id_of, json_rows
 from nextitem.data.importers.report import Report
 from nextitem.data.importers.tables import Schema, TableWriter, complete_items, distinct_values
 
@@ -43,21 +43,21 @@ def write_products(
         report.note("no metadata were given: items have no features")
         return
     ids = distinct_values(folder / "interactions.parquet", "item_id")
-    described: set[str] = set()
+    described_ids: set[str] = set()
     num_repeated = num_others = num_without_id = 0
     with TableWriter(folder / "items.parquet", PRODUCTS) as writer:
         for row in json_rows(archive, member, report):
-            item = row.get(id_column)
-            if not isinstance(item, str) or not item:
+            item = id_of(row.get(id_column))
+            if item is None:
                 num_without_id += 1
             elif item not in ids:
                 num_others += 1
-            elif item in described:
+            elif item in described_ids:
                 num_repeated += 1
             else:
-                described.add(item)
+                described_ids.add(item)
                 writer.add([item, *product(row)])
-        complete_items(ids, writer, described, report, where=member.name)
+        complete_items(ids, writer, described_ids, report, where=member.name)
     report.left_out(num_others, f"products of {member.name} that nobody in the log has reviewed")
     report.left_out(num_repeated, f"further descriptions of a product in {member.name}")
     report.left_out(num_without_id, f"rows of {member.name} without {id_column}")
@@ -65,9 +65,9 @@ def write_products(
 
 def metadata_of(archive: Archive, log: Member, extension: str) -> Member | None:
     """The metadata beside a log: the one file there is, or of several the one of the log's category."""
-    fitting = archive.find(f"meta_*.{extension}")
-    if len(fitting) <= 1:
-        return fitting[0] if fitting else None
+    metadata = archive.find(f"meta_*.{extension}")
+    if len(metadata) <= 1:
+        return metadata[0] if metadata else None
     return archive.require(f"meta_{category_of(log)}.{extension}")
 
 

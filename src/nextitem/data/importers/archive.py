@@ -89,7 +89,7 @@ class Archive:
         self.paths = [Path(path) for path in paths]
         self.where = ", ".join(str(path) for path in self.paths)
         self.scratch, self.max_bytes, self.say = scratch, max_bytes, say
-        self._open = ExitStack()
+        self._open, self._num_copies = ExitStack(), 0
         with ExitStack() as stack:
             stack.callback(self._open.close)
             self.members = tuple(member for path in self.paths for member in self._members(path))
@@ -105,23 +105,23 @@ class Archive:
 
     def find(self, *patterns: str) -> list[Member]:
         """Members whose base name fits a pattern, in the order of their names; patterns that begin with ! exclude."""
-        wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
-        unwanted = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
-        fitting = [
+        included = [pattern for pattern in patterns if not pattern.startswith("!")]
+        excluded = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+        matches = [
             member
             for member in self.members
-            if any(fnmatchcase(member.base, pattern) for pattern in wanted)
-            and not any(fnmatchcase(member.base, pattern) for pattern in unwanted)
+            if any(fnmatchcase(member.base, pattern) for pattern in included)
+            and not any(fnmatchcase(member.base, pattern) for pattern in excluded)
         ]
-        return sorted(fitting, key=lambda member: member.name)
+        return sorted(matches, key=lambda member: member.name)
 
     def get(self, *patterns: str) -> Member | None:
         """The one member that fits, or None; UserError if several do."""
-        fitting = self.find(*patterns)
-        if len(fitting) > 1:
-            names = ", ".join(member.name for member in fitting[:4])
-            raise UserError(f"{self.where}: holds {len(fitting)} files for {patterns[0]} ({names}); give one of them")
-        return fitting[0] if fitting else None
+        matches = self.find(*patterns)
+        if len(matches) > 1:
+            names = ", ".join(member.name for member in matches[:4])
+            raise UserError(f"{self.where}: holds {len(matches)} files for {patterns[0]} ({names}); give one of them")
+        return matches[0] if matches else None
 
     def require(self, *patterns: str) -> Member:
         """The one member that fits; UserError if there is none or several."""
@@ -168,7 +168,8 @@ class Archive:
             _refuse_pointer(member)
             yield member.path
             return
-        copy = self.scratch / f"member-{member.base}"
+        self._num_copies += 1
+        copy = self.scratch / f"{self._num_copies}-{member.base}"
         reported, done = time.monotonic(), 0
         try:
             with self.stream(member) as stream, copy.open("wb") as out:
@@ -290,13 +291,13 @@ def _folder_members(folder: Path) -> Iterator[Member]:
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in sorted(names):
             path = Path(parent) / name
-            inside = path.relative_to(folder).as_posix()
-            if _is_hidden(inside) or not path.is_file():
+            name_inside = path.relative_to(folder).as_posix()
+            if _is_hidden(name_inside) or not path.is_file():
                 continue
             count += 1
             if count > MAX_FILES:
                 raise UserError(f"{folder}: holds more than {MAX_FILES:,} files; give the folder of the data set alone")
-            yield Member(inside, str(path), partial(_open_file, path), path.stat().st_size, path)
+            yield Member(name_inside, str(path), partial(_open_file, path), path.stat().st_size, path)
 
 
 def _checked_name(name: str, path: Path) -> str:

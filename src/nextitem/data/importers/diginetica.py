@@ -9,7 +9,13 @@ import polars as pl
 
 from nextitem.data.importers.archive import Archive, Member
 from nextitem.data.importers.report import Report
-from nextitem.data.importers.tables import scan_text, usable_rows, write_lazily
+from nextitem.data.importers.tables import (
+    collected,
+    finite_number,
+    scan_text,
+    usable_rows,
+    write_lazily,
+)
 
 _DAY = 86_400_000  # milliseconds
 _NAMES = {"sessionid": "session_id", "itemid": "item_id", "categoryid": "category", "pricelog2": "price_log2"}
@@ -35,9 +41,9 @@ def import_diginetica(archive: Archive, folder: Path, report: Report, *, name: s
         settings["interactions"] = {"positive_actions": ["view"]}
     pl.concat([pl.scan_parquet(part) for part in parts]).sink_parquet(folder / "interactions.parquet")
     report.note("userId is left out: most rows have none")
-    unread = [member.name for member in archive.find("train-queries.csv", "train-clicks.csv")]
-    if unread:
-        report.note(f"{', '.join(unread)}: left out, searches are not imported")
+    unread_names = [member.name for member in archive.find("train-queries.csv", "train-clicks.csv")]
+    if unread_names:
+        report.note(f"{', '.join(unread_names)}: left out, searches are not imported")
     return settings | _write_items(archive, folder, report)
 
 
@@ -49,8 +55,10 @@ def _write_part(archive: Archive, member: Member, part: Path, report: Report, *,
         frame = frame.select(
             "session_id", "item_id", (day * _DAY + offset).alias("timestamp"), pl.lit(action).alias("action")
         )
-        unusable = {f"{action}s without session, item or day": pl.any_horizontal(pl.all().is_null())}
-        write_lazily(usable_rows(frame, unusable, report, where=member.where), part, [member])
+        what = f"{action}s without session, item or day"
+        write_lazily(
+            usable_rows(frame, pl.any_horizontal(pl.all().is_null()), report, what=what, member=member), part, member
+        )
 
 
 def _scan(archive: Archive, member: Member, file: Path, *, columns: list[str]) -> pl.LazyFrame:
@@ -60,8 +68,8 @@ def _scan(archive: Archive, member: Member, file: Path, *, columns: list[str]) -
     separator = ";" if ";" in header else ","
     spelling = {name: _our_name(name) for name in header.strip().split(separator)}
     theirs = [name for name, ours in spelling.items() if ours in columns]
-    missing = [name for name in columns if name not in spelling.values()]
-    frame = scan_text(file, member, columns=[*theirs, *missing], separator=separator)
+    missing_columns = [name for name in columns if name not in spelling.values()]
+    frame = scan_text(file, member, columns=[*theirs, *missing_columns], separator=separator)
     return frame.rename(spelling).with_columns(pl.col(columns).replace("NA", None))
 
 
@@ -77,17 +85,18 @@ def _write_items(archive: Archive, folder: Path, report: Report) -> dict[str, An
     products, categories = archive.get("products.csv", "product.csv"), archive.get("product-categories.csv")
     if products is not None:
         with archive.file(products) as file:
-            table = _scan(archive, products, file, columns=["item_id", "price_log2", "name_tokens"]).collect()
+            columns = ["item_id", "price_log2", "name_tokens"]
+            table = collected(_scan(archive, products, file, columns=columns), products)
         table = table.unique("item_id", keep="first").select(
             "item_id",
-            pl.col("price_log2").cast(pl.Float64, strict=False),
+            finite_number(pl.col("price_log2")).alias("price_log2"),
             pl.col("name_tokens").str.replace_all(",", " "),
         )
         items = items.join(table, on="item_id", how="left")
         features["price_log2"] = "numeric"
     if categories is not None:
         with archive.file(categories) as file:
-            table = _scan(archive, categories, file, columns=["item_id", "category"]).collect()
+            table = collected(_scan(archive, categories, file, columns=["item_id", "category"]), categories)
         items = items.join(table.unique("item_id", keep="first"), on="item_id", how="left")
         features["category"] = "categorical"
     if not features:

@@ -123,22 +123,23 @@ def write_readme(folder: Path, paragraphs: Sequence[str], report: Report) -> Non
 
 def _check_files(name: str, importer: Importer, archive: Archive) -> None:
     """UserError unless all files that the importer needs are there; it names the importer that would fit."""
-    missing = [group for group in importer.files if not archive.find(*group)]
-    if not missing:
+    missing_groups = [group for group in importer.files if not archive.find(*group)]
+    if not missing_groups:
         return
-    fitting = [
+    matches = [
         other
         for other, entry in DATASETS.items()
         if not any(pattern in _COMMON for group in entry.files for pattern in group)
         and all(archive.find(*group) for group in entry.files)
     ]
-    hint = f"; it looks like {', '.join(fitting)}: nextitem import {fitting[0]}" if fitting else ""
-    inside = [member.where for member in archive.members if member.base.endswith((".zip", ".tar", ".tgz", ".7z"))]
-    if inside and not fitting:
-        hint = f"; give the archive itself: {inside[0]}"
-    lacking = ", ".join(group[0] for group in missing)
+    hint = f"; it looks like {', '.join(matches)}: nextitem import {matches[0]}" if matches else ""
+    archives = [member.where for member in archive.members if member.base.endswith((".zip", ".tar", ".tgz", ".7z"))]
+    if archives and not matches:
+        hint = f"; give the archive itself: {archives[0]}"
+    first_patterns = ", ".join(group[0] for group in missing_groups)
     raise UserError(
-        f"{archive.where}: holds no {lacking}; {name} expects {importer.expects}; it holds {archive.contents()}{hint}"
+        f"{archive.where}: holds no {first_patterns}; {name} expects {importer.expects}; it holds "
+        f"{archive.contents()}{hint}"
     )
 
 
@@ -147,24 +148,24 @@ def _check_md5(importer: Importer, archive: Archive, report: Report) -> None:
     if len(archive.paths) != 1 or not archive.paths[0].is_file():
         return
     file = archive.paths[0]
-    beside = file.with_name(file.name + ".md5")
-    listed = published_md5(beside.read_text(encoding="utf-8", errors="replace")) if beside.is_file() else None
-    expected = listed or importer.published_md5
+    md5_file = file.with_name(file.name + ".md5")
+    listed_md5 = published_md5(md5_file.read_text(encoding="utf-8", errors="replace")) if md5_file.is_file() else None
+    expected = listed_md5 or importer.published_md5
     if expected is None:
         return
     actual = md5(file)
     if actual == expected:
         return
-    if listed is not None:
-        raise UserError(f"{file}: its MD5 is {actual}, {beside.name} lists {listed}; download it again")
+    if listed_md5 is not None:
+        raise UserError(f"{file}: its MD5 is {actual}, {md5_file.name} lists {listed_md5}; download it again")
     report.note(f"{file.name} is not the published archive (MD5 {actual}, published {expected})")
 
 
 def _check_rows(importer: Importer, folder: Path, report: Report, *, where: str) -> None:
     """UserError if no table of events was filled; a note if the number of rows is not the published one."""
     logs = [folder / f"{table}.parquet" for table in ("interactions", "impressions")]
-    kept = sum(pl.scan_parquet(log).select(pl.len()).collect().item() for log in logs if log.exists())
-    if not kept:
+    num_rows = sum(pl.scan_parquet(log).select(pl.len()).collect().item() for log in logs if log.exists())
+    if not num_rows:
         raise UserError(f"{where}: holds no usable event")
     if importer.published_rows is not None and report.rows != importer.published_rows:
         report.note(f"{report.rows:,} rows were read; the published log has {importer.published_rows:,}")

@@ -58,11 +58,34 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
+def id_of(value: object) -> str | None:
+    """An id as text, spaces and all; None if it is empty, or neither text nor a whole number."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    return _encodable(str(value)) or None
+
+
+def whole_number_of(value: object) -> int | None:
+    """A whole number that fits into 63 bits; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if abs(value) < 2**62 else None
+
+
 def text_of(value: object) -> str | None:
     """A value as stripped text; None if it is missing, empty, or no text or number."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    return str(value).strip() or None
+    return _encodable(str(value)).strip() or None
+
+
+def _encodable(text: str) -> str:
+    """Text without halves of surrogate pairs: pairs, as Python 2 writes them, are joined, single halves replaced."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def number_of(value: object) -> float | None:
@@ -79,7 +102,8 @@ def number_of(value: object) -> float | None:
 def texts_of(value: object) -> list[str]:
     """The distinct texts of a list, or of lists in it, in order."""
     if isinstance(value, str):
-        return [value.strip()] if value.strip() else []
+        text = text_of(value)
+        return [] if text is None else [text]
     if not isinstance(value, list | tuple):
         return []
     return list(dict.fromkeys(text for part in value for text in texts_of(part)))

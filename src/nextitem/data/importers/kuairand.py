@@ -9,7 +9,13 @@ import polars as pl
 
 from nextitem.data.importers.archive import Archive, Member
 from nextitem.data.importers.report import Report
-from nextitem.data.importers.tables import scan_text, usable_rows, write_lazily
+from nextitem.data.importers.tables import (
+    collected,
+    finite_number,
+    scan_text,
+    usable_rows,
+    write_lazily,
+)
 
 # The click comes first: it is what rankers learn unless told otherwise.
 _SIGNALS = (
@@ -61,8 +67,8 @@ def _import(archive: Archive, folder: Path, report: Report, *, version: str) -> 
     Rows of one user at one time were shown together: their impression_id is the user's number followed by the time.
     """
     _write_impressions(archive, folder, report, version)
-    shown = pl.scan_parquet(folder / "impressions.parquet")
-    clicks = shown.filter(pl.col("is_click") > 0).select("user_id", "item_id", "timestamp", "tab")
+    impressions = pl.scan_parquet(folder / "impressions.parquet")
+    clicks = impressions.filter(pl.col("is_click") > 0).select("user_id", "item_id", "timestamp", "tab")
     clicks.sink_parquet(folder / "interactions.parquet", compression="zstd")
     user_features = _write_users(archive, folder, version)
     settings: dict[str, Any] = {
@@ -110,25 +116,25 @@ def _write_part(archive: Archive, log: Member, part: Path, report: Report) -> No
             "tab",
             *(whole[name].alias(name) for name in _SIGNALS),
         )
-        missing = [pl.col(name).is_null() for name in ("impression_id", "item_id", "is_click")]
-        unusable = {f"rows of {log.name} without user, video, time or is_click": pl.any_horizontal(missing)}
-        write_lazily(usable_rows(frame, unusable, report, where=log.where), part, [log])
+        missing_values = [pl.col(name).is_null() for name in ("impression_id", "item_id", "is_click")]
+        what = f"rows of {log.name} without user, video, time or is_click"
+        write_lazily(usable_rows(frame, pl.any_horizontal(missing_values), report, what=what, member=log), part, log)
 
 
 def _write_users(archive: Archive, folder: Path, version: str) -> dict[str, str]:
     """Write users.parquet; returns the type of every feature."""
     member = archive.require(f"user_features_{version}.csv")
     with archive.file(member) as file:
-        table = scan_text(file, member, columns=["user_id"]).collect()
+        table = collected(scan_text(file, member, columns=["user_id"]), member)
     numbers = [name for name in _USER_NUMBERS if name in table.columns]
-    table = table.with_columns(pl.col(numbers).cast(pl.Float64, strict=False))
+    table = table.with_columns(finite_number(pl.col(name)).alias(name) for name in numbers)
     table.unique("user_id", keep="first", maintain_order=True).write_parquet(folder / "users.parquet")
     return {name: "numeric" if name in numbers else "categorical" for name in table.columns if name != "user_id"}
 
 
 def _write_videos(archive: Archive, member: Member, folder: Path, report: Report) -> None:
     """Write items.parquet: all videos described, and a row of nulls for each that was shown and is not."""
-    described = archive.scratch / "videos.parquet"
+    descriptions = archive.scratch / "videos.parquet"
     with archive.file(member) as file:
         source = ["video_id", "upload_dt", "tag", *(name for name in _VIDEO_FEATURES if name != "tags")]
         numbers = [name for name, kind in _VIDEO_FEATURES.items() if kind == "numeric"]
@@ -136,20 +142,20 @@ def _write_videos(archive: Archive, member: Member, folder: Path, report: Report
             pl.col("video_id").alias("item_id"),
             pl.col("upload_dt").str.to_date("%Y-%m-%d", strict=False),
             pl.col("tag").str.split(",").alias("tags"),
-            *(pl.col(name).cast(pl.Float64, strict=False) if name in numbers else pl.col(name) for name in source[3:]),
+            *(finite_number(pl.col(name)).alias(name) if name in numbers else pl.col(name) for name in source[3:]),
         )
-        write_lazily(videos.filter(pl.col("item_id").is_not_null()), described, [member])
+        write_lazily(videos.filter(pl.col("item_id").is_not_null()), descriptions, member)
     # The files are too large for a join of all columns: only ids are compared.
-    rows = pl.scan_parquet(described)
+    rows = pl.scan_parquet(descriptions)
     hashes = rows.select(pl.len().alias("rows"), pl.col("item_id").hash(seed=0).n_unique().alias("ids"))
     counts = hashes.collect(engine="streaming")
     num_repeated = int(counts["rows"][0] - counts["ids"][0])
     if num_repeated:
         report.left_out(num_repeated, f"further descriptions of a video in {member.name}")
         rows = rows.unique("item_id", keep="first", maintain_order=True)
-    shown = pl.scan_parquet(folder / "impressions.parquet").select(pl.col("item_id").unique())
-    unknown = shown.join(rows.select("item_id"), on="item_id", how="anti").collect(engine="streaming")
-    if unknown.height:
-        report.note(f"{unknown.height:,} videos that were shown are not described in {member.name}")
-    table = pl.concat([rows, unknown.sort("item_id").lazy()], how="diagonal")
+    shown_ids = pl.scan_parquet(folder / "impressions.parquet").select(pl.col("item_id").unique())
+    undescribed_ids = shown_ids.join(rows.select("item_id"), on="item_id", how="anti").collect(engine="streaming")
+    if undescribed_ids.height:
+        report.note(f"{undescribed_ids.height:,} videos that were shown are not described in {member.name}")
+    table = pl.concat([rows, undescribed_ids.sort("item_id").lazy()], how="diagonal")
     table.sink_parquet(folder / "items.parquet", compression="zstd")

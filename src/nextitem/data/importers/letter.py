@@ -10,7 +10,7 @@ import polars as pl
 
 from nextitem.core.errors import UserError
 from nextitem.data.importers.archive import Archive, Member
-from nextitem.data.importers.json_lines import text_of, texts_of
+from nextitem.data.importers.json_lines import id_of, text_of, texts_of
 from nextitem.data.importers.report import Report
 from nextitem.data.importers.tables import Schema, TableWriter, complete_items, distinct_values
 
@@ -30,7 +30,7 @@ def import_letter(archive: Archive, folder: Path, report: Report, *, name: str) 
     has_repeats = False
     with TableWriter(folder / "interactions.parquet", _LOG) as writer:
         for user, items in _table(archive, log).items():
-            ids = [text_of(item) for item in items] if isinstance(items, list) else [None]
+            ids = [id_of(item) for item in items] if isinstance(items, list) else [None]
             if None in ids:
                 raise UserError(f"{log.where}: user {user!r} has {str(items)[:40]!r}, which is no list of item numbers")
             has_repeats = has_repeats or len(set(ids)) < len(ids)
@@ -43,15 +43,15 @@ def import_letter(archive: Archive, folder: Path, report: Report, *, name: str) 
         report.note("no NAME.item.json was given: items have no features")
         return settings
     ids_of_log = distinct_values(folder / "interactions.parquet", "item_id")
-    described: set[str] = set()
+    described_ids: set[str] = set()
     with TableWriter(folder / "items.parquet", _ITEMS) as writer:
         for item, row in _table(archive, items_file).items():
             if isinstance(row, dict):
-                described.add(item)
+                described_ids.add(item)
                 texts = [text_of(row.get(column)) for column in ("title", "brand")]
                 categories = [part.strip() for text in texts_of(row.get("categories")) for part in text.split(",")]
                 writer.add([item, *texts, categories, text_of(row.get("description"))])
-        complete_items(ids_of_log, writer, described, report, where=items_file.name)
+        complete_items(ids_of_log, writer, described_ids, report, where=items_file.name)
     settings["items"] = {
         "text": "{title}. {brand}. {categories}. {description}",
         "features": {"brand": "categorical", "categories": "categorical-list"},

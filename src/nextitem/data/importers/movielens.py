@@ -10,11 +10,13 @@ import polars as pl
 
 from nextitem.core.errors import UserError
 from nextitem.data.importers.archive import Archive, Member
+from nextitem.data.importers.json_lines import id_of, number_of, whole_number_of
 from nextitem.data.importers.report import Report
 from nextitem.data.importers.tables import (
     Schema,
     TableWriter,
     collected,
+    finite_number,
     scan_text,
     unique_and_complete,
     usable_rows,
@@ -42,11 +44,11 @@ def import_100k(archive: Archive, folder: Path, report: Report, *, name: str) ->
     """u.data (tabs), u.item and u.user (bars, Latin-1)."""
     _check_size(archive, name)
     _write_ratings(archive, archive.require("u.data"), "\t", folder, report)
-    listed = [row[0] for row in _rows(archive, archive.require("u.genre"), "|", "latin-1") if len(row) == 2]
+    genre_names = [row[0] for row in _rows(archive, archive.require("u.genre"), "|", "latin-1") if len(row) == 2]
     movies = []
     for row in _rows(archive, archive.require("u.item"), "|", "latin-1"):
-        genres = [genre for genre, flag in zip(listed, row[5:], strict=False) if flag == "1" and genre != "unknown"]
-        movies.append([row[0], row[1], genres])
+        flags = zip(genre_names, row[5:], strict=False)
+        movies.append([row[0], row[1], [genre for genre, flag in flags if flag == "1" and genre != "unknown"]])
     _write_movies(movies, folder, report, where="u.item")
     people = _rows(archive, archive.require("u.user"), "|", "latin-1")
     _write_users(people, ["user_id", "age", "gender", "occupation", "zip_code"], folder, report, where="u.user")
@@ -80,12 +82,12 @@ def import_csv(archive: Archive, folder: Path, report: Report, *, name: str) -> 
         frame = scan_text(file, ratings, columns=["userId", "movieId", "rating", "timestamp"]).select(
             pl.col("userId").alias("user_id"),
             pl.col("movieId").alias("item_id"),
-            pl.col("rating").cast(pl.Float64, strict=False),
+            finite_number(pl.col("rating")).alias("rating"),
             pl.col("timestamp").cast(pl.Int64, strict=False),
         )
-        unusable = {"ratings without user, movie, rating or time": pl.any_horizontal(pl.all().is_null())}
-        frame = usable_rows(frame, unusable, report, where=ratings.where)
-        write_lazily(frame, folder / "interactions.parquet", [ratings])
+        what = "ratings without user, movie, rating or time"
+        frame = usable_rows(frame, pl.any_horizontal(pl.all().is_null()), report, what=what, member=ratings)
+        write_lazily(frame, folder / "interactions.parquet", ratings)
     with archive.file(movies) as file:
         table = collected(scan_text(file, movies, columns=["movieId", "title", "genres"]), movies).select(
             pl.col("movieId").alias("item_id"), "title", _genres(pl.col("genres")), _year(pl.col("title"))
@@ -123,16 +125,20 @@ def _rows(archive: Archive, member: Member, separator: str, encoding: str | None
 
 
 def _write_ratings(archive: Archive, member: Member, separator: str, folder: Path, report: Report) -> None:
-    unreadable = 0
+    num_unreadable = 0
     with TableWriter(folder / "interactions.parquet", _RATINGS) as writer:
         for row in _rows(archive, member, separator, "latin-1"):
             report.rows += 1
             try:
                 user, item, rating, timestamp = row[:4]
-                writer.add([user, item, float(rating), int(timestamp)])
+                values = [id_of(user), id_of(item), number_of(rating), whole_number_of(int(timestamp))]
             except ValueError:
-                unreadable += 1
-    report.left_out(unreadable, f"lines of {member.name} that are no rating (the last, if the file is cut off)")
+                values = [None]
+            if None in values:
+                num_unreadable += 1
+            else:
+                writer.add(values)
+    report.left_out(num_unreadable, f"lines of {member.name} that are no rating (the last, if the file is cut off)")
 
 
 def _write_movies(rows: list[list[Any]], folder: Path, report: Report, *, where: str) -> None:

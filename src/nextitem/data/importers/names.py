@@ -234,7 +234,7 @@ def find_importer(name: str) -> Importer:
     """The data set importer of that name; UserError that lists the names there are."""
     if name in DATASETS:
         return DATASETS[name]
-    known = [*DATASETS, *IDENTIFIERS]
-    close = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise UserError(f"there is no importer {name!r}; {hint}there are: {', '.join(known)}")
+    names = [*DATASETS, *IDENTIFIERS]
+    close_names = difflib.get_close_matches(name.lower().replace("_", "-"), names, n=1)
+    hint = f"did you mean {close_names[0]}? " if close_names else ""
+    raise UserError(f"there is no importer {name!r}; {hint}there are: {', '.join(names)}")

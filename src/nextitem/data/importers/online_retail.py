@@ -112,12 +112,12 @@ def _table(rows: Iterator[list[str | None]], columns: dict[str, str], member: Me
     if header is None:
         return None
     names = ["".join((title or "").lower().split()) for title in header]
-    missing = [title for title in columns if title not in names]
-    if missing:
+    missing_titles = [title for title in columns if title not in names]
+    if missing_titles:
         other = next((key for key, known in _COLUMNS.items() if set(known) <= set(names)), None)
         hint = f"; this is {other}: nextitem import {other}" if other else ""
         have = ", ".join(title or "" for title in header)
-        raise UserError(f"{member.where}: {name} has a column {missing[0]}, and there are {have}{hint}")
+        raise UserError(f"{member.where}: {name} has a column {missing_titles[0]}, and there are {have}{hint}")
     positions = [names.index(title) for title in columns]
     schema = dict.fromkeys(columns.values(), pl.String)
     parts, chunk = [pl.DataFrame(schema=schema)], []
@@ -141,8 +141,13 @@ def _csv_rows(archive: Archive, member: Member) -> Iterator[list[str | None]]:
                 continue
         break
     with archive.text(member, encoding) as text:
-        for row in csv.reader(text):
-            yield [value if value != "" else None for value in row]
+        try:
+            for row in csv.reader(text):
+                yield [value if value != "" else None for value in row]
+        except csv.Error as error:
+            raise UserError(
+                f"{member.where}: cannot be read as a table ({error}); it is cut off, or another file"
+            ) from None
 
 
 def _with_values(lines: pl.DataFrame, member: Member) -> pl.DataFrame:
@@ -165,9 +170,9 @@ def _milliseconds(texts: pl.Series) -> pl.Series:
 
 
 def _without(lines: pl.DataFrame, mask: pl.Expr, report: Report, what: str) -> pl.DataFrame:
-    kept = lines.filter(~mask)
-    report.left_out(lines.height - kept.height, what)
-    return kept
+    remaining_lines = lines.filter(~mask)
+    report.left_out(lines.height - remaining_lines.height, what)
+    return remaining_lines
 
 
 def _without_repeated_invoices(lines: pl.DataFrame, report: Report) -> pl.DataFrame:
@@ -178,6 +183,6 @@ def _without_repeated_invoices(lines: pl.DataFrame, report: Report) -> pl.DataFr
     fell_back = (pl.col("timestamp").shift(1) - pl.col("timestamp") > _DAY).fill_null(False)
     blocks = lines.with_columns((pl.col("sheet") + fell_back.cum_sum()).alias("block"))
     last = pl.col("block").max().over("session_id")
-    kept = blocks.filter((pl.col("block") == last) | pl.col("session_id").is_null()).drop("block", "sheet")
-    report.left_out(lines.height - kept.height, "lines of invoices that a later part of the file repeats")
-    return kept
+    remaining_lines = blocks.filter((pl.col("block") == last) | pl.col("session_id").is_null()).drop("block", "sheet")
+    report.left_out(lines.height - remaining_lines.height, "lines of invoices that a later part of the file repeats")
+    return remaining_lines

@@ -10,7 +10,14 @@ import polars as pl
 from nextitem.core.errors import UserError
 from nextitem.data.importers.archive import Archive, Member
 from nextitem.data.importers.report import Report
-from nextitem.data.importers.tables import collected, scan_text, unique_and_complete, usable_rows, write_lazily
+from nextitem.data.importers.tables import (
+    collected,
+    finite_number,
+    scan_text,
+    unique_and_complete,
+    usable_rows,
+    write_lazily,
+)
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
 _FEATURE_OF = {"token": "categorical", "token_seq": "categorical-list", "float": "numeric"}
@@ -85,16 +92,17 @@ def _write_log(archive: Archive, logs: list[tuple[str | None, Member]], folder: 
             _check_log(member, types)
             frame = frame.select(_value(column, kind) for column, kind in types.items() if kind != "float_seq")
             if "timestamp" in types:
-                frame = frame.with_columns(_milliseconds(frame))
+                frame = frame.with_columns(_milliseconds(frame, member))
             if part is not None:
                 frame = frame.with_columns(split=pl.lit(part))
             ids = [column for column in ("user_id", "session_id", "item_id", "timestamp") if column in types]
-            unusable = {f"rows of {member.name} without {' or '.join(ids)}": pl.any_horizontal(pl.col(ids).is_null())}
-            frame = usable_rows(frame, unusable, report, where=member.where)
+            what = f"rows of {member.name} without {' or '.join(ids)}"
+            is_unusable = pl.any_horizontal(pl.col(ids).is_null())
+            frame = usable_rows(frame, is_unusable, report, what=what, member=member)
             if "timestamp" not in types:
                 frame = frame.with_row_index("position")
             parts.append(archive.scratch / f"part-{number}.parquet")
-            write_lazily(frame, parts[-1], [member])
+            write_lazily(frame, parts[-1], member)
     rows = pl.concat([pl.scan_parquet(part) for part in parts], how="diagonal_relaxed")
     if "timestamp" not in types:
         rows = rows.drop("position").with_row_index("position")
@@ -128,16 +136,16 @@ def _check_log(member: Member, types: dict[str, str]) -> None:
 def _value(column: str, kind: str) -> pl.Expr:
     value = pl.col(column)
     if kind == "float":
-        return value.cast(pl.Float64, strict=False)
+        return finite_number(value).alias(column)
     if kind == "float_seq":
         return value.str.split(" ").list.eval(pl.element().cast(pl.Float32, strict=False))
     return value.str.split(" ") if kind == "token_seq" else value
 
 
-def _milliseconds(frame: pl.LazyFrame) -> pl.Expr:
+def _milliseconds(frame: pl.LazyFrame, member: Member) -> pl.Expr:
     """Times as whole milliseconds: files have seconds, mostly, as numbers with a point."""
-    low = frame.select(pl.col("timestamp").max()).collect(engine="streaming").item()
-    factor = 1000 if low is not None and low < _SECONDS_BELOW else 1
+    latest = collected(frame.select(pl.col("timestamp").max()), member)["timestamp"][0]
+    factor = 1000 if latest is not None and latest < _SECONDS_BELOW else 1
     return (pl.col("timestamp") * factor).round().cast(pl.Int64)
 
 

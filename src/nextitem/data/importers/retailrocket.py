@@ -10,7 +10,7 @@ import polars as pl
 
 from nextitem.data.importers.archive import Archive
 from nextitem.data.importers.report import Report
-from nextitem.data.importers.tables import distinct_values, scan_text, usable_rows, write_lazily
+from nextitem.data.importers.tables import collected, distinct_values, scan_text, usable_rows, write_lazily
 
 _ACTIONS = ("view", "addtocart", "transaction")
 _MAX_DEPTH = 32  # levels of the category tree; a cycle would have no end
@@ -26,9 +26,9 @@ def import_retailrocket(archive: Archive, folder: Path, report: Report, *, name:
             pl.col("timestamp").cast(pl.Int64, strict=False),
             pl.col("event").alias("action"),
         )
-        unusable = {"events without visitor, item, time or kind": pl.any_horizontal(pl.all().is_null())}
-        frame = usable_rows(frame, unusable, report, where=events.where)
-        write_lazily(frame, folder / "interactions.parquet", [events])
+        what = "events without visitor, item, time or kind"
+        frame = usable_rows(frame, pl.any_horizontal(pl.all().is_null()), report, what=what, member=events)
+        write_lazily(frame, folder / "interactions.parquet", events)
     actions = distinct_values(folder / "interactions.parquet", "action")
     others = actions - set(_ACTIONS)
     if others:
@@ -69,7 +69,7 @@ def _write_items(archive: Archive, folder: Path, report: Report) -> None:
                 (pl.col("value").n_unique() > 1).alias("has_changed"),
             )
         )
-        write_lazily(properties, first, members)
+        write_lazily(properties, first, members[0])
     stored = pl.scan_parquet(first)
     num_changed = int(stored.select(pl.col("has_changed").sum()).collect().item())
     category = stored.filter(pl.col("property") == "categoryid").select("itemid", pl.col("value").alias("category"))
@@ -97,7 +97,7 @@ def _category_paths(archive: Archive, categories: pl.Series) -> pl.Series:
     member = archive.get("category_tree.csv")
     if member is not None:
         with archive.file(member) as file:
-            tree = scan_text(file, member, columns=["categoryid", "parentid"]).collect()
+            tree = collected(scan_text(file, member, columns=["categoryid", "parentid"]), member)
         parents = dict(zip(tree["categoryid"].to_list(), tree["parentid"].to_list(), strict=True))
     paths: dict[str, list[str]] = {}
     for category in categories.drop_nulls().unique().to_list():

@@ -10,7 +10,7 @@ import polars as pl
 
 from nextitem.core.errors import UserError
 from nextitem.data.importers.archive import Archive, Member
-from nextitem.data.importers.json_lines import json_rows, number_of, text_of, texts_of
+from nextitem.data.importers.json_lines import id_of, json_rows, number_of, text_of, texts_of
 from nextitem.data.importers.report import Report
 from nextitem.data.importers.tables import Schema, TableWriter, complete_items, distinct_values, first_of_each_pair
 
@@ -59,7 +59,7 @@ def _write_reviews(archive: Archive, member: Member, folder: Path, report: Repor
     with TableWriter(folder / "interactions.parquet", _LOG) as writer:
         for row in json_rows(archive, member, report):
             report.rows += 1
-            user, item, day = text_of(row.get("username")), text_of(row.get("product_id")), _day(row.get("date"))
+            user, item, day = id_of(row.get("username")), id_of(row.get("product_id")), _day(row.get("date"))
             if user is None or item is None or day is None:
                 unusable += 1
                 continue
@@ -72,19 +72,19 @@ def _write_reviews(archive: Archive, member: Member, folder: Path, report: Repor
 
 def _write_games(archive: Archive, member: Member, folder: Path, report: Report) -> None:
     ids = distinct_values(folder / "interactions.parquet", "item_id")
-    described: set[str] = set()
+    described_ids: set[str] = set()
     num_others = num_repeated = 0
     with TableWriter(folder / "items.parquet", _GAMES) as writer:
         for row in json_rows(archive, member, report):
-            item = text_of(row.get("id"))
+            item = id_of(row.get("id"))
             if item is None or item not in ids:
                 num_others += 1
-            elif item in described:
+            elif item in described_ids:
                 num_repeated += 1
             else:
-                described.add(item)
+                described_ids.add(item)
                 writer.add([item, *_game(row)])
-        complete_items(ids, writer, described, report, where=member.name)
+        complete_items(ids, writer, described_ids, report, where=member.name)
     report.left_out(num_others, f"games of {member.name} that nobody in the log has reviewed")
     report.left_out(num_repeated, f"further descriptions of a game in {member.name}")
 

@@ -86,58 +86,54 @@ def scan_text(
         raise UserError(f"{member.where}: the file is empty") from None
     except (pl.exceptions.PolarsError, OSError) as error:
         raise unreadable_table(member, error) from None
-    missing = [column for column in columns if column not in have]
-    if missing:
-        raise UserError(f"{member.where}: has no column {missing[0]!r}; there are {', '.join(have[:12])}")
+    missing_columns = [column for column in columns if column not in have]
+    if missing_columns:
+        raise UserError(f"{member.where}: has no column {missing_columns[0]!r}; there are {', '.join(have[:12])}")
     return frame.with_columns(pl.when(pl.all() != "").then(pl.all()))
 
 
 def unreadable_table(member: Member, error: Exception) -> UserError:
-    """The error of a file that is no table, or ends inside a row."""
+    """The error of a file that is no table, or ends inside a row, or of a disk that is full."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "No space left" in reason:
+        return UserError(f"there is no space left on the disk of --out for what is in {member.where}; free some")
     return UserError(f"{member.where}: cannot be read as a table ({reason}); it is cut off, or another file")
 
 
-def write_lazily(frame: pl.LazyFrame, file: Path, members: Sequence[Member]) -> None:
-    """Write a lazy frame to Parquet without holding it in memory; UserError that names the members at damage."""
+def write_lazily(frame: pl.LazyFrame, file: Path, member: Member) -> None:
+    """Write the rows of a member to Parquet without holding them in memory; UserError at damage."""
     try:
         frame.sink_parquet(file, compression="zstd")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise unreadable_table(members[0], error) from None
-
-
-def collected(frame: pl.LazyFrame, member: Member) -> pl.DataFrame:
-    """The rows of a small table in memory; UserError that names the member at damage."""
-    try:
-        return frame.collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise unreadable_table(member, error) from None
 
 
-def usable_rows(frame: pl.LazyFrame, unusable: Mapping[str, pl.Expr], report: Report, *, where: str) -> pl.LazyFrame:
-    """The rows that no expression of `unusable` (what they are -> mask) rules out; the others are counted and noted.
+def collected(frame: pl.LazyFrame, member: Member) -> pl.DataFrame:
+    """The rows of a small table, or aggregates, in memory; UserError that names the member at damage."""
+    try:
+        return frame.collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise unreadable_table(member, error) from None
 
-    A row counts under the first expression that holds for it. UserError if no row is left.
-    """
-    masks: list[pl.Expr] = []
-    earlier = pl.lit(False)
-    for mask in unusable.values():
-        masks.append(mask.fill_null(True) & ~earlier)
-        earlier = earlier | mask.fill_null(True)
-    counts = frame.select(
-        pl.len().alias("#rows"), *(mask.sum().alias(what) for what, mask in zip(unusable, masks, strict=True))
-    ).collect(engine="streaming")
-    rows = int(counts["#rows"][0])
-    report.rows += rows
-    left_out = 0
-    for what in unusable:
-        report.left_out(int(counts[what][0]), what)
-        left_out += int(counts[what][0])
-    if left_out == rows:
-        raise UserError(f"{where}: holds no usable row: of {rows:,} rows all lack an item, a user or a time")
-    return frame.filter(~earlier)
+
+def finite_number(text: pl.Expr) -> pl.Expr:
+    """Text as numbers; null for what is no number, or not a finite one."""
+    number = text.cast(pl.Float64, strict=False)
+    return pl.when(number.is_finite()).then(number)
+
+
+def usable_rows(
+    frame: pl.LazyFrame, is_unusable: pl.Expr, report: Report, *, what: str, member: Member
+) -> pl.LazyFrame:
+    """The rows for which `is_unusable` does not hold; the others are counted as `what`. UserError if no row is left."""
+    counts = collected(frame.select(pl.len().alias("rows"), is_unusable.sum().alias("unusable")), member)
+    num_rows, num_unusable = int(counts["rows"][0]), int(counts["unusable"][0])
+    report.say(f"{member.name}: {num_rows:,} rows")
+    report.rows += num_rows
+    if num_unusable == num_rows:
+        raise UserError(f"{member.where}: holds no usable row, but {num_rows:,} {what}")
+    report.left_out(num_unusable, what)
+    return frame.filter(~is_unusable)
 
 
 def first_of_each_pair(file: Path, report: Report, *, what: str) -> None:
@@ -160,16 +156,16 @@ def first_of_each_pair(file: Path, report: Report, *, what: str) -> None:
     report.left_out(num_repeated, what)
     if not num_repeated:
         return
-    shorter, start = file.with_name(file.name + ".shorter"), 0
+    shorter_file, start = file.with_name(file.name + ".shorter"), 0
     with (
         pyarrow.parquet.ParquetFile(file) as source,
-        pyarrow.parquet.ParquetWriter(shorter, source.schema_arrow, compression="zstd") as writer,
+        pyarrow.parquet.ParquetWriter(shorter_file, source.schema_arrow, compression="zstd") as writer,
     ):
         for batch in source.iter_batches():
             mask = is_first.slice(start, batch.num_rows).to_arrow()
             writer.write_batch(batch.filter(mask))
             start += batch.num_rows
-    shorter.replace(file)
+    shorter_file.replace(file)
 
 
 def distinct_values(file: Path, column: str) -> set[str]:
@@ -180,21 +176,23 @@ def distinct_values(file: Path, column: str) -> set[str]:
 
 def unique_and_complete(table: pl.DataFrame, id_column: str, log: Path, report: Report, *, where: str) -> pl.DataFrame:
     """A table with one row for each id (the first), and a row of nulls for ids of the log that it lacks; both noted."""
-    known = table.filter(pl.col(id_column).is_not_null()).unique(id_column, keep="first", maintain_order=True)
+    unique_rows = table.filter(pl.col(id_column).is_not_null()).unique(id_column, keep="first", maintain_order=True)
     report.left_out(
-        table.height - known.height, f"rows of {where} without {id_column}, or with one that occurs earlier"
+        table.height - unique_rows.height, f"rows of {where} without {id_column}, or with one that occurs earlier"
     )
     ids = pl.scan_parquet(log).select(pl.col(id_column).unique()).collect(engine="streaming")
-    unknown = ids.join(known.select(id_column), on=id_column, how="anti").drop_nulls().sort(id_column)
-    if unknown.height:
-        report.note(f"{unknown.height:,} values of {id_column} in the log are not described in {where}")
-    return pl.concat([known, unknown], how="diagonal")
+    missing_ids = ids.join(unique_rows.select(id_column), on=id_column, how="anti").drop_nulls().sort(id_column)
+    if missing_ids.height:
+        report.note(f"{missing_ids.height:,} values of {id_column} in the log are not described in {where}")
+    return pl.concat([unique_rows, missing_ids], how="diagonal")
 
 
-def complete_items(ids: Iterable[str], writer: TableWriter, described: set[str], report: Report, *, where: str) -> None:
+def complete_items(
+    ids: Iterable[str], writer: TableWriter, described_ids: set[str], report: Report, *, where: str
+) -> None:
     """Add a row of nulls for every item of the log that has no description, and note how many there are."""
-    missing = sorted(set(ids) - described)
-    for item in missing:
+    missing_ids = sorted(set(ids) - described_ids)
+    for item in missing_ids:
         writer.add([item, *([None] * (len(writer.schema) - 1))])
-    if missing:
-        report.note(f"{len(missing):,} items of the log are not described in {where}")
+    if missing_ids:
+        report.note(f"{len(missing_ids):,} items of the log are not described in {where}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError, iterparse
 
@@ -20,35 +22,44 @@ def sheets(file: Path, *, where: str) -> Iterator[Iterator[list[str | None]]]:
     """The sheets of a workbook in their order; each gives its rows, all as long as its first.
 
     Numbers and dates come as Excel stores them: a date is a number of days since 1899-12-30. UserError if the file is
-    no workbook.
+    no workbook, or damaged.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            parts = {int(match[1]): name for name in archive.namelist() if (match := _SHEET.fullmatch(name))}
-            if not parts:
-                raise UserError(f"{where}: is no Excel workbook: it has no sheet")
-            shared: list[str] = []
-            if "xl/sharedStrings.xml" in archive.namelist():
-                shared = ["".join(entry.itertext()) for entry in _elements(archive, "xl/sharedStrings.xml", "si")]
-            for _, name in sorted(parts.items()):
-                yield _rows(archive, name, shared)
-    except (zipfile.BadZipFile, ParseError, KeyError, IndexError, EOFError) as error:
-        raise UserError(f"{where}: is no Excel workbook, or a damaged one ({error})") from None
+    with _damage(where), zipfile.ZipFile(file) as archive:
+        parts = {int(match[1]): name for name in archive.namelist() if (match := _SHEET.fullmatch(name))}
+        if not parts:
+            raise UserError(f"{where}: is no Excel workbook: it has no sheet")
+        shared: list[str] = []
+        if "xl/sharedStrings.xml" in archive.namelist():
+            shared = ["".join(entry.itertext()) for entry in _elements(archive, "xl/sharedStrings.xml", "si")]
+        for _, name in sorted(parts.items()):
+            yield _rows(archive, name, shared, where)
 
 
-def _rows(archive: zipfile.ZipFile, name: str, shared: list[str]) -> Iterator[list[str | None]]:
+def _rows(archive: zipfile.ZipFile, name: str, shared: list[str], where: str) -> Iterator[list[str | None]]:
     width = 0
-    for row in _elements(archive, name, "row"):
-        cells: dict[int, str] = {}
-        for position, cell in enumerate(row.iter(f"{_NAMESPACE}c")):
-            value = cell.find(f"{_NAMESPACE}v")
-            text = "".join(cell.itertext()) if value is None else value.text
-            if text:
-                letters = re.sub(r"\d", "", cell.get("r", ""))
-                number = _column_number(letters) if letters else position
-                cells[number] = shared[int(text)] if cell.get("t") == "s" else text
-        width = width or 1 + max(cells, default=-1)
-        yield [cells.get(number) for number in range(width)]
+    with _damage(where):
+        for row in _elements(archive, name, "row"):
+            cells: dict[int, str] = {}
+            for position, cell in enumerate(row.iter(f"{_NAMESPACE}c")):
+                value = cell.find(f"{_NAMESPACE}v")
+                text = "".join(cell.itertext()) if value is None else value.text
+                if text:
+                    letters = re.sub(r"\d", "", cell.get("r", ""))
+                    number = _column_number(letters) if letters else position
+                    cells[number] = shared[int(text)] if cell.get("t") == "s" else text
+            width = width or 1 + max(cells, default=-1)
+            yield [cells.get(number) for number in range(width)]
+
+
+@contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """Turns what reading a damaged workbook raises into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, ParseError, KeyError, IndexError, ValueError, EOFError) as error:
+        raise UserError(f"{where}: is no Excel workbook, or a damaged one ({error})") from None
 
 
 def _elements(archive: zipfile.ZipFile, name: str, tag: str) -> Iterator[Element]:

@@ -9,7 +9,12 @@ import polars as pl
 
 from nextitem.data.importers.archive import Archive, Member
 from nextitem.data.importers.report import Report
-from nextitem.data.importers.tables import scan_text, usable_rows, write_lazily
+from nextitem.data.importers.tables import (
+    finite_number,
+    scan_text,
+    usable_rows,
+    write_lazily,
+)
 
 _CLICKS = ["session_id", "timestamp", "item_id", "category"]
 _BUYS = ["session_id", "timestamp", "item_id", "price", "quantity"]
@@ -50,11 +55,11 @@ def _write_part(
             pl.col("timestamp").str.to_datetime("%Y-%m-%dT%H:%M:%S%.fZ", time_unit="ms", strict=False),
             pl.lit(action).alias("action"),
             *([pl.col("category")] if "category" in columns else []),
-            *(_known(pl.col(name).cast(pl.Float64, strict=False)).alias(name) for name in numbers),
+            *(_known(finite_number(pl.col(name))).alias(name) for name in numbers),
         )
         required = [pl.col(name).is_null() for name in ("session_id", "item_id", "timestamp")]
-        unusable = {f"{action}s without session, item or time": pl.any_horizontal(required)}
-        write_lazily(usable_rows(frame, unusable, report, where=member.where), part, [member])
+        what = f"{action}s without session, item or time"
+        write_lazily(usable_rows(frame, pl.any_horizontal(required), report, what=what, member=member), part, member)
 
 
 def _known(number: pl.Expr) -> pl.Expr:
