@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from layouts import Files, Layouts
+from support.layouts import Files, Layouts
 
 from nextitem.cli.main import main
 from nextitem.data.importers.names import DATASETS, IDENTIFIERS

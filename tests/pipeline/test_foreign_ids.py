@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_answers import planted_clusters
 
 import nextitem as ni
 from nextitem.core.catalog import Catalog
@@ -24,7 +23,8 @@ from nextitem.data.readers import dataset_from_frames
 from nextitem.data.semantic_id_files import GRID_FILE, write_codes
 from nextitem.pipeline.bundle import load_catalog, save_catalog
 from nextitem.pipeline.foreign_ids import export_identifiers, import_identifiers
-from nextitem.pipeline.identify import read_identifiers
+from nextitem.pipeline.tokenize import read_identifiers
+from nextitem.testing.known_answers import planted_clusters
 
 
 def shop(ids: list[str] | None = None) -> Dataset:
@@ -49,7 +49,7 @@ def test_an_index_by_number(tmp_path: Path) -> None:
     (tmp_path / "Beauty.item2id").write_text(NUMBERS)
     said: list[str] = []
     file = tmp_path / "Beauty.index.json"
-    table = import_identifiers(file, shop(), tmp_path / "ids", form="letter", say=said.append)
+    table = import_identifiers(file, shop(), tmp_path / "ids", form="letter", log=said.append)
     assert table.codes[1:].tolist() == [[183, 70, 6], [183, 122, 5], [183, 70, 6], [9, 0, 255]]
     assert table.codebook_sizes == (184, 123, 256)
     assert not table.is_unique
@@ -80,7 +80,7 @@ def test_a_level_that_only_some_items_have(tmp_path: Path) -> None:
     (tmp_path / "x.index.json").write_text(json.dumps(ragged))
     said: list[str] = []
     data = shop(["0", "1", "2", "3"])
-    table = import_identifiers(tmp_path / "x.index.json", data, tmp_path / "ids", form="minionerec", say=said.append)
+    table = import_identifiers(tmp_path / "x.index.json", data, tmp_path / "ids", form="minionerec", log=said.append)
     assert table.codes[1:, 3].tolist() == [1, 0, 2, 0]
     assert table.is_unique
     assert any("3 items have fewer than 4 codes" in line for line in said)
@@ -262,7 +262,7 @@ def test_a_model_learns_on_foreign_identifiers(tmp_path: Path) -> None:
         out=tmp_path / "run",
         recipe="debug/tiger",
         ids=tmp_path / "ids",
-        overrides=["training.max_epochs=1"],
+        settings={"training.max_epochs": 1},
     )
     assert run.model.identifiers is not None
     assert run.model.identifiers.codes[1:].tolist() == [[number // 6, number % 6] for number in range(len(items))]

@@ -65,8 +65,8 @@ def _import_identifiers(
     if data is None:
         raise UserError(f"nextitem import {name}: say whose items they are with --data DIR")
     from nextitem.data.readers import load_dataset
-    from nextitem.evaluation.scoreboard import print_quality
     from nextitem.pipeline.foreign_ids import import_identifiers
+    from nextitem.reporting.scoreboard import print_quality
 
     table = import_identifiers(
         files[0],
@@ -76,7 +76,7 @@ def _import_identifiers(
         item_ids=item_ids,
         resume=resume,
         overwrite=overwrite,
-        say=say,
+        log=say,
     )
     print_quality(table)
     print(f"{out}: {table.num_items:,} items, {table.num_levels} levels {table.codebook_sizes}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -16,9 +15,8 @@ from nextitem.data.text import ContentConfig, content_vectors
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.pipeline.bundle import load_catalog, save_catalog
 from nextitem.pipeline.folders import prepare_out, replace_files
+from nextitem.pipeline.options import Log, silent
 from nextitem.tokenizers.quality import codes_report
-
-Say = Callable[[str], None]
 
 
 def import_identifiers(
@@ -30,7 +28,7 @@ def import_identifiers(
     item_ids: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    say: Say = lambda text: None,
+    log: Log = silent,
 ) -> IdentifierTable:
     """Write the codes of a file for the items of a data set into `out`, a folder for `train --ids`; return them.
 
@@ -43,13 +41,13 @@ def import_identifiers(
     numbers_beside = Path(file).with_name(Path(file).name.split(".index")[0] + ".item2id")
     if item_ids is None and numbers_beside.is_file():
         item_ids = numbers_beside
-        say(f"numbers of items are those of {numbers_beside}")
+        log(f"numbers of items are those of {numbers_beside}")
     numbers = None if item_ids is None else read_item_numbers(Path(item_ids))
     codes, num_unknown = codes_of_catalog(foreign, catalog, numbers, where=str(file))
     for note in foreign.notes:
-        say(note)
+        log(note)
     if num_unknown:
-        say(f"left out {num_unknown:,} items of {file} that the data set does not have")
+        log(f"left out {num_unknown:,} items of {file} that the data set does not have")
     sizes = foreign.codebook_sizes
     table = IdentifierTable.from_item_codes(
         codes,

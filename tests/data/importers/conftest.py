@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from layouts import Imported, Layouts
+from support.layouts import Imported, Layouts
 
 from nextitem.core.dataset import Dataset
 from nextitem.data.importers.importing import import_dataset

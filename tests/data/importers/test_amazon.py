@@ -9,11 +9,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from layouts import Files, Imported, Layouts
+from support.layouts import Files, Imported, Layouts
 
 from nextitem.core.errors import UserError
 from nextitem.data.importers import json_lines
-from nextitem.data.splits import make_split
+from nextitem.data.protocols import make_split
 
 PAIRS = [("A1", "B1"), ("A1", "B2"), ("A2", "B1"), ("A2", "B2")]
 REVIEWS_14 = [

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from layouts import Files, Layouts
+from support.layouts import Files, Layouts
 
 from nextitem.core.errors import UserError
 from nextitem.data.importers.importing import import_dataset

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from layouts import Files, Imported, Layouts
+from support.layouts import Files, Imported, Layouts
 
 from nextitem.core.errors import UserError
 

@@ -6,7 +6,7 @@ import io
 import zipfile
 
 import pytest
-from layouts import Files, Imported, Layouts
+from support.layouts import Files, Imported, Layouts
 
 from nextitem.core.errors import UserError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from layouts import Files, Imported, Layouts
+from support.layouts import Files, Imported, Layouts
 
 from nextitem.core.errors import UserError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from layouts import Imported, Layouts
+from support.layouts import Imported, Layouts
 
 from nextitem.core.errors import UserError
 
