@@ -28,6 +28,7 @@ def test_typed_tables(imported: Imported, layouts: Layouts) -> None:
     assert (dataset.name, dataset.repeats, len(dataset.interactions)) == ("ml", False, 3)
     assert dataset.users.ids.external.to_list() == ["007", "8"]
     assert dataset.context == {"weather": "categorical", "tags": "categorical-list"}
+    assert dataset.labels == ("rating",)
     assert dataset.interactions.timestamps is not None
     assert dataset.interactions.timestamps.tolist() == [881250949000, 881250950500, 881250951000]
     assert dataset.catalog.titles().to_list() == ["Heat", 'Toy "Story']
@@ -75,6 +76,17 @@ def test_number_lists_are_content_vectors(imported: Imported, layouts: Layouts) 
     assert "other is left out: some rows have none, or its number lists are not of one length" in said
 
 
+def test_names_that_mean_something_else_are_changed(imported: Imported, layouts: Layouts) -> None:
+    files: Files = {
+        "x.inter": "user_id:token\titem_id:token\ttimestamp:float\tposition:float\tsplit:token\n"
+        "1\t9\t5\t7\ta\n2\t8\t6\t7\tb\n",
+        "x.item": "item_id:token\tpopularity:float\tgenre.main:token\n9\t5\tdrama\n",
+    }
+    dataset, _ = imported("recbole", layouts.folder(files))
+    assert dataset.context == {"position_value": "numeric", "split_value": "categorical"}
+    assert dataset.catalog.features == {"popularity_value": "numeric", "genre_main": "categorical"}
+
+
 def test_numbers_that_are_none_are_missing(imported: Imported, layouts: Layouts) -> None:
     items = "item_id:token\tprice:float\n9\tnan\n10\t1.5\n"
     dataset, _ = imported("recbole", layouts.folder({"x.inter": INTER, "x.item": items}))
@@ -96,6 +108,7 @@ def test_items_that_are_not_described_get_a_row(imported: Imported, layouts: Lay
         ({"x.inter": "uid:token\titem_id:token\n1\t2\n"}, "a log has item_id:token and user_id:token"),
         ({"x.inter": "user_id:token\titem_id_list:token_seq\titem_id:token\n1\t2 3\t4\n"}, "every row holds a history"),
         ({"x.inter": INTER, "y.inter": INTER}, "holds several logs"),
+        ({"x.inter": "user_id:token\titem_id:token\ta.b:token\ta_b:float\n"}, "two columns have one name"),
         ({"x.train.inter": INTER}, r"a split is \.train\.inter, \.valid\.inter and \.test\.inter"),
         ({"x.inter": INTER, "x.item": "id:token\n1\n"}, "has no item_id:token"),
         ({"x.inter": ""}, "the file is empty"),

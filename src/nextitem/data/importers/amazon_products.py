@@ -79,7 +79,11 @@ def category_of(log: Member) -> str:
 
 def settings(name: str, log: Member, *, has_products: bool) -> dict[str, Any]:
     """dataset.toml: a product is reviewed once, so what a user has seen is not recommended."""
-    top = {"name": f"{name}-{category_of(log).replace('_', '-')}", "repeats": False}
+    top = {
+        "name": f"{name}-{category_of(log).replace('_', '-')}",
+        "repeats": False,
+        "interactions": {"labels": ["rating"]},
+    }
     if not has_products:
         return top
     return {

@@ -172,6 +172,7 @@ def _year(title: pl.Expr) -> pl.Expr:
 def _settings(users: dict[str, str] | None) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "repeats": False,
+        "interactions": {"labels": ["rating"]},
         "items": {"text": "{title}. {genres}", "features": {"genres": "categorical-list", "year": "numeric"}},
     }
     if users is not None:

@@ -142,7 +142,7 @@ def _csv_rows(archive: Archive, member: Member) -> Iterator[list[str | None]]:
         break
     with archive.text(member, encoding) as text:
         try:
-            for row in csv.reader(text):
+            for row in csv.reader(text, strict=True):
                 yield [value if value != "" else None for value in row]
         except csv.Error as error:
             raise UserError(

@@ -26,7 +26,9 @@ _IGNORED = ("*.kg", "*.link", "*.net")
 _TITLES = ("title", "name", "movie_title", "product_title", "app_name", "item_name", "news_title")
 _TEXTS = (*_TITLES, "description", "abstract", "text")
 _SECONDS_BELOW = 10**11  # smaller numbers are seconds
-_OWN_COLUMNS = ("user_id", "session_id", "item_id", "timestamp", "rating", "label")
+_OWN_COLUMNS = ("user_id", "session_id", "item_id", "timestamp", "action", "query", "rating", "label")
+# Names that mean something else in a dataset folder, in the log and as features of items.
+_RESERVED = ("position", "split", "slot", "propensity", "id", "popularity", "trend")
 
 
 def import_recbole(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
@@ -69,17 +71,26 @@ def _logs(archive: Archive) -> list[tuple[str | None, Member]]:
 def _scan(archive: Archive, member: Member, file: Path) -> tuple[pl.LazyFrame, dict[str, str]]:
     """The table under plain names, and the type of each; UserError if a header lacks a type."""
     frame = scan_text(file, member, columns=[], separator="\t", quote=None)
+    titles = frame.collect_schema().names()
     types: dict[str, str] = {}
-    for title in frame.collect_schema().names():
+    for title in titles:
         column, _, kind = title.strip("\r").rpartition(":")
         if not column or kind not in _TYPES:
             raise UserError(
                 f"{member.where}: the header {title!r} is not name:type with a type of {', '.join(_TYPES)}; "
                 "is this a file of RecBole?"
             )
-        types[column] = kind
-    renamed = dict(zip(frame.collect_schema().names(), types, strict=True))
-    return frame.rename(renamed).with_columns(pl.all().str.strip_chars("\r")), types
+        types[_column_name(column)] = kind
+    if len(types) < len(titles):
+        raise UserError(f"{member.where}: two columns have one name: {', '.join(titles)}")
+    frame = frame.rename(dict(zip(titles, types, strict=True)))
+    return frame.with_columns(pl.all().str.strip_chars("\r")), types
+
+
+def _column_name(name: str) -> str:
+    """The name of a column in our tables; names that mean something else there end in _value."""
+    plain = name.replace(".", "_")
+    return f"{plain}_value" if plain in _RESERVED else plain
 
 
 def _write_log(archive: Archive, logs: list[tuple[str | None, Member]], folder: Path, report: Report) -> dict[str, Any]:
@@ -116,7 +127,8 @@ def _write_log(archive: Archive, logs: list[tuple[str | None, Member]], folder: 
     sequences = [column for column, kind in types.items() if kind == "float_seq"]
     if sequences:
         report.note(f"columns of number lists in the log are left out: {', '.join(sequences)}")
-    settings: dict[str, Any] = {"labels": ["label"]} if "label" in types else {}
+    labels = [column for column in ("label", "rating") if column in types]
+    settings: dict[str, Any] = {"labels": labels} if labels else {}
     return settings | ({"context": context} if context else {})
 
 

@@ -37,6 +37,7 @@ def import_yoochoose(archive: Archive, folder: Path, report: Report, *, name: st
         _write_part(archive, buys, parts[1], report, columns=_BUYS, action="buy")
         report.rows = rows  # the published number is that of the clicks
         settings["interactions"]["positive_actions"] = ["click"]
+        settings["interactions"]["context"] |= {"price": "numeric", "quantity": "numeric"}
     for member in archive.find("yoochoose-test.dat"):
         report.note(f"{member.name} is left out: its sessions were the challenge's questions, and lack their buys")
     rows_of_all = pl.concat([pl.scan_parquet(part) for part in parts], how="diagonal")
