@@ -67,7 +67,7 @@ def test_yoochoose(imported: Imported, layouts: Layouts) -> None:
     assert dataset.interactions.timestamps is not None
     assert dataset.interactions.timestamps[0] == 1396867869277
     assert dataset.interactions.columns["price"].to_list() == [None, None, 12462.0, None, None]
-    assert dataset.context == {"category": "categorical"}
+    assert dataset.context == {"category": "categorical", "price": "numeric", "quantity": "numeric"}
     assert "left out 1 clicks without session, item or time" in said
     assert "yoochoose-test.dat is left out" in said
     assert "4 rows were read; the published log has 33,003,944" in said
