@@ -55,6 +55,7 @@ def test_impressions_and_clicks(imported: Imported, layouts: Layouts, name: str,
     assert shown.labels[0] == "is_click"
     assert {"long_view", "is_like", "is_hate", "play_time_ms", "is_profile_enter"} <= set(shown.labels)
     assert shown.context == {"tab": "categorical"}
+    assert not [note for note in dataset.notes if "holds grades" in note], "durations are declared: above 0 is yes"
     assert (len(dataset.interactions), dataset.repeats) == (4, False)
     assert dataset.users.features == {
         "user_active_degree": "categorical",

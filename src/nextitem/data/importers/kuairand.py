@@ -17,6 +17,7 @@ from nextitem.data.importers.tables import (
     write_lazily,
 )
 
+_DURATIONS = ("play_time_ms", "profile_stay_time", "comment_stay_time")
 # The click comes first: it is what rankers learn unless told otherwise.
 _SIGNALS = (
     "is_click",
@@ -27,9 +28,7 @@ _SIGNALS = (
     "is_forward",
     "is_hate",
     "is_profile_enter",
-    "play_time_ms",
-    "profile_stay_time",
-    "comment_stay_time",
+    *_DURATIONS,
 )
 _TIME_DIGITS = 10**13  # milliseconds since 1970 have 13 digits until the year 2286
 _VIDEO_FEATURES = {
@@ -75,7 +74,11 @@ def _import(archive: Archive, folder: Path, report: Report, *, version: str) -> 
         "repeats": False,
         "interactions": {"context": {"tab": "categorical"}},
         "users": {"features": user_features},
-        "impressions": {"labels": list(_SIGNALS), "context": {"tab": "categorical"}},
+        "impressions": {
+            "labels": list(_SIGNALS),
+            "positive": dict.fromkeys(_DURATIONS, "> 0"),
+            "context": {"tab": "categorical"},
+        },
     }
     videos = archive.get(f"video_features_basic_{version}.csv")
     if videos is None:
