@@ -1,11 +1,9 @@
-"""Downloads from a server on loopback: whole, resumed after a cut, checksummed, refused; and what becomes of them."""
+"""Downloads from a server on loopback: whole, resumed after a cut, checksummed, refused."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
-import json
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -13,12 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 
 from nextitem.core.errors import UserError
-from nextitem.data import conversion, download
+from nextitem.data import download
 from nextitem.data.download import DATASETS, Source
+from nextitem.data.importers.names import DATASETS as IMPORTERS
 from nextitem.data.readers import load_dataset
 
 
@@ -109,7 +107,7 @@ def sources(server: Server, *, md5: bool = True) -> dict[str, Source]:
     server.files["/ml-1m.zip.md5"] = f"MD5 (ml-1m.zip) = {hashlib.md5(ML_1M).hexdigest()}\n".encode()
     listed = f"{server.address}/ml-1m.zip.md5" if md5 else None
     files = {f"{server.address}/ml-1m.zip": listed}
-    return {"ml-1m": Source(files, "for tests", "nobody", conversion.movielens_1m)}
+    return {"ml-1m": Source(files, "for tests", "nobody", "ml-1m")}
 
 
 def test_a_download_becomes_a_dataset_folder(server: Server, tmp_path: Path) -> None:
@@ -221,136 +219,9 @@ def test_mistakes_are_named(server: Server, tmp_path: Path) -> None:
         download.download("ml-1m", tmp_path / "gone", sources=table)
 
 
-def test_members_are_read_and_never_unpacked_to_their_paths(tmp_path: Path) -> None:
-    evil = zipped({"../../evil.txt": b"x", "ml-1m/movies.dat": b"10::A::B\n", "ml-1m/users.dat": b"1::F::1::10::1\n"})
-    (tmp_path / "a.zip").write_bytes(evil)
-    (tmp_path / "in").mkdir()
-    with pytest.raises(UserError, match=r"the archive has no ratings\.dat"):
-        conversion.movielens_1m([tmp_path / "a.zip"], tmp_path / "in")
-    assert not list(tmp_path.parent.glob("**/evil.txt"))
-
-
-def test_a_member_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversion, "MAX_MEMBER", 10)
-    (tmp_path / "a.zip").write_bytes(ML_1M)
-    with pytest.raises(UserError, match="would unpack to"):
-        conversion.movielens_1m([tmp_path / "a.zip"], tmp_path)
-
-
-def test_movielens_100k(tmp_path: Path) -> None:
-    files = {
-        "ml-100k/u.data": b"1\t10\t5\t881250949\n2\t20\t3\t881250950\n2\t10\t3\t881250951\n",
-        "ml-100k/u.item": "10|Café (1995)|01-Jan-1995||url|0|1\n20|B|01-Jan-1995||url|1|1\n".encode("latin-1"),
-        "ml-100k/u.user": b"1|24|M|technician|85711\n2|53|F|other|94043\n",
-        "ml-100k/u.genre": b"Action|0\nDrama|1\n",
-    }
-    (tmp_path / "a.zip").write_bytes(zipped(files))
-    conversion.movielens_100k([tmp_path / "a.zip"], tmp_path)
-    assert pl.read_parquet(tmp_path / "items.parquet")["genres"].to_list() == [["Drama"], ["Action", "Drama"]]
-    assert load_dataset(tmp_path).catalog.titles()[0] == "Café (1995)"
-
-
-def test_movielens_20m(tmp_path: Path) -> None:
-    files = {
-        "ml-20m/ratings.csv": b"userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,29,3.5,1112484\n2,2,1,11124\n",
-        "ml-20m/movies.csv": b'movieId,title,genres\n2,"Jumanji (1995)",Adventure|Fantasy\n29,City,Drama\n',
-    }
-    (tmp_path / "a.zip").write_bytes(zipped(files))
-    conversion.movielens_20m([tmp_path / "a.zip"], tmp_path)
-    dataset = load_dataset(tmp_path)
-    assert (len(dataset.interactions), dataset.catalog.num_items) == (3, 2)
-
-
-def test_amazon_lines_are_parsed_and_never_evaluated(tmp_path: Path) -> None:
-    reviews = [
-        {"reviewerID": user, "asin": item, "overall": 5.0, "unixReviewTime": 1369699200 + step}
-        for step, (user, item) in enumerate([("A1", "B1"), ("A1", "B2"), ("A2", "B1"), ("A2", "B2")])
-    ]
-    metas = [
-        {
-            "asin": "B1",
-            "title": "It's soap",
-            "brand": "Acme",
-            "price": 3.5,
-            "categories": [["Beauty", "Soap"], ["Beauty"]],
-        },
-        {"asin": "B9", "title": "never bought"},
-    ]
-    with gzip.open(tmp_path / "reviews.json.gz", "wt") as file:
-        file.writelines(json.dumps(row) + "\n" for row in reviews)
-    with gzip.open(tmp_path / "meta.json.gz", "wt") as file:
-        file.writelines(repr(row) + "\n" for row in metas)
-    conversion.amazon([tmp_path / "reviews.json.gz", tmp_path / "meta.json.gz"], tmp_path)
-    items = pl.read_parquet(tmp_path / "items.parquet")
-    assert items["title"].to_list() == ["It's soap", None]
-    assert items["categories"].to_list() == [["Beauty", "Soap"], []]
-    assert len(load_dataset(tmp_path).interactions) == 4
-    with gzip.open(tmp_path / "meta.json.gz", "wt") as file:
-        file.write("__import__('os').system('touch /evil')\n")
-    with pytest.raises(UserError, match="line 1"):
-        conversion.amazon([tmp_path / "reviews.json.gz", tmp_path / "meta.json.gz"], tmp_path)
-    whole = gzip.compress(b"{'asin': 'B1', 'title': 'soap'}\n" * 50)
-    for damaged in (
-        b"not gzip",
-        whole[:15],
-        whole[:12] + b"\xff\xff\xff" + whole[15:],
-        gzip.compress(b"{'asin': '\xff'}"),
-    ):
-        (tmp_path / "meta.json.gz").write_bytes(damaged)
-        with pytest.raises(UserError, match="damaged"):
-            conversion.amazon([tmp_path / "reviews.json.gz", tmp_path / "meta.json.gz"], tmp_path)
-
-
-def workbook(rows: list[list[object]]) -> bytes:
-    """A minimal .xlsx: shared strings for text, numbers as they are."""
-    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-    texts: list[str] = []
-    lines = []
-    for number, row in enumerate(rows, start=1):
-        cells = ""
-        for letter, value in zip("ABCDEFGH", row, strict=True):
-            if isinstance(value, str):
-                texts.append(value)
-                cells += f'<c r="{letter}{number}" t="s"><v>{len(texts) - 1}</v></c>'
-            elif value is not None:
-                cells += f'<c r="{letter}{number}"><v>{value}</v></c>'
-        lines.append(f'<row r="{number}">{cells}</row>')
-    shared = "".join(f"<si><t>{text}</t></si>" for text in texts)
-    sheet = f"<worksheet {space}><sheetData>{''.join(lines)}</sheetData></worksheet>"
-    return zipped(
-        {
-            "xl/worksheets/sheet1.xml": sheet.encode(),
-            "xl/sharedStrings.xml": f"<sst {space}>{shared}</sst>".encode(),
-        }
-    )
-
-
-def test_online_retail(tmp_path: Path) -> None:
-    header = ["InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country"]
-    rows = [
-        header,
-        [536365, "85123A", "WHITE HEART", 6, 40513.351388888892, 2.55, 17850, "United Kingdom"],
-        [536365, 71053, "LANTERN", 6, 40513.351388888892, 3.39, 17850, "United Kingdom"],
-        ["C536379", "85123A", "WHITE HEART", -1, 40513.395833333336, 2.55, 17850, "United Kingdom"],
-        [536370, "POST", "POSTAGE", 3, 40513.364583333336, 18, 12583, "France"],
-        [536371, 71053, "LANTERN", 3, 40513.364583333336, 3.39, None, "France"],
-        [536372, 71053, "LANTERN", 3, 40513.364583333336, 3.39, 12583, "France"],
-    ]
-    (tmp_path / "a.zip").write_bytes(zipped({"Online Retail.xlsx": workbook(rows)}))
-    settings = conversion.online_retail([tmp_path / "a.zip"], tmp_path)
-    log = pl.read_parquet(tmp_path / "interactions.parquet")
-    assert log["item_id"].to_list() == ["85123A", "71053", "85123A", "71053"]
-    assert log["action"].to_list() == ["purchase", "purchase", "cancel", "purchase"]
-    assert log["timestamp"][0] == 1291191960000  # 2010-12-01 08:26
-    assert pl.read_parquet(tmp_path / "users.parquet")["country"].to_list() == ["France", "United Kingdom"]
-    assert settings["interactions"] == {
-        "positive_actions": ["purchase"],
-        "context": {"quantity": "numeric", "price": "numeric"},
-    }
-
-
 def test_every_source_names_its_licence_and_a_secure_address() -> None:
     for name, source in DATASETS.items():
         assert source.licence, name
         assert source.citation, name
         assert all(address.startswith("https://") for address in source.files), name
+        assert source.importer in IMPORTERS, name

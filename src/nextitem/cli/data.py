@@ -49,14 +49,15 @@ def download(
     name: Annotated[
         str,
         typer.Argument(
-            help="ml-100k, ml-1m, ml-20m, amazon14-beauty, amazon14-sports, amazon14-toys or online-retail."
+            help="ml-100k, ml-1m, ml-10m, ml-20m, ml-25m, ml-32m, amazon14-beauty, amazon14-sports, amazon14-toys or "
+            "online-retail."
         ),
     ],
     out: Annotated[str, typer.Option("--out", help="Dataset folder to write.")],
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Downloads a public data set from its official address and converts it."""
+    """Downloads a public data set from its official address; for files that you have, see nextitem import."""
     from nextitem.data.download import download as fetch
 
     fetch(name, out, resume=resume, overwrite=overwrite, say=say)

@@ -9,16 +9,33 @@ import typer
 from nextitem.cli.early import check_run
 from nextitem.cli.options import Out, Overwrite
 
-EXAMPLES = "Examples: nextitem export runs/decoder --out exported (docs/formats.md says how to read it)"
+EXAMPLES = (
+    "Examples: nextitem export runs/decoder --out exported | nextitem export ids --format letter --out exported/Beauty "
+    "(docs/formats.md says how to read them)"
+)
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run's folder: cobra, trained with model.dense=false.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A run's folder (cobra, trained with model.dense=false); with --format letter, minionerec or grid: "
+            "any folder with semantic IDs."
+        ),
+    ],
     out: Out,
+    form: Annotated[
+        str, typer.Option("--format", help="transformers (a generator), or semantic IDs for letter, minionerec, grid.")
+    ] = "transformers",
     overwrite: Overwrite = False,
 ) -> None:
-    """Writes a decoder-only generator as a folder that Hugging Face's transformers can load."""
-    check_run(run)
+    """Writes a decoder-only generator for Hugging Face's transformers, or semantic IDs for other projects."""
+    if form != "transformers":
+        from nextitem.pipeline.foreign_ids import export_identifiers
+
+        print(export_identifiers(source, form=form, out=out, overwrite=overwrite))
+        return
+    check_run(source)
     from nextitem.pipeline.export import export as run_export
 
-    print(f"{run_export(run, out=out, overwrite=overwrite)}: load it with GPT2LMHeadModel.from_pretrained")
+    print(f"{run_export(source, out=out, overwrite=overwrite)}: load it with GPT2LMHeadModel.from_pretrained")

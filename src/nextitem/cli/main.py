@@ -8,7 +8,20 @@ import time
 
 import typer
 
-from nextitem.cli import compare, data, demo, evaluate, export, models, rank, recommend, similar, tokenize, train
+from nextitem.cli import (
+    compare,
+    data,
+    demo,
+    evaluate,
+    export,
+    import_data,
+    models,
+    rank,
+    recommend,
+    similar,
+    tokenize,
+    train,
+)
 from nextitem.core.errors import UserError
 
 app = typer.Typer(
@@ -22,6 +35,7 @@ app = typer.Typer(
 )
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.add_typer(data.app, name="data")
+app.command("import", epilog=import_data.EXAMPLES)(import_data.import_data)
 app.command("tokenize", epilog=tokenize.EXAMPLES)(tokenize.tokenize)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)

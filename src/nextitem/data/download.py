@@ -1,29 +1,24 @@
 """Public data sets from their official addresses, as dataset folders.
 
-Downloads resume, are checked where a checksum is published, and leave nothing half-made: the folder appears when
-everything in it is right. What comes from outside is data, never code: Python-literal lines are parsed, not evaluated,
-and archive members are checked before they are read.
+Downloads resume, are checked if a checksum is published, and leave nothing half-made: the folder appears when
+everything in it is right. What becomes of the files is written once, in data/importers: `nextitem import` does the same
+to files that are there already.
 """
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import shutil
-import tempfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import tomli_w
-
 from nextitem.core.errors import UserError
-from nextitem.data import conversion
+from nextitem.data.importers.importing import fill_folder, is_complete, md5, new_folder, published_md5, write_readme
+from nextitem.data.importers.report import Report
 
 Say = Callable[[str], None]
 
@@ -37,22 +32,22 @@ class Source:
     """A public data set: what to fetch, what it may be used for, and how it becomes a dataset folder.
 
     files     address -> address of its published MD5, or None
-    convert   (downloaded files in the order of `files`, folder to fill) -> dataset.toml's content
+    importer  name of the importer (importers.names) that reads the files
     """
 
     files: dict[str, str | None]
     licence: str
     citation: str
-    convert: Callable[[list[Path], Path], dict[str, object]]
+    importer: str
 
 
-def _movielens(name: str, convert: Callable[[list[Path], Path], dict[str, object]]) -> Source:
+def _movielens(name: str) -> Source:
     address = f"https://files.grouplens.org/datasets/movielens/{name}.zip"
     return Source(
         {address: f"{address}.md5"},
         "for research; no redistribution without permission, no commercial use without permission of GroupLens",
         "Harper, Konstan: The MovieLens Datasets. ACM TiiS 5(4), 2015",
-        convert,
+        name,
     )
 
 
@@ -62,14 +57,12 @@ def _amazon(category: str) -> Source:
         {f"{base}/reviews_{category}_5.json.gz": None, f"{base}/meta_{category}.json.gz": None},
         "for research, with citation; no explicit licence to redistribute",
         "McAuley, Targett, Shi, van den Hengel: Image-based recommendations on styles and substitutes. SIGIR 2015",
-        conversion.amazon,
+        "amazon14",
     )
 
 
 DATASETS: dict[str, Source] = {
-    "ml-100k": _movielens("ml-100k", conversion.movielens_100k),
-    "ml-1m": _movielens("ml-1m", conversion.movielens_1m),
-    "ml-20m": _movielens("ml-20m", conversion.movielens_20m),
+    **{size: _movielens(size) for size in ("ml-100k", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m")},
     "amazon14-beauty": _amazon("Beauty"),
     "amazon14-sports": _amazon("Sports_and_Outdoors"),
     "amazon14-toys": _amazon("Toys_and_Games"),
@@ -77,7 +70,7 @@ DATASETS: dict[str, Source] = {
         {"https://archive.ics.uci.edu/static/public/352/online+retail.zip": None},
         "CC BY 4.0",
         "Chen: Online Retail. UCI Machine Learning Repository, 2015, doi 10.24432/C5BW33",
-        conversion.online_retail,
+        "online-retail",
     ),
 }
 
@@ -91,51 +84,40 @@ def download(
     say: Say = lambda text: None,
     sources: dict[str, Source] | None = None,
 ) -> Path:
-    """Fetches data set `name` and writes it as a dataset folder at `out`.
+    """Fetch data set `name`, write it as the dataset folder `out`, and return that.
 
-    Files being fetched lie in `<out>.download` until all is done; `resume` goes on with what lies there. UserError
-    where the name is unknown, `out` stands, an address cannot be reached, or a file is not what was published.
+    Files being fetched lie in `<out>.download` until all is done; `resume` goes on with what lies there. UserError if
+    the name is unknown, `out` stands, an address cannot be reached, or a file is not what was published.
     """
     table = DATASETS if sources is None else sources
     if name not in table:
         raise UserError(f"no data set is called {name!r}; there are: {', '.join(table)}")
     source, folder = table[name], Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose another --out")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        if resume and (folder / "dataset.toml").is_file():
-            say(f"{folder} is complete already")
-            return folder
-        raise UserError(f"{folder} is not empty; choose another --out, or add --overwrite")
-    if overwrite and folder.exists() and any(folder.iterdir()) and not (folder / "dataset.toml").is_file():
-        raise UserError(f"{folder} holds something else than a data set: it is not overwritten; choose another --out")
+    if is_complete(folder, resume=resume, overwrite=overwrite):
+        say(f"{folder} is complete already")
+        return folder
     say(f"{name}: licence: {source.licence}")
     say(f"{name}: please cite {source.citation}")
     parts = folder.with_name(folder.name + ".download")
     if parts.exists() and not resume:
         shutil.rmtree(parts)
     parts.mkdir(parents=True, exist_ok=True)
-    files = [_fetch_checked(address, md5, parts, say) for address, md5 in source.files.items()]
-    say(f"{name}: converting")
-    with tempfile.TemporaryDirectory(dir=parts) as fresh:
-        made = Path(fresh) / "data"
-        made.mkdir()
-        settings = _converted(source, files, made)
-        (made / "dataset.toml").write_text(tomli_w.dumps({"name": name, **settings}), encoding="utf-8")
-        readme = f"{name}\n\nLicence: {source.licence}.\nCite: {source.citation}.\nFrom: {', '.join(source.files)}\n"
-        (made / "README.md").write_text(readme, encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        made.rename(folder)
+    files = [_fetch_checked(address, md5_address, parts, say) for address, md5_address in source.files.items()]
+    with new_folder(folder) as fresh:
+        report = _filled(name, source, files, fresh, say)
+        about = f"Licence: {source.licence}.\nCite: {source.citation}.\nFrom: {', '.join(source.files)}"
+        write_readme(fresh, [name, about], report)
     shutil.rmtree(parts)
+    for note in report.notes:
+        say(note)
     return folder
 
 
-def _converted(source: Source, files: list[Path], made: Path) -> dict[str, object]:
-    """Fills `made`; files that cannot be read are removed, so that `resume` fetches them anew."""
+def _filled(name: str, source: Source, files: list[Path], folder: Path, say: Say) -> Report:
+    """Fill the folder; files that cannot be read are removed, so that `resume` fetches them anew."""
     try:
-        return source.convert(files, made)
-    except (UserError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        return fill_folder(source.importer, files, folder, dataset_name=name, say=say)
+    except UserError as error:
         for file in files:
             file.unlink()
         raise UserError(f"what came from {', '.join(source.files)} cannot be read: {error}") from None
@@ -149,12 +131,12 @@ def _fetch_checked(address: str, md5_address: str | None, parts: Path, say: Say)
         listed = parts / (file.name + ".md5")
         if not listed.exists():
             _fetch(md5_address, listed, say)
-        expected = _published_md5(listed.read_text(encoding="utf-8", errors="replace"))
-        found = _md5(file)
-        if expected is None or found != expected:
+        expected = published_md5(listed.read_text(encoding="utf-8", errors="replace"))
+        actual = md5(file)
+        if expected is None or actual != expected:
             file.unlink()
             listed.unlink()
-            raise UserError(f"{address}: its MD5 is {found}, published is {expected}; it was removed, try again")
+            raise UserError(f"{address}: its MD5 is {actual}, published is {expected}; it was removed, try again")
     return file
 
 
@@ -218,19 +200,3 @@ def _fetch_rest(address: str, part: Path, say: Say) -> None:
                     told = time.monotonic()
     if total is not None and have != total:
         raise OSError(f"the connection ended after {have:,} of {total:,} bytes")
-
-
-def _published_md5(text: str) -> str | None:
-    """The first 32 hexadecimal digits in a row: `MD5 (file) = digest` and `digest  file` both occur."""
-    for word in text.replace("=", " ").split():
-        if len(word) == 32 and all(letter in "0123456789abcdef" for letter in word.lower()):
-            return word.lower()
-    return None
-
-
-def _md5(file: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

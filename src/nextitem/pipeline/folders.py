@@ -10,7 +10,7 @@ from pathlib import Path
 from nextitem.core.errors import UserError
 
 # What a folder of ours holds; --overwrite deletes no other folder.
-_MARKS = ("recipe.toml", "scoreboard.json", "report.html", "trie.safetensors")
+_MARKS = ("recipe.toml", "scoreboard.json", "report.html", "trie.safetensors", "*.item2id")
 
 _FRESH, _COMPLETE = ".fresh", "complete"  # a folder within, and the file that says that nothing of it lacks
 
@@ -34,7 +34,7 @@ def check_out(out: str | Path, *, resume: bool = False, overwrite: bool = False)
     if folder.is_dir() and any(folder.iterdir()) and not resume:
         if not overwrite:
             raise UserError(f"{folder} is not empty; choose another --out, or add --resume or --overwrite")
-        if not any((folder / mark).exists() for mark in _MARKS):
+        if not any(any(folder.glob(mark)) for mark in _MARKS):
             raise UserError(f"{folder} holds something else than a run: it is not overwritten; choose another --out")
     return folder
 

@@ -220,8 +220,9 @@ def print_quality(table: IdentifierTable, *, console: Console | None = None) -> 
     facts = [
         f"collisions before resolution: {report.get('collision_rate', 0):.1%} of items, "
         f"largest group {report.get('largest_group', 1)}",
-        f"reconstruction error: {report.get('reconstruction_error', 0):.3f} of the variance",
     ]
+    if "reconstruction_error" in report:  # codes from elsewhere have none
+        facts.append(f"reconstruction error: {report['reconstruction_error']:.3f} of the variance")
     facts += [
         f"nearest neighbours that share the first {depth} code{'s' if depth > 1 else ''}: {share:.1%}"
         for depth, share in enumerate(shares, start=1)

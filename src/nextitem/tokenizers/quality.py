@@ -51,21 +51,36 @@ def quality_report(tokenizer: Tokenizer, catalog: Catalog, codes: Tensor) -> dic
     chance_sharing_prefix              the same of two items drawn at random
     """
     content = content_of(catalog)
-    distinct, where = torch.unique(content, dim=0, return_inverse=True)
+    report = codes_report(codes, tokenizer.codebook_sizes, content=content, coarse_to_fine=tokenizer.coarse_to_fine)
+    return {**report, "reconstruction_error": _relative_error(content, tokenizer.decode(codes))}
+
+
+def codes_report(
+    codes: Tensor, codebook_sizes: tuple[int, ...], *, content: Tensor | None, coarse_to_fine: bool = True
+) -> dict[str, Any]:
+    """The figures of `quality_report` that need no tokenizer, for codes [N, M] that come from elsewhere.
+
+    Without content vectors [N, D] every item counts as different from the others, and nothing is said of neighbours.
+    """
     groups = _group_sizes(codes)
-    # One row for each different content; of equal rows, any one, since equal content has equal codes.
-    representatives = torch.zeros(len(distinct), dtype=torch.int64).scatter_(0, where, torch.arange(len(where)))
-    return {
+    report: dict[str, Any] = {
         "items": len(codes),
-        "distinct_contents": len(distinct),
         "collision_rate": _share(groups > 1),
-        "avoidable_collision_rate": _share(_group_sizes(codes[representatives]) > 1),
         "largest_group": int(groups.max()),
-        "coarse_to_fine": tokenizer.coarse_to_fine,
-        "levels": [_level(codes[:, level], size, len(distinct)) for level, size in enumerate(tokenizer.codebook_sizes)],
-        "reconstruction_error": _relative_error(content, tokenizer.decode(codes)),
-        **_neighbours(content, codes),
+        "coarse_to_fine": coarse_to_fine,
     }
+    if content is None:
+        report |= {"distinct_contents": len(codes), "avoidable_collision_rate": report["collision_rate"]}
+    else:
+        distinct, where = torch.unique(content, dim=0, return_inverse=True)
+        # One row for each different content; of equal rows, any one, since equal content has equal codes.
+        representatives = torch.zeros(len(distinct), dtype=torch.int64).scatter_(0, where, torch.arange(len(where)))
+        report["distinct_contents"] = len(distinct)
+        report["avoidable_collision_rate"] = _share(_group_sizes(codes[representatives]) > 1)
+        report |= _neighbours(content, codes)
+    count = report["distinct_contents"]
+    report["levels"] = [_level(codes[:, level], size, count) for level, size in enumerate(codebook_sizes)]
+    return report
 
 
 def collapse_warning(report: Mapping[str, Any], config: QualityConfig) -> str | None:
@@ -87,11 +102,12 @@ def collapse_warning(report: Mapping[str, Any], config: QualityConfig) -> str | 
             f"content cannot tell items apart: {items} have {report['distinct_contents']:,} different contents "
             f"(at least {config.min_distinct_share:.0%} are wanted)"
         )
-    rate, error = report["avoidable_collision_rate"], report["reconstruction_error"]
-    if rate > config.max_collision_rate and error > config.excused_error:
+    rate, error = report["avoidable_collision_rate"], report.get("reconstruction_error")  # None: not known
+    if rate > config.max_collision_rate and (error is None or error > config.excused_error):
+        off = "" if error is None else f", and decoded vectors are off by {error:.0%}"
         return (
             f"the tokenizer has collapsed: {rate:.0%} of {items} with different content share their codes with another "
-            f"(at most {config.max_collision_rate:.0%} are wanted), and decoded vectors are off by {error:.0%}"
+            f"(at most {config.max_collision_rate:.0%} are wanted){off}"
         )
     return None
 

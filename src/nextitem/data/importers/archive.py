@@ -1,0 +1,319 @@
+"""Archive: a folder, an archive or loose files as named members, read as streams and never trusted.
+
+Nothing is unpacked to the path that a member claims, an archive whose names point outside of it is refused, and what
+unpacks to more than a limit is refused while it is read, whatever size the archive declares.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import IO
+
+from nextitem.core.errors import UserError
+
+Say = Callable[[str], None]
+
+MAX_LINE = 64 << 20  # bytes of one line
+MAX_FILES = 100_000  # files of a folder: more of them are no download
+SECONDS_BETWEEN_REPORTS = 5.0
+
+# What reading a damaged, cut-off, encrypted or unknown archive raises.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    tarfile.TarError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+)
+_CHUNK = 1 << 20
+_UNREAD = {b"7z\xbc\xaf'\x1c": "7z x", b"Rar!": "unrar x", b"(\xb5/\xfd": "unzstd"}  # first bytes -> what unpacks it
+_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in the place of a large file
+_TAR_ENDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file.
+
+    name   its path inside the folder or archive, with /
+    where  what messages call it
+    open   opens its bytes as they are stored (a .gz member: still compressed)
+    size   bytes as stored
+    path   the file itself, if it lies on the disk
+    """
+
+    name: str
+    where: str
+    open: Callable[[], IO[bytes]]
+    size: int
+    path: Path | None = None
+
+    @property
+    def is_gzip(self) -> bool:
+        """True for a member that is compressed by itself."""
+        return self.name.lower().endswith(".gz")
+
+    @property
+    def base(self) -> str:
+        """The name without folders, in lower case, without .gz."""
+        return PurePosixPath(self.name).name.lower().removesuffix(".gz")
+
+
+class Archive:
+    """The members of one or more folders, archives (zip, tar) or loose files.
+
+    `scratch` is an empty folder of the caller's for what has to be unpacked; `max_bytes` is the limit of one unpacked
+    file. UserError if a path does not exist, is damaged, or holds a name that points outside of it. Use it with `with`.
+    """
+
+    def __init__(
+        self, paths: Sequence[str | Path], *, scratch: Path, max_bytes: int, say: Say = lambda text: None
+    ) -> None:
+        self.paths = [Path(path) for path in paths]
+        self.where = ", ".join(str(path) for path in self.paths)
+        self.scratch, self.max_bytes, self.say = scratch, max_bytes, say
+        self._open, self._num_copies = ExitStack(), 0
+        with ExitStack() as stack:
+            stack.callback(self._open.close)
+            self.members = tuple(member for path in self.paths for member in self._members(path))
+            stack.pop_all()
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def find(self, *patterns: str) -> list[Member]:
+        """Members whose base name fits a pattern, in the order of their names; patterns that begin with ! exclude."""
+        included = [pattern for pattern in patterns if not pattern.startswith("!")]
+        excluded = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+        matches = [
+            member
+            for member in self.members
+            if any(fnmatchcase(member.base, pattern) for pattern in included)
+            and not any(fnmatchcase(member.base, pattern) for pattern in excluded)
+        ]
+        return sorted(matches, key=lambda member: member.name)
+
+    def get(self, *patterns: str) -> Member | None:
+        """The one member that fits, or None; UserError if several do."""
+        matches = self.find(*patterns)
+        if len(matches) > 1:
+            names = ", ".join(member.name for member in matches[:4])
+            raise UserError(f"{self.where}: holds {len(matches)} files for {patterns[0]} ({names}); give one of them")
+        return matches[0] if matches else None
+
+    def require(self, *patterns: str) -> Member:
+        """The one member that fits; UserError if there is none or several."""
+        member = self.get(*patterns)
+        if member is None:
+            raise UserError(f"{self.where}: holds no {patterns[0]}; it holds {self.contents()}")
+        return member
+
+    def contents(self) -> str:
+        """The first names, for messages."""
+        names = [member.name for member in self.members[:5]]
+        more = f" and {len(self.members) - 5:,} more files" if len(self.members) > 5 else ""
+        return ", ".join(names) + more if names else "no file"
+
+    def stream(self, member: Member) -> io.BufferedReader:
+        """The bytes of a member, uncompressed; reading raises UserError at damage and beyond the limit."""
+        _refuse_pointer(member)
+        with _damage(member.where):
+            stored = member.open()
+            stream = gzip.GzipFile(fileobj=stored) if member.is_gzip else stored
+        return io.BufferedReader(_Checked(stream, stored, member.where, self.max_bytes), _CHUNK)
+
+    def text(self, member: Member, encoding: str) -> io.TextIOWrapper:
+        """The member as text; \\r\\n and \\n end a line."""
+        return io.TextIOWrapper(self.stream(member), encoding=encoding, newline="")
+
+    def lines(self, member: Member) -> Iterator[bytes]:
+        """The lines of a member without their ends, with reports of progress."""
+        reported, count = time.monotonic(), 0
+        with self.stream(member) as stream:
+            while line := stream.readline(MAX_LINE):
+                if len(line) == MAX_LINE:
+                    raise UserError(f"{member.where}: line {count + 1} is longer than {MAX_LINE >> 20} MiB")
+                count += 1
+                if count % 10_000 == 0 and time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
+                    self.say(f"{member.name}: {count:,} lines")
+                    reported = time.monotonic()
+                yield line.rstrip(b"\r\n")
+
+    @contextmanager
+    def file(self, member: Member) -> Iterator[Path]:
+        """The member as a file on the disk, uncompressed; what had to be unpacked is removed at the end."""
+        if member.path is not None and not member.is_gzip:
+            _refuse_pointer(member)
+            yield member.path
+            return
+        self._num_copies += 1
+        copy = self.scratch / f"{self._num_copies}-{member.base}"
+        reported, done = time.monotonic(), 0
+        try:
+            with self.stream(member) as stream, copy.open("wb") as out:
+                while chunk := stream.read(_CHUNK):
+                    out.write(chunk)
+                    done += len(chunk)
+                    if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
+                        self.say(f"unpacking {member.name}: {done / 1e6:,.0f} MB")
+                        reported = time.monotonic()
+            yield copy
+        finally:
+            copy.unlink(missing_ok=True)
+
+    def _members(self, path: Path) -> Iterator[Member]:
+        if path.is_dir():
+            return _folder_members(path)
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        with _damage(str(path)), path.open("rb") as file:
+            start = file.read(512)
+        if not start:
+            raise UserError(f"{path}: the file is empty")
+        for mark, program in _UNREAD.items():
+            if start.startswith(mark):
+                raise UserError(f"{path}: unpack it first ({program} {path.name}), then give the folder")
+        lower = path.name.lower()
+        if lower.endswith((".zip", ".gz", ".tgz")) and not start.startswith((b"PK", b"\x1f\x8b")):
+            raise UserError(f"{path}: {_no_archive(start)}")
+        if lower.endswith(".zip") or (start.startswith(b"PK") and not lower.endswith((".xlsx", ".pt"))):
+            return self._zip_members(path)
+        if lower.endswith(_TAR_ENDS) or start[257:262] == b"ustar":
+            return self._tar_members(path)
+        return iter([Member(path.name, str(path), partial(_open_file, path), path.stat().st_size, path)])
+
+    def _zip_members(self, path: Path) -> Iterator[Member]:
+        with _damage(str(path)):
+            archive = self._open.enter_context(zipfile.ZipFile(path))
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        for entry in entries:
+            name = _checked_name(entry.filename, path)
+            where = f"{path}: {name}"
+            if entry.flag_bits & 1:
+                raise UserError(f"{where} is encrypted; unpack it with its password, then give the folder")
+            if _is_hidden(name):
+                continue
+            yield Member(name, where, partial(archive.open, entry), entry.file_size)
+
+    def _tar_members(self, path: Path) -> Iterator[Member]:
+        with _damage(str(path)):
+            archive = self._open.enter_context(tarfile.open(path, "r:*"))  # noqa: SIM115
+            entries = archive.getmembers()
+        for entry in entries:
+            name = _checked_name(entry.name, path)
+            if not entry.isfile() or _is_hidden(name):
+                continue
+            yield Member(name, f"{path}: {name}", partial(_open_tar_member, archive, entry), entry.size)
+
+
+def _open_file(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def _open_tar_member(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+    stream = archive.extractfile(entry)
+    assert stream is not None, "only regular files are members"
+    return stream
+
+
+class _Checked(io.RawIOBase):
+    """A stream that says where damage is, and ends in a UserError beyond a number of bytes."""
+
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, stored: IO[bytes], where: str, max_bytes: int) -> None:
+        self._stream, self._stored, self._where = stream, stored, where
+        self._left, self._max = max_bytes, max_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        with _damage(self._where):
+            data = self._stream.read(len(buffer))
+        self._left -= len(data)
+        if self._left < 0:
+            limit = f"{self._max / (1 << 30):.3g} GiB"
+            raise UserError(f"{self._where}: unpacks to more than {limit}, which no file of this data set has")
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+            self._stored.close()
+        super().close()
+
+
+@contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """Turns what a damaged file raises into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile) and error.errno is not None:
+            raise UserError(f"{where}: cannot be read ({error.strerror})") from None
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{where}: cut off or damaged ({reason}); download or copy it again") from None
+
+
+def _refuse_pointer(member: Member) -> None:
+    """UserError if a file of a folder is what Git LFS leaves in the place of the file itself."""
+    if member.path is not None and member.size < 1024 and member.path.read_bytes().startswith(_POINTER):
+        raise UserError(f"{member.where}: is a pointer of Git LFS, not the file; fetch that with: git lfs pull")
+
+
+def _folder_members(folder: Path) -> Iterator[Member]:
+    count = 0
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        for name in sorted(names):
+            path = Path(parent) / name
+            name_inside = path.relative_to(folder).as_posix()
+            if _is_hidden(name_inside) or not path.is_file():
+                continue
+            count += 1
+            if count > MAX_FILES:
+                raise UserError(f"{folder}: holds more than {MAX_FILES:,} files; give the folder of the data set alone")
+            yield Member(name_inside, str(path), partial(_open_file, path), path.stat().st_size, path)
+
+
+def _checked_name(name: str, path: Path) -> str:
+    """The name of a member with /; UserError if it is absolute or climbs out of the archive."""
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or (len(name) > 1 and name[1] == ":") or "\0" in name:
+        raise UserError(f"{path}: holds a file named {name!r}, outside of the archive: it is not the published one")
+    return parts.as_posix()
+
+
+def _is_hidden(name: str) -> bool:
+    """What operating systems leave in folders and archives: .DS_Store, ._x, __MACOSX."""
+    parts = PurePosixPath(name).parts
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def _no_archive(start: bytes) -> str:
+    text = start[:40].decode("utf-8", errors="replace").split("\n")[0]
+    return f"is no archive, it begins with {text!r}: perhaps an error page was saved; download it again"

@@ -1,0 +1,188 @@
+"""From downloaded files to a dataset folder that appears when it is complete: `nextitem import`, and the end of
+`nextitem data download`."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+import tomli_w
+
+from nextitem.core.errors import UserError
+from nextitem.data.importers.archive import Archive
+from nextitem.data.importers.names import DATASETS, Importer, find_importer
+from nextitem.data.importers.report import Report
+
+Say = Callable[[str], None]
+
+_CHUNK = 1 << 20
+_COMMON = ("*.csv", "*.json", "*.jsonl")  # names that tell nothing of what is in a file
+
+
+def import_dataset(
+    name: str,
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say = lambda text: None,
+) -> Path:
+    """Import downloaded files as the dataset folder `out`, and return it.
+
+    `name` is one of names.DATASETS; `paths` are the files, archives or folders that it expects. `out` appears when the
+    import is complete. With `resume`, a complete `out` stays as it is. UserError if the files are not those of the data
+    set, are damaged or cut off, or `out` stands and may not be replaced.
+    """
+    find_importer(name)
+    folder = Path(out)
+    if not paths:
+        raise UserError(f"nextitem import {name}: give the file or folder: {DATASETS[name].expects}")
+    for path in paths:
+        if folder.exists() and Path(path).exists() and Path(path).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path} lies in --out {folder}, which would be replaced; choose another --out")
+    if is_complete(folder, resume=resume, overwrite=overwrite):
+        say(f"{folder} is complete already")
+        return folder
+    with new_folder(folder) as fresh:
+        report = fill_folder(name, paths, fresh, say=say)
+        write_readme(fresh, [name, f"Imported from {', '.join(Path(path).name for path in paths)}."], report)
+    for note in report.notes:
+        say(note)
+    return folder
+
+
+def is_complete(folder: Path, *, resume: bool, overwrite: bool) -> bool:
+    """True if `folder` holds a complete data set and `resume` keeps it; False if it may be written.
+
+    UserError if it holds something that may not be replaced.
+    """
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --out")
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    is_dataset = (folder / "dataset.toml").is_file()
+    if resume and is_dataset:
+        return True
+    if not overwrite:
+        raise UserError(f"{folder} is not empty; choose another --out, or add --overwrite")
+    if not is_dataset:
+        raise UserError(f"{folder} holds something else than a data set: it is not overwritten; choose another --out")
+    return False
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, which takes its place when the block ends without an error."""
+    fresh = folder.with_name(f".{folder.name}.importing")
+    if fresh.exists():
+        shutil.rmtree(fresh)  # of an import that was cut off
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.rename(folder)
+    finally:
+        if fresh.exists():
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def fill_folder(
+    name: str, paths: Sequence[str | Path], folder: Path, *, dataset_name: str | None = None, say: Say
+) -> Report:
+    """Write tables and dataset.toml into an empty folder; UserError if the files are not those of importer `name`."""
+    importer = find_importer(name)
+    report = Report(say)
+    scratch = folder / ".scratch"
+    scratch.mkdir()
+    with Archive(paths, scratch=scratch, max_bytes=importer.max_bytes, say=say) as archive:
+        _check_files(name, importer, archive)
+        _check_md5(importer, archive, report)
+        say(f"{name}: reading {archive.where}")
+        settings = importer.load()(archive, folder, report, name=name)
+    shutil.rmtree(scratch)
+    _check_rows(importer, folder, report, where=archive.where)
+    settings = {"name": name, **settings} | ({} if dataset_name is None else {"name": dataset_name})
+    (folder / "dataset.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
+    return report
+
+
+def write_readme(folder: Path, paragraphs: Sequence[str], report: Report) -> None:
+    """Write README.md: where the data comes from, and what the import left out."""
+    lines = "\n".join(f"* {note}" for note in report.notes)
+    text = "\n\n".join([*paragraphs, *([lines] if lines else [])])
+    (folder / "README.md").write_text(text + "\n", encoding="utf-8")
+
+
+def _check_files(name: str, importer: Importer, archive: Archive) -> None:
+    """UserError unless all files that the importer needs are there; it names the importer that would fit."""
+    missing_groups = [group for group in importer.files if not archive.find(*group)]
+    if not missing_groups:
+        return
+    matches = [
+        other
+        for other, entry in DATASETS.items()
+        if not any(pattern in _COMMON for group in entry.files for pattern in group)
+        and all(archive.find(*group) for group in entry.files)
+    ]
+    hint = f"; it looks like {', '.join(matches)}: nextitem import {matches[0]}" if matches else ""
+    archives = [member.where for member in archive.members if member.base.endswith((".zip", ".tar", ".tgz", ".7z"))]
+    if archives and not matches:
+        hint = f"; give the archive itself: {archives[0]}"
+    first_patterns = ", ".join(group[0] for group in missing_groups)
+    raise UserError(
+        f"{archive.where}: holds no {first_patterns}; {name} expects {importer.expects}; it holds "
+        f"{archive.contents()}{hint}"
+    )
+
+
+def _check_md5(importer: Importer, archive: Archive, report: Report) -> None:
+    """Compare an archive with the MD5 beside it (an error if it differs), else with the published one (a note)."""
+    if len(archive.paths) != 1 or not archive.paths[0].is_file():
+        return
+    file = archive.paths[0]
+    md5_file = file.with_name(file.name + ".md5")
+    listed_md5 = published_md5(md5_file.read_text(encoding="utf-8", errors="replace")) if md5_file.is_file() else None
+    expected = listed_md5 or importer.published_md5
+    if expected is None:
+        return
+    actual = md5(file)
+    if actual == expected:
+        return
+    if listed_md5 is not None:
+        raise UserError(f"{file}: its MD5 is {actual}, {md5_file.name} lists {listed_md5}; download it again")
+    report.note(f"{file.name} is not the published archive (MD5 {actual}, published {expected})")
+
+
+def _check_rows(importer: Importer, folder: Path, report: Report, *, where: str) -> None:
+    """UserError if no table of events was filled; a note if the number of rows is not the published one."""
+    logs = [folder / f"{table}.parquet" for table in ("interactions", "impressions")]
+    num_rows = sum(pl.scan_parquet(log).select(pl.len()).collect().item() for log in logs if log.exists())
+    if not num_rows:
+        raise UserError(f"{where}: holds no usable event")
+    if importer.published_rows is not None and report.rows != importer.published_rows:
+        report.note(f"{report.rows:,} rows were read; the published log has {importer.published_rows:,}")
+
+
+def published_md5(text: str) -> str | None:
+    """The first 32 hexadecimal digits in a row: `MD5 (file) = digest` and `digest  file` both occur."""
+    for word in text.replace("=", " ").split():
+        if len(word) == 32 and all(letter in "0123456789abcdef" for letter in word.lower()):
+            return word.lower()
+    return None
+
+
+def md5(file: Path) -> str:
+    """The MD5 of a file, in hexadecimal digits."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

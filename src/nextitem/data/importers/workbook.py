@@ -1,0 +1,81 @@
+"""Rows of Excel workbooks (.xlsx), read as a stream of XML: text of every cell, as far as it has some."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError, iterparse
+
+from nextitem.core.errors import UserError
+
+MAX_PART = 4 << 30  # bytes of one unpacked part
+
+_NAMESPACE = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+_SHEET = re.compile(r"xl/worksheets/sheet(\d+)\.xml")
+
+
+def sheets(file: Path, *, where: str) -> Iterator[Iterator[list[str | None]]]:
+    """The sheets of a workbook in their order; each gives its rows, all as long as its first.
+
+    Numbers and dates come as Excel stores them: a date is a number of days since 1899-12-30. UserError if the file is
+    no workbook, or damaged.
+    """
+    with _damage(where), zipfile.ZipFile(file) as archive:
+        parts = {int(match[1]): name for name in archive.namelist() if (match := _SHEET.fullmatch(name))}
+        if not parts:
+            raise UserError(f"{where}: is no Excel workbook: it has no sheet")
+        shared: list[str] = []
+        if "xl/sharedStrings.xml" in archive.namelist():
+            shared = ["".join(entry.itertext()) for entry in _elements(archive, "xl/sharedStrings.xml", "si")]
+        for _, name in sorted(parts.items()):
+            yield _rows(archive, name, shared, where)
+
+
+def _rows(archive: zipfile.ZipFile, name: str, shared: list[str], where: str) -> Iterator[list[str | None]]:
+    width = 0
+    with _damage(where):
+        for row in _elements(archive, name, "row"):
+            cells: dict[int, str] = {}
+            for position, cell in enumerate(row.iter(f"{_NAMESPACE}c")):
+                value = cell.find(f"{_NAMESPACE}v")
+                text = "".join(cell.itertext()) if value is None else value.text
+                if text:
+                    letters = re.sub(r"\d", "", cell.get("r", ""))
+                    number = _column_number(letters) if letters else position
+                    cells[number] = shared[int(text)] if cell.get("t") == "s" else text
+            width = width or 1 + max(cells, default=-1)
+            yield [cells.get(number) for number in range(width)]
+
+
+@contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """Turns what reading a damaged workbook raises into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, ParseError, KeyError, IndexError, ValueError, EOFError) as error:
+        raise UserError(f"{where}: is no Excel workbook, or a damaged one ({error})") from None
+
+
+def _elements(archive: zipfile.ZipFile, name: str, tag: str) -> Iterator[Element]:
+    """Elements of a part of a workbook, one at a time; each is forgotten once it is used."""
+    if archive.getinfo(name).file_size > MAX_PART:
+        raise UserError(f"{archive.filename}: {name} unpacks to more than {MAX_PART >> 30} GiB")
+    with archive.open(name) as stream:
+        for _, element in iterparse(stream):
+            if element.tag == f"{_NAMESPACE}{tag}":
+                yield element
+                element.clear()
+
+
+def _column_number(letters: str) -> int:
+    """The number of a column, from 0: A is 0, AA is 26."""
+    number = 0
+    for letter in letters:
+        number = 26 * number + ord(letter) - ord("A") + 1
+    return number - 1

@@ -1,0 +1,65 @@
+"""Archives as people have them, made in memory: what the tests of importers share."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nextitem.core.dataset import Dataset
+
+Files = dict[str, str | bytes]
+Imported = Callable[..., tuple[Dataset, str]]  # the fixture `imported`
+
+
+class Layouts:
+    """Writes files in the ways in which people have them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, files: Files, name: str = "download") -> Path:
+        """A folder with these files."""
+        for inside, content in files.items():
+            file = self.root / name / inside
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(_bytes(content))
+        return self.root / name
+
+    def zip(self, files: Files, name: str = "download.zip") -> Path:
+        """A zip archive of these files; names are not checked."""
+        with zipfile.ZipFile(self.root / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for inside, content in files.items():
+                archive.writestr(inside, _bytes(content))
+        return self.root / name
+
+    def tar(self, files: Files, name: str = "download.tar.gz") -> Path:
+        """A compressed tar archive of these files; names are not checked."""
+        with tarfile.open(self.root / name, "w:gz") as archive:
+            for inside, content in files.items():
+                entry = tarfile.TarInfo(inside)
+                entry.size = len(_bytes(content))
+                archive.addfile(entry, io.BytesIO(_bytes(content)))
+        return self.root / name
+
+    def gz(self, content: str | bytes, name: str) -> Path:
+        """One compressed file."""
+        (self.root / name).write_bytes(gzip.compress(_bytes(content)))
+        return self.root / name
+
+    def json_gz(self, rows: Sequence[dict[str, Any]], name: str) -> Path:
+        """One compressed file of JSON lines."""
+        return self.gz("".join(json.dumps(row) + "\n" for row in rows), name)
+
+    def literals_gz(self, rows: Sequence[dict[str, Any]], name: str) -> Path:
+        """One compressed file of Python literals, a line each."""
+        return self.gz("".join(repr(row) + "\n" for row in rows), name)
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
