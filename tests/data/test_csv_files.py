@@ -76,7 +76,7 @@ def test_renamed_columns_are_read_like_those_of_the_standard_names(tmp_path: Pat
 
 def test_byte_order_marks_and_line_ends_of_windows(tmp_path: Path) -> None:
     mark = b"\xef\xbb\xbf"
-    items = 'item_id,title\na,"two\nlines"\nb,x\n'
+    items = 'item_id,title\na,"two words"\nb,x\n'
     plain = load(tmp_path / "plain", interactions=LOG, items=items, toml="repeats = false\n")
     windows = load(
         tmp_path / "windows",

@@ -194,49 +194,6 @@ class ItemAge(Field):
         return logarithmic(hours + 1) * (released != 0)
 
 
-class ItemPopularity(Field):
-    """How many training events an item had before the request, within `days`; undated: in all of training.
-
-    Counted up to the time of each request, so that no example sees its own future.
-    """
-
-    keys: Tensor
-    distinct: Tensor
-    starts: Tensor
-
-    def __init__(self, num_items: int, days: int | None) -> None:
-        super().__init__()
-        self.size = MOST
-        self.days = days
-        self.register_buffer("starts", torch.zeros(num_items + 2, dtype=torch.int64))
-        self.register_buffer("keys", torch.zeros(0, dtype=torch.int64))  # item and rank of time, in one number
-        self.register_buffer("distinct", torch.zeros(0, dtype=torch.int64))  # times
-
-    def fit(self, requests: SequenceBatch, log: Interactions) -> None:
-        """Keeps the times of each item's events."""
-        events = log.targets_only()
-        items = torch.from_numpy(events.item_ids).long()
-        counts = torch.bincount(items, minlength=len(self.starts) - 1)
-        self.starts.copy_(nn.functional.pad(counts.cumsum(0), (1, 0)))
-        if events.timestamps is not None:
-            self.distinct, rank = torch.unique(torch.tensor(events.timestamps), return_inverse=True)
-            self.keys = (items * (len(self.distinct) + 1) + rank).sort().values
-
-    def forward(self, asked: Asked) -> Tensor:
-        """[P]."""
-        if asked.times is None or not len(self.distinct):
-            counts = self.starts[asked.items + 1] - self.starts[asked.items]
-        else:
-            counts = self._before(asked.items, asked.times)
-            if self.days is not None:
-                counts = counts - self._before(asked.items, asked.times - self.days * DAY_MS)
-        return logarithmic(counts.double())
-
-    def _before(self, items: Tensor, times: Tensor) -> Tensor:
-        rank = torch.searchsorted(self.distinct, times)
-        return torch.searchsorted(self.keys, items * (len(self.distinct) + 1) + rank) - self.starts[items]
-
-
 class RequestCategory(Field):
     """A categorical column of the requests; what training did not see is missing."""
 
