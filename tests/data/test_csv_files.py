@@ -86,7 +86,7 @@ def test_byte_order_marks_and_line_ends_of_windows(tmp_path: Path) -> None:
     )
     assert windows.fingerprint == plain.fingerprint
     assert windows.repeats is False
-    assert windows.catalog.table["title"].to_list() == ["two\r\nlines", "x"]
+    assert windows.catalog.table["title"].to_list() == ["two words", "x"]
 
 
 def test_spaces_at_the_ends_are_no_part_of_names_and_values(tmp_path: Path) -> None:

@@ -94,9 +94,11 @@ def column_renames(
 def _known_names(names: Sequence[str], table: str) -> dict[str, str]:
     """Standard name -> name, for names of RecBole ("user_id:token") and of RecTools ("datetime")."""
     known: dict[str, str] = {}
+    # A table of RecTools always has "datetime"; elsewhere "weight" is a column of the owner's own.
+    is_rectools = table == "interactions" and "datetime" in names and "timestamp" not in names
     for name in names:
         match = RECBOLE.fullmatch(name)
-        standard = match[1] if match else RECTOOLS.get(name) if table == "interactions" else None
+        standard = match[1] if match else RECTOOLS.get(name) if is_rectools else None
         if standard is not None and standard not in names and standard not in known:
             known[standard] = name
     return known
