@@ -8,23 +8,12 @@ import polars as pl
 
 from nextitem.core.errors import UserError
 from nextitem.data.tables import Table
+from nextitem.data.time_formats import TimeFormat, format_of
 
 SECONDS_BELOW = 10**11  # whole-number times below this are seconds: 1e11 s is the year 5138, 1e11 ms is 1973
 LATEST_MS = 4_102_444_800_000  # 2100-01-01
 YEAR_MS = 365 * 86_400_000
-FORMATS = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M%:z", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
-CLOCK = r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?"
-# What is rewritten, in this order, before a text is parsed by FORMATS.
-SPELLINGS = (
-    (r"^(\d{4})(\d\d)(\d\d)[T ]?(\d\d):?(\d\d):?(\d\d)", "$1-$2-$3 $4:$5:$6"),  # 20240531T183000
-    (r"^(\d{4})[/.](\d{1,2})[/.](\d{1,2})", "$1-$2-$3"),  # 2024/05/31
-    (r"^(\d{4}-\d\d?-\d\d?)[Tt]", "$1 "),
-    (r"(:\d\d),(\d+)", "$1.$2"),  # 18:30:00,250
-    (r"\[[\w/+-]+\]$", ""),  # 2024-05-31T18:30+02:00[Europe/Paris]
-    (rf"({CLOCK})\s*(?:UTC|GMT|Etc/UTC|[Zz])$", "$1+00:00"),
-    (rf"({CLOCK})\s*(?:UTC|GMT)?([+-]\d\d):?(\d\d)$", "$1$2:$3"),
-    (rf"({CLOCK})\s*(?:UTC|GMT)?([+-]\d\d)$", "$1$2:00"),
-)
+MAX_FORMATS = 20  # of one column; regions of time zones add some
 # Whole numbers that are written like dates: digits, how such a date is called, pattern, example of the way out.
 DATE_DIGITS = (
     (4, "years", "%Y", "1999-01-01"),
@@ -77,44 +66,48 @@ class _Times:
         raise self._problem(f"times are of type {kind}", "store integer seconds or milliseconds, or datetimes")
 
     def _text(self, text: pl.Expr) -> tuple[pl.Expr, int]:
-        # Among numbers a stray text is the mistake, although dates would be read too.
         numbers = text.cast(pl.Float64, strict=False).fill_nan(None)
-        counts = self.table.collect(
-            text.is_not_null().sum().alias("values"),
-            numbers.is_not_null().sum().alias("numbers"),
-            numbers.is_not_null().filter(text.is_not_null()).first().alias("first"),
-            text.cast(pl.Int64, strict=False).is_not_null().sum().alias("integers"),
-        ).row(0, named=True)
-        if counts["first"]:
+        first = self.table.collect(numbers.filter(text.is_not_null()).first().alias("number"))["number"][0]
+        if first is not None:
+            # Among numbers a stray text is the mistake, although dates would be read too.
             self._refuse(
                 numbers.is_null() & text.is_not_null(),
                 "{value!r} is no time, and the first one is a number",
                 "give seconds or milliseconds since 1970 in every row",
             )
-            if counts["integers"] == counts["values"]:
+            if not self.table.count(text.cast(pl.Int64, strict=False).is_null() & text.is_not_null()):
                 return self._whole(text, text.is_not_null()), 1
             return self._fractional(numbers)
         return self._in_range(self._parsed(text), 1000)
 
     def _parsed(self, text: pl.Expr) -> pl.Expr:
-        for pattern, replacement in SPELLINGS:
-            text = text.str.replace(pattern, replacement)
-        ticks = pl.coalesce(
-            text.str.to_datetime(form, time_unit="us", strict=False).dt.timestamp("us") for form in FORMATS
-        )
-        self._refuse(
-            ticks.is_null() & text.is_not_null(),
-            "{value!r} is no time",
-            "write 2024-05-31 18:30:00, 2024-05-31, or seconds or milliseconds since 1970",
-        )
-        has_zone = text.str.contains(rf"{CLOCK}[+-]\d\d:\d\d$")
-        first = self.table.collect(has_zone.drop_nulls().first().alias("first"))["first"][0]
-        self._refuse(
-            has_zone != pl.lit(first, pl.Boolean),
-            "{value!r} has "
-            + ("no time zone, and the first one has one" if first else "a time zone, others have none"),
-            "write all of them with a zone, or all of them in UTC without one",
-        )
+        """Texts as microseconds, each by the first format that fits."""
+        formats: list[TimeFormat] = []
+        ticks = pl.lit(None, pl.Int64)
+        while True:
+            # Nearly all columns have one format: the first value tells it, and one pass confirms it.
+            unread = text.filter(ticks.is_null() & text.is_not_null()).first()
+            value = self.table.collect(unread.alias("value"))["value"][0]
+            if value is None:
+                break
+            form = format_of(value)
+            if form is None or form in formats or len(formats) == MAX_FORMATS:
+                raise self._problem(
+                    f"{value!r} is no time",
+                    "write 2024-05-31 18:30:00, 2024-05-31, or seconds or milliseconds since 1970",
+                    row=self.table.first_row(ticks.is_null() & text.is_not_null()),
+                )
+            formats.append(form)
+            ticks = pl.coalesce(each.ticks(text) for each in formats)
+        with_zone = [form.ticks(text).is_not_null() for form in formats if form.has_zone]
+        if 0 < len(with_zone) < len(formats):
+            has_zone, first = pl.any_horizontal(with_zone), formats[0].has_zone
+            self._refuse(
+                text.is_not_null() & (has_zone != first),
+                "{value!r} has "
+                + ("no time zone, and the first one has one" if first else "a time zone, others have none"),
+                "write all of them with a zone, or all of them in UTC without one",
+            )
         return ticks
 
     def _whole(self, times: pl.Expr, is_present: pl.Expr) -> pl.Expr:
