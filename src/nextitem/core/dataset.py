@@ -82,7 +82,7 @@ class Dataset:
     repeats        may an item that the user has seen be recommended?
     anonymous      True for a log of sessions without users
     labels         label columns of interactions; context: context columns -> feature type
-    fingerprint    of the events and items: a bundle knows what it was trained on
+    fingerprint    hash of all that decides what is learned or judged (data.fingerprint): a bundle knows its data by it
     notes          what loading left out, in words, to be printed
     source         the folder it was read from, or "shop": where a bundle finds it again
     """

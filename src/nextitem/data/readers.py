@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from nextitem.core.catalog import ACTION, Catalog, ColumnEncoding, ids_fingerprint
+from nextitem.core.catalog import ACTION, Catalog, ColumnEncoding
 from nextitem.core.dataset import Dataset, Impressions, Users
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.data import validation
 from nextitem.data.events import EventReader
+from nextitem.data.fingerprint import dataset_fingerprint
 from nextitem.data.frames import Columns, as_frame, column_renames
 from nextitem.data.impressions import ImpressionReader
 from nextitem.data.settings import TABLES, DatasetSettings, parse_settings, read_settings, template_columns
@@ -122,7 +121,7 @@ def _assemble(
     rows = None
     if impressions is not None:
         rows = impressions.read(users.ids, catalog.ids, items_table=items, drop_unknown=drop_unknown_items)
-    return Dataset(
+    dataset = Dataset(
         name=settings.name or name,
         interactions=interactions,
         catalog=replace(
@@ -136,9 +135,9 @@ def _assemble(
         anonymous=events is not None and events.anonymous,
         labels=settings.interactions.labels,
         context=dict(settings.interactions.context),
-        fingerprint=_fingerprint(catalog, users, interactions, rows),
         notes=tuple(note for table in tables.values() if table is not None for note in table.notes),
     )
+    return replace(dataset, fingerprint=dataset_fingerprint(dataset))
 
 
 def _as_one_type(ids: list[pl.Series]) -> list[pl.Series]:
@@ -299,21 +298,3 @@ def _encoding(kind: str, column: pl.Series) -> ColumnEncoding | None:
     if len(values) > OPEN_VOCABULARY:
         return ColumnEncoding(kind, None, OPEN_VOCABULARY)
     return ColumnEncoding(kind, values)
-
-
-def _fingerprint(catalog: Catalog, users: Users, interactions: Interactions, impressions: Impressions | None) -> str:
-    """Hash of ids, events and impressions: a bundle knows by it what it was trained on."""
-    digest = hashlib.sha256(catalog.fingerprint.encode())
-    digest.update(ids_fingerprint(users.ids.external).encode())
-    arrays: list[NDArray[Any] | None] = [
-        interactions.user_ids,
-        interactions.item_ids,
-        interactions.timestamps,
-        interactions.positive,
-    ]
-    if impressions is not None:
-        arrays += [impressions.request_ids, impressions.item_ids, impressions.user_ids, impressions.timestamps]
-        arrays += [impressions.columns[label].cast(pl.Float64).to_numpy() for label in impressions.labels]
-    for array in arrays:
-        digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]

@@ -1,0 +1,323 @@
+"""The fingerprint changes with everything that decides what is learned or judged, and with nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nextitem.data import fingerprint
+from nextitem.data.readers import dataset_from_frames, load_dataset
+
+Frames = dict[str, pl.DataFrame]
+DAY = 86_400_000
+SETTINGS: dict[str, Any] = {
+    "repeats": False,
+    "interactions": {
+        "positive_actions": ["purchase"],
+        "labels": ["like"],
+        "context": {"shop": "categorical", "weight": "numeric", "tags": "categorical-list"},
+    },
+    "items": {
+        "text": "{title} by {author}",
+        "features": {"brand": "categorical", "price": "numeric", "colours": "categorical-list", "blurb": "text"},
+        "released": "first_seen",
+    },
+    "users": {"features": {"country": "categorical", "joined": "timestamp"}},
+    "impressions": {"labels": ["click"], "context": {"device": "categorical"}},
+}
+
+
+def frames() -> Frames:
+    """A small data set with a column of every kind."""
+    return {
+        "interactions": pl.DataFrame(
+            {
+                "user_id": [1, 1, 1, 2, 2, 3],
+                "item_id": [10, 11, 12, 10, 13, 11],
+                "timestamp": [1_700_000_000_000 + DAY * day for day in range(6)],
+                "session_id": ["s1", "s1", "s2", "s3", "s4", "s5"],
+                "action": ["view", "purchase", "view", "purchase", "view", "purchase"],
+                "rating": [5, 4, None, 3, 2, 1],
+                "quantity": [1, 2, 1, 1, 1, 1],
+                "query": ["lamp", None, "", "oak lamp", None, None],
+                "split": ["train", "train", "valid", "train", "test", "train"],
+                "like": [1, 0, 1, None, 0, 1],
+                "shop": ["north", "south", None, "north", "north", "south"],
+                "weight": [0.5, 1.25, None, 2.0, 0.1, 3.75],
+                "tags": [["new"], ["new", "sale"], [], None, ["sale"], ["new"]],
+                "unread": ["a", "b", "c", "d", "e", "f"],
+            }
+        ),
+        "items": pl.DataFrame(
+            {
+                "item_id": [10, 11, 12, 13],
+                "title": ["Lamp", "Chair", "Table", "Shelf"],
+                "author": ["Ann", "Bo", "Cy", "Di"],
+                "category": ["light", "seat", "table", "shelf"],
+                "brand": ["x", "y", None, "x"],
+                "price": [9.99, 20.0, 30.5, None],
+                "colours": [["red"], ["red", "blue"], [], None],
+                "blurb": ["bright", "soft", None, "long"],
+                "first_seen": [1_600_000_000_000 + DAY * day for day in range(4)],
+                "content_image": [[0.5, 0.25], [0.5, 0.75], [1.0, 0.0], [0.0, 1.0]],
+                "url": ["a", "b", "c", "d"],
+            }
+        ),
+        "users": pl.DataFrame(
+            {
+                "user_id": [1, 2, 3],
+                "country": ["de", "fr", None],
+                "joined": [1_650_000_000_000 + DAY * day for day in range(3)],
+                "nickname": ["a", "b", "c"],
+            }
+        ),
+        "impressions": pl.DataFrame(
+            {
+                "impression_id": [1, 1, 2, 2],
+                "user_id": [1, 1, 2, 2],
+                "item_id": [10, 11, 12, 13],
+                "timestamp": [1_700_000_000_000 + DAY * day for day in range(4)],
+                "slot": [1, 2, 1, 2],
+                "propensity": [0.5, 0.25, 0.5, 0.25],
+                "policy": ["a", "a", "b", "b"],
+                "click": [1, 0, 0, 1],
+                "device": ["web", "web", "app", "app"],
+            }
+        ),
+    }
+
+
+def of(tables: Frames, chosen: dict[str, Any] = SETTINGS) -> str:
+    return dataset_from_frames(tables, chosen).fingerprint
+
+
+def replaced(table: str, column: str, row: int, value: Any) -> Frames:
+    """The same tables with another value in one cell."""
+    tables = frames()
+    values = tables[table][column].to_list()
+    assert values[row] != value
+    values[row] = value
+    tables[table] = tables[table].with_columns(pl.Series(column, values, dtype=tables[table].schema[column]))
+    return tables
+
+
+CELLS = [
+    ("interactions", "user_id", 5, 2),
+    ("interactions", "item_id", 0, 13),
+    ("interactions", "timestamp", 2, 1_700_000_000_000 + 2 * DAY + 1_000),
+    ("interactions", "session_id", 1, "s2"),
+    ("interactions", "action", 0, "purchase"),
+    ("interactions", "action", 0, None),
+    ("interactions", "rating", 0, 1),
+    ("interactions", "rating", 2, 0),
+    ("interactions", "quantity", 0, 2),
+    ("interactions", "query", 0, "desk"),
+    ("interactions", "query", 1, ""),
+    ("interactions", "split", 0, "test"),
+    ("interactions", "like", 0, 0),
+    ("interactions", "like", 3, 0),
+    ("interactions", "shop", 0, "south"),
+    ("interactions", "shop", 2, "north"),
+    ("interactions", "weight", 0, 0.75),
+    ("interactions", "weight", 2, 0.0),
+    ("interactions", "tags", 0, ["sale"]),
+    ("interactions", "tags", 3, []),
+    ("items", "title", 0, "Lamps"),
+    ("items", "author", 0, "Anne"),
+    ("items", "category", 0, "lights"),
+    ("items", "brand", 0, "y"),
+    ("items", "price", 0, 9.98),
+    ("items", "price", 3, 0.0),
+    ("items", "colours", 1, ["blue", "red"]),
+    ("items", "colours", 2, None),
+    ("items", "blurb", 2, ""),
+    ("items", "first_seen", 0, 1_600_000_000_000 + 7 * DAY),
+    ("items", "content_image", 0, [0.5, 0.375]),
+    ("users", "country", 0, "fr"),
+    ("users", "joined", 0, 1_650_000_000_000 + 9 * DAY),
+    ("impressions", "impression_id", 1, 2),
+    ("impressions", "user_id", 0, 3),
+    ("impressions", "item_id", 0, 13),
+    ("impressions", "timestamp", 0, 1_700_000_000_000 + DAY // 2),
+    ("impressions", "slot", 0, 3),
+    ("impressions", "propensity", 0, 0.125),
+    ("impressions", "policy", 0, "b"),
+    ("impressions", "click", 0, 0),
+    ("impressions", "device", 0, "app"),
+]
+
+
+@pytest.mark.parametrize(("table", "column", "row", "value"), CELLS)
+def test_every_value_that_decides_something_is_covered(table: str, column: str, row: int, value: Any) -> None:
+    assert of(replaced(table, column, row, value)) != of(frames())
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "row", "value"),
+    [
+        ("interactions", "unread", 0, "z"),
+        ("items", "url", 0, "z"),
+        ("users", "nickname", 0, "z"),
+    ],
+)
+def test_columns_that_nothing_reads_are_not_covered(table: str, column: str, row: int, value: Any) -> None:
+    assert of(replaced(table, column, row, value)) == of(frames())
+
+
+def test_names_of_sessions_and_impressions_are_not_covered() -> None:
+    tables = frames()
+    tables["interactions"] = tables["interactions"].with_columns(session_id="x" + pl.col("session_id").str.reverse())
+    tables["impressions"] = tables["impressions"].with_columns(impression_id=9 - pl.col("impression_id"))
+    assert of(tables) == of(frames())
+
+
+def changed_settings(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    chosen: dict[str, Any] = json.loads(json.dumps(SETTINGS))
+    change(chosen)
+    return chosen
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda chosen: chosen.update(repeats=True),
+        lambda chosen: chosen["interactions"].pop("positive_actions"),
+        lambda chosen: chosen["interactions"].update(positive_actions=["view"]),
+        lambda chosen: chosen["interactions"].pop("labels"),
+        lambda chosen: chosen["interactions"]["context"].pop("shop"),
+        lambda chosen: chosen["items"].update(text="{title}"),
+        lambda chosen: chosen["items"].pop("released"),
+        lambda chosen: chosen["items"]["features"].pop("brand"),
+        lambda chosen: chosen["items"]["features"].update(blurb="categorical"),
+        lambda chosen: chosen["users"]["features"].pop("country"),
+        lambda chosen: chosen["impressions"].update(labels=[]),
+        lambda chosen: chosen["impressions"]["context"].pop("device"),
+    ],
+)
+def test_every_setting_is_covered(change: Callable[[dict[str, Any]], Any]) -> None:
+    assert of(frames(), changed_settings(change)) != of(frames())
+
+
+def test_the_name_is_not_covered() -> None:
+    assert of(frames(), changed_settings(lambda chosen: chosen.update(name="other"))) == of(frames())
+    every_action = changed_settings(lambda chosen: chosen["interactions"].update(positive_actions=["purchase", "view"]))
+    no_choice = changed_settings(lambda chosen: chosen["interactions"].pop("positive_actions"))
+    assert of(frames(), every_action) == of(frames(), no_choice)  # both say that every event may be a target
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_rows_is_not_covered_where_it_decides_nothing(seed: int) -> None:
+    tables = frames()
+    for name in ("interactions", "items", "users"):
+        tables[name] = tables[name].sample(fraction=1.0, shuffle=True, seed=seed)
+    assert of(tables) == of(frames())
+
+
+def test_the_order_of_rows_is_covered_where_it_decides_the_order_of_events() -> None:
+    tied = {"user_id": [1, 1, 2], "item_id": [5, 6, 5], "timestamp": [9, 9, 9]}
+    assert of({"interactions": pl.DataFrame(tied)}, {}) != of({"interactions": pl.DataFrame(tied).reverse()}, {})
+    # Sessions of an undated log are split in the order of the file.
+    undated = pl.DataFrame(
+        {"user_id": [1, 1, 2], "session_id": ["a", "b", "c"], "item_id": [5, 6, 5], "position": [0, 1, 0]}
+    )
+    assert of({"interactions": undated}, {}) != of({"interactions": undated.reverse()}, {})
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_the_file_format_is_not_covered(tmp_path: Path, form: str) -> None:
+    for name, table in frames().items():
+        if form == "parquet":
+            table.write_parquet(tmp_path / f"{name}.parquet")
+            continue
+        lists = [column for column, kind in table.schema.items() if isinstance(kind, pl.List)]
+        texts = [
+            pl.Series(column, [None if row is None else json.dumps(row) for row in table[column].to_list()])
+            for column in lists
+        ]
+        # In CSV an empty value is missing, and so it is here.
+        empty = [] if "query" not in table.columns else [pl.col("query").replace("", None)]
+        table.with_columns(*texts, *empty).write_csv(tmp_path / f"{name}.csv")
+    (tmp_path / "dataset.toml").write_text(tomli_w.dumps(SETTINGS))
+    expected = frames()
+    if form == "csv":
+        expected["interactions"] = expected["interactions"].with_columns(pl.col("query").replace("", None))
+    assert load_dataset(tmp_path).fingerprint == of(expected)
+
+
+def test_types_of_columns_are_not_covered() -> None:
+    tables = frames()
+    integers = {
+        "user_id": pl.Int16,
+        "item_id": pl.UInt32,
+        "rating": pl.Int8,
+        "quantity": pl.Float64,
+        "like": pl.Boolean,
+    }
+    tables["interactions"] = tables["interactions"].cast(
+        {**integers, "action": pl.Categorical, "shop": pl.Enum(["south", "west", "north"]), "weight": pl.Float32}
+    )
+    moments = pl.from_epoch("timestamp", time_unit="ms").cast(pl.Datetime("us"))
+    tables["interactions"] = tables["interactions"].with_columns(moments)
+    tables["items"] = tables["items"].cast(
+        {"price": pl.Float32, "brand": pl.Categorical, "category": pl.Enum(["table", "shelf", "seat", "light"])}
+    )
+    tables["items"] = tables["items"].with_columns(pl.col("content_image").cast(pl.Array(pl.Float32, 2)))
+    tables["users"] = tables["users"].with_columns(
+        pl.from_epoch("joined", time_unit="ms").dt.replace_time_zone("UTC"), pl.col("user_id").cast(pl.Int32)
+    )
+    assert of(tables) == of(frames())
+
+
+def test_a_large_whole_number_is_covered_exactly() -> None:
+    def numbers(value: float) -> str:
+        items = frames()["items"].with_columns(price=pl.Series([value, 1, 2, 3]))
+        return of(frames() | {"items": items})
+
+    assert numbers(2**40) != numbers(2**40 + 1)
+    assert numbers(float(2**40)) == numbers(2**40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(["text", "categorical", "categorical-list", "numeric"]))
+def test_columns_have_one_fingerprint_only_if_they_are_equal(data: st.DataObject, kind: str) -> None:
+    short = st.text("ab\x00", max_size=2)
+    value = {
+        "text": short,
+        "categorical": short,
+        "categorical-list": st.lists(short, max_size=2),
+        "numeric": st.sampled_from([0.0, 1.0, 0.5, 2.0, 0.25]),
+    }[kind]
+    column = st.lists(st.none() | value, min_size=3, max_size=3)
+    first, second = data.draw(column), data.draw(column)
+    stored = {"categorical-list": pl.List(pl.String), "numeric": pl.Float64}.get(kind, pl.String)
+    log = pl.DataFrame({"user_id": [1, 2, 2], "item_id": [1, 2, 3], "position": [0, 0, 1]})
+    found = [
+        of(
+            {"interactions": log, "items": pl.DataFrame({"item_id": [1, 2, 3], "f": pl.Series(values, dtype=stored)})},
+            {"items": {"features": {"f": kind}}},
+        )
+        for values in (first, second)
+    ]
+    assert (found[0] == found[1]) == (first == second)
+
+
+def test_parts_of_any_size_give_the_same_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = of(frames())
+    monkeypatch.setattr(fingerprint, "ROWS_AT_ONCE", 8)  # a multiple of 8: bits of missing values are packed
+    assert of(frames()) == whole
+
+
+def test_sessions_are_numbered_by_their_first_event() -> None:
+    number = fingerprint._session_numbers
+    assert number(np.array([4, 4, 2, 9, 2]), is_dated=True).tolist() == [0, 0, 1, 2, 1]
+    assert number(np.array([4, 4, 2, 9, 2]), is_dated=False).tolist() == [1, 1, 0, 2, 0]
+    assert number(np.array([], np.int64), is_dated=True).tolist() == []
