@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from protocol_logs import impression_log, learnt
+from support.protocol_logs import impression_log, learnt
 
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import dataset_from_frames

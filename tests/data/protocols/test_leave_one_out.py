@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import polars as pl
-from protocol_logs import data, learnt, logs, words
+from support.protocol_logs import data, learnt, logs, words
 
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import dataset_from_frames

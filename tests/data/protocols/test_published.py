@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from protocol_logs import data, learnt, logs, words
+from support.protocol_logs import data, learnt, logs, words
 
 from nextitem.data.protocols import make_split
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from protocol_logs import data, learnt, words
+from support.protocol_logs import data, learnt, words
 
 from nextitem.core.dataset import Dataset
 from nextitem.data.protocols import default_protocol, make_split

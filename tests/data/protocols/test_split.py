@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from protocol_logs import data, impression_log, logs, logs_with_impressions
+from support.protocol_logs import data, impression_log, logs, logs_with_impressions
 
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError

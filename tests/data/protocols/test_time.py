@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
-from protocol_logs import data, impression_log, learnt, logs_with_impressions, words
+from support.protocol_logs import data, impression_log, learnt, logs_with_impressions, words
 
 from nextitem.data.protocols import make_split
 

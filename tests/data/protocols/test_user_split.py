@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from protocol_logs import learnt, logs, words
+from support.protocol_logs import learnt, logs, words
 
 from nextitem.data.protocols import make_split
 
