@@ -12,6 +12,10 @@ from torch import Tensor
 from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
 
+# Candidate feature of training examples from an undated log: how many of the candidate's events in the log are the
+# example's own target. Counts of the log leave them out; a dated log is counted up to the request's time instead.
+OWN_EVENTS = "own_events"
+
 
 @dataclass(frozen=True, eq=False)
 class SequenceBatch:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from nextitem.core.batch import SequenceBatch
+from nextitem.core.batch import OWN_EVENTS, SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
@@ -110,6 +110,19 @@ def test_sampled_candidates_hold_the_target_first_and_no_future() -> None:
             assert [float(item == candidates[0]) for item in candidates] == labels
             seen[candidates[0]] = (batch.items.to_lists()[row], int(batch.request_times[row]))
     assert seen == {2: ([1], 2 * HOUR_S * 1000), 3: ([1, 2], 9 * HOUR_S * 1000)}
+
+
+@pytest.mark.parametrize("is_dated", [True, False])
+def test_undated_examples_mark_the_event_that_they_are_of(is_dated: bool) -> None:
+    dataset = shop()
+    if not is_dated:
+        dataset = dataset.with_interactions(replace(dataset.interactions, timestamps=None))
+    for batch in SampledCandidates(dataset, num_negatives=5, power=0.5, max_history_length=2).batches(
+        2, epoch=0, seed=3
+    ):
+        assert (OWN_EVENTS in batch.candidate_features) == (not is_dated)
+        if not is_dated:
+            assert torch.equal(batch.candidate_features[OWN_EVENTS].values, batch.candidate_labels[TARGET].values)
 
 
 def test_batches_are_a_function_of_seed_epoch_and_index() -> None:

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog, ColumnEncoding
+from nextitem.core.dataset import Dataset, Users
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
+from nextitem.data.examples.labelled_candidates import SampledCandidates
 from nextitem.nn.fields.fields import Fields, FieldVectors
 from nextitem.nn.fields.kinds import DAY_MS, HOUR_MS, logarithmic, quantiles
 
@@ -108,6 +110,43 @@ def test_counts_stop_at_the_time_of_each_request() -> None:
     one, two = (int(logarithmic(torch.tensor(float(n)))) for n in (1, 2))
     assert found["item.popularity"] == [two, one, one]  # the third event of item a lies in the future
     assert found["item.trend"] == [one, one, one]
+
+
+def undated_examples() -> tuple[Interactions, list[SequenceBatch]]:
+    rows = [
+        (user, item) for user, items in enumerate([[1, 2, 3], [2, 1, 2], [3, 2], [1, 4]], start=1) for item in items
+    ]
+    users, items = (np.array(column, np.int32) for column in zip(*rows, strict=True))
+    events = Interactions(users, items, 4, 4)
+    people = Users(IdMap(pl.Series("user_id", [1, 2, 3, 4])))
+    examples = SampledCandidates(
+        Dataset("d", events, catalog(), people), num_negatives=4, power=0.5, max_history_length=5
+    )
+    return events, list(examples.batches(1, epoch=0, seed=0))
+
+
+def test_counts_of_an_undated_log_leave_out_the_example_itself() -> None:
+    events, batches = undated_examples()
+    fields = Fields(catalog(), ("item.popularity", "item.trend"))
+    fields.fit(batches[0], events)
+    counts = np.bincount(events.item_ids, minlength=5)
+    assert len(batches) == 6
+    for example in batches:
+        assert example.candidates is not None
+        assert example.targets is not None
+        others = counts - (np.arange(5) == int(example.targets.values[0]))
+        # An item without another event has the code that it has as a negative, not one that only targets have.
+        expected = logarithmic(torch.from_numpy(others).clamp(min=1).double())[example.candidates.values]
+        for column, start in zip(fields(example).candidate.T, fields.starts.tolist(), strict=False):
+            assert torch.equal(column - start, expected)
+
+
+def test_an_item_without_an_event_has_code_0_in_an_undated_log() -> None:
+    events, batches = undated_examples()
+    fields = Fields(catalog(), ("item.popularity",))
+    fields.fit(batches[0], events.select(events.item_ids != 4))
+    asked = SequenceBatch(Jagged.from_rows([[1]]), candidates=Jagged.from_rows([[4, 3]]))
+    assert fields(asked).candidate[:, 0].tolist() == [0, int(logarithmic(torch.tensor(2.0)))]
 
 
 def test_what_is_known_of_requests() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nextitem.core.batch import SequenceBatch
+from nextitem.core.batch import OWN_EVENTS, SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
@@ -47,6 +47,7 @@ class SampledCandidates:
 
     For logs without impressions. What a user was never shown counts as a negative: whoever ranks what was chosen for
     showing should learn from that instead (sample selection bias). Negatives are drawn by popularity ** `power`.
+    Examples of an undated log carry OWN_EVENTS, so that no count of the log contains the example itself.
     """
 
     def __init__(self, train: Dataset, *, num_negatives: int, power: float, max_history_length: int) -> None:
@@ -75,7 +76,10 @@ class SampledCandidates:
         items = np.concatenate([targets[:, None], np.minimum(drawn, len(self.cumulative) - 1)], axis=1)
         candidates = torch.from_numpy(items.astype(np.int64))
         labels = (candidates == candidates[:, :1]).float()
-        return with_candidates(batch, candidates, {TARGET: labels})
+        labelled = with_candidates(batch, candidates, {TARGET: labels})
+        if batch.request_times is not None:
+            return labelled
+        return replace(labelled, candidate_features={OWN_EVENTS: labelled.candidate_labels[TARGET]})
 
 
 def with_candidates(batch: SequenceBatch, items: torch.Tensor, labels: dict[str, torch.Tensor]) -> SequenceBatch:

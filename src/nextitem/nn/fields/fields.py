@@ -2,7 +2,7 @@
 
 item.<column>       what the catalogue says of the candidate: item.id, every declared feature but text (times as ages,
                     histories as lists; content vectors stand for text), item.age (since its release), item.popularity
-                    and item.trend (events up to the request; in its last two weeks)
+                    and item.trend (events up to the request; in its last two weeks; undated: all other events)
 user.<column>       features of the user;  <column>: context of the request
 request.hour, request.weekday
 events.<column>     of the latest events: their actions and other categorical columns, the mean of numeric ones (context

@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from nextitem.core.batch import SequenceBatch
+from nextitem.core.batch import OWN_EVENTS, SequenceBatch
 from nextitem.core.catalog import ACTION, ColumnEncoding
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
@@ -195,9 +195,12 @@ class ItemAge(Field):
 
 
 class ItemPopularity(Field):
-    """How many training events an item had before the request, within `days`; undated: in all of training.
+    """The number of training events of an item before the request, within `days`, on a logarithmic scale.
 
-    Counted up to the time of each request, so that no example sees its own future.
+    Counted up to the time of each request, so that no example sees its own future. Events of an undated log are all
+    counted, except the example's own (OWN_EVENTS): with it, the counts that a ranker learns from would be larger than
+    those that it is asked with, most of all for rare items. An item without another event then has the code of one
+    event, as it has in examples of which it is a negative; a code that only targets have would reveal the label.
     """
 
     keys: Tensor
@@ -225,12 +228,16 @@ class ItemPopularity(Field):
     def forward(self, asked: Asked) -> Tensor:
         """[P]."""
         if asked.times is None or not len(self.distinct):
-            counts = self.starts[asked.items + 1] - self.starts[asked.items]
+            counts = self._without_own(self.starts[asked.items + 1] - self.starts[asked.items], asked.batch)
         else:
             counts = self._before(asked.items, asked.times)
             if self.days is not None:
                 counts = counts - self._before(asked.items, asked.times - self.days * DAY_MS)
         return logarithmic(counts.double())
+
+    def _without_own(self, counts: Tensor, batch: SequenceBatch) -> Tensor:
+        own = batch.candidate_features.get(OWN_EVENTS)
+        return counts if own is None else torch.minimum(counts, (counts - own.values.long()).clamp(min=1))
 
     def _before(self, items: Tensor, times: Tensor) -> Tensor:
         rank = torch.searchsorted(self.distinct, times)
