@@ -255,15 +255,17 @@ def test_the_file_format_is_not_covered(tmp_path: Path, form: str) -> None:
 
 def test_types_of_columns_are_not_covered() -> None:
     tables = frames()
-    integers = {
-        "user_id": pl.Int16,
-        "item_id": pl.UInt32,
-        "rating": pl.Int8,
-        "quantity": pl.Float64,
-        "like": pl.Boolean,
-    }
     tables["interactions"] = tables["interactions"].cast(
-        {**integers, "action": pl.Categorical, "shop": pl.Enum(["south", "west", "north"]), "weight": pl.Float32}
+        {
+            "user_id": pl.Int16,
+            "item_id": pl.UInt32,
+            "rating": pl.Int8,
+            "quantity": pl.Float64,
+            "like": pl.Boolean,
+            "action": pl.Categorical,
+            "shop": pl.Enum(["south", "west", "north"]),
+            "weight": pl.Float32,
+        }
     )
     moments = pl.from_epoch("timestamp", time_unit="ms").cast(pl.Datetime("us"))
     tables["interactions"] = tables["interactions"].with_columns(moments)
@@ -298,7 +300,8 @@ def test_columns_have_one_fingerprint_only_if_they_are_equal(data: st.DataObject
     }[kind]
     column = st.lists(st.none() | value, min_size=3, max_size=3)
     first, second = data.draw(column), data.draw(column)
-    stored = {"categorical-list": pl.List(pl.String), "numeric": pl.Float64}.get(kind, pl.String)
+    types: dict[str, pl.DataType] = {"categorical-list": pl.List(pl.String), "numeric": pl.Float64()}
+    stored = types.get(kind, pl.String())
     log = pl.DataFrame({"user_id": [1, 2, 2], "item_id": [1, 2, 3], "position": [0, 0, 1]})
     found = [
         of(

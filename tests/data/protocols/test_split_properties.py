@@ -160,17 +160,17 @@ def test_no_training_event_is_as_late_as_a_request(
     frame = random_log(seed, distinct_times=distinct)
     shown = frame.select("item_id", "timestamp", impression_id=pl.int_range(pl.len()))
     split = make_split(dataset_from_frames({"interactions": form(frame), "impressions": shown}, PURCHASES), protocol)
-    parts = [(split.train, split.validation)]
+    stages = [(split.train, split.validation)]
     if protocol != "published":  # where the owner's marks say what a refit and a test are
-        parts.append((split.refit(), split.test))
-    for learnt, requests in parts:
+        stages.append((split.refit(), split.test))
+    for train, requests in stages:
         assert requests.request_times is not None
-        assert learnt.interactions.timestamps is not None
+        assert train.interactions.timestamps is not None
         first = int(requests.request_times.min())
-        assert learnt.interactions.timestamps.max() < first
-        if learnt.impressions is not None:
-            assert learnt.impressions.timestamps is not None
-            assert learnt.impressions.timestamps.max() < first
+        assert train.interactions.timestamps.max() < first
+        if train.impressions is not None:
+            assert train.impressions.timestamps is not None
+            assert train.impressions.timestamps.max() < first
 
 
 @pytest.mark.parametrize("protocol", ["time", "leave-one-out", "session"])
