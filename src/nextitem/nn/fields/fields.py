@@ -34,6 +34,7 @@ from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, offsets_of
 from nextitem.nn.fields import kinds
 from nextitem.nn.fields.event_kinds import EventBag, EventMean
+from nextitem.nn.fields.item_popularity import ItemPopularity
 
 TREND_DAYS = 14
 
@@ -221,8 +222,8 @@ def _known(catalog: Catalog, *, buckets: int, pair_buckets: int, brought: Sequen
         elif kind == "numeric":
             items[name] = kinds.ItemNumber(catalog.table[name], buckets)
     known |= {f"item.{name}": field for name, field in items.items()}
-    known["item.popularity"] = kinds.ItemPopularity(catalog.num_items, None)
-    known["item.trend"] = kinds.ItemPopularity(catalog.num_items, TREND_DAYS)
+    known["item.popularity"] = ItemPopularity(catalog.num_items, None)
+    known["item.trend"] = ItemPopularity(catalog.num_items, TREND_DAYS)
     if catalog.released_ms is not None:
         known["item.age"] = kinds.ItemAge(torch.from_numpy(catalog.released_ms.copy()))
     for name, field in items.items():
