@@ -81,7 +81,7 @@ def test_training_asks_each_event_at_the_time_of_the_next() -> None:
     hidden = model._encode(batch, batch.next_timestamps.values)
     ends = batch.items.offsets[1:] - 1
     asked = SequenceBatch(batch.items, timestamps=batch.timestamps, request_times=batch.next_timestamps.values[ends])
-    torch.testing.assert_close(model._scale(hidden[ends]), model.user_vectors(asked))
+    torch.testing.assert_close(model.scale_users(hidden[ends]), model.user_vectors(asked))
 
 
 @pytest.mark.parametrize("actions", ["ignored", "interleaved"])

@@ -45,6 +45,28 @@ class Recommender(nn.Module, ABC):
         """The semantic IDs that it answers by: the catalogue's, unless it has learnt others."""
         return self.catalog.identifiers
 
+    @property
+    def can_rank_unseen_items(self) -> bool:
+        """Whether it can tell apart items without a training event, by what the catalogue says of them.
+
+        Every registered model declares it. A model that knows items by their ids alone has learnt nothing of such
+        items, so they follow all others (`unseen_items`).
+        """
+        return False
+
+    def unseen_items(self) -> Tensor | None:
+        """Return the items that must follow all others, bool [N + 1]; None: there are none.
+
+        They are the items without a training event, unless the model can rank them. A model without any training
+        event has none: it knows as much of one item as of another.
+        """
+        if self.can_rank_unseen_items:
+            return None
+        unseen = self.popularity == 0
+        unseen[0] = False
+        num_unseen = int(unseen.sum())
+        return unseen if 0 < num_unseen < self.num_items else None
+
     def set_popularity(self, counts: Tensor) -> None:
         """Store how often each item occurs in training, [N + 1]; entry 0 must be 0."""
         self.popularity.copy_(counts)

@@ -72,6 +72,7 @@ class Cobra(Recommender):
 
     Config = CobraConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
+    can_rank_unseen_items = True  # by content and codes made from it
     needs: ClassVar[frozenset[str]] = frozenset({"identifiers", CONTENT})
     codes: Tensor
     content: Tensor

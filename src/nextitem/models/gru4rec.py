@@ -33,10 +33,8 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
-from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
-from nextitem.core.top_items import top_items
+from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.session_lanes import LaneBatch, SessionLanes
 from nextitem.losses.bpr import bpr
 from nextitem.losses.bpr_max import bpr_max
@@ -64,7 +62,7 @@ class GRU4RecConfig(configs.Config):
     max_history_length: int = Field(200, ge=1)  # most recent events that an answer reads
 
 
-class GRU4Rec(Recommender):
+class GRU4Rec(VectorModel):
     """Ranks items by the inner product with the last hidden state, plus a bias."""
 
     Config = GRU4RecConfig
@@ -128,20 +126,21 @@ class GRU4Rec(Recommender):
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """The state after all events, roles.Incremental; the hidden states [B, all layers] are kept."""
-        empty = F.pad(self.bias.weight.new_zeros(self.settings.layers[-1]), (0, 1), value=1.0)
+        empty = self.bias.weight.new_zeros(self.settings.layers[-1])
         return read_on(batch, state, self._read, limit=self.settings.max_history_length, empty=empty)
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
-        """The last hidden state of each history and 1, [B, D + 1]."""
+        """Return the last hidden state of each history, [B, D]."""
         return self.read(batch, batch.state).vectors
 
     def item_vectors(self) -> Tensor:
-        """The table that scores, and its bias, [N + 1, D + 1]."""
-        return torch.cat([self.items.weight, self.bias.weight], 1)
+        """Return the output table, [N + 1, D]."""
+        table: Tensor = self.items.weight
+        return table
 
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        hidden = self.user_vectors(batch)[:, :-1]
-        return top_items(torch.addmm(self.bias.weight[:, 0], hidden, self.items.weight.T), batch, k)
+    def item_biases(self) -> Tensor:
+        """Return the output biases, [N + 1]."""
+        return self.bias.weight[:, 0]
 
     def _embed(self, items: Tensor) -> Tensor:
         """The first layer's input: vectors, or item ids as they are where it takes one-hot vectors."""
@@ -165,8 +164,7 @@ class GRU4Rec(Recommender):
         for layer, begin in zip(self.layers, torch.split(former, list(self.settings.layers), dim=1), strict=True):
             out, last = layer(out, begin)
             hidden.append(last)
-        vectors = F.pad(hidden[-1], (0, 1), value=1.0)
-        return HistoryState(batch.items.lengths, vectors, {"hidden": torch.cat(hidden, 1)})
+        return HistoryState(batch.items.lengths, hidden[-1], {"hidden": torch.cat(hidden, 1)})
 
     def _look_up(
         self, items: Tensor, targets: Tensor, seed: int

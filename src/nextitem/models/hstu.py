@@ -35,10 +35,8 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged, offsets_of
-from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
-from nextitem.core.top_items import top_items
+from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.examples.stochastic_length import stochastic_length
 from nextitem.data.negatives import SharedBy, draw_negatives
@@ -68,7 +66,7 @@ class HSTUConfig(configs.Config):
     temperature: float | None = Field(0.05, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
 
 
-class HSTU(Recommender):
+class HSTU(VectorModel):
     """Ranks items by the inner product with the last hidden state, both normalised."""
 
     Config = HSTUConfig
@@ -76,7 +74,7 @@ class HSTU(Recommender):
 
     def __init__(self, config: HSTUConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
+        self.settings, self.temperature = config, config.temperature
         self.tokens_an_event = 1 if config.actions == "ignored" else 2
         longest = config.max_history_length * self.tokens_an_event
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
@@ -114,7 +112,7 @@ class HSTU(Recommender):
             )
         asked = None if batch.next_timestamps is None else batch.next_timestamps.values
         kept = batch.targets.values > 0
-        hidden_TD = self._scale(self._encode(batch, asked)[kept])
+        hidden_TD = self.scale_users(self._encode(batch, asked)[kept])
         targets, table = batch.targets.values[kept], self.item_vectors()
         if not len(targets):
             return LossTerms(hidden_TD.sum())  # stochastic length has drawn none: nothing to learn from
@@ -134,15 +132,11 @@ class HSTU(Recommender):
         if batch.state is not None:
             return self.read(batch, batch.state).vectors
         window = batch.last(self.settings.max_history_length)
-        return self._scale(self._encode(window, _asked_at(window))[window.items.offsets[1:] - 1])
+        return self.scale_users(self._encode(window, _asked_at(window))[window.items.offsets[1:] - 1])
 
     def item_vectors(self) -> Tensor:
         """The table that scores, [N + 1, D]."""
-        table: Tensor = self.items.weight
-        return table if self.settings.temperature is None else F.normalize(table, dim=1)
-
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
+        return self.scale_items(self.items.weight)
 
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
@@ -161,7 +155,7 @@ class HSTU(Recommender):
         tokens = Jagged(cache, window.items.offsets * self.tokens_an_event).drop_last(self.tokens_an_event)
         counts = window.items.lengths - settled
         vectors = hidden_TD.new_zeros(len(counts), self.settings.width)
-        vectors[counts > 0] = self._scale(hidden_TD[(offsets_of(counts)[1:] - 1)[counts > 0]])
+        vectors[counts > 0] = self.scale_users(hidden_TD[(offsets_of(counts)[1:] - 1)[counts > 0]])
         return HistoryState(batch.items.lengths, vectors, {"keys_values": tokens.to_padded()})
 
     def _settled(self, batch: SequenceBatch, window: SequenceBatch, state: HistoryState | None) -> Tensor:
@@ -217,11 +211,6 @@ class HSTU(Recommender):
                 made += [key, value]
         events: Tensor = hidden_TD[per - 1 :: per]
         return events
-
-    def _scale(self, hidden_TD: Tensor) -> Tensor:
-        if self.settings.temperature is None:
-            return hidden_TD
-        return F.normalize(hidden_TD, dim=1) / self.settings.temperature
 
 
 def _asked_at(batch: SequenceBatch) -> Tensor | None:

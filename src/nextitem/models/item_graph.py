@@ -78,7 +78,13 @@ class ItemGraph(Recommender):
         documents = _documents(self.catalog) if self.settings.use_content else []
         self.content.store(_tfidf(documents, self.num_items))
 
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+    @property
+    def can_rank_unseen_items(self) -> bool:
+        """Whether items have content; without it no walk reaches an item that has no event."""
+        return int(self.content.shape[1]) > 0
+
+    def scores(self, batch: SequenceBatch) -> Tensor:
+        """Score every item for each request, [B, N + 1] (roles.ItemScorer)."""
         recent = batch.items.last(2)
         weights = torch.where(ages(recent.offsets) == 0, 1.0, self.settings.previous_weight)
         start = weighted_histories(recent.values, recent.offsets, weights, num_items=self.num_items)
@@ -102,7 +108,10 @@ class ItemGraph(Recommender):
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             scores = torch.cat(list(pool.map(part, pairwise(bounds))))
         scores += BACKFILL * self.popularity.cpu() / self.popularity.max().clamp(min=1).cpu()
-        return top_items(scores, batch, k)
+        return scores
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        return top_items(self.scores(batch), batch, k)
 
 
 def item_transitions(log: Interactions, settings: ItemGraphConfig) -> sp.csr_matrix:

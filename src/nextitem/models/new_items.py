@@ -56,6 +56,7 @@ class NewItems(Recommender):
 
     Config = NewItemsConfig
     known_answers: ClassVar[tuple[str, ...]] = ()
+    can_rank_unseen_items = True
     needs: ClassVar[frozenset[str]] = frozenset({"content"})
     vectors: Tensor
     rare: Tensor

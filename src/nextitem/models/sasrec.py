@@ -43,10 +43,8 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
-from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
-from nextitem.core.top_items import top_items
+from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.augmentations import augmented
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.negatives import SharedBy, draw_negatives
@@ -92,7 +90,7 @@ class SASRecConfig(configs.Config):
         return frozenset({CONTENT} & set(self.features))
 
 
-class SASRec(Recommender):
+class SASRec(VectorModel):
     """Ranks items by the inner product with the last hidden state."""
 
     Config = SASRecConfig
@@ -102,7 +100,7 @@ class SASRec(Recommender):
         super().__init__(config, catalog)
         if config.width % config.heads:
             raise ValueError(f"heads = {config.heads} must divide width = {config.width}")
-        self.settings = config
+        self.settings, self.temperature = config, config.temperature
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
         self.positions = nn.Embedding(config.max_history_length, config.width)  # 0: the last item, or the first
         self.features: ItemFeatures | None = None
@@ -144,7 +142,7 @@ class SASRec(Recommender):
     def _objective(self, batch: NextItemBatch, generator: torch.Generator) -> Tensor:
         chosen, table = self.settings, self.item_vectors()
         kept = batch.targets.values > 0
-        hidden_TD, targets = self._scale(self._flat_hidden(batch.items)[kept]), batch.targets.values[kept]
+        hidden_TD, targets = self.scale_users(self._flat_hidden(batch.items)[kept]), batch.targets.values[kept]
         if chosen.objective == "full-softmax":
             return full_softmax(hidden_TD, table, targets)
         if chosen.objective == "sampled-softmax":
@@ -170,7 +168,7 @@ class SASRec(Recommender):
             return self.read(batch, batch.state).vectors
         recent = batch.items.last(self.settings.max_history_length)
         hidden = self._flat_hidden(recent)
-        return self._scale(hidden[recent.offsets[1:] - 1])
+        return self.scale_users(hidden[recent.offsets[1:] - 1])
 
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
@@ -184,11 +182,7 @@ class SASRec(Recommender):
 
     def item_vectors(self) -> Tensor:
         """The table that scores, [N + 1, D]."""
-        table: Tensor = self.items.weight
-        return table if self.settings.temperature is None else nn.functional.normalize(table, dim=1)
-
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
+        return self.scale_items(self.items.weight)
 
     def _flat_hidden(self, items: Jagged) -> Tensor:
         """Normalised hidden states at the real positions of the histories, [T, D]."""
@@ -227,9 +221,4 @@ class SASRec(Recommender):
         hidden_BLD = self._padded_hidden(items, caches, kept=kept)
         last_BD = hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), items.lengths - 1]
         cache = {f"block{n}": layer.kept for n, layer in enumerate(caches) if layer.kept is not None}
-        return HistoryState(batch.items.lengths, self._scale(self.norm(last_BD)), cache)
-
-    def _scale(self, hidden_TD: Tensor) -> Tensor:
-        if self.settings.temperature is None:
-            return hidden_TD
-        return nn.functional.normalize(hidden_TD, dim=1) / self.settings.temperature
+        return HistoryState(batch.items.lengths, self.scale_users(self.norm(last_BD)), cache)

@@ -28,6 +28,7 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
@@ -36,7 +37,7 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.neighbours.sparse_rows import SparseRows, keep_largest, users_by_items
-from nextitem.neighbours.votes import recent_history, top_voted
+from nextitem.neighbours.votes import recent_history, top_voted, voted_scores
 
 BLOCK_PAIRS = 2**22  # (user, user, shared item) that are held at a time
 
@@ -58,6 +59,7 @@ class Swing(Recommender):
 
     Config = SwingConfig
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard", "planted-clusters")
+    can_rank_unseen_items = False
 
     def __init__(self, config: SwingConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
@@ -86,10 +88,18 @@ class Swing(Recommender):
             similarities.data /= np.repeat(np.where(largest > 0, largest, 1), np.diff(similarities.indptr))
         self.similarities.store(similarities)
 
+    def scores(self, batch: SequenceBatch) -> Tensor:
+        """Score every item for each request, [B, N + 1] (roles.ItemScorer)."""
+        return voted_scores(self._votes(batch), self.popularity)
+
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        return top_voted(self._votes(batch), self.popularity, batch, k)
+
+    def _votes(self, batch: SequenceBatch) -> sp.csr_matrix:
+        """Return the votes of the histories' recent items, [B, N + 1]."""
         chosen = self.settings
         history = recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
-        return top_voted(history @ self.similarities.matrix(), self.popularity, batch, k)
+        return history @ self.similarities.matrix()
 
 
 def _sampled(taken: sp.csr_matrix, count: int) -> sp.csr_matrix:

@@ -36,6 +36,7 @@ from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import GeneratorState, LossTerms
+from nextitem.core.top_items import search_unseen_last
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.decoding.beam_search import beam_search
 from nextitem.models.tdm.network import TreeConfig, TreeNetwork
@@ -56,6 +57,7 @@ class JTM(Recommender):
 
     Config = JTMConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
+    can_rank_unseen_items = False  # as tdm
     needs: ClassVar[frozenset[str]] = frozenset({"identifiers"})
 
     def __init__(self, config: JTMConfig, catalog: Catalog) -> None:
@@ -170,8 +172,11 @@ class JTM(Recommender):
         return self.network.step(state, codes)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return beam_search(
-            self, batch, self.network.trie, k=k, beam_width=max(k, self.settings.beam_width), accumulate="last"
+        width, trie = max(k, self.settings.beam_width), self.network.trie
+        return search_unseen_last(
+            lambda part: beam_search(self, part, trie, k=k, beam_width=width, accumulate="last"),
+            batch,
+            self.unseen_items(),
         )
 
 
