@@ -61,6 +61,19 @@ class GRU4RecConfig(configs.Config):
     elu: float = Field(0.0, ge=0)  # of bpr-max and top1-max: alpha of ELU over the scores; 0: none
     max_history_length: int = Field(200, ge=1)  # most recent events that an answer reads
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        objective, embedding = f"objective is {self.objective}", f"embedding is {self.embedding}"
+        has_elu = self.objective in ("bpr-max", "top1-max")
+        return {
+            **configs.idle_unless(self.embedding == "separate", embedding, "embedding_width"),
+            **configs.idle_unless(self.embedding != "one-hot", embedding, "dropout_embedding"),
+            **configs.idle_unless(self.num_negatives > 0, "num_negatives is 0", "negatives_power"),
+            **configs.idle_unless(self.objective == "cross-entropy", objective, "log_q"),
+            **configs.idle_unless(self.objective == "bpr-max", objective, "score_regularisation"),
+            **configs.idle_unless(has_elu, objective, "elu"),
+        }
+
 
 class GRU4Rec(VectorModel):
     """Ranks items by the inner product with the last hidden state, plus a bias."""

@@ -65,6 +65,14 @@ class HSTUConfig(configs.Config):
     negatives_shared_by: SharedBy = "batch"  # who has the same ones; the authors: "position", with 128
     temperature: float | None = Field(0.05, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        is_sampled, objective = self.objective == "sampled-softmax", f"objective is {self.objective}"
+        return {
+            **configs.idle_unless(is_sampled, objective, "num_negatives", "negatives_shared_by"),
+            **configs.idle_unless(self.actions == "interleaved", f"actions are {self.actions}", "num_actions"),
+        }
+
 
 class HSTU(VectorModel):
     """Ranks items by the inner product with the last hidden state, both normalised."""

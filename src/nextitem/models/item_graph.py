@@ -59,6 +59,10 @@ class ItemGraphConfig(configs.Config):
     content_weight: float = Field(0.01, ge=0)  # score of pure content similarity
     use_content: bool = True  # False: transitions alone
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        return configs.idle_unless(self.use_content, "use_content is false", "content_floor", "content_weight")
+
 
 class ItemGraph(Recommender):
     """Ranks items by a two-step walk from the last items, re-weighted by content similarity."""

@@ -51,6 +51,11 @@ class NextItNetConfig(configs.Config):
     objective: Literal["full-softmax", "sampled-softmax"] = "full-softmax"
     num_negatives: int = Field(1024, ge=1)  # a batch, of sampled-softmax
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        is_sampled = self.objective == "sampled-softmax"
+        return configs.idle_unless(is_sampled, f"objective is {self.objective}", "num_negatives")
+
 
 class CausalConvolution(nn.Module):
     """A dilated convolution that reads no later position, then layer norm and ReLU."""

@@ -89,6 +89,19 @@ class SASRecConfig(configs.Config):
         """What the catalogue must carry."""
         return frozenset({CONTENT} & set(self.features))
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        objective = f"objective is {self.objective}"
+        is_sampled = self.objective == "sampled-softmax"
+        contrastive = ("contrastive_temperature", "contrastive_crop", "contrastive_mask", "contrastive_reorder")
+        return {
+            **configs.idle_unless(self.objective != "full-softmax", objective, "num_negatives"),
+            **configs.idle_unless(is_sampled, objective, "negatives_shared_by", "negatives_power"),
+            **configs.idle_unless(self.objective == "gbce", objective, "gbce_calibration"),
+            **configs.idle_unless(bool(self.features), "no features are read", "features_merge"),
+            **configs.idle_unless(self.contrastive_weight > 0, "contrastive_weight is 0", *contrastive),
+        }
+
 
 class SASRec(VectorModel):
     """Ranks items by the inner product with the last hidden state."""

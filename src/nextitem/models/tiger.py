@@ -66,6 +66,13 @@ class TigerConfig(configs.Config):
     new_items: float | None = Field(None, ge=0, le=1)  # at most this share of a list has no training event; None: any
     new_items_reserved: bool = False  # so many places are theirs, whatever the scores
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        return {
+            **configs.idle_unless(self.beam_aware > 0, "beam_aware is 0", "training_beam"),
+            **configs.idle_unless(self.new_items is not None, "new_items is none", "new_items_reserved"),
+        }
+
 
 class Tiger(Recommender):
     """Ranks items by the probability of spelling their semantic ID."""

@@ -82,6 +82,16 @@ class TwoTowerConfig(configs.Config):
         """What the catalogue must carry."""
         return frozenset({CONTENT} & set(self.item_fields))
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        has_lists, source = self.learn_from == "impressions", f"learn_from is {self.learn_from}"
+        return {
+            **configs.idle_unless(self.hard_negatives > 0, "hard_negatives is 0", "refresh_steps"),
+            **configs.idle_unless(has_lists, f"{source}: no list has a ranker's scores", "teacher_weight"),
+            **configs.idle_unless(not has_lists, source, "mixed_negatives", "hard_negatives", "refresh_steps"),
+            **configs.idle_unless(not has_lists, source, "frequency_rate"),
+        }
+
 
 class TwoTower(VectorModel):
     """Ranks items by the inner product of the two towers' vectors."""

@@ -45,6 +45,17 @@ class AnnIndexConfig(configs.Config):
     recall_at: int = Field(100, ge=1)  # items of the lists that recall is measured on
     recall_queries: int = Field(200, ge=1)  # queries that recall is measured on
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        kind = f"kind is {self.kind}"
+        approximate = ("oversampling", "recall_at", "recall_queries")
+        return {
+            **configs.idle_unless(self.kind == "ivf", kind, "clusters", "probes"),
+            **configs.idle_unless(self.kind == "hnsw", kind, "links", "build_width", "search_width"),
+            **configs.idle_unless(self.kind == "pq", kind, "code_bytes"),
+            **configs.idle_unless(self.kind != "exact", kind, *approximate),
+        }
+
 
 class AnnIndex(nn.Module):
     """Finds the items of largest inner product. What faiss has built is a buffer, so that a bundle holds it.

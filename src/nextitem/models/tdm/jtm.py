@@ -29,6 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
@@ -50,6 +51,14 @@ class JTMConfig(TreeConfig):
     segment: int = Field(7, ge=1)  # levels that are assigned together
     exact_items: int = Field(256, ge=0)  # items of a node up to which their assignment is exact
     targets_per_item: int = Field(20, ge=1)  # training targets of an item that an assignment looks at
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        assignment = ("segment", "exact_items", "targets_per_item")
+        return {
+            **super().idle_fields(),
+            **configs.idle_unless(bool(self.relearn_after), "relearn_after names no epoch", *assignment),
+        }
 
 
 class JTM(Recommender):
