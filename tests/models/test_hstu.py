@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
+from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.models import hstu
@@ -117,22 +118,9 @@ def test_going_on_from_a_kept_state_equals_reading_everything(actions: str, date
     items = first(whole.items)
     assert items is not None
     earlier = replace(whole, items=items, timestamps=first(whole.timestamps), actions=first(whole.actions))
-    had = (counts > 0).nonzero()[:, 0]
-    state = model.read(earlier.select(had))
-    # A row that has not been read yet: as good as a state of length 0.
-    filled = model.read(whole.select(torch.tensor([1])))
-    width = state.cache["keys_values"].shape[1]
-    blank = replace(
-        filled,
-        lengths=torch.zeros(1, dtype=torch.int64),
-        cache={"keys_values": torch.zeros(1, width, *filled.cache["keys_values"].shape[2:]).double()},
-    )
-    joined = replace(
-        state,
-        lengths=torch.cat([state.lengths, blank.lengths]),
-        vectors=torch.cat([state.vectors, blank.vectors]),
-        cache={"keys_values": torch.cat([state.cache["keys_values"], blank.cache["keys_values"]])},
-    ).select(torch.tensor([0, 4, 1, 2, 3]))
+    read = (counts > 0).nonzero()[:, 0]
+    parts = [model.read(earlier.select(read)), HistoryState.unread(1)]
+    joined = HistoryState.concat(parts).select(torch.tensor([0, 4, 1, 2, 3]))
     found, expected = model.read(whole, joined), model.read(whole)
     torch.testing.assert_close(found.vectors, expected.vectors)
     torch.testing.assert_close(found.cache["keys_values"], expected.cache["keys_values"])

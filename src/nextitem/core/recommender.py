@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import ContractError
+from nextitem.core.history_state import weights_fingerprint
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.top_items import top_items
@@ -34,6 +35,8 @@ class Recommender(nn.Module, ABC):
         self.config = config
         self.catalog = catalog
         self.register_buffer("popularity", torch.zeros(catalog.num_items + 1))
+        self._fingerprint: str | None = None  # of the weights, while they cannot change
+        self.register_load_state_dict_post_hook(_forget_fingerprint)  # type: ignore[no-untyped-call]
 
     @property
     def num_items(self) -> int:
@@ -44,6 +47,22 @@ class Recommender(nn.Module, ABC):
     def identifiers(self) -> IdentifierTable | None:
         """The semantic IDs that it answers by: the catalogue's, unless it has learnt others."""
         return self.catalog.identifiers
+
+    def weights_fingerprint(self) -> str:
+        """Return a hash of class, settings, items and weights: to what a HistoryState belongs.
+
+        It is the same in every process that has loaded the same bundle, and is computed once as long as the model is
+        not trained and no weights are loaded.
+        """
+        if self.training or self._fingerprint is None:
+            self._fingerprint = weights_fingerprint(self, self.config.model_dump_json(), self.catalog.fingerprint)
+        return self._fingerprint
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; weights may change from now on if it is training."""
+        if mode:
+            self._fingerprint = None
+        return super().train(mode)
 
     @property
     def can_rank_unseen_items(self) -> bool:
@@ -178,3 +197,8 @@ class Recommender(nn.Module, ABC):
                 problem = "an excluded item"
         if problem is not None:
             raise ContractError(f"{type(self).__name__} returned {problem}")
+
+
+def _forget_fingerprint(model: Recommender, keys: Any) -> None:
+    """Run after weights were loaded."""
+    model._fingerprint = None

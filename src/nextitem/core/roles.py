@@ -159,7 +159,8 @@ class Incremental(Protocol):
 
         `batch` holds the histories in full; row b of `state` has read the first `state.lengths[b]` events of row b.
         Its vectors are those of reading everything at once; where the window of the model slides, or nothing of a
-        row has been kept, the row is read anew. A batch with a `state` is answered through it.
+        row has been kept, the row is read anew. A batch with a `state` is answered through it. Raises StaleStateError
+        if the state is of another model or of other weights.
         """
 
 

@@ -41,7 +41,7 @@ from nextitem.losses.bpr_max import bpr_max
 from nextitem.losses.merged_softmax import merged_softmax
 from nextitem.losses.top1 import top1
 from nextitem.losses.top1_max import top1_max
-from nextitem.nn.attention.incremental import read_on
+from nextitem.nn.attention.incremental import Window, extend_history_state
 from nextitem.nn.recurrent import GRULayer, OneHotGRULayer, glorot_
 
 
@@ -60,6 +60,7 @@ class GRU4RecConfig(configs.Config):
     score_regularisation: float = Field(1.0, ge=0)  # of bpr-max
     elu: float = Field(0.0, ge=0)  # of bpr-max and top1-max: alpha of ELU over the scores; 0: none
     max_history_length: int = Field(200, ge=1)  # most recent events that an answer reads
+    window_step: int = Field(1, ge=1)  # events by which that window slides; more: states outlive it, less is read
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
@@ -86,6 +87,7 @@ class GRU4Rec(VectorModel):
     def __init__(self, config: GRU4RecConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.settings = config
+        self.window = Window(config.max_history_length, config.window_step)
         rows, width = catalog.num_items + 1, config.layers[-1]
         self.items = nn.Embedding(rows, width, sparse=True)
         self.bias = nn.Embedding(rows, 1, sparse=True)
@@ -139,12 +141,12 @@ class GRU4Rec(VectorModel):
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """The state after all events, roles.Incremental; the hidden states [B, all layers] are kept."""
-        empty = self.bias.weight.new_zeros(self.settings.layers[-1])
-        return read_on(batch, state, self._read, limit=self.settings.max_history_length, empty=empty)
+        empty, version = self.bias.weight.new_zeros(self.settings.layers[-1]), self.weights_fingerprint()
+        return extend_history_state(batch, state, self._read, window=self.window, version=version, empty=empty)
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """Return the last hidden state of each history, [B, D]."""
-        return self.read(batch, batch.state).vectors
+        return self.read(batch, batch.state).user_vectors
 
     def item_vectors(self) -> Tensor:
         """Return the output table, [N + 1, D]."""
@@ -167,7 +169,7 @@ class GRU4Rec(VectorModel):
     def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
         """Reads histories anew, or what follows in them; each row has something to read."""
         if state is None:
-            items = batch.items.last(self.settings.max_history_length)
+            items = self.window.of(batch.items)
             former = self.bias.weight.new_zeros(batch.num_requests, sum(self.settings.layers))
         else:
             items, former = batch.items.last(batch.items.lengths - state.lengths), state.cache["hidden"]

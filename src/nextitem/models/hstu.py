@@ -44,6 +44,7 @@ from nextitem.data.requests import action_codes
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.attention.hstu import HSTULayer, Past
+from nextitem.nn.attention.incremental import Window
 from nextitem.ops.hstu_attention import Layout
 
 
@@ -57,6 +58,7 @@ class HSTUConfig(configs.Config):
     dropout: float = Field(0.2, ge=0, lt=1)  # of the input and of each layer's gated output
     residual: Literal["input", "normed"] = "input"  # a layer adds to what it reads, or to its normalised form
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    window_step: int = Field(1, ge=1)  # events by which that window slides; more: states outlive it, less is read
     actions: Literal["ignored", "interleaved"] = "ignored"  # is an event's action a token after its item?
     num_actions: int = Field(16, ge=1)  # action codes with a vector of their own; higher ones share the last
     stochastic_length: float | None = Field(None, gt=1, le=2)  # alpha; training reads length ** (alpha / 2) events
@@ -83,6 +85,7 @@ class HSTU(VectorModel):
     def __init__(self, config: HSTUConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.settings, self.temperature = config, config.temperature
+        self.window = Window(config.max_history_length, config.window_step)
         self.tokens_an_event = 1 if config.actions == "ignored" else 2
         longest = config.max_history_length * self.tokens_an_event
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
@@ -138,8 +141,8 @@ class HSTU(VectorModel):
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last hidden state of each history, [B, D]."""
         if batch.state is not None:
-            return self.read(batch, batch.state).vectors
-        window = batch.last(self.settings.max_history_length)
+            return self.read(batch, batch.state).user_vectors
+        window = batch.last(self.window.lengths(batch.items.lengths))
         return self.scale_users(self._encode(window, _asked_at(window))[window.items.offsets[1:] - 1])
 
     def item_vectors(self) -> Tensor:
@@ -149,8 +152,11 @@ class HSTU(VectorModel):
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """Roles.Incremental: keys and values of all events but the last, whose row depends on when it is asked."""
-        window = batch.last(self.settings.max_history_length)
-        settled = self._settled(batch, window, state)
+        starts, version = self.window.starts(batch.items.lengths), self.weights_fingerprint()
+        window = batch.last(batch.items.lengths - starts)
+        if state is not None:
+            state.check_version(version)
+        settled = self._settled(batch, starts, state)
         rows = window.items.row_ids()
         place = torch.arange(len(rows), device=rows.device) - window.items.offsets[rows]
         new = (place >= settled[rows]).nonzero()[:, 0]
@@ -164,15 +170,15 @@ class HSTU(VectorModel):
         counts = window.items.lengths - settled
         vectors = hidden_TD.new_zeros(len(counts), self.settings.width)
         vectors[counts > 0] = self.scale_users(hidden_TD[(offsets_of(counts)[1:] - 1)[counts > 0]])
-        return HistoryState(batch.items.lengths, vectors, {"keys_values": tokens.to_padded()})
+        return HistoryState(batch.items.lengths, vectors, {"keys_values": tokens.to_padded()}, starts, version)
 
-    def _settled(self, batch: SequenceBatch, window: SequenceBatch, state: HistoryState | None) -> Tensor:
+    def _settled(self, batch: SequenceBatch, starts: Tensor, state: HistoryState | None) -> Tensor:
         """How many events of each window stand in the cache as they would be computed now, [B]."""
-        read, here = batch.items.lengths, window.items.lengths
         if state is None:
-            return torch.zeros_like(here)
-        slid = (read > here) & (state.new_events(read) > 0)  # positions have moved: the row is read anew
-        return (torch.minimum(state.lengths, here) - 1).clamp(min=0).masked_fill(slid, 0)
+            return torch.zeros_like(starts)
+        state.new_events(batch.items.lengths)  # raises an error if the state has read more than there is
+        has_slid = state.starts != starts  # positions have moved: the row is read from the start
+        return (state.lengths - starts - 1).clamp(min=0).masked_fill(has_slid, 0)
 
     def _past(self, state: HistoryState, settled: Tensor, new_rows: Tensor) -> Past:
         """The cached tokens, and the order that puts the new ones behind them, row by row."""

@@ -53,7 +53,7 @@ from nextitem.losses.contrastive import contrastive
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import gbce
 from nextitem.losses.sampled_softmax import sampled_softmax
-from nextitem.nn.attention.incremental import read_on
+from nextitem.nn.attention.incremental import Window, extend_history_state
 from nextitem.nn.attention.key_value_cache import FurtherPositions, KeyValueCache
 from nextitem.nn.attention.transformer import BLOCKS
 from nextitem.nn.fields.item_features import CONTENT, ItemFeatures
@@ -68,6 +68,7 @@ class SASRecConfig(configs.Config):
     heads: int = Field(1, ge=1)  # attention heads; must divide width
     dropout: float = Field(0.5, ge=0, lt=1)  # of embeddings, attention and feed-forward
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    window_step: int = Field(1, ge=1)  # events by which that window slides; more: states outlive it, less is read
     positions: Literal["from-last", "from-first"] = "from-last"  # of that window; from-first: new events cost one step
     block: Literal["published", "pre-norm", "ligr"] = "ligr"  # see nn/attention/transformer.py
     objective: Literal["full-softmax", "sampled-softmax", "bce", "gbce"] = "sampled-softmax"
@@ -114,6 +115,7 @@ class SASRec(VectorModel):
         if config.width % config.heads:
             raise ValueError(f"heads = {config.heads} must divide width = {config.width}")
         self.settings, self.temperature = config, config.temperature
+        self.window = Window(config.max_history_length, config.window_step)
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
         self.positions = nn.Embedding(config.max_history_length, config.width)  # 0: the last item, or the first
         self.features: ItemFeatures | None = None
@@ -178,8 +180,8 @@ class SASRec(VectorModel):
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last hidden state of each history, [B, D]."""
         if batch.state is not None:
-            return self.read(batch, batch.state).vectors
-        recent = batch.items.last(self.settings.max_history_length)
+            return self.read(batch, batch.state).user_vectors
+        recent = self.window.of(batch.items)
         hidden = self._flat_hidden(recent)
         return self.scale_users(hidden[recent.offsets[1:] - 1])
 
@@ -189,9 +191,15 @@ class SASRec(VectorModel):
 
         Nothing is kept, and everything read again, where positions count from the last item.
         """
-        limit = self.settings.max_history_length if self.settings.positions == "from-first" else 0
-        empty = self.norm.weight.new_zeros(self.settings.width)
-        return read_on(batch, state, self._read, limit=limit, empty=empty)
+        return extend_history_state(
+            batch,
+            state,
+            self._read,
+            window=self.window,
+            version=self.weights_fingerprint(),
+            empty=self.norm.weight.new_zeros(self.settings.width),
+            is_extensible=self.settings.positions == "from-first",
+        )
 
     def item_vectors(self) -> Tensor:
         """The table that scores, [N + 1, D]."""
@@ -225,10 +233,10 @@ class SASRec(VectorModel):
     def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
         """Reads histories anew, or what follows in them; each row has something to read."""
         if state is None:
-            items, kept = batch.items.last(self.settings.max_history_length), None
+            items, kept = self.window.of(batch.items), None
             caches = [KeyValueCache() for _ in self.blocks if self.settings.positions == "from-first"]
         else:
-            items, kept = batch.items.last(batch.items.lengths - state.lengths), state.lengths
+            items, kept = batch.items.last(batch.items.lengths - state.lengths), state.lengths - state.starts
             further = FurtherPositions(kept, items.lengths)
             caches = [KeyValueCache(state.cache[f"block{n}"], further) for n in range(len(self.blocks))]
         hidden_BLD = self._padded_hidden(items, caches, kept=kept)
