@@ -35,7 +35,7 @@ class Recommender(nn.Module, ABC):
         self.config = config
         self.catalog = catalog
         self.register_buffer("popularity", torch.zeros(catalog.num_items + 1))
-        self._fingerprint: str | None = None  # of the weights, while they cannot change
+        self._fingerprint: tuple[Catalog, str] | None = None  # of the weights, while they cannot change
         self.register_load_state_dict_post_hook(_forget_fingerprint)  # type: ignore[no-untyped-call]
 
     @property
@@ -54,9 +54,12 @@ class Recommender(nn.Module, ABC):
         It is the same in every process that has loaded the same bundle, and is computed once as long as the model is
         not trained and no weights are loaded.
         """
-        if self.training or self._fingerprint is None:
-            self._fingerprint = weights_fingerprint(self, self.config.model_dump_json(), self.catalog.fingerprint)
-        return self._fingerprint
+        if self._fingerprint is not None and self._fingerprint[0] is self.catalog:
+            return self._fingerprint[1]
+        value = weights_fingerprint(self, self.config.model_dump_json(), self.catalog.fingerprint)
+        if not self.training:
+            self._fingerprint = (self.catalog, value)
+        return value
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; weights may change from now on if it is training."""
