@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.fixed_recommender import shop
 from support.known_answers import build, cycle
 from torch import Tensor
 
@@ -198,3 +199,19 @@ def test_the_loss_of_a_batch_is_the_mean_over_the_targets_of_its_sequences() -> 
         one = whole.map(lambda column, row=row: column.select(torch.tensor([row])))
         parts.append(model.training_loss(one).total * len(one.targets.values) / len(whole.targets.values))
     torch.testing.assert_close(torch.stack(parts).sum(), model.training_loss(whole).total)
+
+
+def test_weights_begin_as_the_authors_do_but_for_positions() -> None:
+    """Tables of biases and the projection: normal .02; the output: Xavier uniform; items: truncated normal .02."""
+    torch.manual_seed(0)
+    catalog = shop([[1, 2]], items=300).catalog
+    model = HSTU(HSTUConfig(width=64, head_width=32, heads=2, max_history_length=400), catalog)
+    layer = model.layers[0]
+    assert bool((layer.output.bias == 0).all())  # type: ignore[union-attr, operator]
+    wanted = {"items": 0.02, "positions": 0.02, "project": 0.02, "output": (2 / 128) ** 0.5}
+    tables = {"items": model.items.weight[1:], "positions": model.positions.weight}
+    tables |= {"project": layer.project.weight, "output": layer.output.weight}  # type: ignore[union-attr, dict-item]
+    for name, table in tables.items():
+        assert float(table.std()) == pytest.approx(wanted[name], rel=0.05), name
+    for weights in (layer.position_weights, layer.time_weights):
+        assert float(weights.std()) == pytest.approx(0.02, rel=0.2)  # type: ignore[operator]

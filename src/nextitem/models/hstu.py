@@ -11,6 +11,8 @@ Notable
 - The published objective has 128 negatives for each position (`negatives_shared_by = "position"`); the default shares
   more of them in the batch, which costs less.
 - A training history beyond the limit is cut into windows and learnt from in full, as in sasrec.
+- Positions begin from a truncated normal of standard deviation .02, as items do. The authors' Xavier normal (.13 at
+  width 64 and 50 events) ends lower here (docs/results.md).
 - The residual is the layer's input, as published. `residual = "normed"` takes it from the layer's LN, as the block of
   SASRec's authors does: better on short undated histories (docs/results.md).
 - With interleaved actions an event is two tokens, item and action; items are predicted from action tokens.
