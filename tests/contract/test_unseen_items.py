@@ -11,6 +11,8 @@ import torch
 from support.known_answers import partly_unseen
 from support.trained_models import requests
 
+from nextitem.cascade.cascade import Cascade, CascadeConfig
+from nextitem.core.config import parse
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
@@ -81,3 +83,19 @@ def test_a_model_that_can_lists_them_by_content(name: str, with_column: bool) ->
     found = model.recommend(requests(histories, allowed=unseen), 5)
     right = [row[0] == UNSEEN[cluster] for cluster, row in enumerate(found.item_ids.tolist())]
     assert sum(right) >= 4
+
+
+def test_re_rankers_of_a_cascade_rule_over_unseen_items_too() -> None:
+    """Unseen items fill a list before its re-rankers see it, so that no rule is passed by."""
+    catalog = partly_unseen(with_column=True).catalog
+    channels = {"popularity": {"quota": 6, "model": {"name": "popularity"}}}
+    rule = {"kind": "drop", "column": "kind", "values": ["violin bow string"]}
+    config = parse(CascadeConfig, {"channels": channels, "reranking": [{"name": "rules", "rules": [rule]}]}, where="t")
+    model = Cascade(config, catalog).eval()
+    model.set_popularity((~torch.isin(torch.arange(NUM_ITEMS + 1), torch.tensor([0, *UNSEEN]))).float())
+    allowed = torch.isin(torch.arange(NUM_ITEMS + 1), torch.tensor([1, 7, 15, 21, 28]))[None]
+    assert not model.can_rank_unseen_items
+    found = model.recommend(requests([[2]], allowed=allowed), 5)
+    assert found.item_ids.tolist() == [[1, 7, 28, 0, 0]]  # 15 and 21 are violins
+    assert found.channel is not None
+    assert [found.channels[place] for place in found.channel[0, :3].tolist()] == ["popularity", "popular", "popular"]

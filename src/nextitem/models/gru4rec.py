@@ -60,7 +60,7 @@ class GRU4RecConfig(configs.Config):
     score_regularisation: float = Field(1.0, ge=0)  # of bpr-max
     elu: float = Field(0.0, ge=0)  # of bpr-max and top1-max: alpha of ELU over the scores; 0: none
     max_history_length: int = Field(200, ge=1)  # most recent events that an answer reads
-    window_step: int = Field(1, ge=1)  # events by which that window slides; more: states outlive it, less is read
+    window_step: int = Field(1, ge=1)  # events that a full window moves on by; above 1 states stay valid in between
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""

@@ -60,7 +60,7 @@ class HSTUConfig(configs.Config):
     dropout: float = Field(0.2, ge=0, lt=1)  # of the input and of each layer's gated output
     residual: Literal["input", "normed"] = "input"  # a layer adds to what it reads, or to its normalised form
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
-    window_step: int = Field(1, ge=1)  # events by which that window slides; more: states outlive it, less is read
+    window_step: int = Field(1, ge=1)  # events that a full window moves on by; above 1 states stay valid in between
     actions: Literal["ignored", "interleaved"] = "ignored"  # is an event's action a token after its item?
     num_actions: int = Field(16, ge=1)  # action codes with a vector of their own; higher ones share the last
     stochastic_length: float | None = Field(None, gt=1, le=2)  # alpha; training reads length ** (alpha / 2) events

@@ -70,7 +70,7 @@ class SASRecConfig(configs.Config):
     heads: int = Field(1, ge=1)  # attention heads; must divide width
     dropout: float = Field(0.5, ge=0, lt=1)  # of embeddings, attention and feed-forward
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
-    window_step: int = Field(1, ge=1)  # events by which that window slides; more: states outlive it, less is read
+    window_step: int = Field(1, ge=1)  # events that a full window moves on by; above 1 states stay valid in between
     positions: Literal["from-last", "from-first"] = "from-last"  # of that window; from-first: new events cost one step
     block: Literal["published", "pre-norm", "ligr"] = "ligr"  # see nn/attention/transformer.py
     objective: Literal["full-softmax", "sampled-softmax", "bce", "gbce"] = "sampled-softmax"
