@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from support.trained_models import requests, trained
+from support.training_steps import three_losses
 
 from nextitem.core.components import build_component, component_class
-from nextitem.core.dataset import Dataset
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS, TOKENIZERS
 from nextitem.core.roles import ClosedForm
@@ -31,22 +31,6 @@ from nextitem.tokenizers.collisions import build_table
 FILE = Path(__file__).parent / "pinned.json"
 PINNED: dict[str, dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
 HISTORIES = [[1], [4, 5, 6, 7, 8, 9], [2, 3], [], [12, 1, 2], [30, 29, 25]]
-NUM_STEPS = 3
-
-
-def three_losses(learner: Any, train: Dataset) -> list[float]:
-    """The losses of three steps of plain descent on batches of eight, dropout included."""
-    torch.manual_seed(0)
-    optimizer = torch.optim.SGD(learner.parameters(), 0.1)  # it takes sparse gradients too
-    losses = []
-    learner.train()
-    for batch, _ in zip(learner.examples(train).batches(8, epoch=0, seed=0), range(NUM_STEPS), strict=False):
-        loss = learner.training_loss(batch).total
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
 
 
 def model_losses(name: str) -> list[float]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nextitem.core import recommender
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.config import Config
@@ -140,3 +141,42 @@ def test_scores_that_are_not_finite_are_refused() -> None:
     candidates = Jagged.from_rows([[1, 2]])
     with pytest.raises(ValueError, match="must be finite"):
         top_candidates(candidates, torch.tensor([0.0, -torch.inf]), requests([[1]]), 2, num_items=3)
+
+
+class Weighted(Scores):
+    """Has a weight, so that there is something to learn."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.weight = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
+        self.register_buffer("step", torch.tensor(3))
+
+
+def test_the_fingerprint_follows_class_items_and_weights() -> None:
+    model, twin = Weighted().eval(), Weighted().eval()
+    first = model.weights_fingerprint()
+    assert twin.weights_fingerprint() == first
+    assert Scores([]).eval().weights_fingerprint() != first
+    with torch.no_grad():
+        twin.train().weight[0, 0] = 7  # type: ignore[no-untyped-call]
+    changed = twin.eval().weights_fingerprint()
+    assert changed != first
+    model.load_state_dict(twin.state_dict())
+    assert model.weights_fingerprint() == changed
+    model.set_popularity(torch.tensor([0.0, 9, 9, 9, 9, 9]))  # no history is read by it
+    model.train().eval()
+    assert model.weights_fingerprint() == changed
+    ids = pl.Series("item_id", ["a", "b", "c", "d", "e"])
+    model.catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
+    assert model.weights_fingerprint() != changed
+
+
+def test_the_fingerprint_is_computed_once_while_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, hashes = Weighted().eval(), []
+    monkeypatch.setattr(recommender, "weights_fingerprint", lambda *facts: hashes.append(facts) or str(len(hashes)))
+    assert [model.weights_fingerprint() for _ in range(3)] == ["1", "1", "1"]
+    model.recommend(requests([[1]]), 2)
+    assert model.weights_fingerprint() == "1"
+    assert model.train().weights_fingerprint() == "2"
+    assert model.weights_fingerprint() == "3"  # weights may change at any time
+    assert [model.eval().weights_fingerprint() for _ in range(2)] == ["4", "4"]

@@ -13,7 +13,7 @@ import torch
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError
-from nextitem.core.history_state import HistoryState
+from nextitem.core.history_state import HistoryState, StaleStateError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
@@ -180,6 +180,29 @@ def test_a_history_state_moves_with_its_batch() -> None:
         SequenceBatch(Jagged.from_rows([[1]]), state=state)
     with pytest.raises(ValueError, match="hidden has 1 rows"):
         HistoryState(torch.tensor([2, 1]), torch.zeros(2, 1), {"hidden": torch.zeros(1, 1)})
+
+
+def test_history_states_are_joined_and_know_their_size() -> None:
+    first = HistoryState(
+        torch.tensor([2]), torch.ones(1, 3), {"keys": torch.ones(1, 2, 4)}, torch.tensor([1]), version="a"
+    )
+    second = HistoryState(torch.tensor([3]), torch.ones(1, 3), {"keys": torch.ones(1, 3, 4)}, version="a")
+    joined = HistoryState.concat([first, HistoryState.unread(2), second])
+    assert joined.lengths.tolist() == [2, 0, 0, 3]
+    assert joined.starts.tolist() == [1, 0, 0, 0]
+    assert joined.version == "a"
+    assert joined.cache["keys"][:, :, 0].tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0], [1, 1, 1]]
+    assert joined.user_vectors[:, 0].tolist() == [1, 0, 0, 1]
+    assert first.num_bytes == 8 + 8 + 3 * 4 + 2 * 4 * 4
+    assert HistoryState.unread(5).num_bytes == 80
+    with pytest.raises(StaleStateError, match="cannot be joined"):
+        HistoryState.concat([first, replace(second, version="b")])
+    with pytest.raises(ValueError, match="no user vectors"):
+        _ = HistoryState.unread(1).user_vectors
+    with pytest.raises(StaleStateError, match="read the histories again"):
+        first.check_version("b")
+    HistoryState.unread(1).check_version("b")
+    assert HistoryState.concat([HistoryState.unread(1), HistoryState.unread(2)]).vectors is None
 
 
 def test_batches_with_different_columns_are_joined_with_what_is_missing() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from math import log2
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.fixed_recommender import Fixed, ask, identified, shop
 
+from nextitem.data.protocols import make_split
+from nextitem.data.readers import load_dataset
 from nextitem.evaluation.evaluate import Evaluation, evaluate_lists, latency, quick_score
 from nextitem.evaluation.intervals import interval
 
@@ -109,6 +113,49 @@ def test_a_constant_scorer_is_at_chance() -> None:
     low, high = found.intervals["recall@10"]
     assert low <= 0.1 <= high
     assert found.lists[0].tolist() == list(range(1, 11))  # the stated rule of ties: the smaller item number
+
+
+def test_lists_that_are_cut_inside_a_tie_are_reported() -> None:
+    """Item numbers follow popularity in real data, so a constant scorer is better than chance on them."""
+    rng = np.random.default_rng(0)
+    weights = 1 / np.arange(1, 101)
+    wanted = 1 + rng.choice(100, 300, p=weights / weights.sum())
+    large = shop([[1, 2], [3, 4]], items=100)
+    requests = ask([[1]] * 300, wanted[:, None].tolist())
+    found = evaluate_lists(
+        Fixed(large.catalog, torch.zeros(101)), requests, train=large, ks=(5, 10, 20), model_name="const"
+    )
+    assert found.metrics["recall@10"] > 0.3  # chance is .1
+    assert found.metrics["ties@10"] == found.metrics["ties@5"] == 1
+    assert "ties@20" not in found.metrics  # nothing beyond the list is known
+    assert found.notes == [
+        "const: 100% of the lists of 10 are cut inside a tie; which of the equally good items they hold follows the "
+        "item numbers, so figures may be off in either direction"
+    ]
+    # Ties within the first ten, or with what may not be listed, decide nothing about recall@10.
+    scores = torch.arange(100.0, -1, -1)
+    scores[1:11] = 99
+    assert evaluate_lists(Fixed(large.catalog, scores), requests, train=large).metrics["ties@10"] == 0
+    scores = torch.arange(100.0, -1, -1)
+    scores[10:12] = 90
+    found = evaluate_lists(Fixed(large.catalog, scores), requests, train=large)
+    assert (found.metrics["ties@5"], found.metrics["ties@10"]) == (0, 1)
+    few = evaluate_lists(
+        Fixed(shop([[1, 2]], items=8).catalog, torch.zeros(9)), ask([[1]], [[2]]), train=shop([[1]], items=8)
+    )
+    assert few.metrics["ties@10"] == 0  # every item is listed
+    assert few.metrics["ties@5"] == 1
+
+
+def test_real_item_numbers_are_not_random(real_data: Path) -> None:
+    split = make_split(load_dataset(real_data / "amazon18-office"))
+    catalog = split.train.catalog
+    found = evaluate_lists(
+        Fixed(catalog, torch.zeros(catalog.num_items + 1)), split.test, train=split.train, ks=(10, 20), model_name="c"
+    )
+    assert found.metrics["recall@10"] > 2 * 10 / catalog.num_items
+    assert found.metrics["ties@10"] == 1
+    assert found.notes
 
 
 def test_diversity_is_measured_alike_whatever_a_model_reads() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.history_state import HistoryState
+from nextitem.core.history_state import HistoryState, StaleStateError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
@@ -23,7 +23,11 @@ SETTINGS: dict[str, list[dict[str, object]]] = {
         {"positions": "from-last"},
         *({"positions": "from-first", "block": block, "layers": 2, "heads": 2} for block in BLOCKS),
         {"positions": "from-first", "temperature": 0.5},
-    ]
+        {"positions": "from-first", "window_step": 3},
+        {"positions": "from-last", "window_step": 7},
+    ],
+    "hstu": [{}, {"window_step": 3}, {"window_step": 7, "actions": "interleaved"}],
+    "gru4rec": [{}, {"window_step": 3}, {"window_step": 7, "embedding": "one-hot"}],
 }
 CASES = [
     pytest.param(name, settings, id="-".join([name, *map(str, settings.values())]))
@@ -42,7 +46,7 @@ def model_of(name: str, settings: dict[str, object]) -> Recommender:
     kind = MODELS[name].load()
     reads = {"max_history_length": READS} if "max_history_length" in kind.Config.model_fields else {}
     torch.manual_seed(0)
-    model: Recommender = kind(kind.Config(**reads, **settings), catalog.with_identifiers(table))
+    model: Recommender = kind(kind.Config(**{**reads, **settings}), catalog.with_identifiers(table))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -56,6 +60,8 @@ def read(model: Recommender, histories: list[list[int]], state: HistoryState | N
 
 def same(left: HistoryState, right: HistoryState) -> None:
     assert left.lengths.tolist() == right.lengths.tolist()
+    assert left.starts.tolist() == right.starts.tolist()
+    assert left.version == right.version
     torch.testing.assert_close(left.vectors, right.vectors, rtol=1e-5, atol=1e-5)
 
 
@@ -81,7 +87,9 @@ def test_reading_on_is_reading_at_once(name: str, settings: dict[str, object], s
         assert state.lengths.tolist() == [len(history) for history in known]
         for row, history in enumerate(known):
             if history:
-                torch.testing.assert_close(state.vectors[row], read(model, [history]).vectors[0], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(
+                    state.user_vectors[row], read(model, [history]).user_vectors[0], rtol=1e-5, atol=1e-5
+                )
 
 
 @every_case
@@ -128,8 +136,9 @@ def test_two_continuations_of_one_state_are_independent(name: str, settings: dic
 @every_case
 def test_a_request_with_a_state_is_answered_as_one_without(name: str, settings: dict[str, object]) -> None:
     model = model_of(name, settings)
-    state = read(model, [[1, 2, 3], [], [5], [4, 5]])
-    batch = SequenceBatch(Jagged.from_rows([[1, 2, 3, 4], [], [5, 6, 7], [4, 5]]))
+    long = [9, 8, 7, 6, 5, 4, 3, 2, 1, 12]
+    state = read(model, [[1, 2, 3], [], [5], [4, 5], long[:8]])
+    batch = SequenceBatch(Jagged.from_rows([[1, 2, 3, 4], [], [5, 6, 7], [4, 5], long]))
     plain, through = model.recommend(batch, 12), model.recommend(replace(batch, state=state), 12)
     assert through.item_ids.tolist() == plain.item_ids.tolist()
     torch.testing.assert_close(through.scores, plain.scores, rtol=1e-5, atol=1e-5)
@@ -143,6 +152,50 @@ def test_a_state_of_a_longer_history_is_refused(name: str, settings: dict[str, o
 
 
 @every_case
+def test_a_state_of_other_weights_is_refused(name: str, settings: dict[str, object]) -> None:
+    model, other = model_of(name, settings), model_of(name, settings)
+    state = read(model, [[1, 2, 3], []])
+    assert state.version == read(other, [[1]]).version  # the same weights, as in another process
+    same(read(other, [[1, 2, 3, 4], [5]], state), read(model, [[1, 2, 3, 4], [5]]))
+    batch = SequenceBatch(Jagged.from_rows([[1, 2, 3, 4], [5]]), state=state)
+    train_one_step(model)
+    with pytest.raises(StaleStateError, match="other weights"):
+        model.recommend(batch, 3)
+    renewed = read(model, [[1, 2, 3], []])
+    same(read(model, [[1, 2, 3, 4], [5]], renewed), read(model, [[1, 2, 3, 4], [5]]))
+    model.load_state_dict(other.state_dict())
+    model.recommend(batch, 3)
+    with pytest.raises(StaleStateError):
+        read(model, [[1, 2, 3, 4], [5]], renewed)
+    changed = model_of(name, {**settings, "max_history_length": READS + 1})
+    with pytest.raises(StaleStateError):
+        read(changed, [[1, 2, 3, 4], [5]], state)
+
+
+def train_one_step(model: Recommender) -> None:
+    model.train()
+    model.set_popularity(torch.ones(model.num_items + 1))
+    batch = next(model.examples(cycle()).batches(8, epoch=0, seed=0))  # type: ignore[operator]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model.training_loss(batch).total.backward()  # type: ignore[operator]
+    optimizer.step()
+    model.eval()
+
+
+@every_case
+def test_states_are_joined_row_by_row(name: str, settings: dict[str, object]) -> None:
+    model = model_of(name, settings)
+    histories = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [6], [7, 8]]
+    parts = [read(model, histories[:1]), HistoryState.unread(1), read(model, histories[1:])]
+    joined = HistoryState.concat(parts)
+    longer = [[*histories[0], 3], [4], [*histories[1], 2, 3], histories[2]]
+    same(read(model, longer, joined), read(model, longer))
+    train_one_step(model)
+    with pytest.raises(StaleStateError, match="cannot be joined"):
+        HistoryState.concat([joined, read(model, [[1]])])
+
+
+@every_case
 def test_reading_keeps_no_gradient(name: str, settings: dict[str, object]) -> None:
     state = read(model_of(name, settings), [[1, 2, 3], [4]])
-    assert not any(value.requires_grad for value in (state.vectors, *state.cache.values()))
+    assert not any(value.requires_grad for value in (state.user_vectors, *state.cache.values()))

@@ -339,6 +339,6 @@ def test_items_and_bias_score_as_vectors_do() -> None:
     model = model_of(tiny()).eval()
     batch = requests([[1, 2], [3, 4, 5]])
     found = model.recommend(batch, 8)
-    scores = model.user_vectors(batch) @ model.item_vectors().T
+    scores = model.user_vectors(batch) @ model.item_vectors().T + model.item_biases()
     torch.testing.assert_close(found.scores, scores[:, 1:].sort(descending=True).values)
     assert isinstance(model.layers[0], nn.Module)

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.fixed_recommender import shop
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
+from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.models import hstu
@@ -81,7 +83,7 @@ def test_training_asks_each_event_at_the_time_of_the_next() -> None:
     hidden = model._encode(batch, batch.next_timestamps.values)
     ends = batch.items.offsets[1:] - 1
     asked = SequenceBatch(batch.items, timestamps=batch.timestamps, request_times=batch.next_timestamps.values[ends])
-    torch.testing.assert_close(model._scale(hidden[ends]), model.user_vectors(asked))
+    torch.testing.assert_close(model.scale_users(hidden[ends]), model.user_vectors(asked))
 
 
 @pytest.mark.parametrize("actions", ["ignored", "interleaved"])
@@ -117,22 +119,9 @@ def test_going_on_from_a_kept_state_equals_reading_everything(actions: str, date
     items = first(whole.items)
     assert items is not None
     earlier = replace(whole, items=items, timestamps=first(whole.timestamps), actions=first(whole.actions))
-    had = (counts > 0).nonzero()[:, 0]
-    state = model.read(earlier.select(had))
-    # A row that has not been read yet: as good as a state of length 0.
-    filled = model.read(whole.select(torch.tensor([1])))
-    width = state.cache["keys_values"].shape[1]
-    blank = replace(
-        filled,
-        lengths=torch.zeros(1, dtype=torch.int64),
-        cache={"keys_values": torch.zeros(1, width, *filled.cache["keys_values"].shape[2:]).double()},
-    )
-    joined = replace(
-        state,
-        lengths=torch.cat([state.lengths, blank.lengths]),
-        vectors=torch.cat([state.vectors, blank.vectors]),
-        cache={"keys_values": torch.cat([state.cache["keys_values"], blank.cache["keys_values"]])},
-    ).select(torch.tensor([0, 4, 1, 2, 3]))
+    read = (counts > 0).nonzero()[:, 0]
+    parts = [model.read(earlier.select(read)), HistoryState.unread(1)]
+    joined = HistoryState.concat(parts).select(torch.tensor([0, 4, 1, 2, 3]))
     found, expected = model.read(whole, joined), model.read(whole)
     torch.testing.assert_close(found.vectors, expected.vectors)
     torch.testing.assert_close(found.cache["keys_values"], expected.cache["keys_values"])
@@ -210,3 +199,19 @@ def test_the_loss_of_a_batch_is_the_mean_over_the_targets_of_its_sequences() -> 
         one = whole.map(lambda column, row=row: column.select(torch.tensor([row])))
         parts.append(model.training_loss(one).total * len(one.targets.values) / len(whole.targets.values))
     torch.testing.assert_close(torch.stack(parts).sum(), model.training_loss(whole).total)
+
+
+def test_weights_begin_as_the_authors_do_but_for_positions() -> None:
+    """Tables of biases and the projection: normal .02; the output: Xavier uniform; items: truncated normal .02."""
+    torch.manual_seed(0)
+    catalog = shop([[1, 2]], items=300).catalog
+    model = HSTU(HSTUConfig(width=64, head_width=32, heads=2, max_history_length=400), catalog)
+    layer = model.layers[0]
+    assert bool((layer.output.bias == 0).all())  # type: ignore[union-attr, operator]
+    wanted = {"items": 0.02, "positions": 0.02, "project": 0.02, "output": (2 / 128) ** 0.5}
+    tables = {"items": model.items.weight[1:], "positions": model.positions.weight}
+    tables |= {"project": layer.project.weight, "output": layer.output.weight}  # type: ignore[union-attr, dict-item]
+    for name, table in tables.items():
+        assert float(table.std()) == pytest.approx(wanted[name], rel=0.05), name
+    for weights in (layer.position_weights, layer.time_weights):
+        assert float(weights.std()) == pytest.approx(0.02, rel=0.2)  # type: ignore[operator]

@@ -10,7 +10,7 @@ from implicit.als import AlternatingLeastSquares
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
-from nextitem.core.roles import VectorRetriever
+from nextitem.core.vector_model import VectorModel
 from nextitem.models import matrix_factorisation
 from nextitem.models.matrix_factorisation import MatrixFactorisation, MatrixFactorisationConfig
 from nextitem.testing.known_answers import build
@@ -110,7 +110,7 @@ def test_recent_events_weigh_more() -> None:
 
 def test_scores_are_products_of_vectors() -> None:
     model = fitted(random_sequences(5))
-    assert isinstance(model, VectorRetriever)
+    assert isinstance(model, VectorModel)
     batch = SequenceBatch(Jagged.from_rows([[1, 2], [7]]))
     products = model.user_vectors(batch) @ model.item_vectors().T
     found = model.recommend(batch, 5)

@@ -32,21 +32,21 @@ def fitted(half_life: float | None, dataset: Dataset) -> Popularity:
 
 def test_an_event_counts_half_after_its_half_life() -> None:
     model = fitted(10, dated([0, 10, 20, 20], [1, 1, 2, 3]))
-    assert model.scores.tolist() == pytest.approx([0, 0.25 + 0.5, 1, 1])
+    assert model.decayed_counts.tolist() == pytest.approx([0, 0.25 + 0.5, 1, 1])
     found = model.recommend(SequenceBatch(Jagged.from_rows([[1]])), 3)
     assert found.item_ids.tolist() == [[2, 3, 1]]  # the tie goes to the smaller number
 
 
 def test_without_decay_or_without_times_events_are_counted() -> None:
     dataset = dated([0, 10, 20], [1, 1, 2])
-    assert fitted(None, dataset).scores.tolist() == [0, 2, 1, 0]
+    assert fitted(None, dataset).decayed_counts.tolist() == [0, 2, 1, 0]
     log = dataset.interactions
     undated = dataset.with_interactions(Interactions(log.user_ids, log.item_ids, 3, 3))
-    assert fitted(10, undated).scores.tolist() == [0, 2, 1, 0]
+    assert fitted(10, undated).decayed_counts.tolist() == [0, 2, 1, 0]
 
 
 def test_context_events_do_not_count() -> None:
     dataset = dated([0, 0], [1, 2])
     log = dataset.interactions
     marked = Interactions(log.user_ids, log.item_ids, 3, 3, positive=np.array([True, False]))
-    assert torch.equal(fitted(None, dataset.with_interactions(marked)).scores, torch.tensor([0.0, 1, 0, 0]))
+    assert torch.equal(fitted(None, dataset.with_interactions(marked)).decayed_counts, torch.tensor([0.0, 1, 0, 0]))

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from support.fixed_recommender import shop
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -324,3 +325,17 @@ def test_three_steps_have_the_losses_that_they_always_had(settings: dict[str, ob
 def test_heads_must_divide_width() -> None:
     with pytest.raises(ValueError, match="heads = 3 must divide width = 8"):
         model_of(tiny(), heads=3)
+
+
+@pytest.mark.parametrize("block", ["published", "pre-norm", "ligr"])
+def test_weights_begin_as_the_notable_says(block: str) -> None:
+    torch.manual_seed(0)
+    catalog = shop([[1, 2]], items=300).catalog
+    model = SASRec(SASRecConfig(width=48, block=block, max_history_length=40), catalog)  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            rows = parameter[1:] if name == "items.weight" else parameter
+            assert float(rows.std()) == pytest.approx(0.02, rel=0.06), name
+        elif name.endswith("bias"):
+            assert bool((parameter == 0).all()), name
+    assert bool((model.items.weight[0] == 0).all())

@@ -18,7 +18,8 @@ from nextitem.core.catalog import Catalog, ColumnEncoding
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
 from nextitem.core.jagged import Jagged
-from nextitem.core.roles import Ranker, Trainable, VectorRetriever
+from nextitem.core.roles import Ranker, Trainable
+from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.labelled_candidates import LabelledRequests
 from nextitem.data.readers import dataset_from_frames
 from nextitem.losses.in_batch_softmax import in_batch_softmax
@@ -186,7 +187,7 @@ def test_nothing_is_drawn_that_training_has_not_seen() -> None:
 def test_it_keeps_its_roles_and_scores_are_inner_products() -> None:
     model = model_of().eval()
     assert isinstance(model, Trainable)
-    assert isinstance(model, VectorRetriever)
+    assert isinstance(model, VectorModel)
     assert isinstance(model, Ranker)
     batch = SequenceBatch(
         Jagged.from_rows([[1, 2], [3], [4, 5, 6]]), candidates=Jagged.from_rows([[4, 9, 2], [], [7, 7]])

@@ -57,6 +57,23 @@ def test_the_rules_of_a_request_are_kept(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_hidden_items_are_never_found(kind: str) -> None:
+    index = built(kind)
+    best = index.search(VECTORS, QUERIES, 10)[0]
+    hidden = torch.isin(torch.arange(6001), best[:, :7].flatten())
+    found, scores = index.search(VECTORS, QUERIES, 10, hidden=hidden)
+    assert not bool(hidden[found].any())
+    assert bool((found > 0).all())
+    assert bool((scores[:, 1:] <= scores[:, :-1]).all())
+    only = torch.isin(torch.arange(6001), torch.tensor([17, 5000, int(best[0, 0])]))[None]
+    shown = {17, 5000} - set(hidden.nonzero()[:, 0].tolist())
+    found = index.search(VECTORS, QUERIES[:1], 4, allowed=only, hidden=hidden)[0]
+    assert {item for item in found[0].tolist() if item} == shown
+    every = index.search(VECTORS, QUERIES[:2], 6001, hidden=hidden)[0]
+    assert (every > 0).sum(1).tolist() == [6000 - int(hidden.sum())] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_request_that_the_index_leaves_short_is_searched_exactly(kind: str) -> None:
     index = built(kind, probes=1)
     found, scores = index.search(VECTORS, QUERIES[:3], 6003)

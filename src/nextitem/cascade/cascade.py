@@ -35,6 +35,7 @@ from nextitem.core.config import Requirement
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
+from nextitem.core.top_items import append_unseen
 
 POPULAR = "popular"  # the channel of what was added where channels found too little
 
@@ -165,8 +166,21 @@ class Cascade(Recommender):
         features = {name: rows.with_values(places[:, column]) for column, name in enumerate(self.channel_names)}
         return replace(batch, candidates=rows, candidate_features=features)
 
+    @property
+    def can_rank_unseen_items(self) -> bool:
+        """Whether a channel or a ranker can."""
+        parts = [part for part in (*self.channels, self.pre_ranker, self.ranker) if part is not None]
+        return any(cast(Recommender, part).can_rank_unseen_items for part in parts)
+
     def stages(self, batch: SequenceBatch, k: int) -> Iterator[tuple[str, Recommendations]]:
-        """Each stage's name and what is left after it, best first; the last one is the answer, [B, k]."""
+        """Each stage's name and what is left after it, best first; the last one is the answer, [B, k].
+
+        Unless a stage can rank unseen items, none of them passes the stages; they fill lists that are short of k,
+        before any re-ranking.
+        """
+        whole, unseen = batch, self.unseen_items()
+        if unseen is not None:
+            batch = replace(batch, allowed=~unseen[None] if batch.allowed is None else batch.allowed & ~unseen)
         found = self.candidates(batch, k)
         left = self._attributed(Recommendations(found.items, found.worth), found)
         yield "retrieval", left
@@ -181,13 +195,12 @@ class Cascade(Recommender):
             left = self._attributed(ranker.recommend(asked, keep), found)
             yield name, left
         if self.rerankers:
-            width = max(k, self.settings.reranked_from)
-            left = _first(left, width)
+            left = self._filled(_first(left, max(k, self.settings.reranked_from)), whole, unseen, k)
             for reranker in self.rerankers:
-                left = cast(Reranker, reranker).rerank(left, batch, k)
+                left = cast(Reranker, reranker).rerank(left, whole, k)
             yield "re-ranking", left
         else:
-            yield "list", _first(left, k)
+            yield "list", self._filled(_first(left, k), whole, unseen, k)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         *_, (_, answer) = self.stages(batch, k)
@@ -200,6 +213,20 @@ class Cascade(Recommender):
         if "candidate_features" in table:
             table["candidate_features"] = self.channel_names
         return cast(Recommender, build_component("model", table, self.catalog, where=where))
+
+    def _filled(self, answer: Recommendations, batch: SequenceBatch, unseen: Tensor | None, k: int) -> Recommendations:
+        """Fill lists that are shorter than k with unseen items, which no channel has brought."""
+        first = _first(answer, k)
+        filled = append_unseen(first, batch, unseen)
+        assert filled.channel is not None
+        assert answer.channel is not None
+        channel = filled.channel.masked_fill(filled.item_ids != first.item_ids, len(self.channel_names))
+        return replace(
+            answer,
+            item_ids=torch.cat([filled.item_ids, answer.item_ids[:, k:]], 1),
+            scores=torch.cat([filled.scores, answer.scores[:, k:]], 1),
+            channel=torch.cat([channel, answer.channel[:, k:]], 1),
+        )
 
     def _attributed(self, answer: Recommendations, found: Candidates) -> Recommendations:
         names = (*self.channel_names, POPULAR)

@@ -151,8 +151,8 @@ class SequenceBatch:
         mask[:, 0] = False
         return mask
 
-    def last(self, count: int) -> SequenceBatch:
-        """The same requests with the last `count` events of each history."""
+    def last(self, count: int | Tensor) -> SequenceBatch:
+        """The same requests with the last `count` events of each history (of row b `count[b]`)."""
         return replace(
             self,
             items=self.items.last(count),

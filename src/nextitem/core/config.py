@@ -26,14 +26,34 @@ class Config(pydantic.BaseModel):
         return frozenset()
 
     def unused_settings(self) -> tuple[str, ...]:
-        """Say of each setting that was written out, and that has no effect beside the others, why it has none.
+        """Return a sentence for each field that was set and has no effect beside the other settings.
 
-        It reads `model_fields_set`, so it must be called on a config parsed from what the user wrote.
+        Set is what the values that the config was made from name. So call this on the config that was parsed from the
+        user's own table: a resolved recipe names every field.
         """
-        return ()
+        idle = self.idle_fields()
+        sentences = [
+            f"{name} = {getattr(self, name)!r} has no effect: {idle[name]}"
+            for name in type(self).model_fields
+            if name in self.model_fields_set and name in idle
+        ]
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Config) and name in self.model_fields_set:
+                sentences += [f"{name}.{sentence}" for sentence in value.unused_settings()]
+        return tuple(sentences)
+
+    def idle_fields(self) -> Mapping[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        return {}
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def idle_unless(is_used: bool, reason: str, *names: str) -> dict[str, str]:
+    """Return `names` as idle fields, each with the same reason; nothing if they are used."""
+    return {} if is_used else dict.fromkeys(names, reason)
 
 
 def parse(kind: type[ConfigType], values: Mapping[str, Any], *, where: str) -> ConfigType:

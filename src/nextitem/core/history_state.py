@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class StaleStateError(ValueError):
+    """A state was made by another model or by other weights: its histories must be read again from the start."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,18 +20,74 @@ class HistoryState:
     """B histories, as one model has read them.
 
     lengths  events read of each history, counted over the whole history [B] int64
-    vectors  user vectors after these events [B, D]
+    vectors  user vectors after these events [B, D]; None: the model has none, or nothing has been read
     cache    further tensors of the model (hidden states; keys and values), name -> [B, ...]
+    starts   first event of each history that the cache speaks of [B] int64: the model's window may begin later than
+             the history; None is stored as zeros
+    version  fingerprint of the model and weights that have read (Recommender.weights_fingerprint); "": nobody has
     """
 
     lengths: Tensor
-    vectors: Tensor
+    vectors: Tensor | None = None
     cache: Mapping[str, Tensor] = field(default_factory=dict)
+    starts: Tensor = field(default=None)  # type: ignore[assignment]
+    version: str = ""
 
     def __post_init__(self) -> None:
-        for name, value in (("vectors", self.vectors), *self.cache.items()):
-            if value.shape[0] != self.lengths.shape[0]:
+        if self.starts is None:
+            object.__setattr__(self, "starts", torch.zeros_like(self.lengths))
+        for name, value in (("vectors", self.vectors), ("starts", self.starts), *self.cache.items()):
+            if value is not None and value.shape[0] != self.lengths.shape[0]:
                 raise ValueError(f"{name} has {value.shape[0]} rows, lengths has {self.lengths.shape[0]}")
+
+    @classmethod
+    def unread(cls, num_rows: int, *, device: torch.device | str = "cpu") -> HistoryState:
+        """Return the state of `num_rows` histories of which nothing has been read."""
+        return cls(torch.zeros(num_rows, dtype=torch.int64, device=device))
+
+    @classmethod
+    def concat(cls, parts: Sequence[HistoryState]) -> HistoryState:
+        """Return the rows of several states of one model, one part after the other.
+
+        Caches [B, P, ...] are filled up with zeros to the longest P; a part of which nothing has been read gets zeros.
+        Raises StaleStateError if the parts were made by different models or weights.
+        """
+        versions = {part.version for part in parts if bool((part.lengths > 0).any())}
+        if len(versions) > 1:
+            raise StaleStateError("states of different models or weights cannot be joined; read the histories again")
+        shapes: dict[str, Tensor] = {}
+        for part in parts:
+            for name, value in part.cache.items():
+                if name not in shapes or (value.dim() > 1 and value.shape[1] > shapes[name].shape[1]):
+                    shapes[name] = value
+        vectors = next((part.vectors for part in parts if part.vectors is not None), None)
+        return cls(
+            torch.cat([part.lengths for part in parts]),
+            None if vectors is None else torch.cat([_vectors_like(part, vectors) for part in parts]),
+            {name: torch.cat([_cache_like(part, name, like) for part in parts]) for name, like in shapes.items()},
+            torch.cat([part.starts for part in parts]),
+            next(iter(versions), parts[0].version),
+        )
+
+    @property
+    def user_vectors(self) -> Tensor:
+        """`vectors`; ValueError if the model that has read has none."""
+        if self.vectors is None:
+            raise ValueError("this state holds no user vectors")
+        return self.vectors
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the tensors take."""
+        tensors = [self.lengths, self.starts, *self.cache.values(), *([] if self.vectors is None else [self.vectors])]
+        return sum(value.numel() * value.element_size() for value in tensors)
+
+    def check_version(self, version: str) -> None:
+        """Raise StaleStateError unless a model of this `version` has read what has been read."""
+        if self.version != version and bool((self.lengths > 0).any()):
+            raise StaleStateError(
+                "this state was made by another model or by other weights; read the histories again from the start"
+            )
 
     def new_events(self, lengths: Tensor) -> Tensor:
         """How many events of histories of these lengths [B] are unread; ValueError where a history is too short."""
@@ -43,5 +105,38 @@ class HistoryState:
         return self._map(lambda value: value.to(device))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> HistoryState:
-        kept = {name: function(value) for name, value in self.cache.items()}
-        return HistoryState(function(self.lengths), function(self.vectors), kept)
+        return replace(
+            self,
+            lengths=function(self.lengths),
+            vectors=None if self.vectors is None else function(self.vectors),
+            cache={name: function(value) for name, value in self.cache.items()},
+            starts=function(self.starts),
+        )
+
+
+def weights_fingerprint(model: nn.Module, *facts: str) -> str:
+    """Return a hash of a model's class, of `facts`, and of its weights, equal in every process.
+
+    Counts of training events (buffers called popularity) are left out: no history is read by them.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for fact in (type(model).__module__, type(model).__qualname__, *facts):
+        digest.update(fact.encode() + b"\0")
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and name.rpartition(".")[2] != "popularity":
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _vectors_like(part: HistoryState, like: Tensor) -> Tensor:
+    return like.new_zeros((len(part.lengths), *like.shape[1:])) if part.vectors is None else part.vectors
+
+
+def _cache_like(part: HistoryState, name: str, like: Tensor) -> Tensor:
+    """The part's own tensor of this name, as wide as `like`; zeros if it has none."""
+    if name not in part.cache:
+        return like.new_zeros((len(part.lengths), *like.shape[1:]))
+    value = part.cache[name]
+    missing = like.shape[1] - value.shape[1] if like.dim() > 1 else 0
+    return F.pad(value, [0, 0] * (value.dim() - 2) + [0, missing]) if missing else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import ContractError
+from nextitem.core.history_state import weights_fingerprint
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.top_items import top_items
@@ -36,6 +37,8 @@ class Recommender(nn.Module, ABC):
         self.config = config
         self.catalog = catalog
         self.register_buffer("popularity", torch.zeros(catalog.num_items + 1))
+        self._fingerprint: tuple[Catalog, str] | None = None  # of the weights, while they cannot change
+        self.register_load_state_dict_post_hook(_forget_fingerprint)  # type: ignore[no-untyped-call]
 
     @property
     def num_items(self) -> int:
@@ -46,6 +49,47 @@ class Recommender(nn.Module, ABC):
     def identifiers(self) -> IdentifierTable | None:
         """The semantic IDs that it answers by: the catalogue's, unless it has learnt others."""
         return self.catalog.identifiers
+
+    def weights_fingerprint(self) -> str:
+        """Return a hash of class, settings, items and weights: to what a HistoryState belongs.
+
+        It is the same in every process that has loaded the same bundle, and is computed once as long as the model is
+        not trained and no weights are loaded.
+        """
+        if self._fingerprint is not None and self._fingerprint[0] is self.catalog:
+            return self._fingerprint[1]
+        value = weights_fingerprint(self, self.config.model_dump_json(), self.catalog.fingerprint)
+        if not self.training:
+            self._fingerprint = (self.catalog, value)
+        return value
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; weights may change from now on if it is training."""
+        if mode:
+            self._fingerprint = None
+        return super().train(mode)
+
+    @property
+    def can_rank_unseen_items(self) -> bool:
+        """Whether it can tell apart items without a training event, by what the catalogue says of them.
+
+        Every registered model declares it. A model that knows items by their ids alone has learnt nothing of such
+        items, so they follow all others (`unseen_items`).
+        """
+        return False
+
+    def unseen_items(self) -> Tensor | None:
+        """Return the items that must follow all others, bool [N + 1]; None: there are none.
+
+        They are the items without a training event, unless the model can rank them. A model without any training
+        event has none: it knows as much of one item as of another.
+        """
+        if self.can_rank_unseen_items:
+            return None
+        unseen = self.popularity == 0
+        unseen[0] = False
+        num_unseen = int(unseen.sum())
+        return unseen if 0 < num_unseen < self.num_items else None
 
     def set_popularity(self, counts: Tensor) -> None:
         """Store how often each item occurs in training, [N + 1]; entry 0 must be 0."""
@@ -158,3 +202,8 @@ class Recommender(nn.Module, ABC):
                 problem = "an excluded item"
         if problem is not None:
             raise ContractError(f"{type(self).__name__} returned {problem}")
+
+
+def _forget_fingerprint(model: Recommender, keys: Any) -> None:
+    """Run after weights were loaded."""
+    model._fingerprint = None

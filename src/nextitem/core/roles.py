@@ -151,14 +151,16 @@ class ParallelGenerator(Generator, Protocol):
 
 
 @runtime_checkable
-class VectorRetriever(Protocol):
-    """Scores an item by the inner product of two vectors."""
+class ItemScorer(Protocol):
+    """Scores every item of the catalogue."""
 
-    def user_vectors(self, batch: SequenceBatch) -> Tensor:
-        """[B, D]."""
+    def scores(self, batch: SequenceBatch) -> Tensor:
+        """Return the score of every item for each request, [B, N + 1], higher is better.
 
-    def item_vectors(self) -> Tensor:
-        """[N + 1, D]; row 0 is padding."""
+        Every score is finite; column 0 is padding and means nothing. Exclusions, allow-lists and candidates are not
+        looked at: `recommend` lists the best of these items that a request allows, ties by the smaller item number.
+        Every history has at least one event, and the model is in evaluation mode. The caller may overwrite the tensor.
+        """
 
 
 @runtime_checkable
@@ -186,7 +188,8 @@ class Incremental(Protocol):
 
         `batch` holds the histories in full; row b of `state` has read the first `state.lengths[b]` events of row b.
         Its vectors are those of reading everything at once; where the window of the model slides, or nothing of a
-        row has been kept, the row is read anew. A batch with a `state` is answered through it.
+        row has been kept, the row is read anew. A batch with a `state` is answered through it. Raises StaleStateError
+        if the state is of another model or of other weights.
         """
 
 

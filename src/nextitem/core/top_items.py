@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -33,17 +36,29 @@ def top_items(scores: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
 
 
 def top_candidates(
-    candidates: Jagged, scores: Tensor, batch: SequenceBatch, k: int, *, num_items: int
+    candidates: Jagged,
+    scores: Tensor,
+    batch: SequenceBatch,
+    k: int,
+    *,
+    num_items: int,
+    unseen: Tensor | None = None,
 ) -> Recommendations:
     """Return the k best of each request's own candidates that it allows, by `scores [P]`, one for each candidate.
 
-    An item that occurs twice among the candidates counts once. Ties go to the smaller item number. Raises ValueError if
-    a score is not finite: the candidate would drop out of the list unnoticed.
+    An item that occurs twice among the candidates counts once. Ties go to the smaller item number. Candidates that are
+    `unseen` (bool [N + 1]) follow all others of their request. Raises ValueError if a score is not finite: the
+    candidate would drop out of the list unnoticed.
     """
     if not bool(scores.isfinite().all()):
         raise ValueError("scores of candidates must be finite, and some are NaN or infinite")
     items, order = candidates.to_padded().sort(dim=1, stable=True)
     padded = candidates.with_values(scores).to_padded(fill=-torch.inf).gather(1, order)
+    if unseen is not None:
+        is_unseen = unseen[items]
+        lowest = padded.masked_fill(is_unseen | (items == 0), torch.inf).amin(1, keepdim=True)
+        lowest = lowest.masked_fill(lowest == torch.inf, 0.0)  # nothing but unseen candidates
+        padded = torch.where(is_unseen, lowest - 1, padded)
     padded[:, 1:].masked_fill_(items[:, 1:] == items[:, :-1], -torch.inf)
     legal = batch.legal(num_items)
     padded.masked_fill_((items == 0) if legal is None else ~legal.gather(1, items), -torch.inf)
@@ -51,3 +66,55 @@ def top_candidates(
     values, places = stable_topk(torch.nn.functional.pad(padded, wide, value=-torch.inf), k)
     items = torch.nn.functional.pad(items, wide).gather(1, places).masked_fill(values == -torch.inf, 0)
     return Recommendations(items, values.to(torch.float32))
+
+
+def rank_unseen_last(scores: Tensor, unseen: Tensor | None) -> Tensor:
+    """Put `unseen` items (bool [N + 1]; None: there are none) below all others, in `scores [B, N + 1]` itself.
+
+    Each of them gets the row's lowest score of another item minus 1, so that they stay in order of the item number.
+    Column 0, padding, counts for nothing. At least one item must not be unseen.
+    """
+    if unseen is None:
+        return scores
+    scores[:, 0] = torch.inf
+    scores[:, unseen] = torch.inf
+    lowest = scores.amin(1, keepdim=True)
+    scores[:, unseen] = lowest - 1
+    scores[:, 0] = 0
+    return scores
+
+
+def search_unseen_last(
+    search: Callable[[SequenceBatch], Recommendations], batch: SequenceBatch, unseen: Tensor | None
+) -> Recommendations:
+    """Answer by `search` among the other items, and fill lists that stay short with `unseen` items (bool [N + 1]).
+
+    For models that do not score every item: their search must not give a place to an item of which they know nothing.
+    """
+    if unseen is None:
+        return search(batch)
+    allowed = ~unseen[None] if batch.allowed is None else batch.allowed & ~unseen
+    return append_unseen(search(replace(batch, allowed=allowed)), batch, unseen)
+
+
+def append_unseen(answer: Recommendations, batch: SequenceBatch, unseen: Tensor | None) -> Recommendations:
+    """Fill lists that are shorter than K with those of the `unseen` items (bool [N + 1]) that their request allows.
+
+    They follow in order of the item number, each with the list's last score minus 1. `answer` holds none of them.
+    """
+    short = (answer.item_ids[:, -1] == 0).nonzero()[:, 0]
+    if unseen is None or not len(short):
+        return answer
+    k = answer.item_ids.shape[1]
+    items, scores = answer.item_ids[short], answer.scores[short]
+    num_listed = (items > 0).sum(1, keepdim=True)
+    last = scores.gather(1, (num_listed - 1).clamp(min=0)).masked_fill(num_listed == 0, 0.0)
+    order = torch.zeros(unseen.shape, device=unseen.device).masked_fill(~unseen, -torch.inf)
+    further = top_items(order.repeat(len(short), 1), batch.select(short), k).item_ids
+    joined = torch.cat([items, further], 1)
+    to_front = (joined == 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :k]
+    further_scores = (last - 1).expand(-1, k).masked_fill(further == 0, -torch.inf)
+    all_items, all_scores = answer.item_ids.clone(), answer.scores.clone()
+    all_items[short] = joined.gather(1, to_front)
+    all_scores[short] = torch.cat([scores, further_scores], 1).gather(1, to_front)
+    return replace(answer, item_ids=all_items, scores=all_scores)

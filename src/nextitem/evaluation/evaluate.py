@@ -18,6 +18,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
+from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.data.text import ContentConfig, content_vectors
 from nextitem.distributed import processes
@@ -34,6 +35,7 @@ ACCURACY = {
     "precision": accuracy.precision,
 }
 
+NOTABLE_TIES = 0.01  # share of lists that are cut inside a tie, from which on it is said
 DIVERSITY_WIDTH = 32  # of the vectors that diversity is measured by
 
 
@@ -61,6 +63,17 @@ class Evaluation:
     lists: Tensor = field(repr=False, default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     generation: dict[str, Any] | None = None
     funnel: list[dict[str, Any]] | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures should know, one sentence each."""
+        share = self.metrics.get("ties@10", 0.0)
+        if share < NOTABLE_TIES:
+            return []
+        return [
+            f"{self.model or 'the model'}: {share:.0%} of the lists of 10 are cut inside a tie; which of the equally "
+            "good items they hold follows the item numbers, so figures may be off in either direction"
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The public format of `nextitem evaluate --json`."""
@@ -94,11 +107,13 @@ def evaluate_lists(
 
     `set_requests` holds the same requests with all later events as targets (`time` protocol): it adds
     set_recall@k, set_ndcg@k, ... from the same lists. Where some targets are cold and some warm, cold_warm_recall@10
-    is the harmonic mean of the two slices' figures. `train` gives popularity and transitions for beyond-accuracy
-    metrics and slices; it is never learnt from here. Deterministic.
+    is the harmonic mean of the two slices' figures. ties@k (k below the largest) is the share of lists that are cut
+    inside a tie at k: which of the equally good items they hold follows the item numbers, and these are not random.
+    `train` gives popularity and transitions for beyond-accuracy metrics and slices; it is never learnt from here.
+    Deterministic.
     """
     assert requests.targets is not None, "requests must have targets"
-    lists = recommend_all(model, requests, max(ks), batch_size=batch_size, progress=progress)
+    lists, is_tied = _answers(model, requests, max(ks), batch_size=batch_size, progress=progress)
     popularity = torch.from_numpy(train.interactions.item_counts()).double()
     values: dict[str, Tensor] = {}
     metrics: dict[str, float] = {}
@@ -113,6 +128,8 @@ def evaluate_lists(
         values[f"popularity_bias@{k}"] = beyond_accuracy.popularity_bias(lists[:, :k], requests.items, popularity)
         if vectors is not None:
             values[f"diversity@{k}"] = beyond_accuracy.diversity(lists[:, :k], vectors)
+        if k < max(ks):
+            metrics[f"ties@{k}"] = _mean(is_tied[:, k - 1].double())
         metrics[f"coverage@{k}"] = beyond_accuracy.coverage(lists[:, :k], num_items=model.num_items)
         metrics[f"gini@{k}"] = beyond_accuracy.gini(lists[:, :k], num_items=model.num_items)
     metrics |= {name: _mean(value) for name, value in values.items()}
@@ -137,6 +154,13 @@ def recommend_all(
     model: Recommender, requests: SequenceBatch, k: int, *, batch_size: int = 512, progress: bool = False
 ) -> Tensor:
     """The lists of all requests, [B, k] int64."""
+    return _answers(model, requests, k, batch_size=batch_size, progress=progress)[0]
+
+
+def _answers(
+    model: Recommender, requests: SequenceBatch, k: int, *, batch_size: int, progress: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the lists of all requests, [B, k] int64, and whether an item scores as the next one, [B, k - 1] bool."""
     # Of several processes each answers its share of the batches, and all of them get all lists.
     rank, count = processes.rank(), processes.count()
     starts = range(rank * batch_size, requests.num_requests, count * batch_size)
@@ -148,12 +172,19 @@ def recommend_all(
     if progress and console.is_terminal and rank == 0:
         batches = track(batches, "evaluating", total=total, console=console, transient=True)
     device = model.popularity.device
-    parts = [model.recommend(batch.to(device), k).item_ids.cpu() for batch in batches]
-    own = torch.cat(parts) if parts else torch.zeros(0, k, dtype=torch.int64)
-    if count == 1:
-        return own
-    turns = [torch.split(part, batch_size) for part in processes.gather(own)]
-    return torch.cat([part for turn in zip_longest(*turns) for part in turn if part is not None])
+    parts = [_items_and_ties(model.recommend(batch.to(device), k)) for batch in batches]
+    own = torch.cat(parts) if parts else torch.zeros(0, 2 * k - 1, dtype=torch.int64)
+    if count > 1:
+        turns = [torch.split(part, batch_size) for part in processes.gather(own)]
+        own = torch.cat([part for turn in zip_longest(*turns) for part in turn if part is not None])
+    return own[:, :k].contiguous(), own[:, k:] > 0
+
+
+def _items_and_ties(answer: Recommendations) -> Tensor:
+    """Return the items and, if scores order them, whether each of them scores as the next one, [B, 2 k - 1] int64."""
+    items, scores = answer.item_ids, answer.scores
+    is_tied = (scores[:, 1:] == scores[:, :-1]) & (items[:, 1:] > 0) & (answer.ordered_by != "reranking")
+    return torch.cat([items, is_tied.long()], 1).cpu()
 
 
 def quick_score(model: Recommender, requests: SequenceBatch, *, metric: str = "ndcg@10") -> float:

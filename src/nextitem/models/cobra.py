@@ -67,12 +67,19 @@ class CobraConfig(configs.Config):
     dense_sharpness: float = Field(16.0, ge=0)  # psi of BeamFusion: multiplies cosines
     fusion: Literal["bucket", "pool"] = "bucket"  # what its second softmax is over
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        fusion = ("sparse_sharpness", "dense_sharpness", "fusion")
+        vectors = ("content_hidden", "temperature", "dense_weight", "log_q")
+        return configs.idle_unless(self.dense, "dense is false", *vectors, *fusion)
+
 
 class Cobra(Recommender):
     """Ranks items by BeamFusion of their codes' probability and their vector's closeness."""
 
     Config = CobraConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
+    can_rank_unseen_items = True  # by content and codes made from it
     needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers", CONTENT})
     codes: Tensor
     content: Tensor

@@ -46,6 +46,7 @@ class ContentNeighbours(Recommender):
 
     Config = ContentNeighboursConfig
     known_answers: ClassVar[tuple[str, ...]] = ("planted-clusters",)
+    can_rank_unseen_items = True
     needs: ClassVar[frozenset[Requirement]] = frozenset({"content"})
     directions: Tensor
 
@@ -62,14 +63,12 @@ class ContentNeighbours(Recommender):
         self.directions = torch.nn.functional.normalize(self.catalog.content, dim=1)
         self.index.build(self.directions)
 
-    def user_vectors(self, batch: SequenceBatch) -> Tensor:
-        """Profiles [B, D]."""
+    def scores(self, batch: SequenceBatch) -> Tensor:
+        """Score every item for each request, [B, N + 1] (roles.ItemScorer)."""
         items, weights = self._recent(batch)
-        return torch.bmm(weights[:, None], self.directions[items])[:, 0]
-
-    def item_vectors(self) -> Tensor:
-        """Content vectors of length 1, [N + 1, D]; row 0 is padding."""
-        return self.directions
+        profiles = torch.bmm(weights[:, None], self.directions[items])[:, 0]
+        own = weights * self.directions[items].square().sum(2)
+        return (profiles @ self.directions.T).scatter_add_(1, items, -own)
 
     def _recent(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Distinct items of the recent history and their weights, both [B, L]; padding is 0."""

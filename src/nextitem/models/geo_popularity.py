@@ -32,7 +32,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.core.top_items import top_items
+from nextitem.core.top_items import rank_unseen_last, top_items
 from nextitem.data.requests import user_context
 from nextitem.neighbours.sparse_rows import SparseRows
 from nextitem.ops.topk import stable_topk
@@ -53,6 +53,7 @@ class GeoPopularity(Recommender):
 
     Config = GeoPopularityConfig
     known_answers: ClassVar[tuple[str, ...]] = ()
+    can_rank_unseen_items = False
     overall: Tensor
 
     def __init__(self, config: GeoPopularityConfig, catalog: Catalog) -> None:
@@ -93,7 +94,7 @@ class GeoPopularity(Recommender):
         return torch.stack(codes, 1) if codes else unknown[:, None]
 
     def rates(self, codes: Tensor) -> Tensor:
-        """Smoothed rates [V, N + 1] where regions have the given codes [V, columns]."""
+        """Smoothed rates [V, N + 1] where regions have the given codes [V, columns]; unseen items below all others."""
         rates = self.overall.repeat(len(codes), 1)
         for column in reversed(range(len(self.columns))):
             own = codes[:, column].numpy()
@@ -104,7 +105,12 @@ class GeoPopularity(Recommender):
             ).clamp(min=1e-30)
             known = torch.from_numpy(own > 0) & (counts.sum(1) + self.settings.strength > 0)
             rates = torch.where(known[:, None], smoothed, rates)
-        return rates
+        return rank_unseen_last(rates, self.unseen_items())
+
+    def scores(self, batch: SequenceBatch) -> Tensor:
+        """Score every item for each request, [B, N + 1] (roles.ItemScorer)."""
+        codes, region = torch.unique(self._codes(batch), dim=0, return_inverse=True)
+        return self.rates(codes)[region]
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         codes, region = torch.unique(self._codes(batch), dim=0, return_inverse=True)

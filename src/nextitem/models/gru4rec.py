@@ -33,17 +33,15 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
-from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
-from nextitem.core.top_items import top_items
+from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.session_lanes import LaneBatch, SessionLanes
 from nextitem.losses.bpr import bpr
 from nextitem.losses.bpr_max import bpr_max
 from nextitem.losses.merged_softmax import merged_softmax
 from nextitem.losses.top1 import top1
 from nextitem.losses.top1_max import top1_max
-from nextitem.nn.attention.incremental import read_on
+from nextitem.nn.attention.incremental import Window, extend_history_state
 from nextitem.nn.recurrent import GRULayer, OneHotGRULayer, glorot_
 
 
@@ -62,9 +60,23 @@ class GRU4RecConfig(configs.Config):
     score_regularisation: float = Field(1.0, ge=0)  # of bpr-max
     elu: float = Field(0.0, ge=0)  # of bpr-max and top1-max: alpha of ELU over the scores; 0: none
     max_history_length: int = Field(200, ge=1)  # most recent events that an answer reads
+    window_step: int = Field(1, ge=1)  # events that a full window moves on by; above 1 states stay valid in between
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        objective, embedding = f"objective is {self.objective}", f"embedding is {self.embedding}"
+        has_elu = self.objective in ("bpr-max", "top1-max")
+        return {
+            **configs.idle_unless(self.embedding == "separate", embedding, "embedding_width"),
+            **configs.idle_unless(self.embedding != "one-hot", embedding, "dropout_embedding"),
+            **configs.idle_unless(self.num_negatives > 0, "num_negatives is 0", "negatives_power"),
+            **configs.idle_unless(self.objective == "cross-entropy", objective, "log_q"),
+            **configs.idle_unless(self.objective == "bpr-max", objective, "score_regularisation"),
+            **configs.idle_unless(has_elu, objective, "elu"),
+        }
 
 
-class GRU4Rec(Recommender):
+class GRU4Rec(VectorModel):
     """Ranks items by the inner product with the last hidden state, plus a bias."""
 
     Config = GRU4RecConfig
@@ -75,6 +87,7 @@ class GRU4Rec(Recommender):
     def __init__(self, config: GRU4RecConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.settings = config
+        self.window = Window(config.max_history_length, config.window_step)
         rows, width = catalog.num_items + 1, config.layers[-1]
         self.items = nn.Embedding(rows, width, sparse=True)
         self.bias = nn.Embedding(rows, 1, sparse=True)
@@ -128,20 +141,21 @@ class GRU4Rec(Recommender):
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """The state after all events, roles.Incremental; the hidden states [B, all layers] are kept."""
-        empty = F.pad(self.bias.weight.new_zeros(self.settings.layers[-1]), (0, 1), value=1.0)
-        return read_on(batch, state, self._read, limit=self.settings.max_history_length, empty=empty)
+        empty, version = self.bias.weight.new_zeros(self.settings.layers[-1]), self.weights_fingerprint()
+        return extend_history_state(batch, state, self._read, window=self.window, version=version, empty=empty)
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
-        """The last hidden state of each history and 1, [B, D + 1]."""
-        return self.read(batch, batch.state).vectors
+        """Return the last hidden state of each history, [B, D]."""
+        return self.read(batch, batch.state).user_vectors
 
     def item_vectors(self) -> Tensor:
-        """The table that scores, and its bias, [N + 1, D + 1]."""
-        return torch.cat([self.items.weight, self.bias.weight], 1)
+        """Return the output table, [N + 1, D]."""
+        table: Tensor = self.items.weight
+        return table
 
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        hidden = self.user_vectors(batch)[:, :-1]
-        return top_items(torch.addmm(self.bias.weight[:, 0], hidden, self.items.weight.T), batch, k)
+    def item_biases(self) -> Tensor:
+        """Return the output biases, [N + 1]."""
+        return self.bias.weight[:, 0]
 
     def _embed(self, items: Tensor) -> Tensor:
         """The first layer's input: vectors, or item ids as they are where it takes one-hot vectors."""
@@ -155,7 +169,7 @@ class GRU4Rec(Recommender):
     def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
         """Reads histories anew, or what follows in them; each row has something to read."""
         if state is None:
-            items = batch.items.last(self.settings.max_history_length)
+            items = self.window.of(batch.items)
             former = self.bias.weight.new_zeros(batch.num_requests, sum(self.settings.layers))
         else:
             items, former = batch.items.last(batch.items.lengths - state.lengths), state.cache["hidden"]
@@ -165,8 +179,7 @@ class GRU4Rec(Recommender):
         for layer, begin in zip(self.layers, torch.split(former, list(self.settings.layers), dim=1), strict=True):
             out, last = layer(out, begin)
             hidden.append(last)
-        vectors = F.pad(hidden[-1], (0, 1), value=1.0)
-        return HistoryState(batch.items.lengths, vectors, {"hidden": torch.cat(hidden, 1)})
+        return HistoryState(batch.items.lengths, hidden[-1], {"hidden": torch.cat(hidden, 1)})
 
     def _look_up(
         self, items: Tensor, targets: Tensor, seed: int

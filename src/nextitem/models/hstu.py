@@ -11,6 +11,8 @@ Notable
 - The published objective has 128 negatives for each position (`negatives_shared_by = "position"`); the default shares
   more of them in the batch, which costs less.
 - A training history beyond the limit is cut into windows and learnt from in full, as in sasrec.
+- Positions begin from a truncated normal of standard deviation .02, as items do. The authors' Xavier normal (.13 at
+  width 64 and 50 events) ends lower here (docs/results.md).
 - The residual is the layer's input, as published. `residual = "normed"` takes it from the layer's LN, as the block of
   SASRec's authors does: better on short undated histories (docs/results.md).
 - With interleaved actions an event is two tokens, item and action; items are predicted from action tokens.
@@ -35,10 +37,8 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged, offsets_of
-from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
-from nextitem.core.top_items import top_items
+from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.examples.stochastic_length import stochastic_length
 from nextitem.data.negatives import SharedBy, draw_negatives
@@ -46,6 +46,7 @@ from nextitem.data.requests import action_codes
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.attention.hstu import HSTULayer, Past
+from nextitem.nn.attention.incremental import Window
 from nextitem.ops.hstu_attention import Layout
 
 
@@ -59,6 +60,7 @@ class HSTUConfig(configs.Config):
     dropout: float = Field(0.2, ge=0, lt=1)  # of the input and of each layer's gated output
     residual: Literal["input", "normed"] = "input"  # a layer adds to what it reads, or to its normalised form
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    window_step: int = Field(1, ge=1)  # events that a full window moves on by; above 1 states stay valid in between
     actions: Literal["ignored", "interleaved"] = "ignored"  # is an event's action a token after its item?
     num_actions: int = Field(16, ge=1)  # action codes with a vector of their own; higher ones share the last
     stochastic_length: float | None = Field(None, gt=1, le=2)  # alpha; training reads length ** (alpha / 2) events
@@ -67,8 +69,16 @@ class HSTUConfig(configs.Config):
     negatives_shared_by: SharedBy = "batch"  # who has the same ones; the authors: "position", with 128
     temperature: float | None = Field(0.05, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        is_sampled, objective = self.objective == "sampled-softmax", f"objective is {self.objective}"
+        return {
+            **configs.idle_unless(is_sampled, objective, "num_negatives", "negatives_shared_by"),
+            **configs.idle_unless(self.actions == "interleaved", f"actions are {self.actions}", "num_actions"),
+        }
 
-class HSTU(Recommender):
+
+class HSTU(VectorModel):
     """Ranks items by the inner product with the last hidden state, both normalised."""
 
     Config = HSTUConfig
@@ -76,7 +86,8 @@ class HSTU(Recommender):
 
     def __init__(self, config: HSTUConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
+        self.settings, self.temperature = config, config.temperature
+        self.window = Window(config.max_history_length, config.window_step)
         self.tokens_an_event = 1 if config.actions == "ignored" else 2
         longest = config.max_history_length * self.tokens_an_event
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
@@ -114,7 +125,7 @@ class HSTU(Recommender):
             )
         asked = None if batch.next_timestamps is None else batch.next_timestamps.values
         kept = batch.targets.values > 0
-        hidden_TD = self._scale(self._encode(batch, asked)[kept])
+        hidden_TD = self.scale_users(self._encode(batch, asked)[kept])
         targets, table = batch.targets.values[kept], self.item_vectors()
         if not len(targets):
             return LossTerms(hidden_TD.sum())  # stochastic length has drawn none: nothing to learn from
@@ -132,23 +143,22 @@ class HSTU(Recommender):
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last hidden state of each history, [B, D]."""
         if batch.state is not None:
-            return self.read(batch, batch.state).vectors
-        window = batch.last(self.settings.max_history_length)
-        return self._scale(self._encode(window, _asked_at(window))[window.items.offsets[1:] - 1])
+            return self.read(batch, batch.state).user_vectors
+        window = batch.last(self.window.lengths(batch.items.lengths))
+        return self.scale_users(self._encode(window, _asked_at(window))[window.items.offsets[1:] - 1])
 
     def item_vectors(self) -> Tensor:
         """The table that scores, [N + 1, D]."""
-        table: Tensor = self.items.weight
-        return table if self.settings.temperature is None else F.normalize(table, dim=1)
-
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
+        return self.scale_items(self.items.weight)
 
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """Roles.Incremental: keys and values of all events but the last, whose row depends on when it is asked."""
-        window = batch.last(self.settings.max_history_length)
-        settled = self._settled(batch, window, state)
+        starts, version = self.window.starts(batch.items.lengths), self.weights_fingerprint()
+        window = batch.last(batch.items.lengths - starts)
+        if state is not None:
+            state.check_version(version)
+        settled = self._settled(batch, starts, state)
         rows = window.items.row_ids()
         place = torch.arange(len(rows), device=rows.device) - window.items.offsets[rows]
         new = (place >= settled[rows]).nonzero()[:, 0]
@@ -161,16 +171,16 @@ class HSTU(Recommender):
         tokens = Jagged(cache, window.items.offsets * self.tokens_an_event).drop_last(self.tokens_an_event)
         counts = window.items.lengths - settled
         vectors = hidden_TD.new_zeros(len(counts), self.settings.width)
-        vectors[counts > 0] = self._scale(hidden_TD[(offsets_of(counts)[1:] - 1)[counts > 0]])
-        return HistoryState(batch.items.lengths, vectors, {"keys_values": tokens.to_padded()})
+        vectors[counts > 0] = self.scale_users(hidden_TD[(offsets_of(counts)[1:] - 1)[counts > 0]])
+        return HistoryState(batch.items.lengths, vectors, {"keys_values": tokens.to_padded()}, starts, version)
 
-    def _settled(self, batch: SequenceBatch, window: SequenceBatch, state: HistoryState | None) -> Tensor:
+    def _settled(self, batch: SequenceBatch, starts: Tensor, state: HistoryState | None) -> Tensor:
         """How many events of each window stand in the cache as they would be computed now, [B]."""
-        read, here = batch.items.lengths, window.items.lengths
         if state is None:
-            return torch.zeros_like(here)
-        slid = (read > here) & (state.new_events(read) > 0)  # positions have moved: the row is read anew
-        return (torch.minimum(state.lengths, here) - 1).clamp(min=0).masked_fill(slid, 0)
+            return torch.zeros_like(starts)
+        state.new_events(batch.items.lengths)  # raises an error if the state has read more than there is
+        has_slid = state.starts != starts  # positions have moved: the row is read from the start
+        return (state.lengths - starts - 1).clamp(min=0).masked_fill(has_slid, 0)
 
     def _past(self, state: HistoryState, settled: Tensor, new_rows: Tensor) -> Past:
         """The cached tokens, and the order that puts the new ones behind them, row by row."""
@@ -217,11 +227,6 @@ class HSTU(Recommender):
                 made += [key, value]
         events: Tensor = hidden_TD[per - 1 :: per]
         return events
-
-    def _scale(self, hidden_TD: Tensor) -> Tensor:
-        if self.settings.temperature is None:
-            return hidden_TD
-        return F.normalize(hidden_TD, dim=1) / self.settings.temperature
 
 
 def _asked_at(batch: SequenceBatch) -> Tensor | None:

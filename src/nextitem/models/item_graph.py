@@ -59,6 +59,10 @@ class ItemGraphConfig(configs.Config):
     content_weight: float = Field(0.01, ge=0)  # score of pure content similarity
     use_content: bool = True  # False: transitions alone
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        return configs.idle_unless(self.use_content, "use_content is false", "content_floor", "content_weight")
+
 
 class ItemGraph(Recommender):
     """Ranks items by a two-step walk from the last items, re-weighted by content similarity."""
@@ -78,7 +82,13 @@ class ItemGraph(Recommender):
         documents = _documents(self.catalog) if self.settings.use_content else []
         self.content.store(_tfidf(documents, self.num_items))
 
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+    @property
+    def can_rank_unseen_items(self) -> bool:
+        """Whether items have content; without it no walk reaches an item that has no event."""
+        return int(self.content.shape[1]) > 0
+
+    def scores(self, batch: SequenceBatch) -> Tensor:
+        """Score every item for each request, [B, N + 1] (roles.ItemScorer)."""
         recent = batch.items.last(2)
         weights = torch.where(ages(recent.offsets) == 0, 1.0, self.settings.previous_weight)
         start = weighted_histories(recent.values, recent.offsets, weights, num_items=self.num_items)
@@ -102,7 +112,10 @@ class ItemGraph(Recommender):
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             scores = torch.cat(list(pool.map(part, pairwise(bounds))))
         scores += BACKFILL * self.popularity.cpu() / self.popularity.max().clamp(min=1).cpu()
-        return top_items(scores, batch, k)
+        return scores
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        return top_items(self.scores(batch), batch, k)
 
 
 def item_transitions(log: Interactions, settings: ItemGraphConfig) -> sp.csr_matrix:

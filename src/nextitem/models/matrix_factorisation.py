@@ -15,7 +15,7 @@ Notable
 - Given the items, x_u is 1 / (1 + alpha) times that of the implicit library at confidence 1 + 1 / alpha (tested).
 - A request's events weigh `recency_decay` ** age in its sum, since what comes next is asked for; users of training
   weigh all alike. A repeated item counts once in training, and by the sum of its weights in a request.
-- Items without events have the vector 0, and so the score 0.
+- Items without events have the vector 0; they follow all others.
 
 Shapes: B requests, U users, N items, D width, R rows that are solved together, L their longest.
 """
@@ -35,7 +35,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
+from nextitem.core.vector_model import VectorModel
 from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
 from nextitem.neighbours.sparse_rows import padded_rows, users_by_items
 from nextitem.neighbours.votes import recent_history
@@ -57,7 +57,7 @@ class MatrixFactorisationConfig(configs.Config):
     index: AnnIndexConfig = AnnIndexConfig()  # how items are found
 
 
-class MatrixFactorisation(Recommender):
+class MatrixFactorisation(VectorModel):
     """Ranks items by the product of their vector and the history's."""
 
     Config = MatrixFactorisationConfig
@@ -124,8 +124,5 @@ class MatrixFactorisation(Recommender):
         """[N + 1, D]; row 0 is padding."""
         return self.items
 
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        vectors = self.user_vectors(batch)
-        return Recommendations(
-            *self.index.search(self.items, vectors, k, allowed=batch.allowed, excluded=batch.excluded)
-        )
+    def _nearest(self, vectors: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
+        return self.index.nearest(self, vectors, batch, k)

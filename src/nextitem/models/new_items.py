@@ -57,6 +57,7 @@ class NewItems(Recommender):
 
     Config = NewItemsConfig
     known_answers: ClassVar[tuple[str, ...]] = ()
+    can_rank_unseen_items = True
     needs: ClassVar[frozenset[Requirement]] = frozenset({"content"})
     vectors: Tensor
     rare: Tensor

@@ -31,10 +31,8 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
-from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
-from nextitem.core.top_items import top_items
+from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.negatives import draw_negatives
 from nextitem.losses.full_softmax import full_softmax
@@ -52,6 +50,11 @@ class NextItNetConfig(configs.Config):
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
     objective: Literal["full-softmax", "sampled-softmax"] = "full-softmax"
     num_negatives: int = Field(1024, ge=1)  # a batch, of sampled-softmax
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        is_sampled = self.objective == "sampled-softmax"
+        return configs.idle_unless(is_sampled, f"objective is {self.objective}", "num_negatives")
 
 
 class CausalConvolution(nn.Module):
@@ -85,7 +88,7 @@ class ResidualBlock(nn.Module):
         return out
 
 
-class NextItNet(Recommender):
+class NextItNet(VectorModel):
     """Ranks items by the inner product with the last state of the convolutions."""
 
     Config = NextItNetConfig
@@ -140,9 +143,6 @@ class NextItNet(Recommender):
         """The table that scores, with the items' biases in its last column, [N + 1, D + 1]."""
         table: Tensor = self.output.weight
         return table
-
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
 
     def _flat_hidden(self, items: Jagged) -> Tensor:
         """States at the real positions of the histories, [T, D]."""

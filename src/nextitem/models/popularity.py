@@ -24,7 +24,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.core.top_items import top_items
+from nextitem.core.top_items import rank_unseen_last, top_items
 
 DAY_MS = 86_400_000
 
@@ -40,12 +40,13 @@ class Popularity(Recommender):
 
     Config = PopularityConfig
     known_answers: ClassVar[tuple[str, ...]] = ()
-    scores: Tensor
+    can_rank_unseen_items = False
+    decayed_counts: Tensor
 
     def __init__(self, config: PopularityConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.half_life_days = config.half_life_days
-        self.register_buffer("scores", torch.zeros(catalog.num_items + 1))
+        self.register_buffer("decayed_counts", torch.zeros(catalog.num_items + 1))
 
     def fit(self, train: Dataset) -> None:
         """Counts the training events that may be targets."""
@@ -55,7 +56,11 @@ class Popularity(Recommender):
             age_days = (log.timestamps.max() - log.timestamps) / DAY_MS
             weights = 0.5 ** (age_days / self.half_life_days)
         counts = np.bincount(log.item_ids, weights=weights, minlength=self.num_items + 1)
-        self.scores.copy_(torch.from_numpy(counts))
+        self.decayed_counts.copy_(torch.from_numpy(counts))
+
+    def scores(self, batch: SequenceBatch) -> Tensor:
+        """Score every item for each request, [B, N + 1] (roles.ItemScorer)."""
+        return rank_unseen_last(self.decayed_counts.repeat(batch.num_requests, 1), self.unseen_items())
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return top_items(self.scores.repeat(batch.num_requests, 1), batch, k)
+        return top_items(self.scores(batch), batch, k)

@@ -12,6 +12,8 @@ Notable
   does not depend on padding. The paper's left padding has the same effect at request time. Counted so, a new event
   moves every position; counted from the first one, `read` continues a history at the cost of its new events alone.
 - Loss is computed at real targets only; no logit is computed that nobody reads.
+- All weights begin from a truncated normal of standard deviation .02, those of the published block too. The Glorot
+  uniform of the authors' code (.14 for its layers and positions at width 50) learns more slowly here (docs/results.md).
 - A training history beyond the limit is cut into windows and learnt from in full; the paper keeps its latest events.
 - One item table serves input (times sqrt(width)) and output; gSASRec's own code has two. Features enrich the input
   alone: what is scored is the table.
@@ -44,10 +46,8 @@ from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
-from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
-from nextitem.core.top_items import top_items
+from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.augmentations import augmented
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.negatives import SharedBy, draw_negatives
@@ -56,7 +56,7 @@ from nextitem.losses.contrastive import contrastive
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import gbce
 from nextitem.losses.sampled_softmax import sampled_softmax
-from nextitem.nn.attention.incremental import read_on
+from nextitem.nn.attention.incremental import Window, extend_history_state
 from nextitem.nn.attention.key_value_cache import FurtherPositions, KeyValueCache
 from nextitem.nn.attention.transformer import BLOCKS
 from nextitem.nn.fields.item_features import CONTENT, ItemFeatures
@@ -71,6 +71,7 @@ class SASRecConfig(configs.Config):
     heads: int = Field(1, ge=1)  # attention heads; must divide width
     dropout: float = Field(0.5, ge=0, lt=1)  # of embeddings, attention and feed-forward
     max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    window_step: int = Field(1, ge=1)  # events that a full window moves on by; above 1 states stay valid in between
     positions: Literal["from-last", "from-first"] = "from-last"  # of that window; from-first: new events cost one step
     block: Literal["published", "pre-norm", "ligr"] = "ligr"  # see nn/attention/transformer.py
     objective: Literal["full-softmax", "sampled-softmax", "bce", "gbce"] = "sampled-softmax"
@@ -92,8 +93,21 @@ class SASRecConfig(configs.Config):
         """What the catalogue must carry."""
         return frozenset({CONTENT}) if CONTENT in self.features else frozenset()
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        objective = f"objective is {self.objective}"
+        is_sampled = self.objective == "sampled-softmax"
+        contrastive = ("contrastive_temperature", "contrastive_crop", "contrastive_mask", "contrastive_reorder")
+        return {
+            **configs.idle_unless(self.objective != "full-softmax", objective, "num_negatives"),
+            **configs.idle_unless(is_sampled, objective, "negatives_shared_by", "negatives_power"),
+            **configs.idle_unless(self.objective == "gbce", objective, "gbce_calibration"),
+            **configs.idle_unless(bool(self.features), "no features are read", "features_merge"),
+            **configs.idle_unless(self.contrastive_weight > 0, "contrastive_weight is 0", *contrastive),
+        }
 
-class SASRec(Recommender):
+
+class SASRec(VectorModel):
     """Ranks items by the inner product with the last hidden state."""
 
     Config = SASRecConfig
@@ -103,7 +117,8 @@ class SASRec(Recommender):
         super().__init__(config, catalog)
         if config.width % config.heads:
             raise ValueError(f"heads = {config.heads} must divide width = {config.width}")
-        self.settings = config
+        self.settings, self.temperature = config, config.temperature
+        self.window = Window(config.max_history_length, config.window_step)
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
         self.positions = nn.Embedding(config.max_history_length, config.width)  # 0: the last item, or the first
         self.features: ItemFeatures | None = None
@@ -145,7 +160,7 @@ class SASRec(Recommender):
     def _objective(self, batch: NextItemBatch, generator: torch.Generator) -> Tensor:
         chosen, table = self.settings, self.item_vectors()
         kept = batch.targets.values > 0
-        hidden_TD, targets = self._scale(self._flat_hidden(batch.items)[kept]), batch.targets.values[kept]
+        hidden_TD, targets = self.scale_users(self._flat_hidden(batch.items)[kept]), batch.targets.values[kept]
         if chosen.objective == "full-softmax":
             return full_softmax(hidden_TD, table, targets)
         if chosen.objective == "sampled-softmax":
@@ -168,10 +183,10 @@ class SASRec(Recommender):
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last hidden state of each history, [B, D]."""
         if batch.state is not None:
-            return self.read(batch, batch.state).vectors
-        recent = batch.items.last(self.settings.max_history_length)
+            return self.read(batch, batch.state).user_vectors
+        recent = self.window.of(batch.items)
         hidden = self._flat_hidden(recent)
-        return self._scale(hidden[recent.offsets[1:] - 1])
+        return self.scale_users(hidden[recent.offsets[1:] - 1])
 
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
@@ -179,17 +194,19 @@ class SASRec(Recommender):
 
         Nothing is kept, and everything read again, where positions count from the last item.
         """
-        limit = self.settings.max_history_length if self.settings.positions == "from-first" else 0
-        empty = self.norm.weight.new_zeros(self.settings.width)
-        return read_on(batch, state, self._read, limit=limit, empty=empty)
+        return extend_history_state(
+            batch,
+            state,
+            self._read,
+            window=self.window,
+            version=self.weights_fingerprint(),
+            empty=self.norm.weight.new_zeros(self.settings.width),
+            is_extensible=self.settings.positions == "from-first",
+        )
 
     def item_vectors(self) -> Tensor:
         """The table that scores, [N + 1, D]."""
-        table: Tensor = self.items.weight
-        return table if self.settings.temperature is None else nn.functional.normalize(table, dim=1)
-
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
+        return self.scale_items(self.items.weight)
 
     def _flat_hidden(self, items: Jagged) -> Tensor:
         """Normalised hidden states at the real positions of the histories, [T, D]."""
@@ -219,18 +236,13 @@ class SASRec(Recommender):
     def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
         """Reads histories anew, or what follows in them; each row has something to read."""
         if state is None:
-            items, kept = batch.items.last(self.settings.max_history_length), None
+            items, kept = self.window.of(batch.items), None
             caches = [KeyValueCache() for _ in self.blocks if self.settings.positions == "from-first"]
         else:
-            items, kept = batch.items.last(batch.items.lengths - state.lengths), state.lengths
+            items, kept = batch.items.last(batch.items.lengths - state.lengths), state.lengths - state.starts
             further = FurtherPositions(kept, items.lengths)
             caches = [KeyValueCache(state.cache[f"block{n}"], further) for n in range(len(self.blocks))]
         hidden_BLD = self._padded_hidden(items, caches, kept=kept)
         last_BD = hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), items.lengths - 1]
         cache = {f"block{n}": layer.kept for n, layer in enumerate(caches) if layer.kept is not None}
-        return HistoryState(batch.items.lengths, self._scale(self.norm(last_BD)), cache)
-
-    def _scale(self, hidden_TD: Tensor) -> Tensor:
-        if self.settings.temperature is None:
-            return hidden_TD
-        return nn.functional.normalize(hidden_TD, dim=1) / self.settings.temperature
+        return HistoryState(batch.items.lengths, self.scale_users(self.norm(last_BD)), cache)

@@ -34,10 +34,8 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
-from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
-from nextitem.core.top_items import top_items
+from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.losses.full_softmax import full_softmax
 
@@ -103,7 +101,7 @@ class GatedGraphStep(nn.Module):
         return out
 
 
-class SRGNN(Recommender):
+class SRGNN(VectorModel):
     """Ranks items by the inner product with the session's vector."""
 
     Config = SRGNNConfig
@@ -143,9 +141,6 @@ class SRGNN(Recommender):
         """The table that scores, [N + 1, D]."""
         table: Tensor = self.items.weight
         return table
-
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return top_items(self.user_vectors(batch) @ self.item_vectors().T, batch, k)
 
     def _node_states(self, graphs: SessionGraphs) -> Tensor:
         """States of the nodes after all rounds, [V, D]."""

@@ -39,7 +39,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
-from nextitem.core.top_items import top_candidates, top_items
+from nextitem.core.top_items import append_unseen, search_unseen_last, top_candidates, top_items
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.distributed import processes
 from nextitem.losses.in_batch_softmax import in_batch_softmax
@@ -67,6 +67,7 @@ class StreamingVQ(Recommender):
 
     Config = StreamingVQConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle",)
+    can_rank_unseen_items = False
     vectors: Tensor
     weights: Tensor
     assigned: Tensor
@@ -95,7 +96,7 @@ class StreamingVQ(Recommender):
         self.register_buffer("seen", torch.zeros(rows))  # occurrences
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))  # the item before the next to be assigned
-        self._index: tuple[Tensor, int, int, SortedLists] | None = None  # what it was made of, and it
+        self._index: tuple[Tensor, tuple[int, ...], SortedLists] | None = None  # what it was made of, and it
 
     def examples(self, train: Dataset) -> NextTargets:
         """Every target with the history before it, in the order of the stream."""
@@ -136,14 +137,26 @@ class StreamingVQ(Recommender):
         return distances.argmin(1)
 
     def lists(self) -> SortedLists:
-        """The index as it is now: each cluster's items, the most wanted first; kept as long as nothing changes."""
+        """The index as it is now: each cluster's items, the most wanted first; kept as long as nothing changes.
+
+        Unseen items are in no list.
+        """
         bias, kept = self.bias.weight, self._index
-        if kept is None or kept[0] is not self.assigned or kept[1:3] != (self.assigned._version, bias._version):
-            made = SortedLists.of(self.assigned, bias.detach()[:, 0], count=self.settings.clusters)
-            self._index = kept = (self.assigned, self.assigned._version, bias._version, made)
-        return kept[3]
+        versions = (self.assigned._version, bias._version, self.popularity._version)
+        if kept is None or kept[0] is not self.assigned or kept[1] != versions:
+            made = SortedLists.of(
+                self.assigned, bias.detach()[:, 0], count=self.settings.clusters, hidden=self.unseen_items()
+            )
+            self._index = kept = (self.assigned, versions, made)
+        return kept[2]
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        unseen = self.unseen_items()
+        if batch.allowed is None:
+            return append_unseen(self._search(batch, k), batch, unseen)
+        return search_unseen_last(lambda part: self._search(part, k), batch, unseen)
+
+    def _search(self, batch: SequenceBatch, k: int) -> Recommendations:
         user_BD = self._user(batch)
         wanted = max(k, self.settings.candidates)
         cluster_scores = user_BD @ self.vectors.T

@@ -43,7 +43,7 @@ from nextitem.decoding.new_items import search_with_new_items
 from nextitem.decoding.scheduled_sampling import sampled_prefixes
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.decoding.visited_prefixes import listwise_loss, visited_prefixes
-from nextitem.nn.attention.t5 import DecoderLayer, EncoderLayer, RelativePositionBias
+from nextitem.nn.attention.t5 import DecoderLayer, EncoderLayer, RelativePositionBias, initialise_as_t5
 
 
 class TigerConfig(configs.Config):
@@ -67,12 +67,20 @@ class TigerConfig(configs.Config):
     new_items: float | None = Field(None, ge=0, le=1)  # at most this share of a list has no training event; None: any
     new_items_reserved: bool = False  # so many places are theirs, whatever the scores
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        return {
+            **configs.idle_unless(self.beam_aware > 0, "beam_aware is 0", "training_beam"),
+            **configs.idle_unless(self.new_items is not None, "new_items is none", "new_items_reserved"),
+        }
+
 
 class Tiger(Recommender):
     """Ranks items by the probability of spelling their semantic ID."""
 
     Config = TigerConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
+    can_rank_unseen_items = True  # by codes made from content
     needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers"})
     codes: Tensor
     trie: PrefixTrie
@@ -100,7 +108,7 @@ class Tiger(Recommender):
         self.encoder_norm = nn.RMSNorm(config.width, eps=1e-6)
         self.decoder_norm = nn.RMSNorm(config.width, eps=1e-6)
         self.dropout = nn.Dropout(config.dropout)
-        self._initialise()
+        initialise_as_t5(self, width=config.width, heads=config.heads, head_width=config.head_width)
 
     def examples(self, train: Dataset) -> NextTargets:
         """Every target with the history before it."""
@@ -281,20 +289,3 @@ class Tiger(Recommender):
         """Token of each user's bucket, [B]; an unknown user has bucket 0."""
         users = batch.user_ids if batch.user_ids is not None else torch.zeros_like(batch.items.lengths)
         return self.first_input + 1 + torch.where(users > 0, users % self.settings.user_buckets + 1, 0)
-
-    def _initialise(self) -> None:
-        """As T5: a product of two weights keeps unit variance without a scale in attention."""
-        width, heads, inner = self.settings.width, self.settings.heads, self.settings.head_width
-        for name, parameter in self.named_parameters():
-            if name.endswith("query.weight"):
-                nn.init.normal_(parameter, std=(width * inner) ** -0.5)
-            elif name.endswith("query_key_value.weight"):
-                nn.init.normal_(parameter, std=width**-0.5)
-                with torch.no_grad():
-                    parameter[: heads * inner] *= inner**-0.5
-            elif name.endswith("attention.output.weight") or name.endswith("cross.output.weight"):
-                nn.init.normal_(parameter, std=(heads * inner) ** -0.5)
-            elif name.startswith("tokens"):
-                nn.init.normal_(parameter, std=1.0)
-            elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)

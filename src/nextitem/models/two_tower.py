@@ -14,7 +14,7 @@ Notable
 - `hard_negatives`: for each request the items that it scores highest, by item vectors of at most `refresh_steps` steps
   ago. They are there for certain, so their log_q is 0, and the sum stays unbiased.
 - Items that training has not seen have no id (code 0) and are scored by their other fields; `id_dropout` lets the tower
-  learn to do without.
+  learn to do without. A tower that reads ids alone ranks them below all others.
 - The history is read as item vectors of its own, each weighed by what it is, how many events and how long ago.
 - Requests with labelled candidates are learnt from as lists instead: the shares that the label "teacher" (a ranker's
   scores) has within a request, and those of the first other label. That is how it becomes a pre-ranking stage.
@@ -40,9 +40,9 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import Examples, LossTerms
 from nextitem.core.top_items import top_candidates
+from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.cascade_candidates import TEACHER
 from nextitem.data.examples.event_requests import EventRequests
 from nextitem.data.examples.labelled_candidates import TARGET, LabelledRequests, require_labels, shown_requests
@@ -83,8 +83,18 @@ class TwoTowerConfig(configs.Config):
         """What the catalogue must carry."""
         return frozenset({CONTENT}) if CONTENT in self.item_fields else frozenset()
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        has_lists, source = self.learn_from == "impressions", f"learn_from is {self.learn_from}"
+        return {
+            **configs.idle_unless(self.hard_negatives > 0, "hard_negatives is 0", "refresh_steps"),
+            **configs.idle_unless(has_lists, f"{source}: no list has a ranker's scores", "teacher_weight"),
+            **configs.idle_unless(not has_lists, source, "mixed_negatives", "hard_negatives", "refresh_steps"),
+            **configs.idle_unless(not has_lists, source, "frequency_rate"),
+        }
 
-class TwoTower(Recommender):
+
+class TwoTower(VectorModel):
     """Ranks items by the inner product of the two towers' vectors."""
 
     Config = TwoTowerConfig
@@ -122,7 +132,15 @@ class TwoTower(Recommender):
     def forget(self) -> None:
         """Item vectors are made anew when next asked for."""
         self.made = self.made.new_zeros(2, 0, self.settings.width)
-        self.table = None
+
+    @property
+    def can_rank_unseen_items(self) -> bool:
+        """Whether the item tower reads more than ids."""
+        return self.items.content is not None or self.items.fields.has_content
+
+    def unseen_items(self) -> Tensor | None:
+        """Return the items that no training event holds, if the item tower reads ids alone."""
+        return None if self.can_rank_unseen_items else self.items.fields.unseen_items(super().unseen_items())
 
     def examples(self, train: Dataset) -> Examples:
         """Every event as a request, or what was shown; vocabularies and quantiles are taken from them."""
@@ -182,17 +200,18 @@ class TwoTower(Recommender):
     def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
         """The inner products with the candidates [B, K], aligned with them padded (-inf at padding)."""
         assert batch.candidates is not None, "there are no candidates to score"
-        return {TARGET: batch.candidates.with_values(self._scores(batch)).to_padded(fill=-torch.inf)}
+        return {TARGET: batch.candidates.with_values(self._candidate_scores(batch)).to_padded(fill=-torch.inf)}
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        if batch.candidates is not None:
-            return top_candidates(batch.candidates, self._scores(batch), batch, k, num_items=self.num_items)
-        found = self.index.search(
-            self.item_vectors(), self.user_vectors(batch), k, allowed=batch.allowed, excluded=batch.excluded
-        )
-        return Recommendations(*found)
+        if batch.candidates is None:
+            return super()._recommend(batch, k)
+        scores, unseen = self._candidate_scores(batch), self.unseen_items()
+        return top_candidates(batch.candidates, scores, batch, k, num_items=self.num_items, unseen=unseen)
 
-    def _scores(self, batch: SequenceBatch) -> Tensor:
+    def _nearest(self, vectors: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
+        return self.index.nearest(self, vectors, batch, k)
+
+    def _candidate_scores(self, batch: SequenceBatch) -> Tensor:
         """Of the candidates [P]."""
         assert batch.candidates is not None
         user_BD, item_PD = self._towers(batch.last(self.settings.max_history_length), batch.candidates.values)
@@ -255,7 +274,7 @@ class TwoTower(Recommender):
 
     def _loss_of_lists(self, batch: SequenceBatch, candidates: Jagged) -> LossTerms:
         """Cross-entropy of each request's shares of labels: a ranker's scores, and what became of the candidates."""
-        logits, labels = self._scores(batch), batch.candidate_labels
+        logits, labels = self._candidate_scores(batch), batch.candidate_labels
         given = [name for name in labels if name != TEACHER][:1]
         losses = {name: _listwise(logits, labels[name].values, candidates) for name in given}
         if TEACHER not in labels:

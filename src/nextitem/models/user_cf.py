@@ -37,7 +37,7 @@ from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.neighbours.sparse_rows import SparseRows, keep_largest, users_by_items
-from nextitem.neighbours.votes import recent_history, top_voted
+from nextitem.neighbours.votes import recent_history, top_voted, voted_scores
 
 
 class UserCFConfig(configs.Config):
@@ -54,6 +54,7 @@ class UserCF(Recommender):
 
     Config = UserCFConfig
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard", "planted-clusters")
+    can_rank_unseen_items = False
     user_keys: Tensor
     user_rows: Tensor
 
@@ -90,6 +91,10 @@ class UserCF(Recommender):
             similar.data[similar.indices == own] = 0
             similar.eliminate_zeros()
         return keep_largest(similar, chosen.neighbours)
+
+    def scores(self, batch: SequenceBatch) -> Tensor:
+        """Score every item for each request, [B, N + 1] (roles.ItemScorer)."""
+        return voted_scores(self.similar_users(batch) @ self.taken.matrix(), self.popularity)
 
     def _rows_of(self, user_keys: Tensor) -> NDArray[np.int64]:
         """Rows of training users by their keys, [B]; 0 for another user."""

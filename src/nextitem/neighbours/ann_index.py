@@ -22,7 +22,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.top_items import append_unseen
+from nextitem.core.vector_model import VectorModel
 from nextitem.ops.topk import stable_topk
 from nextitem.ops.vector_search import VectorTable
 
@@ -40,6 +44,17 @@ class AnnIndexConfig(configs.Config):
     oversampling: int = Field(4, ge=1)  # candidates for each item returned, scored by their true vectors
     recall_at: int = Field(100, ge=1)  # items of the lists that recall is measured on
     recall_queries: int = Field(200, ge=1)  # queries that recall is measured on
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        kind = f"kind is {self.kind}"
+        approximate = ("oversampling", "recall_at", "recall_queries")
+        return {
+            **configs.idle_unless(self.kind == "ivf", kind, "clusters", "probes"),
+            **configs.idle_unless(self.kind == "hnsw", kind, "links", "build_width", "search_width"),
+            **configs.idle_unless(self.kind == "pq", kind, "code_bytes"),
+            **configs.idle_unless(self.kind != "exact", kind, *approximate),
+        }
 
 
 class AnnIndex(nn.Module):
@@ -82,7 +97,7 @@ class AnnIndex(nn.Module):
         if self.settings.kind == "exact":
             return 1.0
         exact = self._exact(vectors).search(queries, k)[0]
-        found = self._candidates(vectors, queries, k, None)[0]
+        found = self._candidates(vectors, queries, k)[0]
         hits = (exact[:, :, None] == found[:, None, :]).any(2) & (exact > 0)
         return float(hits.sum() / (exact > 0).sum().clamp(min=1))
 
@@ -94,26 +109,46 @@ class AnnIndex(nn.Module):
         *,
         allowed: Tensor | None = None,
         excluded: Jagged | None = None,
+        hidden: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Items [B, k] int64 and scores [B, k] for `queries [B, D]`; 0 and -inf where there are no more.
 
-        `vectors` are those of `build`; `allowed` and `excluded` as in SequenceBatch. Ties go to the smaller number.
+        `vectors` are those of `build`; `allowed` and `excluded` as in SequenceBatch. `hidden` items, bool [N + 1], are
+        never found, whoever asks. Ties go to the smaller number.
         """
+        legal = allowed
+        if hidden is not None:
+            legal = ~hidden[None] if allowed is None else allowed & ~hidden
         if self.settings.kind == "exact" or allowed is not None or not self.packed.numel():
-            return self._exact(vectors).search(queries, k, allowed=allowed, excluded=_rows(excluded))
-        items, scores = self._candidates(vectors, queries, k, excluded)
+            return self._exact(vectors).search(queries, k, allowed=legal, excluded=_rows(excluded))
+        items, scores = self._candidates(vectors, queries, k, excluded, hidden)
         short = (items[:, -1] == 0).nonzero()[:, 0]
         if len(short):
             own = None if excluded is None else _rows(excluded.select(short))
-            items[short], scores[short] = self._exact(vectors).search(queries[short], k, excluded=own)
+            items[short], scores[short] = self._exact(vectors).search(queries[short], k, allowed=legal, excluded=own)
         return items, scores
+
+    def nearest(self, model: VectorModel, queries: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
+        """Return the k items of largest inner product with `queries [B, D]`; items unseen by the model follow."""
+        unseen = model.unseen_items()
+        found = self.search(
+            model.item_vectors(), queries, k, allowed=batch.allowed, excluded=batch.excluded, hidden=unseen
+        )
+        return append_unseen(Recommendations(*found), batch, unseen)
 
     def _exact(self, vectors: Tensor) -> VectorTable:
         if self._table is None or self._table.vectors is not vectors:
             self._table = VectorTable(vectors)
         return self._table
 
-    def _candidates(self, vectors: Tensor, queries: Tensor, k: int, excluded: Jagged | None) -> tuple[Tensor, Tensor]:
+    def _candidates(
+        self,
+        vectors: Tensor,
+        queries: Tensor,
+        k: int,
+        excluded: Jagged | None = None,
+        hidden: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The best of what the index finds, as `search` returns it."""
         index = self._unpacked()
         left_out = 0 if excluded is None else int(excluded.lengths.max())
@@ -124,7 +159,7 @@ class AnnIndex(nn.Module):
         items = torch.from_numpy(index.search(asked, count)[1]) + 1  # 0 where faiss found no more
         items = items.sort(dim=1).values  # so that ties go to the smaller number
         scores = torch.bmm(vectors[items], queries[:, :, None].to(vectors.dtype))[:, :, 0].float()
-        scores.masked_fill_(items == 0, -torch.inf)
+        scores.masked_fill_(items == 0 if hidden is None else (items == 0) | hidden[items], -torch.inf)
         if excluded is not None:
             span = len(vectors)
             keys = torch.arange(len(items))[:, None] * span + items

@@ -36,11 +36,21 @@ def recent_history(batch: SequenceBatch, *, count: int | None, decay: float, num
 
 def top_voted(votes: sp.csr_matrix, popularity: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
     """The k items with most votes `[B, N + 1]` that each request allows; then, by popularity, those without any."""
-    backfill = (BACKFILL * popularity / popularity.max().clamp(min=1)).cpu()
+    backfill = _backfill(popularity)
     lengths = np.diff(votes.indptr)
     if int(lengths.max()) < max(k, DENSE_FROM * len(backfill)):
         return _from_votes(votes, backfill, batch, k)
     return top_items(_dense(votes, backfill), batch, k)
+
+
+def voted_scores(votes: sp.csr_matrix, popularity: Tensor) -> Tensor:
+    """Return the scores [B, N + 1] by which `top_voted` orders all items (roles.ItemScorer)."""
+    return _dense(votes, _backfill(popularity))
+
+
+def _backfill(popularity: Tensor) -> Tensor:
+    """What popularity adds to votes, [N + 1]: more than 0 for every item with a training event."""
+    return (BACKFILL * popularity / popularity.max().clamp(min=1)).cpu()
 
 
 def _from_votes(votes: sp.csr_matrix, backfill: Tensor, batch: SequenceBatch, k: int) -> Recommendations:

@@ -21,8 +21,8 @@ from nextitem.ops.topk import stable_topk
 class SortedLists:
     """C lists of items, each falling by the items' own scores.
 
-    items    [N] int64, list by list; equal scores in order of the item numbers
-    scores   [N], the items' own
+    items    [n] int64, list by list; equal scores in order of the item numbers
+    scores   [n], the items' own
     offsets  [C + 1] int64
     """
 
@@ -31,12 +31,18 @@ class SortedLists:
     offsets: Tensor
 
     @classmethod
-    def of(cls, owner: Tensor, scores: Tensor, *, count: int) -> SortedLists:
-        """Items 1..N by `owner [N + 1]`, the list of each, and their own `scores [N + 1]`; entry 0 is padding."""
-        order = scores[1:].argsort(descending=True, stable=True)
-        order = order[owner[1:][order].argsort(stable=True)] + 1
+    def of(cls, owner: Tensor, scores: Tensor, *, count: int, hidden: Tensor | None = None) -> SortedLists:
+        """Items 1..N by `owner [N + 1]`, the list of each, and their own `scores [N + 1]`; entry 0 is padding.
+
+        `hidden` items, bool [N + 1], are in no list.
+        """
+        items = torch.arange(1, len(owner), device=owner.device)
+        if hidden is not None:
+            items = items[~hidden[1:]]
+        order = items[scores[items].argsort(descending=True, stable=True)]
+        order = order[owner[order].argsort(stable=True)]
         offsets = torch.zeros(count + 1, dtype=torch.int64, device=owner.device)
-        offsets[1:] = torch.bincount(owner[1:], minlength=count).cumsum(0)
+        offsets[1:] = torch.bincount(owner[items], minlength=count).cumsum(0)
         return cls(order, scores[order], offsets)
 
 

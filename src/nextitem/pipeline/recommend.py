@@ -21,8 +21,9 @@ from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations, Relaxation
 from nextitem.core.recommender import Recommender
-from nextitem.core.roles import KnowsSimilarItems, VectorRetriever
+from nextitem.core.roles import KnowsSimilarItems
 from nextitem.core.top_items import top_items
+from nextitem.core.vector_model import VectorModel
 from nextitem.data.requests import RequestBuilder, request_values
 from nextitem.data.times import SECONDS_BELOW
 from nextitem.nn.fields.fields import Fields
@@ -288,7 +289,7 @@ def similarity_scores(model: Recommender, item: int) -> Tensor:
     """How alike every item is to one item, [N + 1] float32; -inf: not at all. UserError if the model does not say."""
     if isinstance(model, KnowsSimilarItems):
         return model.similarity_to(item).float().cpu()
-    if isinstance(model, VectorRetriever):
+    if isinstance(model, VectorModel):
         vectors = torch.nn.functional.normalize(model.item_vectors().detach().float(), dim=1)
         return (vectors @ vectors[item]).cpu()
     raise UserError(

@@ -121,6 +121,8 @@ def print_scoreboard(rows: Sequence[ReportRow], *, console: Console | None = Non
     out.print(table)
     out.print("* best   ~ within noise of the best (95% paired bootstrap over requests)", highlight=False)
     for row in rows:
+        for note in row.evaluation.notes:
+            out.print(note, highlight=False)
         if row.evaluation.funnel is not None:
             print_funnel(row.evaluation.funnel, title=f"{row.evaluation.model}: funnel", console=out)
 
@@ -152,6 +154,8 @@ def print_evaluation(evaluation: Evaluation, *, console: Console | None = None) 
         between = "" if low is None or low != low else f"{low:.4f} .. {high:.4f}"
         table.add_row(name, f"{value:.4f}", between)
     out.print(table)
+    for note in evaluation.notes:
+        out.print(note, highlight=False)
     parts = Table(title="slices")
     parts.add_column("slice")
     for title in ("requests", "recall@10", "ndcg@10"):

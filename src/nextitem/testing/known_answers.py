@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -52,6 +53,20 @@ def planted_clusters() -> Dataset:
     rng = np.random.default_rng(3)
     sequences = [(rng.permutation(6)[:5] + 6 * (user % 5) + 1).tolist() for user in range(80)]
     return build(sequences, [f"{WORDS[i // 6]} model{i % 6}" for i in range(30)], name="planted-clusters")
+
+
+def partly_unseen(*, with_column: bool = False) -> Dataset:
+    """Planted clusters of seven items, of which the last has no event: items 7, 14, 21, 28 and 35.
+
+    `with_column`: the catalogue names each item's cluster in a categorical column, too.
+    """
+    rng = np.random.default_rng(4)
+    sequences = [(rng.permutation(6)[:5] + 7 * (user % 5) + 1).tolist() for user in range(80)]
+    dataset = build(sequences, [f"{WORDS[i // 7]} model{i % 7}" for i in range(35)], name="partly-unseen")
+    if not with_column:
+        return dataset
+    table = dataset.catalog.table.with_columns(pl.Series("kind", [WORDS[i // 7] for i in range(35)]))
+    return dataset.with_catalog(replace(dataset.catalog, table=table, features={"kind": "categorical"}))
 
 
 def share_right(name: str, dataset: Dataset, found: Recommendations, last_items: np.ndarray) -> float:

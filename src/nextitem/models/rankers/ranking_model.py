@@ -28,7 +28,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import Examples, LossTerms
-from nextitem.core.top_items import top_candidates, top_items
+from nextitem.core.top_items import search_unseen_last, top_candidates, top_items
 from nextitem.data.examples.labelled_candidates import (
     TARGET,
     LabelledRequests,
@@ -101,6 +101,20 @@ class RankingModel(Recommender):
     def history_read(self) -> int:
         """How many recent events of a history matter, at most."""
         return self.ranking.max_history_length
+
+    @property
+    def can_rank_unseen_items(self) -> bool:
+        """Whether a field reads a column of the catalogue: ids and counts alone say nothing of an item without one."""
+        return self.fields.has_content
+
+    def unseen_items(self) -> Tensor | None:
+        """Return the items that no event and no training request holds, if only ids and counts are read.
+
+        None too if candidates bring features of their own: then their sender knows more of them.
+        """
+        if self.can_rank_unseen_items or self.ranking.candidate_features:
+            return None
+        return self.fields.unseen_items(super().unseen_items())
 
     @abstractmethod
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
@@ -200,9 +214,11 @@ class RankingModel(Recommender):
         }
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        unseen = self.unseen_items()
         if batch.candidates is None:
-            return self._from_catalogue(batch, k)
-        return top_candidates(batch.candidates, self._order(batch), batch, k, num_items=self.num_items)
+            return search_unseen_last(lambda part: self._from_catalogue(part, k), batch, unseen)
+        scores = self._order(batch)
+        return top_candidates(batch.candidates, scores, batch, k, num_items=self.num_items, unseen=unseen)
 
     def _from_catalogue(self, batch: SequenceBatch, k: int) -> Recommendations:
         """Every item that is allowed is a candidate."""

@@ -29,6 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.config import Requirement
@@ -37,6 +38,7 @@ from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import GeneratorState, LossTerms
+from nextitem.core.top_items import search_unseen_last
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.decoding.beam_search import beam_search
 from nextitem.models.tdm.network import TreeConfig, TreeNetwork
@@ -51,12 +53,21 @@ class JTMConfig(TreeConfig):
     exact_items: int = Field(256, ge=0)  # items of a node up to which their assignment is exact
     targets_per_item: int = Field(20, ge=1)  # training targets of an item that an assignment looks at
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        assignment = ("segment", "exact_items", "targets_per_item")
+        return {
+            **super().idle_fields(),
+            **configs.idle_unless(bool(self.relearn_after), "relearn_after names no epoch", *assignment),
+        }
+
 
 class JTM(Recommender):
     """Ranks items by the score of their leaf."""
 
     Config = JTMConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
+    can_rank_unseen_items = False  # as tdm
     needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers"})
 
     def __init__(self, config: JTMConfig, catalog: Catalog) -> None:
@@ -171,8 +182,11 @@ class JTM(Recommender):
         return self.network.step(state, codes)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return beam_search(
-            self, batch, self.network.trie, k=k, beam_width=max(k, self.settings.beam_width), accumulate="last"
+        width, trie = max(k, self.settings.beam_width), self.network.trie
+        return search_unseen_last(
+            lambda part: beam_search(self, part, trie, k=k, beam_width=width, accumulate="last"),
+            batch,
+            self.unseen_items(),
         )
 
 

@@ -41,6 +41,16 @@ class TreeConfig(configs.Config):
     beam_width: int = Field(100, ge=1)  # beams kept; at least k are
     relearn_after: tuple[int, ...] = ()  # epochs after which the tree is learnt anew
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        has_levels, objective = self.objective == "levels", f"objective is {self.objective}"
+        by_level = "negatives_per_level says how many"
+        return {
+            **configs.idle_unless(not has_levels, objective, "training_beam"),
+            **configs.idle_unless(self.negatives_per_level is None, by_level, "negatives"),
+            **configs.idle_unless(has_levels, objective, "negatives", "negatives_per_level"),
+        }
+
 
 class TreeNetwork(nn.Module):
     """The tree is `codes [N + 1, M]`, part of the weights; everything else of it follows from them.

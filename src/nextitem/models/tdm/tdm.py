@@ -36,6 +36,7 @@ from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import GeneratorState, LossTerms
+from nextitem.core.top_items import search_unseen_last
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.decoding.beam_search import beam_search
 from nextitem.models.tdm.network import TreeConfig, TreeNetwork, bits_to_codes
@@ -50,6 +51,7 @@ class TDM(Recommender):
 
     Config = TDMConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
+    can_rank_unseen_items = False  # content makes the tree, but a leaf has a vector of its own
     needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers"})
 
     def __init__(self, config: TDMConfig, catalog: Catalog) -> None:
@@ -94,6 +96,9 @@ class TDM(Recommender):
         return self.network.step(state, codes)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return beam_search(
-            self, batch, self.network.trie, k=k, beam_width=max(k, self.settings.beam_width), accumulate="last"
+        width, trie = max(k, self.settings.beam_width), self.network.trie
+        return search_unseen_last(
+            lambda part: beam_search(self, part, trie, k=k, beam_width=width, accumulate="last"),
+            batch,
+            self.unseen_items(),
         )

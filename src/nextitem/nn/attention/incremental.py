@@ -1,66 +1,99 @@
-"""Reading on: which histories are continued from what a model has kept of them, and which are read anew."""
+"""Incremental encoding: which histories extend what a model has kept of them, and which are read from the start."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.history_state import HistoryState
+from nextitem.core.jagged import Jagged
 
 Reader = Callable[[SequenceBatch, HistoryState | None], HistoryState]
 
 
-def read_on(
-    batch: SequenceBatch, state: HistoryState | None, read: Reader, *, limit: int, empty: Tensor
-) -> HistoryState:
-    """The state after all events of `batch`, of which `state` has read the first ones (None: nothing).
+@dataclass(frozen=True)
+class Window:
+    """The events of a history that a model reads: at most `length`, the latest ones.
 
-    `read(rows, None)` reads histories from the start; `read(rows, state)` reads their further events. A row is
-    continued where some of it has been read and all of it fits into `limit` events, since beyond that the model's
-    window slides; a row without a new event stays as it is. `empty [D]` is the vector of an empty history. ValueError
-    where a state has read more events than there are.
+    length  events that are read at most
+    step    events by which the window slides once a history is longer; at most `length`
+
+    A window that slides by one event at a time moves every position with each event, so nothing that was kept of it is
+    of use. One that slides by `step` events is full just before it slides, and `length - step + 1` events long
+    thereafter: in between a history can be extended. Where it begins depends on the number of events alone, so that a
+    history is read alike with a state and without one.
+    """
+
+    length: int
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.step <= self.length:
+            raise ValueError(f"window_step = {self.step} must be 1 to max_history_length = {self.length}")
+
+    def starts(self, lengths: Tensor) -> Tensor:
+        """Return the first event that is read of histories of `lengths [B]`, [B]."""
+        beyond = (lengths - self.length).clamp(min=0)
+        return (beyond + self.step - 1) // self.step * self.step
+
+    def lengths(self, lengths: Tensor) -> Tensor:
+        """Return how many events are read of histories of `lengths [B]`, [B]."""
+        return lengths - self.starts(lengths)
+
+    def of(self, histories: Jagged) -> Jagged:
+        """Return the events that are read of each history."""
+        return histories.last(self.lengths(histories.lengths))
+
+
+def extend_history_state(
+    batch: SequenceBatch,
+    state: HistoryState | None,
+    read: Reader,
+    *,
+    window: Window,
+    version: str,
+    empty: Tensor,
+    is_extensible: bool = True,
+) -> HistoryState:
+    """Return the state after all events of `batch`, of which `state` has read the first ones (None: none of them).
+
+    A row is extended if something of it has been read and its window begins where it began then; a row without a new
+    event stays as it is; any other row is read from the start.
+
+    Args:
+        read: `read(rows, None)` reads histories from the start of their window; `read(rows, state)` reads what follows
+            in them.
+        version: fingerprint of the model and its weights.
+        empty: vector [D] of an empty history.
+        is_extensible: False if a new event changes what earlier ones have left, so that nothing can be extended.
+
+    Raises:
+        StaleStateError: `state` is of another model or of other weights.
+        ValueError: `state` has read more events than there are.
     """
     lengths = batch.items.lengths
     if state is None:
-        state = HistoryState(torch.zeros_like(lengths), empty.expand(len(lengths), -1))
-    new = state.new_events(lengths)
-    continued = (new > 0) & (state.lengths > 0) & (lengths <= limit)
-    asked = replace(batch, state=None)
+        state = HistoryState(torch.zeros_like(lengths), empty.expand(len(lengths), -1), version=version)
+    state.check_version(version)
+    new, starts = state.new_events(lengths), window.starts(lengths)
+    extended = (new > 0) & (state.lengths > 0) & (state.starts == starts) & is_extensible
+    requests = replace(batch, state=None)
     parts, order = [], []
-    for mask, kind in ((continued, "on"), ((new > 0) & ~continued, "anew"), (new == 0, "kept")):
+    for mask, kind in ((extended, "extended"), ((new > 0) & ~extended, "from the start"), (new == 0, "unchanged")):
         rows = mask.nonzero()[:, 0]
         if not len(rows):
             continue
-        whole = len(rows) == len(lengths)
-        part = asked if whole else asked.select(rows)
-        former = None if kind == "anew" else state if whole else state.select(rows)
-        parts.append(former if former is not None and kind == "kept" else read(part, former))
+        is_whole = len(rows) == len(lengths)
+        former = None if kind == "from the start" else state if is_whole else state.select(rows)
+        if former is None or kind == "extended":
+            part = read(requests if is_whole else requests.select(rows), former)
+            former = replace(part, starts=starts[rows], version=version)
+        parts.append(former)
         order.append(rows)
     if len(parts) < 2:
         return parts[0] if parts else state
-    return _joined(parts).select(torch.cat(order).argsort())
-
-
-def _joined(parts: Sequence[HistoryState]) -> HistoryState:
-    """Rows of several states one after another; caches [B, P, ...] are filled up with zeros to the longest P."""
-    shapes: dict[str, Tensor] = {}
-    for part in parts:
-        for name, value in part.cache.items():
-            if name not in shapes or value.shape[1] > shapes[name].shape[1]:
-                shapes[name] = value
-    cache = {name: torch.cat([_filled(part, name, like) for part in parts]) for name, like in shapes.items()}
-    lengths = torch.cat([part.lengths for part in parts])
-    return HistoryState(lengths, torch.cat([part.vectors for part in parts]), cache)
-
-
-def _filled(part: HistoryState, name: str, like: Tensor) -> Tensor:
-    if name not in part.cache:  # nothing of these histories has been read
-        return like.new_zeros((len(part.lengths), *like.shape[1:]))
-    value = part.cache[name]
-    missing = like.shape[1] - value.shape[1]
-    return F.pad(value, [0, 0] * (value.dim() - 2) + [0, missing]) if missing else value
+    return HistoryState.concat(parts).select(torch.cat(order).argsort())

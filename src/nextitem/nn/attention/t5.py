@@ -214,3 +214,25 @@ class DecoderLayer(nn.Module):
 
 def _normed(hidden_ND: Tensor, norm: nn.RMSNorm) -> Tensor:
     return torch.rms_norm(hidden_ND, hidden_ND.shape[1:], norm.weight, norm.eps)
+
+
+def initialise_as_t5(module: nn.Module, *, width: int, heads: int, head_width: int) -> None:
+    """Fill the parameters of a model made of these layers as T5 does, in place.
+
+    A product of two weights keeps unit variance without a scale in attention: queries have the standard deviation
+    (D E) ** -.5, other matrices that of their inputs, token embeddings (named `tokens`) 1.
+    """
+    inner = heads * head_width
+    for name, parameter in module.named_parameters():
+        if name.endswith("query.weight"):
+            nn.init.normal_(parameter, std=(width * head_width) ** -0.5)
+        elif name.endswith("query_key_value.weight"):
+            nn.init.normal_(parameter, std=width**-0.5)
+            with torch.no_grad():
+                parameter[:inner] *= head_width**-0.5
+        elif name.endswith("attention.output.weight") or name.endswith("cross.output.weight"):
+            nn.init.normal_(parameter, std=inner**-0.5)
+        elif name.startswith("tokens"):
+            nn.init.normal_(parameter, std=1.0)
+        elif parameter.dim() == 2:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)

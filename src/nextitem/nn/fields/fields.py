@@ -142,6 +142,26 @@ class Fields(nn.Module):
             if isinstance(part, kinds.ItemField)
         ]
 
+    @property
+    def has_content(self) -> bool:
+        """Whether a field reads a column of the catalogue: then candidates differ by more than ids and counts."""
+        columns = (kinds.ItemCategory, kinds.ItemList, kinds.ItemNumber, kinds.ItemAge)
+        about_candidates = [part for part in self._parts if part.of == "candidate"]
+        read = [part.field if isinstance(part, kinds.Reading) else part for part in about_candidates]
+        return any(isinstance(part, columns) for part in read)
+
+    def unseen_items(self, otherwise: Tensor | None) -> Tensor | None:
+        """Return the items whose id training has not seen, bool [N + 1]; None: there are none.
+
+        `otherwise` is returned if the items' ids are not read.
+        """
+        for part in self._parts:
+            if isinstance(part, kinds.ItemId):
+                unseen = part.codes == 0
+                unseen[0] = False
+                return unseen if bool(unseen.any()) else None
+        return otherwise
+
     def _count(self, name: str, codes: Tensor) -> None:
         lacking = int((codes == 0).sum())
         if lacking:
