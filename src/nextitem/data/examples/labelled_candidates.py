@@ -15,6 +15,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.event_requests import EventRequests, length_orders
 from nextitem.data.impression_requests import impression_requests
+from nextitem.data.last_time import last_time
 
 TARGET = "target"  # the label of sampled candidates: is it the item that came next?
 HOUR_MS = 3_600_000
@@ -90,8 +91,8 @@ def with_candidates(batch: SequenceBatch, items: torch.Tensor, labels: dict[str,
 def shown_requests(train: Dataset, *, delay_hours: float = 0.0) -> SequenceBatch:
     """What training saw shown, as requests, each with the history before it.
 
-    Labels come late: what was shown within `delay_hours` before the end of the log is left out, since a missing click
-    may still come. UserError where there are no impressions, or nothing is left.
+    Labels come late: what was shown later than `delay_hours` before the end of the log is left out, since a missing
+    click may still come. UserError where there are no impressions, or nothing is left.
     """
     shown = train.impressions
     if shown is None or shown.timestamps is None or not len(shown.request_ids):
@@ -102,10 +103,24 @@ def shown_requests(train: Dataset, *, delay_hours: float = 0.0) -> SequenceBatch
     np.minimum.at(times, shown.request_ids, shown.timestamps)
     asked = np.zeros(len(times), dtype=np.bool_)
     asked[shown.request_ids] = True
-    ripe = asked & (times <= int(shown.timestamps.max()) - delay_hours * HOUR_MS)
+    delay_ms = delay_hours * HOUR_MS
+    # `last_time`: if one page is dated years ahead, the labels of today's pages are no riper for that.
+    ripe = asked & (times <= last_time(shown.timestamps) - delay_ms) if delay_ms else asked
     if not ripe.any():
         raise UserError(f"{train.name}: delay_hours = {delay_hours} leaves no impressions to learn from; lower it")
     return impression_requests(train, times, ripe)
+
+
+def require_both_labels(requests: SequenceBatch, label: str) -> None:
+    """Raise UserError if all candidates have the label, or none has: then there is nothing to tell apart."""
+    values = requests.candidate_labels[label].values
+    count = int((values > 0).sum())
+    if not 0 < count < len(values):
+        raise UserError(
+            f"{'none' if not count else 'each'} of the {len(values)} candidates to learn from has the label {label!r}, "
+            "so nothing can be learnt from it; leave it out of model.tasks and [impressions] labels, or learn from "
+            'events with model.learn_from = "events"'
+        )
 
 
 def examination(requests: SequenceBatch, label: str) -> torch.Tensor:
@@ -116,8 +131,8 @@ def examination(requests: SequenceBatch, label: str) -> torch.Tensor:
     """
     slots = requests.candidate_features["slot"].values.long()
     labels = (requests.candidate_labels[label].values > 0).double()
-    shown = torch.bincount(slots)
-    rate = torch.bincount(slots, weights=labels) / shown.clamp(min=1)
+    shown = torch.bincount(slots, minlength=2)
+    rate = torch.bincount(slots, weights=labels, minlength=2) / shown.clamp(min=1)
     seen = torch.where(shown > 0, rate / rate[1].clamp(min=1e-9), torch.ones_like(rate)).clamp(0.01, 1)
     seen[0] = 1
     return seen.float()
