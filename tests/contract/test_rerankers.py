@@ -63,6 +63,17 @@ def test_every_registered_one_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("score", [torch.nan, torch.inf, -torch.inf])
+def test_scores_that_are_not_finite_are_refused(case: str, score: float) -> None:
+    given_ = candidates([[1, 2, 3], [4, 5]])
+    place = (0, 0) if score > 0 else (0, 2)  # where a score of this kind may stand in a list that falls
+    given_.scores[place] = score
+    for reranker in both(case):
+        with pytest.raises(ValueError, match="must be finite"):
+            reranker.rerank(given_, requests([[1], [2]]), 2)
+
+
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("k", [1, 7, 60])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_an_answer_is_candidates_without_repeats_padded_at_the_tail(case: str, k: int, seed: int) -> None:

@@ -62,6 +62,17 @@ def test_rates_back_off_from_city_to_country_to_all() -> None:
         assert found.scores[0].tolist() == pytest.approx(expected[order].tolist(), abs=1e-6)
 
 
+def test_one_stray_date_does_not_upset_the_order() -> None:
+    train = dataset()
+    log = train.interactions
+    assert log.timestamps is not None
+    times = log.timestamps.copy()
+    times[0] += 36_500 * 86_400_000  # item 1, which user 1 took once and user 4 once
+    model = GeoPopularity(GeoPopularityConfig(half_life_days=30.0, strength=2.0), train.catalog)
+    model.fit(train.with_interactions(replace(log, timestamps=times)))
+    assert model.rates(torch.tensor([[0, 0]]))[0].tolist() == pytest.approx(ALL.tolist(), abs=1e-3)
+
+
 def test_a_strong_prior_is_the_wider_region_and_a_weak_one_the_region_alone() -> None:
     there = torch.tensor([[2, 1]])
     assert fitted(strength=1e9).rates(there)[0].tolist() == pytest.approx(ALL.tolist(), abs=1e-6)

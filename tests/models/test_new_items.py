@@ -50,6 +50,16 @@ def test_what_is_new_depends_on_when_it_is_asked() -> None:
     assert numbers(undated[0]) == numbers(new[0])  # the log ends on the day of the first request
 
 
+def test_an_event_dated_a_century_ahead_leaves_new_what_is_new() -> None:
+    model, dataset = fitted(days=30, few_events=1), build(EVENTS, [f"t{n}" for n in range(ITEMS)], name="new")
+    log = dataset.interactions
+    assert log.timestamps is not None
+    times = log.timestamps.copy()
+    times[-1] += 36_500 * DAY
+    model.fit(dataset.with_interactions(replace(log, timestamps=times)))
+    assert numbers(model.new_items(SequenceBatch(Jagged.from_rows([[1]])))[0]) == [3, 5, 6, 7, 8, 11, 12]
+
+
 def test_without_release_dates_few_events_decide() -> None:
     model = fitted(dated=False, few_events=2)
     assert numbers(model.new_items(SequenceBatch(Jagged.from_rows([[1]])))[0]) == [4, 5, 6, 7, 8, 9, 10, 11, 12]

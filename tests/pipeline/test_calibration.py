@@ -24,7 +24,7 @@ def test_curves_are_fitted_to_validation_and_saved(tmp_path: Path) -> None:
     split = make_split(data, "impressions")
     found = run.model.score(split.validation)["target"]
     clicks = split.validation.candidate_labels["click"].values
-    assert float(found[found > -torch.inf].mean()) == pytest.approx(float(clicks.mean()), abs=1e-4)
+    assert float(found[found > -torch.inf].mean()) == pytest.approx(float(clicks.mean()), abs=1e-3)
     assert torch.equal(load_run(tmp_path / "run").model.score(split.validation)["target"], found)
     with pytest.raises(UserError, match=r"refit leaves no requests to fit model\.calibration"):
         train("gbdt", data, out=tmp_path / "other", protocol="impressions", refit=True, overrides=SETTINGS)

@@ -123,6 +123,28 @@ def test_accumulated_batches_equal_one_large_batch() -> None:
     assert [entry["loss"] for entry in found.history] == pytest.approx([entry["loss"] for entry in expected.history])
 
 
+def test_a_validation_without_a_figure_is_neither_better_nor_the_end() -> None:
+    nan, net, plain = float("nan"), Net(), Net()
+    found = run(net, config(patience=1), validate=lambda: nan)
+    expected = run(plain, config())
+    assert (found.epochs, found.stopped, found.best_epoch, found.best_value) == (6, "finished", 6, None)
+    assert same_weights(net, plain)
+    assert found.history == expected.history  # no entry says validation
+    assert found.notes == (
+        "validation gave no figure after 6 of 6 epochs, since what it holds cannot be judged (all labels alike, or "
+        "nothing asked), and training.patience = 1 did not count them; the last weights are kept",
+    )
+    assert expected.notes == ()
+
+
+def test_epochs_without_a_figure_lie_between_those_that_are_compared(tmp_path: Path) -> None:
+    values = iter([0.1, float("nan"), 0.3, float("nan"), 0.2, float("nan"), 0.1, 9.0])
+    found = run(Net(), config(patience=2, max_epochs=8), validate=lambda: next(values))
+    assert (found.epochs, found.stopped, found.best_epoch, found.best_value) == (7, "patience", 3, 0.3)
+    assert "no figure after 3 of 7 epochs" in found.notes[0]
+    assert found.notes[0].endswith("the best of the others is epoch 3")
+
+
 def test_the_gradient_is_clipped_to_its_norm() -> None:
     clipped, plain = Net(dropout=0.0), Net(dropout=0.0)
     run(clipped, config(gradient_clip=0.1, optimizer="sgd", learning_rate=0.5, max_epochs=2))

@@ -39,13 +39,15 @@ class Reranker(nn.Module, ABC):
         """The lists to show, [B, k]: best first, ordered_by="reranking", each item with its own score and channel.
 
         `candidates` stand best first; equal scores count in order of the item numbers, however they come. A list is
-        shorter than k, and padded, where there are fewer candidates or a filter drops them. ValueError for k < 1, or
-        other rows than the requests'.
+        shorter than k, and padded, where there are fewer candidates or a filter drops them. Raises ValueError if k < 1,
+        if there are other rows than requests, and if a candidate's score is NaN or infinite.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         if len(candidates.item_ids) != batch.num_requests:
             raise ValueError(f"{len(candidates.item_ids)} lists of candidates for {batch.num_requests} requests")
+        if not bool((candidates.scores.isfinite() | (candidates.item_ids == 0)).all()):
+            raise ValueError("scores of candidates must be finite, and some are NaN or infinite")
         return self._rerank(_ties_by_number(candidates), batch, k)
 
     @abstractmethod

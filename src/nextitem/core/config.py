@@ -47,6 +47,12 @@ class Config(pydantic.BaseModel):
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
         return {}
 
+    def without_effect(self, *names: str, reason: str) -> tuple[str, ...]:
+        """Return "name = value has no effect <reason>" for each of these settings that is not at its default."""
+        kind = type(self).model_fields
+        changed = [name for name in names if getattr(self, name) != kind[name].get_default(call_default_factory=True)]
+        return tuple(f"{name} = {getattr(self, name)!r} has no effect {reason}" for name in changed)
+
 
 ConfigType = TypeVar("ConfigType", bound=Config)
 
@@ -73,6 +79,8 @@ def _explain(kind: type[Config], entry: Mapping[str, Any]) -> str:
         return f"unknown setting {path!r}; known are {', '.join(kind.model_fields)}"
     if entry["type"] == "missing":
         return f"setting {path!r} is missing"
+    if not path:  # a rule on several settings, which says itself what is wrong
+        return str(entry["msg"]).removeprefix("Value error, ")
     return f"{path} = {entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
 
 

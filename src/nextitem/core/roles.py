@@ -203,10 +203,10 @@ class Staged(Protocol):
 
 @runtime_checkable
 class Calibrated(Protocol):
-    """Can bring its scores into line with what became of requests that it has not learnt from."""
+    """Can calibrate its scores on requests that it has not learnt from."""
 
-    def calibrate(self, requests: SequenceBatch) -> None:
-        """Fits what stands between scores and probabilities; nothing where the settings ask for nothing."""
+    def calibrate(self, requests: SequenceBatch) -> tuple[str, ...]:
+        """Fit what turns scores into probabilities, if the settings ask for it; return what the user should know."""
 
 
 @runtime_checkable

@@ -13,6 +13,8 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.ops.topk import stable_topk
 
+SHARED_ENTRIES = 2**20  # entries of shared lists that are looked at together
+
 
 def top_items(scores: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
     """Return the k best items that each request allows, by `scores [B, N + 1]`; ties go to the smaller item number.
@@ -33,6 +35,52 @@ def top_items(scores: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
     values = torch.nn.functional.pad(values, missing, value=-torch.inf)
     items = torch.nn.functional.pad(items, missing).masked_fill(values == -torch.inf, 0)
     return Recommendations(items, values.to(torch.float32))
+
+
+def top_shared_items(scores: Tensor, rows: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
+    """Return what `top_items(scores[rows], batch, k)` returns, without a row of all items for each request.
+
+    `scores [V, N + 1]` belong to requests alike: request b has the row `rows[b]` (int64 [B]). Each row is cut once,
+    long enough for what its requests exclude. `scores` is left as it is.
+    """
+    if batch.allowed is not None and len(batch.allowed) > 1:
+        return top_items(scores[rows], batch, k)
+    lengths = torch.zeros_like(rows) if batch.excluded is None else batch.excluded.lengths
+    num_items = scores.shape[1] - 1
+    everything = SequenceBatch(Jagged.from_rows([[]] * len(scores)).to(scores.device), allowed=batch.allowed)
+    best = top_items(scores.clone(), everything, min(k + int(lengths.max()), num_items))
+    order = lengths.argsort(stable=True)
+    widths = (k + lengths[order]).clamp(max=num_items).tolist()
+    answers, start = [], 0
+    while start < len(widths):  # requests that exclude about equally many items together
+        end = start + 1
+        while end < len(widths) and (end + 1 - start) * widths[end] <= SHARED_ENTRIES:
+            end += 1
+        answers.append(_without_excluded(best, rows, batch, order[start:end], width=widths[end - 1], k=k))
+        start = end
+    back = order.argsort()
+    return Recommendations(
+        torch.cat([items for items, _ in answers])[back], torch.cat([values for _, values in answers])[back]
+    )
+
+
+def _without_excluded(
+    best: Recommendations, rows: Tensor, batch: SequenceBatch, requests: Tensor, *, width: int, k: int
+) -> tuple[Tensor, Tensor]:
+    """Items and scores [n, k] of some `requests [n]`: the first of `width` entries of their list that stay."""
+    items, values = best.item_ids[rows[requests], :width], best.scores[rows[requests], :width]
+    if batch.excluded is not None:
+        excluded = batch.excluded.select(requests)
+        span = int(items.max()) + 1 if items.numel() else 1
+        span = max(span, int(excluded.values.max()) + 1 if len(excluded.values) else 1)
+        keys = torch.arange(len(items), device=items.device)[:, None] * span + items
+        is_excluded = torch.isin(keys, excluded.row_ids() * span + excluded.values)
+        order = is_excluded.to(torch.uint8).argsort(dim=1, stable=True)[:, :k]
+        items = items.masked_fill(is_excluded, 0).gather(1, order)
+        values = values.masked_fill(is_excluded, -torch.inf).gather(1, order)
+    missing = (0, max(0, k - items.shape[1]))
+    items, values = items[:, :k], values[:, :k]
+    return torch.nn.functional.pad(items, missing), torch.nn.functional.pad(values, missing, value=-torch.inf)
 
 
 def top_candidates(

@@ -63,7 +63,7 @@ def score_all(
 
 
 def quick_auc(model: Ranker, requests: SequenceBatch) -> float:
-    """One figure, for choosing an epoch: the AUC of the first task."""
+    """Return one figure, for choosing an epoch: the AUC of the first task; NaN if all its labels are alike."""
     first = next(iter(score_all(model, requests).items()))
     labels = requests.candidate_labels
     values = labels[first[0] if first[0] in labels else next(iter(labels))].values

@@ -32,12 +32,10 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.core.top_items import rank_unseen_last, top_items
+from nextitem.core.top_items import rank_unseen_last, top_shared_items
+from nextitem.data.last_time import half_life_weights
 from nextitem.data.requests import user_context
 from nextitem.neighbours.sparse_rows import SparseRows
-from nextitem.ops.topk import stable_topk
-
-DAY_MS = 86_400_000
 
 
 class GeoPopularityConfig(configs.Config):
@@ -75,8 +73,8 @@ class GeoPopularity(Recommender):
         """Counts the training events of each region."""
         log = train.interactions.targets_only()
         weights = np.ones(len(log))
-        if self.settings.half_life_days is not None and log.timestamps is not None and len(log):
-            weights = 0.5 ** ((log.timestamps.max() - log.timestamps) / (DAY_MS * self.settings.half_life_days))
+        if self.settings.half_life_days is not None and log.timestamps is not None:
+            weights = half_life_weights(log.timestamps, self.settings.half_life_days)
         counts = np.bincount(log.item_ids, weights=weights, minlength=self.num_items + 1)
         self.overall = torch.from_numpy(counts / max(counts.sum(), 1e-30)).float()
         known = user_context(train)
@@ -114,25 +112,7 @@ class GeoPopularity(Recommender):
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         codes, region = torch.unique(self._codes(batch), dim=0, return_inverse=True)
-        rates = self.rates(codes)
-        if batch.allowed is not None:
-            return top_items(rates[region], batch, k)
-        # Requests of one region share a list, long enough for what each of them excludes.
-        rates[:, 0] = -torch.inf
-        longest = 0 if batch.excluded is None else int(batch.excluded.lengths.max())
-        values, items = stable_topk(rates, min(k + longest, self.num_items))
-        values, items = values[region], items[region]
-        if batch.excluded is not None:
-            span = self.num_items + 1
-            keys = torch.arange(len(items))[:, None] * span + items
-            out = torch.isin(keys, batch.excluded.row_ids() * span + batch.excluded.values)
-            values = values.masked_fill(out, -torch.inf)
-            values, order = values.sort(dim=1, descending=True, stable=True)
-            items = items.gather(1, order)
-        missing = (0, max(0, k - items.shape[1]))
-        values = nn.functional.pad(values[:, :k], missing, value=-torch.inf)
-        items = nn.functional.pad(items[:, :k], missing)
-        return Recommendations(items.masked_fill(values == -torch.inf, 0), values)
+        return top_shared_items(self.rates(codes), region, batch, k)
 
     def _popular(self, batch: SequenceBatch, k: int) -> Recommendations:
         everywhere = super()._popular(batch, k)

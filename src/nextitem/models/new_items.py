@@ -10,8 +10,8 @@ fill it.
 
 Notable
 - The bonus is certain, not drawn: the same request gets the same list. Its size shrinks only as events are learnt.
-- t is the request's time, else that of the last training event. Items that come out after t are never new. Without
-  release dates `few_events` alone decides.
+- t is the request's time, else that of the last training event (data/last_time.py). Items that come out after t are
+  never new. Without release dates `few_events` alone decides.
 - What stands in the history is not new to its owner.
 - The other items follow by popularity, with scores of at most 0.
 
@@ -34,6 +34,7 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.top_items import top_items
+from nextitem.data.last_time import last_time
 from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
 from nextitem.neighbours.sparse_rows import padded_rows
 from nextitem.neighbours.votes import recent_history
@@ -82,7 +83,9 @@ class NewItems(Recommender):
         self.index.build(self.vectors)
         self.rare = counts <= self.settings.few_events
         times = train.interactions.timestamps
-        self.last_time = torch.tensor(0 if times is None or not len(times) else int(times.max()))
+        # A stray date in the future would leave nothing new.
+        slack_ms = self.settings.days * DAY_MS
+        self.last_time = torch.tensor(0 if times is None or not len(times) else last_time(times, slack_ms=slack_ms))
 
     def new_items(self, batch: SequenceBatch) -> Tensor:
         """Which items are new to each request, bool [B, N + 1]; column 0 is false."""

@@ -1,7 +1,7 @@
 """Popularity: the most frequent items, recent events counting more.
 
-The floor of every comparison. An event counts 0.5 ** (age / half-life), its age measured from the last training
-event; without times every event counts 1.
+The floor of every comparison. An event counts 0.5 ** (age / half-life), its age measured from the end of the log
+(data/last_time.py: a few events that are dated far ahead do not move it); without times every event counts 1.
 
 Notable
 - The rate of an item is smoothed by nothing: at these counts a prior changes no order.
@@ -24,9 +24,8 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.core.top_items import rank_unseen_last, top_items
-
-DAY_MS = 86_400_000
+from nextitem.core.top_items import rank_unseen_last, top_shared_items
+from nextitem.data.last_time import half_life_weights
 
 
 class PopularityConfig(configs.Config):
@@ -46,15 +45,15 @@ class Popularity(Recommender):
     def __init__(self, config: PopularityConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.half_life_days = config.half_life_days
-        self.register_buffer("decayed_counts", torch.zeros(catalog.num_items + 1))
+        # In float64, which tells items apart that were last taken decades before the end of the log.
+        self.register_buffer("decayed_counts", torch.zeros(catalog.num_items + 1, dtype=torch.float64))
 
     def fit(self, train: Dataset) -> None:
-        """Counts the training events that may be targets."""
+        """Count the training events that may be targets."""
         log = train.interactions.targets_only()
         weights = None
-        if self.half_life_days is not None and log.timestamps is not None and len(log):
-            age_days = (log.timestamps.max() - log.timestamps) / DAY_MS
-            weights = 0.5 ** (age_days / self.half_life_days)
+        if self.half_life_days is not None and log.timestamps is not None:
+            weights = half_life_weights(log.timestamps, self.half_life_days)
         counts = np.bincount(log.item_ids, weights=weights, minlength=self.num_items + 1)
         self.decayed_counts.copy_(torch.from_numpy(counts))
 
@@ -63,4 +62,6 @@ class Popularity(Recommender):
         return rank_unseen_last(self.decayed_counts.repeat(batch.num_requests, 1), self.unseen_items())
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return top_items(self.scores(batch), batch, k)
+        rows = torch.zeros(batch.num_requests, dtype=torch.int64, device=self.decayed_counts.device)
+        shared = rank_unseen_last(self.decayed_counts[None].clone(), self.unseen_items())
+        return top_shared_items(shared, rows, batch, k)

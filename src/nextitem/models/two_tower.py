@@ -45,7 +45,7 @@ from nextitem.core.top_items import top_candidates
 from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.cascade_candidates import TEACHER
 from nextitem.data.examples.event_requests import EventRequests
-from nextitem.data.examples.labelled_candidates import TARGET, LabelledRequests, require_labels, shown_requests
+from nextitem.data.examples.labelled_candidates import TARGET, LabelledRequests, require_both_labels, shown_requests
 from nextitem.losses.in_batch_softmax import in_batch_softmax
 from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
 from nextitem.nn.fields.item_features import CONTENT
@@ -152,7 +152,8 @@ class TwoTower(VectorModel):
 
     def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
         """Training on requests that stand, with labelled candidates: what channels found, what was shown."""
-        require_labels(requests, [name for name in requests.candidate_labels if name != TEACHER][:1])
+        for label in [name for name in requests.candidate_labels if name != TEACHER][:1]:
+            require_both_labels(requests, label)
         self._fit_fields(requests, log)
         return LabelledRequests(requests)
 

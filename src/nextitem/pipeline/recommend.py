@@ -24,6 +24,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import KnowsSimilarItems
 from nextitem.core.top_items import top_items
 from nextitem.core.vector_model import VectorModel
+from nextitem.data.last_time import last_time
 from nextitem.data.requests import RequestBuilder, request_values
 from nextitem.data.times import SECONDS_BELOW
 from nextitem.nn.fields.fields import Fields
@@ -142,7 +143,7 @@ def _context(context: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
 
 
 def user_requests(dataset: Dataset, users: Sequence[Any] | None) -> SequenceBatch:
-    """Build requests of these users (external ids; None: all), made right after the last event of the log.
+    """Build requests of these users (external ids; None: all), made right after the end of the log (data.last_time).
 
     The history of each is the user's whole history. Requests come from RequestBuilder, as those of every split do.
     """
@@ -150,7 +151,10 @@ def user_requests(dataset: Dataset, users: Sequence[Any] | None) -> SequenceBatc
     numbers = user_numbers(dataset, users)
     now = None
     if log.timestamps is not None and len(log):
-        now = np.full(len(numbers), int(log.timestamps.max()) + 1)
+        # One stray date in the future must not age everybody's history; a user's own events still precede the request.
+        ends = log.offsets[numbers]
+        own = np.where(ends > log.offsets[numbers - 1], log.timestamps[np.maximum(ends - 1, 0)], 0)
+        now = np.maximum(own, last_time(log.timestamps)) + 1
     return RequestBuilder(dataset).build(
         log.offsets[numbers - 1], log.offsets[numbers], times=now, user_ids=numbers.astype(np.int32)
     )

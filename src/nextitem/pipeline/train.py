@@ -149,7 +149,7 @@ def train_split(
     is_interrupted = any(part is not None and part.stopped == "interrupted" for part in results)
     if is_interrupted:
         options.log("interrupted: what has been learnt is saved and evaluated; continue with --resume")
-    _finish(model, split)
+    _finish(model, split, options.log)
     seconds = time.perf_counter() - began
     processes.first_alone(lambda: save_model(options.folder, model))
     run = Run(options.folder, recipe, model, _dataset=aligned(dataset, model))
@@ -268,10 +268,11 @@ def _validate(model: Recommender, split: Split) -> partial[float] | None:
     return partial(quick_score, model, requests)
 
 
-def _finish(model: Recommender, split: Split) -> None:
+def _finish(model: Recommender, split: Split, log: Log) -> None:
     """What follows learning: calibration on validation requests, indexes over what was learnt."""
     if isinstance(model, Calibrated):
-        model.calibrate(split.validation)
+        for note in model.calibrate(split.validation):
+            log(f"note: {note}")
     for part in model.modules():
         if isinstance(part, Indexed):
             part.build_index(split.validation.sample(INDEX_QUERIES))

@@ -37,7 +37,7 @@ class TrainingResult:
 
     `epochs` counts complete ones. `best_epoch` counts from 1; without validation it is the last one begun.
     `history` has an entry an epoch: epoch, loss and its named parts (means over the batches), and validation
-    where there was one.
+    where there was one. `notes` are sentences for the user: what validation could not do.
     """
 
     epochs: int
@@ -46,6 +46,7 @@ class TrainingResult:
     seconds: float
     stopped: str  # finished, patience, time, interrupted
     history: list[dict[str, float]]
+    notes: tuple[str, ...] = ()
 
 
 def fit(
@@ -64,7 +65,8 @@ def fit(
 ) -> TrainingResult:
     """Trains `model` (a Trainable) and leaves in it the weights of the best epoch.
 
-    `validate` returns the value to be maximised; without it the last weights are the best. `stop_after` ends
+    `validate` returns the value to be maximised, NaN if there is nothing to judge by: such an epoch is neither better
+    nor worse, and counts nothing towards `patience`. Without any value the last weights are the best. `stop_after` ends
     after so many epochs while schedules keep the length of `config.max_epochs` (a refit for a chosen number of
     epochs). `out` takes TensorBoard events and, under checkpoints/, the resume point; with `resume` training
     goes on from there and ends, on a CPU, with the weights of an uninterrupted run. Ctrl-C and the time budget
@@ -116,6 +118,20 @@ def fit(
         seconds=session.seconds,
         stopped=session.stopped or "finished",
         history=session.history,
+        notes=_notes(session, config),
+    )
+
+
+def _notes(session: Session, config: TrainingConfig) -> tuple[str, ...]:
+    """Return what the user should know of validation."""
+    if not session.num_undefined:
+        return ()
+    judged = sum("validation" in entry for entry in session.history)
+    patience = "" if config.patience is None else f", and training.patience = {config.patience} did not count them"
+    return (
+        f"validation gave no figure after {session.num_undefined} of {judged + session.num_undefined} epochs, since "
+        f"what it holds cannot be judged (all labels alike, or nothing asked){patience}; "
+        + (f"the best of the others is epoch {session.best_epoch}" if judged else "the last weights are kept"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class Session(lightning.Callback):
         self.batch = 0  # ... and its place within it
         self.seconds = 0.0  # spent by earlier parts of the run
         self.bad = 0  # validations since the best one
+        self.num_undefined = 0  # validations that gave no figure
         self.best_value = -float("inf")
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
@@ -61,8 +63,10 @@ class Session(lightning.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning's hook: goes into the checkpoint; plain values and tensors only."""
-        kept = ("stopped", "epoch", "batch", "bad", "best_value", "best_epoch", "best_weights", "history")
-        state = {name: getattr(self, name) for name in (*kept, "sums", "count")}
+        judged = ("bad", "num_undefined", "best_value", "best_epoch", "best_weights")
+        state = {
+            name: getattr(self, name) for name in ("stopped", "epoch", "batch", *judged, "history", "sums", "count")
+        }
         return {**state, "seconds": self.elapsed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -148,19 +152,25 @@ class Session(lightning.Callback):
         sums = torch.stack(processes.gather(torch.stack([self.sums[name].cpu() for name in names]))).mean(0)
         entry = {name: float(total) / self.count for name, total in zip(names, sums, strict=True)}
         if judge and self.validate is not None:
-            entry["validation"] = self._judge(module, epoch, self.validate)
+            value = self._judge(module, epoch, self.validate)
+            entry.update({} if math.isnan(value) else {"validation": value})
         self.record(entry, epoch)
         self.history.append({"epoch": float(epoch), **entry})
         self.progress.epoch(self.history[-1], best_epoch=self.best_epoch)
 
     def _judge(self, module: TrainingModule, epoch: int, validate: Callable[[], float]) -> float:
-        """Validates; keeps the weights where they are the best so far."""
+        """Validate, and keep the weights if they are the best so far.
+
+        NaN says that there was nothing to judge by (labels of one kind only): neither better nor worse.
+        """
         module.model.eval()
         value = validate()
         module.model.train()
         if value > self.best_value:
             self.best_value, self.best_epoch, self.bad = value, epoch, 0
             self.best_weights = {name: part.detach().cpu().clone() for name, part in module.model.state_dict().items()}
+        elif math.isnan(value):
+            self.num_undefined += 1
         else:
             self.bad += 1
         return value

@@ -18,6 +18,7 @@ from nextitem.data.examples.labelled_candidates import (
     LabelledRequests,
     SampledCandidates,
     examination,
+    require_both_labels,
     shown_requests,
 )
 from nextitem.data.readers import dataset_from_frames
@@ -96,6 +97,36 @@ def test_labels_that_may_still_come_are_left_out() -> None:
     last = late.impressions.select(np.array([False, False, True, True]))
     with pytest.raises(UserError, match="leaves no impressions to learn from"):
         shown_requests(replace(late, impressions=last), delay_hours=1)
+
+
+def test_a_page_dated_a_century_ahead_makes_no_label_ripe() -> None:
+    data = shop()
+    assert data.impressions is not None
+    hours = np.repeat(np.arange(1, 201), 2)
+    rows = np.tile([0, 1, 2, 3], 100)
+    shown = replace(
+        data.impressions,
+        request_ids=hours.astype(np.int64),
+        item_ids=data.impressions.item_ids[rows],
+        user_ids=data.impressions.user_ids[rows],
+        timestamps=hours * HOUR_S * 1000,
+        columns=data.impressions.columns[rows],
+    )
+    assert shown_requests(replace(data, impressions=shown), delay_hours=48).num_requests == 152
+    times = shown.timestamps.copy()
+    times[-2:] += 876_000 * HOUR_S * 1000
+    shown = replace(shown, timestamps=times)
+    # The end of the log is now hour 199; the stray page itself is no riper than the last ones.
+    assert shown_requests(replace(data, impressions=shown), delay_hours=48).num_requests == 151
+
+
+def test_one_label_is_named() -> None:
+    requests = shown_requests(shop())
+    require_both_labels(requests, "click")
+    with pytest.raises(UserError, match="none of the 2 candidates to learn from has the label 'click'"):
+        require_both_labels(
+            replace(requests.select(torch.tensor([0])), candidate_labels={"click": Jagged.from_rows([[0, 0]])}), "click"
+        )
 
 
 def test_sampled_candidates_hold_the_target_first_and_no_future() -> None:

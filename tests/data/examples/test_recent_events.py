@@ -86,3 +86,15 @@ def test_returns_are_first_events_after_evenly_spread_times() -> None:
     assert found.requests.targets is not None
     # Cuts at 100 and 149.5: user 1 returns with items 2 and 5, user 2 with item 2 both times.
     assert found.requests.targets.values.tolist() == [2, 5, 2]
+
+
+def test_returns_are_asked_for_though_one_event_is_dated_a_century_ahead() -> None:
+    day = 86_400_000
+    users = [user for user in range(1, 11) for _ in range(20)]
+    items = [number % 7 + 1 for number in range(len(users))]
+    times = [day * (step + 1) for _ in range(10) for step in range(20)]
+    plain = recent_events(dataset(users, items, times), share=0.5, most=1000, seed=0, returns=5).requests
+    times[-1] = 36_500 * day
+    stray = recent_events(dataset(users, items, times), share=0.5, most=1000, seed=0, returns=5).requests
+    assert plain.num_requests == 10 * 5
+    assert stray.num_requests >= plain.num_requests - 1

@@ -12,6 +12,7 @@ from support.unknown_labels import drop_unlabelled, hide_labels
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Split
+from nextitem.core.errors import UserError
 from nextitem.evaluation.evaluate_ranking import score_all
 from nextitem.evaluation.metrics.ranking import auc
 from nextitem.models.rankers.gbdt import GBDT, GBDTConfig
@@ -104,6 +105,15 @@ def test_the_regression_has_not_seen_what_grew_the_trees(shown: Split, requests:
         for row in leaves
     ]
     torch.testing.assert_close(model.logits(requests, codes)[:, 0], torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_leaves_cannot_be_weighed_by_one_label(shown: Split, requests: SequenceBatch) -> None:
+    model = fitted(shown, leaf_regression=True)
+    matrix = model._matrix(model.fields(requests))
+    for value in (False, True):
+        labels = np.full((len(matrix), 1), value)
+        with pytest.raises(UserError, match=r"model\.leaf_regression: .* differ in the label of 'target'"):
+            model._weigh_leaves(matrix, labels, np.ones(labels.shape, np.float32))
 
 
 def test_the_trees_are_kept_as_text(shown: Split, requests: SequenceBatch) -> None:

@@ -10,10 +10,12 @@ from support.unknown_labels import drop_unlabelled, hide_labels
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.config import parse
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
+from nextitem.models.rankers.config import RankingConfig
 from nextitem.models.rankers.lr import LR, LRConfig
-from nextitem.models.rankers.ranking_model import RankingConfig, RankingModel
+from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.nn.fields.fields import FieldCodes
 from nextitem.testing.known_answers import cycle
 
@@ -71,8 +73,6 @@ def test_tasks_are_put_together_by_the_weights_of_the_order() -> None:
     logits = torch.tensor([5.0, 1.0])
     expected = torch.nn.functional.logsigmoid(logits) + 2 * torch.nn.functional.logsigmoid(logits + 1)
     torch.testing.assert_close(found.scores[0], expected)
-    with pytest.raises(ValueError, match="order_by names cart, but tasks are click, buy"):
-        known(tasks=("click", "buy"), order_by={"cart": 1.0})
 
 
 def test_pointwise_loss_counts_requests_alike() -> None:
@@ -192,6 +192,89 @@ def test_calibrated_tasks_are_put_together_by_their_probabilities() -> None:
     scores = model.score(batch)
     expected = scores["click"].log() + 2 * scores["buy"].log()
     torch.testing.assert_close(model.recommend(batch, 4).scores[0], expected[0].sort(descending=True).values)
+
+
+def labelled(items: list[list[int]], **labels: Tensor) -> SequenceBatch:
+    rows = Jagged.from_rows(items)
+    return replace(asked(items), candidate_labels={name: rows.with_values(each) for name, each in labels.items()})
+
+
+@pytest.mark.parametrize(
+    "weights", [{"click": 1.0, "buy": 0.5}, {"click": 1.0, "buy": 0.0}, {"buy": 2.0, "click": -1.0}]
+)
+@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+def test_every_candidate_comes_back_in_the_order_of_calibrated_tasks(kind: str, weights: dict[str, float]) -> None:
+    draw = torch.Generator().manual_seed(1)
+    items = torch.stack([torch.randperm(12, generator=draw)[:10] + 1 for _ in range(200)])
+    logits = Known.table[items].flatten()
+    click = (torch.rand(2000, generator=draw) < torch.sigmoid(2 * logits - 4)).float()
+    buy = (logits > 2.5).float() * click  # the lowest steps have no positive at all
+    model = known(tasks=("click", "buy"), order_by=weights, calibration=kind)
+    held = labelled(items.tolist(), click=click, buy=buy)
+    assert model.calibrate(held) == ()
+    found = model.recommend(held, 10)
+    assert bool((found.item_ids > 0).all())
+    assert found.item_ids.sort().values.equal(items.sort().values)
+    scores = model.score(held)
+    expected = sum(weight * scores[task].double().log() for task, weight in weights.items() if weight)
+    assert isinstance(expected, Tensor)
+    best = expected.sort(dim=1, descending=True).values
+    torch.testing.assert_close(found.scores.double(), best, rtol=1e-4, atol=1e-5)
+
+
+def test_within_a_step_of_the_curve_the_logit_decides() -> None:
+    model = known(tasks=("click", "buy"), order_by={"click": 1.0, "buy": 0.5}, calibration="isotonic")
+    # Logits of items 12 .. 8: -6 .. -2. One positive above them all, so that these five share the lowest step.
+    model.calibrate(labelled([[12, 11, 10, 9, 8, 6]], click=torch.eye(6)[5], buy=torch.eye(6)[5]))
+    found = model.recommend(asked([[12, 11, 10, 9, 8]]), 5)
+    assert len(set(model.score(asked([[12, 11, 10, 9, 8]]))["click"][0].tolist())) == 1
+    assert found.item_ids.tolist() == [[8, 9, 10, 11, 12]]
+    whole = model.recommend(SequenceBatch(Jagged.from_rows([[1]]), excluded=Jagged.from_rows([[1, 2, 3, 4, 5, 6]])), 6)
+    assert whole.item_ids.tolist() == [[7, 8, 9, 10, 11, 12]]
+
+
+def test_an_order_must_name_tasks_and_weigh_one_of_them() -> None:
+    for weights, message in (
+        ({"cart": 1.0}, "order_by names cart, but tasks are click, buy"),
+        ({"click": 0.0}, "order_by gives every task the weight 0"),
+        ({"click": float("nan")}, "order_by.click = nan: input should be a finite number"),
+    ):
+        with pytest.raises(UserError, match=f"^model known: {message}"):
+            parse(RankingConfig, {"tasks": ["click", "buy"], "order_by": weights}, where="model known")
+
+
+@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_task_with_one_label_keeps_its_probabilities_and_this_is_said(kind: str, value: float) -> None:
+    model, plain = known(tasks=("click", "buy"), calibration=kind), known(tasks=("click", "buy"))
+    items = [[5, 2, 9], [7, 1, 4]]
+    held = labelled(items, click=torch.tensor([1.0, 0, 0, 0, 1, 1]), buy=torch.full((6,), value))
+    (note,) = model.calibrate(held)
+    assert note == (
+        "model.calibration: the probabilities of 'buy' stay as they were learnt, since "
+        f"{'each' if value else 'none'} of the 6 validation candidates has that label, and a curve needs both kinds"
+    )
+    torch.testing.assert_close(model.score(held)["buy"], plain.score(held)["buy"])
+    assert not torch.equal(model.score(held)["click"], plain.score(held)["click"])
+
+
+@pytest.mark.parametrize(("value", "which"), [(0.0, "none"), (1.0, "each")])
+def test_nothing_is_learnt_from_one_label(value: float, which: str) -> None:
+    requests = labelled([[5, 2, 9]], click=torch.full((3,), value))
+    with pytest.raises(UserError, match=f"{which} of the 3 candidates to learn from has the label 'click'"):
+        known().examples_of(requests, cycle().interactions)
+
+
+def test_settings_about_impressions_are_refused_without_any() -> None:
+    for settings, message in (
+        ({"delay_hours": 24.0}, "model.delay_hours is about impressions, and training has none"),
+        ({"position": "weight"}, "model.position is about impressions, and training has none"),
+    ):
+        with pytest.raises(UserError, match=message):
+            known(**settings).examples(cycle())
+    requests = labelled([[5, 2, 9]], click=torch.tensor([1.0, 0, 0]))
+    with pytest.raises(UserError, match='position = "weight" needs the column slot'):
+        known(position="weight").examples_of(requests, cycle().interactions)
 
 
 def test_many_candidates_are_scored_in_blocks_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.calibration import _SigmoidCalibration
 from sklearn.isotonic import IsotonicRegression
@@ -39,11 +39,13 @@ def test_platt_as_scikit_learn_fits_it() -> None:
     )
 
 
-def test_isotonic_as_scikit_learn_fits_it() -> None:
+def test_isotonic_as_scikit_learn_fits_it_to_smoothed_targets() -> None:
     scores, labels = drawn()
     curve, theirs = calibration("isotonic"), IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
     curve.fit(scores, labels)
-    theirs.fit(scores.double().numpy(), labels.numpy())
+    count, total = int(labels.sum()), len(labels)
+    targets = torch.where(labels > 0, (count + 1) / (count + 2), 1 / (total - count + 2))
+    theirs.fit(scores.double().numpy(), targets.double().numpy())
     asked = torch.linspace(-20, 20, 999, dtype=torch.float64)
     torch.testing.assert_close(curve(asked), torch.from_numpy(theirs.predict(asked.numpy())).float())
 
@@ -52,6 +54,7 @@ def test_isotonic_as_scikit_learn_fits_it() -> None:
 @given(ROWS, st.sampled_from(["platt", "isotonic"]))
 def test_a_curve_rises_and_gives_probabilities(rows: list[tuple[float, bool]], kind: str) -> None:
     scores, labels = torch.tensor([score for score, _ in rows]), torch.tensor([float(label) for _, label in rows])
+    assume(0 < int(labels.sum()) < len(labels))
     curve = calibration(kind)  # type: ignore[arg-type]
     curve.fit(scores, labels)
     found = curve(torch.cat([scores, torch.linspace(-9, 9, 60)]).sort().values)
@@ -84,10 +87,23 @@ def test_scores_that_say_the_opposite_get_the_mean() -> None:
 def test_isotonic_by_hand() -> None:
     curve = Isotonic()
     curve.fit(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.0, 1.0, 0.0, 1.0]))
-    # The violators 1, 0 are pooled to 1/2.
+    # Two labels of each kind aim at 1/4 and 3/4; the violators 3/4, 1/4 are pooled to 1/2.
     assert curve(torch.tensor([0.0, 1.0, 1.5, 2.0, 2.7, 3.0, 4.0, 9.0])).tolist() == pytest.approx(
-        [0, 0, 0.25, 0.5, 0.5, 0.5, 1, 1]
+        [0.25, 0.25, 0.375, 0.5, 0.5, 0.5, 0.75, 0.75]
     )
+
+
+@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+def test_logs_of_probabilities_are_finite_and_those_of_the_probabilities(kind: str) -> None:
+    curve = calibration(kind)  # type: ignore[arg-type]
+    scores = torch.cat([torch.linspace(-5, 5, 50), torch.tensor([-1e6, 1e6])])
+    torch.testing.assert_close(curve.log_probabilities(scores[:50]), curve(scores[:50]).double().log())  # not fitted
+    assert bool(curve.log_probabilities(scores).isfinite().all())
+    curve.fit(scores, (scores > 0).float())  # a separable set: an all-negative step, then an all-positive one
+    torch.testing.assert_close(
+        curve.log_probabilities(scores[:50]), curve(scores[:50]).double().log(), rtol=1e-5, atol=0
+    )
+    assert bool(curve.log_probabilities(scores).isfinite().all())
 
 
 def test_it_is_kept_as_buffers() -> None:
@@ -103,7 +119,14 @@ def test_it_is_kept_as_buffers() -> None:
 
 
 def test_nothing_to_fit_is_named() -> None:
-    for scores, labels in ((torch.zeros(0), torch.zeros(0)), (torch.zeros(3), torch.zeros(2))):
-        with pytest.raises(ValueError, match=rf"{len(labels)} labels, {len(scores)} scores"):
-            calibration("platt").fit(scores, labels)
+    with pytest.raises(ValueError, match=r"2 labels, 3 scores"):
+        calibration("platt").fit(torch.zeros(3), torch.zeros(2))
+    for kind in ("platt", "isotonic"):
+        for labels, message in (
+            (torch.zeros(0), "0 of 0 are positive"),
+            (torch.zeros(3), "needs both labels: 0 of 3"),
+            (torch.ones(3), "needs both labels: 3 of 3"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                calibration(kind).fit(torch.arange(len(labels)).float(), labels)  # type: ignore[arg-type]
     assert np.isfinite(float(calibration("platt")(torch.tensor(50.0))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.data.examples.event_requests import EventRequests
 from nextitem.data.examples.length_pools import batches_by_length
 from nextitem.data.impression_requests import impression_requests
+from nextitem.data.last_time import last_time
 
 TARGET = "target"  # the label of sampled candidates: is it the item that came next?
 HOUR_MS = 3_600_000
@@ -95,9 +96,9 @@ def with_candidates(batch: SequenceBatch, items: torch.Tensor, labels: dict[str,
 def shown_requests(train: Dataset, *, delay_hours: float = 0.0) -> SequenceBatch:
     """What training saw shown, as requests, each with the history before it.
 
-    Labels come late: what was shown within `delay_hours` before the end of the log is left out, since a missing click
-    may still come. So are requests of which no label is known. UserError if there are no impressions, or nothing is
-    left.
+    Labels come late: what was shown later than `delay_hours` before the end of the log is left out, since a missing
+    click may still come. So are requests of which no label is known. UserError if there are no impressions, or
+    nothing is left.
     """
     shown = train.impressions
     if shown is None or shown.timestamps is None or not len(shown.request_ids):
@@ -108,7 +109,9 @@ def shown_requests(train: Dataset, *, delay_hours: float = 0.0) -> SequenceBatch
     np.minimum.at(times, shown.request_ids, shown.timestamps)
     asked = np.zeros(len(times), dtype=np.bool_)
     asked[shown.request_ids] = True
-    ripe = asked & (times <= int(shown.timestamps.max()) - delay_hours * HOUR_MS)
+    delay_ms = delay_hours * HOUR_MS
+    # `last_time`: if one page is dated years ahead, the labels of today's pages are no riper for that.
+    ripe = asked & (times <= last_time(shown.timestamps) - delay_ms) if delay_ms else asked
     if not ripe.any():
         raise UserError(f"{train.name}: delay_hours = {delay_hours} leaves no impressions to learn from; lower it")
     requests = impression_requests(train, times, ripe)
@@ -120,11 +123,19 @@ def shown_requests(train: Dataset, *, delay_hours: float = 0.0) -> SequenceBatch
     return requests if bool(has_label.all()) else requests.select(has_label.nonzero()[:, 0])
 
 
-def require_labels(requests: SequenceBatch, labels: Iterable[str]) -> None:
-    """Raise UserError unless each of the labels is known of a candidate."""
-    for label in labels:
-        if bool(requests.candidate_labels[label].values.isnan().all()):
-            raise UserError(f"label {label!r} is not known of any impression to learn from; fill it in or learn others")
+def require_both_labels(requests: SequenceBatch, label: str) -> None:
+    """Raise UserError if all candidates have the label, or none has: then there is nothing to tell apart."""
+    values = requests.candidate_labels[label].values
+    values = values[~values.isnan()]
+    count = int((values > 0).sum())
+    if not len(values):
+        raise UserError(f"label {label!r} is not known of any impression to learn from; fill it in or learn others")
+    if not 0 < count < len(values):
+        raise UserError(
+            f"{'none' if not count else 'each'} of the {len(values)} candidates to learn from has the label {label!r}, "
+            "so nothing can be learnt from it; leave it out of model.tasks and [impressions] labels, or learn from "
+            'events with model.learn_from = "events"'
+        )
 
 
 def examination(requests: SequenceBatch, label: str) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
+from nextitem.data.last_time import first_time, last_time
 from nextitem.data.protocols.cuts import time_cut
 from nextitem.data.requests import RequestBuilder, earlier_items, single_targets
 
@@ -68,7 +69,7 @@ def recent_events(train: Dataset, *, share: float, most: int, seed: int, returns
 
 def _first_after(times: np.ndarray, users: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     """Of rows in order of user and time, the first of each user from each of `count` evenly spread times on."""
-    begin, end = int(times.min()), int(times.max())
+    begin, end = first_time(times), last_time(times)  # stray dates would leave no cut within the others
     chosen = []
     for cut in np.linspace(begin, end, count, endpoint=False):
         after = np.flatnonzero(times >= cut)

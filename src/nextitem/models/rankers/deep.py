@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from nextitem.core.errors import UserError
-from nextitem.models.rankers.ranking_model import RankingConfig
+from nextitem.models.rankers.config import RankingConfig
 from nextitem.nn.fields.fields import FieldVectors
 from nextitem.nn.ranking.mlp import Activation
 from nextitem.nn.ranking.senet import SENet

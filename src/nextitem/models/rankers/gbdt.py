@@ -30,8 +30,10 @@ from torch import Tensor
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
+from nextitem.core.errors import UserError
 from nextitem.core.roles import Examples
-from nextitem.models.rankers.ranking_model import RankingConfig, RankingModel
+from nextitem.models.rankers.config import RankingConfig
+from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.nn.fields.fields import FieldCodes
 from nextitem.nn.fields.kinds import ItemCategory, ItemId, Pair, RequestCategory
 
@@ -156,6 +158,11 @@ class GBDT(RankingModel):
         weights, biases = [], []
         for column, booster in enumerate(self._boosters()):
             known = known_PS[:, column]
+            if len(np.unique(labels_PS[known, column])) < 2:
+                raise UserError(
+                    "model.leaf_regression: of the half of the requests that weighs the leaves, no two candidates "
+                    f"differ in the label of {self.tasks[column]!r}; leave leaf_regression out"
+                )
             leaves_PE = _leaves(booster, matrix[known])
             shape = (leaves_PE.shape[1], self.settings.leaves)
             places = leaves_PE + np.arange(shape[0]) * shape[1]

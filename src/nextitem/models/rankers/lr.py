@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
-from nextitem.models.rankers.ranking_model import RankingConfig, RankingModel
+from nextitem.models.rankers.config import RankingConfig
+from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.nn.fields.fields import FieldCodes, FieldVectors
 
 

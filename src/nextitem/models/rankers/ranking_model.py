@@ -11,14 +11,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
@@ -30,40 +28,21 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import Examples, LossTerms
 from nextitem.core.top_items import search_unseen_last, top_candidates, top_items
 from nextitem.data.examples.labelled_candidates import (
-    TARGET,
     LabelledRequests,
     SampledCandidates,
     examination,
-    require_labels,
+    require_both_labels,
     shown_requests,
 )
+from nextitem.models.rankers.config import RankingConfig
 from nextitem.nn.fields.fields import FieldCodes, Fields, FieldVectors
 from nextitem.nn.ranking.calibration import Curve, calibration
 from nextitem.nn.ranking.mini_batch_aware import mini_batch_aware_l2
 
 COUNTED_AT_ONCE = 1024  # requests
 BLOCK = 16_384  # candidates that are scored at a time
+TIE_SLOPE = 1e-9  # of a log-probability in its logit: decides between equal probabilities, and nothing else
 FITTED_ON = 20_000  # training requests that quantiles and vocabularies are taken from, where candidates are drawn
-
-
-class RankingConfig(configs.Config):
-    """Settings that all rankers share."""
-
-    fields: tuple[str, ...] = ()  # what is read (nn/fields/fields.py); none named: all that there is
-    tasks: tuple[str, ...] = ()  # labels that are learnt; none named: the data's first, "target" without impressions
-    order_by: dict[str, float] = {}  # task -> weight of its log-probability in the order; empty: the first task alone
-    learn_from: Literal["auto", "impressions", "events"] = "auto"  # auto: impressions where training has some
-    objective: Literal["pointwise", "listwise"] = "pointwise"  # cross-entropy of each candidate, or of a request's list
-    num_negatives: int = Field(8, ge=1)  # of events: drawn for each target
-    negatives_power: float = Field(0.5, ge=0)  # of events: negatives by popularity ** power; 0: uniform
-    position: Literal["ignore", "field", "weight"] = "field"  # slots shown: unread; read in training; inverse weights
-    delay_hours: float = Field(0.0, ge=0)  # impressions this close to the end of the log have no final label: left out
-    max_history_length: int = Field(50, ge=1)  # most recent events that are read
-    buckets: int = Field(32, ge=2)  # quantiles of a numeric field
-    pair_buckets: int = Field(65_536, ge=2)  # codes of a crossed field, beyond which pairs are hashed
-    l2: float = Field(0.0, ge=0)  # of field vectors, each pulled by batches that read it (nn/ranking/mini_batch_aware)
-    calibration: Literal["platt", "isotonic"] | None = None  # a curve over each task's logits, fitted to validation
-    candidate_features: tuple[str, ...] = ()  # numbers that come with candidates and are read: ranks in channels
 
 
 class RankingModel(Recommender):
@@ -76,9 +55,6 @@ class RankingModel(Recommender):
     def __init__(self, config: RankingConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.ranking = config
-        unknown = set(config.order_by) - set(self.tasks)
-        if unknown:
-            raise ValueError(f"order_by names {', '.join(sorted(unknown))}, but tasks are {', '.join(self.tasks)}")
         brought = (*config.candidate_features, *(("slot",) if config.position == "field" else ()))
         self.fields = Fields(
             catalog,
@@ -95,7 +71,7 @@ class RankingModel(Recommender):
     @property
     def tasks(self) -> tuple[str, ...]:
         """What the logits are of, in order."""
-        return self.ranking.tasks or (TARGET,)
+        return self.ranking.task_names
 
     @property
     def history_read(self) -> int:
@@ -125,6 +101,9 @@ class RankingModel(Recommender):
         chosen = self.ranking
         if chosen.learn_from == "impressions" or (chosen.learn_from == "auto" and train.impressions is not None):
             return self.examples_of(shown_requests(train, delay_hours=chosen.delay_hours), train.interactions)
+        if chosen.learn_from == "auto" and (chosen.delay_hours or chosen.position == "weight"):
+            name = "delay_hours" if chosen.delay_hours else "position"
+            raise UserError(f"{train.name}: model.{name} is about impressions, and training has none; leave it out")
         sampled = SampledCandidates(
             train,
             num_negatives=chosen.num_negatives,
@@ -135,11 +114,20 @@ class RankingModel(Recommender):
         return self._counted(sampled)
 
     def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
-        """Training on requests that stand: what was shown, or what channels found."""
-        require_labels(requests, self._labels(requests))
-        self.fields.fit(requests, log)
-        if self.ranking.position == "weight" and "slot" in requests.candidate_features:
+        """Training on requests that stand: what was shown, or what channels found.
+
+        Raises UserError if a task has one label only, or if slots are to be weighed and there are none.
+        """
+        for label in self._labels(requests):
+            require_both_labels(requests, label)
+        if self.ranking.position == "weight":
+            if "slot" not in requests.candidate_features:
+                raise UserError(
+                    'model.position = "weight" needs the column slot of impressions, and these candidates have none; '
+                    "leave it out"
+                )
             self.examined = examination(requests, self._labels(requests)[0])
+        self.fields.fit(requests, log)
         return self._counted(LabelledRequests(requests))
 
     @property
@@ -191,17 +179,30 @@ class RankingModel(Recommender):
         return self.ranking.l2 * mini_batch_aware_l2(self.vectors.table.weight, codes.looked_up()[0], self.counts)
 
     @torch.no_grad()
-    def calibrate(self, requests: SequenceBatch) -> None:
-        """Fits the curves to what became of requests that nothing was learnt from. UserError without labels."""
+    def calibrate(self, requests: SequenceBatch) -> tuple[str, ...]:
+        """Fit the curves to what became of requests that nothing was learnt from.
+
+        A task whose labels are all alike keeps its probabilities as they were learnt: a curve through one label would
+        give every candidate the same. Returns a sentence for each such task. Raises UserError without labels.
+        """
         if not self.curves:
-            return
+            return ()
         if not requests.candidate_labels or not requests.num_requests:
             raise UserError("model.calibration needs labelled validation requests: use --protocol impressions")
-        logits = self._all_logits(requests)
+        logits, notes = self._all_logits(requests), []
         for column, label in enumerate(self._labels(requests)):
             labels = requests.candidate_labels[label].values
             has_label = ~labels.isnan()
-            cast(Curve, self.curves[column]).fit(logits[has_label, column], labels[has_label])
+            count, total = int((labels > 0).sum()), int(has_label.sum())
+            if 0 < count < total:
+                cast(Curve, self.curves[column]).fit(logits[has_label, column], labels[has_label])
+            else:
+                notes.append(
+                    f"model.calibration: the probabilities of {label!r} stay as they were learnt, since "
+                    f"{'none' if not count else 'each'} of the {total} validation candidates has that label, "
+                    "and a curve needs both kinds"
+                )
+        return tuple(notes)
 
     def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
         """Task -> probabilities [B, K], aligned with the padded candidates (-inf at padding); slots are not read."""
@@ -221,30 +222,41 @@ class RankingModel(Recommender):
         return top_candidates(batch.candidates, scores, batch, k, num_items=self.num_items, unseen=unseen)
 
     def _from_catalogue(self, batch: SequenceBatch, k: int) -> Recommendations:
-        """Every item that is allowed is a candidate."""
+        """Rank every item that is allowed, some requests at a time."""
         items = torch.arange(1, self.num_items + 1, device=batch.items.values.device)
         if batch.allowed is not None:
             items = batch.allowed.any(0).nonzero()[:, 0]
             items = items[items > 0]
-        scores = torch.full((batch.num_requests, self.num_items + 1), -torch.inf, device=items.device)
-        each = max(1, BLOCK // max(1, len(items)))
-        for start in range(0, batch.num_requests, each):
-            rows = torch.arange(start, min(start + each, batch.num_requests), device=items.device)
+        answers = []
+        rows = torch.arange(batch.num_requests, device=items.device)
+        for block in torch.split(rows, max(1, BLOCK // max(1, len(items)))):
+            asked = batch.select(block)
+            scores = torch.full((len(block), self.num_items + 1), -torch.inf, dtype=torch.float64, device=items.device)
             for part in torch.split(items, BLOCK):
-                offsets = torch.arange(len(rows) + 1, device=items.device) * len(part)
-                asked = replace(batch.select(rows), candidates=Jagged(part.repeat(len(rows)), offsets))
-                scores[rows[:, None], part] = self._order(asked).view(len(rows), -1)
-        return top_items(scores, batch, k)
+                offsets = torch.arange(len(block) + 1, device=items.device) * len(part)
+                candidates = Jagged(part.repeat(len(block)), offsets)
+                scores[:, part] = self._order(replace(asked, candidates=candidates)).view(-1, len(part)).double()
+            answers.append(top_items(scores, asked, k))
+        return Recommendations(
+            torch.cat([answer.item_ids for answer in answers]), torch.cat([answer.scores for answer in answers])
+        )
 
     def _order(self, batch: SequenceBatch) -> Tensor:
-        """What candidates are ranked by [P]."""
+        """Return what candidates are ranked by [P]: the first task's logit, or the sum that `order_by` asks for.
+
+        The sum is in float64, and each log-probability rises a little with its logit, so that candidates on one step of
+        an isotonic curve, or with a probability that rounds to 1, keep the order of their logits.
+        """
         logits = self._all_logits(batch)
-        weights = self.ranking.order_by
-        if not weights:
+        if not self.ranking.order_by:
             return logits[:, 0]
-        columns = [self.tasks.index(task) for task in weights]
-        logs = self._probabilities(logits).log() if self.curves else F.logsigmoid(logits)
-        return logs[:, columns] @ logits.new_tensor(list(weights.values()))
+        order = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+        for task, weight in self.ranking.order_by.items():
+            column = self.tasks.index(task)
+            scores = logits[:, column].double()
+            logs = cast(Curve, self.curves[column]).log_probabilities(scores) if self.curves else F.logsigmoid(scores)
+            order += weight * (logs + TIE_SLOPE * scores)
+        return order
 
     def _all_logits(self, batch: SequenceBatch) -> Tensor:
         """[P, S], some BLOCK candidates at a time; slots are not read."""

@@ -30,14 +30,12 @@ class Platt(nn.Module):
 
     @torch.no_grad()
     def fit(self, scores: Tensor, labels: Tensor) -> None:
-        """The most likely curve for 0/1 labels [P] at scores [P], with Platt's smoothed targets.
+        """Fit the most likely curve for 0/1 labels [P] at scores [P], with Platt's smoothed targets.
 
-        A falling curve is not taken: where it would fit best, all scores get the mean. ValueError without labels.
+        A falling curve is not taken: if it would fit best, all scores get the mean. Raises ValueError without both
+        labels.
         """
-        positive = _checked(scores, labels)
-        scores, count = scores.double(), positive.sum()
-        # A separable set would have an infinite slope: targets are those of one more example of each label.
-        targets = torch.where(positive, (count + 1) / (count + 2), 1 / (len(positive) - count + 2))
+        scores, targets = scores.double(), smoothed_targets(scores, labels)
         centre, scale = scores.mean(), scores.std(correction=0)
         slope, shift = 0.0, float(torch.logit(targets.mean()))
         if float(scale) > 0:
@@ -48,14 +46,19 @@ class Platt(nn.Module):
         self.shift.copy_(shift - rise * centre)
 
     def forward(self, scores: Tensor) -> Tensor:
-        """Probabilities, of the scores' shape."""
+        """Return probabilities, of the scores' shape."""
         return torch.sigmoid(self.slope * scores.double() + self.shift).float()
+
+    def log_probabilities(self, scores: Tensor) -> Tensor:
+        """Return the logs of the probabilities in float64; finite for finite scores."""
+        return F.logsigmoid(self.slope * scores.double() + self.shift)
 
 
 class Isotonic(nn.Module):
     """The rising curve with the least squared error: straight between its steps, flat beyond them.
 
-    Scores within a step get one probability, so their order is lost. Until it is fitted it is the logistic function.
+    It is fitted to Platt's smoothed targets, since P examples cannot show a probability of exactly 0 or 1. Scores
+    within a step get one probability, so their order is lost. Until it is fitted it is the logistic function.
     """
 
     steps: Tensor
@@ -68,23 +71,33 @@ class Isotonic(nn.Module):
 
     @torch.no_grad()
     def fit(self, scores: Tensor, labels: Tensor) -> None:
-        """The best curve for 0/1 labels [P] at scores [P]. ValueError without labels."""
-        positive = _checked(scores, labels)
+        """Fit the best curve for 0/1 labels [P] at scores [P]. Raises ValueError without both labels."""
+        targets = smoothed_targets(scores, labels)
         curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
-        curve.fit(scores.double().cpu().numpy(), positive.cpu().numpy().astype(np.float64))
+        curve.fit(scores.double().cpu().numpy(), targets.cpu().numpy())
         self.steps = torch.from_numpy(curve.X_thresholds_.copy()).to(scores.device)
         self.values = torch.from_numpy(curve.y_thresholds_.copy()).to(scores.device)
 
     def forward(self, scores: Tensor) -> Tensor:
-        """Probabilities, of the scores' shape."""
+        """Return probabilities, of the scores' shape."""
         if not len(self.steps):
             return torch.sigmoid(scores)
+        return self._values_at(scores).float()
+
+    def log_probabilities(self, scores: Tensor) -> Tensor:
+        """Return the logs of the probabilities in float64; finite for finite scores."""
+        if not len(self.steps):
+            return F.logsigmoid(scores.double())
+        return self._values_at(scores).log()
+
+    def _values_at(self, scores: Tensor) -> Tensor:
+        """Read the curve at the scores, float64."""
         scores = scores.double().clamp(self.steps[0], self.steps[-1])
         right = torch.searchsorted(self.steps, scores).clamp(min=1, max=max(1, len(self.steps) - 1))
         steps, values = F.pad(self.steps, (0, 1), value=float("inf")), F.pad(self.values, (0, 1))
         left = right - 1
         share = (scores - steps[left]) / (steps[right] - steps[left])
-        return torch.lerp(values[left], values[right], share).float()
+        return torch.lerp(values[left], values[right], share)
 
 
 Curve = Platt | Isotonic
@@ -95,10 +108,20 @@ def calibration(kind: Literal["platt", "isotonic"]) -> Curve:
     return Platt() if kind == "platt" else Isotonic()
 
 
-def _checked(scores: Tensor, labels: Tensor) -> Tensor:
-    if not len(labels) or scores.shape != labels.shape:
+def smoothed_targets(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return Platt's targets [P] float64 for 0/1 labels: those that one more example of each label would leave.
+
+    A positive aims at (positives + 1) / (positives + 2), a negative at 1 / (negatives + 2), so that neither a separable
+    set nor a step with one label leads to a probability of 0 or 1. Raises ValueError if a label is missing, or if there
+    are more or fewer labels than scores.
+    """
+    if scores.shape != labels.shape:
         raise ValueError(f"calibration needs as many labels as scores: {len(labels)} labels, {len(scores)} scores")
-    return labels > 0
+    is_positive = labels > 0
+    count = is_positive.sum().double()
+    if not 0 < int(count) < len(labels):
+        raise ValueError(f"calibration needs both labels: {int(count)} of {len(labels)} are positive")
+    return torch.where(is_positive, (count + 1) / (count + 2), 1 / (len(labels) - count + 2))
 
 
 def _logistic_curve(inputs: Tensor, targets: Tensor) -> tuple[float, float]:
