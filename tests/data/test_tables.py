@@ -48,6 +48,7 @@ def test_names_of_folders_are_no_patterns(tmp_path: Path, name: str) -> None:
         assert (len(dataset.interactions), dataset.catalog.num_items, dataset.repeats) == (24, 5, False)
         assert dataset.interactions.columns.columns == []
     folder = written(tmp_path / name / "parts", {"part-0.parquet": LOG[:12], "part-1.parquet": LOG[12:]})
+    (folder / "dataset.toml").write_text("repeats = false")
     assert load_dataset(folder).fingerprint == dataset.fingerprint
 
 
