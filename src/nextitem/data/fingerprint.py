@@ -164,9 +164,10 @@ class _Digest:
             self._numbers(name, column)
 
     def texts(self, name: str, column: pl.Series) -> None:
-        """Add strings."""
+        """Add strings; line ends of Windows count as others, since programs that copy a file change them."""
         self.settings(name, texts=len(column))
         for part in _parts(column, TEXTS_AT_ONCE):
+            part = part.str.replace_all("\r\n", "\n", literal=True)
             self._hash.update(part.str.len_bytes().cast(pl.Int64).fill_null(-1).to_numpy().data)
             self._hash.update(part.fill_null("").str.join("")[0].encode())
 
