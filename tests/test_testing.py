@@ -1,0 +1,68 @@
+"""check_recommender: it passes a model that keeps the contract, and names what another one breaks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.errors import ContractError
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.top_items import top_items
+from nextitem.models.item_cf import ItemCF
+from nextitem.models.popularity import Popularity
+from nextitem.testing import check_recommender
+
+
+class Forgetful(Popularity):
+    """Its counts are lost when it is saved."""
+
+    def fit(self, train: object) -> None:
+        super().fit(train)  # type: ignore[arg-type]
+        counts = self.decayed_counts.clone()
+        del self.decayed_counts
+        self.register_buffer("decayed_counts", counts, persistent=False)
+
+
+class Sociable(Popularity):
+    """Its lists depend on who else asks."""
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        scores = self.decayed_counts.repeat(batch.num_requests, 1).float()
+        if batch.num_requests > 2:
+            scores = -scores
+        return top_items(scores, batch, k)
+
+
+class Stubborn(Popularity):
+    """It lists what is excluded."""
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        items = torch.arange(1, k + 1).repeat(batch.num_requests, 1).clamp(max=self.num_items)
+        repeated = torch.arange(k) >= self.num_items
+        items = items.masked_fill(repeated, 0)
+        return Recommendations(items, torch.zeros(items.shape).masked_fill(items == 0, -torch.inf))
+
+
+def test_a_model_that_keeps_the_contract_passes() -> None:
+    check_recommender(ItemCF, known_answers=["planted-clusters"])
+    check_recommender("popularity", settings={"model.half_life_days": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(Forgetful, "check_a_bundle_answers_as_the_model_did"), (Sociable, "check_a_batch_equals_single_requests")],
+)
+def test_what_a_model_breaks_is_named(model: type, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_recommender(model)
+
+
+def test_a_forbidden_item_is_refused_by_the_contract_itself() -> None:
+    with pytest.raises(ContractError, match="Stubborn returned a forbidden item"):
+        check_recommender(Stubborn)
+
+
+def test_answers_that_a_model_cannot_find_are_counted() -> None:
+    with pytest.raises(AssertionError, match=r"check_known_answers: cycle: [0-9]+% of the answers are right"):
+        check_recommender("popularity", known_answers=["cycle"])
