@@ -172,5 +172,13 @@ def test_copies_of_events_without_a_time_are_found_by_their_position() -> None:
     assert len(dataset.interactions) == 4
 
 
+@pytest.mark.parametrize("kind", [pl.Int64, pl.String, pl.Float64])
+def test_positions_of_every_type(kind: type[pl.DataType]) -> None:
+    large = 0 if kind == pl.Float64 else 2**60
+    positions = pl.Series([large + 2, large + 1, large, large]).cast(kind)
+    dataset = dataset_from_frames({"interactions": LOG | {"timestamp": [None] * 4, "position": positions}})
+    assert dataset.catalog.ids.decode(dataset.interactions.item_ids).to_list() == [6, 5, 5, 7]
+
+
 def test_an_action_called_search_that_has_items_is_refused_with_the_way_out() -> None:
     assert "give this action another name" in refusal({}, action=["search", "view", "view", "view"], query=["a"] * 4)

@@ -148,6 +148,11 @@ def test_missing_values_of_pandas_are_missing() -> None:
     assert table.select("title", "size", "count").rows() == [("a", 1.0, 1), (None, None, None), (None, 2.0, 3)]
 
 
+def test_row_labels_of_pandas_without_a_name_are_no_column() -> None:
+    items = pa.table(ITEMS | {"__index_level_0__": [3, 4, 5]})
+    assert Dataset.from_frames(LOG, items=items).catalog.table.columns == list(ITEMS)
+
+
 def test_columns_of_other_names() -> None:
     expected = Dataset.from_frames(interactions=LOG, items=ITEMS)
     log = pl.DataFrame(LOG).rename({"user_id": "CustomerID", "item_id": "sku", "timestamp": "at"})

@@ -16,6 +16,7 @@ from nextitem.data.tables import failed_frame
 Frame = pl.DataFrame | pl.LazyFrame
 Columns = Mapping[str, str | Mapping[str, str]]  # standard name -> theirs; or table -> such a mapping
 CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, AttributeError, pl.exceptions.PolarsError)
+UNNAMED_INDEX = r"^__index_level_\d+__$"  # row labels of pandas that have no name
 RECBOLE = re.compile(r"(.+):(?:token|token_seq|float|float_seq)")  # "user_id:token"
 RECTOOLS = {"datetime": "timestamp", "weight": "value"}  # its names in a table of interactions
 
@@ -44,7 +45,7 @@ def as_frame(frame: object, *, where: str) -> Frame:
             raise UserError(f"{where}: column {name!r} occurs {count} times; rename or drop the others")
     if hasattr(frame, "__arrow_c_stream__"):
         try:
-            return pl.DataFrame(cast(Any, frame))
+            return pl.DataFrame(cast(Any, frame)).select(pl.exclude(UNNAMED_INDEX))
         except (ImportError, *CONVERSION_ERRORS) as error:
             # pandas may lack pyarrow, and what is wrong with a column is found when it is read alone.
             if not names:

@@ -78,6 +78,10 @@ def position_column(table: Table) -> pl.Expr:
     """The column position as Int64; nulls and fractions are errors."""
     remedy = "store whole numbers, 0 for the first event"
     numbers = numeric_column(table, "position", what="the order of events")
+    if table.schema["position"] == pl.String:
+        # Digits beyond 2**53, ticks of a clock, lose their order as floats.
+        integers = pl.col("position").str.strip_chars().cast(pl.Int64, strict=False)
+        numbers = numbers if table.count(integers.is_null() & numbers.is_not_null()) else integers
     row = table.first_row(numbers.is_null())
     if row is not None:
         raise table.problem("position", "is missing", "fill it in, or remove the column", row=row)

@@ -47,9 +47,10 @@ from nextitem.data.examples.cascade_candidates import TEACHER
 from nextitem.data.examples.event_requests import EventRequests
 from nextitem.data.examples.labelled_candidates import TARGET, LabelledRequests, require_both_labels, shown_requests
 from nextitem.losses.in_batch_softmax import in_batch_softmax
+from nextitem.losses.label_shares import label_shares
 from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
 from nextitem.nn.fields.item_features import CONTENT
-from nextitem.nn.fields.towers import NEVER, ItemTower, TowerSizes, UserTower
+from nextitem.nn.fields.towers import ItemTower, TowerSizes, UserTower
 from nextitem.nn.streaming_frequency import StreamingFrequency
 
 BLOCK = 65_536  # items whose vectors are made at a time
@@ -277,10 +278,10 @@ class TwoTower(VectorModel):
         """Cross-entropy of each request's shares of labels: a ranker's scores, and what became of the candidates."""
         logits, labels = self._candidate_scores(batch), batch.candidate_labels
         given = [name for name in labels if name != TEACHER][:1]
-        losses = {name: _listwise(logits, labels[name].values, candidates) for name in given}
+        losses = {name: label_shares(logits, labels[name].values, candidates) for name in given}
         if TEACHER not in labels:
             return LossTerms(losses[given[0]])
-        losses[TEACHER] = _listwise(logits, labels[TEACHER].values, candidates)
+        losses[TEACHER] = label_shares(logits, labels[TEACHER].values, candidates)
         weight = self.settings.teacher_weight if given else 1.0
         total = torch.stack([loss * (weight if name == TEACHER else 1 - weight) for name, loss in losses.items()]).sum()
         return LossTerms(total, {name: loss.detach() for name, loss in losses.items()})
@@ -288,15 +289,3 @@ class TwoTower(VectorModel):
     def _fit_fields(self, requests: SequenceBatch, log: Interactions) -> None:
         for fields in (self.users.fields, self.items.fields):
             fields.fit(requests, log)
-
-
-def _listwise(logits: Tensor, labels: Tensor, candidates: Jagged) -> Tensor:
-    """Mean over requests of -sum_c share_c log softmax_c, share: of a request's labels above 0; no label adds 0.
-
-    Candidates whose label is not known (NaN) are left out.
-    """
-    logits = logits.masked_fill(labels.isnan(), NEVER)
-    padded = candidates.with_values(logits).to_padded(fill=NEVER)
-    shares = candidates.with_values(labels.nan_to_num(0).clamp(min=0).to(logits.dtype)).to_padded()
-    shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-12)
-    return -(shares * padded.log_softmax(1)).sum(1).mean()

@@ -113,7 +113,7 @@ def test_leaves_cannot_be_weighed_by_one_label(shown: Split, requests: SequenceB
     for value in (False, True):
         labels = np.full((len(matrix), 1), value)
         with pytest.raises(UserError, match=r"model\.leaf_regression: .* differ in the label of 'target'"):
-            model._weigh_leaves(matrix, labels, np.ones(labels.shape, np.float32))
+            model._weigh_leaves(matrix, labels, np.ones(labels.shape, np.float32), np.ones(labels.shape, np.bool_))
 
 
 def test_the_trees_are_kept_as_text(shown: Split, requests: SequenceBatch) -> None:

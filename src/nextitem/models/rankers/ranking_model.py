@@ -34,6 +34,8 @@ from nextitem.data.examples.labelled_candidates import (
     require_both_labels,
     shown_requests,
 )
+from nextitem.losses.listwise_softmax import listwise_softmax
+from nextitem.losses.mean_by_request import mean_by_request
 from nextitem.models.rankers.config import RankingConfig
 from nextitem.nn.fields.fields import FieldCodes, Fields, FieldVectors
 from nextitem.nn.ranking.calibration import Curve, calibration
@@ -150,24 +152,22 @@ class RankingModel(Recommender):
         return LossTerms(terms.total + self.penalty(batch, codes), terms.named)
 
     def cross_entropy(self, batch: SequenceBatch, logits: Tensor) -> LossTerms:
-        """Of every task, for logits [P, S]; a request counts as much as another, whatever it shows.
-
-        Candidates whose label is not known (NaN) are left out of the task.
-        """
+        """Loss of every task for logits [P, S]. Requests count alike; candidates without a known label are left out."""
         assert batch.candidates is not None
         rows = batch.candidates.row_ids()
         weights = self._weights(batch)
         losses = {}
         for column, label in enumerate(self._labels(batch)):
             labels = batch.candidate_labels[label].values
-            has_label = ~labels.isnan()
             # A positive in a slot that is rarely looked at stands for those that were not seen there.
             each = torch.where(labels > 0, weights, 1) * (
-                _listwise(logits[:, column], labels, rows, batch.num_requests)
+                listwise_softmax(logits[:, column], labels, rows, num_requests=batch.num_requests)
                 if self.ranking.objective == "listwise"
                 else F.binary_cross_entropy_with_logits(logits[:, column], (labels > 0).float(), reduction="none")
             )
-            losses[self.tasks[column]] = _mean_by_request(each * has_label, rows[has_label], rows, batch.num_requests)
+            losses[self.tasks[column]] = mean_by_request(
+                each, rows, num_requests=batch.num_requests, is_known=~labels.isnan()
+            )
         total = torch.stack(list(losses.values())).sum()
         shown = {name: value.detach() for name, value in losses.items()} if len(losses) > 1 else {}
         return LossTerms(total, shown)
@@ -290,27 +290,6 @@ class RankingModel(Recommender):
             return 1.0
         slots = batch.candidate_features["slot"].values.long().clamp(max=len(self.examined) - 1)
         return 1 / self.examined[slots]
-
-
-def _listwise(logits: Tensor, labels: Tensor, rows: Tensor, count: int) -> Tensor:
-    """-log softmax over a request's candidates at its positives [P], as many times as it has candidates; else 0.
-
-    Candidates whose label is not known are none of its candidates.
-    """
-    has_label = ~labels.isnan()
-    known = logits.masked_fill(~has_label, -torch.inf)
-    highest = torch.full((count,), -torch.inf, device=logits.device).scatter_reduce(0, rows, known.detach(), "amax")
-    highest = highest.masked_fill(highest == -torch.inf, 0)  # a request without any known label
-    total = torch.zeros(count, device=logits.device).index_add(0, rows, (known - highest[rows]).exp())
-    sizes = torch.bincount(rows[has_label], minlength=count)
-    each = highest[rows] + total.clamp(min=1).log()[rows] - logits  # its own highest makes every other total 1 or more
-    return torch.where(labels > 0, each * sizes[rows], torch.zeros_like(each))
-
-
-def _mean_by_request(values: Tensor, known_rows: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Mean over requests of the mean over a request's known candidates; `rows [P]` are the requests of values [P]."""
-    sizes = torch.bincount(known_rows, minlength=count).clamp(min=1)
-    return (values / sizes[rows]).sum() / max(1, count)
 
 
 def _without_slots(batch: SequenceBatch) -> SequenceBatch:
