@@ -14,39 +14,18 @@ from typing import Any
 import pytest
 import torch
 from support.trained_models import requests, trained
-from support.training_steps import three_losses
+from support.training_steps import model_losses, three_losses
 
-from nextitem.core.components import build_component, component_class
-from nextitem.core.recommender import Recommender
+from nextitem.core.components import build_component
 from nextitem.core.registry import MODELS, TOKENIZERS
 from nextitem.core.roles import ClosedForm
 from nextitem.data.text import ContentConfig, content_vectors
-from nextitem.pipeline.options import FitOptions
-from nextitem.pipeline.recipe import resolve_recipe
-from nextitem.pipeline.tokenize import require_identifiers, with_content
-from nextitem.recipes import read_recipe
 from nextitem.testing.known_answers import DATASETS
 from nextitem.tokenizers.collisions import build_table
 
 FILE = Path(__file__).parent / "pinned.json"
 PINNED: dict[str, dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
 HISTORIES = [[1], [4, 5, 6, 7, 8, 9], [2, 3], [], [12, 1, 2], [30, 29, 25]]
-
-
-def model_losses(name: str) -> list[float]:
-    """The losses of a model's debug recipe on the cycle."""
-    dataset = DATASETS["cycle"]()
-    recipe = resolve_recipe([read_recipe(f"debug/{name}"), ("test", {"data": {"path": "-"}})])
-    kind, config = component_class("model", recipe.model)
-    needs = kind.needs | config.needs
-    if "content" in needs:
-        dataset = with_content(dataset, recipe, progress=False)
-    if "identifiers" in needs:
-        dataset = require_identifiers(dataset, recipe, FitOptions(Path(), progress=False))
-    torch.manual_seed(0)
-    model: Recommender = build_component("model", recipe.model, dataset.catalog)
-    model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
-    return three_losses(model, dataset)
 
 
 def model_lists(name: str) -> list[list[int]]:

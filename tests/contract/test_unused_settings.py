@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from support.training_steps import three_losses
+from support.training_steps import model_losses
 
-from nextitem.core.components import build_component, component_class
 from nextitem.core.config import Config, parse
-from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
 from nextitem.neighbours.ann_index import AnnIndexConfig
-from nextitem.pipeline.options import FitOptions
-from nextitem.pipeline.recipe import resolve_recipe
-from nextitem.pipeline.tokenize import require_identifiers, with_content
 from nextitem.recipes import read_recipe
-from nextitem.testing.known_answers import DATASETS
 
 # Model, settings that hold, and a field that then has no effect with another value of it.
 IDLE: list[tuple[str, dict[str, Any], str, Any]] = [
@@ -59,6 +51,9 @@ IDLE: list[tuple[str, dict[str, Any], str, Any]] = [
     ("tdm", {"objective": "levels"}, "training_beam", 1),
     ("tdm", {"objective": "beam-aware"}, "negatives", 1),
     ("jtm", {"relearn_after": []}, "segment", 1),
+    ("lr", {"learn_from": "events"}, "delay_hours", 3.0),
+    ("lr", {"learn_from": "events", "position": "ignore"}, "position", "weight"),
+    ("lr", {}, "order_by", {"target": 2.0}),
 ]
 
 # The opposite: settings that give the field a meaning.
@@ -79,22 +74,6 @@ EFFECTIVE: list[tuple[str, dict[str, Any], str, Any]] = [
 ]
 
 
-def losses(name: str, settings: dict[str, Any]) -> list[float]:
-    """Three training losses of a model's debug recipe with other settings, on the cycle."""
-    dataset = DATASETS["cycle"]()
-    recipe = resolve_recipe([read_recipe(f"debug/{name}"), ("test", {"data": {"path": "-"}, "model": settings})])
-    kind, config = component_class("model", recipe.model)
-    needs = getattr(kind, "needs", frozenset()) | getattr(config, "needs", frozenset())
-    if "content" in needs:
-        dataset = with_content(dataset, recipe, progress=False)
-    if "identifiers" in needs:
-        dataset = require_identifiers(dataset, recipe, FitOptions(Path(), progress=False))
-    torch.manual_seed(0)
-    model: Recommender = build_component("model", recipe.model, dataset.catalog)
-    model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
-    return three_losses(model, dataset)
-
-
 def unused(name: str, settings: dict[str, Any]) -> tuple[str, ...]:
     return parse(MODELS[name].load().Config, settings, where="test").unused_settings()
 
@@ -106,7 +85,7 @@ def test_a_setting_without_effect_is_named_and_changes_no_loss(
     sentences = unused(name, {**settings, field: value})
     assert len(sentences) == 1
     assert sentences[0].startswith(f"{field} = {value!r} has no effect: ")
-    assert losses(name, {**settings, field: value}) == losses(name, settings)
+    assert model_losses(name, **{**settings, field: value}) == model_losses(name, **settings)
 
 
 @pytest.mark.parametrize(("name", "settings", "field", "value"), EFFECTIVE)
@@ -114,7 +93,7 @@ def test_a_setting_with_effect_is_not_named_and_changes_the_loss(
     name: str, settings: dict[str, Any], field: str, value: Any
 ) -> None:
     assert unused(name, {**settings, field: value}) == ()
-    assert losses(name, {**settings, field: value}) != losses(name, settings)
+    assert model_losses(name, **{**settings, field: value}) != model_losses(name, **settings)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -136,6 +115,18 @@ def test_shipped_recipes_set_nothing_without_effect(name: str) -> None:
             continue
         table.pop("name")
         assert unused(name, table) == ()
+
+
+def test_rankers_name_idle_negatives_and_tasks_without_weight() -> None:
+    sentences = unused("din", {"learn_from": "impressions", "num_negatives": 3, "negatives_power": 0.5})
+    assert [sentence.split(" = ")[0] for sentence in sentences] == ["num_negatives", "negatives_power"]
+    tasks = {"tasks": ["click", "buy", "like"]}
+    assert unused("din", {**tasks, "order_by": {"click": 1.0, "buy": 0.0, "like": 0.5}}) == (
+        "order_by.buy = 0 has no effect: other tasks order alone",
+    )
+    (sentence,) = unused("din", {**tasks, "order_by": {"click": 1.0, "buy": 0.0}})
+    assert sentence.endswith("has no effect: the first task orders without it, too")
+    assert unused("din", {**tasks, "order_by": {"buy": 1.0}}) == ()
 
 
 def test_settings_of_a_part_are_named_with_the_part() -> None:

@@ -182,6 +182,22 @@ def test_a_history_state_moves_with_its_batch() -> None:
         HistoryState(torch.tensor([2, 1]), torch.zeros(2, 1), {"hidden": torch.zeros(1, 1)})
 
 
+def test_states_stay_when_batches_are_joined() -> None:
+    state = HistoryState(torch.tensor([2, 1]), torch.tensor([[5.0], [6.0]]), version="a")
+    batch = SequenceBatch(Jagged.from_rows([[1, 2], [3]]), state=state)
+    fresh = SequenceBatch(Jagged.from_rows([[4]]))
+    joined = SequenceBatch.concat([fresh, batch])
+    assert joined.state is not None
+    assert joined.state.lengths.tolist() == [0, 2, 1]
+    assert joined.state.user_vectors.tolist() == [[0], [5], [6]]
+    assert joined.state.version == "a"
+    assert SequenceBatch.concat([fresh, fresh]).state is None
+    later = replace(fresh, request_times=torch.tensor([7]), state=HistoryState.unread(1))
+    filled = SequenceBatch.concat([batch, later], fill=True)
+    assert filled.state is not None
+    assert filled.state.lengths.tolist() == [2, 1, 0]
+
+
 def test_history_states_are_joined_and_know_their_size() -> None:
     first = HistoryState(
         torch.tensor([2]), torch.ones(1, 3), {"keys": torch.ones(1, 2, 4)}, torch.tensor([1]), version="a"

@@ -94,8 +94,9 @@ class SequenceBatch:
 
     @classmethod
     def concat(cls, parts: Sequence[SequenceBatch], *, fill: bool = False) -> SequenceBatch:
-        """Return the requests of all batches, one batch after the other; states are dropped.
+        """Return the requests of all batches, one batch after the other.
 
+        If any batch has a state, the histories of a batch without one count as unread.
         Raises ValueError if the batches have different columns. With `fill`, a column that a batch lacks is stored as
         missing: 0 for codes and users, NaN for numbers, an empty list for lists. A history without times then counts as
         one of events at the request's time, and a request without a time as the latest of the others.
@@ -118,9 +119,12 @@ class SequenceBatch:
         columns = [entry.name for entry in fields(cls) if entry.name not in ("allowed", "state")]
         allowed = [part.allowed for part in parts]
         shared = allowed[0] is not None and allowed[0].shape[0] == 1 and all(each is allowed[0] for each in allowed)
+        unread = [HistoryState.unread(part.num_requests, device=part.items.offsets.device) for part in parts]
+        states = [part.state or blank for part, blank in zip(parts, unread, strict=True)]
         return cls(
             **{name: joined([getattr(part, name) for part in parts]) for name in columns},
             allowed=allowed[0] if shared else joined(allowed),
+            state=HistoryState.concat(states) if any(part.state is not None for part in parts) else None,
         )
 
     def share(self, rank: int, count: int) -> SequenceBatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,32 +29,33 @@ class Config(pydantic.BaseModel):
         """Return a sentence for each field that was set and has no effect beside the other settings.
 
         Set is what the values that the config was made from name. So call this on the config that was parsed from the
-        user's own table: a resolved recipe names every field.
+        user's own table: a resolved recipe names every field. Of a table within, a field counts as set if it is not at
+        its default.
         """
-        idle = self.idle_fields()
-        sentences = [
-            f"{name} = {getattr(self, name)!r} has no effect: {idle[name]}"
-            for name in type(self).model_fields
-            if name in self.model_fields_set and name in idle
-        ]
+        sentences = _idle_sentences(self, self.model_fields_set)
         for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, Config) and name in self.model_fields_set:
-                sentences += [f"{name}.{sentence}" for sentence in value.unused_settings()]
+            part = getattr(self, name)
+            if isinstance(part, Config) and name in self.model_fields_set:
+                changed = part.model_dump(exclude_defaults=True).keys()
+                sentences += [f"{name}.{sentence}" for sentence in _idle_sentences(part, changed)]
         return tuple(sentences)
 
     def idle_fields(self) -> Mapping[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
         return {}
 
-    def without_effect(self, *names: str, reason: str) -> tuple[str, ...]:
-        """Return "name = value has no effect <reason>" for each of these settings that is not at its default."""
-        kind = type(self).model_fields
-        changed = [name for name in names if getattr(self, name) != kind[name].get_default(call_default_factory=True)]
-        return tuple(f"{name} = {getattr(self, name)!r} has no effect {reason}" for name in changed)
-
 
 ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def _idle_sentences(config: Config, names: Set[str]) -> list[str]:
+    """Return a sentence for each of the fields `names` that is idle, in the order of the config."""
+    idle = config.idle_fields()
+    return [
+        f"{name} = {getattr(config, name)!r} has no effect: {idle[name]}"
+        for name in type(config).model_fields
+        if name in names and name in idle
+    ]
 
 
 def idle_unless(is_used: bool, reason: str, *names: str) -> dict[str, str]:

@@ -44,20 +44,23 @@ class RankingConfig(configs.Config):
         """The tasks, by their names in scores and orders."""
         return self.tasks or (TARGET,)
 
-    def unused_settings(self) -> tuple[str, ...]:
-        """Return a sentence for each setting that was changed and has no effect beside the others."""
-        unused: tuple[str, ...] = ()
-        if self.learn_from == "impressions":
-            reason = 'with learn_from = "impressions": what was shown and not taken is the negative'
-            unused += self.without_effect("num_negatives", "negatives_power", reason=reason)
-        if self.learn_from == "events":
-            unused += self.without_effect("delay_hours", reason='with learn_from = "events": only labels come late')
-            if self.position == "weight":
-                unused += self.without_effect("position", reason='with learn_from = "events": events have no slots')
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        source = f"learn_from is {self.learn_from}"
+        reads_events, reads_impressions = self.learn_from != "impressions", self.learn_from != "events"
+        shown = f"{source}: what was shown and not taken is the negative"
+        weighs_slots = self.position == "weight" and not reads_impressions
         weights = {task: weight for task, weight in self.order_by.items() if weight}
-        if list(weights) == [self.task_names[0]] and weights[self.task_names[0]] > 0:
-            unused += self.without_effect("order_by", reason="on any order: without it the first task orders, too")
-        elif self.order_by != weights:
-            zero = ", ".join(task for task in self.order_by if task not in weights)
-            unused += (f"order_by names {zero} with weight 0, which has no effect",)
-        return unused
+        orders_by_first = list(weights) == [self.task_names[0]] and weights[self.task_names[0]] > 0
+        return {
+            **configs.idle_unless(reads_events, shown, "num_negatives", "negatives_power"),
+            **configs.idle_unless(reads_impressions, f"{source}: only labels come late", "delay_hours"),
+            **configs.idle_unless(not weighs_slots, f"{source}: events have no slots", "position"),
+            **configs.idle_unless(not orders_by_first, "the first task orders without it, too", "order_by"),
+        }
+
+    def unused_settings(self) -> tuple[str, ...]:
+        """Return a sentence for each field without effect, and for each task that orders with the weight 0."""
+        zero = [task for task, weight in self.order_by.items() if not weight and "order_by" not in self.idle_fields()]
+        sentences = (f"order_by.{task} = 0 has no effect: other tasks order alone" for task in zero)
+        return (*super().unused_settings(), *sentences)
