@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
 from nextitem.core.errors import ContractError
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.top_items import top_items
@@ -17,11 +18,15 @@ from nextitem.testing import check_recommender
 class Forgetful(Popularity):
     """Its counts are lost when it is saved."""
 
-    def fit(self, train: object) -> None:
-        super().fit(train)  # type: ignore[arg-type]
-        counts = self.decayed_counts.clone()
-        del self.decayed_counts
-        self.register_buffer("decayed_counts", counts, persistent=False)
+    counts: torch.Tensor | None = None
+
+    def fit(self, train: Dataset) -> None:
+        super().fit(train)
+        self.counts = self.decayed_counts.clone()
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        counts = self.popularity if self.counts is None else -self.counts
+        return top_items(counts.repeat(batch.num_requests, 1).float(), batch, k)
 
 
 class Sociable(Popularity):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nextitem.core.config import Config
 from nextitem.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -285,6 +284,8 @@ def entry(kind: str, name: str) -> Entry:
 
 
 def _check_contract(kind: str, path: str, cls: Any) -> None:
+    from nextitem.core.config import Config  # pydantic takes a third of a second: `nextitem --help` does without
+
     contract = import_object(CONTRACTS[kind])
     if not (isinstance(cls, type) and issubclass(cls, contract)):
         raise UserError(f"{path} is no {kind}: it must be a subclass of {CONTRACTS[kind].replace(':', '.')}")
