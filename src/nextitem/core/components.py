@@ -24,6 +24,7 @@ def component_class(kind: str, table: Mapping[str, Any], *, where: str | None = 
 
     Raises:
         UserError: the table has no name, nothing is called so, or a setting is unknown or wrong.
+
     """
     where = where or f"[{kind}]"
     settings = dict(table)

@@ -146,6 +146,7 @@ class Dataset:
             drop_unknown_items: leave out rows whose item is not in `items`, instead of raising.
 
         Raises UserError for a mistake in a table, with table, column, row and the way out.
+
         """
         # The reader stands in a layer above; by this name it is found, as the registry finds models.
         readers = import_module("nextitem.data.readers")

@@ -27,7 +27,8 @@ class LossTerms:
 class TrainingBatch(Protocol):
     """What training asks of a batch: to move to a device, and to be shared among processes."""
 
-    def to(self, device: torch.device | str) -> Self: ...
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
 
     def share(self, rank: int, count: int) -> Self:
         """The part of process `rank` of `count`; all parts together are the batch, and one may be empty."""

@@ -89,6 +89,7 @@ def dataset_from_frames(
         drop_unknown_items: leave out rows whose item is not in the items table, instead of raising.
 
     Raises UserError for every mistake in the tables, with table, column and row.
+
     """
     unknown = [table for table in frames if table not in TABLES]
     if unknown:

@@ -57,6 +57,7 @@ class Beams:
 
     @classmethod
     def at_root(cls, num_requests: int, device: torch.device) -> Beams:
+        """One beam of each request, at the root of the trie."""
         zeros = torch.zeros((num_requests, 1), dtype=torch.int64, device=device)
         nothing = torch.empty((num_requests, 1, 0), device=device)
         return cls(zeros, zeros.float(), zeros.double(), None, zeros, nothing.long(), nothing)

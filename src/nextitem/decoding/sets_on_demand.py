@@ -120,14 +120,17 @@ class MaskSets(SetsOnDemand):
         self._mask = mask
 
     def words_at(self, rows: Tensor, words: Tensor) -> Tensor:
+        """As the base class says."""
         positions = words[..., None] * BITS + torch.arange(BITS, device=words.device)
         items = self.items[positions.clamp(max=self.size - 1)].long()
         return packed(self._mask[rows[..., None], items].flatten(0, -2)).view(words.shape)
 
     def made(self, rows: Tensor) -> PositionSets:
+        """As the base class says."""
         return PositionSets.from_mask(self._mask[rows][:, self.items])
 
     def holds(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """As the base class says."""
         return self._mask[rows, self.items[positions].long()]
 
     def more_than(self, rows: Tensor, starts: Tensor, ends: Tensor, counts: Tensor) -> Tensor:
@@ -145,7 +148,8 @@ class FilteredSets(SetsOnDemand):
 
     def __init__(self, stored: Tensor, lists: Jagged, rules: Tensor, *, items: Tensor) -> None:
         """`stored [S, words]` int32, and `lists`, the positions of each again, or none where they are many; `rules
-        [R, groups, names]`: rows of them, ~row for what is not in it."""
+        [R, groups, names]`: rows of them, ~row for what is not in it.
+        """
         super().__init__(len(rules), items=items)
         self._stored, self._rules, self._lists = stored, rules, lists
         short = (rules >= 0) & (lists.lengths[rules.clamp(min=0)] > 0)
@@ -164,6 +168,7 @@ class FilteredSets(SetsOnDemand):
         return cls(parts[0]._stored, parts[0]._lists, torch.cat(rules), items=parts[0].items)
 
     def words_at(self, rows: Tensor, words: Tensor) -> Tensor:
+        """As the base class says."""
         stored, width = self._stored.view(-1), self._stored.shape[1]
 
         def of(name: Tensor) -> Tensor:
@@ -174,6 +179,7 @@ class FilteredSets(SetsOnDemand):
         return reduce(and_, [reduce(or_, group) for group in groups])
 
     def made(self, rows: Tensor) -> PositionSets:
+        """As the base class says."""
         real = torch.ones((1, self.size), dtype=torch.bool, device=rows.device)
         words = packed(real).repeat(len(rows), 1)
         for row, rule in enumerate(self._rules[rows].tolist()):
@@ -183,9 +189,11 @@ class FilteredSets(SetsOnDemand):
         return PositionSets.from_words(words, size=self.size)
 
     def few(self, rows: Tensor) -> Tensor:
+        """Sets whose members are stored are small, too."""
         return self._listed.any(1)[rows] | super().few(rows)
 
     def more_than(self, rows: Tensor, starts: Tensor, ends: Tensor, counts: Tensor) -> Tensor:
+        """As the base class says; counted where members are stored."""
         known = self._listed.any(1)[rows]
         if not bool(known.any()):
             return super().more_than(rows, starts, ends, counts)
@@ -196,6 +204,7 @@ class FilteredSets(SetsOnDemand):
         return answer
 
     def members(self, rows: Tensor, starts: Tensor, ends: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """As the base class says; read where members are stored."""
         known = self._listed.any(1)[rows]
         if not bool(known.any()):
             return super().members(rows, starts, ends, limits)

@@ -221,7 +221,8 @@ def _sorted_rows(codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 def _node_starts(columns: list[Tensor], num_items: int) -> tuple[list[Tensor], list[Tensor]]:
     """Per depth 0..M the first position of each node, and the end N for the sentinel, int64;
-    per depth 0..M - 1 the rank [N + 1], among the nodes one deeper, of the node that holds a position."""
+    per depth 0..M - 1 the rank [N + 1], among the nodes one deeper, of the node that holds a position.
+    """
     differs = torch.zeros(num_items, dtype=torch.bool)
     differs[:1] = True
     starts = [torch.tensor([0, num_items])]

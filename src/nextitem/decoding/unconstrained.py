@@ -37,7 +37,8 @@ class Spelt:
 @torch.no_grad()
 def unconstrained_search(generator: Generator, batch: SequenceBatch, trie: PrefixTrie, *, beam_width: int) -> Spelt:
     """A beam search over all code sequences, real or not; `trie` only says how many codes there are, and which are
-    real."""
+    real.
+    """
     state = generator.start(batch)
     scores = torch.zeros((batch.num_requests, 1), device=batch.items.offsets.device)
     codes = torch.zeros((*scores.shape, 0), dtype=torch.int64, device=scores.device)

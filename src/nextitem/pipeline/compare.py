@@ -97,6 +97,7 @@ def compare(
 
     Raises:
         UserError: nothing to compare, or a run that another split, other data or a refit sets apart from the others.
+
     """
     if not runs and not models:
         raise UserError("nothing to compare: name runs, or give --models popularity,sasrec,...")

@@ -52,6 +52,7 @@ def evaluate(
     Raises:
         UserError: other data or another protocol without `allow_other_data`, or `generation` for a model that generates
             no codes.
+
     """
     log = log if log is not None and processes.rank() == 0 else silent
     run = load_run(run) if not isinstance(run, Run) else run

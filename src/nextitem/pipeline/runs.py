@@ -107,6 +107,7 @@ class Run:
         Raises:
             UserError: no or both of history and user, an unknown user, a history without any known item, a filter that
                 leaves no item.
+
         """
         requests, unknown = self._request(history, user, context)
         # A history from outside carries no data set, and so no rule on repeats.
@@ -152,6 +153,7 @@ class Run:
 
         Raises:
             UserError: an unknown candidate, and what `recommend` raises.
+
         """
         requests, _ = self._request(history, user, context)
         return serving.ranked_candidates(self.model, requests, candidates, user=user)
@@ -192,6 +194,7 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> Run:
 
     Raises:
         UserError: the folder is no run, or a file of it is missing or damaged.
+
     """
     path = Path(folder)
     if not path.is_dir():

@@ -114,6 +114,7 @@ def tokenize(
 
     Returns:
         The table of codes; its `report` holds quality figures.
+
     """
     tokenizer_name = name if isinstance(name, str) else f"{name.__module__}:{name.__qualname__}"
     if append:

@@ -93,6 +93,7 @@ def train(
 
     Raises:
         UserError: a mistake in the data, the settings or the arguments; the message says what, where, and the way out.
+
     """
     log = log if log is not None and processes.rank() == 0 else silent
     name = model_name(model)

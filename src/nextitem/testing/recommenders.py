@@ -50,6 +50,7 @@ def check_recommender(
     Raises:
         AssertionError: a check fails; the message names the check and what is wrong.
         UserError: the model cannot be imported, lacks the contract, or a setting is wrong.
+
     """
     with TemporaryDirectory() as folder:
 

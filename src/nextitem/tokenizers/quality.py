@@ -20,7 +20,8 @@ _SAMPLE = 2000  # items whose neighbours are looked up; a share over 2,000 items
 
 class QualityConfig(Config):
     """When a tokenizer counts as collapsed. Shares are of what the content allows: equal content, equal
-    codes."""
+    codes.
+    """
 
     min_usage: float = Field(0.2, ge=0, le=1)  # share of the first level's codes that items use (any, if unordered)
     min_entropy_share: float = Field(0.4, ge=0, le=1)  # entropy of the first level over its maximum

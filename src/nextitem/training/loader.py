@@ -57,7 +57,7 @@ class BatchStream:
 
 
 def _own_part(batch: Any) -> tuple[Any, float]:
-    """This process's share of a batch that all have made alike, and its weight; nothing need be told for that."""
+    """Return this process's part of the batch and its weight; all build the same batch, so nothing is communicated."""
     if processes.count() == 1:
         return batch, 1.0
     part = batch.share(processes.rank(), processes.count())

@@ -34,6 +34,7 @@ def batches_by_length(
     Args:
         lengths: of each example.
         count: the number of examples in an epoch, sampled without replacement; None: all.
+
     """
     rng = np.random.default_rng([seed, epoch])
     order = order_by_length(lengths, batch_size, rng, count=count)

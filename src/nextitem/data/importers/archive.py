@@ -145,7 +145,7 @@ class Archive:
         return io.BufferedReader(_Checked(stream, stored, member.where, self.max_bytes), _CHUNK)
 
     def text(self, member: Member, encoding: str) -> io.TextIOWrapper:
-        """The member as text; \\r\\n and \\n end a line."""
+        """The member as text; both line ends, of Unix and of Windows, end a line."""
         return io.TextIOWrapper(self.stream(member), encoding=encoding, newline="")
 
     def lines(self, member: Member) -> Iterator[bytes]:

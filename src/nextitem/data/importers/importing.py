@@ -1,5 +1,6 @@
 """From downloaded files to a dataset folder that appears when it is complete: `nextitem import`, and the end of
-`nextitem data download`."""
+`nextitem data download`.
+"""
 
 from __future__ import annotations
 

@@ -55,6 +55,7 @@ def make_split(dataset: Dataset, protocol: str | None = None, *, seed: int = 0) 
 
     Raises:
         UserError: the data does not allow the protocol, or it leaves nothing to learn from or to judge on.
+
     """
     name = default_protocol(dataset)[0] if protocol is None else protocol
     if name not in PROTOCOLS:

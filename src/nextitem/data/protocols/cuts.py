@@ -13,6 +13,7 @@ def time_cut(times: NDArray[np.int64], share: float) -> int:
 
     Raises:
         UserError: all times are equal.
+
     """
     goal = min(max(round(share * len(times)), 1), len(times) - 1)
     middle = int(np.partition(times, goal)[goal])

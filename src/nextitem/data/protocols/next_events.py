@@ -34,6 +34,7 @@ def targets_by_user(log: Interactions, among: NDArray[np.bool_] | None = None) -
 
     Returns:
         Rows of the log [n]; the number of them of each user 1..U, [U]; and the end of each user's among them, [U].
+
     """
     mask = log.is_target() if among is None else log.is_target() & among
     rows = np.flatnonzero(mask)

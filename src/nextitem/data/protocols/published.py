@@ -70,6 +70,7 @@ def _without_last_sessions(dataset: Dataset, train: Mask) -> tuple[Mask, Mask, l
     Returns:
         Masks of the events to learn from and of those held out, [T], and notes. No event of a dated log that is
         learned from is as late as the first session held out.
+
     """
     log = dataset.interactions
     sessions = np.unique(log.user_ids[train])

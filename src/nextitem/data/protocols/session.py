@@ -111,6 +111,7 @@ def _next_event_requests(sessions: _Sessions, among: NDArray[np.bool_]) -> tuple
 
     Returns:
         The requests in the order of the log, and the number of these sessions that have none.
+
     """
     dataset, order = sessions.dataset, sessions.order
     log, number = dataset.interactions, sessions.number[order]

@@ -53,6 +53,7 @@ def _requests_after(dataset: Dataset, cut: int, end: int | None) -> tuple[Sequen
     Returns:
         Requests for each user's first target; the number of users left out, who have no earlier item; and the same
         requests with all targets of the period.
+
     """
     log = dataset.interactions
     assert log.timestamps is not None

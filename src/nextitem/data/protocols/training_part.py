@@ -15,6 +15,7 @@ def training_part(dataset: Dataset, rows: NDArray[np.bool_], *, before: int | No
 
     Args:
         before: milliseconds; None leaves all impressions out.
+
     """
     shown, earlier = dataset.impressions, None
     if shown is not None and shown.timestamps is not None and before is not None:

@@ -50,6 +50,7 @@ def _half_history_requests(dataset: Dataset, users: Rows) -> tuple[SequenceBatch
 
     Returns:
         The requests, and the number of users without a history or a target.
+
     """
     log = dataset.interactions
     with_item = np.flatnonzero(log.item_ids > 0)

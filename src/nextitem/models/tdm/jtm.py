@@ -137,7 +137,8 @@ class JTM(Recommender):
     @torch.no_grad()
     def likelihood(self, batches: Sequence[SequenceBatch]) -> float:
         """Sum over targets and levels of the log-probability of the node on the way (eq. 4), leaves left out: a leaf
-        has its item's vector, so its probability is the same wherever it is."""
+        has its item's vector, so its probability is the same wherever it is.
+        """
         total = 0.0
         for batch in batches:
             assert batch.targets is not None
@@ -150,7 +151,8 @@ class JTM(Recommender):
         self, batches: Sequence[SequenceBatch], places: Tensor, start: int, end: int
     ) -> tuple[Tensor, Tensor]:
         """For each item [N + 1, X]: its targets' log-probability from below its place at depth `start` down to each of
-        the place's descendants at depth `end`, and those nodes, -1 where there are fewer than X."""
+        the place's descendants at depth `end`, and those nodes, -1 where there are fewer than X.
+        """
         trie, device = self.network.trie, self.network.codes.device
         below, parents = places[:, None], []
         for depth in range(start, end):

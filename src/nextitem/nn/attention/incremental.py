@@ -74,6 +74,7 @@ def extend_history_state(
     Raises:
         StaleStateError: `state` is of another model or of other weights.
         ValueError: `state` has read more events than there are.
+
     """
     lengths = batch.items.lengths
     if state is None:

@@ -18,7 +18,8 @@ from nextitem.nn.quantisation.learnt_codebooks import Passed, mean_square
 class Quantizer(Protocol):
     """What lies between encoder and decoder, as a module: LearntCodebooks, FiniteScalars."""
 
-    def __call__(self, latent: Tensor) -> Passed: ...
+    def __call__(self, latent: Tensor) -> Passed:
+        """Quantise latents [B, E]."""
 
     def encode(self, latent: Tensor) -> Tensor:
         """Codes [B, M] of latents [B, E]."""

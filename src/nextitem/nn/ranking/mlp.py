@@ -23,7 +23,8 @@ def mlp(
     out: int | None = None,
 ) -> nn.Sequential:
     """Linear layers of widths `hidden`, each with its activation (and dropout); then, where given, a linear one to
-    `out`. Without layers it is the identity. [P, width] -> [P, last width]."""
+    `out`. Without layers it is the identity. [P, width] -> [P, last width].
+    """
     layers: list[nn.Module] = []
     for size in hidden:
         layers += [nn.Linear(width, size), _activation(activation, size)]

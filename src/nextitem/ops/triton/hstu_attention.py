@@ -42,6 +42,7 @@ class FusedAttention(torch.autograd.Function):
         normaliser: float,
         scale: float,
     ) -> Tensor:
+        """Return what `ops.hstu_attention.hstu_attention` returns, and save what `backward` reads."""
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         ctx.save_for_backward(query, key, value, position_weights, time_weights)
         ctx.layout, ctx.normaliser, ctx.scale = layout, normaliser, scale
@@ -54,6 +55,7 @@ class FusedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of each input of `forward`."""
         query, key, value, position_weights, time_weights = ctx.saved_tensors
         layout, grad = ctx.layout, grad.contiguous()
         given, flags = _arguments(query, key, value, position_weights, time_weights, layout, ctx.normaliser, ctx.scale)
