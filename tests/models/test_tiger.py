@@ -385,3 +385,18 @@ def test_beam_aware_training_learns() -> None:
         optimizer.step()
         losses.append(float(terms.named["beam"]))
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_weights_begin_as_those_of_a_well_kept_t5() -> None:
+    """The output layer is T5X's: the library scales the output of an untied T5 by 1."""
+    model = tiger(width=96, heads=4, head_width=24, ff_width=192)
+    ours = as_transformers(model)
+    fresh = dict(type(ours)(ours.config).named_parameters())
+    compared = 0
+    for name, parameter in ours.named_parameters():
+        if parameter.dim() == 2 and not name.startswith("lm_head"):
+            tolerance = 0.3 if "relative_attention_bias" in name else 0.1
+            assert float(parameter.std()) == pytest.approx(float(fresh[name].std()), rel=tolerance), name
+            compared += 1
+    assert compared > 20
+    assert float(model.output.weight.std()) == pytest.approx(96**-0.5, rel=0.1)

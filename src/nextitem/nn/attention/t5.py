@@ -220,7 +220,7 @@ def initialise_as_t5(module: nn.Module, *, width: int, heads: int, head_width: i
     """Fill the parameters of a model made of these layers as T5 does, in place.
 
     A product of two weights keeps unit variance without a scale in attention: queries have the standard deviation
-    (D E) ** -.5, other matrices that of their inputs, token embeddings (named `tokens`) 1.
+    (D E) ** -.5, other matrices that of their inputs, token embeddings (named `tokens`) 1, position biases D ** -.5.
     """
     inner = heads * head_width
     for name, parameter in module.named_parameters():
@@ -232,6 +232,8 @@ def initialise_as_t5(module: nn.Module, *, width: int, heads: int, head_width: i
                 parameter[:inner] *= head_width**-0.5
         elif name.endswith("attention.output.weight") or name.endswith("cross.output.weight"):
             nn.init.normal_(parameter, std=inner**-0.5)
+        elif "_bias." in name:
+            nn.init.normal_(parameter, std=width**-0.5)
         elif name.startswith("tokens"):
             nn.init.normal_(parameter, std=1.0)
         elif parameter.dim() == 2:
