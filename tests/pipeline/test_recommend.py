@@ -8,7 +8,7 @@ import pytest
 from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
-from nextitem.pipeline.recommend import RequestFilters, allowed_items, history_requests, user_requests
+from nextitem.pipeline.recommend import Filters, allowed_items, history_requests, user_requests
 from nextitem.testing.known_answers import planted_clusters
 
 
@@ -20,20 +20,20 @@ def catalog() -> Catalog:
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
-        (RequestFilters(only=("tags=b",)), [1, 3]),
-        (RequestFilters(only=("size=2",)), [3]),
-        (RequestFilters(only=("tags=b", "size=1")), [1]),
-        (RequestFilters(exclude_items=("6", "99")), [1, 3]),
+        (Filters(only=("tags=b",)), [1, 3]),
+        (Filters(only=("size=2",)), [3]),
+        (Filters(only=("tags=b", "size=1")), [1]),
+        (Filters(exclude_items=("6", "99")), [1, 3]),
     ],
 )
-def test_filters(filters: RequestFilters, expected: list[int]) -> None:
+def test_filters(filters: Filters, expected: list[int]) -> None:
     mask = allowed_items(catalog(), filters)
     assert mask is not None
     assert mask[0].nonzero()[:, 0].tolist() == expected
 
 
 def test_no_filter_is_no_mask() -> None:
-    assert allowed_items(catalog(), RequestFilters()) is None
+    assert allowed_items(catalog(), Filters()) is None
 
 
 def test_histories_take_ids_as_text_and_name_unknown_ones() -> None:

@@ -31,7 +31,7 @@ from nextitem.nn.fields.fields import Fields
 
 
 @dataclass(frozen=True)
-class RequestFilters:
+class Filters:
     """What a request allows: `only` column=value (all must hold), and external ids that must not be recommended."""
 
     only: tuple[str, ...] = ()
@@ -174,7 +174,7 @@ def user_numbers(dataset: Dataset, users: Sequence[Any] | None) -> NDArray[np.in
 
 
 def answer(
-    model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: RequestFilters
+    model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
 ) -> list[RecommendationList]:
     """Return one list for each request."""
     catalog = model.catalog
@@ -214,14 +214,14 @@ def _in_words(relaxation: Relaxation) -> str:
     return relaxation.rule if relaxation.slot is None else f"{relaxation.rule}, at place {relaxation.slot}"
 
 
-def recommendation_table(
+def answer_table(
     model: Recommender,
     dataset: Dataset,
     users: Sequence[Any] | None,
     *,
     k: int,
     exclude_seen: bool,
-    filters: RequestFilters,
+    filters: Filters,
 ) -> pl.DataFrame:
     """Return recommendations of many users (None: all): columns user_id, item_id, score, rank (from 1)."""
     requests, numbers = user_requests(dataset, users), user_numbers(dataset, users)
@@ -303,7 +303,7 @@ def similarity_scores(model: Recommender, item: int) -> Tensor:
 
 
 def _lists(
-    model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: RequestFilters
+    model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
 ) -> Iterator[Recommendations]:
     allowed = allowed_items(model.catalog, filters)
     for batch in requests.split(256):
@@ -311,7 +311,7 @@ def _lists(
         yield model.recommend(batch.to(model.popularity.device), k)
 
 
-def allowed_items(catalog: Catalog, filters: RequestFilters) -> Tensor | None:
+def allowed_items(catalog: Catalog, filters: Filters) -> Tensor | None:
     """bool [1, N + 1], or None where the filters forbid nothing."""
     if not filters.only and not filters.exclude_items:
         return None

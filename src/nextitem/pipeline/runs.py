@@ -20,7 +20,7 @@ from nextitem.evaluation.evaluate import Evaluation
 from nextitem.pipeline import recommend as serving
 from nextitem.pipeline.bundle import load_model, load_recipe
 from nextitem.pipeline.recipe import Recipe
-from nextitem.pipeline.recommend import RecommendationList, RequestFilters
+from nextitem.pipeline.recommend import Filters, RecommendationList
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Run:
         requests, unknown = self._request(history, user, context)
         # A history from outside carries no data set, and so no rule on repeats.
         is_seen_excluded = exclude_seen if exclude_seen is not None else user is None or not self.dataset.repeats
-        filters = RequestFilters(tuple(only), tuple(exclude_items))
+        filters = Filters(tuple(only), tuple(exclude_items))
         answer = serving.answer(self.model, requests, k=k, exclude_seen=is_seen_excluded, filters=filters)[0]
         return replace(answer, skipped=unknown)
 
@@ -130,13 +130,13 @@ class Run:
         The frame has the columns user_id, item_id, score and rank (from 1), users in the given order. Arguments and
         errors are those of `recommend`.
         """
-        return serving.recommendation_table(
+        return serving.answer_table(
             self.model,
             self.dataset,
             users,
             k=k,
             exclude_seen=not self.dataset.repeats if exclude_seen is None else exclude_seen,
-            filters=RequestFilters(tuple(only), tuple(exclude_items)),
+            filters=Filters(tuple(only), tuple(exclude_items)),
         )
 
     def rank(
