@@ -34,6 +34,9 @@ ACCURACY = {
     "precision": accuracy.precision,
 }
 
+MOST_REQUESTS = 512  # that are answered together
+LEAST_REQUESTS = 16
+SCORES = 2**25  # of requests that are answered together, if each item has one: 128 MiB
 DIVERSITY_WIDTH = 32  # of the vectors that diversity is measured by
 
 
@@ -83,7 +86,7 @@ def evaluate(
     *,
     train: Dataset,
     ks: Sequence[int] = (5, 10, 20),
-    batch_size: int = 512,
+    batch_size: int | None = None,
     set_requests: SequenceBatch | None = None,
     model_name: str = "",
     protocol: str = "",
@@ -134,9 +137,14 @@ def evaluate(
 
 
 def recommend_all(
-    model: Recommender, requests: SequenceBatch, k: int, *, batch_size: int = 512, progress: bool = False
+    model: Recommender, requests: SequenceBatch, k: int, *, batch_size: int | None = None, progress: bool = False
 ) -> Tensor:
-    """The lists of all requests, [B, k] int64."""
+    """Return the lists of all requests, [B, k] int64.
+
+    `batch_size` requests are answered together; None: as many as have SCORES items, 16 to 512.
+    """
+    if batch_size is None:
+        batch_size = min(MOST_REQUESTS, max(LEAST_REQUESTS, SCORES // (model.num_items + 1)))
     # Of several processes each answers its share of the batches, and all of them get all lists.
     rank, count = processes.rank(), processes.count()
     starts = range(rank * batch_size, requests.num_requests, count * batch_size)

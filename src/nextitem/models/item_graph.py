@@ -31,7 +31,6 @@ import polars as pl
 import scipy.sparse as sp
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
@@ -46,6 +45,7 @@ from nextitem.neighbours.sparse_rows import SparseRows, ages, weighted_histories
 
 # Far below the score of any real transition, so popularity only orders what the walk does not reach.
 BACKFILL = 1e-7
+BLOCK_SCORES = 2**22  # scores that a thread holds at a time: 16 MiB, some times over
 
 
 class ItemGraphConfig(configs.Config):
@@ -85,7 +85,9 @@ class ItemGraph(Recommender):
         transitions, content = self.transitions.matrix(), self.content.matrix()
         words = content.T.tocsr()
 
-        def part(span: tuple[int, int]) -> Tensor:
+        backfill = BACKFILL * self.popularity.cpu() / self.popularity.max().clamp(min=1).cpu()
+
+        def part(span: tuple[int, int]) -> Recommendations:
             rows = start[span[0] : span[1]]
             one = rows @ transitions
             scores = torch.from_numpy((one + self.settings.second_step * (one @ transitions)).toarray())
@@ -95,14 +97,17 @@ class ItemGraph(Recommender):
                 own = slice(recent.offsets[span[0]], recent.offsets[span[1]])
                 similar[recent.row_ids()[own] - span[0], recent.values[own]] = 0
                 scores += self.settings.content_weight * similar
-            return scores
+            return top_items(scores.add_(backfill), batch.select(torch.arange(*span)), k)
 
-        # scipy multiplies on one thread, without the GIL: the rows are shared out.
-        bounds = np.linspace(0, batch.num_requests, torch.get_num_threads() + 1).astype(int).tolist()
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            scores = torch.cat(list(pool.map(part, pairwise(bounds))))
-        scores += BACKFILL * self.popularity.cpu() / self.popularity.max().clamp(min=1).cpu()
-        return top_items(scores, batch, k)
+        # scipy multiplies on one thread, without the GIL: the rows are shared out, some of each thread at a time.
+        threads, most = torch.get_num_threads(), max(1, BLOCK_SCORES // (self.num_items + 1))
+        parts = max(threads, -(-batch.num_requests // most))
+        bounds = np.unique(np.linspace(0, batch.num_requests, parts + 1).astype(int)).tolist()
+        with ThreadPoolExecutor(threads) as pool:
+            answers = list(pool.map(part, pairwise(bounds)))
+        return Recommendations(
+            torch.cat([answer.item_ids for answer in answers]), torch.cat([answer.scores for answer in answers])
+        )
 
 
 def item_transitions(log: Interactions, settings: ItemGraphConfig) -> sp.csr_matrix:
