@@ -66,3 +66,9 @@ def test_ranges() -> None:
 def test_what_follows_in_each_row_is_its_last_values() -> None:
     rows = Jagged.from_rows([[1, 2, 3], [], [4, 5], [6]])
     assert rows.last(rows.lengths - torch.tensor([1, 0, 2, 0])).to_lists() == [[2, 3], [], [], [6]]
+
+
+def test_rows_are_appended_to_rows() -> None:
+    left, right = Jagged.from_rows([[1, 2], [], [3]]), Jagged.from_rows([[], [4], [5, 6]])
+    assert left.append(right).to_lists() == [[1, 2], [4], [3, 5, 6]]
+    assert right.append(left).to_lists() == [[1, 2], [4], [5, 6, 3]]

@@ -12,9 +12,12 @@ import pytest
 import torch
 from support.fixed_recommender import Fixed, ask, identified, shop
 
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.recommendations import Recommendations
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
-from nextitem.evaluation.evaluate import Evaluation, evaluate_lists, latency, quick_score
+from nextitem.evaluation import evaluate as module
+from nextitem.evaluation.evaluate import Evaluation, evaluate_lists, latency, quick_score, recommend_all
 from nextitem.evaluation.intervals import interval
 
 TRAIN = shop([[1, 2, 3], [1, 2], [1, 4, 1]], items=8)
@@ -78,6 +81,23 @@ def test_the_same_twice_and_in_batches_of_any_size() -> None:
     first = judged(targets)
     assert judged(targets).to_json() == first.to_json()
     assert judged(targets, batch_size=4).to_json() == first.to_json()
+
+
+@pytest.mark.parametrize(("scores", "size"), [(10**6, 512), (9 * 100, 100), (1, 16)])
+def test_large_catalogues_are_asked_for_fewer_requests_at_a_time(
+    scores: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SCORES", scores)
+    asked = []
+
+    class Counting(Fixed):
+        def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+            asked.append(batch.num_requests)
+            return super()._recommend(batch, k)
+
+    lists = recommend_all(Counting(TRAIN.catalog, FALLING), ask([[5]] * 1030, [[1]] * 1030), 3)
+    assert lists.tolist() == [[1, 2, 3]] * 1030
+    assert asked == [size] * (1030 // size) + ([1030 % size] if 1030 % size else [])
 
 
 def test_lists_that_are_shorter_than_k() -> None:

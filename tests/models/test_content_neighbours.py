@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.memory import largest_tensor_bytes
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
@@ -38,6 +39,18 @@ def test_scores_equal_the_formula(kind: str) -> None:
         found = model.recommend(SequenceBatch(Jagged.from_rows([[3, 5, 9, 9]])), k)
         assert found.item_ids[0].tolist() == best[:k]
         assert found.scores[0].tolist() == pytest.approx([expected[item] for item in best[:k]], abs=1e-5)
+
+
+def test_memory_follows_the_history_and_not_its_square() -> None:
+    """A history of all 3,000 items: 9 million comparisons with the items that are found."""
+    dataset = build([[1]], [str(number) for number in range(3000)], name="long")
+    content = torch.randn(3001, 4, generator=torch.Generator().manual_seed(0))
+    dataset = dataset.with_catalog(dataset.catalog.with_content(content))
+    model = ContentNeighbours(ContentNeighboursConfig(recent_items=None), dataset.catalog)
+    model.fit(dataset)
+    long = SequenceBatch(Jagged.from_rows([list(range(1, 3001))]))
+    assert bool((model.recommend(long, 5).item_ids > 0).all())
+    assert largest_tensor_bytes(lambda: model.recommend(long, 5)) < 1e6
 
 
 def test_an_item_without_content_scores_nothing() -> None:

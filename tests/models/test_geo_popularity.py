@@ -13,6 +13,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import ColumnEncoding
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
+from nextitem.models import geo_popularity
 from nextitem.models.geo_popularity import GeoPopularity, GeoPopularityConfig
 from nextitem.testing.known_answers import build
 
@@ -71,6 +72,24 @@ def test_one_stray_date_does_not_upset_the_order() -> None:
     model = GeoPopularity(GeoPopularityConfig(half_life_days=30.0, strength=2.0), train.catalog)
     model.fit(train.with_interactions(replace(log, timestamps=times)))
     assert model.rates(torch.tensor([[0, 0]]))[0].tolist() == pytest.approx(ALL.tolist(), abs=1e-3)
+
+
+def test_some_regions_at_a_time_give_the_lists_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fitted()
+    regions = [(city, country) for city in range(5) for country in range(3)] * 2
+    batch = SequenceBatch(
+        Jagged.from_rows([[1]] * len(regions)),
+        context={
+            "user.city": torch.tensor([city for city, _ in regions]),
+            "user.country": torch.tensor([country for _, country in regions]),
+        },
+        excluded=Jagged.from_rows([[row % 5 + 1] for row in range(len(regions))]),
+    )
+    whole = model.recommend(batch, 4)
+    monkeypatch.setattr(geo_popularity, "BLOCK_RATES", 15)
+    parts = model.recommend(batch, 4)
+    assert torch.equal(parts.item_ids, whole.item_ids)
+    assert torch.equal(parts.scores, whole.scores)
 
 
 def test_a_strong_prior_is_the_wider_region_and_a_weak_one_the_region_alone() -> None:

@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from implicit.nearest_neighbours import CosineRecommender
+from support.memory import peak_bytes
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.interactions import Interactions
@@ -109,14 +110,65 @@ def test_without_decay_and_penalty_it_is_the_cosine_of_a_well_kept_library(seed:
                 assert found[item] == pytest.approx(score, rel=1e-4, abs=2e-6)
 
 
-@pytest.mark.parametrize("window", [None, 4])
-def test_blocks_of_items_give_what_one_block_gives(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cost", [5, 50])  # below the pairs of one item's events, and of one event
+@pytest.mark.parametrize(("window", "repeats"), [(None, "all"), (4, "all"), (4, "closest")])
+def test_blocks_of_items_give_what_one_block_gives(
+    window: int | None, repeats: str, cost: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sequences = random_sequences(2)
-    whole = fitted(sequences, 30, window=window, neighbours=6)  # items 26 to 30 are never taken
-    monkeypatch.setattr(item_cf, "BLOCK_COST", 50)
-    blocks = fitted(sequences, 30, window=window, neighbours=6)
+    settings = {"window": window, "repeats": repeats, "neighbours": 30}  # no cut, which rounding could move
+    whole = fitted(sequences, 30, **settings)  # items 26 to 30 are never taken
+    monkeypatch.setattr(item_cf, "BLOCK_COST", cost)
+    blocks = fitted(sequences, 30, **settings)
     assert blocks.similarities.shape.tolist() == [31, 31]
-    np.testing.assert_allclose(blocks.similarities.matrix().toarray(), whole.similarities.matrix().toarray())
+    np.testing.assert_allclose(blocks.similarities.matrix().toarray(), whole.similarities.matrix().toarray(), rtol=1e-6)
+
+
+def test_a_pair_that_recurs_counts_each_time_or_once_a_user() -> None:
+    """By hand: f = 1 of all pairs in the window, |U(1)| = |U(2)| = 2, the first user has 2 items."""
+    settings = {"decay": 1.0, "normalise_rows": False}
+    single, recurring = [[1, 2], [1, 3], [2, 3]], [[1, 2, 1, 2, 1, 2], [1, 3], [2, 3]]
+    once = 1 / math.log(3) / 2
+    assert once == pytest.approx(0.455, abs=5e-4)
+    assert 9 * once == pytest.approx(4.096, abs=5e-4)  # of 3 events each, 9 pairs
+    for sequences, repeats, expected in (
+        (single, "all", once),
+        (recurring, "all", 9 * once),
+        (single, "closest", once),
+        (recurring, "closest", once),
+    ):
+        similar = fitted(sequences, 3, repeats=repeats, **settings).similarities.matrix().toarray()
+        assert similar[1, 2] == similar[2, 1] == pytest.approx(expected, rel=1e-5)
+        assert similar[1, 3] == pytest.approx(once, rel=1e-5)
+
+
+def test_the_closest_pair_of_a_user_is_the_one_that_weighs_most() -> None:
+    sequences = [[1, 5, 2, 6, 1, 2], [2, 1, 3, 4], [1, 3, 3, 3, 3, 2]]
+    model = fitted(sequences, 6, decay=0.5, window=4, repeats="closest", normalise_rows=False)
+    expected = np.zeros((7, 7))
+    counts = np.array([sum(item in sequence for sequence in sequences) for item in range(7)])
+    for sequence in sequences:
+        for i in set(sequence):
+            for j in set(sequence) - {i}:
+                places = [[p for p, item in enumerate(sequence) if item == each] for each in (i, j)]
+                distance = min(abs(a - b) for a in places[0] for b in places[1])
+                if distance <= 4:
+                    expected[i, j] += 0.5 ** (distance - 1) / math.log(1 + len(set(sequence)))
+    expected /= np.sqrt(np.maximum(counts, 1)[:, None] * np.maximum(counts, 1))
+    np.testing.assert_allclose(model.similarities.matrix().toarray(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 60])
+def test_memory_follows_what_crawlers_took_and_not_its_square(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three users with 3,000 items: 9 million pairs of items, 72 MB; and one who took item 1 4,000 times."""
+    monkeypatch.setattr(item_cf, "BLOCK_COST", 2**15)
+    rng = np.random.default_rng(0)
+    crawlers = [(rng.permutation(3000) + 1).tolist() for _ in range(3)]
+    dataset = build([*crawlers, [1] * 4000], [str(number) for number in range(3000)], name="crawlers")
+    model = ItemCF(ItemCFConfig(window=window, neighbours=5), dataset.catalog)
+    assert peak_bytes(lambda: model.fit(dataset)) < 5e6
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.memory import largest_tensor_bytes
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
@@ -58,6 +59,18 @@ def test_an_event_dated_a_century_ahead_leaves_new_what_is_new() -> None:
     times[-1] += 36_500 * DAY
     model.fit(dataset.with_interactions(replace(log, timestamps=times)))
     assert numbers(model.new_items(SequenceBatch(Jagged.from_rows([[1]])))[0]) == [3, 5, 6, 7, 8, 11, 12]
+
+
+def test_no_numbers_are_made_for_every_request_and_item() -> None:
+    dataset = build([[1, 2]], [str(number) for number in range(3000)], name="many")
+    catalog = dataset.catalog.with_content(torch.ones(3001, 2))
+    released = np.full(3000, START) - np.arange(3000) * DAY
+    model = NewItems(NewItemsConfig(), replace(catalog, released_ms=released))
+    model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
+    model.fit(dataset.with_catalog(model.catalog))
+    batch = SequenceBatch(Jagged.from_rows([[1]] * 100), request_times=torch.full((100,), START))
+    # A bool of each request and item, 0.3 MB, says what is new; times of each would be 2.4 MB.
+    assert largest_tensor_bytes(lambda: model.new_items(batch)) < 0.4e6
 
 
 def test_without_release_dates_few_events_decide() -> None:

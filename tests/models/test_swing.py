@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from support.memory import peak_bytes
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
@@ -50,13 +51,32 @@ def test_users_who_differ_tell_more_than_users_who_agree() -> None:
     assert 0 < row[3] < 0.5
 
 
-@pytest.mark.parametrize("pairs", [1, 30])
-def test_blocks_of_users_give_what_one_block_gives(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sums", [1, 200, 2**24])
+@pytest.mark.parametrize("pairs", [1, 30, 2**22])
+def test_blocks_of_users_and_items_give_what_one_block_gives(
+    pairs: int, sums: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sequences = random_sequences(2)
-    whole = fitted(sequences, 30, neighbours=6)
+    whole = fitted(sequences, 30, neighbours=30)  # no cut, which rounding could move
     monkeypatch.setattr(swing, "BLOCK_PAIRS", pairs)
-    blocks = fitted(sequences, 30, neighbours=6)
+    monkeypatch.setattr(swing, "MOST_SUMS", sums)
+    blocks = fitted(sequences, 30, neighbours=30)
     np.testing.assert_allclose(blocks.similarities.matrix().toarray(), whole.similarities.matrix().toarray(), rtol=1e-5)
+
+
+def test_memory_follows_what_crawlers_share_and_not_its_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three users who share 2,000 items form swings at 4 million pairs of items: 32 MB, and more in the making."""
+    monkeypatch.setattr(swing, "BLOCK_PAIRS", 2**16)
+    monkeypatch.setattr(swing, "MOST_SUMS", 2**18)
+    rng = np.random.default_rng(0)
+    crawlers = [(rng.permutation(2000) + 1).tolist() for _ in range(3)]
+    titles = [str(number) for number in range(2000)]
+    dataset = build([*crawlers, *random_sequences(0)], titles, name="crawlers")
+    model = Swing(SwingConfig(neighbours=5), dataset.catalog)
+    model.fit(build(random_sequences(0), titles, name="warm"))
+    peak = peak_bytes(lambda: model.fit(dataset))
+    assert model.similarities.values.numel() == 5 * 2000
+    assert peak < 12e6
 
 
 def test_a_heavy_item_counts_a_sample_of_its_users() -> None:

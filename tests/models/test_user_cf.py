@@ -8,11 +8,14 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from support.memory import peak_bytes
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.ids import stable_keys
 from nextitem.core.jagged import Jagged
+from nextitem.models import user_cf
 from nextitem.models.user_cf import UserCF, UserCFConfig, last_takers
+from nextitem.neighbours import votes
 from nextitem.testing.known_answers import build
 
 PLAIN = {"takers": None, "recent_items": None, "recency_decay": 1.0}
@@ -87,6 +90,20 @@ def test_only_the_last_users_of_an_item_are_compared(seed: int) -> None:
                 last[int(user)] = max(last.get(int(user), 0), int(time))
         best = sorted(last, key=lambda user: (last[user], user), reverse=True)[:3]
         assert np.flatnonzero(kept[item]).tolist() == sorted(best)
+
+
+def test_memory_follows_what_neighbours_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request has six crawlers among its neighbours, who vote for 3,000 items each."""
+    monkeypatch.setattr(user_cf, "BLOCK_COST", 2**14)
+    monkeypatch.setattr(votes, "BLOCK_ENTRIES", 2**14)
+    rng = np.random.default_rng(0)
+    crawlers = [(rng.permutation(3000) + 1).tolist() for _ in range(6)]
+    model = fitted([*crawlers, *[[int(item)] for item in rng.integers(1, 3001, 50)]], 3000)
+    batch = SequenceBatch(Jagged.from_rows(rng.integers(1, 3001, (300, 1)).tolist()))
+    whole = model.recommend(batch, 10)
+    assert peak_bytes(lambda: model.recommend(batch, 10)) < 3e6  # 300 rows of 3,000 votes are 7 MB, and once more
+    monkeypatch.undo()
+    assert torch.equal(model.recommend(batch, 10).item_ids, whole.item_ids)
 
 
 def test_items_without_votes_follow_by_popularity() -> None:

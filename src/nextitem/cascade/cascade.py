@@ -149,7 +149,7 @@ class Cascade(Recommender):
         if int(have.min()) >= k:
             return found
         brought = Jagged.from_lengths(found.items[real], have)
-        out = brought if batch.excluded is None else _joined(batch.excluded, brought)
+        out = brought if batch.excluded is None else batch.excluded.append(brought)
         popular = self._popular(replace(batch, excluded=out), k).item_ids
         return found.followed_by(popular, channel=len(self.channel_names))
 
@@ -247,10 +247,3 @@ def _first(answer: Recommendations, count: int) -> Recommendations:
         scores=cut(answer.scores, -torch.inf),
         channel=cut(answer.channel, 0),
     )
-
-
-def _joined(left: Jagged, right: Jagged) -> Jagged:
-    """Row after row, both."""
-    rows = torch.cat([left.row_ids(), right.row_ids()])
-    order = rows.argsort(stable=True)
-    return Jagged.from_lengths(torch.cat([left.values, right.values])[order], left.lengths + right.lengths)

@@ -103,6 +103,12 @@ class Jagged:
         """The given rows [R] (int64, in the given order, repeats allowed)."""
         return self._slice(self.offsets[:-1][rows], self.lengths[rows])
 
+    def append(self, other: Jagged) -> Jagged:
+        """Each row, followed by the same row of `other`."""
+        rows = torch.cat([self.row_ids(), other.row_ids()])
+        order = rows.argsort(stable=True)
+        return Jagged.from_lengths(torch.cat([self.values, other.values])[order], self.lengths + other.lengths)
+
     def with_values(self, values: Tensor) -> Jagged:
         """The same rows over other `values [T, ...]`."""
         return Jagged(values, self.offsets)

@@ -43,7 +43,7 @@ def top_shared_items(scores: Tensor, rows: Tensor, batch: SequenceBatch, k: int)
     `scores [V, N + 1]` belong to requests alike: request b has the row `rows[b]` (int64 [B]). Each row is cut once,
     long enough for what its requests exclude. `scores` is left as it is.
     """
-    if batch.allowed is not None and len(batch.allowed) > 1:
+    if len(rows) <= len(scores) or (batch.allowed is not None and len(batch.allowed) > 1):
         return top_items(scores[rows], batch, k)
     lengths = torch.zeros_like(rows) if batch.excluded is None else batch.excluded.lengths
     num_items = scores.shape[1] - 1

@@ -36,6 +36,9 @@ ACCURACY = {
 }
 
 NOTABLE_TIES = 0.01  # share of lists that are cut inside a tie, from which on it is said
+MOST_REQUESTS = 512  # that are answered together
+LEAST_REQUESTS = 16
+SCORES = 2**25  # of requests that are answered together, if each item has one: 128 MiB
 DIVERSITY_WIDTH = 32  # of the vectors that diversity is measured by
 
 
@@ -96,7 +99,7 @@ def evaluate_lists(
     *,
     train: Dataset,
     ks: Sequence[int] = (5, 10, 20),
-    batch_size: int = 512,
+    batch_size: int | None = None,
     set_requests: SequenceBatch | None = None,
     model_name: str = "",
     protocol: str = "",
@@ -151,16 +154,21 @@ def evaluate_lists(
 
 
 def recommend_all(
-    model: Recommender, requests: SequenceBatch, k: int, *, batch_size: int = 512, progress: bool = False
+    model: Recommender, requests: SequenceBatch, k: int, *, batch_size: int | None = None, progress: bool = False
 ) -> Tensor:
-    """The lists of all requests, [B, k] int64."""
+    """Return the lists of all requests, [B, k] int64.
+
+    `batch_size` requests are answered together; None: as many as have SCORES items, 16 to 512.
+    """
     return _answers(model, requests, k, batch_size=batch_size, progress=progress)[0]
 
 
 def _answers(
-    model: Recommender, requests: SequenceBatch, k: int, *, batch_size: int, progress: bool
+    model: Recommender, requests: SequenceBatch, k: int, *, batch_size: int | None, progress: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the lists of all requests, [B, k] int64, and whether an item scores as the next one, [B, k - 1] bool."""
+    if batch_size is None:
+        batch_size = min(MOST_REQUESTS, max(LEAST_REQUESTS, SCORES // (model.num_items + 1)))
     # Of several processes each answers its share of the batches, and all of them get all lists.
     rank, count = processes.rank(), processes.count()
     starts = range(rank * batch_size, requests.num_requests, count * batch_size)

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -28,7 +30,6 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
-from nextitem.neighbours.sparse_rows import padded_rows
 from nextitem.neighbours.votes import recent_history
 from nextitem.ops.topk import stable_topk
 
@@ -65,29 +66,33 @@ class ContentNeighbours(Recommender):
 
     def scores(self, batch: SequenceBatch) -> Tensor:
         """Score every item for each request, [B, N + 1] (roles.ItemScorer)."""
-        items, weights = self._recent(batch)
-        profiles = torch.bmm(weights[:, None], self.directions[items])[:, 0]
-        own = weights * self.directions[items].square().sum(2)
-        return (profiles @ self.directions.T).scatter_add_(1, items, -own)
+        history = self._history(batch)
+        scores = self._profiles(history) @ self.directions.T
+        rows = np.repeat(np.arange(history.shape[0]), np.diff(history.indptr))
+        own = history.data * np.square(self.directions.cpu().numpy()[history.indices]).sum(1)
+        scores[rows, history.indices] -= torch.from_numpy(own).to(scores)
+        return scores
 
-    def _recent(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        """Distinct items of the recent history and their weights, both [B, L]; padding is 0."""
+    def _history(self, batch: SequenceBatch) -> sp.csr_matrix:
+        """The recent items and their weights [B, N + 1]."""
         chosen = self.settings
-        history = recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
-        weights, items = padded_rows(history, torch.arange(batch.num_requests).numpy())
-        return items, weights.masked_fill(weights == -torch.inf, 0)
+        return recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
+
+    def _profiles(self, history: sp.csr_matrix) -> Tensor:
+        return torch.from_numpy(history @ self.directions.cpu().numpy()).to(self.directions)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        items, weights = self._recent(batch)
-        profiles = torch.bmm(weights[:, None], self.directions[items])[:, 0]
+        history = self._history(batch)
         # So many more that k are left however far the history's own items fall.
-        count = k + items.shape[1]
+        count = k + int(np.diff(history.indptr).max())
         found, scores = self.index.search(
-            self.directions, profiles, count, allowed=batch.allowed, excluded=batch.excluded
+            self.directions, self._profiles(history), count, allowed=batch.allowed, excluded=batch.excluded
         )
-        own = (found[:, :, None] == items[:, None, :]) & (found > 0)[:, :, None]
-        lengths = self.directions[items].square().sum(2)
-        scores = scores - (own * (weights * lengths)[:, None, :]).sum(2)
+        # What an item of the history has from itself: its weight times its squared length.
+        history.data *= np.square(self.directions.cpu().numpy()[history.indices]).sum(1)
+        rows = np.repeat(np.arange(len(found)), count)
+        own = np.asarray(history[rows, found.cpu().numpy().ravel()], np.float32).reshape(found.shape)
+        scores = scores - torch.from_numpy(own).to(scores)
         found, order = found.sort(dim=1)  # so that ties go to the smaller number
         values, places = stable_topk(scores.gather(1, order), k)
         return Recommendations(found.gather(1, places), values)

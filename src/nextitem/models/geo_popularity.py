@@ -37,6 +37,8 @@ from nextitem.data.last_time import half_life_weights
 from nextitem.data.requests import user_context
 from nextitem.neighbours.sparse_rows import SparseRows
 
+BLOCK_RATES = 2**22  # rates that are held at a time: 16 MiB, some times over
+
 
 class GeoPopularityConfig(configs.Config):
     """Settings of GeoPopularity."""
@@ -112,7 +114,17 @@ class GeoPopularity(Recommender):
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         codes, region = torch.unique(self._codes(batch), dim=0, return_inverse=True)
-        return top_shared_items(self.rates(codes), region, batch, k)
+        order = region.argsort(stable=True)
+        answers, most = [], max(1, BLOCK_RATES // (self.num_items + 1))
+        for start in range(0, len(codes), most):  # some regions at a time, with the requests that come from there
+            block = codes[start : start + most]
+            rows = order[(region[order] >= start) & (region[order] < start + len(block))]
+            answers.append(top_shared_items(self.rates(block), region[rows] - start, batch.select(rows), k))
+        back = order.argsort()
+        return Recommendations(
+            torch.cat([answer.item_ids for answer in answers])[back],
+            torch.cat([answer.scores for answer in answers])[back],
+        )
 
     def _popular(self, batch: SequenceBatch, k: int) -> Recommendations:
         everywhere = super()._popular(batch, k)

@@ -4,15 +4,18 @@ Two items are similar when many users took both, the more so close together, and
 else; similarities are normalised by the items' own counts. A request sums the similarities of its recent items
 to every other item.
 
-    w_ij = sum over users of f(distance) / log(1 + |N(u)|)  /  sqrt(|U(i)| |U(j)|)
+    w_ij = sum over users of sum over pairs of f(distance) / log(1 + |N(u)|)  /  sqrt(|U(i)| |U(j)|)
 
 Notable
+- A user's pairs are all pairs of events, one with i and one with j, at most `window` events apart. So a pair of items
+  that recurs counts each time, and w_ij, which is no cosine then, may exceed 1: a user's events 1 2 1 2 1 2 make
+  w_12 = 4.1 where 1 2 makes .46 (beside two users who took one of the items each, and without `normalise_rows`).
+  Where baskets recur that ranks better. `repeats = "closest"` takes the closest pair of each user alone.
 - Distance between two events of a user is counted in events: that is defined on undated logs too, and a basket
   whose lines share one timestamp keeps its order. f = decay ** (distance - 1), within `window` events; on dated
   logs f = 0.5 ** (days apart / half_life_days) may be multiplied in. It is off, as it gained nothing on validation.
 - With `window`, `activity_penalty` and `recency_decay` off this is cosine similarity of binary columns, and
-  equals the implicit library's CosineRecommender (tested).
-- An item that stands several times in a history counts once in similarities.
+  equals the implicit library's CosineRecommender (tested). Without a window a user's pair counts once.
 - Items without any similarity to the history follow by popularity, below all that have some.
 
 Shapes: B requests, N items, K returned.
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -38,7 +41,7 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.neighbours.sparse_rows import SparseRows, keep_largest, keep_largest_of_dense, users_by_items
+from nextitem.neighbours.sparse_rows import SparseRows, keep_largest, keep_largest_of_dense, row_blocks, users_by_items
 from nextitem.neighbours.votes import DENSE_FROM, recent_history, top_voted, voted_scores
 
 DAY_MS = 86_400_000
@@ -50,6 +53,7 @@ class ItemCFConfig(configs.Config):
 
     neighbours: int = Field(100, ge=1)  # similar items kept for each item
     window: int | None = Field(20, ge=1)  # pairs at most this many events apart count; None: all pairs, alike
+    repeats: Literal["all", "closest"] = "all"  # with window: a user's pairs of events with two items that count
     decay: float = Field(0.9, gt=0, le=1)  # factor on a pair for each further event between the two
     half_life_days: float | None = Field(None, gt=0)  # days between two events at which a pair counts half; None: off
     activity_penalty: bool = True  # divide a user's pairs by log(1 + number of their items)
@@ -87,7 +91,7 @@ class ItemCF(Recommender):
             return keep_largest_of_dense(_scaled_dense(sums, block[0], scale), count)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            similarities = sp.vstack(list(pool.map(similar, _blocks(pairs.costs))), format="csr")
+            similarities = sp.vstack(list(pool.map(similar, row_blocks(pairs.costs, BLOCK_COST))), format="csr")
         if self.settings.normalise_rows:
             largest = similarities.max(axis=1).toarray().ravel()
             similarities.data /= np.repeat(np.where(largest > 0, largest, 1), np.diff(similarities.indptr))
@@ -125,10 +129,11 @@ class _AllPairs:
 
 
 class _ClosePairs:
-    """Sums over events of the two items at most `window` events apart; later ones weigh less."""
+    """Sums over pairs of a user's events at most `window` events apart; later ones weigh less."""
 
     def __init__(self, log: Interactions, penalty: NDArray[np.float64], settings: ItemCFConfig) -> None:
         assert settings.window is not None
+        self.is_once = settings.repeats == "closest"
         self.items = log.item_ids
         self.by_item = np.argsort(log.item_ids, kind="stable")
         counts = np.bincount(log.item_ids, minlength=log.num_items + 1)
@@ -145,30 +150,59 @@ class _ClosePairs:
         self.costs = len(self.steps) * counts
 
     def block(self, low: int, high: int) -> sp.csr_matrix:
-        """Rows `low`..`high` - 1 of the sums [N + 1, N + 1]."""
-        events = self.by_item[self.starts[low] : self.starts[high]]
+        """Return rows `low`..`high` - 1 of the sums [N + 1, N + 1]."""
+        total = None
+        for events in self._chunks(self.by_item[self.starts[low] : self.starts[high]]):
+            part = self._sums(events, low, high)
+            total = part if total is None else total + part
+        return total if total is not None else sp.csr_matrix((high - low, len(self.starts) - 1), dtype=np.float32)
+
+    def _chunks(self, events: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Split events, which stand by item and user, so that none makes more pairs than BLOCK_COST.
+
+        If pairs count once a user, the events of a user with an item stay together.
+        """
+        sizes = np.ones(len(events), np.int64)
+        if self.is_once:
+            same = (np.diff(self.items[events]) == 0) & (np.diff(self.first[events]) == 0)
+            sizes = np.diff(np.flatnonzero(np.concatenate([[True], ~same, [True]])))
+        ends = np.concatenate([[0], np.cumsum(sizes)])
+        for low, high in row_blocks(sizes * len(self.steps), BLOCK_COST):
+            yield events[ends[low] : ends[high]]
+
+    def _sums(self, events: NDArray[np.int64], low: int, high: int) -> sp.csr_matrix:
+        """Return what these events, of items `low`..`high` - 1, add to the sums, [high - low, N + 1]."""
         others = events[:, None] + self.steps
         inside = (others >= self.first[events][:, None]) & (others < self.end[events][:, None])
+        counts = inside.sum(axis=1)
         columns = self.items[others[inside]]
         weights = (self.weight[events][:, None] * self.decays)[inside]
         if self.days is not None:
-            apart = self.days[others[inside]] - np.repeat(self.days[events], inside.sum(axis=1))
+            apart = self.days[others[inside]] - np.repeat(self.days[events], counts)
             weights *= np.exp2(-np.abs(apart)).astype(np.float32)
-        ends = np.concatenate([[0], np.cumsum(inside.sum(axis=1))])[self.starts[low : high + 1] - self.starts[low]]
-        pairs = sp.csr_matrix((weights, columns, ends), shape=(high - low, len(self.starts) - 1))
+        rows = self.items[events] - low
+        if self.is_once:
+            row, user = np.repeat(rows, counts), np.repeat(self.first[events], counts)
+            closest = _first_of_each(row, user, columns, weights)
+            columns, weights = columns[closest], weights[closest]
+            ends = np.cumsum(np.bincount(row[closest], minlength=high - low))
+        else:
+            ends = np.cumsum(np.bincount(rows, weights=counts, minlength=high - low)).astype(np.int64)
+        pairs = sp.csr_matrix((weights, columns, np.concatenate([[0], ends])), shape=(high - low, len(self.starts) - 1))
         pairs = pairs.tocsc().tocsr()  # sorts columns in linear time
         pairs.sum_duplicates()
         return pairs
 
 
-def _blocks(costs: NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """Ranges of items whose costs sum to BLOCK_COST at most (or that hold one item)."""
-    total, low = np.cumsum(costs), 0
-    while low < len(costs):
-        before = total[low - 1] if low else 0
-        high = max(low + 1, int(np.searchsorted(total, before + BLOCK_COST, side="right")))
-        yield low, high
-        low = high
+def _first_of_each(
+    rows: NDArray[np.int32], users: NDArray[np.int64], columns: NDArray[np.int32], weights: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """Return the places of the largest weight of each (row, user, column), by row."""
+    order: NDArray[np.int64] = np.lexsort((-weights, columns, users, rows))
+    keys = np.stack([rows[order], users[order], columns[order]])
+    is_first = np.ones(len(order), np.bool_)
+    is_first[1:] = (np.diff(keys, axis=1) != 0).any(axis=0)
+    return order[is_first]
 
 
 def _scaled(sums: sp.csr_matrix, low: int, scale: NDArray[np.float32]) -> sp.csr_matrix:

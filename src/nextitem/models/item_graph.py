@@ -22,9 +22,10 @@ Shapes: B requests, N items, K returned.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import polars as pl
@@ -46,6 +47,9 @@ from nextitem.neighbours.sparse_rows import SparseRows, ages, weighted_histories
 
 # Far below the score of any real transition, so popularity only orders what the walk does not reach.
 BACKFILL = 1e-7
+BLOCK_SCORES = 2**22  # scores that a thread holds at a time: 16 MiB, some times over
+
+Read = TypeVar("Read")
 
 
 class ItemGraphConfig(configs.Config):
@@ -89,13 +93,24 @@ class ItemGraph(Recommender):
 
     def scores(self, batch: SequenceBatch) -> Tensor:
         """Score every item for each request, [B, N + 1] (roles.ItemScorer)."""
+        return torch.cat(list(self._by_blocks(batch, lambda scores, rows: scores)))
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        answers = self._by_blocks(batch, lambda scores, rows: top_items(scores, batch.select(rows), k))
+        return Recommendations(
+            torch.cat([answer.item_ids for answer in answers]), torch.cat([answer.scores for answer in answers])
+        )
+
+    def _by_blocks(self, batch: SequenceBatch, read: Callable[[Tensor, Tensor], Read]) -> list[Read]:
+        """What `read` makes of the scores [n, N + 1] of some requests at a time, and of their rows [n]; in order."""
         recent = batch.items.last(2)
         weights = torch.where(ages(recent.offsets) == 0, 1.0, self.settings.previous_weight)
         start = weighted_histories(recent.values, recent.offsets, weights, num_items=self.num_items)
         transitions, content = self.transitions.matrix(), self.content.matrix()
         words = content.T.tocsr()
+        backfill = BACKFILL * self.popularity.cpu() / self.popularity.max().clamp(min=1).cpu()
 
-        def part(span: tuple[int, int]) -> Tensor:
+        def part(span: tuple[int, int]) -> Read:
             rows = start[span[0] : span[1]]
             one = rows @ transitions
             scores = torch.from_numpy((one + self.settings.second_step * (one @ transitions)).toarray())
@@ -105,17 +120,14 @@ class ItemGraph(Recommender):
                 own = slice(recent.offsets[span[0]], recent.offsets[span[1]])
                 similar[recent.row_ids()[own] - span[0], recent.values[own]] = 0
                 scores += self.settings.content_weight * similar
-            return scores
+            return read(scores.add_(backfill), torch.arange(*span))
 
-        # scipy multiplies on one thread, without the GIL: the rows are shared out.
-        bounds = np.linspace(0, batch.num_requests, torch.get_num_threads() + 1).astype(int).tolist()
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            scores = torch.cat(list(pool.map(part, pairwise(bounds))))
-        scores += BACKFILL * self.popularity.cpu() / self.popularity.max().clamp(min=1).cpu()
-        return scores
-
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return top_items(self.scores(batch), batch, k)
+        # scipy multiplies on one thread, without the GIL: the rows are shared out, some of each thread at a time.
+        threads, most = torch.get_num_threads(), max(1, BLOCK_SCORES // (self.num_items + 1))
+        parts = max(threads, -(-batch.num_requests // most))
+        bounds = np.unique(np.linspace(0, batch.num_requests, parts + 1).astype(int)).tolist()
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(part, pairwise(bounds)))
 
 
 def item_transitions(log: Interactions, settings: ItemGraphConfig) -> sp.csr_matrix:

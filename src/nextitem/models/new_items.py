@@ -20,8 +20,10 @@ Shapes: B requests, N items, D content width, K returned.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -31,12 +33,12 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
+from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.core.top_items import top_items
+from nextitem.core.top_items import top_shared_items
 from nextitem.data.last_time import last_time
 from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
-from nextitem.neighbours.sparse_rows import padded_rows
 from nextitem.neighbours.votes import recent_history
 
 DAY_MS = 86_400_000
@@ -94,9 +96,12 @@ class NewItems(Recommender):
             new = self.rare.expand(batch.num_requests, -1).clone()
         else:
             times = self.last_time.expand(batch.num_requests) if batch.request_times is None else batch.request_times
-            age = times[:, None] - torch.tensor(released)
+            # Comparisons alone, so that no row of times is made for each request.
+            out, since = torch.tensor(released), times[:, None] - int(self.settings.days * DAY_MS)
             new = torch.zeros(batch.num_requests, self.num_items + 1, dtype=torch.bool)
-            new[:, 1:] = (age >= 0) & ((age < self.settings.days * DAY_MS) | self.rare[1:])
+            new[:, 1:] = out > since
+            new[:, 1:] |= self.rare[1:]
+            new[:, 1:] &= out <= times[:, None]
         new[batch.items.row_ids(), batch.items.values] = False
         new[:, 0] = False
         return new
@@ -111,9 +116,11 @@ class NewItems(Recommender):
         scores = 1 + scores
         if head.shape[1] == k and bool((head[:, -1] > 0).all()):
             return Recommendations(head, scores)
-        others = (self.popularity / self.popularity.max().clamp(min=1) - 1).repeat(batch.num_requests, 1)
-        others[torch.arange(len(head))[:, None], head] = -torch.inf
-        rest = top_items(others, batch, k)
+        others = (self.popularity / self.popularity.max().clamp(min=1) - 1)[None]
+        shown = Jagged.from_padded(head, (head > 0).sum(1))
+        excluded = shown if batch.excluded is None else batch.excluded.append(shown)
+        one = torch.zeros(batch.num_requests, dtype=torch.int64)
+        rest = top_shared_items(others, one, replace(batch, excluded=excluded), k)
         items, values = torch.cat([head, rest.item_ids], 1), torch.cat([scores, rest.scores], 1)
         order = values.argsort(dim=1, descending=True, stable=True)[:, :k]
         return Recommendations(items.gather(1, order), values.gather(1, order))
@@ -122,7 +129,7 @@ class NewItems(Recommender):
         """Profiles of length 1, and a 1 for the bonus, [B, D + 1]."""
         chosen = self.settings
         history = recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
-        weights, items = padded_rows(history, torch.arange(batch.num_requests).numpy())
-        weights = weights.masked_fill(weights == -torch.inf, 0)
-        profiles = torch.bmm(weights[:, None], self.vectors[items, :-1])[:, 0]
+        rows = torch.from_numpy(np.repeat(np.arange(batch.num_requests), np.diff(history.indptr)))
+        read = self.vectors[torch.from_numpy(history.indices).long(), :-1] * torch.from_numpy(history.data)[:, None]
+        profiles = read.new_zeros(batch.num_requests, read.shape[1]).index_add_(0, rows, read)
         return torch.nn.functional.pad(torch.nn.functional.normalize(profiles, dim=1), (0, 1), value=1.0)

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice, pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -36,10 +38,11 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.neighbours.sparse_rows import SparseRows, keep_largest, users_by_items
+from nextitem.neighbours.sparse_rows import SparseRows, keep_largest, row_blocks, users_by_items
 from nextitem.neighbours.votes import recent_history, top_voted, voted_scores
 
-BLOCK_PAIRS = 2**22  # (user, user, shared item) that are held at a time
+BLOCK_PAIRS = 2**22  # (user, user, shared item) that are held at a time, by each thread
+MOST_SUMS = 2**24  # swings of items that are held at a time: 128 MiB, and as much again while parts are added
 
 
 class SwingConfig(configs.Config):
@@ -67,22 +70,17 @@ class Swing(Recommender):
         self.similarities = SparseRows()  # [N + 1, N + 1], row j: what j votes for
 
     def fit(self, train: Dataset) -> None:
-        """Sums the swings of all pairs of users, a block of users at a time."""
+        """Sum the swings of all pairs of users, as many items at a time as memory allows."""
         taken = users_by_items(train.interactions.targets_only())
         sizes = np.maximum(np.diff(taken.indptr), 1)
         weights = 1 / np.sqrt(sizes) if self.settings.user_weights else np.ones(len(sizes))
-        paired = _sampled(taken, self.settings.takers)
-        takers = paired.T.tocsr()
-        takers.sort_indices()
-
-        def swings(block: tuple[int, int]) -> sp.csr_matrix:
-            return _swings(paired, takers, weights, self.settings.alpha, *block)
-
-        total = sp.csr_matrix((self.num_items + 1, self.num_items + 1), dtype=np.float32)
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for part in pool.map(swings, _blocks(paired @ np.diff(takers.indptr))):
-                total = total + part
-        similarities = keep_largest(total + total.T, self.settings.neighbours)
+        pairs = _Pairs(_sampled(taken, self.settings.takers), weights, self.settings.alpha)
+        parts, low = [], 0
+        while low <= self.num_items:
+            sums = pairs.sums(low)
+            parts.append(keep_largest(sums, self.settings.neighbours))
+            low += sums.shape[0]
+        similarities = sp.vstack(parts, format="csr")
         if self.settings.normalise_rows:
             largest = similarities.max(axis=1).toarray().ravel()
             similarities.data /= np.repeat(np.where(largest > 0, largest, 1), np.diff(similarities.indptr))
@@ -116,36 +114,87 @@ def _sampled(taken: sp.csr_matrix, count: int) -> sp.csr_matrix:
     return sp.csr_matrix((entries.data[kept], (entries.row[kept], entries.col[kept])), shape=taken.shape)
 
 
-def _blocks(costs: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
-    """Ranges of users whose costs sum to BLOCK_PAIRS at most (or that hold one user)."""
-    total, low = np.cumsum(costs.astype(np.float64)), 0
-    while low < len(costs):
-        before = total[low - 1] if low else 0.0
-        high = max(low + 1, int(np.searchsorted(total, before + BLOCK_PAIRS, side="right")))
-        yield low, high
-        low = high
+class _Pairs:
+    """All pairs of users with an item in common, made anew for each pass over a range of items.
 
+    Two crawlers who share 10^4 items form a swing at 10^8 pairs of items. So sums are made for a range of items, which
+    ends where they fill MOST_SUMS entries; the pairs of users are never held together, nor are the sums.
+    """
 
-def _swings(
-    paired: sp.csr_matrix, takers: sp.csr_matrix, weights: NDArray[np.float64], alpha: float, low: int, high: int
-) -> sp.csr_matrix:
-    """Swings [N + 1, N + 1] of pairs u < v with u in `low`..`high` - 1; each pair of items once, i < j."""
-    rows = paired[low:high]
-    users = np.repeat(np.arange(low, high), np.diff(rows.indptr))
-    counts = np.diff(takers.indptr)[rows.indices]
-    shift = takers.indptr[rows.indices] - np.cumsum(counts) + counts
-    others = takers.indices[np.repeat(shift, counts) + np.arange(counts.sum())].astype(np.int64)
-    keys = np.repeat(users, counts) * len(weights) + others
-    later = others > np.repeat(users, counts)
-    keys, items = keys[later], np.repeat(rows.indices, counts)[later]
-    order = np.argsort(keys, kind="stable")
-    keys, items = keys[order], items[order]
-    begins = np.flatnonzero(np.diff(keys, prepend=-1))
-    shared = np.diff(begins, append=len(keys))
-    several = shared > 1  # who shares one item forms no swing
-    kept = np.repeat(several, shared)
-    ends = np.concatenate([[0], np.cumsum(shared[several])])
-    pair = keys[begins[several]]
-    weight = weights[pair // len(weights)] * weights[pair % len(weights)] / (alpha + shared[several])
-    both = sp.csr_matrix((np.ones(ends[-1], np.float32), items[kept], ends), shape=(len(pair), paired.shape[1]))
-    return sp.triu(both.T @ (sp.diags_array(weight.astype(np.float32)) @ both), k=1).tocsr()
+    def __init__(self, paired: sp.csr_matrix, weights: NDArray[np.float64], alpha: float) -> None:
+        self.paired, self.weights, self.alpha = paired, weights, alpha
+        self.takers = paired.T.tocsr()
+        self.takers.sort_indices()
+        rows = np.repeat(np.arange(self.takers.shape[0]), np.diff(self.takers.indptr))
+        self.keys = rows * len(weights) + self.takers.indices  # rising: where a user stands among an item's takers
+
+    def sums(self, low: int) -> sp.csr_matrix:
+        """Return the swings of items `low`, ... with all items, [as many as fit, N + 1], none with itself."""
+        total = sp.csr_matrix((self.paired.shape[1] - low, self.paired.shape[1]), dtype=np.float32)
+        threads = torch.get_num_threads()
+        blocks = self._blocks()
+        with ThreadPoolExecutor(threads) as pool:
+            while group := list(islice(blocks, threads)):
+                swings = partial(self._swings, low_item=low, high_item=low + total.shape[0])
+                for part in list(pool.map(swings, group)):
+                    rows = min(total.shape[0], part.shape[0])
+                    total = total[:rows] + part[:rows]
+                    if total.nnz > MOST_SUMS:
+                        rows = max(1, int(np.searchsorted(total.indptr, MOST_SUMS // 2)) - 1)
+                        total = total[:rows]
+        rows = np.repeat(np.arange(low, low + total.shape[0]), np.diff(total.indptr))
+        total.data[rows == total.indices] = 0
+        total.eliminate_zeros()
+        return total
+
+    def _blocks(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield ranges of users and of their partners, who have about BLOCK_PAIRS items in common at most."""
+        costs, users = self.paired @ np.diff(self.takers.indptr), len(self.weights)
+        for low, high in row_blocks(costs, BLOCK_PAIRS):
+            parts = -(-int(costs[low]) // BLOCK_PAIRS) if high == low + 1 else 1
+            borders = np.linspace(low + 1, users, max(1, parts) + 1).astype(int).tolist()
+            for first, end in pairwise(borders):
+                yield low, high, first, end
+
+    def _swings(self, block: tuple[int, int, int, int], *, low_item: int, high_item: int) -> sp.csr_matrix:
+        """Return the swings of items `low_item`, ... with all items that the pairs of one block form.
+
+        There are `high_item` - `low_item` rows, or fewer, if these fill their share of MOST_SUMS.
+        """
+        both, weight = self._shared(*block)
+        weighted = sp.diags_array(weight.astype(np.float32)) @ both
+        own = both[:, low_item:high_item].T.tocsr()  # [items, pairs]
+        parts: list[sp.csr_matrix] = []
+        entries = 0
+        for start, stop in row_blocks(own @ np.diff(both.indptr), BLOCK_PAIRS):
+            parts.append(own[start:stop] @ weighted)
+            entries += parts[-1].nnz
+            if entries > MOST_SUMS // (2 * torch.get_num_threads()):
+                break
+        return sp.vstack(parts, format="csr")
+
+    def _shared(self, low: int, high: int, first: int, end: int) -> tuple[sp.csr_matrix, NDArray[np.float64]]:
+        """Return what pairs of users have in common, if it is two items or more, [pairs, N + 1], and what they count.
+
+        Of pairs u < v with u in `low`..`high` - 1 and v in `first`..`end` - 1.
+        """
+        count = len(self.weights)
+        rows = self.paired[low:high]
+        users = np.repeat(np.arange(low, high), np.diff(rows.indptr))
+        places = rows.indices.astype(np.int64) * count
+        begins = np.searchsorted(self.keys, places + np.maximum(users + 1, first))
+        lengths = np.maximum(np.searchsorted(self.keys, places + end) - begins, 0)
+        shift = begins - np.cumsum(lengths) + lengths
+        others = self.takers.indices[np.repeat(shift, lengths) + np.arange(lengths.sum())]
+        keys, items = np.repeat(users, lengths) * count + others, np.repeat(rows.indices, lengths)
+        order = np.argsort(keys, kind="stable")
+        keys, items = keys[order], items[order]
+        starts = np.flatnonzero(np.diff(keys, prepend=-1))
+        shared = np.diff(starts, append=len(keys))
+        several = shared > 1  # who shares one item forms no swing
+        ends = np.concatenate([[0], np.cumsum(shared[several])])
+        pair = keys[starts[several]]
+        weight = self.weights[pair // count] * self.weights[pair % count] / (self.alpha + shared[several])
+        columns = items[np.repeat(several, shared)]
+        both = sp.csr_matrix((np.ones(len(columns), np.float32), columns, ends), shape=(len(pair), rows.shape[1]))
+        return both, weight

@@ -36,8 +36,10 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.neighbours.sparse_rows import SparseRows, keep_largest, users_by_items
+from nextitem.neighbours.sparse_rows import SparseRows, keep_largest, row_blocks, users_by_items
 from nextitem.neighbours.votes import recent_history, top_voted, voted_scores
+
+BLOCK_COST = 2**22  # terms that are summed at a time: some tens of MiB
 
 
 class UserCFConfig(configs.Config):
@@ -80,17 +82,22 @@ class UserCF(Recommender):
         self.taken.store(taken)
 
     def similar_users(self, batch: SequenceBatch) -> sp.csr_matrix:
-        """w_uv of the most similar users [B, U + 1]."""
+        """Return w_uv of the most similar users [B, U + 1]."""
         chosen = self.settings
         history = recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
-        lengths = np.maximum(np.diff(history.indptr), 1)
-        history.data /= np.repeat(np.sqrt(lengths), np.diff(history.indptr)).astype(np.float32)
-        similar = history @ self.shares.matrix()
-        if batch.user_ids is not None:
-            own = np.repeat(self._rows_of(batch.user_ids), np.diff(similar.indptr))
-            similar.data[similar.indices == own] = 0
-            similar.eliminate_zeros()
-        return keep_largest(similar, chosen.neighbours)
+        lengths = np.diff(history.indptr)
+        shares = self.shares.matrix()
+        costs = _costs(history, shares)
+        history.data /= np.repeat(np.sqrt(np.maximum(lengths, 1)), lengths).astype(np.float32)
+        parts = []
+        for low, high in row_blocks(costs, BLOCK_COST):
+            similar = history[low:high] @ shares
+            if batch.user_ids is not None:
+                own = np.repeat(self._rows_of(batch.user_ids[low:high]), np.diff(similar.indptr))
+                similar.data[similar.indices == own] = 0
+                similar.eliminate_zeros()
+            parts.append(keep_largest(similar, chosen.neighbours))
+        return parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
 
     def scores(self, batch: SequenceBatch) -> Tensor:
         """Score every item for each request, [B, N + 1] (roles.ItemScorer)."""
@@ -103,7 +110,21 @@ class UserCF(Recommender):
         return rows.numpy()
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        return top_voted(self.similar_users(batch) @ self.taken.matrix(), self.popularity, batch, k)
+        similar, taken = self.similar_users(batch), self.taken.matrix()
+        answers = []
+        for low, high in row_blocks(_costs(similar, taken), BLOCK_COST):
+            asked = batch if high - low == batch.num_requests else batch.select(torch.arange(low, high))
+            answers.append(top_voted(similar[low:high] @ taken, self.popularity, asked, k))
+        return Recommendations(
+            torch.cat([answer.item_ids for answer in answers]), torch.cat([answer.scores for answer in answers])
+        )
+
+
+def _costs(left: sp.csr_matrix, right: sp.csr_matrix) -> NDArray[np.int64]:
+    """Return how many terms each row of `left @ right` sums up."""
+    lengths = np.concatenate([[0], np.cumsum(np.diff(right.indptr)[left.indices], dtype=np.int64)])
+    costs: NDArray[np.int64] = lengths[left.indptr[1:]] - lengths[left.indptr[:-1]]
+    return costs
 
 
 def last_takers(log: Interactions, count: int) -> sp.csr_matrix:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -87,6 +90,16 @@ def padded_rows(matrix: sp.csr_matrix, rows: NDArray[np.int64]) -> tuple[Tensor,
     values, columns = np.full(filled.shape, -np.inf, np.float32), np.zeros(filled.shape, np.int64)
     values[filled], columns[filled] = matrix.data[entries], matrix.indices[entries]
     return torch.from_numpy(values), torch.from_numpy(columns)
+
+
+def row_blocks(costs: NDArray[Any], most: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows whose `costs [R]` (0 or more) sum to `most` at most, or that hold one row."""
+    total, low = np.cumsum(costs, dtype=np.float64), 0
+    while low < len(costs):
+        before = total[low - 1] if low else 0.0
+        high = max(low + 1, int(np.searchsorted(total, before + most, side="right")))
+        yield low, high
+        low = high
 
 
 def keep_largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:

@@ -1,0 +1,45 @@
+"""How much memory a piece of code takes."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return how many bytes numpy and Python held at most, beyond those held before; torch's tensors do not count."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        work()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+class _Largest(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.num_bytes = max(self.num_bytes, leaf.untyped_storage().nbytes())
+        return result
+
+
+def largest_tensor_bytes(work: Callable[[], object]) -> int:
+    """Return the size of the largest tensor that torch made or read on the way."""
+    with _Largest() as mode:
+        work()
+    return mode.num_bytes
