@@ -24,7 +24,8 @@ Shapes: B requests, D width, K clusters, N items.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -45,6 +46,7 @@ from nextitem.distributed import processes
 from nextitem.losses.in_batch_softmax import in_batch_softmax
 from nextitem.nn.quantisation.quantizers import kmeans
 from nextitem.ops.merge_lists import SortedLists, merge_lists
+from nextitem.ops.tensor_version import version_of
 
 
 class StreamingVQConfig(configs.Config):
@@ -97,6 +99,12 @@ class StreamingVQ(Recommender):
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))  # the item before the next to be assigned
         self._index: tuple[Tensor, int, int, SortedLists] | None = None  # what it was made of, and it
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moved as any module; the lists are made anew from what has moved."""
+        self._index = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def examples(self, train: Dataset) -> NextTargets:
         """Every target with the history before it, in the order of the stream."""
         if processes.count() > 1:
@@ -138,9 +146,10 @@ class StreamingVQ(Recommender):
     def lists(self) -> SortedLists:
         """The index as it is now: each cluster's items, the most wanted first; kept as long as nothing changes."""
         bias, kept = self.bias.weight, self._index
-        if kept is None or kept[0] is not self.assigned or kept[1:3] != (self.assigned._version, bias._version):
+        versions = (version_of(self.assigned), version_of(bias))
+        if kept is None or kept[0] is not self.assigned or kept[1:3] != versions:
             made = SortedLists.of(self.assigned, bias.detach()[:, 0], count=self.settings.clusters)
-            self._index = kept = (self.assigned, self.assigned._version, bias._version, made)
+            self._index = kept = (self.assigned, *versions, made)
         return kept[3]
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
