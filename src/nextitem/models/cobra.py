@@ -83,6 +83,7 @@ class Cobra(Recommender):
     needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers", CONTENT})
     codes: Tensor
     content: Tensor
+    encoded: Tensor
     level_starts: Tensor
     trie: PrefixTrie
 
@@ -118,7 +119,8 @@ class Cobra(Recommender):
             )
             self.dense = nn.Linear(config.width, config.width)
         truncated_normal_(self)
-        self._encoded: Tensor | None = None
+        self.register_buffer("encoded", torch.zeros(0, config.width), persistent=False)  # vectors of all items, if made
+        self.register_load_state_dict_post_hook(lambda model, keys: model.forget())  # type: ignore[no-untyped-call]
 
     def examples(self, train: Dataset) -> NextItemSequences:
         """Windows of the users' histories; every event but the first is a target."""
@@ -171,17 +173,21 @@ class Cobra(Recommender):
         return F.normalize(self.dense(self.norm(hidden_BWD)), dim=2)
 
     def item_vectors(self) -> Tensor:
-        """Unit vectors of all items, [N + 1, D]; kept between requests while the model is in use."""
+        """Unit vectors of all items, [N + 1, D]; kept between requests until weights are loaded or trained."""
         if self.training:
             return self._item_vectors(torch.arange(self.num_items + 1, device=self.codes.device))
-        if self._encoded is None:
-            self._encoded = self._item_vectors(torch.arange(self.num_items + 1, device=self.codes.device)).detach()
-        return self._encoded
+        if not len(self.encoded):
+            self.encoded = self._item_vectors(torch.arange(self.num_items + 1, device=self.codes.device)).detach()
+        return self.encoded
 
     def train(self, mode: bool = True) -> Cobra:
-        """Weights may change from now on: kept vectors are dropped."""
-        self._encoded = None
+        """Set the mode as any module does; weights may change from now on, so vectors of items are dropped."""
+        self.forget()
         return super().train(mode)
+
+    def forget(self) -> None:
+        """Drop the vectors of items: they are made anew when next asked for."""
+        self.encoded = self.encoded.new_zeros(0, self.settings.width)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         width = max(k, self.settings.beam_width)

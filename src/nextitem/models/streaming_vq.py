@@ -24,7 +24,8 @@ Shapes: B requests, D width, K clusters, N items.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -45,6 +46,7 @@ from nextitem.distributed import processes
 from nextitem.losses.in_batch_softmax import in_batch_softmax
 from nextitem.nn.quantisation.quantizers import kmeans
 from nextitem.ops.merge_lists import SortedLists, merge_lists
+from nextitem.ops.tensor_version import version_of
 
 
 class StreamingVQConfig(configs.Config):
@@ -98,6 +100,12 @@ class StreamingVQ(Recommender):
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))  # the item before the next to be assigned
         self._index: tuple[Tensor, tuple[int, ...], SortedLists] | None = None  # what it was made of, and it
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moved as any module; the lists are made anew from what has moved."""
+        self._index = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def examples(self, train: Dataset) -> NextTargets:
         """Every target with the history before it, in the order of the stream."""
         if processes.count() > 1:
@@ -142,7 +150,7 @@ class StreamingVQ(Recommender):
         Unseen items are in no list.
         """
         bias, kept = self.bias.weight, self._index
-        versions = (self.assigned._version, bias._version, self.popularity._version)
+        versions = tuple(version_of(each) for each in (self.assigned, bias, self.popularity))
         if kept is None or kept[0] is not self.assigned or kept[1] != versions:
             made = SortedLists.of(
                 self.assigned, bias.detach()[:, 0], count=self.settings.clusters, hidden=self.unseen_items()

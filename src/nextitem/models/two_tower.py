@@ -101,6 +101,7 @@ class TwoTower(VectorModel):
     Config = TwoTowerConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "checkerboard", "planted-clusters")
     made: Tensor
+    made_to_read: Tensor
     snapshot: Tensor
 
     def __init__(self, config: TwoTowerConfig, catalog: Catalog) -> None:
@@ -119,9 +120,10 @@ class TwoTower(VectorModel):
         self.frequency = StreamingFrequency(catalog.num_items, rate=config.frequency_rate)
         rows = catalog.num_items + 1 if config.hard_negatives else 0
         self.register_buffer("snapshot", torch.zeros(rows, config.width))  # by which hard negatives are found
-        self.register_buffer("made", torch.zeros(2, 0, config.width), persistent=False)  # both vectors of all items
+        # Vectors of all items, as candidates and as parts of a history; empty until they are asked for.
+        self.register_buffer("made", torch.zeros(0, config.width), persistent=False)
+        self.register_buffer("made_to_read", torch.zeros(0, config.width), persistent=False)
         self.index = AnnIndex(config.index)
-        self._served = (torch.zeros(0), torch.zeros(0))  # what was made, and its item vectors as one tensor
         self.register_load_state_dict_post_hook(lambda model, keys: model.forget())  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Self:
@@ -131,8 +133,8 @@ class TwoTower(VectorModel):
         return super().train(mode)
 
     def forget(self) -> None:
-        """Item vectors are made anew when next asked for."""
-        self.made = self.made.new_zeros(2, 0, self.settings.width)
+        """Drop the vectors of items: they are made anew when next asked for."""
+        self.made = self.made_to_read = self.made.new_zeros(0, self.settings.width)
 
     @property
     def can_rank_unseen_items(self) -> bool:
@@ -189,11 +191,8 @@ class TwoTower(VectorModel):
         return self._towers(batch.last(self.settings.max_history_length), batch.items.values[:0])[0]
 
     def item_vectors(self) -> Tensor:
-        """[N + 1, D] of length 1; row 0 is padding. Kept until training goes on."""
-        made = self._made()
-        if self._served[0] is not made:
-            self._served = (made, made[0])
-        return self._served[1]
+        """[N + 1, D] of length 1; row 0 is padding. Kept until weights are loaded or trained."""
+        return self._made()[0]
 
     def build_index(self, requests: SequenceBatch) -> None:
         """Indexes the item vectors; recall is measured with the vectors of these requests."""
@@ -230,27 +229,26 @@ class TwoTower(VectorModel):
             item_vectors, read = vectors[item_ids], readings[batch.items.values]
         return self.users(batch, read) / self.settings.temperature, item_vectors
 
-    def _made(self) -> Tensor:
-        """Both vectors of all items [2, N + 1, D]."""
-        if not self.made.shape[1]:
+    def _made(self) -> tuple[Tensor, Tensor]:
+        """Both vectors of all items, [N + 1, D] each."""
+        if not len(self.made):
             made = self._make()
             if self.training:
                 return made
-            self.made = made
-        return self.made
+            self.made, self.made_to_read = made
+        return self.made, self.made_to_read
 
     @torch.inference_mode(False)  # what is kept may be read by a later step that has gradients
     @torch.no_grad()
-    def _make(self) -> Tensor:
+    def _make(self) -> tuple[Tensor, Tensor]:
         was_training = self.items.training
         self.items.eval()
         every = torch.arange(self.num_items + 1, device=self.popularity.device)
-        made = torch.cat(
-            [torch.stack([self.items(part), self.items.read(part)]) for part in torch.split(every, BLOCK)], dim=1
-        )
+        made = torch.cat([self.items(part) for part in torch.split(every, BLOCK)])
+        read = torch.cat([self.items.read(part) for part in torch.split(every, BLOCK)])
         self.items.train(was_training)
-        made[:, 0] = 0
-        return made
+        made[0], read[0] = 0, 0
+        return made, read
 
     def _drawn(self) -> tuple[Tensor, float]:
         """Items drawn evenly among those of training, and the share of these that is drawn."""

@@ -14,7 +14,8 @@ Shapes: B queries, N items, D width.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.top_items import append_unseen
 from nextitem.core.vector_model import VectorModel
+from nextitem.ops.tensor_version import version_of
 from nextitem.ops.topk import stable_topk
 from nextitem.ops.vector_search import VectorTable
 
@@ -71,8 +73,14 @@ class AnnIndex(nn.Module):
         self.settings = config
         self.register_buffer("packed", torch.zeros(0, dtype=torch.uint8))
         self.register_buffer("recall", torch.tensor(torch.nan))
-        self._table: VectorTable | None = None
-        self._index: tuple[Tensor, Any] | None = None  # the buffer that it was unpacked from, and the index
+        self._table: tuple[VectorTable, int] | None = None  # and the version of the vectors that it was made of
+        self._index: tuple[Tensor, int, Any] | None = None  # the buffer that it was unpacked from, its version, and it
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moved as any module; what was made of tensors on another device stays behind."""
+        self._table = self._index = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def build(self, vectors: Tensor, queries: Tensor | None = None) -> None:
         """Indexes `vectors [N + 1, D]` (row 0 is padding) and measures recall.
@@ -137,9 +145,10 @@ class AnnIndex(nn.Module):
         return append_unseen(Recommendations(*found), batch, unseen)
 
     def _exact(self, vectors: Tensor) -> VectorTable:
-        if self._table is None or self._table.vectors is not vectors:
-            self._table = VectorTable(vectors)
-        return self._table
+        version = version_of(vectors)
+        if self._table is None or self._table[0].vectors is not vectors or self._table[1] != version:
+            self._table = (VectorTable(vectors), version)
+        return self._table[0]
 
     def _candidates(
         self,
@@ -170,11 +179,12 @@ class AnnIndex(nn.Module):
         return nn.functional.pad(found, missing), nn.functional.pad(values, missing, value=-torch.inf)
 
     def _unpacked(self) -> Any:
-        if self._index is None or self._index[0] is not self.packed:
+        version = version_of(self.packed)
+        if self._index is None or self._index[0] is not self.packed or self._index[1] != version:
             import faiss
 
-            self._index = (self.packed, faiss.deserialize_index(self.packed.cpu().numpy()))
-        return self._index[1]
+            self._index = (self.packed, version, faiss.deserialize_index(self.packed.cpu().numpy()))
+        return self._index[2]
 
 
 def _rows(excluded: Jagged | None) -> tuple[Tensor, Tensor] | None:

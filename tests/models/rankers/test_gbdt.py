@@ -126,6 +126,17 @@ def test_the_trees_are_kept_as_text(shown: Split, requests: SequenceBatch) -> No
     assert torch.equal(again.score(requests)["target"], model.score(requests)["target"])
 
 
+def test_other_trees_of_the_same_length_answer_at_once(shown: Split, requests: SequenceBatch) -> None:
+    model, other = fitted(shown), fitted(shown, learning_rate=0.2)
+    size = max(len(model.trees), len(other.trees))
+    for each in (model, other):  # JSON may end in spaces
+        each.trees = torch.nn.functional.pad(each.trees, (0, size - len(each.trees)), value=ord(" "))
+    before, expected = (each.score(requests)["target"] for each in (model, other))
+    assert not torch.equal(before, expected)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model.score(requests)["target"], expected)
+
+
 def test_before_it_is_fitted_it_says_nothing(shown: Split, requests: SequenceBatch) -> None:
     scores = GBDT(GBDTConfig(), shown.train.catalog).eval().score(requests)["target"]
     assert scores[scores > -torch.inf].unique().tolist() == [0.5]

@@ -16,7 +16,8 @@ Shapes: P candidates, F columns, S tasks, E trees, V leaves of a tree.
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import lightgbm
 import numpy as np
@@ -36,6 +37,7 @@ from nextitem.models.rankers.config import RankingConfig
 from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.nn.fields.fields import FieldCodes
 from nextitem.nn.fields.kinds import ItemCategory, ItemId, Pair, RequestCategory
+from nextitem.ops.tensor_version import version_of
 
 READ_AT_ONCE = 4096  # requests
 
@@ -71,7 +73,13 @@ class GBDT(RankingModel):
         self.register_buffer("trees", torch.zeros(0, dtype=torch.uint8))  # JSON: LightGBM's text for each task
         self.register_buffer("leaf_weights", torch.zeros(0))  # [S, E, V]
         self.register_buffer("leaf_biases", torch.zeros(0))  # [S]
-        self._parsed: tuple[Tensor, list[lightgbm.Booster]] = (self.trees, [])
+        self._parsed: tuple[Tensor, int, list[lightgbm.Booster]] | None = None  # text, its version, what it says
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moved as any module; the trees are read anew from the text that has moved."""
+        self._parsed = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def fit(self, train: Dataset) -> None:
         """Grows the trees of every task."""
@@ -141,11 +149,12 @@ class GBDT(RankingModel):
         }
 
     def _boosters(self) -> list[lightgbm.Booster]:
-        """The trees, read from their text once."""
-        if self._parsed[0] is not self.trees:
+        """Return the trees, read from their text once; anew if other weights have been loaded."""
+        version = version_of(self.trees)
+        if self._parsed is None or self._parsed[0] is not self.trees or self._parsed[1] != version:
             texts = json.loads(self.trees.cpu().numpy().tobytes()) if len(self.trees) else []
-            self._parsed = (self.trees, [lightgbm.Booster(model_str=text) for text in texts])
-        return self._parsed[1]
+            self._parsed = (self.trees, version, [lightgbm.Booster(model_str=text) for text in texts])
+        return self._parsed[2]
 
     def _weigh_leaves(
         self,
