@@ -33,6 +33,9 @@ from nextitem.testing.known_answers import cycle
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 
+pytestmark = pytest.mark.xdist_group("two-processes")  # its trainings are made once, by one worker
+
+
 BATCH = 79
 ALONE = {"streaming-vq"}  # one stream, one process: refused with a line
 LEARNING = [name for name, entry in MODELS.items() if issubclass(entry.load(), Trainable) and name not in ALONE]

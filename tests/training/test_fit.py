@@ -267,6 +267,7 @@ def start_and_wait(out: Path, mode: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_gives_the_same_final_weights(tmp_path: Path) -> None:
     """Killed twice, at moments drawn anew in every run; a checkpoint after every batch is often half written."""
     whole = Net()
