@@ -268,3 +268,41 @@ def test_a_protocol_for_rankers_is_refused_in_one_line(cli: Cli, tmp_path: Path)
         assert code == 2
         assert "choose another with --protocol" in err
         assert "Traceback" not in err
+
+
+def test_rank_and_similar(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "items.txt").write_text("i5\ni2\n", encoding="utf-8")
+    for source in (["--candidates", "i5,i2"], ["--candidates-file", tmp_path / "items.txt"]):
+        code, out, _ = cli("rank", runs / "item-cf", "--history", "i1", *source, "--json")
+        assert code == 0
+        assert {row["item_id"] for row in json.loads(out)} == {"i5", "i2"}
+    assert cli("rank", runs / "sasrec", "--user", "u1", "--candidates", "i3,i4")[1].startswith("  1  i")
+    rows = json.loads(cli("similar", runs / "sasrec", "i1", "-k", 3, "--json")[1])
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+    assert cli("similar", runs / "item-cf", "i1", "-k", 2)[1].startswith("  1  i")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rank", "RUN", "--history", "i1"], "either --candidates or --candidates-file"),
+        (["rank", "RUN", "--candidates", "i1"], "either --user or --history"),
+        (["rank", "RUN", "--history", "i1", "--candidates", "zz"], "no item is called zz"),
+        (["similar", "RUN", "zz"], "no item is called zz"),
+        (["similar", "nowhere", "i1"], "no such run"),
+        (["models", "sasrex"], "nothing with settings is called 'sasrex'"),
+        (["models", "recall", "--kind", "metric"], "has no settings"),
+    ],
+)
+def test_mistakes_in_rank_similar_and_models(cli: Cli, runs: Path, arguments: list[str], message: str) -> None:
+    code, _, err = cli(*[str(runs / "item-cf") if word == "RUN" else word for word in arguments])
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_models_prints_every_setting(cli: Cli) -> None:
+    out = cli("models", "two-tower")[1]
+    assert "width = 64    (int, >= 1)\n    D, of the vectors that meet\n" in out
+    assert "index.kind = 'exact'" in out
+    assert "negatives_shared_by = 'batch'    ('batch' | 'sequence' | 'position')" in cli("models", "sasrec")[1]
