@@ -54,6 +54,13 @@ IDLE: list[tuple[str, dict[str, Any], str, Any]] = [
     ("lr", {"learn_from": "events"}, "delay_hours", 3.0),
     ("lr", {"learn_from": "events", "position": "ignore"}, "position", "weight"),
     ("lr", {}, "order_by", {"target": 2.0}),
+    ("deepfm", {"sharing": "shared-bottom"}, "experts", 2),
+    ("deepfm", {"sharing": "mmoe"}, "levels", 1),
+    ("dcn", {"version": "v1"}, "rank", 3),
+    ("dcn", {"version": "v2"}, "cross_experts", 2),
+    ("sim", {"search": "hard"}, "search_width", 3),
+    ("sim", {"search": "hard"}, "search_loss", 0.7),
+    ("multi-behaviour", {"behaviours": 1}, "heads", 1),
 ]
 
 # The opposite: settings that give the field a meaning.
@@ -71,6 +78,9 @@ EFFECTIVE: list[tuple[str, dict[str, Any], str, Any]] = [
     ("tiger", {"beam_aware": 0.5}, "training_beam", 2),
     ("cobra", {"dense": True}, "temperature", 0.5),
     ("tdm", {"objective": "levels"}, "negatives", 1),
+    ("deepfm", {"sharing": "mmoe"}, "experts", 2),
+    ("dcn", {"version": "v2-mixture"}, "rank", 3),
+    ("sim", {"search": "soft"}, "search_loss", 0.7),
 ]
 
 
@@ -127,6 +137,28 @@ def test_rankers_name_idle_negatives_and_tasks_without_weight() -> None:
     (sentence,) = unused("din", {**tasks, "order_by": {"click": 1.0, "buy": 0.0}})
     assert sentence.endswith("has no effect: the first task orders without it, too")
     assert unused("din", {**tasks, "order_by": {"buy": 1.0}}) == ()
+
+
+def test_models_without_gradients_name_theirs() -> None:
+    names = [sentence.split(" = ")[0] for sentence in unused("gbdt", {"leaf_l2": 1.0, "l2": 0.1})]
+    assert sorted(names) == ["l2", "leaf_l2"]
+    assert unused("gbdt", {"leaf_l2": 1.0, "leaf_regression": True}) == ()
+    idle = {"window": None, "decay": 0.5, "repeats": "closest", "half_life_days": 3.0}
+    assert len(unused("item-cf", idle)) == 3
+    assert unused("item-cf", {**idle, "window": 5}) == ()
+
+
+def test_parts_of_a_cascade_are_named_by_where_they_stand() -> None:
+    ranking = {"model": {"name": "deepfm", "experts": 2, "calibration": "platt"}}
+    channels = {"near": {"model": {"name": "item-cf", "window": None, "decay": 0.5}}}
+    sentences = unused("cascade", {"channels": channels, "ranking": ranking})
+    assert sentences == (
+        "[model.channels.near.model] decay = 0.5 has no effect: window is none",
+        "[model.ranking.model] experts = 2 has no effect: sharing is shared-bottom",
+        "[model.ranking.model] calibration = 'platt' has no effect: stages of a cascade order candidates, and no curve "
+        "is fitted to their scores",
+    )
+    assert unused("cascade", {"channels": {"near": {"model": {"name": "item-cf"}}}}) == ()
 
 
 def test_settings_of_a_part_are_named_with_the_part() -> None:

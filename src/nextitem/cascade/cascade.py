@@ -87,6 +87,25 @@ class CascadeConfig(configs.Config):
         for table in self.reranking:
             yield "[[model.reranking]]", "reranker", table
 
+    def unused_settings(self) -> tuple[str, ...]:
+        """Return a sentence for each field of a part that has no effect there.
+
+        Every part names all its settings, so a field counts as set if it is not at its default.
+        """
+        sentences = list(super().unused_settings())
+        for where, kind, table in self.tables():
+            settings = component_class(kind, table, where=where)[1]
+            changed = settings.model_dump(exclude_defaults=True)
+            values = {name: getattr(settings, name) for name in type(settings).model_fields}
+            own = type(settings).model_construct(_fields_set=set(changed), **values).unused_settings()
+            sentences += [f"{where} {sentence}" for sentence in own]
+            if "calibration" in changed:
+                sentences.append(
+                    f"{where} calibration = {changed['calibration']!r} has no effect: stages of a cascade order "
+                    "candidates, and no curve is fitted to their scores"
+                )
+        return tuple(sentences)
+
     @property
     def needs(self) -> frozenset[Requirement]:
         """What the catalogue must carry: what any part needs."""

@@ -61,6 +61,11 @@ class ItemCFConfig(configs.Config):
     recent_items: int | None = Field(20, ge=1)  # items of the history that vote; None: all
     recency_decay: float = Field(0.8, gt=0, le=1)  # factor on a vote for each event that followed it
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        has_window = self.window is not None
+        return configs.idle_unless(has_window, "window is none", "repeats", "decay", "half_life_days")
+
 
 class ItemCF(Recommender):
     """Ranks items by their similarity to the history."""

@@ -91,6 +91,8 @@ class StageTrainer:
             )
             if result.stopped == "interrupted":
                 raise KeyboardInterrupt
+            for note in result.notes:
+                self.options.log(f"note: {name}: {note}")
             best = result.best_epoch
         else:
             raise UserError(f"{name}: {type(model).__name__} cannot learn from the candidates of a cascade")

@@ -147,6 +147,8 @@ def train_split(
         inside = replace(options, folder=options.folder / "refit")
         model, refit_result = _fit(enlarged, None, recipe, inside, start_from=start_from, epochs=epochs)
         results.append(refit_result)
+    for note in () if result is None else result.notes:
+        options.log(f"note: {note}")
     is_interrupted = any(part is not None and part.stopped == "interrupted" for part in results)
     if is_interrupted:
         options.log("interrupted: what has been learnt is saved and evaluated; continue with --resume")

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates
@@ -29,6 +30,12 @@ class DCNConfig(DeepConfig):
     structure: Literal["stacked", "parallel"] = "parallel"  # the deep part reads the crosses, or stands beside them
     rank: int = Field(32, ge=1)  # of v2-mixture, of each expert
     cross_experts: int = Field(4, ge=1)  # of v2-mixture
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        is_mixture = self.version == "v2-mixture"
+        mixture = configs.idle_unless(is_mixture, f"version is {self.version}", "rank", "cross_experts")
+        return {**super().idle_fields(), **mixture}
 
 
 class DCN(RankingModel):

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from nextitem.core import config as configs
 from nextitem.core.errors import UserError
 from nextitem.models.rankers.config import RankingConfig
 from nextitem.nn.fields.fields import FieldVectors
@@ -30,6 +31,15 @@ class DeepConfig(RankingConfig):
     experts: int = Field(4, ge=1)  # of mmoe; of ple: shared ones, and each task's own
     levels: int = Field(2, ge=1)  # extraction networks of ple
     field_gates: Literal["relu", "sigmoid"] | None = None  # SENet over the fields that the deep part reads
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        sharing = f"sharing is {self.sharing}"
+        return {
+            **super().idle_fields(),
+            **configs.idle_unless(self.sharing != "shared-bottom", sharing, "experts"),
+            **configs.idle_unless(self.sharing == "ple", sharing, "levels"),
+        }
 
 
 def field_gates(config: DeepConfig, fields: int) -> nn.Module:

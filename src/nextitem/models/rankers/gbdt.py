@@ -28,6 +28,7 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
@@ -52,6 +53,14 @@ class GBDTConfig(RankingConfig):
     weight_l2: float = Field(10.0, ge=0)  # lambda in a leaf's weight -G / (H + lambda)
     leaf_regression: bool = False  # a logistic regression over the leaves in place of the trees' sum
     leaf_l2: float = Field(10.0, gt=0)  # of that regression
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        return {
+            **super().idle_fields(),
+            **configs.idle_unless(self.leaf_regression, "leaf_regression is false", "leaf_l2"),
+            "l2": "trees have no field vectors",
+        }
 
 
 class GBDT(RankingModel):

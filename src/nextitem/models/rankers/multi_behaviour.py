@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.jagged import Jagged
@@ -36,6 +37,11 @@ class MultiBehaviourConfig(DeepConfig):
     behaviours: int = Field(2, ge=1)  # sequences: the first actions by name have one each; the last takes the others
     heads: int = Field(2, ge=1)  # of cross attention
     unit: tuple[int, int] = (80, 40)  # widths of the activation units' hidden layers
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        alone = configs.idle_unless(self.behaviours > 1, "behaviours is 1: there is no other sequence", "heads")
+        return {**super().idle_fields(), **alone}
 
 
 class MultiBehaviour(RankingModel):

@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError
@@ -48,6 +49,15 @@ class SIMConfig(DeepConfig):
     time_width: int = Field(8, ge=1)  # of the vector of a time gap
     search_width: int = Field(16, ge=1)  # G
     search_loss: float = Field(0.2, ge=0)  # alpha, the weight of the soft search's auxiliary task
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        search, is_hard = f"search is {self.search}", self.search == "hard"
+        return {
+            **super().idle_fields(),
+            **configs.idle_unless(is_hard, search, "category"),
+            **configs.idle_unless(not is_hard, search, "search_width", "search_loss"),
+        }
 
 
 class SIM(RankingModel):
