@@ -62,7 +62,8 @@ def main() -> None:
         recommend_all(model, split.test, 20)
         lists = time.perf_counter() - began
         print(
-            f"run {repeat + 1}: {evaluation.users:,} requests x {model.num_items:,} items, {chosen.threads} threads: "
+            f"run {repeat + 1}: {evaluation.requests:,} requests x {model.num_items:,} items, "
+            f"{chosen.threads} threads: "
             f"{whole:.2f} s ({whole / TARGET_SECONDS:.2f} of the target), of it lists {lists:.2f} s"
         )
 

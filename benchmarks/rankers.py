@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
@@ -28,7 +29,7 @@ from nextitem.pipeline.train import train
 MODELS = "lr,gbdt,wide-and-deep,deepfm,dcn,din,sim,multi-behaviour"
 
 
-def true_scores(shop: Shop, requests: SequenceBatch, *, slots: bool) -> Jagged:
+def true_scores(shop: Shop, data: Dataset, requests: SequenceBatch, *, slots: bool) -> Jagged:
     """The true probability of a click on each candidate."""
     given, users, times = requests.candidates, requests.user_ids, requests.request_times
     assert given is not None
@@ -39,7 +40,7 @@ def true_scores(shop: Shop, requests: SequenceBatch, *, slots: bool) -> Jagged:
     last = np.full(requests.num_requests, -1)
     last[full] = requests.items.values.numpy()[requests.items.offsets[1:].numpy()[full] - 1] - 1
     probabilities = shop.truth.click_probability(
-        users.numpy()[rows] - 1,
+        data.users.numbers_of(users.numpy())[rows] - 1,
         given.values.numpy() - 1,
         times.numpy()[rows] // 1000,
         slots=requests.candidate_features["slot"].values.long().numpy() if slots else 1,
@@ -69,9 +70,8 @@ def main() -> None:
         print("| ranker | AUC | GAUC | log-loss | calibration error | training |")
         print("| --- | --- | --- | --- | --- | --- |")
         for slots, what in ((False, "true probabilities, slot unknown"), (True, "true probabilities, slot known")):
-            print(
-                line(what, evaluate_ranking(true_scores(shop, test, slots=slots), test, label="click"), 0), flush=True
-            )
+            scores = true_scores(shop, data, test, slots=slots)
+            print(line(what, evaluate_ranking(scores, test, label="click"), 0), flush=True)
         for name in chosen.models.split(","):
             began = time.perf_counter()
             run = train(name, data, out=Path(folder) / name, protocol="impressions", seed=chosen.seed, progress=False)

@@ -18,6 +18,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,9 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     dataset = ni.load_dataset(chosen.folder)
     split = make_split(dataset, "leave-one-out")
+    assert split.validation.user_ids is not None
+    numbers = torch.from_numpy(dataset.users.numbers_of(split.validation.user_ids.numpy()))  # as the log names users
+    requests = replace(split.validation, user_ids=numbers)
     recipes = dict(part.split("=", 1) for part in chosen.recipe)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +134,7 @@ def main() -> None:
             row = examine(
                 line + measurement(name, chosen, answers),
                 name,
-                requests=split.validation,
+                requests=requests,
                 answers=answers,
                 num_items=dataset.catalog.num_items,
                 threads=chosen.threads,

@@ -47,17 +47,17 @@ def test_figures_by_hand() -> None:
 
 def test_the_json_is_the_public_format() -> None:
     found = judged([[1], []], model_name="fixed", protocol="time", refit=True).to_json()
-    assert list(found) == ["model", "protocol", "refit", "users", "metrics", "intervals", "slices"]
-    assert (found["model"], found["protocol"], found["refit"], found["users"]) == ("fixed", "time", True, 2)
+    assert list(found) == ["model", "protocol", "refit", "users", "requests", "metrics", "intervals", "slices"]
+    assert (found["model"], found["protocol"], found["refit"], found["requests"]) == ("fixed", "time", True, 2)
     assert found["metrics"]["recall@2"] == 1.0
     assert found["intervals"]["recall@2"] == [1.0, 1.0]
-    assert found["slices"]["warm"]["users"] == 1
+    assert found["slices"]["warm"]["requests"] == 1
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 def test_requests_without_targets_are_counted_and_not_judged() -> None:
     found = judged([[1], [], [8]])
-    assert found.users == 3
+    assert found.requests == 3
     assert found.metrics["recall@4"] == 0.5
     assert found.values["recall@4"].isnan().tolist() == [False, True, False]
     nothing = judged([[], []])

@@ -42,20 +42,20 @@ def test_gauc_is_over_users_and_weighs_them_by_what_they_were_shown() -> None:
     found = evaluate_ranking(scored(SCORES), shown(LABELS, [1, 1, 2, 3]), label="click", model_name="m")
     # User 1: .9 is above .2, .5 and .1: 1, four rows. User 2: .2 is above .1, below .3: 1/2, three rows.
     assert found.metrics["gauc"] == pytest.approx((4 * 1 + 3 * 0.5) / 7)
-    assert found.slices == {"judged by gauc": {"users": 2}, "left out of gauc": {"users": 1}}
+    assert found.slices == {"judged by gauc": {"groups": 2}, "left out of gauc": {"groups": 1}}
     flat = [label for row in LABELS for label in row], [score for row in SCORES for score in row]
     assert found.metrics["auc"] == pytest.approx(roc_auc_score(*flat))
     assert found.metrics["log_loss"] == pytest.approx(log_loss(*flat), abs=1e-6)
     base = log_loss(flat[0], [sum(flat[0]) / len(flat[0])] * len(flat[0]))
     assert found.metrics["normalised_entropy"] == pytest.approx(log_loss(*flat) / base, abs=1e-6)
-    assert (found.model, found.protocol, found.users) == ("m", "impressions", 4)
+    assert (found.model, found.protocol, found.requests) == ("m", "impressions", 4)
 
 
 def test_without_users_gauc_is_over_requests() -> None:
     for users in (None, [0, 0, 0, 0]):
         found = evaluate_ranking(scored(SCORES), shown(LABELS, users), label="click")
         assert found.metrics["gauc"] == pytest.approx((2 * 1 + 3 * 0.5) / 5)
-        assert found.slices["left out of gauc"]["users"] == 2
+        assert found.slices["left out of gauc"]["groups"] == 2
 
 
 def test_candidates_without_a_known_label_are_left_out_of_every_figure() -> None:
@@ -70,8 +70,8 @@ def test_candidates_without_a_known_label_are_left_out_of_every_figure() -> None
     )
     assert found.metrics == pytest.approx(known.metrics)
     assert found.intervals == known.intervals
-    assert (found.users, found.slices) == (known.users, known.slices)
-    assert found.users == 4
+    assert (found.requests, found.slices) == (known.requests, known.slices)
+    assert found.requests == 4
     unknown = shown([[nan], [nan]], None)  # type: ignore[list-item]
     with pytest.raises(UserError, match="label 'click' is not known of any candidate"):
         evaluate_ranking(scored([[0.1], [0.2]]), unknown, label="click")
@@ -99,7 +99,7 @@ def test_scores_that_are_no_probabilities_have_no_log_loss() -> None:
 def test_one_label_only_is_said_and_is_null_in_json() -> None:
     found = evaluate_ranking(scored([[0.1], [0.2]]), shown([[0], [0]], None), label="click").to_json()
     assert (found["metrics"]["auc"], found["metrics"]["gauc"]) == (None, None)
-    assert found["slices"]["left out of gauc"]["users"] == 2
+    assert found["slices"]["left out of gauc"]["groups"] == 2
     json.dumps(found, allow_nan=False)
 
 
@@ -136,4 +136,4 @@ def test_on_a_real_log_smoothed_click_rates_beat_chance(real_data: Path) -> None
     assert found.metrics["auc"] > 0.5
     assert flat.metrics["auc"] == 0.5
     groups = len(torch.unique(ranking_groups(requests)))
-    assert sum(int(part["users"]) for part in found.slices.values()) == groups
+    assert sum(int(part["groups"]) for part in found.slices.values()) == groups

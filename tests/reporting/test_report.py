@@ -29,11 +29,15 @@ VOID = {"meta", "br", "path", "use", "rect"}
 def row(name: str, chance: float, *, size: int = 900) -> ReportRow:
     shared = torch.rand(size, generator=torch.Generator().manual_seed(0))
     values = {f"{m}@{k}": (shared < chance * k / 10).double() for m in ("recall", "ndcg") for k in (5, 10, 20)}
-    slices = {"warm": {"users": size, "recall@10": chance, "ndcg@10": chance}, "cold": {"users": 9, "recall@10": 0.0}}
+    slices = {
+        "warm": {"requests": size, "recall@10": chance, "ndcg@10": chance},
+        "cold": {"requests": 9, "recall@10": 0.0},
+    }
     evaluation = Evaluation(
         name,
         "time",
         False,
+        size,
         size,
         {key: float(value.mean()) for key, value in values.items()} | {"coverage@10": chance, "coverage@20": chance},
         {key: interval(value) for key, value in values.items()},
@@ -187,7 +191,7 @@ def test_the_same_rows_give_the_same_page(tmp_path: Path) -> None:
 def test_figures_that_are_not_defined_do_not_stop_it(tmp_path: Path) -> None:
     nan = torch.full((5,), torch.nan, dtype=torch.float64)
     evaluation = Evaluation(
-        "none", "time", False, 5, {"recall@10": float("nan")}, {"recall@10": interval(nan)}, {}, {"recall@10": nan}
+        "none", "time", False, 5, 5, {"recall@10": float("nan")}, {"recall@10": interval(nan)}, {}, {"recall@10": nan}
     )
     tags(page(tmp_path, rows=[ReportRow(evaluation, 0, 0.0, 0.0, 0.0)]))
     text = page(tmp_path, rows=[ReportRow(evaluation, 0, 0.0, 0.0, 0.0), row("b", 0.3, size=5)])

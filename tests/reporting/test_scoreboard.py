@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import torch
 from rich.console import Console
 
-from nextitem.evaluation.evaluate import Evaluation
-from nextitem.reporting.scoreboard import ReportRow, noise_marks, print_evaluation, print_scoreboard, scoreboard_json
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.jagged import Jagged
+from nextitem.evaluation.evaluate import Evaluation, num_users
+from nextitem.reporting.report import _figures
+from nextitem.reporting.scoreboard import (
+    Column,
+    ReportRow,
+    _cells,
+    best_marks,
+    column_marks,
+    noise_marks,
+    print_evaluation,
+    print_scoreboard,
+    scoreboard_json,
+)
 
 
 def row(name: str, recalls: torch.Tensor) -> ReportRow:
@@ -18,10 +32,11 @@ def row(name: str, recalls: torch.Tensor) -> ReportRow:
         model=name,
         protocol="time",
         refit=False,
+        requests=len(recalls),
         users=len(recalls),
         metrics={"recall@10": mean, "ndcg@10": mean / 2, "coverage@10": 0.5},
         intervals={"recall@10": (mean - 0.1, mean + 0.1)},
-        slices={"cold": {"users": 3, "recall@10": 0.125}},
+        slices={"cold": {"requests": 3, "recall@10": 0.125}},
         values={"recall@10": recalls, "ndcg@10": recalls / 2},
     )
     return ReportRow(evaluation, parameters=1234, train_seconds=5.5, p50_ms=1.25, p99_ms=2.5)
@@ -39,7 +54,7 @@ def rows() -> list[ReportRow]:
 def test_json_is_the_public_format() -> None:
     board = json.loads(json.dumps(scoreboard_json(rows())))
     assert [entry["model"] for entry in board["rows"]] == ["weak", "strong", "twin"]
-    keys = {"model", "protocol", "refit", "users", "metrics", "intervals", "slices"}
+    keys = {"model", "protocol", "refit", "users", "requests", "metrics", "intervals", "slices"}
     assert keys | {"name", "run", "parameters", "train_seconds", "p50_ms", "p99_ms"} == set(board["rows"][0])
 
 
@@ -69,3 +84,19 @@ def test_one_model_is_printed_with_intervals_and_slices() -> None:
     print_evaluation(rows()[1].evaluation, console=Console(file=out, width=120))
     assert "recall@10" in out.getvalue()
     assert "cold" in out.getvalue()
+
+
+def test_terminal_and_report_mark_alike_and_a_lower_log_loss_is_better() -> None:
+    loss = Column("log-loss", "log_loss", 4, False)
+    entries = [replace(entry, evaluation=replace(entry.evaluation, metrics={"log_loss": value}))
+               for entry, value in zip(rows(), (0.5, 0.3, float("nan")), strict=True)]  # fmt: skip
+    assert column_marks(entries, loss) == ["", "best", ""]
+    assert [cell[-1] for cell in _cells(entries, loss)] == [" ", "*", " "]
+    assert ["★" in cell for cell in _figures(entries, loss)] == [False, True, False]
+    assert best_marks([0.0, 0.0, None]) == ["", "", ""]
+
+
+def test_users_and_requests_are_counted_apart() -> None:
+    batch = SequenceBatch(Jagged.from_rows([[1]] * 5), user_ids=torch.tensor([7, 7, 9, 0, 0]))
+    assert num_users(batch) == 4  # two known users, and two visitors
+    assert num_users(SequenceBatch(Jagged.from_rows([[1]]))) is None

@@ -109,11 +109,11 @@ class CascadeConfig(configs.Config):
     @property
     def needs(self) -> frozenset[Requirement]:
         """What the catalogue must carry: what any part needs."""
-        found: frozenset[Requirement] = frozenset()
+        needs: frozenset[Requirement] = frozenset()
         for where, kind, table in self.tables():
             part, settings = component_class(kind, table, where=where)
-            found |= settings.needs | (part.needs if kind == "model" else frozenset())
-        return found
+            needs |= settings.needs | (part.needs if kind == "model" else frozenset())
+        return needs
 
 
 class Cascade(Recommender):

@@ -38,8 +38,8 @@ def models(
 def _print_settings(name: str, kind: str | None) -> None:
     kinds = [kind] if kind is not None else [each for each in WITH_SETTINGS if name in registry.KINDS[each]]
     if not kinds and ":" not in name:
-        known = ", ".join(each for one in WITH_SETTINGS for each in registry.KINDS[one])
-        raise UserError(f"nothing with settings is called {name!r}; there are: {known}")
+        names = ", ".join(each for one in WITH_SETTINGS for each in registry.KINDS[one])
+        raise UserError(f"nothing with settings is called {name!r}; there are: {names}")
     each = (kinds or ["model"])[0]
     if each not in WITH_SETTINGS:
         raise UserError(f"--kind {each!r} has no settings; choose one of {', '.join(WITH_SETTINGS)}")

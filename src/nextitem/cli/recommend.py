@@ -111,8 +111,8 @@ def _write_table(
 
     file = refuse_existing_file(out, overwrite=overwrite)
     _say_unknown(unknown_items(run.model.catalog, blocked))
-    wanted = None if users == "all" else lines_of(users)
-    table = run.recommend_many(wanted, k=k, exclude_seen=exclude_seen, only=only, exclude_items=blocked)
+    user_ids = None if users == "all" else lines_of(users)
+    table = run.recommend_many(user_ids, k=k, exclude_seen=exclude_seen, only=only, exclude_items=blocked)
     table.select("user_id", "item_id", "rank", "score").write_parquet(file)  # the public format
     print(f"{file}: {table.height:,} recommendations for {table['user_id'].n_unique():,} users")
 

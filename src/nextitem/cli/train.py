@@ -60,6 +60,6 @@ def train(
     )  # fmt: skip
     figures = run.metrics["metrics"]
     names = ("recall@10", "ndcg@10", "coverage@10", "auc", "gauc", "log_loss")
-    shown = ", ".join(f"{name} {figures[name]:.4f}" for name in names if figures.get(name) is not None)
-    learnt = "refit" if run.recipe.data.refit else "training events only"
-    print(f"{run.folder}: {run.name} ({run.recipe.data.protocol}, {learnt}): {shown}")
+    text = ", ".join(f"{name} {figures[name]:.4f}" for name in names if figures.get(name) is not None)
+    data_used = "refit" if run.recipe.data.refit else "training events only"
+    print(f"{run.folder}: {run.name} ({run.recipe.data.protocol}, {data_used}): {text}")

@@ -105,17 +105,17 @@ class Dataset:
     def __repr__(self) -> str:
         log = self.interactions
         owners = "sessions" if self.anonymous else "users"
-        shown = "" if self.impressions is None else f", {len(self.impressions.item_ids):,} impressions"
-        known = {
+        impressions = "" if self.impressions is None else f", {len(self.impressions.item_ids):,} impressions"
+        features = {
             "users": list(self.users.features),
             "items": list(self.catalog.features),
             "events": list(self.catalog.events),
         }
-        columns = "; ".join(f"{name}: {', '.join(part)}" for name, part in known.items() if part)
+        columns = "; ".join(f"{name}: {', '.join(part)}" for name, part in features.items() if part)
         return "\n".join(
             [
                 f"Dataset {self.name}" + (f" of {self.source}" if self.source not in ("", self.name) else ""),
-                f"  {len(log):,} events{shown}, {log.num_users:,} {owners}, {self.catalog.num_items:,} items",
+                f"  {len(log):,} events{impressions}, {log.num_users:,} {owners}, {self.catalog.num_items:,} items",
                 f"  {columns or 'no features'}",
             ]
         )

@@ -48,9 +48,9 @@ class Evaluation:
 
     metrics    name@k -> mean over the requests that it is defined on
     intervals  name@k -> 95% bootstrap interval of that mean; for metrics that are means over requests
-    slices     slice -> {"users": n, metric -> mean}
-    values     name@k -> one value a request, [users] float64 (NaN: not defined): for paired comparisons
-    lists      the recommendations, [users, K] int64
+    slices     slice -> {"requests": n, metric -> mean}
+    values     name@k -> one value a request, [requests] float64 (NaN: not defined): for paired comparisons
+    lists      the recommendations, [requests, K] int64
     generation how a generator spells (evaluation.generation), where that was asked for
     funnel     what each stage of a staged model keeps (evaluation.funnel), plain values
     """
@@ -58,7 +58,8 @@ class Evaluation:
     model: str
     protocol: str
     refit: bool
-    users: int
+    requests: int  # that were judged
+    users: int | None  # that made them; None: users are anonymous
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     slices: dict[str, dict[str, float]]
@@ -85,6 +86,7 @@ class Evaluation:
             "protocol": self.protocol,
             "refit": self.refit,
             "users": self.users,
+            "requests": self.requests,
             "metrics": {name: _plain(value) for name, value in self.metrics.items()},
             "intervals": {name: [_plain(low), _plain(high)] for name, (low, high) in self.intervals.items()},
             "slices": {name: {key: _plain(value) for key, value in part.items()} for name, part in self.slices.items()},
@@ -138,13 +140,14 @@ def evaluate_lists(
     metrics |= {name: _mean(value) for name, value in values.items()}
     slices = _slices(slice_masks(requests, train, model.catalog), values, ks)
     for name in slices.get("cold", {}):
-        if name in slices.get("warm", {}) and name != "users":
+        if name in slices.get("warm", {}) and name != "requests":
             metrics[f"cold_warm_{name}"] = _harmonic(slices["cold"][name], slices["warm"][name])
     return Evaluation(
         model=model_name,
         protocol=protocol,
         refit=refit,
-        users=requests.num_requests,
+        requests=requests.num_requests,
+        users=num_users(requests),
         metrics=dict(sorted(metrics.items())),
         intervals={name: interval(value) for name, value in sorted(values.items())},
         slices=slices,
@@ -234,10 +237,18 @@ def _slices(
     k = 10 if 10 in ks else ks[0]
     shown = [name for name in (f"recall@{k}", f"ndcg@{k}") if name in values]
     return {
-        name: {"users": int(mask.sum()), **{metric: _mean(values[metric][mask]) for metric in shown}}
+        name: {"requests": int(mask.sum()), **{metric: _mean(values[metric][mask]) for metric in shown}}
         for name, mask in masks.items()
         if bool(mask.any())
     }
+
+
+def num_users(requests: SequenceBatch) -> int | None:
+    """Count the users who made the requests, each unknown visitor as one; None if users are anonymous."""
+    if requests.user_ids is None:
+        return None
+    known = requests.user_ids[requests.user_ids > 0]
+    return int(torch.unique(known).numel()) + requests.num_requests - len(known)
 
 
 def _harmonic(left: float, right: float) -> float:

@@ -13,7 +13,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.core.roles import Ranker
-from nextitem.evaluation.evaluate import Evaluation
+from nextitem.evaluation.evaluate import Evaluation, num_users
 from nextitem.evaluation.intervals import auc_interval
 from nextitem.evaluation.metrics import ranking
 
@@ -81,7 +81,7 @@ def evaluate_ranking(
     candidates whose label is not known (NaN) are left out. GAUC is over users, for requests of unknown users over
     the requests themselves, that have both labels. A figure that is not defined (no group has both labels) is NaN,
     null in JSON. `slices` says what was judged: {"judged by gauc":
-    {"users": groups}, "left out of gauc": {"users": groups}}. `users` counts requests with a known label.
+    {"groups": n}, "left out of gauc": {"groups": n}}. Requests without a known label are not counted.
     """
     if requests.candidates is None or label not in requests.candidate_labels:
         raise ValueError(f"no label {label!r}; the candidates have: {', '.join(requests.candidate_labels) or 'none'}")
@@ -101,15 +101,17 @@ def evaluate_ranking(
         metrics["log_loss"] = ranking.log_loss(values, labels)
         metrics["normalised_entropy"] = ranking.normalised_entropy(values, labels)
         metrics["calibration_error"] = ranking.calibration_error(values, labels)
+    rows = torch.unique(requests.candidates.row_ids()[has_label])
     judged = int(torch.unique(groups).numel()) - left_out
     return Evaluation(
         model=model_name,
         protocol="impressions",
         refit=refit,
-        users=int(torch.unique(requests.candidates.row_ids()[has_label]).numel()),
+        requests=len(rows),
+        users=num_users(requests.select(rows)),
         metrics=metrics,
         intervals={"auc": auc_interval(values, labels, groups)},
-        slices={"judged by gauc": {"users": judged}, "left out of gauc": {"users": left_out}},
+        slices={"judged by gauc": {"groups": judged}, "left out of gauc": {"groups": left_out}},
     )
 
 

@@ -85,7 +85,7 @@ def slices_chart(evaluations: Sequence[Evaluation], metric: str) -> str | None:
         points = [(one.slices[name][metric], places[name]) for name in names if metric in one.slices.get(name, {})]
         shown = np.array([point for point in points if point[0] is not None], dtype=float).reshape(-1, 2)
         axes.plot(shown[:, 0], shown[:, 1], **(_line(index) | {"linestyle": "none", "alpha": 0.85}))
-    requests = [next(int(one.slices[name]["users"]) for one in evaluations if name in one.slices) for name in names]
+    requests = [next(int(one.slices[name]["requests"]) for one in evaluations if name in one.slices) for name in names]
     labels = [f"{name.replace('_', ' ')} ({count:,})" for name, count in zip(names, requests, strict=True)]
     axes.set_yticks(list(places.values()), labels)
     axes.set_ylim(-len(names) + 0.4, 0.6)

@@ -15,7 +15,16 @@ from nextitem.evaluation.evaluate import Evaluation
 from nextitem.evaluation.generation import LEVEL_FIGURES
 from nextitem.reporting import plots
 from nextitem.reporting.report_style import STYLE
-from nextitem.reporting.scoreboard import COLUMNS, Column, ReportRow, noise_marks
+from nextitem.reporting.scoreboard import (
+    COLUMNS,
+    Column,
+    Mark,
+    ReportRow,
+    best_marks,
+    column_marks,
+    noise_marks,
+    slice_size,
+)
 from nextitem.reporting.tree_map import LABELLED, groups, tree_map
 
 CURVES = ("recall", "ndcg", "set_recall", "coverage", "novelty", "diversity")
@@ -81,8 +90,8 @@ def _head(title: str, evaluations: Sequence[Evaluation], notes: Sequence[str]) -
         if first.protocol == "impressions":
             ranked = "scores what was shown, whatever its slot."
         facts = (
-            f"<p>{first.users:,} test requests, protocol {escape(first.protocol)}, learnt from {learnt}. Every model "
-            f"{ranked}</p>"
+            f"<p>{first.requests:,} test requests, protocol {escape(first.protocol)}, learnt from {learnt}. Every "
+            f"model {ranked}</p>"
         )
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f"<h1>{escape(title)}</h1>{facts}" + (f'<ul class="soft">{listed}</ul>' if listed else "")
@@ -93,12 +102,12 @@ def _scoreboard(rows: Sequence[ReportRow]) -> str:
         return ""
     used = [column for column in COLUMNS if any(column.metric in row.evaluation.metrics for row in rows)]
     colds = [row.evaluation.slices.get("cold", {}) for row in rows]
-    cold_requests = max((int(cold.get("users", 0)) for cold in colds), default=0)
+    cold_requests = max((int(cold.get("requests", 0)) for cold in colds), default=0)
     cold = [cold.get(COLD) for cold in colds]
     titles = ["model", *(column.title for column in used)]
     titles += [f"cold {COLD} (of {cold_requests:,})", "parameters", "train s", "p50 ms", "p99 ms"]
     columns = [_figures(rows, column) for column in used]
-    columns.append(_marked(["-" if value is None else f"{value:.4f}" for value in cold], cold))
+    columns.append(_table_cells(["-" if value is None else f"{value:.4f}" for value in cold], best_marks(cold)))
     for digits, cost in (
         (0, [float(row.parameters) for row in rows]),
         (1, [row.train_seconds for row in rows]),
@@ -118,27 +127,23 @@ def _scoreboard(rows: Sequence[ReportRow]) -> str:
 
 def _figures(rows: Sequence[ReportRow], column: Column) -> list[str]:
     """The cells of one metric, with intervals and marks."""
-    values = [row.evaluation.metrics.get(column.metric) for row in rows]
-    noise = noise_marks(rows, column.metric) if column.higher_is_better else {}
-    best = max((value for value in values if value is not None and value == value), default=None)
-    shown = []
-    for place, (row, value) in enumerate(zip(rows, values, strict=True)):
-        words = "-" if value is None or value != value else f"{value:.{column.digits}f}"
+    cells, marks = [], column_marks(rows, column)
+    for row, mark in zip(rows, marks, strict=True):
+        value = row.evaluation.metrics.get(column.metric)
+        text = "-" if value is None or value != value else f"{value:.{column.digits}f}"
         low, high = row.evaluation.intervals.get(column.metric, (float("nan"), float("nan")))
         between = ""
         if low == low and column.higher_is_better:
             between = f'<span class="between">{low:.{column.digits}f} .. {high:.{column.digits}f}</span>'
-        close = noise.get(place, False) and value != best
-        shown.append(words + ("&nbsp;≈" if close else "") + between)
-    return _marked(shown, values if column.higher_is_better else [None] * len(values))
+        cells.append(text + ("&nbsp;≈" if mark == "noise" else "") + between)
+    return _table_cells(cells, marks)
 
 
-def _marked(shown: Sequence[str], values: Sequence[float | None]) -> list[str]:
-    """Table cells; the largest known value is marked, unless all are zero."""
-    best = max((value for value in values if value is not None and value == value), default=0.0)
+def _table_cells(cells: Sequence[str], marks: Sequence[Mark]) -> list[str]:
+    """Table cells; the best ones are marked."""
     return [
-        f'<td class="best">★&nbsp;{words}</td>' if value == best and best > 0 else f"<td>{words}</td>"
-        for words, value in zip(shown, values, strict=True)
+        f'<td class="best">★&nbsp;{text}</td>' if mark == "best" else f"<td>{text}</td>"
+        for text, mark in zip(cells, marks, strict=True)
     ]
 
 
@@ -182,12 +187,12 @@ def _slices(evaluations: Sequence[Evaluation]) -> str:
     lines = []
     for name in names:
         parts = [one.slices.get(name, {}) for one in evaluations]
-        count = next(int(part["users"]) for part in parts if part)
+        count = next(int(slice_size(part)) for part in parts if part)
         cells = [part.get(SLICE_METRICS[0]) for part in parts]
         figures_of = [None if cell is None or cell != cell else cell for cell in cells]
         shown = ["-" if cell is None else f"{cell:.4f}" for cell in figures_of]
         label = escape(name.replace("_", " "))
-        lines.append(f"<td>{label}</td><td>{count:,}</td>" + "".join(_marked(shown, figures_of)))
+        lines.append(f"<td>{label}</td><td>{count:,}</td>" + "".join(_table_cells(shown, best_marks(figures_of))))
     titles = ["slice", "requests", *(one.model for one in evaluations)]
     return (
         f'<h2>Where each model is good</h2>{_legend(evaluations)}<div class="grid">{figures}</div>'

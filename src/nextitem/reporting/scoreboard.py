@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -43,6 +43,9 @@ class ReportRow:
             "p50_ms": self.p50_ms,
             "p99_ms": self.p99_ms,
         }
+
+
+Mark = Literal["best", "noise", ""]  # what a figure is within its column
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def print_scoreboard(rows: Sequence[ReportRow], *, console: Console | None = Non
     used = [column for column in COLUMNS if any(column.metric in row.evaluation.metrics for row in rows)]
     refit = "training and validation events" if first.refit else "training events only"
     table = Table(
-        title=f"protocol {first.protocol}, {first.users:,} requests, learnt from {refit}", title_justify="left"
+        title=f"protocol {first.protocol}, {first.requests:,} requests, learnt from {refit}", title_justify="left"
     )
     table.add_column("model")
     for column in used:
@@ -127,25 +130,46 @@ def print_scoreboard(rows: Sequence[ReportRow], *, console: Console | None = Non
             print_funnel(row.evaluation.funnel, title=f"{row.evaluation.model}: funnel", console=out)
 
 
-def _cells(rows: Sequence[ReportRow], column: Column) -> list[str]:
-    values = [row.evaluation.metrics.get(column.metric, float("nan")) for row in rows]
-    known = [value for value in values if value == value]
-    best = None
-    if known and column.higher_is_better is not None:
-        best = max(known) if column.higher_is_better else min(known)
+def column_marks(rows: Sequence[ReportRow], column: Column) -> list[Mark]:
+    """Mark the best rows of a column and those within noise of the best, for the terminal and the report alike."""
+    values = [row.evaluation.metrics.get(column.metric) for row in rows]
+    if column.higher_is_better is None:
+        return [""] * len(rows)
+    marks = best_marks(values, higher_is_better=column.higher_is_better)
     noise = noise_marks(rows, column.metric) if column.higher_is_better else {}
-    shown = []
-    for index, value in enumerate(values):
-        mark = "*" if value == best else "~" if noise.get(index, False) else " "
-        shown.append("- " if value != value else f"{value:.{column.digits}f}{mark}")
-    return shown
+    return ["noise" if noise.get(place, False) and not mark else mark for place, mark in enumerate(marks)]
+
+
+def best_marks(values: Sequence[float | None], *, higher_is_better: bool = True) -> list[Mark]:
+    """Mark the best of some values; None and NaN are not known, and a best value of 0 by which all fail is no best."""
+    known = [value for value in values if value is not None and value == value]
+    best = (max(known) if higher_is_better else min(known)) if known else None
+    if best == 0 and higher_is_better:
+        best = None
+    return ["best" if value is not None and value == best else "" for value in values]
+
+
+def slice_size(part: Mapping[str, float]) -> int:
+    """How many requests a slice holds; of a ranker's figures, how many groups."""
+    return int(part.get("requests", part.get("groups", 0)))
+
+
+def _cells(rows: Sequence[ReportRow], column: Column) -> list[str]:
+    signs = {"best": "*", "noise": "~", "": " "}
+    cells = []
+    for row, mark in zip(rows, column_marks(rows, column), strict=True):
+        value = row.evaluation.metrics.get(column.metric, float("nan"))
+        cells.append("- " if value != value else f"{value:.{column.digits}f}{signs[mark]}")
+    return cells
 
 
 def print_evaluation(evaluation: Evaluation, *, console: Console | None = None) -> None:
     """One model's figures and slices on the terminal."""
     out = console or Console()
     refit = "training and validation events" if evaluation.refit else "training events only"
-    table = Table(title=f"{evaluation.model}: protocol {evaluation.protocol}, {evaluation.users:,} requests, {refit}")
+    table = Table(
+        title=f"{evaluation.model}: protocol {evaluation.protocol}, {evaluation.requests:,} requests, {refit}"
+    )
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("95% interval", justify="right")
@@ -162,7 +186,7 @@ def print_evaluation(evaluation: Evaluation, *, console: Console | None = None) 
         parts.add_column(title, justify="right")
     for name, part in evaluation.slices.items():
         figures = [f"{part[metric]:.4f}" if metric in part else "-" for metric in ("recall@10", "ndcg@10")]
-        parts.add_row(name, f"{part['users']:,}", *figures)
+        parts.add_row(name, f"{slice_size(part):,}", *figures)
     out.print(parts)
     if evaluation.funnel is not None:
         print_funnel(evaluation.funnel, console=out)
