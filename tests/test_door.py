@@ -9,9 +9,11 @@ import pytest
 
 import nextitem as ni
 from nextitem.core.config import Config
+from nextitem.data import requests
+from nextitem.data.requests import event_values
 from nextitem.models.item_cf import ItemCFConfig
 from nextitem.models.popularity import Popularity
-from nextitem.testing.rich_log import SETTINGS, rich_frames, rich_log
+from nextitem.testing.rich_log import SETTINGS, longer_log, rich_frames, rich_log
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,18 @@ def test_a_run_of_data_in_memory_is_evaluated_and_opened(run: ni.Run, tmp_path: 
     assert opened.use_data(rich_log()).recommend(user="u01", k=2).item_ids == run.recommend(user="u01", k=2).item_ids
     assert ni.evaluate(opened).metrics == run.evaluation.metrics
     assert repr(opened).splitlines()[0] == f"Run of item-cf in {run.folder}"
+
+
+def test_the_log_is_read_once_for_all_users_until_other_data_come(run: ni.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = []
+    monkeypatch.setattr(requests, "event_values", lambda log, catalog: logs.append(log) or event_values(log, catalog))
+    opened = ni.load_run(run.folder).use_data(rich_log())
+    for user in ("u01", "u02", "u01"):
+        assert opened.recommend(user=user, k=2).item_ids == run.recommend(user=user, k=2).item_ids
+    before = opened.dataset
+    assert sum(log is before.interactions for log in logs) == 1
+    opened.use_data(longer_log()).recommend(user="u01", k=2)
+    assert logs[-1] is opened.dataset.interactions is not before.interactions
 
 
 def test_a_user_s_history_is_that_of_the_whole_log(run: ni.Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from nextitem.core.catalog import ACTION, Catalog, ColumnEncoding
 from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
+from nextitem.data.last_time import last_time
 
 Rows = NDArray[np.int64]
 
@@ -68,7 +70,13 @@ class RequestBuilder:
         self.actions = self.features.pop(ACTION, None)
         self.users = user_context(dataset)
         self.is_anonymous = dataset.anonymous
-        self._dataset = dataset
+        self.dataset = dataset
+
+    @cached_property
+    def end_time(self) -> int | None:
+        """The last time of the log without stray dates (data.last_time), in ms; None if the log has no times."""
+        times = self.log.timestamps
+        return None if times is None or not len(times) else last_time(times)
 
     def build(
         self,
@@ -96,7 +104,7 @@ class RequestBuilder:
         timestamps = self.log.timestamps
         return SequenceBatch(
             items,
-            user_ids=None if users is None else tensor(self._dataset.users.keys[users]),
+            user_ids=None if users is None else tensor(self.dataset.users.keys[users]),
             actions=None if self.actions is None else along(self.actions),
             timestamps=None if timestamps is None else along(timestamps),
             features={name: along(values) for name, values in self.features.items()},

@@ -24,7 +24,6 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import KnowsSimilarItems
 from nextitem.core.top_items import top_items
 from nextitem.core.vector_model import VectorModel
-from nextitem.data.last_time import last_time
 from nextitem.data.requests import RequestBuilder, request_values
 from nextitem.data.times import SECONDS_BELOW
 from nextitem.nn.fields.fields import Fields
@@ -142,22 +141,22 @@ def _context(context: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
     return dict(request_values(columns, {name: catalog.requests[name] for name in context}))
 
 
-def user_requests(dataset: Dataset, users: Sequence[Any] | None) -> SequenceBatch:
+def user_requests(source: Dataset | RequestBuilder, users: Sequence[Any] | None) -> SequenceBatch:
     """Build requests of these users (external ids; None: all), made right after the end of the log (data.last_time).
 
-    The history of each is the user's whole history. Requests come from RequestBuilder, as those of every split do.
+    The history of each is the user's whole history. Requests come from RequestBuilder, as those of every split do; give
+    the builder itself to ask one log many times: it reads the whole log once.
     """
-    log = dataset.interactions
-    numbers = user_numbers(dataset, users)
+    builder = source if isinstance(source, RequestBuilder) else RequestBuilder(source)
+    log = builder.log
+    numbers = user_numbers(builder.dataset, users)
+    starts, ends = log.offsets[numbers - 1], log.offsets[numbers]
     now = None
-    if log.timestamps is not None and len(log):
+    if log.timestamps is not None and builder.end_time is not None:
         # One stray date in the future must not age everybody's history; a user's own events still precede the request.
-        ends = log.offsets[numbers]
-        own = np.where(ends > log.offsets[numbers - 1], log.timestamps[np.maximum(ends - 1, 0)], 0)
-        now = np.maximum(own, last_time(log.timestamps)) + 1
-    return RequestBuilder(dataset).build(
-        log.offsets[numbers - 1], log.offsets[numbers], times=now, user_ids=numbers.astype(np.int32)
-    )
+        own = np.where(ends > starts, log.timestamps[np.maximum(ends - 1, 0)], 0)
+        now = np.maximum(own, builder.end_time) + 1
+    return builder.build(starts, ends, times=now, user_ids=numbers.astype(np.int32))
 
 
 def user_numbers(dataset: Dataset, users: Sequence[Any] | None) -> NDArray[np.int64]:

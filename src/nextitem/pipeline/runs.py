@@ -15,6 +15,7 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
 from nextitem.data.readers import load_dataset
+from nextitem.data.requests import RequestBuilder
 from nextitem.distributed.devices import device_of
 from nextitem.evaluation.evaluate import Evaluation
 from nextitem.pipeline import recommend as serving
@@ -38,6 +39,7 @@ class Run:
     evaluation: Evaluation | None = None
     epoch_log: list[dict[str, float]] = field(default_factory=list)
     _dataset: Dataset | None = None
+    _builder: RequestBuilder | None = None
 
     @property
     def name(self) -> str:
@@ -173,7 +175,9 @@ class Run:
             return serving.history_requests(serving.history_frame(history), self.model.catalog, context=context)
         if context:
             raise UserError("context goes with a history; what is known of a user comes from the data set")
-        return serving.user_requests(self.dataset, [user]), ()
+        if self._builder is None or self._builder.dataset is not self.dataset:
+            self._builder = RequestBuilder(self.dataset)
+        return serving.user_requests(self._builder, [user]), ()
 
     def __repr__(self) -> str:
         data = self.recipe.data
