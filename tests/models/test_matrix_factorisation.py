@@ -40,7 +40,7 @@ def taken_by(sequences: list[list[int]]) -> torch.Tensor:
 
 
 def loss(model: MatrixFactorisation, taken: torch.Tensor, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    chosen = model.settings
+    chosen = model.config
     products = users @ items.T
     alpha, power = chosen.unobserved_weight, chosen.frequency_power
     by_user = (taken.sum(1)[1:] + alpha * (taken.shape[1] - 1)) ** power

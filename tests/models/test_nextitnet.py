@@ -56,7 +56,7 @@ def naive_layer(layer: CausalConvolution, hidden: list[Tensor], kernel_size: int
 
 def naive_states(model: NextItNet, history: list[int]) -> Tensor:
     """States [L, D], position by position."""
-    chosen = model.settings
+    chosen = model.config
     hidden = [model.items.weight[item] for item in history]
     for number, block in enumerate(model.blocks):
         inner = naive_layer(block.first, hidden, chosen.kernel_size, chosen.dilations[2 * number])

@@ -226,7 +226,7 @@ def test_negatives_follow_from_the_batch_alone() -> None:
 
 
 def drawn_by(model: SASRec, batch: NextItemBatch) -> Negatives:
-    chosen, generator = model.settings, torch.Generator().manual_seed(batch.seed)
+    chosen, generator = model.config, torch.Generator().manual_seed(batch.seed)
     return draw_negatives(
         batch,
         model.popularity,

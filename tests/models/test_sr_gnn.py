@@ -52,7 +52,7 @@ def naive_vector(model: SRGNN, session: list[int]) -> Tensor:
     nodes = list(dict.fromkeys(session))  # by first occurrence: the order of nodes must not matter
     incoming, outgoing = naive_matrices(session, nodes)
     state = model.items.weight[torch.tensor(nodes)]
-    for _ in range(model.settings.steps):
+    for _ in range(model.config.steps):
         messages = torch.cat([incoming @ step.incoming(state), outgoing @ step.outgoing(state)], dim=1)
         from_messages = (messages @ cell.weight_ih.T + cell.bias_ih).chunk(3, dim=1)
         from_state = (state @ cell.weight_hh.T + cell.bias_hh).chunk(3, dim=1)
@@ -61,7 +61,7 @@ def naive_vector(model: SRGNN, session: list[int]) -> Tensor:
         candidate = torch.tanh(from_messages[2] + reset * from_state[2])
         state = (1 - keep) * candidate + keep * state
     events = [state[nodes.index(item)] for item in session]
-    overall = torch.zeros(model.settings.width, dtype=torch.float64)
+    overall = torch.zeros(model.config.width, dtype=torch.float64)
     for event in events:
         gate = torch.sigmoid(model.attend_last.weight @ events[-1] + model.attend_node(event))
         overall = overall + (model.attention.weight[0] @ gate) * event

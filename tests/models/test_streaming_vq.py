@@ -139,7 +139,7 @@ def _steps_to_follow(commitment: float) -> int:
     for seed in range(250):
         step(seed, taste_of_one=0)
     assert mates() == 0
-    model.settings = model.settings.model_copy(update={"commitment": commitment, "decay": 0.999})
+    model.config = model.config.model_copy(update={"commitment": commitment, "decay": 0.999})
     for moved in range(400):
         step(1000 + moved, taste_of_one=1)
         if mates() == 1:
@@ -194,7 +194,7 @@ def test_every_item_is_assigned_anew_while_as_many_events_pass_as_there_are_item
     for seed, size in enumerate((16, 16, 3, 16, 16, 3, 16, 14)):  # short batches, as epochs end with, leave nothing out
         model.training_loss(batch_of(model, size, seed=seed, weights=only_one))
         stale[model.assigned != stale] = -1
-    model.settings = model.settings.model_copy(update={"balance": None})
+    model.config = model.config.model_copy(update={"balance": None})
     now = model.cluster_of(model._item(torch.arange(1, 101)))
     assert float((now == model.assigned[1:]).float().mean()) > 0.9  # clusters moved a little since
     assert int((stale[1:] == -1).sum()) > 30

@@ -288,7 +288,7 @@ def test_no_request_is_lost_while_the_catalogue_changes() -> None:
     first, later = _versions()
     start = tiger(first, width=16)
     start.set_popularity((torch.arange(61) > 30).float())  # half of the items are new
-    start.settings = start.settings.model_copy(update={"new_items": 0.3})
+    start.config = start.config.model_copy(update={"new_items": 0.3})
     half = torch.arange(81) % 2 == 1
     half[0] = False
     versions = [start, start.with_catalog(later), start.with_catalog(later, live=half)]
@@ -333,7 +333,7 @@ def test_new_items_get_their_share_of_a_list() -> None:
     free = model.recommend(requests([40, 41]), 10).item_ids[0]
     assert 0 < int((free <= 30).sum()) < 10
     for share, most in ((0.0, 0), (0.1, 1), (0.35, 3)):
-        model.settings = model.settings.model_copy(update={"new_items": share})
+        model.config = model.config.model_copy(update={"new_items": share})
         found = model.recommend(requests([40, 41]), 10).item_ids[0]
         assert int(((found > 0) & (found <= 30)).sum()) <= most
         assert int((found > 0).sum()) == 10

@@ -16,7 +16,7 @@ from nextitem.nn.attention.t5 import SelfAttention
 
 def as_transformers(model: Tiger) -> T5:
     """A T5 with the weights of `model` (one hidden feed-forward layer, no user tokens)."""
-    settings = model.settings
+    settings = model.config
     assert settings.ff_layers == 1
     tokens = model.tokens.num_embeddings
     peer = T5(
@@ -54,7 +54,7 @@ def as_transformers(model: Tiger) -> T5:
 
 def encoder_inputs(model: Tiger, batch: SequenceBatch) -> dict[str, Tensor]:
     """The peer's input_ids and attention_mask for a batch of requests."""
-    items = batch.items.last(model.settings.max_history_length).to_padded()
+    items = batch.items.last(model.config.max_history_length).to_padded()
     starts = torch.tensor(model.level_starts)
     ids = (model.codes[items] + starts).flatten(1)
     mask = (items > 0).repeat_interleave(len(model.sizes), dim=1)

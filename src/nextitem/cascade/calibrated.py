@@ -41,12 +41,12 @@ class Calibrated(Reranker):
     """Matches the list's distribution over a column to the history's."""
 
     Config = CalibratedConfig
+    config: CalibratedConfig
     values: Tensor
     shares: Tensor
 
     def __init__(self, config: CalibratedConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         values = column_values(catalog, config.column)
         self.num_values = int(values.max()) + 1
         known = values > 0
@@ -55,7 +55,7 @@ class Calibrated(Reranker):
         self.register_buffer("shares", known / known.sum(1, keepdim=True).double(), persistent=False)  # of each value
 
     def _rerank(self, candidates: Recommendations, batch: SequenceBatch, k: int) -> Recommendations:
-        weight, mixed = self.settings.calibration_weight, self.settings.smoothing
+        weight, mixed = self.config.calibration_weight, self.config.smoothing
         target = self._history_distribution(batch)
         values, shares = self.values[candidates.item_ids], self.shares[candidates.item_ids]
         flat = values.flatten(1)

@@ -120,11 +120,11 @@ class Cascade(Recommender):
     """Answers by a funnel of stages."""
 
     Config = CascadeConfig
+    config: CascadeConfig
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard", "planted-clusters")
 
     def __init__(self, config: CascadeConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         self.channel_names = tuple(config.channels)
         self.channels = nn.ModuleList(
             build_component("model", channel.model, catalog, where=f"channel {name}")
@@ -139,7 +139,7 @@ class Cascade(Recommender):
 
     def renew(self, name: str) -> Recommender:
         """A channel as it was before it learnt anything, put in its place."""
-        table = self.settings.channels[name].model
+        table = self.config.channels[name].model
         fresh = cast(Recommender, build_component("model", table, self.catalog, where=f"channel {name}"))
         self.channels[self.channel_names.index(name)] = fresh
         return fresh
@@ -162,7 +162,7 @@ class Cascade(Recommender):
 
     def candidates(self, batch: SequenceBatch, k: int) -> Candidates:
         """What the channels bring, merged; where that is fewer than k, popular items follow."""
-        found = self.rates.merge(self.retrieve(batch), max(k, self.settings.candidates))
+        found = self.rates.merge(self.retrieve(batch), max(k, self.config.candidates))
         real = found.items > 0
         have = real.sum(1)
         if int(have.min()) >= k:
@@ -204,8 +204,8 @@ class Cascade(Recommender):
         left = self._attributed(Recommendations(found.items, found.worth), found)
         yield "retrieval", left
         for name, stage, ranker in (
-            ("pre-ranking", self.settings.pre_ranking, self.pre_ranker),
-            ("ranking", self.settings.ranking, self.ranker),
+            ("pre-ranking", self.config.pre_ranking, self.pre_ranker),
+            ("ranking", self.config.ranking, self.ranker),
         ):
             if ranker is None or stage is None:
                 continue
@@ -214,7 +214,7 @@ class Cascade(Recommender):
             left = self._attributed(ranker.recommend(asked, keep), found)
             yield name, left
         if self.rerankers:
-            left = self._filled(_first(left, max(k, self.settings.reranked_from)), whole, unseen, k)
+            left = self._filled(_first(left, max(k, self.config.reranked_from)), whole, unseen, k)
             for reranker in self.rerankers:
                 left = cast(Reranker, reranker).rerank(left, whole, k)
             yield "re-ranking", left

@@ -41,10 +41,10 @@ class DPP(Reranker):
     """Chooses by the volume that a list spans."""
 
     Config = DPPConfig
+    config: DPPConfig
 
     def __init__(self, config: DPPConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         self.similarity = ItemSimilarity(catalog)
 
     def _rerank(self, candidates: Recommendations, batch: SequenceBatch, k: int) -> Recommendations:
@@ -52,13 +52,13 @@ class DPP(Reranker):
         if not width:
             return take(candidates, candidates.item_ids, k)
         cosines = self.similarity.among(candidates.item_ids)
-        alpha = self.settings.theta / (2 * (1 - self.settings.theta))
+        alpha = self.config.theta / (2 * (1 - self.config.theta))
         chosen, _ = greedy_map(
             lambda places: 0.5 + 0.5 * cosines(places),
             torch.ones((len(candidates.item_ids), width), dtype=torch.float64, device=candidates.scores.device),
             min(k, width),
             log_quality=alpha * relevance(candidates),
             barred=barred(candidates),
-            window=self.settings.window,
+            window=self.config.window,
         )
         return take(candidates, chosen, k)

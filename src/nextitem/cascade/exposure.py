@@ -42,11 +42,11 @@ class Exposure(Reranker):
     """Keeps a floor under the exposure of each provider."""
 
     Config = ExposureConfig
+    config: ExposureConfig
     provider: Tensor
 
     def __init__(self, config: ExposureConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         self.register_buffer("provider", one_value(catalog, config.column), persistent=False)  # [N + 1]
 
     def _rerank(self, candidates: Recommendations, batch: SequenceBatch, k: int) -> Recommendations:
@@ -54,7 +54,7 @@ class Exposure(Reranker):
         provider = self.provider[candidates.item_ids]
         merit = sum_by_value(provider, worth) / worth.sum(1, keepdim=True).clamp(min=1)
         merit = merit.masked_fill(provider == 0, 0.0)
-        due = self.settings.share * merit  # of each candidate's provider, per unit of exposure
+        due = self.config.share * merit  # of each candidate's provider, per unit of exposure
         shown = torch.zeros_like(worth)  # exposure of each candidate's provider so far
         by_place = -torch.arange(worth.shape[1], dtype=torch.float64, device=worth.device)
         chosen = []

@@ -34,15 +34,15 @@ class MMR(Reranker):
     """Trades relevance against the nearest item that is chosen already."""
 
     Config = MMRConfig
+    config: MMRConfig
 
     def __init__(self, config: MMRConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         self.similarity = ItemSimilarity(catalog)
 
     def _rerank(self, candidates: Recommendations, batch: SequenceBatch, k: int) -> Recommendations:
         cosines = self.similarity.among(candidates.item_ids)
-        weight = self.settings.relevance_weight
+        weight = self.config.relevance_weight
         worth = weight * relevance(candidates) + barred(candidates)
         nearest = torch.zeros_like(worth)
         chosen = []

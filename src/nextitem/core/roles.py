@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, TypeGuard, runtime_checkable
+from typing import Protocol, Self, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -38,24 +38,28 @@ class TrainingBatch(Protocol):
         """How many things the loss of this batch (or of this part of one) is a mean over."""
 
 
-class Examples(Protocol):
+BatchT = TypeVar("BatchT", bound=TrainingBatch)
+BatchT_co = TypeVar("BatchT_co", bound=TrainingBatch, covariant=True)
+
+
+class Examples(Protocol[BatchT_co]):
     """A source of training batches: a pure function of (seed, epoch), so that a run can resume anywhere."""
 
     def num_batches(self, batch_size: int) -> int:
         """Batches in one epoch."""
 
-    def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[Any]:
+    def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[BatchT_co]:
         """Batches `start`, `start + 1`, ... of the given epoch; the same ones for the same arguments."""
 
 
 @runtime_checkable
-class Trainable(Protocol):
+class Trainable(Protocol[BatchT]):
     """Learns by gradient."""
 
-    def examples(self, train: Dataset) -> Examples:
+    def examples(self, train: Dataset) -> Examples[BatchT]:
         """The examples that it learns from."""
 
-    def training_loss(self, batch: Any) -> LossTerms:
+    def training_loss(self, batch: BatchT) -> LossTerms:
         """The loss of one batch of its examples."""
 
 
@@ -96,7 +100,7 @@ class ClosedForm(Protocol):
 class LearnsFromRequests(Protocol):
     """Learns from requests with labelled candidates: what was shown, or what the channels of a cascade retrieved."""
 
-    def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
+    def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples[SequenceBatch]:
         """The examples of these requests; vocabularies and quantiles are taken from them and the log."""
 
     @property
@@ -108,7 +112,7 @@ class LearnsFromRequests(Protocol):
 class FitsExamples(Protocol):
     """Learns from all examples at once, without gradients (boosted trees)."""
 
-    def fit_to(self, examples: Examples) -> None:
+    def fit_to(self, examples: Examples[SequenceBatch]) -> None:
         """Learn from one epoch of the examples."""
 
 

@@ -78,6 +78,7 @@ class Cobra(Recommender):
     """Ranks items by BeamFusion of their codes' probability and their vector's closeness."""
 
     Config = CobraConfig
+    config: CobraConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
     can_rank_unseen_items = True  # by content and codes made from it
     needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers", CONTENT})
@@ -93,7 +94,6 @@ class Cobra(Recommender):
             raise ValueError("Cobra needs a catalogue with content vectors and identifiers")
         if config.width % config.heads:
             raise ValueError(f"heads = {config.heads} must divide width = {config.width}")
-        self.settings = config
         table = without_extra_level(catalog.identifiers) if config.dense else catalog.identifiers
         self.sizes = table.codebook_sizes
         self.trie = PrefixTrie.from_table(table)
@@ -124,7 +124,7 @@ class Cobra(Recommender):
 
     def examples(self, train: Dataset) -> NextItemSequences:
         """Windows of the users' histories; every event but the first is a target."""
-        return NextItemSequences(train.interactions, max_length=self.settings.max_history_length)
+        return NextItemSequences(train.interactions, max_length=self.config.max_history_length)
 
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
         """Cross-entropy of the targets' codes, and in-batch contrast of their vectors (eq. 6 - 8)."""
@@ -144,14 +144,14 @@ class Cobra(Recommender):
             logits = self._level_logits(before[:, level], level)
             named[f"level_{level + 1}"] = F.cross_entropy(logits, self.codes[targets, level])
         total = torch.stack(list(named.values())).sum()
-        if self.settings.dense:
+        if self.config.dense:
             named["dense"] = self._dense_loss(before[:, -1], targets)
-            total = total + self.settings.dense_weight * named["dense"]
+            total = total + self.config.dense_weight * named["dense"]
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
         """Reads the histories; their keys and values are shared by all beams of a request."""
-        recent = batch.items.last(self.settings.max_history_length)
+        recent = batch.items.last(self.config.max_history_length)
         hidden = self._embedded(recent.to_padded())
         shared = {"items": recent.lengths}
         for number, block in enumerate(self.blocks):
@@ -187,11 +187,11 @@ class Cobra(Recommender):
 
     def forget(self) -> None:
         """Drop the vectors of items: they are made anew when next asked for."""
-        self.encoded = self.encoded.new_zeros(0, self.settings.width)
+        self.encoded = self.encoded.new_zeros(0, self.config.width)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        width = max(k, self.settings.beam_width)
-        if not self.settings.dense:
+        width = max(k, self.config.beam_width)
+        if not self.config.dense:
             return beam_search(self, batch, self.trie, k=k, beam_width=width)
         return bucket_search(
             self,
@@ -199,25 +199,25 @@ class Cobra(Recommender):
             self.trie,
             k=k,
             beam_width=width,
-            sparse_sharpness=self.settings.sparse_sharpness,
-            dense_sharpness=self.settings.dense_sharpness,
-            prior=self._prior() if self.settings.log_q == "ranking" else None,
-            pooled=self.settings.fusion == "pool",
+            sparse_sharpness=self.config.sparse_sharpness,
+            dense_sharpness=self.config.dense_sharpness,
+            prior=self._prior() if self.config.log_q == "ranking" else None,
+            pooled=self.config.fusion == "pool",
         )
 
     def _dense_loss(self, hidden_TD: Tensor, targets: Tensor) -> Tensor:
         """Each target's vector among those of the batch's different targets (eq. 8)."""
         different, own = torch.unique(targets, return_inverse=True)
         cosines = F.normalize(self.dense(hidden_TD), dim=1) @ self._item_vectors(different).T
-        logits = cosines / self.settings.temperature
-        if self.settings.log_q == "loss":
+        logits = cosines / self.config.temperature
+        if self.config.log_q == "loss":
             logits = logits - self._log_q(different, len(targets))
         return F.cross_entropy(logits, own)
 
     def _prior(self) -> Tensor:
         """What popularity adds to an item's cosine, [N + 1]: the loss's logits are cosines over the temperature."""
         counts = self.popularity.clamp(min=0) + 1
-        return self.settings.temperature * (counts / counts.sum()).log()
+        return self.config.temperature * (counts / counts.sum()).log()
 
     def _log_q(self, items: Tensor, draws: int) -> Tensor:
         """Log-probability that each of `items [T]` is among so many targets drawn from training events."""
@@ -234,10 +234,10 @@ class Cobra(Recommender):
     def _embedded(self, items_BL: Tensor) -> Tensor:
         """Tokens of items: their codes, then their vector, [B, L per item, D]."""
         tokens = self.tokens(self.codes[items_BL] + self.level_starts)
-        if self.settings.dense:
+        if self.config.dense:
             tokens = torch.cat([tokens, self._item_vectors(items_BL)[:, :, None]], dim=2)
         place = self.positions(torch.arange(items_BL.shape[1], device=items_BL.device))
-        tokens = tokens * self.settings.width**0.5 + self.kinds.weight + place[:, None]
+        tokens = tokens * self.config.width**0.5 + self.kinds.weight + place[:, None]
         return cast(Tensor, self.dropout(tokens.flatten(1, 2)))
 
     def _hidden(self, items_BL: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ class Cobra(Recommender):
         return cast(Tensor, self.norm(hidden_BSD))
 
     def _head_shape(self) -> tuple[int, int]:
-        return self.settings.heads, self.settings.width // self.settings.heads
+        return self.config.heads, self.config.width // self.config.heads
 
     def _keys_values(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """[..., 2, H, d] of one block's attention."""
@@ -262,14 +262,14 @@ class Cobra(Recommender):
         if codes is None:
             return state.shared["last"][:, None], state
         level = own.shape[2]
-        hidden = self.tokens(codes + self.level_starts[level]) * self.settings.width**0.5
+        hidden = self.tokens(codes + self.level_starts[level]) * self.config.width**0.5
         hidden = hidden + self.kinds.weight[level] + self.positions(state.shared["items"])[:, None]
         fresh = []
         for number, block in enumerate(self.blocks):
             block = cast(PreNormBlock, block)
             fresh.append(self._keys_values(block, hidden))
             along = torch.cat([own[:, :, :, number], fresh[-1][:, :, None]], dim=2)
-            query = block.attention.query_key_value(block.norm_attention(hidden))[..., : self.settings.width]
+            query = block.attention.query_key_value(block.norm_attention(hidden))[..., : self.config.width]
             mixed = self._attend(query.view(*hidden.shape[:2], *self._head_shape()), state, number, along)
             hidden = hidden + block.attention.output(mixed)
             hidden = hidden + block.feed(block.norm_feed(hidden))

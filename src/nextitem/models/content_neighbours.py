@@ -46,6 +46,7 @@ class ContentNeighbours(Recommender):
     """Ranks items by how like the history their content is."""
 
     Config = ContentNeighboursConfig
+    config: ContentNeighboursConfig
     known_answers: ClassVar[tuple[str, ...]] = ("planted-clusters",)
     can_rank_unseen_items = True
     needs: ClassVar[frozenset[Requirement]] = frozenset({"content"})
@@ -53,7 +54,6 @@ class ContentNeighbours(Recommender):
 
     def __init__(self, config: ContentNeighboursConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         assert catalog.content is not None, "the pipeline adds content where `needs` asks for it"
         self.register_buffer("directions", torch.zeros(catalog.content.shape))
         self.index = AnnIndex(config.index)
@@ -75,7 +75,7 @@ class ContentNeighbours(Recommender):
 
     def _history(self, batch: SequenceBatch) -> sp.csr_matrix:
         """The recent items and their weights [B, N + 1]."""
-        chosen = self.settings
+        chosen = self.config
         return recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
 
     def _profiles(self, history: sp.csr_matrix) -> Tensor:

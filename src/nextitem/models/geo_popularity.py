@@ -52,13 +52,13 @@ class GeoPopularity(Recommender):
     """Ranks items by their smoothed rate in the request's region."""
 
     Config = GeoPopularityConfig
+    config: GeoPopularityConfig
     known_answers: ClassVar[tuple[str, ...]] = ()
     can_rank_unseen_items = False
     overall: Tensor
 
     def __init__(self, config: GeoPopularityConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         there = [
             name
             for name, column in catalog.requests.items()
@@ -75,8 +75,8 @@ class GeoPopularity(Recommender):
         """Counts the training events of each region."""
         log = train.interactions.targets_only()
         weights = np.ones(len(log))
-        if self.settings.half_life_days is not None and log.timestamps is not None:
-            weights = half_life_weights(log.timestamps, self.settings.half_life_days)
+        if self.config.half_life_days is not None and log.timestamps is not None:
+            weights = half_life_weights(log.timestamps, self.config.half_life_days)
         counts = np.bincount(log.item_ids, weights=weights, minlength=self.num_items + 1)
         self.overall = torch.from_numpy(counts / max(counts.sum(), 1e-30)).float()
         known = user_context(train)
@@ -100,10 +100,10 @@ class GeoPopularity(Recommender):
             own = codes[:, column].numpy()
             region = cast(SparseRows, self.regions[column])
             counts = torch.from_numpy(region.matrix()[own].toarray())
-            smoothed = (counts + self.settings.strength * rates) / (
-                counts.sum(1, keepdim=True) + self.settings.strength
+            smoothed = (counts + self.config.strength * rates) / (
+                counts.sum(1, keepdim=True) + self.config.strength
             ).clamp(min=1e-30)
-            known = torch.from_numpy(own > 0) & (counts.sum(1) + self.settings.strength > 0)
+            known = torch.from_numpy(own > 0) & (counts.sum(1) + self.config.strength > 0)
             rates = torch.where(known[:, None], smoothed, rates)
         return rank_unseen_last(rates, self.unseen_items())
 

@@ -80,13 +80,13 @@ class GRU4Rec(VectorModel):
     """Ranks items by the inner product with the last hidden state, plus a bias."""
 
     Config = GRU4RecConfig
+    config: GRU4RecConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle",)
     carried: Tensor
     sampling: Tensor
 
     def __init__(self, config: GRU4RecConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         self.window = Window(config.max_history_length, config.window_step)
         rows, width = catalog.num_items + 1, config.layers[-1]
         self.items = nn.Embedding(rows, width, sparse=True)
@@ -109,7 +109,7 @@ class GRU4Rec(VectorModel):
     def set_popularity(self, counts: Tensor) -> None:
         """Stores the counts, and the distribution that negatives are drawn from."""
         super().set_popularity(counts)
-        weights = counts.double() ** self.settings.negatives_power
+        weights = counts.double() ** self.config.negatives_power
         weights[0] = 0
         self.sampling = weights.cumsum(0)
         self.sampling /= self.sampling[-1].clamp(min=1e-300)
@@ -130,9 +130,9 @@ class GRU4Rec(VectorModel):
         items, columns, place, biases, vectors = self._look_up(batch.items, targets, batch.seed)
         hidden = []
         out = self._embed(batch.items) if items is None else self._dropped(items)
-        for layer, state in zip(self.layers, torch.split(states, list(self.settings.layers), dim=1), strict=True):
+        for layer, state in zip(self.layers, torch.split(states, list(self.config.layers), dim=1), strict=True):
             assert isinstance(layer, GRULayer | OneHotGRULayer)
-            out = F.dropout(layer.step(out, state), self.settings.dropout_hidden, self.training)
+            out = F.dropout(layer.step(out, state), self.config.dropout_hidden, self.training)
             hidden.append(out.detach())
         self.carried.index_copy_(0, batch.lanes, torch.cat(hidden, 1))
         loss = self._objective(out if all_kept else out[kept], columns, place, biases, vectors)
@@ -141,7 +141,7 @@ class GRU4Rec(VectorModel):
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """The state after all events, roles.Incremental; the hidden states [B, all layers] are kept."""
-        empty, version = self.bias.weight.new_zeros(self.settings.layers[-1]), self.weights_fingerprint()
+        empty, version = self.bias.weight.new_zeros(self.config.layers[-1]), self.weights_fingerprint()
         return extend_history_state(batch, state, self._read, window=self.window, version=version, empty=empty)
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
@@ -159,24 +159,24 @@ class GRU4Rec(VectorModel):
 
     def _embed(self, items: Tensor) -> Tensor:
         """The first layer's input: vectors, or item ids as they are where it takes one-hot vectors."""
-        if self.settings.embedding == "one-hot":
+        if self.config.embedding == "one-hot":
             return items
         return self._dropped((self.items if self.inputs is None else self.inputs)(items))
 
     def _dropped(self, vectors: Tensor) -> Tensor:
-        return F.dropout(vectors, self.settings.dropout_embedding, self.training)
+        return F.dropout(vectors, self.config.dropout_embedding, self.training)
 
     def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
         """Reads histories anew, or what follows in them; each row has something to read."""
         if state is None:
             items = self.window.of(batch.items)
-            former = self.bias.weight.new_zeros(batch.num_requests, sum(self.settings.layers))
+            former = self.bias.weight.new_zeros(batch.num_requests, sum(self.config.layers))
         else:
             items, former = batch.items.last(batch.items.lengths - state.lengths), state.cache["hidden"]
         out = pack_padded_sequence(items.to_padded(), items.lengths.cpu(), batch_first=True, enforce_sorted=False)
         out = PackedSequence(self._embed(out.data), *out[1:])
         hidden = []
-        for layer, begin in zip(self.layers, torch.split(former, list(self.settings.layers), dim=1), strict=True):
+        for layer, begin in zip(self.layers, torch.split(former, list(self.config.layers), dim=1), strict=True):
             out, last = layer(out, begin)
             hidden.append(last)
         return HistoryState(batch.items.lengths, hidden[-1], {"hidden": torch.cat(hidden, 1)})
@@ -191,10 +191,10 @@ class GRU4Rec(VectorModel):
         sorted nor to be added up.
         """
         generator = torch.Generator().manual_seed(seed)
-        draws = torch.rand(self.settings.num_negatives, generator=generator, dtype=torch.float64).to(items.device)
+        draws = torch.rand(self.config.num_negatives, generator=generator, dtype=torch.float64).to(items.device)
         sampled = torch.searchsorted(self.sampling, draws, right=True).clamp_(max=self.num_items)
         columns = torch.cat([targets, sampled])
-        shared = self.settings.embedding == "shared"
+        shared = self.config.embedding == "shared"
         distinct, place = torch.unique(torch.cat([columns, items]) if shared else columns, return_inverse=True)
         vectors = self.items(distinct)
         of_items = vectors.index_select(0, place[len(columns) :]) if shared else None
@@ -202,7 +202,7 @@ class GRU4Rec(VectorModel):
 
     def _objective(self, hidden: Tensor, columns: Tensor, place: Tensor, biases: Tensor, vectors: Tensor) -> Tensor:
         """Mean over the rows; only targets and sampled items are ever scored."""
-        chosen = self.settings
+        chosen = self.config
         if not len(hidden) or len(columns) < 2:
             return hidden.sum() * 0  # a last lane without negatives has nothing to learn from
         if chosen.objective == "cross-entropy":
@@ -217,7 +217,7 @@ class GRU4Rec(VectorModel):
 
     def _log_q(self, columns: Tensor, rows: int) -> Tensor:
         """The cross-entropy's correction of each column [M], of which the first `rows` are targets."""
-        chosen, counts = self.settings, self.popularity[columns].clamp(min=1)
+        chosen, counts = self.config, self.popularity[columns].clamp(min=1)
         if chosen.log_q is None:
             return torch.zeros_like(counts)
         if chosen.log_q == "published":

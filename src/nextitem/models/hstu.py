@@ -82,11 +82,12 @@ class HSTU(VectorModel):
     """Ranks items by the inner product with the last hidden state, both normalised."""
 
     Config = HSTUConfig
+    config: HSTUConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "checkerboard")
 
     def __init__(self, config: HSTUConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings, self.temperature = config, config.temperature
+        self.temperature = config.temperature
         self.window = Window(config.max_history_length, config.window_step)
         self.tokens_an_event = 1 if config.actions == "ignored" else 2
         longest = config.max_history_length * self.tokens_an_event
@@ -113,11 +114,11 @@ class HSTU(VectorModel):
     def examples(self, train: Dataset) -> NextItemSequences:
         """Windows of the users' histories; every event but the first is a target."""
         actions = None if self.actions is None else action_codes(train)
-        return NextItemSequences(train.interactions, max_length=self.settings.max_history_length, actions=actions)
+        return NextItemSequences(train.interactions, max_length=self.config.max_history_length, actions=actions)
 
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
         """The configured objective at every real target."""
-        chosen = self.settings
+        chosen = self.config
         generator = torch.Generator().manual_seed(batch.seed)
         if chosen.stochastic_length is not None:
             batch = stochastic_length(
@@ -170,7 +171,7 @@ class HSTU(VectorModel):
             cache = torch.cat([past.cache, cache])[past.order]
         tokens = Jagged(cache, window.items.offsets * self.tokens_an_event).drop_last(self.tokens_an_event)
         counts = window.items.lengths - settled
-        vectors = hidden_TD.new_zeros(len(counts), self.settings.width)
+        vectors = hidden_TD.new_zeros(len(counts), self.config.width)
         vectors[counts > 0] = self.scale_users(hidden_TD[(offsets_of(counts)[1:] - 1)[counts > 0]])
         return HistoryState(batch.items.lengths, vectors, {"keys_values": tokens.to_padded()}, starts, version)
 
@@ -203,20 +204,20 @@ class HSTU(VectorModel):
         """
         per, items = self.tokens_an_event, window.items
         new = torch.arange(len(items.values), device=items.values.device) if new is None else new
-        hidden_TD = self.items(items.values[new]) * self.settings.width**0.5
+        hidden_TD = self.items(items.values[new]) * self.config.width**0.5
         place = (new - items.offsets[items.row_ids()[new]]) * per
         key_times = None if window.timestamps is None else window.timestamps.values
         query_times = None if asked is None else asked[new]
         if self.actions is not None:
             codes = torch.zeros_like(new) if window.actions is None else window.actions.values[new]
-            actions_TD = self.actions(codes.clamp(max=self.settings.num_actions)) * self.settings.width**0.5
+            actions_TD = self.actions(codes.clamp(max=self.config.num_actions)) * self.config.width**0.5
             hidden_TD = torch.stack([hidden_TD, actions_TD], 1).flatten(0, 1)
             place = torch.stack([place, place + 1], 1).flatten()
             if key_times is not None and query_times is not None:
                 # An item is asked about when its action happens, an action when the next event does.
                 query_times = torch.stack([key_times[new], query_times], 1).flatten()
                 key_times = key_times.repeat_interleave(2)
-        hidden_TD = F.dropout(hidden_TD + self.positions(place), self.settings.dropout, self.training)
+        hidden_TD = F.dropout(hidden_TD + self.positions(place), self.config.dropout, self.training)
         asked_offsets = None
         if past is not None:
             asked_offsets = offsets_of(torch.bincount(items.row_ids()[new], minlength=items.num_rows) * per)

@@ -71,12 +71,12 @@ class ItemCF(Recommender):
     """Ranks items by their similarity to the history."""
 
     Config = ItemCFConfig
+    config: ItemCFConfig
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard", "planted-clusters")
     can_rank_unseen_items = False
 
     def __init__(self, config: ItemCFConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         self.similarities = SparseRows()  # [N + 1, N + 1], row j: what j votes for
 
     def fit(self, train: Dataset) -> None:
@@ -84,20 +84,20 @@ class ItemCF(Recommender):
         log = train.interactions.targets_only()
         taken = users_by_items(log)
         sizes = np.asarray(taken.sum(axis=1)).ravel()  # items of each user
-        penalty = 1 / np.log1p(np.maximum(sizes, 1)) if self.settings.activity_penalty else np.ones_like(sizes)
+        penalty = 1 / np.log1p(np.maximum(sizes, 1)) if self.config.activity_penalty else np.ones_like(sizes)
         scale = (1 / np.sqrt(np.maximum(np.asarray(taken.sum(axis=0)).ravel(), 1))).astype(np.float32)
-        close = self.settings.window is not None
-        pairs = _ClosePairs(log, penalty, self.settings) if close else _AllPairs(taken, penalty)
+        close = self.config.window is not None
+        pairs = _ClosePairs(log, penalty, self.config) if close else _AllPairs(taken, penalty)
 
         def similar(block: tuple[int, int]) -> sp.csr_matrix:
-            sums, count = pairs.block(*block), self.settings.neighbours
+            sums, count = pairs.block(*block), self.config.neighbours
             if sums.nnz < DENSE_FROM * sums.shape[0] * sums.shape[1]:
                 return keep_largest(_scaled(sums, block[0], scale), count)
             return keep_largest_of_dense(_scaled_dense(sums, block[0], scale), count)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             similarities = sp.vstack(list(pool.map(similar, row_blocks(pairs.costs, BLOCK_COST))), format="csr")
-        if self.settings.normalise_rows:
+        if self.config.normalise_rows:
             largest = similarities.max(axis=1).toarray().ravel()
             similarities.data /= np.repeat(np.where(largest > 0, largest, 1), np.diff(similarities.indptr))
         self.similarities.store(similarities)
@@ -115,7 +115,7 @@ class ItemCF(Recommender):
 
     def _votes(self, batch: SequenceBatch) -> sp.csr_matrix:
         """Return the votes of the histories' recent items, [B, N + 1]."""
-        chosen = self.settings
+        chosen = self.config
         history = recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
         return history @ self.similarities.matrix()
 

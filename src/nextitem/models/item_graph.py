@@ -72,18 +72,18 @@ class ItemGraph(Recommender):
     """Ranks items by a two-step walk from the last items, re-weighted by content similarity."""
 
     Config = ItemGraphConfig
+    config: ItemGraphConfig
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard", "planted-clusters")
 
     def __init__(self, config: ItemGraphConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         self.transitions = SparseRows()  # P [N + 1, N + 1]
         self.content = SparseRows()  # F [N + 1, V]; V = 0 where there is no content
 
     def fit(self, train: Dataset) -> None:
         """Counts transitions of the training sequences and weighs the words of the items."""
-        self.transitions.store(item_transitions(train.interactions.targets_only(), self.settings))
-        documents = _documents(self.catalog) if self.settings.use_content else []
+        self.transitions.store(item_transitions(train.interactions.targets_only(), self.config))
+        documents = _documents(self.catalog) if self.config.use_content else []
         self.content.store(_tfidf(documents, self.num_items))
 
     @property
@@ -104,7 +104,7 @@ class ItemGraph(Recommender):
     def _by_blocks(self, batch: SequenceBatch, read: Callable[[Tensor, Tensor], Read]) -> list[Read]:
         """What `read` makes of the scores [n, N + 1] of some requests at a time, and of their rows [n]; in order."""
         recent = batch.items.last(2)
-        weights = torch.where(ages(recent.offsets) == 0, 1.0, self.settings.previous_weight)
+        weights = torch.where(ages(recent.offsets) == 0, 1.0, self.config.previous_weight)
         start = weighted_histories(recent.values, recent.offsets, weights, num_items=self.num_items)
         transitions, content = self.transitions.matrix(), self.content.matrix()
         words = content.T.tocsr()
@@ -113,13 +113,13 @@ class ItemGraph(Recommender):
         def part(span: tuple[int, int]) -> Read:
             rows = start[span[0] : span[1]]
             one = rows @ transitions
-            scores = torch.from_numpy((one + self.settings.second_step * (one @ transitions)).toarray())
+            scores = torch.from_numpy((one + self.config.second_step * (one @ transitions)).toarray())
             if content.shape[1]:
                 similar = torch.from_numpy(((rows @ content) @ words).toarray())
-                scores *= self.settings.content_floor + similar
+                scores *= self.config.content_floor + similar
                 own = slice(recent.offsets[span[0]], recent.offsets[span[1]])
                 similar[recent.row_ids()[own] - span[0], recent.values[own]] = 0
-                scores += self.settings.content_weight * similar
+                scores += self.config.content_weight * similar
             return read(scores.add_(backfill), torch.arange(*span))
 
         # scipy multiplies on one thread, without the GIL: the rows are shared out, some of each thread at a time.

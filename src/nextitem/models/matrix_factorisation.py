@@ -61,13 +61,13 @@ class MatrixFactorisation(VectorModel):
     """Ranks items by the product of their vector and the history's."""
 
     Config = MatrixFactorisationConfig
+    config: MatrixFactorisationConfig
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard", "planted-clusters")
     items: Tensor
     gram: Tensor
 
     def __init__(self, config: MatrixFactorisationConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         width = config.width
         self.register_buffer("items", torch.zeros(catalog.num_items + 1, width))
         self.register_buffer("gram", torch.zeros(width, width))  # alpha Y'Y
@@ -77,14 +77,14 @@ class MatrixFactorisation(VectorModel):
         """Solves users and items in turns; random numbers only for where the items' vectors begin."""
         taken = users_by_items(train.interactions.targets_only())
         takers = taken.T.tocsr()
-        width = self.settings.width
-        self.items = torch.randn(taken.shape[1], width) * self.settings.initial_scale / width**0.5
+        width = self.config.width
+        self.items = torch.randn(taken.shape[1], width) * self.config.initial_scale / width**0.5
         self.items[0] = 0
         users = torch.zeros(taken.shape[0], width)
-        for _ in range(self.settings.iterations):
+        for _ in range(self.config.iterations):
             users = self.solve(taken, self.items, others=taken.shape[1] - 1)
             self.items = self.solve(takers, users, others=taken.shape[0] - 1)
-        self.gram = self.settings.unobserved_weight * self.items.T @ self.items
+        self.gram = self.config.unobserved_weight * self.items.T @ self.items
         self.index.build(self.items, users[np.diff(taken.indptr) > 0])
 
     def solve(self, weights: sp.csr_matrix, vectors: Tensor, *, others: int, gram: Tensor | None = None) -> Tensor:
@@ -92,7 +92,7 @@ class MatrixFactorisation(VectorModel):
 
         `others`: how many vectors there are beside padding; `gram`: alpha times their Gram matrix, if at hand.
         """
-        chosen = self.settings
+        chosen = self.config
         alpha, width = chosen.unobserved_weight, vectors.shape[1]
         if gram is None:
             gram = alpha * vectors.T @ vectors
@@ -116,7 +116,7 @@ class MatrixFactorisation(VectorModel):
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """Vectors [B, D] solved from the histories."""
-        chosen = self.settings
+        chosen = self.config
         history = recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
         return self.solve(history, self.items, others=self.num_items, gram=self.gram)
 

@@ -59,6 +59,7 @@ class NewItems(Recommender):
     """Ranks new items by content and exploration."""
 
     Config = NewItemsConfig
+    config: NewItemsConfig
     known_answers: ClassVar[tuple[str, ...]] = ()
     can_rank_unseen_items = True
     needs: ClassVar[frozenset[Requirement]] = frozenset({"content"})
@@ -68,7 +69,6 @@ class NewItems(Recommender):
 
     def __init__(self, config: NewItemsConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         assert catalog.content is not None, "the pipeline adds content where `needs` asks for it"
         rows, width = catalog.content.shape
         self.register_buffer("vectors", torch.zeros(rows, width + 1))  # content of length 1, and the bonus
@@ -81,12 +81,12 @@ class NewItems(Recommender):
         assert self.catalog.content is not None
         counts = torch.from_numpy(train.interactions.item_counts())
         content = torch.nn.functional.normalize(self.catalog.content, dim=1)
-        self.vectors = torch.cat([content, self.settings.exploration / (1 + counts[:, None]).sqrt()], dim=1)
+        self.vectors = torch.cat([content, self.config.exploration / (1 + counts[:, None]).sqrt()], dim=1)
         self.index.build(self.vectors)
-        self.rare = counts <= self.settings.few_events
+        self.rare = counts <= self.config.few_events
         times = train.interactions.timestamps
         # A stray date in the future would leave nothing new.
-        slack_ms = self.settings.days * DAY_MS
+        slack_ms = self.config.days * DAY_MS
         self.last_time = torch.tensor(0 if times is None or not len(times) else last_time(times, slack_ms=slack_ms))
 
     def new_items(self, batch: SequenceBatch) -> Tensor:
@@ -97,7 +97,7 @@ class NewItems(Recommender):
         else:
             times = self.last_time.expand(batch.num_requests) if batch.request_times is None else batch.request_times
             # Comparisons alone, so that no row of times is made for each request.
-            out, since = torch.tensor(released), times[:, None] - int(self.settings.days * DAY_MS)
+            out, since = torch.tensor(released), times[:, None] - int(self.config.days * DAY_MS)
             new = torch.zeros(batch.num_requests, self.num_items + 1, dtype=torch.bool)
             new[:, 1:] = out > since
             new[:, 1:] |= self.rare[1:]
@@ -111,7 +111,7 @@ class NewItems(Recommender):
         if batch.allowed is not None:
             new &= batch.allowed
         head, scores = self.index.search(
-            self.vectors, self._queries(batch), min(k, self.settings.quota), allowed=new, excluded=batch.excluded
+            self.vectors, self._queries(batch), min(k, self.config.quota), allowed=new, excluded=batch.excluded
         )
         scores = 1 + scores
         if head.shape[1] == k and bool((head[:, -1] > 0).all()):
@@ -127,7 +127,7 @@ class NewItems(Recommender):
 
     def _queries(self, batch: SequenceBatch) -> Tensor:
         """Profiles of length 1, and a 1 for the bonus, [B, D + 1]."""
-        chosen = self.settings
+        chosen = self.config
         history = recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
         rows = torch.from_numpy(np.repeat(np.arange(batch.num_requests), np.diff(history.indptr)))
         read = self.vectors[torch.from_numpy(history.indices).long(), :-1] * torch.from_numpy(history.data)[:, None]

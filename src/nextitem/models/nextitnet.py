@@ -92,13 +92,13 @@ class NextItNet(VectorModel):
     """Ranks items by the inner product with the last state of the convolutions."""
 
     Config = NextItNetConfig
+    config: NextItNetConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle",)
 
     def __init__(self, config: NextItNetConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         if len(config.dilations) % 2 or min(config.dilations) < 1:
             raise ValueError(f"dilations = {list(config.dilations)} must be positive, and two for each block")
-        self.settings = config
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
         self.output = nn.Embedding(catalog.num_items + 1, config.width + 1)  # the last column is the item's bias
         self.dropout = nn.Dropout(config.dropout)
@@ -112,23 +112,23 @@ class NextItNet(VectorModel):
     @property
     def receptive_field(self) -> int:
         """Events that the last state depends on: itself and what each layer reaches further back."""
-        return 1 + (self.settings.kernel_size - 1) * sum(self.settings.dilations)
+        return 1 + (self.config.kernel_size - 1) * sum(self.config.dilations)
 
     def examples(self, train: Dataset) -> NextItemSequences:
         """Windows of the users' histories; every event but the first is a target."""
-        return NextItemSequences(train.interactions, max_length=self.settings.max_history_length)
+        return NextItemSequences(train.interactions, max_length=self.config.max_history_length)
 
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
         """Cross-entropy of the next item at every real target, over all or over sampled items."""
         kept = batch.targets.values > 0
         hidden_TD = _with_one(self.dropout(self._flat_hidden(batch.items)[kept]))
         targets = batch.targets.values[kept]
-        if self.settings.objective == "full-softmax":
+        if self.config.objective == "full-softmax":
             return LossTerms(full_softmax(hidden_TD, self.item_vectors(), targets))
         drawn = draw_negatives(
             batch,
             self.popularity,
-            count=self.settings.num_negatives,
+            count=self.config.num_negatives,
             shared_by="batch",
             generator=torch.Generator().manual_seed(batch.seed),
         )
@@ -136,7 +136,7 @@ class NextItNet(VectorModel):
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last state of each history and a one, [B, D + 1]."""
-        recent = batch.items.last(min(self.settings.max_history_length, self.receptive_field))
+        recent = batch.items.last(min(self.config.max_history_length, self.receptive_field))
         return _with_one(self._flat_hidden(recent)[recent.offsets[1:] - 1])
 
     def item_vectors(self) -> Tensor:

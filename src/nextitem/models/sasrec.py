@@ -111,13 +111,14 @@ class SASRec(VectorModel):
     """Ranks items by the inner product with the last hidden state."""
 
     Config = SASRecConfig
+    config: SASRecConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "checkerboard")
 
     def __init__(self, config: SASRecConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         if config.width % config.heads:
             raise ValueError(f"heads = {config.heads} must divide width = {config.width}")
-        self.settings, self.temperature = config, config.temperature
+        self.temperature = config.temperature
         self.window = Window(config.max_history_length, config.window_step)
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
         self.positions = nn.Embedding(config.max_history_length, config.width)  # 0: the last item, or the first
@@ -134,13 +135,13 @@ class SASRec(VectorModel):
 
     def examples(self, train: Dataset) -> NextItemSequences:
         """Windows of the users' histories; every event but the first is a target."""
-        return NextItemSequences(train.interactions, max_length=self.settings.max_history_length)
+        return NextItemSequences(train.interactions, max_length=self.config.max_history_length)
 
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
         """The configured objective at every real target, and the contrastive term where it has a weight."""
         generator = torch.Generator().manual_seed(batch.seed)
         loss = self._objective(batch, generator)
-        chosen = self.settings
+        chosen = self.config
         if chosen.contrastive_weight == 0:
             return LossTerms(loss)
         views = []
@@ -158,7 +159,7 @@ class SASRec(VectorModel):
         return LossTerms(loss + chosen.contrastive_weight * agreement, named)
 
     def _objective(self, batch: NextItemBatch, generator: torch.Generator) -> Tensor:
-        chosen, table = self.settings, self.item_vectors()
+        chosen, table = self.config, self.item_vectors()
         kept = batch.targets.values > 0
         hidden_TD, targets = self.scale_users(self._flat_hidden(batch.items)[kept]), batch.targets.values[kept]
         if chosen.objective == "full-softmax":
@@ -200,8 +201,8 @@ class SASRec(VectorModel):
             self._read,
             window=self.window,
             version=self.weights_fingerprint(),
-            empty=self.norm.weight.new_zeros(self.settings.width),
-            is_extensible=self.settings.positions == "from-first",
+            empty=self.norm.weight.new_zeros(self.config.width),
+            is_extensible=self.config.positions == "from-first",
         )
 
     def item_vectors(self) -> Tensor:
@@ -220,15 +221,15 @@ class SASRec(VectorModel):
         """What the blocks make of right-padded histories, or of what follows the first `kept [B]` items, [B, L, D]."""
         padded_BL = items.to_padded()
         column = torch.arange(padded_BL.shape[1], device=padded_BL.device)
-        if self.settings.positions == "from-last":
+        if self.config.positions == "from-last":
             position = items.lengths[:, None] - 1 - column
         else:
             position = column if kept is None else kept[:, None] + column
-        position = position.clamp(0, self.settings.max_history_length - 1).expand(padded_BL.shape)  # of padding too
+        position = position.clamp(0, self.config.max_history_length - 1).expand(padded_BL.shape)  # of padding too
         vectors = self.items(padded_BL)
         if self.features is not None:
             vectors = self.features(vectors, padded_BL)
-        hidden_BLD = self.dropout(vectors * self.settings.width**0.5 + self.positions(position))
+        hidden_BLD = self.dropout(vectors * self.config.width**0.5 + self.positions(position))
         for block, cache in zip_longest(self.blocks, caches):
             hidden_BLD = block(hidden_BLD, cache)
         return hidden_BLD  # type: ignore[no-any-return]
@@ -237,7 +238,7 @@ class SASRec(VectorModel):
         """Reads histories anew, or what follows in them; each row has something to read."""
         if state is None:
             items, kept = self.window.of(batch.items), None
-            caches = [KeyValueCache() for _ in self.blocks if self.settings.positions == "from-first"]
+            caches = [KeyValueCache() for _ in self.blocks if self.config.positions == "from-first"]
         else:
             items, kept = batch.items.last(batch.items.lengths - state.lengths), state.lengths - state.starts
             further = FurtherPositions(kept, items.lengths)

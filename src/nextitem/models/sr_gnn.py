@@ -105,11 +105,11 @@ class SRGNN(VectorModel):
     """Ranks items by the inner product with the session's vector."""
 
     Config = SRGNNConfig
+    config: SRGNNConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle",)
 
     def __init__(self, config: SRGNNConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
         self.graph_step = GatedGraphStep(config.width)
         self.attend_last = nn.Linear(config.width, config.width, bias=False)  # W1
@@ -120,7 +120,7 @@ class SRGNN(VectorModel):
 
     def examples(self, train: Dataset) -> NextTargets:
         """Every target with the events before it."""
-        return NextTargets(train.interactions, max_length=self.settings.max_history_length)
+        return NextTargets(train.interactions, max_length=self.config.max_history_length)
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
         """Cross-entropy of the next item over the catalogue."""
@@ -129,7 +129,7 @@ class SRGNN(VectorModel):
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """W3 [last item's state; attention over the events] of each session, [B, D] (equations 6 and 7)."""
-        graphs = SessionGraphs.of(batch.items.last(self.settings.max_history_length))
+        graphs = SessionGraphs.of(batch.items.last(self.config.max_history_length))
         state_VD = self._node_states(graphs)
         last_BD = state_VD[graphs.last]
         gate_VD = torch.sigmoid(self.attend_last(last_BD)[graphs.sessions] + self.attend_node(state_VD))
@@ -145,13 +145,13 @@ class SRGNN(VectorModel):
     def _node_states(self, graphs: SessionGraphs) -> Tensor:
         """States of the nodes after all rounds, [V, D]."""
         state_VD: Tensor = self.items(graphs.items)
-        for _ in range(self.settings.steps):
+        for _ in range(self.config.steps):
             state_VD = self.graph_step(state_VD, graphs)
         return state_VD
 
     def _initialise(self) -> None:
         """Everything uniform within 1 / sqrt(width), as the authors do."""
-        bound = self.settings.width**-0.5
+        bound = self.config.width**-0.5
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
         with torch.no_grad():

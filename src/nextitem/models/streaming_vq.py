@@ -68,6 +68,7 @@ class StreamingVQ(Recommender):
     """Finds candidates by their clusters, and ranks them by the towers."""
 
     Config = StreamingVQConfig
+    config: StreamingVQConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle",)
     can_rank_unseen_items = False
     vectors: Tensor
@@ -81,7 +82,6 @@ class StreamingVQ(Recommender):
 
     def __init__(self, config: StreamingVQConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
         self.bias = nn.Embedding(catalog.num_items + 1, 1)  # b_v: how wanted an item is by everybody
         self.item_tower = _tower(config.width, config.hidden, config.width)
@@ -110,7 +110,7 @@ class StreamingVQ(Recommender):
         """Every target with the history before it, in the order of the stream."""
         if processes.count() > 1:
             raise UserError("streaming-vq learns from one stream: train it in one process")
-        return NextTargets(train.interactions, max_length=self.settings.max_history_length, in_order=True)
+        return NextTargets(train.interactions, max_length=self.config.max_history_length, in_order=True)
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
         """In-batch softmax by item vectors (L_aux) and by cluster vectors (L_ind); then the clusters move."""
@@ -130,8 +130,8 @@ class StreamingVQ(Recommender):
         passed_BD = item_BD + (entry_BD - item_BD).detach()
         indexing = in_batch_softmax((user_BD @ passed_BD.T + bias).masked_fill(again, -torch.inf), log_q=log_q)
         total = auxiliary + indexing
-        if self.settings.commitment:
-            total = total + self.settings.commitment * (item_BD - entry_BD).square().sum(1).mean()
+        if self.config.commitment:
+            total = total + self.config.commitment * (item_BD - entry_BD).square().sum(1).mean()
         if self.training:
             self._move(item_BD.detach(), cluster, targets)
         return LossTerms(total, {"auxiliary": auxiliary.detach(), "indexing": indexing.detach()})
@@ -140,8 +140,8 @@ class StreamingVQ(Recommender):
     def cluster_of(self, item_BD: Tensor) -> Tensor:
         """argmin_k r_k ||e_k - v||^2 [B], r_k = min(s c_k / mean c, 1): what is too empty looks nearer."""
         distances = torch.cdist(item_BD, self.vectors).square()
-        if self.settings.balance is not None:
-            distances = distances * (self.settings.balance * self.weights / self.weights.mean()).clamp(max=1)
+        if self.config.balance is not None:
+            distances = distances * (self.config.balance * self.weights / self.weights.mean()).clamp(max=1)
         return distances.argmin(1)
 
     def lists(self) -> SortedLists:
@@ -153,7 +153,7 @@ class StreamingVQ(Recommender):
         versions = tuple(version_of(each) for each in (self.assigned, bias, self.popularity))
         if kept is None or kept[0] is not self.assigned or kept[1] != versions:
             made = SortedLists.of(
-                self.assigned, bias.detach()[:, 0], count=self.settings.clusters, hidden=self.unseen_items()
+                self.assigned, bias.detach()[:, 0], count=self.config.clusters, hidden=self.unseen_items()
             )
             self._index = kept = (self.assigned, versions, made)
         return kept[2]
@@ -166,7 +166,7 @@ class StreamingVQ(Recommender):
 
     def _search(self, batch: SequenceBatch, k: int) -> Recommendations:
         user_BD = self._user(batch)
-        wanted = max(k, self.settings.candidates)
+        wanted = max(k, self.config.candidates)
         cluster_scores = user_BD @ self.vectors.T
         if batch.allowed is not None:  # whatever a list leaves: every item is looked at
             scores = cluster_scores[:, self.assigned] + self.bias.weight[:, 0]
@@ -181,9 +181,9 @@ class StreamingVQ(Recommender):
 
     def _user(self, batch: SequenceBatch) -> Tensor:
         """[B, D] of histories that are not empty."""
-        recent = batch.items.last(self.settings.max_history_length)
+        recent = batch.items.last(self.config.max_history_length)
         embedded = self.dropout(self.items(recent.values))
-        total = embedded.new_zeros(recent.num_rows, self.settings.width)
+        total = embedded.new_zeros(recent.num_rows, self.config.width)
         mean = total.index_add(0, recent.row_ids(), embedded) / recent.lengths.clamp(min=1)[:, None]
         last = embedded[recent.offsets[1:] - 1]
         vector: Tensor = self.user_tower(torch.cat([mean, last], dim=1))
@@ -208,9 +208,9 @@ class StreamingVQ(Recommender):
     @torch.no_grad()
     def _begin(self, item_BD: Tensor) -> None:
         """The first step: cluster vectors by k-means of its items, further ones near items drawn at random."""
-        found = kmeans(item_BD, self.settings.clusters, seed=0)
+        found = kmeans(item_BD, self.config.clusters, seed=0)
         draw = torch.Generator().manual_seed(0)
-        rows = torch.randint(len(item_BD), (self.settings.clusters - len(found),), generator=draw)
+        rows = torch.randint(len(item_BD), (self.config.clusters - len(found),), generator=draw)
         aside = torch.randn((len(rows), item_BD.shape[1]), generator=draw).to(item_BD) * item_BD.std()
         self.vectors.copy_(torch.cat([found, item_BD[rows] + 0.1 * aside]))
         self.assigned[1:] = self.cluster_of(self.item_tower(self.items.weight[1:]))
@@ -218,12 +218,12 @@ class StreamingVQ(Recommender):
     @torch.no_grad()
     def _move(self, item_BD: Tensor, cluster: Tensor, targets: Tensor) -> None:
         """w <- a w + (1 - a) sum delta^b v, c <- a c + (1 - a) sum delta^b, e = w / c; then the index is written."""
-        share = self.interval[targets] ** self.settings.rarity_power
+        share = self.interval[targets] ** self.config.rarity_power
         fresh = torch.zeros_like(self.weights).index_add_(0, cluster, share)
         sums = torch.zeros_like(self.vectors).index_add_(0, cluster, share[:, None] * item_BD)
-        past = self.settings.decay * self.weights
-        weights = (past + (1 - self.settings.decay) * fresh).clamp(min=1e-12)
-        self.vectors.copy_((past[:, None] * self.vectors + (1 - self.settings.decay) * sums) / weights[:, None])
+        past = self.config.decay * self.weights
+        weights = (past + (1 - self.config.decay) * fresh).clamp(min=1e-12)
+        self.vectors.copy_((past[:, None] * self.vectors + (1 - self.config.decay) * sums) / weights[:, None])
         self.weights.copy_(weights)
         # What this step saw, and the next slice of the catalogue.
         count = min(len(targets), self.num_items)

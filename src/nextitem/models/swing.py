@@ -61,27 +61,27 @@ class Swing(Recommender):
     """Ranks items by their swings with the history."""
 
     Config = SwingConfig
+    config: SwingConfig
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard", "planted-clusters")
     can_rank_unseen_items = False
 
     def __init__(self, config: SwingConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         self.similarities = SparseRows()  # [N + 1, N + 1], row j: what j votes for
 
     def fit(self, train: Dataset) -> None:
         """Sum the swings of all pairs of users, as many items at a time as memory allows."""
         taken = users_by_items(train.interactions.targets_only())
         sizes = np.maximum(np.diff(taken.indptr), 1)
-        weights = 1 / np.sqrt(sizes) if self.settings.user_weights else np.ones(len(sizes))
-        pairs = _Pairs(_sampled(taken, self.settings.takers), weights, self.settings.alpha)
+        weights = 1 / np.sqrt(sizes) if self.config.user_weights else np.ones(len(sizes))
+        pairs = _Pairs(_sampled(taken, self.config.takers), weights, self.config.alpha)
         parts, low = [], 0
         while low <= self.num_items:
             sums = pairs.sums(low)
-            parts.append(keep_largest(sums, self.settings.neighbours))
+            parts.append(keep_largest(sums, self.config.neighbours))
             low += sums.shape[0]
         similarities = sp.vstack(parts, format="csr")
-        if self.settings.normalise_rows:
+        if self.config.normalise_rows:
             largest = similarities.max(axis=1).toarray().ravel()
             similarities.data /= np.repeat(np.where(largest > 0, largest, 1), np.diff(similarities.indptr))
         self.similarities.store(similarities)
@@ -99,7 +99,7 @@ class Swing(Recommender):
 
     def _votes(self, batch: SequenceBatch) -> sp.csr_matrix:
         """Return the votes of the histories' recent items, [B, N + 1]."""
-        chosen = self.settings
+        chosen = self.config
         history = recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
         return history @ self.similarities.matrix()
 

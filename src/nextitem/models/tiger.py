@@ -79,6 +79,7 @@ class Tiger(Recommender):
     """Ranks items by the probability of spelling their semantic ID."""
 
     Config = TigerConfig
+    config: TigerConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
     can_rank_unseen_items = True  # by codes made from content
     needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers"})
@@ -90,7 +91,6 @@ class Tiger(Recommender):
         table = catalog.identifiers
         if table is None:
             raise ValueError("Tiger needs a catalogue with identifiers: make them with nextitem tokenize")
-        self.settings = config
         self.sizes = table.codebook_sizes
         self.level_starts = [sum(self.sizes[:level]) for level in range(len(self.sizes))]
         self.register_buffer("codes", table.codes.long().clamp(min=0), persistent=False)  # [N + 1, M]
@@ -112,8 +112,8 @@ class Tiger(Recommender):
 
     def examples(self, train: Dataset) -> NextTargets:
         """Every target with the history before it."""
-        keys = train.users.keys if self.settings.user_buckets and not train.anonymous else None
-        log, length, count = train.interactions, self.settings.max_history_length, self.settings.targets_per_epoch
+        keys = train.users.keys if self.config.user_buckets and not train.anonymous else None
+        log, length, count = train.interactions, self.config.max_history_length, self.config.targets_per_epoch
         return NextTargets(log, max_length=length, per_epoch=count, user_keys=keys)
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
@@ -121,25 +121,25 @@ class Tiger(Recommender):
         assert batch.targets is not None
         wanted_BM = self.codes[batch.targets.values]
         shared, fed_BM, real_BM = self._shared(batch), wanted_BM, torch.ones_like(wanted_BM, dtype=torch.bool)
-        if self.settings.scheduled_sampling and self.training:
+        if self.config.scheduled_sampling and self.training:
             with torch.no_grad():
                 first = self._all_logits(self._decode(shared, wanted_BM[:, :-1]))
-            fed_BM, real_BM = sampled_prefixes(first, wanted_BM, self.trie, share=self.settings.scheduled_sampling)
+            fed_BM, real_BM = sampled_prefixes(first, wanted_BM, self.trie, share=self.config.scheduled_sampling)
         named = {}
         for level, logits in enumerate(self._all_logits(self._decode(shared, fed_BM[:, :-1]))):
             losses = F.cross_entropy(logits, wanted_BM[:, level], reduction="none") * real_BM[:, level]
             named[f"level_{level + 1}"] = losses.sum() / real_BM[:, level].sum().clamp(min=1)
         total = torch.stack(list(named.values())).mean()
-        if self.settings.beam_aware and self.training:
+        if self.config.beam_aware and self.training:
             named["beam"] = self._beam_loss(batch, shared)
-            total = total + self.settings.beam_aware * named["beam"]
+            total = total + self.config.beam_aware * named["beam"]
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
     def _beam_loss(self, batch: SequenceBatch, shared: dict[str, Tensor]) -> Tensor:
         """Each prefix of a target among those that the present model's beam keeps, mean over the levels."""
         assert batch.targets is not None
         self.eval()  # the search must not move what training measures
-        visited = visited_prefixes(self, batch, self.trie, batch.targets.values, beam_width=self.settings.training_beam)
+        visited = visited_prefixes(self, batch, self.trie, batch.targets.values, beam_width=self.config.training_beam)
         self.train()
 
         def log_probs(codes_BWS: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class Tiger(Recommender):
     def start(self, batch: SequenceBatch) -> GeneratorState:
         """Encodes the histories; keys and values for the decoder are made once a request."""
         path = torch.empty((batch.num_requests, 1, 0), dtype=torch.int64, device=self.codes.device)
-        return GeneratorState(self._shared(batch.last(self.settings.max_history_length)), {"path": path})
+        return GeneratorState(self._shared(batch.last(self.config.max_history_length)), {"path": path})
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
         """Logits [B, W, C] of the next level's codes."""
@@ -225,7 +225,7 @@ class Tiger(Recommender):
         """[B H, W n, positions]: the relative bias from a beam's last n positions along its path, -inf elsewhere."""
         B, W, t = path_BWt.shape
         places = torch.arange(t, device=path_BWt.device)
-        bias = torch.full((B, self.settings.heads, W, n, positions), -torch.inf, device=path_BWt.device)
+        bias = torch.full((B, self.config.heads, W, n, positions), -torch.inf, device=path_BWt.device)
         for last in range(n):
             reach = t - n + last + 1
             along = self.decoder_bias(places[reach - 1 : reach], places[:reach]).expand(B, -1, W, -1)
@@ -233,7 +233,7 @@ class Tiger(Recommender):
         return bias.view(-1, W * n, positions)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        chosen, width = self.settings, max(k, self.settings.beam_width)
+        chosen, width = self.config, max(k, self.config.beam_width)
         if chosen.new_items is None:
             return beam_search(self, batch, self.trie, k=k, beam_width=width)
         places: dict[str, Any] = {"share": chosen.new_items, "reserved": chosen.new_items_reserved}
@@ -257,7 +257,7 @@ class Tiger(Recommender):
         starts = torch.tensor(self.level_starts, device=items_BT.device)
         tokens_BL = (self.codes[items_BT] + starts).view(B, T * len(self.sizes))
         real_BL = (items_BT > 0).repeat_interleave(len(self.sizes), dim=1)
-        if self.settings.user_buckets:
+        if self.config.user_buckets:
             tokens_BL = torch.cat([self._user_tokens(batch)[:, None], tokens_BL], dim=1)
             real_BL = F.pad(real_BL, (1, 0), value=True)
         places = torch.arange(tokens_BL.shape[1], device=items_BT.device)
@@ -288,4 +288,4 @@ class Tiger(Recommender):
     def _user_tokens(self, batch: SequenceBatch) -> Tensor:
         """Token of each user's bucket, [B]; an unknown user has bucket 0."""
         users = batch.user_ids if batch.user_ids is not None else torch.zeros_like(batch.items.lengths)
-        return self.first_input + 1 + torch.where(users > 0, users % self.settings.user_buckets + 1, 0)
+        return self.first_input + 1 + torch.where(users > 0, users % self.config.user_buckets + 1, 0)

@@ -99,6 +99,7 @@ class TwoTower(VectorModel):
     """Ranks items by the inner product of the two towers' vectors."""
 
     Config = TwoTowerConfig
+    config: TwoTowerConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "checkerboard", "planted-clusters")
     made: Tensor
     made_to_read: Tensor
@@ -106,7 +107,6 @@ class TwoTower(VectorModel):
 
     def __init__(self, config: TwoTowerConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         sizes = TowerSizes(config.width, config.field_width, config.hidden, config.dropout)
         self.items = ItemTower(catalog, config.item_fields, sizes, buckets=config.buckets, id_dropout=config.id_dropout)
         self.users = UserTower(
@@ -134,7 +134,7 @@ class TwoTower(VectorModel):
 
     def forget(self) -> None:
         """Drop the vectors of items: they are made anew when next asked for."""
-        self.made = self.made_to_read = self.made.new_zeros(0, self.settings.width)
+        self.made = self.made_to_read = self.made.new_zeros(0, self.config.width)
 
     @property
     def can_rank_unseen_items(self) -> bool:
@@ -145,15 +145,15 @@ class TwoTower(VectorModel):
         """Return the items that no training event holds, if the item tower reads ids alone."""
         return None if self.can_rank_unseen_items else self.items.fields.unseen_items(super().unseen_items())
 
-    def examples(self, train: Dataset) -> Examples:
+    def examples(self, train: Dataset) -> Examples[SequenceBatch]:
         """Every event as a request, or what was shown; vocabularies and quantiles are taken from them."""
-        if self.settings.learn_from == "impressions":
+        if self.config.learn_from == "impressions":
             return self.examples_of(shown_requests(train), train.interactions)
-        requests = EventRequests(train, max_history_length=self.settings.max_history_length)
+        requests = EventRequests(train, max_history_length=self.config.max_history_length)
         self._fit_fields(requests.sample(FITTED_ON), train.interactions)
         return requests
 
-    def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
+    def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples[SequenceBatch]:
         """Training on requests that stand, with labelled candidates: what channels found, what was shown."""
         for label in [name for name in requests.candidate_labels if name != TEACHER][:1]:
             require_both_labels(requests, label)
@@ -163,11 +163,11 @@ class TwoTower(VectorModel):
     @property
     def prefers_impressions(self) -> bool:
         """Whether it learns from what was shown, also as a stage of a cascade."""
-        return self.settings.learn_from == "impressions"
+        return self.config.learn_from == "impressions"
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
         """Of requests with labelled candidates the loss of their lists, else the corrected in-batch softmax."""
-        batch = batch.last(self.settings.max_history_length)
+        batch = batch.last(self.config.max_history_length)
         if batch.candidates is not None and batch.candidate_labels:
             return self._loss_of_lists(batch, batch.candidates)
         assert batch.targets is not None
@@ -182,13 +182,13 @@ class TwoTower(VectorModel):
         u = share * (self.popularity[columns] > 0)
         log_q = (p + u - p * u).clamp(min=1e-12).log()
         logits = user_BD @ item_MD.T - log_q
-        if self.settings.hard_negatives:
+        if self.config.hard_negatives:
             logits = self._with_hard(logits, user_BD, columns, targets)
         return LossTerms(in_batch_softmax(logits, positives=torch.searchsorted(columns, targets)))
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """[B, D], of length 1 / tau: the inner product with an item's vector is its score."""
-        return self._towers(batch.last(self.settings.max_history_length), batch.items.values[:0])[0]
+        return self._towers(batch.last(self.config.max_history_length), batch.items.values[:0])[0]
 
     def item_vectors(self) -> Tensor:
         """[N + 1, D] of length 1; row 0 is padding. Kept until weights are loaded or trained."""
@@ -215,7 +215,7 @@ class TwoTower(VectorModel):
     def _candidate_scores(self, batch: SequenceBatch) -> Tensor:
         """Of the candidates [P]."""
         assert batch.candidates is not None
-        user_BD, item_PD = self._towers(batch.last(self.settings.max_history_length), batch.candidates.values)
+        user_BD, item_PD = self._towers(batch.last(self.config.max_history_length), batch.candidates.values)
         return (user_BD[batch.candidates.row_ids()] * item_PD).sum(1)
 
     def _towers(self, batch: SequenceBatch, item_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,7 +227,7 @@ class TwoTower(VectorModel):
         else:
             vectors, readings = self._made()
             item_vectors, read = vectors[item_ids], readings[batch.items.values]
-        return self.users(batch, read) / self.settings.temperature, item_vectors
+        return self.users(batch, read) / self.config.temperature, item_vectors
 
     def _made(self) -> tuple[Tensor, Tensor]:
         """Both vectors of all items, [N + 1, D] each."""
@@ -253,19 +253,19 @@ class TwoTower(VectorModel):
     def _drawn(self) -> tuple[Tensor, float]:
         """Items drawn evenly among those of training, and the share of these that is drawn."""
         known = self.popularity.nonzero()[:, 0]
-        count = min(self.settings.mixed_negatives, len(known))
+        count = min(self.config.mixed_negatives, len(known))
         return known[torch.randperm(len(known))[:count].to(known.device)], count / max(1, len(known))
 
     def _with_hard(self, logits: Tensor, user_BD: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
         """Each request's highest scored items beside the columns, from which they are taken out [B, M + hard]."""
-        if (int(self.frequency.step) - 1) % self.settings.refresh_steps == 0:
+        if (int(self.frequency.step) - 1) % self.config.refresh_steps == 0:
             self.snapshot.copy_(self._make()[0])
         with torch.no_grad():
             found = user_BD @ self.snapshot.T
             found[:, 0] = -torch.inf
             found[:, self.popularity == 0] = -torch.inf
             found.scatter_(1, targets[:, None], -torch.inf)
-            best = found.topk(min(self.settings.hard_negatives, self.num_items), dim=1)
+            best = found.topk(min(self.config.hard_negatives, self.num_items), dim=1)
             real, hard = best.values > -torch.inf, best.indices
             taken = torch.zeros_like(found, dtype=torch.bool).scatter_(1, hard, real)
         distinct, places = torch.unique(hard, return_inverse=True)
@@ -280,7 +280,7 @@ class TwoTower(VectorModel):
         if TEACHER not in labels:
             return LossTerms(losses[given[0]])
         losses[TEACHER] = label_shares(logits, labels[TEACHER].values, candidates)
-        weight = self.settings.teacher_weight if given else 1.0
+        weight = self.config.teacher_weight if given else 1.0
         total = torch.stack([loss * (weight if name == TEACHER else 1 - weight) for name, loss in losses.items()]).sum()
         return LossTerms(total, {name: loss.detach() for name, loss in losses.items()})
 

@@ -55,6 +55,7 @@ class UserCF(Recommender):
     """Ranks items by the votes of users with a similar history."""
 
     Config = UserCFConfig
+    config: UserCFConfig
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard", "planted-clusters")
     can_rank_unseen_items = False
     user_keys: Tensor
@@ -62,7 +63,6 @@ class UserCF(Recommender):
 
     def __init__(self, config: UserCFConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         self.shares = SparseRows()  # [N + 1, U + 1], row i: what i adds to the similarity of each of its users
         self.taken = SparseRows()  # [U + 1, N + 1], row v: what v votes for
         self.register_buffer("user_keys", torch.zeros(1, dtype=torch.int64))  # [U + 1] of training users, rising
@@ -74,7 +74,7 @@ class UserCF(Recommender):
         taken = users_by_items(log)
         sizes = np.asarray(taken.sum(axis=1)).ravel()
         counts = np.asarray(taken.sum(axis=0)).ravel()
-        shares = taken.T.tocsr() if self.settings.takers is None else last_takers(log, self.settings.takers)
+        shares = taken.T.tocsr() if self.config.takers is None else last_takers(log, self.config.takers)
         weight = 1 / np.log1p(np.maximum(counts, 1))
         shares.data = (np.repeat(weight, np.diff(shares.indptr)) / np.sqrt(sizes[shares.indices])).astype(np.float32)
         self.user_keys, self.user_rows = torch.from_numpy(train.users.keys).sort()
@@ -83,7 +83,7 @@ class UserCF(Recommender):
 
     def similar_users(self, batch: SequenceBatch) -> sp.csr_matrix:
         """Return w_uv of the most similar users [B, U + 1]."""
-        chosen = self.settings
+        chosen = self.config
         history = recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
         lengths = np.diff(history.indptr)
         shares = self.shares.matrix()

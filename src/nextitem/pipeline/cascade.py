@@ -52,7 +52,7 @@ class StageTrainer:
         model: Recommender,
         train: Dataset,
         *,
-        examples: Callable[[], Examples] | None = None,
+        examples: Callable[[], Examples[SequenceBatch]] | None = None,
         validate: Callable[[], float] | None = None,
         epochs: int | None = None,
     ) -> int | None:
@@ -125,7 +125,7 @@ def fit_cascade(model: Cascade, train: Dataset, split: Split | None, recipe: Rec
        ranker learns to order; the pre-ranker learns the same, and the ranker's scores if it has a teacher.
     3. Channels learn again from scratch, from all of training.
     """
-    config = model.settings
+    config = model.config
     stages = StageTrainer(
         recipe, options, epochs_folder=None if split is not None else options.folder.parent / "stages"
     )
@@ -194,7 +194,7 @@ def _fit_ranker(
 ) -> None:
     """A ranker, from the candidates of recent events; the last of these validate."""
 
-    def examples() -> Examples:
+    def examples() -> Examples[SequenceBatch]:
         if not isinstance(ranker, LearnsFromRequests):
             return LabelledRequests(requests.train)
         if ranker.prefers_impressions and isinstance(ranker, Trainable):

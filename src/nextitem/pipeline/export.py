@@ -31,7 +31,7 @@ def export(run: Run | str | Path, *, out: str | Path, overwrite: bool = False) -
     """
     opened = run if isinstance(run, Run) else load_run(run)
     model = opened.model
-    if not isinstance(model, Cobra) or model.settings.dense:
+    if not isinstance(model, Cobra) or model.config.dense:
         raise UserError(
             f"{opened.folder} is no decoder of codes alone, which is what can be exported; "
             "train one with: nextitem train cobra --set model.dense=false"
@@ -62,7 +62,7 @@ def as_gpt2(model: Cobra) -> GPT2LMHeadModel:
 def _config(model: Cobra) -> GPT2Config:
     from transformers import GPT2Config
 
-    settings, codes = model.settings, sum(model.sizes)
+    settings, codes = model.config, sum(model.sizes)
     return GPT2Config(
         vocab_size=codes + 1,
         n_positions=(settings.max_history_length + 1) * model.per_item,
@@ -82,10 +82,10 @@ def _config(model: Cobra) -> GPT2Config:
 
 def _weights(model: Cobra) -> dict[str, Tensor]:
     """By GPT-2's names; its linear layers keep their matrices turned."""
-    padding = torch.zeros((1, model.settings.width))
+    padding = torch.zeros((1, model.config.width))
     places = model.positions.weight[:, None] + model.kinds.weight  # [items, levels, D]
     weights = {
-        "transformer.wte.weight": torch.cat([model.tokens.weight * model.settings.width**0.5, padding]),
+        "transformer.wte.weight": torch.cat([model.tokens.weight * model.config.width**0.5, padding]),
         "transformer.wpe.weight": places.flatten(0, 1),
         "lm_head.weight": torch.cat([model.sparse.weight, padding]),
         "transformer.ln_f.weight": model.norm.weight,

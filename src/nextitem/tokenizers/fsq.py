@@ -37,18 +37,18 @@ class FSQ(AutoEncoding):
 
     name = "fsq"
     Config = FSQConfig
+    config: FSQConfig
     coarse_to_fine: ClassVar[bool] = False
 
-    def __init__(self, config: configs.Config, catalog: Catalog) -> None:
-        chosen = cast(FSQConfig, config)
-        if min(chosen.values) < 2:
-            raise ValueError(f"values = {chosen.values}: a dimension needs at least two")
+    def __init__(self, config: FSQConfig, catalog: Catalog) -> None:
+        if min(config.values) < 2:
+            raise ValueError(f"values = {config.values}: a dimension needs at least two")
         super().__init__(
             config,
             catalog,
-            widths=(*chosen.hidden, chosen.levels * len(chosen.values)),
-            quantizer=FiniteScalars(chosen.levels, chosen.values),
-            standardise=chosen.standardise,
+            widths=(*config.hidden, config.levels * len(config.values)),
+            quantizer=FiniteScalars(config.levels, config.values),
+            standardise=config.standardise,
         )
 
     @property

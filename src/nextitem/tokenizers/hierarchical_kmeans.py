@@ -13,8 +13,6 @@ Shapes: n items, D content width, M levels, P prefixes of a level, C codes.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -43,12 +41,12 @@ class HierarchicalKMeans(Tokenizer):
 
     name = "hierarchical-kmeans"
     Config = HierarchicalKMeansConfig
+    config: HierarchicalKMeansConfig
 
-    def __init__(self, config: configs.Config, catalog: Catalog) -> None:
+    def __init__(self, config: HierarchicalKMeansConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = cast(HierarchicalKMeansConfig, config)
         self.standardizer = Standardizer(self.content_dim)
-        for level in range(self.settings.levels):
+        for level in range(self.config.levels):
             # The centroids of all clusters of a level, cluster by cluster, and where each cluster's begin.
             self.register_buffer(f"centroids_{level}", torch.empty(0, self.content_dim))
             self.register_buffer(f"offsets_{level}", torch.zeros(1, dtype=torch.int64))
@@ -56,17 +54,17 @@ class HierarchicalKMeans(Tokenizer):
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """Codes of each level: the most that a prefix has."""
-        return tuple(int(self._offsets(level).diff().max()) for level in range(self.settings.levels))
+        return tuple(int(self._offsets(level).diff().max()) for level in range(self.config.levels))
 
     @torch.no_grad()
     def fit(self, train: Dataset) -> None:
         """Clusters the content vectors of `train.catalog`, level by level."""
         content = content_of(train.catalog)
-        if self.settings.standardise:
+        if self.config.standardise:
             self.standardizer.fit(content)
         vectors = self.standardizer(content)
         cluster = torch.zeros(len(vectors), dtype=torch.int64)
-        for level in range(self.settings.levels):
+        for level in range(self.config.levels):
             tables = []
             sizes = torch.bincount(cluster, minlength=1 if level == 0 else int(self._offsets(level - 1)[-1])).tolist()
             for place, members in enumerate(torch.split(cluster.argsort(stable=True), sizes)):
@@ -77,9 +75,9 @@ class HierarchicalKMeans(Tokenizer):
                 tables.append(
                     kmeans(
                         vectors[members],
-                        self.settings.codebook_size,
+                        self.config.codebook_size,
                         seed=seed,
-                        iterations=self.settings.iterations,
+                        iterations=self.config.iterations,
                     )
                 )
             setattr(self, f"centroids_{level}", torch.cat(tables))
@@ -92,7 +90,7 @@ class HierarchicalKMeans(Tokenizer):
         vectors = self.standardizer(content)
         cluster = torch.zeros(len(vectors), dtype=torch.int64)
         levels = []
-        for level in range(self.settings.levels):
+        for level in range(self.config.levels):
             levels.append(self._codes(vectors, cluster, level))
             cluster = self._offsets(level)[cluster] + levels[-1]
         return torch.stack(levels, dim=1)
@@ -101,9 +99,9 @@ class HierarchicalKMeans(Tokenizer):
     def decode(self, codes: Tensor) -> Tensor:
         """Content vectors [n, D] of codes [n, M]: the centroid at the end of the path."""
         cluster = torch.zeros(len(codes), dtype=torch.int64)
-        for level in range(self.settings.levels):
+        for level in range(self.config.levels):
             cluster = self._offsets(level)[cluster] + codes[:, level]
-        return self.standardizer.inverse(self.get_buffer(f"centroids_{self.settings.levels - 1}")[cluster])
+        return self.standardizer.inverse(self.get_buffer(f"centroids_{self.config.levels - 1}")[cluster])
 
     def _offsets(self, level: int) -> Tensor:
         return self.get_buffer(f"offsets_{level}")

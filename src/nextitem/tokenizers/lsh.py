@@ -13,7 +13,7 @@ Shapes: n items, D content width, M levels, h bits of a code.
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -38,19 +38,19 @@ class LSH(Tokenizer):
 
     name = "lsh"
     Config = LSHConfig
+    config: LSHConfig
     coarse_to_fine: ClassVar[bool] = False
     hyperplanes: Tensor
     linear: Tensor
 
-    def __init__(self, config: configs.Config, catalog: Catalog) -> None:
+    def __init__(self, config: LSHConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = cast(LSHConfig, config)
-        size = self.settings.codebook_size
+        size = self.config.codebook_size
         if size & (size - 1):
             raise ValueError(f"codebook_size = {size} must be a power of two: a code is a row of bits")
         self.bits = size.bit_length() - 1
         self.standardizer = Standardizer(self.content_dim)
-        directions = self.settings.levels * self.bits
+        directions = self.config.levels * self.bits
         generator = torch.Generator().manual_seed(int(self.seed))
         self.register_buffer("hyperplanes", torch.randn(self.content_dim, directions, generator=generator))
         self.register_buffer("linear", torch.zeros(directions, self.content_dim))
@@ -58,14 +58,14 @@ class LSH(Tokenizer):
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """Codes of each level: the same number."""
-        return (self.settings.codebook_size,) * self.settings.levels
+        return (self.config.codebook_size,) * self.config.levels
 
     @torch.no_grad()
     def fit(self, train: Dataset) -> None:
         """Measures the content of `train.catalog`, and the linear map back."""
         content = content_of(train.catalog)
         self.standardizer.fit(content)
-        if not self.settings.standardise:
+        if not self.config.standardise:
             self.standardizer.scale.fill_(1)
         centred = self.standardizer(content)
         signs = self._signs(self.encode(content))
@@ -79,7 +79,7 @@ class LSH(Tokenizer):
         # Row by row the same, however many rows come together: a product of matrices may round differently.
         sides = (self.standardizer(content)[:, :, None].double() * self.hyperplanes.double()).sum(1) > 0
         places = 2 ** torch.arange(self.bits - 1, -1, -1)
-        codes: Tensor = (sides.view(len(content), self.settings.levels, self.bits) * places).sum(2)
+        codes: Tensor = (sides.view(len(content), self.config.levels, self.bits) * places).sum(2)
         return codes
 
     @torch.no_grad()

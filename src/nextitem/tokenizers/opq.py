@@ -14,7 +14,7 @@ Shapes: n items, D content width, M levels, C codes.
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -45,13 +45,13 @@ class OPQ(Tokenizer):
 
     name = "opq"
     Config = OPQConfig
+    config: OPQConfig
     coarse_to_fine: ClassVar[bool] = False
     rotation: Tensor
 
-    def __init__(self, config: configs.Config, catalog: Catalog) -> None:
+    def __init__(self, config: OPQConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = cast(OPQConfig, config)
-        levels = self.settings.levels
+        levels = self.config.levels
         self.standardizer = Standardizer(self.content_dim)
         self.width = -(-self.content_dim // levels) * levels
         self.register_buffer("rotation", torch.eye(self.width))
@@ -61,7 +61,7 @@ class OPQ(Tokenizer):
     @property
     def codebooks(self) -> list[Tensor]:
         """M code tables [C, D / M]; C may differ by level."""
-        return [self.get_buffer(f"codebook_{level}") for level in range(self.settings.levels)]
+        return [self.get_buffer(f"codebook_{level}") for level in range(self.config.levels)]
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -73,12 +73,12 @@ class OPQ(Tokenizer):
         """Learns the rotation, then clusters each slice of the turned content."""
         content = content_of(train.catalog)
         self.standardizer.fit(content)
-        if not self.settings.standardise:
+        if not self.config.standardise:
             self.standardizer.scale.fill_(1)
         self.rotation.copy_(self._learnt_rotation(self._padded(content)))
-        for level, part in enumerate(self._turned(content).chunk(self.settings.levels, dim=1)):
+        for level, part in enumerate(self._turned(content).chunk(self.config.levels, dim=1)):
             seed = (int(self.seed) + level) % 2**31
-            codebook = kmeans(part, self.settings.codebook_size, seed=seed, iterations=self.settings.iterations)
+            codebook = kmeans(part, self.config.codebook_size, seed=seed, iterations=self.config.iterations)
             setattr(self, f"codebook_{level}", codebook)
 
     @torch.no_grad()
@@ -104,12 +104,12 @@ class OPQ(Tokenizer):
         import faiss
 
         codes = min(_ROTATION_CODES, 2 ** int(np.log2(max(1, len(vectors) // 4))))
-        if codes < 2 or self.settings.levels == 1:
+        if codes < 2 or self.config.levels == 1:
             return torch.eye(self.width)
         order = np.random.default_rng(int(self.seed)).permutation(len(vectors))[:_SAMPLE]
-        matrix = faiss.OPQMatrix(self.width, self.settings.levels)
-        matrix.pq = faiss.ProductQuantizer(self.width, self.settings.levels, int(np.log2(codes)))
-        matrix.niter, matrix.verbose = self.settings.iterations, False
+        matrix = faiss.OPQMatrix(self.width, self.config.levels)
+        matrix.pq = faiss.ProductQuantizer(self.width, self.config.levels, int(np.log2(codes)))
+        matrix.niter, matrix.verbose = self.config.iterations, False
         matrix.pq.cp.min_points_per_centroid = 1
         matrix.train(np.ascontiguousarray(vectors[order].numpy()))
         turned: np.ndarray = faiss.vector_to_array(matrix.A).reshape(matrix.d_out, matrix.d_in)

@@ -13,7 +13,7 @@ Shapes: n items, D content width, M levels.
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -40,18 +40,18 @@ class RandomCodes(Tokenizer):
 
     name = "random"
     Config = RandomCodesConfig
+    config: RandomCodesConfig
     coarse_to_fine: ClassVar[bool] = False
     mean: Tensor
 
-    def __init__(self, config: configs.Config, catalog: Catalog) -> None:
+    def __init__(self, config: RandomCodesConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = cast(RandomCodesConfig, config)
         self.register_buffer("mean", torch.zeros(self.content_dim))
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """Codes of each level: the same number."""
-        return (self.settings.codebook_size,) * self.settings.levels
+        return (self.config.codebook_size,) * self.config.levels
 
     @torch.no_grad()
     def fit(self, train: Dataset) -> None:
@@ -66,8 +66,8 @@ class RandomCodes(Tokenizer):
         state = torch.full((len(content),), int(self.seed), dtype=torch.int64, device=content.device)
         for column in bits.T:
             state = _mixed(state + column)
-        levels = [_mixed(state + level) for level in range(1, self.settings.levels + 1)]
-        return torch.stack(levels, dim=1) % self.settings.codebook_size
+        levels = [_mixed(state + level) for level in range(1, self.config.levels + 1)]
+        return torch.stack(levels, dim=1) % self.config.codebook_size
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

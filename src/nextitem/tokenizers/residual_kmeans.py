@@ -17,8 +17,6 @@ Shapes: n items, D content width, M levels, C codes.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -45,12 +43,12 @@ class ResidualKMeans(Tokenizer):
 
     name = "residual-kmeans"
     Config = ResidualKMeansConfig
+    config: ResidualKMeansConfig
 
-    def __init__(self, config: configs.Config, catalog: Catalog) -> None:
+    def __init__(self, config: ResidualKMeansConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = cast(ResidualKMeansConfig, config)
         self.standardizer = Standardizer(self.content_dim)
-        for level in range(self.settings.levels):
+        for level in range(self.config.levels):
             # How many codes there are is known after fit.
             self.register_buffer(f"codebook_{level}", torch.empty(0, self.content_dim))
         self._dealt: Tensor | None = None  # codes of the items that it learnt from, where they are balanced
@@ -58,7 +56,7 @@ class ResidualKMeans(Tokenizer):
     @property
     def codebooks(self) -> list[Tensor]:
         """M code tables [C, D]; C may differ by level."""
-        return [self.get_buffer(f"codebook_{level}") for level in range(self.settings.levels)]
+        return [self.get_buffer(f"codebook_{level}") for level in range(self.config.levels)]
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -69,24 +67,24 @@ class ResidualKMeans(Tokenizer):
     def fit(self, train: Dataset) -> None:
         """Clusters the content vectors of `train.catalog`, level by level."""
         content = content_of(train.catalog)
-        if self.settings.standardise:
+        if self.config.standardise:
             self.standardizer.fit(content)
         residual, dealt = self.standardizer(content), []
-        for level in range(self.settings.levels):
+        for level in range(self.config.levels):
             codebook = kmeans(
                 residual,
-                self.settings.codebook_size,
+                self.config.codebook_size,
                 seed=(int(self.seed) + level) % 2**31,
-                iterations=self.settings.iterations,
+                iterations=self.config.iterations,
             )
-            if self.settings.balanced:
-                codes, codebook = balanced_clusters(residual, codebook, iterations=self.settings.iterations)
+            if self.config.balanced:
+                codes, codebook = balanced_clusters(residual, codebook, iterations=self.config.iterations)
             else:
                 codes = nearest_code(residual, codebook)
             setattr(self, f"codebook_{level}", codebook)
             residual = residual - codebook[codes]
             dealt.append(codes)
-        self._dealt = torch.stack(dealt, dim=1) if self.settings.balanced else None
+        self._dealt = torch.stack(dealt, dim=1) if self.config.balanced else None
 
     def spell(self, catalog: Catalog) -> Tensor:
         """Codes [N, M] of the items that it has learnt from."""

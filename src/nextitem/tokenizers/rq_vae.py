@@ -50,24 +50,24 @@ class RQVAE(AutoEncoding):
 
     name = "rq-vae"
     Config = RQVAEConfig
+    config: RQVAEConfig
 
-    def __init__(self, config: configs.Config, catalog: Catalog) -> None:
-        chosen = cast(RQVAEConfig, config)
+    def __init__(self, config: RQVAEConfig, catalog: Catalog) -> None:
         codebooks = LearntCodebooks(
-            (chosen.levels, chosen.codebook_size, chosen.latent_dim),
+            (config.levels, config.codebook_size, config.latent_dim),
             split="residual",
-            update=chosen.codebook_update,
-            decay=chosen.ema_decay,
-            sinkhorn=chosen.sinkhorn,
-            revive_every=chosen.revive_every,
+            update=config.codebook_update,
+            decay=config.ema_decay,
+            sinkhorn=config.sinkhorn,
+            revive_every=config.revive_every,
         )
         super().__init__(
             config,
             catalog,
-            widths=(*chosen.hidden, chosen.latent_dim),
+            widths=(*config.hidden, config.latent_dim),
             quantizer=codebooks,
-            standardise=chosen.standardise,
-            commitment=chosen.commitment,
+            standardise=config.standardise,
+            commitment=config.commitment,
         )
 
     @property

@@ -19,7 +19,7 @@ Shapes: n items, D content width, W components, M levels.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import polars as pl
 import torch
@@ -50,16 +50,16 @@ class Tree(Tokenizer):
 
     name = "tree"
     Config = TreeConfig
+    config: TreeConfig
     tells_apart: ClassVar[bool] = True
     directions: Tensor
     leaves: Tensor
 
-    def __init__(self, config: configs.Config, catalog: Catalog) -> None:
+    def __init__(self, config: TreeConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = cast(TreeConfig, config)
-        if self.settings.codebook_size & (self.settings.codebook_size - 1):
-            raise ValueError(f"codebook_size = {self.settings.codebook_size} must be a power of two: splits are in two")
-        width = min(self.settings.components, self.content_dim)
+        if self.config.codebook_size & (self.config.codebook_size - 1):
+            raise ValueError(f"codebook_size = {self.config.codebook_size} must be a power of two: splits are in two")
+        width = min(self.config.components, self.content_dim)
         self.standardizer = Standardizer(self.content_dim)
         self.register_buffer("directions", torch.empty(self.content_dim, width))
         # Filled by fit: planes of all inner nodes, breadth first, and the leaves' vectors, inf where there is no item.
@@ -77,7 +77,7 @@ class Tree(Tokenizer):
     def fit(self, train: Dataset) -> None:
         """Builds the tree over the content of `train.catalog`."""
         content = content_of(train.catalog)
-        if self.settings.standardise:
+        if self.config.standardise:
             self.standardizer.fit(content)
         centred = self.standardizer(content)
         # eigh sorts rising: the last eigenvectors are the principal directions.
@@ -85,9 +85,9 @@ class Tree(Tokenizer):
         self.directions.copy_(spread[:, : self.directions.shape[1]])
         vectors = centred @ self.directions
         # Halves of a line are halves of the order.
-        basis = vectors if self.settings.order == "content" else self._ranks(train.catalog)[:, None]
-        tree = balanced_tree(basis, seed=int(self.seed), iterations=self.settings.iterations)
-        if self.settings.order == "content":
+        basis = vectors if self.config.order == "content" else self._ranks(train.catalog)[:, None]
+        tree = balanced_tree(basis, seed=int(self.seed), iterations=self.config.iterations)
+        if self.config.order == "content":
             self.normals, self.thresholds = torch.cat(tree.normals), torch.cat(tree.thresholds)
         self.leaves = torch.full((2 ** tree.bits.shape[1], vectors.shape[1]), torch.inf)
         self.leaves[_number(tree.bits)] = vectors
@@ -103,7 +103,7 @@ class Tree(Tokenizer):
     def encode(self, content: Tensor) -> Tensor:
         """Codes [n, M] of content vectors [n, D]: by the planes between the halves, else the leaf with the nearest."""
         vectors = self.standardizer(content) @ self.directions
-        if self.settings.order != "content":
+        if self.config.order != "content":
             real = self.leaves[:, 0].isfinite().nonzero()[:, 0]
             leaf = real[nearest_code(vectors, self.leaves[real])]
             return self._joined(leaf[:, None] // 2 ** torch.arange(self._depth - 1, -1, -1) % 2)
@@ -128,7 +128,7 @@ class Tree(Tokenizer):
     def _ranks(self, catalog: Catalog) -> Tensor:
         """Each item's place in the order of categories, or at random, [N]."""
         draw = torch.Generator().manual_seed(int(self.seed))
-        if self.settings.order == "random":
+        if self.config.order == "random":
             return torch.randperm(catalog.num_items, generator=draw).float()
         if "category" not in catalog.table.columns:
             raise UserError("a tree in order of categories needs a column category in the items file")
@@ -141,7 +141,7 @@ class Tree(Tokenizer):
 
     def _spans(self) -> list[tuple[int, int]]:
         """Which splits make each code."""
-        step = self.settings.codebook_size.bit_length() - 1
+        step = self.config.codebook_size.bit_length() - 1
         return [(start, min(start + step, self._depth)) for start in range(0, self._depth, step)]
 
     def _joined(self, bits: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from nextitem.core.errors import UserError
-from nextitem.core.roles import Examples
+from nextitem.core.roles import BatchT, Examples
 from nextitem.distributed import processes
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import BatchStream
@@ -51,7 +51,7 @@ class TrainingResult:
 
 def fit(
     model: nn.Module,
-    examples: Examples,
+    examples: Examples[BatchT],
     config: TrainingConfig,
     *,
     seed: int = 0,
@@ -137,7 +137,7 @@ def _notes(session: Session, config: TrainingConfig) -> tuple[str, ...]:
 
 def _train(
     module: TrainingModule,
-    stream: BatchStream,
+    stream: BatchStream[Any],
     session: Session,
     config: TrainingConfig,
     *,

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic
 
 import torch
 
-from nextitem.core.roles import Examples
+from nextitem.core.roles import BatchT, Examples
 from nextitem.distributed import processes
 
 
 @dataclass(frozen=True)
-class Stamped:
+class Stamped(Generic[BatchT]):
     """A batch that knows its place: from it follows every random number that its step draws."""
 
     epoch: int
     index: int
     is_last: bool
-    batch: Any  # of several processes, this one's part ...
+    batch: BatchT  # of several processes, this one's part ...
     weight: float = 1.0  # ... whose loss counts so much, that the mean over processes is the loss of the whole batch
 
-    def to(self, device: torch.device | str) -> Stamped:
+    def to(self, device: torch.device | str) -> Stamped[BatchT]:
         """The same on another device."""
         return Stamped(self.epoch, self.index, self.is_last, self.batch.to(device), self.weight)
 
 
-class BatchStream:
+class BatchStream(Generic[BatchT]):
     """Batches of epochs `epoch` .. `epochs` - 1, beginning with batch `start` of the first.
 
     Examples are pure functions of (seed, epoch, index), so these two numbers are the whole cursor of a run.
     """
 
     def __init__(
-        self, examples: Examples, *, batch_size: int, seed: int, epochs: int, epoch: int = 0, start: int = 0
+        self, examples: Examples[BatchT], *, batch_size: int, seed: int, epochs: int, epoch: int = 0, start: int = 0
     ) -> None:
         self.examples = examples
         self.batch_size = batch_size
@@ -47,7 +47,7 @@ class BatchStream:
     def __len__(self) -> int:
         return max(0, (self.epochs - self.epoch) * self.per_epoch - self.start)
 
-    def __iter__(self) -> Iterator[Stamped]:
+    def __iter__(self) -> Iterator[Stamped[BatchT]]:
         start = self.start
         for epoch in range(self.epoch, self.epochs):
             batches = self.examples.batches(self.batch_size, epoch=epoch, seed=self.seed, start=start)
@@ -56,7 +56,7 @@ class BatchStream:
             start = 0
 
 
-def _own_part(batch: Any) -> tuple[Any, float]:
+def _own_part(batch: BatchT) -> tuple[BatchT, float]:
     """Return this process's part of the batch and its weight; all build the same batch, so nothing is communicated."""
     if processes.count() == 1:
         return batch, 1.0

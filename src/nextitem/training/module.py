@@ -37,7 +37,7 @@ class TrainingModule(lightning.LightningModule):
         self._sparse = sparse_tables(model, config)
         self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in self._sparse]
 
-    def training_step(self, stamped: Stamped, batch_idx: int) -> Tensor:
+    def training_step(self, stamped: Stamped[Any], batch_idx: int) -> Tensor:
         """The loss of one batch; UserError where it is not finite."""
         # torch.manual_seed would format a stack trace for every kind of device, longer than a small step takes.
         seed = step_seed(self.seed, stamped.epoch, stamped.index, rank=processes.rank())
@@ -53,12 +53,12 @@ class TrainingModule(lightning.LightningModule):
         self.terms = {"loss": terms.total.detach(), **terms.named}
         return terms.total
 
-    def _terms(self, stamped: Stamped) -> LossTerms:
+    def _terms(self, stamped: Stamped[Any]) -> LossTerms:
         """Loss terms of this process's part; 0, with gradients that the others wait for, where it is empty."""
         if stamped.weight == 0:
             own = [p for name, p in self.model.named_parameters() if p.requires_grad and name not in self._sparse]
             return LossTerms(torch.stack([parameter.sum() * 0 for parameter in own]).sum())
-        terms = cast(Trainable, self.model).training_loss(stamped.batch)
+        terms = cast(Trainable[Any], self.model).training_loss(stamped.batch)
         if stamped.weight == 1:
             return terms
         named = {name: value * stamped.weight for name, value in terms.named.items()}

@@ -79,7 +79,7 @@ class Session(lightning.Callback):
         self._began = self._saved = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: Any, module: TrainingModule, outputs: Any, batch: Stamped, batch_idx: int
+        self, trainer: Any, module: TrainingModule, outputs: Any, batch: Stamped[Any], batch_idx: int
     ) -> None:
         """Lightning's hook: moves the cursor, and looks whether anything is due."""
         self.epoch, self.batch = (batch.epoch + 1, 0) if batch.is_last else (batch.epoch, batch.index + 1)

@@ -58,7 +58,7 @@ class DIN(RankingModel):
     def interest(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """The recent history summed up for each candidate, [P, X]."""
         assert batch.candidates is not None
-        recent = batch.items.last(self.ranking.max_history_length)
+        recent = batch.items.last(self.config.max_history_length)
         queries = self.vectors.of_items(batch.candidates.values)
         keys_BLX = self.vectors.of_items(recent.to_padded())
         out: Tensor = self.attention(queries, keys_BLX, recent.lengths, codes.rows)

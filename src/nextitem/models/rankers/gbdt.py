@@ -67,6 +67,7 @@ class GBDT(RankingModel):
     """Ranks by trees."""
 
     Config = GBDTConfig
+    config: GBDTConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle",)  # a checkerboard has no split that pays by itself
     trees: Tensor
     leaf_weights: Tensor
@@ -74,7 +75,6 @@ class GBDT(RankingModel):
 
     def __init__(self, config: GBDTConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         single = [part for part in self.fields.parts if not part.is_bag]
         self.read = [place for place, part in enumerate(single) if not (isinstance(part, Pair) and not part.exact)]
         kinds = (ItemId, ItemCategory, RequestCategory, Pair)
@@ -94,7 +94,7 @@ class GBDT(RankingModel):
         """Grows the trees of every task."""
         self.fit_to(self.examples(train))
 
-    def fit_to(self, examples: Examples) -> None:
+    def fit_to(self, examples: Examples[SequenceBatch]) -> None:
         """The same, from examples that stand (`examples_of`)."""
         parts = []
         for batch in examples.batches(READ_AT_ONCE, epoch=0, seed=0):
@@ -107,7 +107,7 @@ class GBDT(RankingModel):
             parts.append((matrix, labels.numpy(), weights.numpy(), known.numpy(), batch.candidates.lengths.numpy()))
         matrix, labels_PS, weights_PS, known_PS, sizes = (np.concatenate(part) for part in zip(*parts, strict=True))
         grows = np.ones(len(matrix), np.bool_)
-        if self.settings.leaf_regression:
+        if self.config.leaf_regression:
             grows = np.repeat(np.random.default_rng(0).random(len(sizes)) < 0.5, sizes)
         texts = []
         for column in range(len(self.tasks)):
@@ -116,12 +116,12 @@ class GBDT(RankingModel):
                 matrix[rows],
                 labels_PS[rows, column],
                 weight=weights_PS[rows, column],
-                group=_sizes_of(sizes, rows) if self.ranking.objective == "listwise" else None,
+                group=_sizes_of(sizes, rows) if self.config.objective == "listwise" else None,
                 categorical_feature=self.categories,
             )
-            texts.append(lightgbm.train(self._settings(), data, num_boost_round=self.settings.trees).model_to_string())
+            texts.append(lightgbm.train(self._settings(), data, num_boost_round=self.config.trees).model_to_string())
         self.trees = torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
-        if self.settings.leaf_regression:
+        if self.config.leaf_regression:
             self._weigh_leaves(matrix[~grows], labels_PS[~grows], weights_PS[~grows], known_PS[~grows])
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
@@ -129,7 +129,7 @@ class GBDT(RankingModel):
         boosters, matrix = self._boosters(), self._matrix(codes)
         if not boosters:
             return self.popularity.new_zeros(len(matrix), len(self.tasks))
-        if not self.settings.leaf_regression:
+        if not self.config.leaf_regression:
             answers = [torch.from_numpy(booster.predict(matrix, raw_score=True)) for booster in boosters]
             return torch.stack(answers, 1).to(self.popularity)
         logits = [
@@ -144,9 +144,9 @@ class GBDT(RankingModel):
         return matrix
 
     def _settings(self) -> dict[str, Any]:
-        settings = self.settings
+        settings = self.config
         return {
-            "objective": "lambdarank" if self.ranking.objective == "listwise" else "binary",
+            "objective": "lambdarank" if self.config.objective == "listwise" else "binary",
             "learning_rate": settings.learning_rate,
             "num_leaves": settings.leaves,
             "min_data_in_leaf": settings.leaf_examples,
@@ -182,13 +182,13 @@ class GBDT(RankingModel):
                     f"differ in the label of {self.tasks[column]!r}; leave leaf_regression out"
                 )
             leaves_PE = _leaves(booster, matrix[known])
-            shape = (leaves_PE.shape[1], self.settings.leaves)
+            shape = (leaves_PE.shape[1], self.config.leaves)
             places = leaves_PE + np.arange(shape[0]) * shape[1]
             ones = csr_matrix(
                 (np.ones(places.size), places.ravel(), np.arange(len(places) + 1) * shape[0]),
                 (len(places), shape[0] * shape[1]),
             )
-            fitted = LogisticRegression(C=1 / self.settings.leaf_l2, max_iter=1000).fit(
+            fitted = LogisticRegression(C=1 / self.config.leaf_l2, max_iter=1000).fit(
                 ones, labels_PS[known, column], sample_weight=weights_PS[known, column]
             )
             weights.append(torch.from_numpy(fitted.coef_[0].reshape(shape)).float())

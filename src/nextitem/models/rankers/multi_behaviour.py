@@ -84,7 +84,7 @@ class MultiBehaviour(RankingModel):
 
     def sequences(self, batch: SequenceBatch) -> list[Jagged]:
         """The recent items, split by their actions; events without one are in the first."""
-        recent = batch.last(self.ranking.max_history_length)
+        recent = batch.last(self.config.max_history_length)
         if recent.actions is None:
             sequence = torch.zeros_like(recent.items.values)
         else:

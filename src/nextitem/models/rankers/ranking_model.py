@@ -51,12 +51,12 @@ class RankingModel(Recommender):
     """Ranks candidates; without any, the whole catalogue. A subclass gives the logits."""
 
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard",)
+    config: RankingConfig
     vectors: FieldVectors  # those of a subclass
     counts: Tensor
 
     def __init__(self, config: RankingConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.ranking = config
         brought = (*config.candidate_features, *(("slot",) if config.position == "field" else ()))
         self.fields = Fields(
             catalog,
@@ -73,12 +73,12 @@ class RankingModel(Recommender):
     @property
     def tasks(self) -> tuple[str, ...]:
         """What the logits are of, in order."""
-        return self.ranking.task_names
+        return self.config.task_names
 
     @property
     def history_read(self) -> int:
         """How many recent events of a history matter, at most."""
-        return self.ranking.max_history_length
+        return self.config.max_history_length
 
     @property
     def can_rank_unseen_items(self) -> bool:
@@ -90,7 +90,7 @@ class RankingModel(Recommender):
 
         None too if candidates bring features of their own: then their sender knows more of them.
         """
-        if self.can_rank_unseen_items or self.ranking.candidate_features:
+        if self.can_rank_unseen_items or self.config.candidate_features:
             return None
         return self.fields.unseen_items(super().unseen_items())
 
@@ -98,9 +98,9 @@ class RankingModel(Recommender):
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """[P, S] for the candidates of a batch, whose fields have these codes."""
 
-    def examples(self, train: Dataset) -> Examples:
+    def examples(self, train: Dataset) -> Examples[SequenceBatch]:
         """What was shown, or events with negatives; quantiles, vocabularies and counts are taken from them."""
-        chosen = self.ranking
+        chosen = self.config
         if chosen.learn_from == "impressions" or (chosen.learn_from == "auto" and train.impressions is not None):
             return self.examples_of(shown_requests(train, delay_hours=chosen.delay_hours), train.interactions)
         if chosen.learn_from == "auto" and (chosen.delay_hours or chosen.position == "weight"):
@@ -115,14 +115,14 @@ class RankingModel(Recommender):
         self.fields.fit(sampled.events.sample(FITTED_ON), train.interactions)
         return self._counted(sampled)
 
-    def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples:
+    def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples[SequenceBatch]:
         """Training on requests that stand: what was shown, or what channels found.
 
         Raises UserError if a task has one label only, or if slots are to be weighed and there are none.
         """
         for label in self._labels(requests):
             require_both_labels(requests, label)
-        if self.ranking.position == "weight":
+        if self.config.position == "weight":
             if "slot" not in requests.candidate_features:
                 raise UserError(
                     'model.position = "weight" needs the column slot of impressions, and these candidates have none; '
@@ -135,11 +135,11 @@ class RankingModel(Recommender):
     @property
     def prefers_impressions(self) -> bool:
         """Whether it learns from what was shown, also as a stage of a cascade."""
-        return self.ranking.learn_from == "impressions"
+        return self.config.learn_from == "impressions"
 
-    def _counted(self, examples: Examples) -> Examples:
+    def _counted(self, examples: Examples[SequenceBatch]) -> Examples[SequenceBatch]:
         """The same, after counting for how many candidates of an epoch each code is read."""
-        if self.ranking.l2:
+        if self.config.l2:
             self.counts.zero_()
             for batch in examples.batches(COUNTED_AT_ONCE, epoch=0, seed=0):
                 self.counts.index_add_(0, *self.fields(batch).looked_up())
@@ -162,7 +162,7 @@ class RankingModel(Recommender):
             # A positive in a slot that is rarely looked at stands for those that were not seen there.
             each = torch.where(labels > 0, weights, 1) * (
                 listwise_softmax(logits[:, column], labels, rows, num_requests=batch.num_requests)
-                if self.ranking.objective == "listwise"
+                if self.config.objective == "listwise"
                 else F.binary_cross_entropy_with_logits(logits[:, column], (labels > 0).float(), reduction="none")
             )
             losses[self.tasks[column]] = mean_by_request(
@@ -174,9 +174,9 @@ class RankingModel(Recommender):
 
     def penalty(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """What is added to the loss: the mini-batch-aware L2 of the field vectors."""
-        if not self.ranking.l2:
+        if not self.config.l2:
             return self.popularity.new_zeros(())
-        return self.ranking.l2 * mini_batch_aware_l2(self.vectors.table.weight, codes.looked_up()[0], self.counts)
+        return self.config.l2 * mini_batch_aware_l2(self.vectors.table.weight, codes.looked_up()[0], self.counts)
 
     @torch.no_grad()
     def calibrate(self, requests: SequenceBatch) -> tuple[str, ...]:
@@ -248,10 +248,10 @@ class RankingModel(Recommender):
         an isotonic curve, or with a probability that rounds to 1, keep the order of their logits.
         """
         logits = self._all_logits(batch)
-        if not self.ranking.order_by:
+        if not self.config.order_by:
             return logits[:, 0]
         order = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
-        for task, weight in self.ranking.order_by.items():
+        for task, weight in self.config.order_by.items():
             column = self.tasks.index(task)
             scores = logits[:, column].double()
             logs = cast(Curve, self.curves[column]).log_probabilities(scores) if self.curves else F.logsigmoid(scores)
@@ -279,14 +279,14 @@ class RankingModel(Recommender):
     def _labels(self, batch: SequenceBatch) -> list[str]:
         """The label of each task. Without named tasks the first label that there is."""
         given = batch.candidate_labels
-        names = self.ranking.tasks or tuple(given)[:1]
+        names = self.config.tasks or tuple(given)[:1]
         for name in names:
             if name not in given:
                 raise UserError(f"model.tasks: there is no label {name!r}; this data has {', '.join(given)}")
         return list(names)
 
     def _weights(self, batch: SequenceBatch) -> Tensor | float:
-        if self.ranking.position != "weight" or "slot" not in batch.candidate_features:
+        if self.config.position != "weight" or "slot" not in batch.candidate_features:
             return 1.0
         slots = batch.candidate_features["slot"].values.long().clamp(max=len(self.examined) - 1)
         return 1 / self.examined[slots]

@@ -64,10 +64,10 @@ class SIM(RankingModel):
     """Ranks by fields, by the recent history, and by what a search finds in the long one."""
 
     Config = SIMConfig
+    config: SIMConfig
 
     def __init__(self, config: SIMConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.settings = config
         self.vectors = FieldVectors(self.fields, config.width)
         self.gates = field_gates(config, len(self.fields))
         width, tasks = history_width(self.vectors, heads=config.heads), len(self.tasks)
@@ -85,13 +85,13 @@ class SIM(RankingModel):
     @property
     def history_read(self) -> int:
         """The long history."""
-        return max(self.ranking.max_history_length, self.settings.long_history_length)
+        return max(self.config.max_history_length, self.config.long_history_length)
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """What the network makes of the fields, the recent and the long history."""
         assert batch.candidates is not None
         queries_PX = self.vectors.of_items(batch.candidates.values)
-        recent = batch.items.last(self.ranking.max_history_length)
+        recent = batch.items.last(self.config.max_history_length)
         parts = [
             self.gates(self.vectors(codes)).flatten(1),
             self.recent(queries_PX, self.vectors.of_items(recent.to_padded()), recent.lengths, codes.rows),
@@ -102,7 +102,7 @@ class SIM(RankingModel):
 
     def long_interest(self, batch: SequenceBatch, queries_PX: Tensor) -> Tensor:
         """What the searches find in the long history for each candidate, summed up, [P, X]."""
-        long = batch.last(self.settings.long_history_length)
+        long = batch.last(self.config.long_history_length)
         found = self.search(long, queries_PX)
         events = nn.functional.pad(long.items.values, (0, 1))  # so that place 0 is one
         keys_PKX = self.vectors.of_items(events[found.places])
@@ -114,27 +114,27 @@ class SIM(RankingModel):
     def search(self, long: SequenceBatch, queries_PX: Tensor) -> Found:
         """At most K events for each candidate, among those of the histories."""
         assert long.candidates is not None
-        if self.settings.search == "hard":
+        if self.config.search == "hard":
             codes, wanted = (self._categories(ids) for ids in (long.items.values, long.candidates.values))
             rows = long.candidates.row_ids()
-            return search_same(long.items.with_values(codes), wanted, rows, self.settings.found)
+            return search_same(long.items.with_values(codes), wanted, rows, self.config.found)
         keys = self.of_event(self.vectors.of_items(long.items.values))
         queries = long.candidates.with_values(self.of_candidate(queries_PX))
-        return search_nearest(long.items.with_values(keys), queries, self.settings.found)
+        return search_nearest(long.items.with_values(keys), queries, self.config.found)
 
     def penalty(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """As every ranker, and alpha times the loss of the soft search's own prediction."""
-        if self.settings.search == "hard":
+        if self.config.search == "hard":
             return super().penalty(batch, codes)
         assert batch.candidates is not None
         queries_PX = self.vectors.of_items(batch.candidates.values)
-        long = batch.items.last(self.settings.long_history_length)
+        long = batch.items.last(self.config.long_history_length)
         events_BLX = self.vectors.of_items(long.to_padded()) * (long.to_padded() > 0)[..., None]
         # Mean over events of <W_a q, W_b e> e, with that of (W_b e) e^T taken first.
         memory_BGX = self.of_event(events_BLX).transpose(1, 2) @ events_BLX / long.lengths.clamp(min=1)[:, None, None]
         sums_PX = (self.of_candidate(queries_PX)[:, None] @ memory_BGX[codes.rows])[:, 0]
         logits = self.auxiliary(torch.cat([sums_PX, queries_PX], 1))
-        return super().penalty(batch, codes) + self.settings.search_loss * self.cross_entropy(batch, logits).total
+        return super().penalty(batch, codes) + self.config.search_loss * self.cross_entropy(batch, logits).total
 
     def _categories(self, item_ids: Tensor) -> Tensor:
         codes = self.category.of_items(item_ids)

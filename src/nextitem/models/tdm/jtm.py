@@ -67,6 +67,7 @@ class JTM(Recommender):
     """Ranks items by the score of their leaf."""
 
     Config = JTMConfig
+    config: JTMConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
     can_rank_unseen_items = False  # as tdm
     needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers"})
@@ -75,7 +76,6 @@ class JTM(Recommender):
         super().__init__(config, catalog)
         if catalog.identifiers is None:
             raise ValueError("JTM needs a tree: make one with nextitem tokenize tree")
-        self.settings = config
         self.network = TreeNetwork(config, catalog.identifiers, by_level=True)
         self._examples: NextTargets | None = None
 
@@ -89,7 +89,7 @@ class JTM(Recommender):
         self._examples = NextTargets(
             train.interactions,
             max_length=self.network.max_history_length,
-            per_epoch=self.settings.targets_per_epoch,
+            per_epoch=self.config.targets_per_epoch,
         )
         return self._examples
 
@@ -99,10 +99,10 @@ class JTM(Recommender):
 
     def alternate(self, epoch: int) -> Sequence[nn.Parameter]:
         """A new assignment of items to leaves after the chosen epochs (algorithm 1, line 4)."""
-        if epoch not in self.settings.relearn_after:
+        if epoch not in self.config.relearn_after:
             return ()
         assert self._examples is not None
-        batches = list(self._examples.of_each_item(self.settings.targets_per_item, batch_size=_BATCH, seed=epoch))
+        batches = list(self._examples.of_each_item(self.config.targets_per_item, batch_size=_BATCH, seed=epoch))
         training = self.training
         self.eval()
         codes = self.assigned_codes(batches)
@@ -117,8 +117,8 @@ class JTM(Recommender):
         trie = self.network.trie
         places = torch.zeros(self.num_items + 1, dtype=torch.int64)  # the node of each item so far: the root
         found = 0.0
-        for start in range(0, trie.num_levels, self.settings.segment):
-            end = min(start + self.settings.segment, trie.num_levels)
+        for start in range(0, trie.num_levels, self.config.segment):
+            end = min(start + self.config.segment, trie.num_levels)
             likelihood, below = self._likelihood(batches, places, start, end)
             for node in torch.unique(places[1:]).tolist():
                 members = (places[1:] == node).nonzero()[:, 0] + 1
@@ -128,7 +128,7 @@ class JTM(Recommender):
                     [int(each) for each in torch.stack(trie.item_ranges(descendants[real])).diff(dim=0)[0]]
                 )
                 weights = likelihood[members][:, real].double().numpy()
-                chosen = shared_out(weights, room.numpy(), exact=len(members) <= self.settings.exact_items)
+                chosen = shared_out(weights, room.numpy(), exact=len(members) <= self.config.exact_items)
                 found += float(weights[np.arange(len(members)), chosen].sum())
                 places[members] = descendants[real][torch.from_numpy(chosen)]
         if found <= self.likelihood(batches):
@@ -185,7 +185,7 @@ class JTM(Recommender):
         return self.network.step(state, codes)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        width, trie = max(k, self.settings.beam_width), self.network.trie
+        width, trie = max(k, self.config.beam_width), self.network.trie
         return search_unseen_last(
             lambda part: beam_search(self, part, trie, k=k, beam_width=width, accumulate="last"),
             batch,

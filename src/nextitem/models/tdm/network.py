@@ -66,7 +66,7 @@ class TreeNetwork(nn.Module):
 
     def __init__(self, config: TreeConfig, table: IdentifierTable, *, by_level: bool) -> None:
         super().__init__()
-        self.settings, self.table, self.by_level = config, table, by_level
+        self.config, self.table, self.by_level = config, table, by_level
         self.register_buffer("codes", table.codes.clone())
         self.grow()
         self._negative_counts()  # a mistake in them shows now
@@ -80,7 +80,7 @@ class TreeNetwork(nn.Module):
     @property
     def max_history_length(self) -> int:
         """Most recent events that are read."""
-        return sum(self.settings.windows)
+        return sum(self.config.windows)
 
     def grow(self) -> None:
         """Makes the trie of the present codes."""
@@ -107,7 +107,7 @@ class TreeNetwork(nn.Module):
     def sum_up(self) -> list[nn.Parameter]:
         """Gives every inner node the mean vector of the items below it; returns what has changed."""
         starts = self.trie.level_starts
-        sums = self.items.weight.new_zeros((starts[-1], self.settings.width))
+        sums = self.items.weight.new_zeros((starts[-1], self.config.width))
         for depth in range(self.trie.num_levels - 1):
             sums.index_add_(0, self.paths[1:, depth], self.items.weight[1:])
         below = torch.bincount(self.paths[1:, :-1].flatten(), minlength=starts[-1]).clamp(min=1)
@@ -144,7 +144,7 @@ class TreeNetwork(nn.Module):
         """Binary cross-entropy of sampled or visited nodes: 1 on the way to the target, else 0."""
         assert batch.targets is not None
         paths_BM = self.paths[batch.targets.values]
-        if self.settings.objective == "beam-aware":
+        if self.config.objective == "beam-aware":
             nodes_BK, depths, labels_BK = self._visited(batch, paths_BM)
         else:
             others, other_depths = level_negatives(paths_BM, self.trie.level_starts, self._negative_counts())
@@ -193,12 +193,12 @@ class TreeNetwork(nn.Module):
         return torch.where((item > 0)[..., None], self.items(item), own)
 
     def _negative_counts(self) -> list[int]:
-        given, depth = self.settings.negatives_per_level, self.trie.num_levels
+        given, depth = self.config.negatives_per_level, self.trie.num_levels
         if given is not None:
             if len(given) != depth:
                 raise ValueError(f"negatives_per_level has {len(given)} numbers, the tree {depth} levels")
             return list(given)
-        return [-(-2 * self.settings.negatives * level // (depth * (depth + 1))) for level in range(1, depth + 1)]
+        return [-(-2 * self.config.negatives * level // (depth * (depth + 1))) for level in range(1, depth + 1)]
 
     @torch.no_grad()
     def _visited(self, batch: SequenceBatch, paths_BM: Tensor) -> tuple[Tensor, list[int], Tensor]:
@@ -230,7 +230,7 @@ class TreeNetwork(nn.Module):
             came_by = (beams == above).any(1)
             own = scores.clone()
             own[:, : siblings.shape[1]].masked_fill_(~came_by[:, None], -torch.inf)
-            kept = own.topk(min(self.settings.training_beam, own.shape[1]), dim=1)
+            kept = own.topk(min(self.config.training_beam, own.shape[1]), dim=1)
             beams = nodes.gather(1, kept.indices).masked_fill(kept.values == -torch.inf, -1)
             above = target[:, None]
         best = torch.ones(len(paths_BM), dtype=torch.bool, device=paths_BM.device)

@@ -50,6 +50,7 @@ class TDM(Recommender):
     """Ranks items by the score of their leaf."""
 
     Config = TDMConfig
+    config: TDMConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
     can_rank_unseen_items = False  # content makes the tree, but a leaf has a vector of its own
     needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers"})
@@ -58,7 +59,6 @@ class TDM(Recommender):
         super().__init__(config, catalog)
         if catalog.identifiers is None:
             raise ValueError("TDM needs a tree: make one with nextitem tokenize tree")
-        self.settings = config
         self.network = TreeNetwork(config, catalog.identifiers, by_level=False)
         if config.relearn_after:  # whether codes can be learnt anew shows now, not after some epochs
             bits_to_codes(torch.zeros((1, (self.num_items - 1).bit_length())), catalog.identifiers.codebook_sizes)
@@ -73,7 +73,7 @@ class TDM(Recommender):
         return NextTargets(
             train.interactions,
             max_length=self.network.max_history_length,
-            per_epoch=self.settings.targets_per_epoch,
+            per_epoch=self.config.targets_per_epoch,
         )
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
@@ -82,7 +82,7 @@ class TDM(Recommender):
 
     def alternate(self, epoch: int) -> Sequence[nn.Parameter]:
         """A new tree after the chosen epochs: recursive 2-means of the items' vectors (section 3.5)."""
-        if epoch not in self.settings.relearn_after:
+        if epoch not in self.config.relearn_after:
             return ()
         self.network.replant(self.network.clustered_codes(self.popularity, seed=epoch))
         return self.network.sum_up()
@@ -96,7 +96,7 @@ class TDM(Recommender):
         return self.network.step(state, codes)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        width, trie = max(k, self.settings.beam_width), self.network.trie
+        width, trie = max(k, self.config.beam_width), self.network.trie
         return search_unseen_last(
             lambda part: beam_search(self, part, trie, k=k, beam_width=width, accumulate="last"),
             batch,
