@@ -9,9 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from nextitem.core.registry import MODELS
+
 if not torch.cuda.is_available():  # read when Triton is loaded, which torch may do in any test
     os.environ["TRITON_INTERPRET"] = "1"
-sys.path.insert(0, str(Path(__file__).parent))  # `from nextitem.testing.known_answers import ...`
+sys.path.insert(0, str(Path(__file__).parent))  # `from support.trained_models import ...`
+SHARED_MODELS = {"hstu", "tiger", "user-cf", "multi-behaviour", "cascade", "sasrec"}  # one test reads several of these
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Send all contract tests of a model to one worker, so that the model is trained once."""
+    for item in items:
+        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
+        if isinstance(name, str) and name in MODELS and "contract" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("shared models" if name in SHARED_MODELS else name))
 
 
 @pytest.fixture(scope="session")
