@@ -39,7 +39,7 @@ def every_score(model: Tiger, request: SequenceBatch) -> Tensor:
         repeated = {name: value.expand(len(codes), *value.shape[1:]) for name, value in shared.items()}
         hidden = model._decode(repeated, codes[:, :-1])
         total = torch.zeros(len(codes))
-        for level, (start, size) in enumerate(zip(model.level_starts, model.sizes, strict=True)):
+        for level, (start, size) in enumerate(zip(model.code_offsets, model.sizes, strict=True)):
             logits = hidden[:, level] @ model.output.weight[start : start + size].T
             total += logits.log_softmax(1).gather(1, codes[:, level, None])[:, 0]
         parts.append(total)

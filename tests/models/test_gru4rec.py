@@ -20,7 +20,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.components import component_class
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
-from nextitem.core.roles import carries
+from nextitem.core.roles import has_step_state
 from nextitem.data.examples.session_lanes import LaneBatch, SessionLanes
 from nextitem.losses.bpr_max import bpr_max
 from nextitem.models import gru4rec
@@ -67,7 +67,7 @@ def hidden_of(model: GRU4Rec, batches: list[LaneBatch]) -> dict[tuple[int, ...],
         rows = zip(batch.lanes.tolist(), batch.items.tolist(), batch.begins.tolist(), strict=True)
         for lane, item, begins in rows:
             read[lane] = [item] if begins else [*read[lane], item]
-            found[tuple(read[lane])] = model.carried[lane].clone()
+            found[tuple(read[lane])] = model.step_state[lane].clone()
     return found
 
 
@@ -97,11 +97,11 @@ def test_order_of_lanes_does_not_matter() -> None:
     model = model_of(dataset)
     batch = lanes(model, dataset, 4)[0]
     order = torch.tensor([2, 0, 3, 1])
-    model.carried = torch.randn(4, 6)
-    states = model.carried.clone()
+    model.step_state = torch.randn(4, 6)
+    states = model.step_state.clone()
     begins = torch.tensor([True, False, False, True])
     first = model.training_loss(replace(batch, begins=begins)).total
-    model.carried = states[order]
+    model.step_state = states[order]
     moved = replace(batch, items=batch.items[order], targets=batch.targets[order], begins=begins[order])
     torch.testing.assert_close(model.training_loss(moved).total, first)
 
@@ -114,8 +114,8 @@ def test_training_leaves_no_trace_in_answers() -> None:
         model.training_loss(batch)
     after = model.recommend(requests([[1, 2], [3]]), 3)
     assert torch.equal(before.scores, after.scores)
-    assert "carried" not in model.state_dict()
-    assert carries(model)
+    assert "step_state" not in model.state_dict()
+    assert has_step_state(model)
 
 
 def spy_on_scores(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Tensor]:
@@ -199,7 +199,7 @@ def test_log_q_can_be_left_out_from_a_recipe_too() -> None:
 
 def scores_of(model: GRU4Rec, batch: LaneBatch, columns: Tensor) -> Tensor:
     """Raw scores of a step that has just been taken."""
-    return model.carried[batch.lanes] @ model.items.weight[columns].T + model.bias.weight[columns, 0]
+    return model.step_state[batch.lanes] @ model.items.weight[columns].T + model.bias.weight[columns, 0]
 
 
 def test_settings_of_bpr_max_reach_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,8 +229,8 @@ def test_dropout_stands_where_the_authors_put_it(embedding: str, monkeypatch: py
     width = {"shared": 6, "separate": 5}.get(embedding)
     expected = [((4, 7), 0.5), ((4, 6), 0.5)]
     assert calls == ([((4, width), 0.25)] if width else []) + expected
-    assert torch.equal(model.carried, torch.cat(outs[-2:], 1))
-    assert bool((model.carried == 0).any())
+    assert torch.equal(model.step_state, torch.cat(outs[-2:], 1))
+    assert bool((model.step_state == 0).any())
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])

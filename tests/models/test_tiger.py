@@ -58,7 +58,7 @@ def code_log_probs(model: Tiger, batch: SequenceBatch) -> Tensor:
         one = batch.select(torch.full((model.num_items,), row))
         hidden = model._decode(model._shared(one), model.codes[1:, :-1])
         total = torch.zeros(model.num_items)
-        for level, (start, size) in enumerate(zip(model.level_starts, model.sizes, strict=True)):
+        for level, (start, size) in enumerate(zip(model.code_offsets, model.sizes, strict=True)):
             logits = hidden[:, level] @ model.output.weight[start : start + size].T
             total += logits.log_softmax(1).gather(1, model.codes[1:, level, None])[:, 0]
         rows.append(F.pad(total, (1, 0), value=-torch.inf))
@@ -76,7 +76,7 @@ def test_encoder_and_decoder_are_those_of_t5() -> None:
     torch.testing.assert_close(encoded[real], expected[real], rtol=1e-4, atol=1e-4)
 
     codes = model.codes[[10, 20, 30], :-1]
-    tokens = F.pad(codes + torch.tensor(model.level_starts[:-1]), (1, 0), value=model.first_input)
+    tokens = F.pad(codes + torch.tensor(model.code_offsets[:-1]), (1, 0), value=model.first_input)
     logits = peer(**inputs, decoder_input_ids=tokens).logits[..., : model.first_input]
     mine = model._decode(model._shared(batch), codes) @ model.output.weight.T
     torch.testing.assert_close(mine, logits, rtol=1e-4, atol=1e-4)
@@ -131,7 +131,7 @@ def test_cached_steps_equal_one_pass_without_caches() -> None:
         stepped = [each[:, order] if each.shape[1] == 4 else each for each in [*stepped, logits]]
     for beam in range(4):
         hidden = model._decode(model._shared(batch), codes[:, beam])
-        for level, (start, size) in enumerate(zip(model.level_starts, model.sizes, strict=True)):
+        for level, (start, size) in enumerate(zip(model.code_offsets, model.sizes, strict=True)):
             expected = hidden[:, level] @ model.output.weight[start : start + size].T
             torch.testing.assert_close(stepped[level][:, beam], expected, rtol=1e-4, atol=1e-4)
 

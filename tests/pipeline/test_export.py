@@ -122,7 +122,7 @@ def test_no_sequence_is_illegal(data: st.DataObject) -> None:
     legal = batch.legal(12)
     assert legal is not None
     for row, spelt in enumerate(codes.tolist()):
-        rows = {tuple((model.codes[n] + model.level_starts).tolist()) for n in legal[row].nonzero()[:, 0].tolist()}
+        rows = {tuple((model.codes[n] + model.code_offsets).tolist()) for n in legal[row].nonzero()[:, 0].tolist()}
         # Scores of -1e9 and less mark what fills up the answer where fewer than W sequences are legal.
         real = scores.view(len(codes), -1)[row] > -1e8
         assert all(tuple(each) in rows for each, kept in zip(spelt, real.tolist(), strict=True) if kept)

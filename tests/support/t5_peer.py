@@ -11,7 +11,7 @@ from transformers import T5ForConditionalGeneration as T5
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.models.tiger import Tiger
-from nextitem.nn.attention.t5 import SelfAttention
+from nextitem.nn.attention.t5 import T5SelfAttention
 
 
 def as_transformers(model: Tiger) -> T5:
@@ -45,7 +45,7 @@ def as_transformers(model: Tiger) -> T5:
             (peer.encoder, model.encoder_bias, model.encoder_norm, model.encoder),
             (peer.decoder, model.decoder_bias, model.decoder_norm, model.decoder),
         ):
-            stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.copy_(bias.weight.weight)
+            stack.block[0].layer[0].T5SelfAttention.relative_attention_bias.weight.copy_(bias.weight.weight)
             stack.final_layer_norm.weight.copy_(norm.weight)
             for block, layer in zip(stack.block, layers, strict=True):
                 _copy_layer(block.layer, layer)
@@ -55,7 +55,7 @@ def as_transformers(model: Tiger) -> T5:
 def encoder_inputs(model: Tiger, batch: SequenceBatch) -> dict[str, Tensor]:
     """The peer's input_ids and attention_mask for a batch of requests."""
     items = batch.items.last(model.config.max_history_length).to_padded()
-    starts = torch.tensor(model.level_starts)
+    starts = torch.tensor(model.code_offsets)
     ids = (model.codes[items] + starts).flatten(1)
     mask = (items > 0).repeat_interleave(len(model.sizes), dim=1)
     return {"input_ids": ids.masked_fill(~mask, model.tokens.num_embeddings), "attention_mask": mask.long()}
@@ -65,7 +65,7 @@ class LevelSoftmax(LogitsProcessor):  # type: ignore[misc]
     """Turns log-softmax over all tokens into log-softmax over the codes of the level that comes next."""
 
     def __init__(self, model: Tiger) -> None:
-        self.starts, self.sizes = model.level_starts, model.sizes
+        self.starts, self.sizes = model.code_offsets, model.sizes
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         level = input_ids.shape[1] - 1
@@ -79,7 +79,7 @@ class DictTrie:
     def __init__(self, model: Tiger) -> None:
         self.root: dict[int, Any] = {}
         self.items: dict[tuple[int, ...], list[int]] = {}
-        starts = torch.tensor(model.level_starts)
+        starts = torch.tensor(model.code_offsets)
         for item, tokens in enumerate((model.codes[1:] + starts).tolist(), start=1):
             node = self.root
             for token in tokens:
@@ -111,13 +111,13 @@ def generate(peer: T5, model: Tiger, trie: DictTrie, batch: SequenceBatch, width
 
 
 def _copy_layer(theirs: nn.ModuleList, ours: nn.Module) -> None:
-    attentions = [(theirs[0].SelfAttention, ours.attention)]
+    attentions = [(theirs[0].T5SelfAttention, ours.attention)]
     norms = [ours.norm_attention]
     if len(theirs) == 3:
         attentions.append((theirs[1].EncDecAttention, ours.cross))
         norms.append(ours.norm_cross)
     for target, source in attentions:
-        if isinstance(source, SelfAttention):
+        if isinstance(source, T5SelfAttention):
             query, key, value = source.query_key_value.weight.chunk(3)
         else:
             query, (key, value) = source.query.weight, source.key_value.weight.chunk(2)

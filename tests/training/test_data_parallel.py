@@ -109,12 +109,12 @@ def interrupted(out: Path) -> None:
             saved = torch.load(file, weights_only=True)
             next(iter(saved["callbacks"].values()))["stopped"] = "interrupted"
             torch.save(saved, file)
-        processes.from_first(0)
+        processes.broadcast_int(0)
 
 
 def child(out: Path) -> None:
     """What each of two processes does."""
-    with processes.joined():
+    with processes.process_group():
         assert processes.count() == 2
         first = processes.rank() == 0
         for name in ("sasrec", "gru4rec"):
@@ -149,7 +149,7 @@ def child(out: Path) -> None:
         with pytest.raises(UserError, match="one process"):
             run_training("streaming-vq", cycle(), out=out / "stream", recipe="debug/streaming-vq", progress=False)
         with pytest.raises(FileNotFoundError if first else UserError):
-            processes.first_alone(lambda: (out / "missing" / "file").read_text())
+            processes.run_on_rank_zero(lambda: (out / "missing" / "file").read_text())
 
 
 def launch(out: Path) -> None:
@@ -231,7 +231,7 @@ def test_resume_points_move_between_one_process_and_two(found: Path, tmp_path: P
     close(resumed["sasrec"], whole.state_dict())
     alone, _ = train("sasrec", found / "cut-by-two" / "sasrec", 4, resume=True)  # begun by two, ended by one
     close(alone.state_dict(), whole.state_dict())
-    lanes = torch.load(found / "cut-by-two" / "gru4rec" / "checkpoints" / "last.ckpt", weights_only=True)["carried"]
+    lanes = torch.load(found / "cut-by-two" / "gru4rec" / "checkpoints" / "last.ckpt", weights_only=True)["step_state"]
     assert bool((lanes != 0).any(1).all())  # those of both processes
 
 
@@ -260,11 +260,11 @@ def test_shares_are_the_batch(count: int) -> None:
 
 
 def test_alone_nothing_is_shared() -> None:
-    assert (processes.count(), processes.rank(), processes.from_first(7)) == (1, 0, 7)
+    assert (processes.count(), processes.rank(), processes.broadcast_int(7)) == (1, 0, 7)
     part = torch.arange(3)
     assert processes.gather(part) == [part]
     done: list[int] = []
-    processes.first_alone(lambda: done.append(1))
+    processes.run_on_rank_zero(lambda: done.append(1))
     assert done == [1]
 
 

@@ -32,9 +32,12 @@ from nextitem.neighbours.item_similarity import column_values
 class CalibratedConfig(configs.Config):
     """Settings of Calibrated."""
 
-    column: str  # categorical or categorical-list feature of the items
-    calibration_weight: float = Field(0.5, ge=0, le=1)  # w; 0: relevance alone
-    smoothing: float = Field(0.01, gt=0, lt=1)  # s, share of the history's distribution that is mixed into the list's
+    column: str
+    """Categorical or categorical-list feature of the items."""
+    calibration_weight: float = Field(0.5, ge=0, le=1)
+    """W; 0: relevance alone."""
+    smoothing: float = Field(0.01, gt=0, lt=1)
+    """S, share of the history's distribution that is mixed into the list's."""
 
 
 class Calibrated(Reranker):

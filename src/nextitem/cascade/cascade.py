@@ -43,31 +43,46 @@ POPULAR = "popular"  # the channel of what was added where channels found too li
 class ChannelConfig(configs.Config):
     """One retrieval channel."""
 
-    quota: int = Field(200, ge=1)  # items that it may bring
-    model: dict[str, Any]  # name and settings of a registered model
+    quota: int = Field(200, ge=1)
+    """Items that it may bring."""
+    model: dict[str, Any]
+    """Name and settings of a registered model."""
 
 
 class StageConfig(configs.Config):
     """A ranker between retrieval and the list."""
 
-    keep: int = Field(200, ge=1)  # items that are left after it; more where more are asked for
-    model: dict[str, Any]  # name and settings of a registered model that ranks given candidates
-    teacher: bool = False  # of pre-ranking: learn the ranker's scores too (distillation)
+    keep: int = Field(200, ge=1)
+    """Items that are left after it; more where more are asked for."""
+    model: dict[str, Any]
+    """Name and settings of a registered model that ranks given candidates."""
+    teacher: bool = False
+    """Of pre-ranking: learn the ranker's scores too (distillation)."""
 
 
 class CascadeConfig(configs.Config):
     """Settings of Cascade."""
 
-    channels: dict[str, ChannelConfig] = Field(min_length=1)  # name -> channel
-    candidates: int = Field(1000, ge=1)  # items that are left after merging
+    channels: dict[str, ChannelConfig] = Field(min_length=1)
+    """Name -> channel."""
+    candidates: int = Field(1000, ge=1)
+    """Items that are left after merging."""
     pre_ranking: StageConfig | None = None
+    """A cheap ranker that reduces the merged candidates; none: no such stage."""
     ranking: StageConfig | None = None
-    reranking: tuple[dict[str, Any], ...] = ()  # names and settings of registered re-rankers, in their order
-    reranked_from: int = Field(50, ge=1)  # best items that re-rankers choose from, at least k
-    recent_share: float = Field(0.2, gt=0, lt=1)  # of training events that rankers learn from; channels the rest, first
-    recent_events: int = Field(30_000, ge=1)  # at most so many of them
-    returns: int | None = Field(None, ge=1)  # learn only from each user's first event after each of so many times
-    negatives: int = Field(40, ge=1)  # candidates beside the target that a ranker learns from, for each event
+    """The ranker that orders the candidates; none: the order of the merged channels."""
+    reranking: tuple[dict[str, Any], ...] = ()
+    """Names and settings of registered re-rankers, in their order."""
+    reranked_from: int = Field(50, ge=1)
+    """Best items that re-rankers choose from, at least k."""
+    recent_share: float = Field(0.2, gt=0, lt=1)
+    """Of training events that rankers learn from; channels the rest, first."""
+    recent_events: int = Field(30_000, ge=1)
+    """At most so many of them."""
+    returns: int | None = Field(None, ge=1)
+    """Learn only from each user's first event after each of so many times."""
+    negatives: int = Field(40, ge=1)
+    """Candidates beside the target that a ranker learns from, for each event."""
 
     @pydantic.model_validator(mode="after")
     def _filled_in(self) -> CascadeConfig:

@@ -33,8 +33,10 @@ from nextitem.ops.greedy_map import greedy_map
 class DPPConfig(configs.Config):
     """Settings of DPP."""
 
-    theta: float = Field(0.92, ge=0, lt=1)  # weight of relevance; 0: diversity alone
-    window: int | None = Field(None, ge=2)  # neighbouring items that must differ from each other; None: the whole list
+    theta: float = Field(0.92, ge=0, lt=1)
+    """Weight of relevance; 0: diversity alone."""
+    window: int | None = Field(None, ge=2)
+    """Neighbouring items that must differ from each other; None: the whole list."""
 
 
 class DPP(Reranker):

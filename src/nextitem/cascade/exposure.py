@@ -34,8 +34,10 @@ from nextitem.neighbours.item_similarity import one_value
 class ExposureConfig(configs.Config):
     """Settings of Exposure."""
 
-    column: str  # categorical feature of the items that names the provider
-    share: float = Field(0.8, ge=0, le=1)  # of its merit that each provider's exposure must come to; 0: relevance alone
+    column: str
+    """Categorical feature of the items that names the provider."""
+    share: float = Field(0.8, ge=0, le=1)
+    """Of its merit that each provider's exposure must come to; 0: relevance alone."""
 
 
 class Exposure(Reranker):

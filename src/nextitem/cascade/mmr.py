@@ -27,7 +27,8 @@ from nextitem.neighbours.item_similarity import ItemSimilarity
 class MMRConfig(configs.Config):
     """Settings of MMR."""
 
-    relevance_weight: float = Field(0.7, ge=0, le=1)  # w; 1: relevance alone
+    relevance_weight: float = Field(0.7, ge=0, le=1)
+    """W; 1: relevance alone."""
 
 
 class MMR(Reranker):

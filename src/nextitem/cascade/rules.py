@@ -47,50 +47,70 @@ class Filter(configs.Config):
     """Only items with one of the values are kept, or those are dropped."""
 
     kind: Literal["keep", "drop"]
-    column: str  # categorical or categorical-list feature
+    """Keep items by the value of a column."""
+    column: str
+    """Categorical or categorical-list feature."""
     values: tuple[str | int, ...]
+    """Values that an item may have in the column."""
 
 
 class Pin(configs.Config):
     """An item that stands at a place wherever it is a candidate."""
 
     kind: Literal["pin"]
-    item: str | int  # the owner's item id
-    slot: int = Field(ge=1)  # place, from 1
+    """Put an item into a slot."""
+    item: str | int
+    """The owner's item id."""
+    slot: int = Field(ge=1)
+    """Place, from 1."""
 
 
 class Cap(configs.Config):
     """At most so many items of one value."""
 
     kind: Literal["cap"]
-    column: str  # categorical feature
-    most: int = Field(ge=1)  # items of one value
-    window: int | None = Field(None, ge=2)  # within so many neighbouring places; None: on the list
+    """Limit how many items share a value."""
+    column: str
+    """Categorical feature."""
+    most: int = Field(ge=1)
+    """Items of one value."""
+    window: int | None = Field(None, ge=2)
+    """Within so many neighbouring places; None: on the list."""
 
 
 class Gap(configs.Config):
     """Items of one value stand apart."""
 
     kind: Literal["gap"]
-    column: str  # categorical feature
-    between: int = Field(ge=1)  # other items between two of one value, at least
+    """Keep items of one value apart."""
+    column: str
+    """Categorical feature."""
+    between: int = Field(ge=1)
+    """Other items between two of one value, at least."""
 
 
 class Quota(configs.Config):
     """At least so many items of a value are on the list."""
 
     kind: Literal["quota"]
-    column: str  # categorical or categorical-list feature
+    """Require a number of items of a value."""
+    column: str
+    """Categorical or categorical-list feature."""
     value: str | int
-    least: int = Field(ge=1)  # items
+    """The value that the items must have."""
+    least: int = Field(ge=1)
+    """Items."""
 
 
 class Fresh(configs.Config):
     """At least so many items are new."""
 
     kind: Literal["fresh"]
-    days: float = Field(gt=0)  # since the release, at most
-    least: int = Field(ge=1)  # items
+    """Require a number of new items."""
+    days: float = Field(gt=0)
+    """Since the release, at most."""
+    least: int = Field(ge=1)
+    """Items."""
 
 
 Rule = Annotated[Filter | Pin | Cap | Gap | Quota | Fresh, Field(discriminator="kind")]
@@ -99,7 +119,8 @@ Rule = Annotated[Filter | Pin | Cap | Gap | Quota | Fresh, Field(discriminator="
 class RulesConfig(configs.Config):
     """Settings of Rules."""
 
-    rules: tuple[Rule, ...] = ()  # most important first: where not all can hold, the last gives way first
+    rules: tuple[Rule, ...] = ()
+    """Most important first: where not all can hold, the last gives way first."""
 
 
 class Rules(Reranker):
@@ -189,7 +210,7 @@ class _Draft:
         self.free = torch.arange(k, device=left.device) < count  # [B, k]: places to be filled
         self.after = self.free  # [B, k]: free places after each, once pins are set
         self.states: list[_Cap | _Quota | None] = []  # in the order of the rules; None: a pin
-        self.glances: list[tuple[int, _Glance]] = []  # with the place of the rule that each belongs to
+        self.glances: list[tuple[int, _Lookahead]] = []  # with the place of the rule that each belongs to
         self.last_pin = 0
 
     def add(self, rule: Any, known: Tensor | None) -> None:
@@ -230,15 +251,17 @@ class _Draft:
         """Finds which rules could come to bind each other: most never do, with many candidates for few places."""
         self.after = self.free.flip(1).cumsum(1).flip(1) - self.free.long()
         caps = [(place, state) for place, state in enumerate(self.states) if isinstance(state, _Cap)]
-        glances: list[tuple[int, _Glance]] = [(place, _Spread(cap, self.left)) for place, cap in caps if cap.window]
+        glances: list[tuple[int, _Lookahead]] = [
+            (place, _WindowFeasibility(cap, self.left)) for place, cap in caps if cap.window
+        ]
         for place, state in enumerate(self.states):
             if isinstance(state, _Quota):
                 for other, cap in caps:
                     if cap.window is None:
-                        glances.append((max(place, other), _Reach(state, cap, self.left)))
+                        glances.append((max(place, other), _QuotaWithinCap(state, cap, self.left)))
                     elif cap.column == state.column:
-                        glances.append((max(place, other), _Apart(state, cap)))
-        self.glances = [(place, glance) for place, glance in glances if glance.may_bind(self.left, self.after)]
+                        glances.append((max(place, other), _QuotaWithinWindow(state, cap)))
+        self.glances = [(place, glance) for place, glance in glances if glance.can_constrain(self.left, self.after)]
 
     def fill(self, slot: int) -> None:
         """Puts the best fitting candidate of each request to a place that is free."""
@@ -316,14 +339,14 @@ class _Quota:
         self.need = (self.need - self.counts.gather(1, position)[:, 0].long()).clamp(min=0)
 
 
-class _Spread:
+class _WindowFeasibility:
     """Are there enough different values left to fill the places left, with a cap within a window?"""
 
     def __init__(self, cap: _Cap, left: Tensor) -> None:
         self.cap = cap
         self.count = sum_by_value(cap.values, left.double())  # left of a candidate's value
 
-    def may_bind(self, left: Tensor, after: Tensor) -> bool:
+    def can_constrain(self, left: Tensor, after: Tensor) -> bool:
         """As long as a window's worth of values is left, each place finds one."""
         distinct = (left / self.count.clamp(min=1)).sum(1)
         return bool((distinct < after.shape[1] + (self.cap.window or 0)).any())
@@ -339,14 +362,14 @@ class _Spread:
         return can_come - (self.count <= room).double() >= after - ROUNDING
 
 
-class _Reach:
+class _QuotaWithinCap:
     """Does a cap on the list leave a quota the items that it needs?"""
 
     def __init__(self, quota: _Quota, cap: _Cap, left: Tensor) -> None:
         self.quota, self.cap = quota, cap
         self.count = sum_by_value(cap.values, (left & quota.counts).double())  # left of a candidate's value that count
 
-    def may_bind(self, left: Tensor, after: Tensor) -> bool:
+    def can_constrain(self, left: Tensor, after: Tensor) -> bool:
         """Each place takes away one at most."""
         spare = self._spare(left, (self.cap.most - self.cap.held).clamp(min=0))
         return bool(((spare < after.shape[1])[:, 0] & (self.quota.need > 0)).any())
@@ -367,14 +390,14 @@ class _Reach:
         return can_come.sum(1, keepdim=True) - self.quota.need[:, None]
 
 
-class _Apart:
+class _QuotaWithinWindow:
     """Do the places left hold the items that a quota needs, with a cap within a window on the same column?"""
 
     def __init__(self, quota: _Quota, cap: _Cap) -> None:
         self.quota, self.cap = quota, cap
         self.last = torch.full_like(quota.need, NEVER)  # place of the last of them
 
-    def may_bind(self, left: Tensor, after: Tensor) -> bool:
+    def can_constrain(self, left: Tensor, after: Tensor) -> bool:
         """Where anything is needed at all."""
         return bool((self.quota.need > 0).any())
 
@@ -390,7 +413,7 @@ class _Apart:
         return self.quota.counts | (self.quota.need[:, None] <= room)
 
 
-_Glance = _Spread | _Reach | _Apart
+_Lookahead = _WindowFeasibility | _QuotaWithinCap | _QuotaWithinWindow
 
 
 def _limits(rule: Cap | Gap) -> tuple[int, int | None]:

@@ -63,25 +63,25 @@ class Trainable(Protocol[BatchT]):
         """The loss of one batch of its examples."""
 
 
-class Carrying(Protocol):
+class HasStepState(Protocol):
     """A Trainable that carries something from one step to the next that is no weight: a row a lane of its batches.
 
     A resume point holds it, a bundle does not. Where processes share the lanes, lane b is process b % world's.
     """
 
-    carried: Tensor
+    step_state: Tensor
 
 
-def carries(model: object) -> TypeGuard[Carrying]:
-    """Whether it is a Carrying: isinstance does not find a module's buffers from Python 3.12 on."""
-    return isinstance(getattr(model, "carried", None), Tensor)
+def has_step_state(model: object) -> TypeGuard[HasStepState]:
+    """Whether it is a HasStepState: isinstance does not find a module's buffers from Python 3.12 on."""
+    return isinstance(getattr(model, "step_state", None), Tensor)
 
 
 @runtime_checkable
-class Alternating(Protocol):
+class HasEpochHook(Protocol):
     """A Trainable that changes something else between epochs (a tree), and then learns on with that."""
 
-    def alternate(self, epoch: int) -> Sequence[nn.Parameter]:
+    def after_epoch(self, epoch: int) -> Sequence[nn.Parameter]:
         """Called after epoch `epoch` (from 1), not after the last: the parameters that begin anew, with their moments.
 
         It is a function of the weights, the examples and the epoch; what it changes sits in the state_dict.
@@ -207,7 +207,7 @@ class Staged(Protocol):
 
 
 @runtime_checkable
-class Calibrated(Protocol):
+class ProbabilityCalibrated(Protocol):
     """Can calibrate its scores on requests that it has not learnt from."""
 
     def calibrate(self, requests: SequenceBatch) -> tuple[str, ...]:

@@ -1,18 +1,17 @@
 """The settings of a config as a table: name, type, default, range and meaning of each field.
 
-The meaning is the comment beside the field in the source, so that a setting is described in one place.
+The meaning is the string below the field in the source, so that a setting is described in one place.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
-import io
 import textwrap
-import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -57,30 +56,19 @@ def _meanings_of_all(config: type[Config]) -> dict[str, str]:
 
 @cache
 def _meanings(config: type[Config]) -> dict[str, str]:
-    """Field -> its comment, of the fields that the class itself declares."""
+    """Return the documentation of the fields that the class itself declares, by field."""
     try:
         source = textwrap.dedent(inspect.getsource(config))
     except OSError:
         return {}
-    comments = {
-        token.start[0]: (token.start[1], token.string.lstrip("# ").strip())
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     meanings = {}
-    for node in body.body:
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+    for field, documentation in pairwise(body.body):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
             continue
-        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-        beside = [comments[line][1] for line in lines if line in comments]
-        above: list[str] = []
-        line = node.lineno - 1
-        while line in comments and comments[line][0] == node.col_offset:  # a comment that has the line to itself
-            above.insert(0, comments[line][1])
-            line -= 1
-        meanings[node.target.id] = " ".join([*above, *beside])
+        if isinstance(documentation, ast.Expr) and isinstance(documentation.value, ast.Constant):
+            meanings[field.target.id] = " ".join(str(documentation.value.value).split())
     return meanings
 
 

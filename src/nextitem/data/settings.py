@@ -33,49 +33,72 @@ TEACHER = "teacher"  # the label that a cascade adds: scores of its ranker
 class InteractionSettings(configs.Config):
     """Table [interactions]."""
 
-    positive_actions: tuple[str, ...] | None = None  # actions that may be targets; None: every action
-    positive: dict[str, Condition] | None = None  # column -> what it must hold in a target; None: anything, with a note
-    duplicates: Duplicates = None  # events that equal an earlier one in every column that is read
-    labels: tuple[str, ...] = ()  # label columns: numbers, for example like or rating
-    context: dict[str, FeatureType] = {}  # context columns -> feature type
-    rename: dict[str, str] = {}  # standard name -> name in the file, here and in every table
+    positive_actions: tuple[str, ...] | None = None
+    """Actions that may be targets; None: every action."""
+    positive: dict[str, Condition] | None = None
+    """Column -> what it must hold in a target; None: anything, with a note."""
+    duplicates: Duplicates = None
+    """Events that equal an earlier one in every column that is read."""
+    labels: tuple[str, ...] = ()
+    """Label columns: numbers, for example like or rating."""
+    context: dict[str, FeatureType] = {}
+    """Context columns -> feature type."""
+    rename: dict[str, str] = {}
+    """Standard name -> name in the file, here and in every table."""
 
 
 class ItemSettings(configs.Config):
     """Table [items]."""
 
-    text: str | None = None  # content sentence, "{title}. {brand}"; None: title, category, brand, description
-    features: dict[str, FeatureType] = {}  # item columns -> feature type
-    released: str | None = None  # column of release times
+    text: str | None = None
+    """Content sentence, "{title}. {brand}"; None: title, category, brand, description."""
+    features: dict[str, FeatureType] = {}
+    """Item columns -> feature type."""
+    released: str | None = None
+    """Column of release times."""
     rename: dict[str, str] = {}
+    """Our column name -> the name in the file."""
 
 
 class UserSettings(configs.Config):
     """Table [users]."""
 
-    features: dict[str, FeatureType] = {}  # user columns -> feature type
+    features: dict[str, FeatureType] = {}
+    """User columns -> feature type."""
     rename: dict[str, str] = {}
+    """Our column name -> the name in the file."""
 
 
 class ImpressionSettings(configs.Config):
     """Table [impressions]."""
 
-    labels: tuple[str, ...] = ()  # label columns: numbers, for example click
-    positive: dict[str, Condition] = {}  # label -> what counts as yes; it becomes 1 or 0. Others: above 0 is yes
-    duplicates: Duplicates = None  # rows of one request that are equal
-    context: dict[str, FeatureType] = {}  # context columns -> feature type
+    labels: tuple[str, ...] = ()
+    """Label columns: numbers, for example click."""
+    positive: dict[str, Condition] = {}
+    """Label -> what counts as yes; it becomes 1 or 0. Others: above 0 is yes."""
+    duplicates: Duplicates = None
+    """Rows of one request that are equal."""
+    context: dict[str, FeatureType] = {}
+    """Context columns -> feature type."""
     rename: dict[str, str] = {}
+    """Our column name -> the name in the file."""
 
 
 class DatasetSettings(configs.Config):
     """A whole dataset.toml."""
 
-    name: str | None = None  # None: the folder's name
-    repeats: pydantic.StrictBool = True  # may an item that the user has seen be recommended?
+    name: str | None = None
+    """None: the folder's name."""
+    repeats: pydantic.StrictBool = True
+    """May an item that the user has seen be recommended?."""
     interactions: InteractionSettings = InteractionSettings()
+    """Settings of the table of interactions."""
     items: ItemSettings = ItemSettings()
+    """Settings of the table of items."""
     users: UserSettings = UserSettings()
+    """Settings of the table of users."""
     impressions: ImpressionSettings = ImpressionSettings()
+    """Settings of the table of impressions."""
 
 
 TABLES: dict[str, type[configs.Config]] = {

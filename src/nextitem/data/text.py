@@ -42,11 +42,14 @@ _ASCII_WORD = re.compile("[a-z0-9]+")
 class ContentConfig(Config):
     """How items become vectors."""
 
-    # "tfidf-svd"; "column:<name>" or "content_<name>": a column of number lists in the items file; else the name
-    # or folder of a sentence-transformers model
     encoder: str = "tfidf-svd"
-    dim: int = Field(128, ge=1)  # width of tfidf-svd; fewer where the catalogue has fewer words or items
-    collaborative: bool = False  # move the vectors, so that items that users take together lie near each other
+    """"tfidf-svd"; "column:<name>" or "content_<name>": a column of number lists in the items file; else the name or
+    folder of a sentence-transformers model.
+    """
+    dim: int = Field(128, ge=1)
+    """Width of tfidf-svd; fewer where the catalogue has fewer words or items."""
+    collaborative: bool = False
+    """Move the vectors, so that items that users take together lie near each other."""
 
 
 def content_vectors(

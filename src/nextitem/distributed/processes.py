@@ -23,7 +23,7 @@ def rank() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Joins the processes that torchrun has started, for as long as the block runs."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or distributed.is_initialized():
         yield
@@ -35,7 +35,7 @@ def joined() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def from_first(value: int) -> int:
+def broadcast_int(value: int) -> int:
     """What the first process says."""
     if count() == 1:
         return value
@@ -44,15 +44,15 @@ def from_first(value: int) -> int:
     return int(said)
 
 
-def first_alone(work: Callable[[], object]) -> None:
+def run_on_rank_zero(work: Callable[[], object]) -> None:
     """Does `work` in the first process while the others wait; where it fails, all of them end."""
     if rank() == 0:
         try:
             work()
         except Exception:
-            from_first(1)  # whatever it was, the others must not wait for ever
+            broadcast_int(1)  # whatever it was, the others must not wait for ever
             raise
-    if from_first(0):
+    if broadcast_int(0):
         raise UserError("the first process could not go on")
 
 

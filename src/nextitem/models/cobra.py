@@ -52,20 +52,34 @@ from nextitem.nn.initialisation import truncated_normal_
 class CobraConfig(configs.Config):
     """Settings of Cobra."""
 
-    width: int = Field(64, ge=1)  # D
-    heads: int = Field(2, ge=1)  # H; must divide width
-    layers: int = Field(2, ge=1)  # blocks of the decoder
-    content_hidden: int = Field(128, ge=1)  # hidden units of the network that reads content
-    dropout: float = Field(0.1, ge=0, lt=1)  # of tokens, attention and feed-forward
-    max_history_length: int = Field(20, ge=1)  # most recent events that are read
-    dense: bool = True  # items have a vector after their codes; False: the paper's ablation, codes alone
-    temperature: float = Field(1.0, gt=0)  # of the dense loss: divides cosines
-    dense_weight: float = Field(1.0, ge=0)  # of the dense loss beside the codes'
-    log_q: Literal["ranking", "loss"] | None = "ranking"  # where popularity is corrected for; None: nowhere, the paper
-    beam_width: int = Field(20, ge=1)  # code sequences, and so buckets, that are looked into; at least k are
-    sparse_sharpness: float = Field(0.9, ge=0)  # tau of BeamFusion: multiplies log-probabilities of code sequences
-    dense_sharpness: float = Field(16.0, ge=0)  # psi of BeamFusion: multiplies cosines
-    fusion: Literal["bucket", "pool"] = "bucket"  # what its second softmax is over
+    width: int = Field(64, ge=1)
+    """D."""
+    heads: int = Field(2, ge=1)
+    """H; must divide width."""
+    layers: int = Field(2, ge=1)
+    """Blocks of the decoder."""
+    content_hidden: int = Field(128, ge=1)
+    """Hidden units of the network that reads content."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Of tokens, attention and feed-forward."""
+    max_history_length: int = Field(20, ge=1)
+    """Most recent events that are read."""
+    dense: bool = True
+    """Items have a vector after their codes; False: the paper's ablation, codes alone."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the dense loss: divides cosines."""
+    dense_weight: float = Field(1.0, ge=0)
+    """Of the dense loss beside the codes'."""
+    log_q: Literal["ranking", "loss"] | None = "ranking"
+    """Where popularity is corrected for; None: nowhere, the paper."""
+    beam_width: int = Field(20, ge=1)
+    """Code sequences, and so buckets, that are looked into; at least k are."""
+    sparse_sharpness: float = Field(0.9, ge=0)
+    """Tau of BeamFusion: multiplies log-probabilities of code sequences."""
+    dense_sharpness: float = Field(16.0, ge=0)
+    """Psi of BeamFusion: multiplies cosines."""
+    fusion: Literal["bucket", "pool"] = "bucket"
+    """What its second softmax is over."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
@@ -85,7 +99,7 @@ class Cobra(Recommender):
     codes: Tensor
     content: Tensor
     encoded: Tensor
-    level_starts: Tensor
+    code_offsets: Tensor
     trie: PrefixTrie
 
     def __init__(self, config: CobraConfig, catalog: Catalog) -> None:
@@ -100,7 +114,7 @@ class Cobra(Recommender):
         self.register_buffer("codes", table.codes.long().clamp(min=0), persistent=False)  # [N + 1, M]
         self.register_buffer("content", catalog.content, persistent=False)  # [N + 1, content width]
         starts = torch.tensor([sum(self.sizes[:level]) for level in range(len(self.sizes))])
-        self.register_buffer("level_starts", starts, persistent=False)
+        self.register_buffer("code_offsets", starts, persistent=False)
         self.tokens = nn.Embedding(sum(self.sizes), config.width)
         self.positions = nn.Embedding(config.max_history_length + 1, config.width)  # of items; the last: the next one
         self.per_item = len(self.sizes) + config.dense  # tokens
@@ -228,12 +242,12 @@ class Cobra(Recommender):
         return F.normalize(self.encoder(self.content[items]), dim=-1)
 
     def _level_logits(self, hidden: Tensor, level: int) -> Tensor:
-        start, size = int(self.level_starts[level]), self.sizes[level]
+        start, size = int(self.code_offsets[level]), self.sizes[level]
         return F.linear(hidden, self.sparse.weight[start : start + size])
 
     def _embedded(self, items_BL: Tensor) -> Tensor:
         """Tokens of items: their codes, then their vector, [B, L per item, D]."""
-        tokens = self.tokens(self.codes[items_BL] + self.level_starts)
+        tokens = self.tokens(self.codes[items_BL] + self.code_offsets)
         if self.config.dense:
             tokens = torch.cat([tokens, self._item_vectors(items_BL)[:, :, None]], dim=2)
         place = self.positions(torch.arange(items_BL.shape[1], device=items_BL.device))
@@ -262,7 +276,7 @@ class Cobra(Recommender):
         if codes is None:
             return state.shared["last"][:, None], state
         level = own.shape[2]
-        hidden = self.tokens(codes + self.level_starts[level]) * self.config.width**0.5
+        hidden = self.tokens(codes + self.code_offsets[level]) * self.config.width**0.5
         hidden = hidden + self.kinds.weight[level] + self.positions(state.shared["items"])[:, None]
         fresh = []
         for number, block in enumerate(self.blocks):

@@ -37,9 +37,12 @@ from nextitem.ops.topk import stable_topk
 class ContentNeighboursConfig(configs.Config):
     """Settings of ContentNeighbours."""
 
-    recent_items: int | None = Field(10, ge=1)  # items of the history that make the profile; None: all
-    recency_decay: float = Field(0.7, gt=0, le=1)  # factor on an item for each event that followed it
-    index: AnnIndexConfig = AnnIndexConfig()  # how items are found
+    recent_items: int | None = Field(10, ge=1)
+    """Items of the history that make the profile; None: all."""
+    recency_decay: float = Field(0.7, gt=0, le=1)
+    """Factor on an item for each event that followed it."""
+    index: AnnIndexConfig = AnnIndexConfig()
+    """How items are found."""
 
 
 class ContentNeighbours(Recommender):

@@ -43,9 +43,12 @@ BLOCK_RATES = 2**22  # rates that are held at a time: 16 MiB, some times over
 class GeoPopularityConfig(configs.Config):
     """Settings of GeoPopularity."""
 
-    columns: tuple[str, ...] | None = None  # user.<feature>, finest first; None: all categorical ones of users
-    strength: float = Field(500.0, ge=0)  # events that the next wider region adds
-    half_life_days: float | None = Field(30.0, gt=0)  # age at which an event counts half; None: all count alike
+    columns: tuple[str, ...] | None = None
+    """user.<feature>, finest first; None: all categorical ones of users."""
+    strength: float = Field(500.0, ge=0)
+    """Events that the next wider region adds."""
+    half_life_days: float | None = Field(30.0, gt=0)
+    """Age at which an event counts half; None: all count alike."""
 
 
 class GeoPopularity(Recommender):

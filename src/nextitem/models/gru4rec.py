@@ -48,19 +48,32 @@ from nextitem.nn.recurrent import GRULayer, OneHotGRULayer, glorot_
 class GRU4RecConfig(configs.Config):
     """Settings of GRU4Rec."""
 
-    layers: tuple[int, ...] = Field((100,), min_length=1)  # hidden units of each layer
-    embedding: Literal["shared", "separate", "one-hot"] = "shared"  # input table: the output's, its own, or none
-    embedding_width: int = Field(100, ge=1)  # of a separate input table
-    dropout_embedding: float = Field(0.0, ge=0, lt=1)  # of the embedded input
-    dropout_hidden: float = Field(0.0, ge=0, lt=1)  # of every layer's output, which is also the state that is kept
+    layers: tuple[int, ...] = Field((100,), min_length=1)
+    """Hidden units of each layer."""
+    embedding: Literal["shared", "separate", "one-hot"] = "shared"
+    """Input table: the output's, its own, or none."""
+    embedding_width: int = Field(100, ge=1)
+    """Of a separate input table."""
+    dropout_embedding: float = Field(0.0, ge=0, lt=1)
+    """Of the embedded input."""
+    dropout_hidden: float = Field(0.0, ge=0, lt=1)
+    """Of every layer's output, which is also the state that is kept."""
     objective: Literal["cross-entropy", "bpr-max", "top1-max", "bpr", "top1"] = "cross-entropy"
-    num_negatives: int = Field(2048, ge=0)  # S, sampled for each step beside the targets of the other lanes
-    negatives_power: float = Field(0.5, ge=0)  # alpha: sampled by count ** alpha; 0: uniform
-    log_q: Literal["published", "textbook"] | None = "published"  # of cross-entropy: correction for popularity
-    score_regularisation: float = Field(1.0, ge=0)  # of bpr-max
-    elu: float = Field(0.0, ge=0)  # of bpr-max and top1-max: alpha of ELU over the scores; 0: none
-    max_history_length: int = Field(200, ge=1)  # most recent events that an answer reads
-    window_step: int = Field(1, ge=1)  # events that a full window moves on by; above 1 states stay valid in between
+    """Loss function."""
+    num_negatives: int = Field(2048, ge=0)
+    """S, sampled for each step beside the targets of the other lanes."""
+    negatives_power: float = Field(0.5, ge=0)
+    """Alpha: sampled by count ** alpha; 0: uniform."""
+    log_q: Literal["published", "textbook"] | None = "published"
+    """Of cross-entropy: correction for popularity."""
+    score_regularisation: float = Field(1.0, ge=0)
+    """Of bpr-max."""
+    elu: float = Field(0.0, ge=0)
+    """Of bpr-max and top1-max: alpha of ELU over the scores; 0: none."""
+    max_history_length: int = Field(200, ge=1)
+    """Most recent events that an answer reads."""
+    window_step: int = Field(1, ge=1)
+    """Events that a full window moves on by; above 1 states stay valid in between."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
@@ -82,7 +95,7 @@ class GRU4Rec(VectorModel):
     Config = GRU4RecConfig
     config: GRU4RecConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle",)
-    carried: Tensor
+    step_state: Tensor
     sampling: Tensor
 
     def __init__(self, config: GRU4RecConfig, catalog: Catalog) -> None:
@@ -102,7 +115,7 @@ class GRU4Rec(VectorModel):
         self.layers = nn.ModuleList(
             [first, *(GRULayer(*pair) for pair in zip(config.layers[:-1], config.layers[1:], strict=True))]
         )
-        self.register_buffer("carried", torch.zeros(0, sum(config.layers)), persistent=False)  # states of the lanes
+        self.register_buffer("step_state", torch.zeros(0, sum(config.layers)), persistent=False)  # states of the lanes
         self.register_buffer("sampling", torch.zeros(0, dtype=torch.float64), persistent=False)
         self._initialise()
 
@@ -120,10 +133,10 @@ class GRU4Rec(VectorModel):
 
     def training_loss(self, batch: LaneBatch) -> LossTerms:
         """The configured objective of one step of all lanes; their states go on to the next step, without gradient."""
-        if len(self.carried) != batch.num_lanes:
-            self.carried = self.carried.new_zeros(batch.num_lanes, self.carried.shape[1])
+        if len(self.step_state) != batch.num_lanes:
+            self.step_state = self.step_state.new_zeros(batch.num_lanes, self.step_state.shape[1])
         # Only the lanes whose session has changed forget, at every step anew.
-        states = self.carried.index_select(0, batch.lanes).masked_fill_(batch.begins[:, None], 0)
+        states = self.step_state.index_select(0, batch.lanes).masked_fill_(batch.begins[:, None], 0)
         kept = batch.targets.nonzero()[:, 0]
         all_kept = len(kept) == len(batch.targets)
         targets = batch.targets if all_kept else batch.targets[kept]
@@ -134,7 +147,7 @@ class GRU4Rec(VectorModel):
             assert isinstance(layer, GRULayer | OneHotGRULayer)
             out = F.dropout(layer.step(out, state), self.config.dropout_hidden, self.training)
             hidden.append(out.detach())
-        self.carried.index_copy_(0, batch.lanes, torch.cat(hidden, 1))
+        self.step_state.index_copy_(0, batch.lanes, torch.cat(hidden, 1))
         loss = self._objective(out if all_kept else out[kept], columns, place, biases, vectors)
         return LossTerms(loss * (len(kept) / batch.num_lanes))
 

@@ -53,21 +53,36 @@ from nextitem.ops.hstu_attention import Layout
 class HSTUConfig(configs.Config):
     """Settings of HSTU."""
 
-    width: int = Field(64, ge=1)  # D
+    width: int = Field(64, ge=1)
+    """D."""
     layers: int = Field(2, ge=1)
-    heads: int = Field(2, ge=1)  # attention heads
-    head_width: int = Field(32, ge=1)  # of queries, keys and values of one head
-    dropout: float = Field(0.2, ge=0, lt=1)  # of the input and of each layer's gated output
-    residual: Literal["input", "normed"] = "input"  # a layer adds to what it reads, or to its normalised form
-    max_history_length: int = Field(50, ge=1)  # most recent events that are read
-    window_step: int = Field(1, ge=1)  # events that a full window moves on by; above 1 states stay valid in between
-    actions: Literal["ignored", "interleaved"] = "ignored"  # is an event's action a token after its item?
-    num_actions: int = Field(16, ge=1)  # action codes with a vector of their own; higher ones share the last
-    stochastic_length: float | None = Field(None, gt=1, le=2)  # alpha; training reads length ** (alpha / 2) events
+    """Number of HSTU layers."""
+    heads: int = Field(2, ge=1)
+    """Attention heads."""
+    head_width: int = Field(32, ge=1)
+    """Of queries, keys and values of one head."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+    """Of the input and of each layer's gated output."""
+    residual: Literal["input", "normed"] = "input"
+    """A layer adds to what it reads, or to its normalised form."""
+    max_history_length: int = Field(50, ge=1)
+    """Most recent events that are read."""
+    window_step: int = Field(1, ge=1)
+    """Events that a full window moves on by; above 1 states stay valid in between."""
+    actions: Literal["ignored", "interleaved"] = "ignored"
+    """Is an event's action a token after its item?."""
+    num_actions: int = Field(16, ge=1)
+    """Action codes with a vector of their own; higher ones share the last."""
+    stochastic_length: float | None = Field(None, gt=1, le=2)
+    """Alpha; training reads length ** (alpha / 2) events."""
     objective: Literal["full-softmax", "sampled-softmax"] = "sampled-softmax"
-    num_negatives: int = Field(1024, ge=1)  # uniform, of sampled-softmax: see the next line
-    negatives_shared_by: SharedBy = "batch"  # who has the same ones; the authors: "position", with 128
-    temperature: float | None = Field(0.05, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
+    """Loss function."""
+    num_negatives: int = Field(1024, ge=1)
+    """Uniform, of sampled-softmax: see the next line."""
+    negatives_shared_by: SharedBy = "batch"
+    """Who has the same ones; the authors: "position", with 128."""
+    temperature: float | None = Field(0.05, gt=0)
+    """L2-normalise both vectors, divide by this; None: inner product."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""

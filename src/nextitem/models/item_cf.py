@@ -51,15 +51,24 @@ BLOCK_COST = 2**22  # pairs that are summed at a time: some 200 MiB
 class ItemCFConfig(configs.Config):
     """Settings of ItemCF."""
 
-    neighbours: int = Field(100, ge=1)  # similar items kept for each item
-    window: int | None = Field(20, ge=1)  # pairs at most this many events apart count; None: all pairs, alike
-    repeats: Literal["all", "closest"] = "all"  # with window: a user's pairs of events with two items that count
-    decay: float = Field(0.9, gt=0, le=1)  # factor on a pair for each further event between the two
-    half_life_days: float | None = Field(None, gt=0)  # days between two events at which a pair counts half; None: off
-    activity_penalty: bool = True  # divide a user's pairs by log(1 + number of their items)
-    normalise_rows: bool = True  # scale each item's similarities so that the largest is 1
-    recent_items: int | None = Field(20, ge=1)  # items of the history that vote; None: all
-    recency_decay: float = Field(0.8, gt=0, le=1)  # factor on a vote for each event that followed it
+    neighbours: int = Field(100, ge=1)
+    """Similar items kept for each item."""
+    window: int | None = Field(20, ge=1)
+    """Pairs at most this many events apart count; None: all pairs, alike."""
+    repeats: Literal["all", "closest"] = "all"
+    """With window: a user's pairs of events with two items that count."""
+    decay: float = Field(0.9, gt=0, le=1)
+    """Factor on a pair for each further event between the two."""
+    half_life_days: float | None = Field(None, gt=0)
+    """Days between two events at which a pair counts half; None: off."""
+    activity_penalty: bool = True
+    """Divide a user's pairs by log(1 + number of their items)."""
+    normalise_rows: bool = True
+    """Scale each item's similarities so that the largest is 1."""
+    recent_items: int | None = Field(20, ge=1)
+    """Items of the history that vote; None: all."""
+    recency_decay: float = Field(0.8, gt=0, le=1)
+    """Factor on a vote for each event that followed it."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""

@@ -55,13 +55,20 @@ Read = TypeVar("Read")
 class ItemGraphConfig(configs.Config):
     """Settings of ItemGraph."""
 
-    lag_weights: tuple[float, ...] = (1.0, 0.5, 0.25)  # weight of a transition 1, 2, 3, ... events apart
-    backward: float = Field(0.5, ge=0)  # weight of the reverse of a transition
-    previous_weight: float = Field(0.5, ge=0)  # start weight of the item before the last, relative to the last
-    second_step: float = Field(0.3, ge=0)  # weight of two steps, relative to one
-    content_floor: float = Field(0.05, ge=0)  # factor on a transition between items that share no content
-    content_weight: float = Field(0.01, ge=0)  # score of pure content similarity
-    use_content: bool = True  # False: transitions alone
+    lag_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
+    """Weight of a transition 1, 2, 3, ... events apart."""
+    backward: float = Field(0.5, ge=0)
+    """Weight of the reverse of a transition."""
+    previous_weight: float = Field(0.5, ge=0)
+    """Start weight of the item before the last, relative to the last."""
+    second_step: float = Field(0.3, ge=0)
+    """Weight of two steps, relative to one."""
+    content_floor: float = Field(0.05, ge=0)
+    """Factor on a transition between items that share no content."""
+    content_weight: float = Field(0.01, ge=0)
+    """Score of pure content similarity."""
+    use_content: bool = True
+    """False: transitions alone."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""

@@ -46,15 +46,24 @@ PADDED_NUMBERS = 2**22  # of vectors and of normal equations that are held at a 
 class MatrixFactorisationConfig(configs.Config):
     """Settings of MatrixFactorisation."""
 
-    width: int = Field(64, ge=1)  # D
-    iterations: int = Field(15, ge=1)  # rounds of solving all users, then all items
-    unobserved_weight: float = Field(0.01, gt=0)  # alpha: weight of a pair, taken or not, towards 0
-    regularisation: float = Field(0.02, ge=0)  # lambda
-    frequency_power: float = Field(1.0, ge=0)  # nu: how much more a frequent user or item is regularised
-    initial_scale: float = Field(0.1, gt=0)  # of a vector's length at the start
-    recent_items: int | None = Field(50, ge=1)  # items of the history that are solved from; None: all
-    recency_decay: float = Field(0.7, gt=0, le=1)  # factor on an item's weight for each event that followed it
-    index: AnnIndexConfig = AnnIndexConfig()  # how items are found
+    width: int = Field(64, ge=1)
+    """D."""
+    iterations: int = Field(15, ge=1)
+    """Rounds of solving all users, then all items."""
+    unobserved_weight: float = Field(0.01, gt=0)
+    """Alpha: weight of a pair, taken or not, towards 0."""
+    regularisation: float = Field(0.02, ge=0)
+    """Lambda."""
+    frequency_power: float = Field(1.0, ge=0)
+    """Nu: how much more a frequent user or item is regularised."""
+    initial_scale: float = Field(0.1, gt=0)
+    """Of a vector's length at the start."""
+    recent_items: int | None = Field(50, ge=1)
+    """Items of the history that are solved from; None: all."""
+    recency_decay: float = Field(0.7, gt=0, le=1)
+    """Factor on an item's weight for each event that followed it."""
+    index: AnnIndexConfig = AnnIndexConfig()
+    """How items are found."""
 
 
 class MatrixFactorisation(VectorModel):

@@ -47,12 +47,18 @@ DAY_MS = 86_400_000
 class NewItemsConfig(configs.Config):
     """Settings of NewItems."""
 
-    days: float = Field(30.0, gt=0)  # since its release that an item counts as new
-    few_events: int = Field(5, ge=0)  # training events up to which an item counts as new, whenever it came out
-    quota: int = Field(200, ge=1)  # new items at the head of a list, at most
-    exploration: float = Field(0.1, ge=0)  # bonus of an item without any event, in units of the cosine
-    recent_items: int | None = Field(10, ge=1)  # items of the history that make the profile; None: all
-    recency_decay: float = Field(0.7, gt=0, le=1)  # factor on an item for each event that followed it
+    days: float = Field(30.0, gt=0)
+    """Since its release that an item counts as new."""
+    few_events: int = Field(5, ge=0)
+    """Training events up to which an item counts as new, whenever it came out."""
+    quota: int = Field(200, ge=1)
+    """New items at the head of a list, at most."""
+    exploration: float = Field(0.1, ge=0)
+    """Bonus of an item without any event, in units of the cosine."""
+    recent_items: int | None = Field(10, ge=1)
+    """Items of the history that make the profile; None: all."""
+    recency_decay: float = Field(0.7, gt=0, le=1)
+    """Factor on an item for each event that followed it."""
 
 
 class NewItems(Recommender):

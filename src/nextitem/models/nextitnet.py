@@ -43,13 +43,20 @@ from nextitem.nn.initialisation import truncated_normal_
 class NextItNetConfig(configs.Config):
     """Settings of NextItNet."""
 
-    width: int = Field(64, ge=1)  # D
-    kernel_size: int = Field(3, ge=1)  # events that a convolution reads
-    dilations: tuple[int, ...] = Field((1, 2, 4, 8), min_length=2)  # events between them, by layer; two make a block
-    dropout: float = Field(0.0, ge=0, lt=1)  # of embeddings and of the last states
-    max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    width: int = Field(64, ge=1)
+    """D."""
+    kernel_size: int = Field(3, ge=1)
+    """Events that a convolution reads."""
+    dilations: tuple[int, ...] = Field((1, 2, 4, 8), min_length=2)
+    """Events between them, by layer; two make a block."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of embeddings and of the last states."""
+    max_history_length: int = Field(50, ge=1)
+    """Most recent events that are read."""
     objective: Literal["full-softmax", "sampled-softmax"] = "full-softmax"
-    num_negatives: int = Field(1024, ge=1)  # a batch, of sampled-softmax
+    """Loss function."""
+    num_negatives: int = Field(1024, ge=1)
+    """A batch, of sampled-softmax."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""

@@ -31,7 +31,8 @@ from nextitem.data.last_time import half_life_weights
 class PopularityConfig(configs.Config):
     """Settings of Popularity."""
 
-    half_life_days: float | None = Field(30.0, gt=0)  # age at which an event counts half; None: all count alike
+    half_life_days: float | None = Field(30.0, gt=0)
+    """Age at which an event counts half; None: all count alike."""
 
 
 class Popularity(Recommender):

@@ -66,27 +66,48 @@ from nextitem.nn.initialisation import truncated_normal_
 class SASRecConfig(configs.Config):
     """Settings of SASRec."""
 
-    width: int = Field(64, ge=1)  # D
-    layers: int = Field(1, ge=1)  # blocks
-    heads: int = Field(1, ge=1)  # attention heads; must divide width
-    dropout: float = Field(0.5, ge=0, lt=1)  # of embeddings, attention and feed-forward
-    max_history_length: int = Field(50, ge=1)  # most recent events that are read
-    window_step: int = Field(1, ge=1)  # events that a full window moves on by; above 1 states stay valid in between
-    positions: Literal["from-last", "from-first"] = "from-last"  # of that window; from-first: new events cost one step
-    block: Literal["published", "pre-norm", "ligr"] = "ligr"  # see nn/attention/transformer.py
+    width: int = Field(64, ge=1)
+    """D."""
+    layers: int = Field(1, ge=1)
+    """Blocks."""
+    heads: int = Field(1, ge=1)
+    """Attention heads; must divide width."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Of embeddings, attention and feed-forward."""
+    max_history_length: int = Field(50, ge=1)
+    """Most recent events that are read."""
+    window_step: int = Field(1, ge=1)
+    """Events that a full window moves on by; above 1 states stay valid in between."""
+    positions: Literal["from-last", "from-first"] = "from-last"
+    """Of that window; from-first: new events cost one step."""
+    block: Literal["published", "pre-norm", "ligr"] = "ligr"
+    """See nn/attention/transformer.py."""
     objective: Literal["full-softmax", "sampled-softmax", "bce", "gbce"] = "sampled-softmax"
-    num_negatives: int = Field(1024, ge=1)  # sampled-softmax: see the next line; bce, gbce: for each position
-    negatives_shared_by: SharedBy = "batch"  # of sampled-softmax: who has the same ones
-    negatives_power: float = Field(0.0, ge=0)  # negatives by popularity ** power, log_q corrected; 0: uniform
-    gbce_calibration: float = Field(0.75, ge=0, le=1)  # t of gSASRec
-    temperature: float | None = Field(None, gt=0)  # L2-normalise both vectors, divide by this; None: inner product
-    features: tuple[str, ...] = ()  # of the items, read beside their ids: columns of the catalogue, "content"
-    features_merge: Literal["sum", "concat"] = "sum"  # how they meet the item's own vector; concat: then projected
-    contrastive_weight: float = Field(0.0, ge=0)  # of the term between two views of each history; 0: none, CL4SRec: 0.1
-    contrastive_temperature: float = Field(1.0, gt=0)  # divides the views' inner products
-    contrastive_crop: float = Field(0.6, gt=0, le=1)  # share of a cropped history that is kept
-    contrastive_mask: float = Field(0.3, ge=0, le=1)  # share of a masked history's items that is hidden
-    contrastive_reorder: float = Field(0.6, ge=0, le=1)  # share of a reordered history that is permuted
+    """Loss function."""
+    num_negatives: int = Field(1024, ge=1)
+    """sampled-softmax: see the next line; bce, gbce: for each position."""
+    negatives_shared_by: SharedBy = "batch"
+    """Of sampled-softmax: who has the same ones."""
+    negatives_power: float = Field(0.0, ge=0)
+    """Negatives by popularity ** power, log_q corrected; 0: uniform."""
+    gbce_calibration: float = Field(0.75, ge=0, le=1)
+    """T of gSASRec."""
+    temperature: float | None = Field(None, gt=0)
+    """L2-normalise both vectors, divide by this; None: inner product."""
+    features: tuple[str, ...] = ()
+    """Of the items, read beside their ids: columns of the catalogue, "content"."""
+    features_merge: Literal["sum", "concat"] = "sum"
+    """How they meet the item's own vector; concat: then projected."""
+    contrastive_weight: float = Field(0.0, ge=0)
+    """Of the term between two views of each history; 0: none, CL4SRec: 0.1."""
+    contrastive_temperature: float = Field(1.0, gt=0)
+    """Divides the views' inner products."""
+    contrastive_crop: float = Field(0.6, gt=0, le=1)
+    """Share of a cropped history that is kept."""
+    contrastive_mask: float = Field(0.3, ge=0, le=1)
+    """Share of a masked history's items that is hidden."""
+    contrastive_reorder: float = Field(0.6, ge=0, le=1)
+    """Share of a reordered history that is permuted."""
 
     @property
     def needs(self) -> frozenset[Requirement]:

@@ -43,9 +43,12 @@ from nextitem.losses.full_softmax import full_softmax
 class SRGNNConfig(configs.Config):
     """Settings of SRGNN."""
 
-    width: int = Field(100, ge=1)  # D
-    steps: int = Field(1, ge=1)  # rounds of messages along the transitions, with the same weights
-    max_history_length: int = Field(50, ge=1)  # most recent events that are read
+    width: int = Field(100, ge=1)
+    """D."""
+    steps: int = Field(1, ge=1)
+    """Rounds of messages along the transitions, with the same weights."""
+    max_history_length: int = Field(50, ge=1)
+    """Most recent events that are read."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,16 +52,26 @@ from nextitem.ops.tensor_version import version_of
 class StreamingVQConfig(configs.Config):
     """Settings of StreamingVQ."""
 
-    width: int = Field(64, ge=1)  # D, of users, items and clusters
-    hidden: int = Field(128, ge=1)  # units of the towers' hidden layer
-    clusters: int = Field(64, ge=1)  # K
-    dropout: float = Field(0.1, ge=0, lt=1)  # of embeddings
-    max_history_length: int = Field(50, ge=1)  # most recent events that are read
-    decay: float = Field(0.99, ge=0, lt=1)  # alpha: weight of the past in the moving averages, a step
-    rarity_power: float = Field(0.5, ge=0)  # beta: an item weighs (mean steps between its occurrences) ** beta
-    balance: float | None = Field(5.0, gt=0)  # s: clusters under 1 / s of the mean weight look nearer; None: none do
-    commitment: float = Field(0.0, ge=0)  # weight that draws items to their cluster; the paper removes it
-    candidates: int = Field(500, ge=1)  # items that the index finds, for the towers to put in order; at least k
+    width: int = Field(64, ge=1)
+    """D, of users, items and clusters."""
+    hidden: int = Field(128, ge=1)
+    """Units of the towers' hidden layer."""
+    clusters: int = Field(64, ge=1)
+    """K."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Of embeddings."""
+    max_history_length: int = Field(50, ge=1)
+    """Most recent events that are read."""
+    decay: float = Field(0.99, ge=0, lt=1)
+    """Alpha: weight of the past in the moving averages, a step."""
+    rarity_power: float = Field(0.5, ge=0)
+    """Beta: an item weighs (mean steps between its occurrences) ** beta."""
+    balance: float | None = Field(5.0, gt=0)
+    """S: clusters under 1 / s of the mean weight look nearer; None: none do."""
+    commitment: float = Field(0.0, ge=0)
+    """Weight that draws items to their cluster; the paper removes it."""
+    candidates: int = Field(500, ge=1)
+    """Items that the index finds, for the towers to put in order; at least k."""
 
 
 class StreamingVQ(Recommender):

@@ -48,13 +48,20 @@ MOST_SUMS = 2**24  # swings of items that are held at a time: 128 MiB, and as mu
 class SwingConfig(configs.Config):
     """Settings of Swing."""
 
-    neighbours: int = Field(100, ge=1)  # similar items kept for each item
-    alpha: float = Field(1.0, ge=0)  # smooths: the larger, the less it matters what else two users share
-    user_weights: bool = True  # w_u = 1 / sqrt(|I_u|) instead of 1
-    takers: int = Field(200, ge=2)  # users of an item that form pairs, at most
-    normalise_rows: bool = True  # scale each item's similarities so that the largest is 1
-    recent_items: int | None = Field(20, ge=1)  # items of the history that vote; None: all
-    recency_decay: float = Field(0.8, gt=0, le=1)  # factor on a vote for each event that followed it
+    neighbours: int = Field(100, ge=1)
+    """Similar items kept for each item."""
+    alpha: float = Field(1.0, ge=0)
+    """Smooths: the larger, the less it matters what else two users share."""
+    user_weights: bool = True
+    """w_u = 1 / sqrt(|I_u|) instead of 1."""
+    takers: int = Field(200, ge=2)
+    """Users of an item that form pairs, at most."""
+    normalise_rows: bool = True
+    """Scale each item's similarities so that the largest is 1."""
+    recent_items: int | None = Field(20, ge=1)
+    """Items of the history that vote; None: all."""
+    recency_decay: float = Field(0.8, gt=0, le=1)
+    """Factor on a vote for each event that followed it."""
 
 
 class Swing(Recommender):

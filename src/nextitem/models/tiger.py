@@ -49,23 +49,40 @@ from nextitem.nn.attention.t5 import DecoderLayer, EncoderLayer, RelativePositio
 class TigerConfig(configs.Config):
     """Settings of Tiger."""
 
-    width: int = Field(64, ge=1)  # D
-    heads: int = Field(4, ge=1)  # H
-    head_width: int = Field(16, ge=1)  # E
-    ff_width: int = Field(256, ge=1)  # hidden units of the feed-forward layers
-    ff_layers: int = Field(1, ge=1)  # hidden layers of each feed-forward block; T5: 1, one reading of TIGER: 2
-    encoder_layers: int = Field(2, ge=1)  # blocks
-    decoder_layers: int = Field(2, ge=1)  # blocks
-    dropout: float = Field(0.1, ge=0, lt=1)  # everywhere that T5 has it
-    max_history_length: int = Field(20, ge=1)  # most recent events that are read
-    user_buckets: int = Field(0, ge=0)  # hashed user tokens before the history; 0: none
-    targets_per_epoch: int | None = Field(None, ge=1)  # examples of an epoch, drawn anew each time; None: all
-    beam_width: int = Field(20, ge=1)  # beams kept; at least k are
-    scheduled_sampling: float = Field(0.0, ge=0, le=1)  # share of training prefixes' codes that are the model's own
-    beam_aware: float = Field(0.0, ge=0)  # weight of the loss among prefixes that a beam visits (OTM, ICML 2020)
-    training_beam: int = Field(8, ge=1)  # beams of that search
-    new_items: float | None = Field(None, ge=0, le=1)  # at most this share of a list has no training event; None: any
-    new_items_reserved: bool = False  # so many places are theirs, whatever the scores
+    width: int = Field(64, ge=1)
+    """D."""
+    heads: int = Field(4, ge=1)
+    """H."""
+    head_width: int = Field(16, ge=1)
+    """E."""
+    ff_width: int = Field(256, ge=1)
+    """Hidden units of the feed-forward layers."""
+    ff_layers: int = Field(1, ge=1)
+    """Hidden layers of each feed-forward block; T5: 1, one reading of TIGER: 2."""
+    encoder_layers: int = Field(2, ge=1)
+    """Blocks."""
+    decoder_layers: int = Field(2, ge=1)
+    """Blocks."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Everywhere that T5 has it."""
+    max_history_length: int = Field(20, ge=1)
+    """Most recent events that are read."""
+    user_buckets: int = Field(0, ge=0)
+    """Hashed user tokens before the history; 0: none."""
+    targets_per_epoch: int | None = Field(None, ge=1)
+    """Examples of an epoch, drawn anew each time; None: all."""
+    beam_width: int = Field(20, ge=1)
+    """Beams kept; at least k are."""
+    scheduled_sampling: float = Field(0.0, ge=0, le=1)
+    """Share of training prefixes' codes that are the model's own."""
+    beam_aware: float = Field(0.0, ge=0)
+    """Weight of the loss among prefixes that a beam visits (OTM, ICML 2020)."""
+    training_beam: int = Field(8, ge=1)
+    """Beams of that search."""
+    new_items: float | None = Field(None, ge=0, le=1)
+    """At most this share of a list has no training event; None: any."""
+    new_items_reserved: bool = False
+    """So many places are theirs, whatever the scores."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
@@ -92,7 +109,7 @@ class Tiger(Recommender):
         if table is None:
             raise ValueError("Tiger needs a catalogue with identifiers: make them with nextitem tokenize")
         self.sizes = table.codebook_sizes
-        self.level_starts = [sum(self.sizes[:level]) for level in range(len(self.sizes))]
+        self.code_offsets = [sum(self.sizes[:level]) for level in range(len(self.sizes))]
         self.register_buffer("codes", table.codes.long().clamp(min=0), persistent=False)  # [N + 1, M]
         self.trie = PrefixTrie.from_table(table)
         # Codes by level, then the first decoder input, then user buckets (0: unknown).
@@ -193,7 +210,7 @@ class Tiger(Recommender):
         if codes is None:
             tokens_BWn = torch.full((len(path_BWt), 1, 1), self.first_input, device=path_BWt.device)
         else:
-            starts = torch.tensor(self.level_starts[level - 1 :][: codes.shape[2]], device=codes.device)
+            starts = torch.tensor(self.code_offsets[level - 1 :][: codes.shape[2]], device=codes.device)
             tokens_BWn = codes + starts
         B, W, n = tokens_BWn.shape
         known = shared["own_0"].shape[2] if level else 0
@@ -219,7 +236,7 @@ class Tiger(Recommender):
 
     def _codes_weight(self, level: int) -> Tensor:
         """Output rows [C, D] of a level's codes."""
-        return self.output.weight[self.level_starts[level] : self.level_starts[level] + self.sizes[level]]
+        return self.output.weight[self.code_offsets[level] : self.code_offsets[level] + self.sizes[level]]
 
     def _path_bias(self, path_BWt: Tensor, n: int, positions: int) -> Tensor:
         """[B H, W n, positions]: the relative bias from a beam's last n positions along its path, -inf elsewhere."""
@@ -254,7 +271,7 @@ class Tiger(Recommender):
         """Encoder output [B, L, D] and the bias [B, 1, 1, L] that is -inf at padding; None where there is none."""
         items_BT = batch.items.to_padded()
         B, T = items_BT.shape
-        starts = torch.tensor(self.level_starts, device=items_BT.device)
+        starts = torch.tensor(self.code_offsets, device=items_BT.device)
         tokens_BL = (self.codes[items_BT] + starts).view(B, T * len(self.sizes))
         real_BL = (items_BT > 0).repeat_interleave(len(self.sizes), dim=1)
         if self.config.user_buckets:
@@ -274,7 +291,7 @@ class Tiger(Recommender):
 
     def _decode(self, shared: dict[str, Tensor], codes_BS: Tensor) -> Tensor:
         """Hidden states [B, S + 1, D] that predict each next code, all positions at once (training)."""
-        starts = codes_BS.new_tensor(self.level_starts[: codes_BS.shape[1]])
+        starts = codes_BS.new_tensor(self.code_offsets[: codes_BS.shape[1]])
         tokens_BS = F.pad(codes_BS + starts, (1, 0), value=self.first_input)
         places = torch.arange(tokens_BS.shape[1], device=codes_BS.device)
         future = torch.ones(len(places), len(places), dtype=torch.bool, device=codes_BS.device).triu(1)

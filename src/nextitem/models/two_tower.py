@@ -60,24 +60,42 @@ FITTED_ON = 20_000  # requests that quantiles and vocabularies are taken from
 class TwoTowerConfig(configs.Config):
     """Settings of TwoTower."""
 
-    width: int = Field(64, ge=1)  # D, of the vectors that meet
-    field_width: int = Field(32, ge=1)  # of each field's vector
-    hidden: tuple[int, ...] = (128,)  # units of the hidden layers of both towers
-    dropout: float = Field(0.1, ge=0, lt=1)  # of hidden layers, and of what a history is summed up to
-    user_fields: tuple[str, ...] = ()  # of requests (nn/fields), read beside the history; none named: all there are
-    item_fields: tuple[str, ...] = ()  # of items alone, and "content"; none named: all columns
-    heads: int = Field(2, ge=1)  # ways of weighing the history
-    max_history_length: int = Field(50, ge=1)  # most recent events that are read
-    buckets: int = Field(32, ge=2)  # quantiles of a numeric field
-    temperature: float = Field(0.07, gt=0)  # tau: divides the cosine of the two vectors
-    id_dropout: float = Field(0.1, ge=0, lt=1)  # share of items whose id is hidden in a training step
-    mixed_negatives: int = Field(256, ge=0)  # items drawn evenly, beside the targets of a batch
-    hard_negatives: int = Field(0, ge=0)  # highest scored items of each request
-    refresh_steps: int = Field(50, ge=1)  # steps that the vectors serve by which hard negatives are found
-    frequency_rate: float = Field(0.01, gt=0, le=1)  # alpha of the frequency estimate
-    learn_from: Literal["events", "impressions"] = "events"  # next items: retrieval; what was shown: ranking
-    index: AnnIndexConfig = AnnIndexConfig()  # how items are found
-    teacher_weight: float = Field(0.5, ge=0, le=1)  # of a ranker's scores, where candidates carry them, over labels
+    width: int = Field(64, ge=1)
+    """D, of the vectors that meet."""
+    field_width: int = Field(32, ge=1)
+    """Of each field's vector."""
+    hidden: tuple[int, ...] = (128,)
+    """Units of the hidden layers of both towers."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Of hidden layers, and of what a history is summed up to."""
+    user_fields: tuple[str, ...] = ()
+    """Of requests (nn/fields), read beside the history; none named: all there are."""
+    item_fields: tuple[str, ...] = ()
+    """Of items alone, and "content"; none named: all columns."""
+    heads: int = Field(2, ge=1)
+    """Ways of weighing the history."""
+    max_history_length: int = Field(50, ge=1)
+    """Most recent events that are read."""
+    buckets: int = Field(32, ge=2)
+    """Quantiles of a numeric field."""
+    temperature: float = Field(0.07, gt=0)
+    """Tau: divides the cosine of the two vectors."""
+    id_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of items whose id is hidden in a training step."""
+    mixed_negatives: int = Field(256, ge=0)
+    """Items drawn evenly, beside the targets of a batch."""
+    hard_negatives: int = Field(0, ge=0)
+    """Highest scored items of each request."""
+    refresh_steps: int = Field(50, ge=1)
+    """Steps that the vectors serve by which hard negatives are found."""
+    frequency_rate: float = Field(0.01, gt=0, le=1)
+    """Alpha of the frequency estimate."""
+    learn_from: Literal["events", "impressions"] = "events"
+    """Next items: retrieval; what was shown: ranking."""
+    index: AnnIndexConfig = AnnIndexConfig()
+    """How items are found."""
+    teacher_weight: float = Field(0.5, ge=0, le=1)
+    """Of a ranker's scores, where candidates carry them, over labels."""
 
     @property
     def needs(self) -> frozenset[Requirement]:

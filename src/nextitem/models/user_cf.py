@@ -45,10 +45,14 @@ BLOCK_COST = 2**22  # terms that are summed at a time: some tens of MiB
 class UserCFConfig(configs.Config):
     """Settings of UserCF."""
 
-    neighbours: int = Field(100, ge=1)  # similar users who vote
-    takers: int | None = Field(1000, ge=1)  # last users of an item that are compared; None: all
-    recent_items: int | None = Field(50, ge=1)  # items of the history that are compared; None: all
-    recency_decay: float = Field(0.7, gt=0, le=1)  # factor on an item for each event that followed it
+    neighbours: int = Field(100, ge=1)
+    """Similar users who vote."""
+    takers: int | None = Field(1000, ge=1)
+    """Last users of an item that are compared; None: all."""
+    recent_items: int | None = Field(50, ge=1)
+    """Items of the history that are compared; None: all."""
+    recency_decay: float = Field(0.7, gt=0, le=1)
+    """Factor on an item for each event that followed it."""
 
 
 class UserCF(Recommender):

@@ -37,15 +37,25 @@ class AnnIndexConfig(configs.Config):
     """Settings of AnnIndex."""
 
     kind: Literal["exact", "flat", "ivf", "hnsw", "pq"] = "exact"
-    clusters: int = Field(256, ge=1)  # ivf: clusters of vectors; fewer where there are few items
-    probes: int = Field(16, ge=1)  # ivf: clusters that are searched
-    links: int = Field(32, ge=2)  # hnsw: neighbours of a vector
-    build_width: int = Field(80, ge=1)  # hnsw: candidates kept while building
-    search_width: int = Field(128, ge=1)  # hnsw: candidates kept while searching, at least as many as are asked for
-    code_bytes: int = Field(16, ge=1)  # pq: bytes of a vector, at most D
-    oversampling: int = Field(4, ge=1)  # candidates for each item returned, scored by their true vectors
-    recall_at: int = Field(100, ge=1)  # items of the lists that recall is measured on
-    recall_queries: int = Field(200, ge=1)  # queries that recall is measured on
+    """Kind of index."""
+    clusters: int = Field(256, ge=1)
+    """Ivf: clusters of vectors; fewer where there are few items."""
+    probes: int = Field(16, ge=1)
+    """Ivf: clusters that are searched."""
+    links: int = Field(32, ge=2)
+    """Hnsw: neighbours of a vector."""
+    build_width: int = Field(80, ge=1)
+    """Hnsw: candidates kept while building."""
+    search_width: int = Field(128, ge=1)
+    """Hnsw: candidates kept while searching, at least as many as are asked for."""
+    code_bytes: int = Field(16, ge=1)
+    """Pq: bytes of a vector, at most D."""
+    oversampling: int = Field(4, ge=1)
+    """Candidates for each item returned, scored by their true vectors."""
+    recall_at: int = Field(100, ge=1)
+    """Items of the lists that recall is measured on."""
+    recall_queries: int = Field(200, ge=1)
+    """Queries that recall is measured on."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""

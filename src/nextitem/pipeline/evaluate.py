@@ -24,7 +24,7 @@ from nextitem.pipeline.runs import Run, aligned, load_run
 KS = (5, 10, 20)
 
 
-@processes.joined()
+@processes.process_group()
 def evaluate(
     run: Run | str | Path,
     data: Dataset | str | Path | None = None,

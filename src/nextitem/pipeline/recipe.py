@@ -17,28 +17,45 @@ from nextitem.training.config import TrainingConfig
 class DataTable(Config):
     """What a run learns from."""
 
-    path: str  # a dataset folder, or "shop"
-    protocol: str | None = None  # how it is split; None: the data set's default
-    drop_unknown_items: bool = False  # leave out events whose item is not in the items file
-    refit: bool = False  # retrain on training and validation events for the chosen number of epochs
-    fingerprint: str | None = None  # of the data that a run was trained on; written by the run
-    split_seed: int | None = None  # by which the split sampled its users, if it samples any; written by the run
+    path: str
+    """A dataset folder, or "shop"."""
+    protocol: str | None = None
+    """How it is split; None: the data set's default."""
+    drop_unknown_items: bool = False
+    """Leave out events whose item is not in the items file."""
+    refit: bool = False
+    """Retrain on training and validation events for the chosen number of epochs."""
+    fingerprint: str | None = None
+    """Of the data that a run was trained on; written by the run."""
+    split_seed: int | None = None
+    """By which the split sampled its users, if it samples any; written by the run."""
 
 
 class Recipe(Config):
     """One run. `model` and `tokenizer` hold `name` and the fields of the named class's Config."""
 
-    seed: int = 0  # of weights, shuffling and sampling
+    seed: int = 0
+    """Of weights, shuffling and sampling."""
     data: DataTable
+    """What the run learns from."""
     model: dict[str, Any]
-    training: TrainingConfig = TrainingConfig()  # for models that learn by gradient
-    stages: dict[str, TrainingConfig] = {}  # of a cascade: channel names, "pre-ranking", "ranking"
-    content: ContentConfig = ContentConfig()  # text vectors, for models and tokenizers that read them
-    content_training: TrainingConfig = TrainingConfig(max_epochs=10, batch_size=512)  # where content.collaborative
-    tokenizer: dict[str, Any] | None = None  # what makes the semantic IDs, for models that need them
-    tokenizer_training: TrainingConfig = TrainingConfig()  # for tokenizers that learn by gradient
-    quality: QualityConfig = QualityConfig()  # below these figures a tokenizer counts as collapsed
-    ids: str | None = None  # folder of ready semantic IDs, instead of a tokenizer
+    """Name and settings of the model."""
+    training: TrainingConfig = TrainingConfig()
+    """For models that learn by gradient."""
+    stages: dict[str, TrainingConfig] = {}
+    """Of a cascade: channel names, "pre-ranking", "ranking"."""
+    content: ContentConfig = ContentConfig()
+    """Text vectors, for models and tokenizers that read them."""
+    content_training: TrainingConfig = TrainingConfig(max_epochs=10, batch_size=512)
+    """Where content.collaborative."""
+    tokenizer: dict[str, Any] | None = None
+    """What makes the semantic IDs, for models that need them."""
+    tokenizer_training: TrainingConfig = TrainingConfig()
+    """For tokenizers that learn by gradient."""
+    quality: QualityConfig = QualityConfig()
+    """Below these figures a tokenizer counts as collapsed."""
+    ids: str | None = None
+    """Folder of ready semantic IDs, instead of a tokenizer."""
 
 
 def model_name(model: str | type[Recommender]) -> str:

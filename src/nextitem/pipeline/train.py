@@ -20,7 +20,7 @@ from nextitem.core.config import Config, read_toml, to_toml_values
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
-from nextitem.core.roles import Calibrated, ClosedForm, Generator, Indexed, Ranker, Trainable
+from nextitem.core.roles import ClosedForm, Generator, Indexed, ProbabilityCalibrated, Ranker, Trainable
 from nextitem.data.readers import load_dataset
 from nextitem.distributed import processes
 from nextitem.evaluation.evaluate import quick_score
@@ -43,7 +43,7 @@ INDEX_QUERIES = 1000  # requests that an index is built with
 IN_MEMORY = "memory:"  # prefix of the path of a data set that was given as an object
 
 
-@processes.joined()
+@processes.process_group()
 def train(
     model: str | type[Recommender],
     data: Dataset | str | Path,
@@ -114,12 +114,12 @@ def train(
     split = split_for(dataset, resolved.data.protocol, models=[name], seed=resolved.seed)
     resolved = resolved.model_copy(update={"data": data_table(resolved.data, dataset, split)})
     folder = Path(out)
-    processes.first_alone(lambda: prepare_out(out, resume=resume, overwrite=overwrite))
+    processes.run_on_rank_zero(lambda: prepare_out(out, resume=resume, overwrite=overwrite))
     finished = _finished_run(folder, resolved) if resume else None
     if finished is not None:
         log(f"{folder} is finished already")
         return finished
-    processes.first_alone(lambda: save_recipe(folder, resolved))
+    processes.run_on_rank_zero(lambda: save_recipe(folder, resolved))
     for note in (*dataset.notes, *split.notes):
         log(f"note: {note}")
     options = FitOptions(folder, device=device, resume=resume, progress=progress, log=log)
@@ -154,7 +154,7 @@ def train_split(
         options.log("interrupted: what has been learnt is saved and evaluated; continue with --resume")
     _finish(model, split, options.log)
     seconds = time.perf_counter() - began
-    processes.first_alone(lambda: save_model(options.folder, model))
+    processes.run_on_rank_zero(lambda: save_model(options.folder, model))
     run = Run(options.folder, recipe, model, _dataset=aligned(dataset, model))
     run.evaluation = evaluate_split(run, split, progress=options.progress)
     run.epoch_log = [] if result is None else result.history
@@ -167,7 +167,7 @@ def train_split(
         "best_epoch": None if result is None else result.best_epoch,
     }
     if not is_interrupted:
-        processes.first_alone(lambda: write_json(options.folder / "metrics.json", run.metrics))
+        processes.run_on_rank_zero(lambda: write_json(options.folder / "metrics.json", run.metrics))
     return run
 
 
@@ -273,7 +273,7 @@ def _validate(model: Recommender, split: Split) -> partial[float] | None:
 
 def _finish(model: Recommender, split: Split, log: Log) -> None:
     """What follows learning: calibration on validation requests, indexes over what was learnt."""
-    if isinstance(model, Calibrated):
+    if isinstance(model, ProbabilityCalibrated):
         for note in model.calibrate(split.validation):
             log(f"note: {note}")
     for part in model.modules():

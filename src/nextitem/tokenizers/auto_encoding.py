@@ -10,7 +10,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.roles import LossTerms
 from nextitem.data.examples.content_rows import ContentBatch, ContentRows
-from nextitem.nn.quantisation.learnt_codebooks import Passed
+from nextitem.nn.quantisation.learnt_codebooks import QuantisedLatent
 from nextitem.nn.quantisation.quantised_autoencoder import QuantisedAutoEncoder
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
@@ -47,7 +47,7 @@ class AutoEncoding(Tokenizer):
         total = reconstruction + passed.codebook + self.commitment * passed.commitment
         return LossTerms(total, {"reconstruction": reconstruction.detach(), **self.shown(passed)})
 
-    def shown(self, passed: Passed) -> dict[str, Tensor]:
+    def shown(self, passed: QuantisedLatent) -> dict[str, Tensor]:
         """Further parts of the loss that progress shows."""
         return {}
 

@@ -26,10 +26,14 @@ from nextitem.tokenizers.auto_encoding import AutoEncoding
 class FSQConfig(configs.Config):
     """Sizes of an FSQ auto-encoder."""
 
-    levels: int = Field(3, ge=1)  # codes an item
-    values: tuple[int, ...] = Field((8, 8), min_length=1)  # of each dimension of a level; their product is its codes
-    hidden: tuple[int, ...] = (256, 128)  # widths of the encoder's hidden layers; the decoder mirrors them
-    standardise: bool = True  # give every content dimension the same weight
+    levels: int = Field(3, ge=1)
+    """Codes an item."""
+    values: tuple[int, ...] = Field((8, 8), min_length=1)
+    """Of each dimension of a level; their product is its codes."""
+    hidden: tuple[int, ...] = (256, 128)
+    """Widths of the encoder's hidden layers; the decoder mirrors them."""
+    standardise: bool = True
+    """Give every content dimension the same weight."""
 
 
 class FSQ(AutoEncoding):

@@ -30,10 +30,14 @@ _CHUNK = 1 << 24  # numbers of a comparison of items with codes that are held at
 class HierarchicalKMeansConfig(configs.Config):
     """Settings of hierarchical k-means."""
 
-    levels: int = Field(3, ge=1)  # codes an item
-    codebook_size: int = Field(64, ge=2)  # codes below a prefix
-    iterations: int = Field(25, ge=1)  # rounds of k-means a cluster
-    standardise: bool = True  # give every content dimension the same weight
+    levels: int = Field(3, ge=1)
+    """Codes an item."""
+    codebook_size: int = Field(64, ge=2)
+    """Codes below a prefix."""
+    iterations: int = Field(25, ge=1)
+    """Rounds of k-means a cluster."""
+    standardise: bool = True
+    """Give every content dimension the same weight."""
 
 
 class HierarchicalKMeans(Tokenizer):

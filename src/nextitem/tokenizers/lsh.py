@@ -28,9 +28,12 @@ from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 class LSHConfig(configs.Config):
     """Settings of LSH."""
 
-    levels: int = Field(4, ge=1)  # codes an item
-    codebook_size: int = Field(64, ge=2)  # codes a level; a power of two
-    standardise: bool = True  # give every content dimension the same weight; else it is only centred
+    levels: int = Field(4, ge=1)
+    """Codes an item."""
+    codebook_size: int = Field(64, ge=2)
+    """Codes a level; a power of two."""
+    standardise: bool = True
+    """Give every content dimension the same weight; else it is only centred."""
 
 
 class LSH(Tokenizer):

@@ -34,10 +34,14 @@ _ROTATION_CODES = 256  # codes a slice while it is: what the rotation balances h
 class OPQConfig(configs.Config):
     """Settings of OPQ."""
 
-    levels: int = Field(4, ge=1)  # codes an item, and slices of its vector
-    codebook_size: int = Field(64, ge=1)  # codes a level
-    iterations: int = Field(25, ge=1)  # rounds of rotation, and of k-means a slice
-    standardise: bool = False  # give every content dimension the same weight; else it is only centred
+    levels: int = Field(4, ge=1)
+    """Codes an item, and slices of its vector."""
+    codebook_size: int = Field(64, ge=1)
+    """Codes a level."""
+    iterations: int = Field(25, ge=1)
+    """Rounds of rotation, and of k-means a slice."""
+    standardise: bool = False
+    """Give every content dimension the same weight; else it is only centred."""
 
 
 class OPQ(Tokenizer):

@@ -23,12 +23,16 @@ class QualityConfig(Config):
     codes.
     """
 
-    min_usage: float = Field(0.2, ge=0, le=1)  # share of the first level's codes that items use (any, if unordered)
-    min_entropy_share: float = Field(0.4, ge=0, le=1)  # entropy of the first level over its maximum
-    max_collision_rate: float = Field(0.9, ge=0, le=1)  # share of different contents that share their codes
-    min_distinct_share: float = Field(0.02, ge=0, le=1)  # different contents an item: below, content says too little
-    # relative error of decoded vectors up to which collisions are excused: such items are near-duplicates
+    min_usage: float = Field(0.2, ge=0, le=1)
+    """Share of the first level's codes that items use (any, if unordered)."""
+    min_entropy_share: float = Field(0.4, ge=0, le=1)
+    """Entropy of the first level over its maximum."""
+    max_collision_rate: float = Field(0.9, ge=0, le=1)
+    """Share of different contents that share their codes."""
+    min_distinct_share: float = Field(0.02, ge=0, le=1)
+    """Different contents an item: below, content says too little."""
     excused_error: float = Field(0.1, ge=0)
+    """Relative error of decoded vectors up to which collisions are excused: such items are near-duplicates."""
 
 
 def quality_report(tokenizer: Tokenizer, catalog: Catalog, codes: Tensor) -> dict[str, Any]:

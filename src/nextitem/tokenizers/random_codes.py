@@ -31,8 +31,10 @@ _MIX = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9 as int64 (SplitMix64)
 class RandomCodesConfig(configs.Config):
     """Settings of random codes."""
 
-    levels: int = Field(3, ge=1)  # codes an item
-    codebook_size: int = Field(64, ge=1)  # codes a level
+    levels: int = Field(3, ge=1)
+    """Codes an item."""
+    codebook_size: int = Field(64, ge=1)
+    """Codes a level."""
 
 
 class RandomCodes(Tokenizer):

@@ -31,11 +31,16 @@ from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 class ResidualKMeansConfig(configs.Config):
     """Settings of residual k-means; 3 levels x 256 codes are usual for ten thousand items and more."""
 
-    levels: int = Field(3, ge=1)  # codes an item
-    codebook_size: int = Field(64, ge=1)  # codes a level
-    iterations: int = Field(25, ge=1)  # rounds of k-means a level
-    balanced: bool = False  # equally many items a code
-    standardise: bool = True  # give every content dimension the same weight
+    levels: int = Field(3, ge=1)
+    """Codes an item."""
+    codebook_size: int = Field(64, ge=1)
+    """Codes a level."""
+    iterations: int = Field(25, ge=1)
+    """Rounds of k-means a level."""
+    balanced: bool = False
+    """Equally many items a code."""
+    standardise: bool = True
+    """Give every content dimension the same weight."""
 
 
 class ResidualKMeans(Tokenizer):

@@ -35,27 +35,32 @@ from nextitem.nn.quantisation.quantizers import nearest_code
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
 
-class TreeConfig(configs.Config):
+class TreeTokenizerConfig(configs.Config):
     """Settings of the tree."""
 
-    order: Literal["content", "category", "random"] = "content"  # what lies near in the tree
-    codebook_size: int = Field(2, ge=2)  # children of a node; a power of two
-    components: int = Field(64, ge=1)  # of the content that the tree is made of
-    iterations: int = Field(10, ge=0)  # rounds of 2-means at a node
-    standardise: bool = True  # give every content dimension the same weight
+    order: Literal["content", "category", "random"] = "content"
+    """What lies near in the tree."""
+    codebook_size: int = Field(2, ge=2)
+    """Children of a node; a power of two."""
+    components: int = Field(64, ge=1)
+    """Of the content that the tree is made of."""
+    iterations: int = Field(10, ge=0)
+    """Rounds of 2-means at a node."""
+    standardise: bool = True
+    """Give every content dimension the same weight."""
 
 
 class Tree(Tokenizer):
     """Closed form; the same seed and content give the same codes."""
 
     name = "tree"
-    Config = TreeConfig
-    config: TreeConfig
+    Config = TreeTokenizerConfig
+    config: TreeTokenizerConfig
     tells_apart: ClassVar[bool] = True
     directions: Tensor
     leaves: Tensor
 
-    def __init__(self, config: TreeConfig, catalog: Catalog) -> None:
+    def __init__(self, config: TreeTokenizerConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         if self.config.codebook_size & (self.config.codebook_size - 1):
             raise ValueError(f"codebook_size = {self.config.codebook_size} must be a power of two: splits are in two")

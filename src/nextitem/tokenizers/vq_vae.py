@@ -20,23 +20,33 @@ from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
-from nextitem.nn.quantisation.learnt_codebooks import LearntCodebooks, Passed
+from nextitem.nn.quantisation.learnt_codebooks import LearntCodebooks, QuantisedLatent
 from nextitem.tokenizers.auto_encoding import AutoEncoding
 
 
 class VQVAEConfig(configs.Config):
     """Sizes and weights of a VQ-VAE."""
 
-    levels: int = Field(3, ge=1)  # codes an item
-    codebook_size: int = Field(64, ge=2)  # codes a level
-    hidden: tuple[int, ...] = (256, 128)  # widths of the encoder's hidden layers; the decoder mirrors them
-    latent_dim: int = Field(48, ge=1)  # width of the latent space; levels must divide it
-    commitment: float = Field(0.25, ge=0)  # weight that draws latents to their codes (beta)
-    codebook_update: Literal["gradient", "ema"] = "gradient"  # how code vectors learn; ema: moving averages
-    ema_decay: float = Field(0.99, ge=0, lt=1)  # weight of the past in the moving averages
-    sinkhorn: float | None = Field(None, gt=0)  # temperature of even spreading in training; None: nearest codes
-    standardise: bool = True  # give every content dimension the same weight
-    revive_every: int = Field(50, ge=1)  # batches after which unused codes restart
+    levels: int = Field(3, ge=1)
+    """Codes an item."""
+    codebook_size: int = Field(64, ge=2)
+    """Codes a level."""
+    hidden: tuple[int, ...] = (256, 128)
+    """Widths of the encoder's hidden layers; the decoder mirrors them."""
+    latent_dim: int = Field(48, ge=1)
+    """Width of the latent space; levels must divide it."""
+    commitment: float = Field(0.25, ge=0)
+    """Weight that draws latents to their codes (beta)."""
+    codebook_update: Literal["gradient", "ema"] = "gradient"
+    """How code vectors learn; ema: moving averages."""
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    """Weight of the past in the moving averages."""
+    sinkhorn: float | None = Field(None, gt=0)
+    """Temperature of even spreading in training; None: nearest codes."""
+    standardise: bool = True
+    """Give every content dimension the same weight."""
+    revive_every: int = Field(50, ge=1)
+    """Batches after which unused codes restart."""
 
 
 class VQVAE(AutoEncoding):
@@ -75,6 +85,6 @@ class VQVAE(AutoEncoding):
         """Codes of each level: the same number."""
         return self.codebooks.codebook_sizes
 
-    def shown(self, passed: Passed) -> dict[str, Tensor]:
+    def shown(self, passed: QuantisedLatent) -> dict[str, Tensor]:
         """The codebooks' loss, and the share of codes that are in use."""
         return {"codebook": passed.codebook.detach(), "codes_in_use": (self.codebooks.usage > 0).float().mean()}

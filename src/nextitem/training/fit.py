@@ -28,7 +28,7 @@ from nextitem.training.loader import BatchStream
 from nextitem.training.memory import keep_freed_memory
 from nextitem.training.module import TrainingModule
 from nextitem.training.progress import progress_for
-from nextitem.training.session import Session
+from nextitem.training.training_state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def fit(
     checkpoint = None if out is None else out / "checkpoints" / "last.ckpt"
     saved = _read(checkpoint) if resume and checkpoint is not None else None
     logger = None if out is None or processes.rank() else TensorBoardLogger(out, name="", version="")
-    session = Session(
+    state = TrainingState(
         config,
         progress_for(label or type(model).__name__, shown=progress and processes.rank() == 0),
         validate=validate,
@@ -89,56 +89,56 @@ def fit(
         record=lambda values, epoch: None if logger is None else logger.log_metrics(values, step=epoch),
     )
     if saved is not None:
-        session.load_state_dict(saved["callbacks"][session.state_key])
-        if session.stopped == "interrupted" or (session.stopped == "time" and not _spent(session, config)):
-            session.stopped = None
+        state.load_state_dict(saved["callbacks"][state.state_key])
+        if state.stopped == "interrupted" or (state.stopped == "time" and not _spent(state, config)):
+            state.stopped = None
     stream = BatchStream(
-        examples, batch_size=config.batch_size, seed=seed, epochs=epochs, epoch=session.epoch, start=session.batch
+        examples, batch_size=config.batch_size, seed=seed, epochs=epochs, epoch=state.epoch, start=state.batch
     )
     if stream.per_epoch == 0:
         raise UserError("there is nothing to train on: no user has two events that may be learnt from")
     total_steps = max(1, config.max_epochs * stream.per_epoch // config.accumulate)
     module = TrainingModule(model, config, seed=seed, total_steps=total_steps)
-    if session.stopped is None and len(stream):
+    if state.stopped is None and len(stream):
         try:
-            _train(module, stream, session, config, saved=saved, accelerator=accelerator, epochs=epochs)
+            _train(module, stream, state, config, saved=saved, accelerator=accelerator, epochs=epochs)
         finally:
-            if logger is not None and session.history:
+            if logger is not None and state.history:
                 logger.experiment.close()
     elif saved is not None:
         module.load_state_dict(saved["state_dict"])
-        session.judge_rest(module)
-    if session.best_weights:
-        model.load_state_dict(session.best_weights)
+        state.judge_rest(module)
+    if state.best_weights:
+        model.load_state_dict(state.best_weights)
     model.eval()
     return TrainingResult(
-        epochs=session.epoch,
-        best_epoch=session.best_epoch if session.best_weights else session.epoch + (session.batch > 0),
-        best_value=session.best_value if session.best_weights else None,
-        seconds=session.seconds,
-        stopped=session.stopped or "finished",
-        history=session.history,
-        notes=_notes(session, config),
+        epochs=state.epoch,
+        best_epoch=state.best_epoch if state.best_weights else state.epoch + (state.batch > 0),
+        best_value=state.best_value if state.best_weights else None,
+        seconds=state.seconds,
+        stopped=state.stopped or "finished",
+        history=state.history,
+        notes=_notes(state, config),
     )
 
 
-def _notes(session: Session, config: TrainingConfig) -> tuple[str, ...]:
+def _notes(state: TrainingState, config: TrainingConfig) -> tuple[str, ...]:
     """Return what the user should know of validation."""
-    if not session.num_undefined:
+    if not state.num_undefined:
         return ()
-    judged = sum("validation" in entry for entry in session.history)
+    judged = sum("validation" in entry for entry in state.history)
     patience = "" if config.patience is None else f", and training.patience = {config.patience} did not count them"
     return (
-        f"validation gave no figure after {session.num_undefined} of {judged + session.num_undefined} epochs, since "
+        f"validation gave no figure after {state.num_undefined} of {judged + state.num_undefined} epochs, since "
         f"what it holds cannot be judged (all labels alike, or nothing asked){patience}; "
-        + (f"the best of the others is epoch {session.best_epoch}" if judged else "the last weights are kept"),
+        + (f"the best of the others is epoch {state.best_epoch}" if judged else "the last weights are kept"),
     )
 
 
 def _train(
     module: TrainingModule,
     stream: BatchStream[Any],
-    session: Session,
+    state: TrainingState,
     config: TrainingConfig,
     *,
     saved: dict[str, Any] | None,
@@ -152,7 +152,7 @@ def _train(
             accelerator=accelerator,
             **_together(),
             max_epochs=1,
-            callbacks=[*restore, session],
+            callbacks=[*restore, state],
             precision=config.precision,
             gradient_clip_val=config.gradient_clip,
             accumulate_grad_batches=config.accumulate,
@@ -162,15 +162,15 @@ def _train(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        done = session.epoch * stream.per_epoch + session.batch
-        session.progress.start(done, epochs * stream.per_epoch, per_epoch=stream.per_epoch)
+        done = state.epoch * stream.per_epoch + state.batch
+        state.progress.start(done, epochs * stream.per_epoch, per_epoch=stream.per_epoch)
         module.model.train()
         try:
-            with _ctrl_c(session):
+            with _ctrl_c(state):
                 trainer.fit(module, train_dataloaders=stream)
         finally:
-            session.progress.stop()
-        session.finish(trainer, module)
+            state.progress.stop()
+        state.finish(trainer, module)
     module.model.to("cpu")
 
 
@@ -197,8 +197,8 @@ class _Restore(lightning.Callback):
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         """Lightning's hook: optimizers are made by now."""
         module.load_state_dict(self.saved["state_dict"])
-        if "carried" in self.saved:
-            module.model.carried = self.saved["carried"].to(module.device)
+        if "step_state" in self.saved:
+            module.model.step_state = self.saved["step_state"].to(module.device)
         for optimizer, state in zip(trainer.optimizers, self.saved["optimizer_states"], strict=True):
             optimizer.load_state_dict(state)
         for entry, state in zip(trainer.lr_scheduler_configs, self.saved["lr_schedulers"], strict=True):
@@ -215,8 +215,8 @@ def _read(checkpoint: Path) -> dict[str, Any] | None:
     return loaded
 
 
-def _spent(session: Session, config: TrainingConfig) -> bool:
-    return config.max_minutes is not None and session.seconds > 60 * config.max_minutes
+def _spent(state: TrainingState, config: TrainingConfig) -> bool:
+    return config.max_minutes is not None and state.seconds > 60 * config.max_minutes
 
 
 def _accelerator(device: str, precision: str) -> str:
@@ -231,14 +231,14 @@ def _accelerator(device: str, precision: str) -> str:
 
 
 @contextmanager
-def _ctrl_c(session: Session) -> Iterator[None]:
+def _ctrl_c(state: TrainingState) -> Iterator[None]:
     """The first Ctrl-C stops after the current batch; a second one stops at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ask_to_stop(signum: int, frame: Any) -> None:
-        session.interrupted = True
+        state.interrupted = True
         signal.signal(signal.SIGINT, former)
 
     former = signal.signal(signal.SIGINT, ask_to_stop)

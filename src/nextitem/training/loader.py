@@ -13,7 +13,7 @@ from nextitem.distributed import processes
 
 
 @dataclass(frozen=True)
-class Stamped(Generic[BatchT]):
+class ScheduledBatch(Generic[BatchT]):
     """A batch that knows its place: from it follows every random number that its step draws."""
 
     epoch: int
@@ -22,9 +22,9 @@ class Stamped(Generic[BatchT]):
     batch: BatchT  # of several processes, this one's part ...
     weight: float = 1.0  # ... whose loss counts so much, that the mean over processes is the loss of the whole batch
 
-    def to(self, device: torch.device | str) -> Stamped[BatchT]:
+    def to(self, device: torch.device | str) -> ScheduledBatch[BatchT]:
         """The same on another device."""
-        return Stamped(self.epoch, self.index, self.is_last, self.batch.to(device), self.weight)
+        return ScheduledBatch(self.epoch, self.index, self.is_last, self.batch.to(device), self.weight)
 
 
 class BatchStream(Generic[BatchT]):
@@ -47,12 +47,12 @@ class BatchStream(Generic[BatchT]):
     def __len__(self) -> int:
         return max(0, (self.epochs - self.epoch) * self.per_epoch - self.start)
 
-    def __iter__(self) -> Iterator[Stamped[BatchT]]:
+    def __iter__(self) -> Iterator[ScheduledBatch[BatchT]]:
         start = self.start
         for epoch in range(self.epoch, self.epochs):
             batches = self.examples.batches(self.batch_size, epoch=epoch, seed=self.seed, start=start)
             for index, batch in enumerate(batches, start=start):
-                yield Stamped(epoch, index, index + 1 == self.per_epoch, *_own_part(batch))
+                yield ScheduledBatch(epoch, index, index + 1 == self.per_epoch, *_own_part(batch))
             start = 0
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nextitem.core.errors import UserError
-from nextitem.core.roles import LossTerms, Trainable, carries
+from nextitem.core.roles import LossTerms, Trainable, has_step_state
 from nextitem.distributed import processes
 from nextitem.training.config import TrainingConfig
-from nextitem.training.loader import Stamped
+from nextitem.training.loader import ScheduledBatch
 from nextitem.training.optimizers import build_optimizer, build_schedule, sparse_tables
 
 _MIX = 0x9E3779B97F4A7C15  # odd 64-bit constant: spreads neighbouring cursors over all seeds
@@ -37,32 +37,33 @@ class TrainingModule(lightning.LightningModule):
         self._sparse = sparse_tables(model, config)
         self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in self._sparse]
 
-    def training_step(self, stamped: Stamped[Any], batch_idx: int) -> Tensor:
+    def training_step(self, scheduled: ScheduledBatch[Any], batch_idx: int) -> Tensor:
         """The loss of one batch; UserError where it is not finite."""
         # torch.manual_seed would format a stack trace for every kind of device, longer than a small step takes.
-        seed = step_seed(self.seed, stamped.epoch, stamped.index, rank=processes.rank())
+        seed = step_seed(self.seed, scheduled.epoch, scheduled.index, rank=processes.rank())
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        terms = self._terms(stamped)
+        terms = self._terms(scheduled)
         if not bool(torch.isfinite(terms.total)):
             raise UserError(
-                f"the loss is {float(terms.total.detach())} in epoch {stamped.epoch + 1}, batch {stamped.index + 1}: "
+                f"the loss is {float(terms.total.detach())} in epoch {scheduled.epoch + 1}, "
+                f"batch {scheduled.index + 1}: "
                 "training has diverged; lower training.learning_rate or set training.gradient_clip"
             )
         self.terms = {"loss": terms.total.detach(), **terms.named}
         return terms.total
 
-    def _terms(self, stamped: Stamped[Any]) -> LossTerms:
+    def _terms(self, scheduled: ScheduledBatch[Any]) -> LossTerms:
         """Loss terms of this process's part; 0, with gradients that the others wait for, where it is empty."""
-        if stamped.weight == 0:
+        if scheduled.weight == 0:
             own = [p for name, p in self.model.named_parameters() if p.requires_grad and name not in self._sparse]
             return LossTerms(torch.stack([parameter.sum() * 0 for parameter in own]).sum())
-        terms = cast(Trainable[Any], self.model).training_loss(stamped.batch)
-        if stamped.weight == 1:
+        terms = cast(Trainable[Any], self.model).training_loss(scheduled.batch)
+        if scheduled.weight == 1:
             return terms
-        named = {name: value * stamped.weight for name, value in terms.named.items()}
-        return LossTerms(terms.total * stamped.weight, named)
+        named = {name: value * scheduled.weight for name, value in terms.named.items()}
+        return LossTerms(terms.total * scheduled.weight, named)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Lightning's hook: the mean of the sparse gradients of all processes."""
@@ -82,9 +83,9 @@ class TrainingModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: what the model carries between steps."""
-        if carries(self.model):
-            parts = processes.gather(self.model.carried.cpu())
-            checkpoint["carried"] = torch.stack([parts[lane % len(parts)][lane] for lane in range(len(parts[0]))])
+        if has_step_state(self.model):
+            parts = processes.gather(self.model.step_state.cpu())
+            checkpoint["step_state"] = torch.stack([parts[lane % len(parts)][lane] for lane in range(len(parts[0]))])
 
     def configure_optimizers(self) -> Any:
         """Lightning's hook: optimizer and per-step schedule."""

@@ -10,9 +10,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nextitem.core.errors import UserError
 from nextitem.training.adagrad import Adagrad
+from nextitem.training.chained_optimizer import ChainedOptimizer
 from nextitem.training.config import OptimizerConfig, TrainingConfig
 from nextitem.training.ftrl import FTRL
-from nextitem.training.together import Together
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -38,7 +38,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     optimizers = [_optimizer(own, config.groups.get(name, config), fused=fused) for name, own in parts.items() if own]
     if any(isinstance(one, FTRL) for one in optimizers) and (config.schedule != "constant" or config.warmup_steps):
         raise UserError('ftrl lowers its rates by itself: set training.schedule = "constant" and warmup_steps = 0')
-    return optimizers[0] if len(optimizers) == 1 else Together(optimizers)
+    return optimizers[0] if len(optimizers) == 1 else ChainedOptimizer(optimizers)
 
 
 def sparse_tables(model: nn.Module, config: TrainingConfig) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ def sparse_tables(model: nn.Module, config: TrainingConfig) -> dict[str, Tensor]
 
 def forget(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
     """Drops the moments that an optimizer has kept of a parameter."""
-    for part in optimizer.parts if isinstance(optimizer, Together) else [optimizer]:
+    for part in optimizer.parts if isinstance(optimizer, ChainedOptimizer) else [optimizer]:
         part.state.pop(parameter, None)
 
 

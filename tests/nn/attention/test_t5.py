@@ -7,12 +7,12 @@ import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from nextitem.nn.attention.t5 import (
-    CrossAttention,
     DecoderLayer,
     EncoderLayer,
     FeedForward,
     RelativePositionBias,
-    SelfAttention,
+    T5CrossAttention,
+    T5SelfAttention,
 )
 
 
@@ -41,7 +41,7 @@ def test_a_bias_depends_on_the_distance_and_its_sign() -> None:
 @torch.no_grad()
 def test_attention_has_no_scale_and_obeys_its_bias() -> None:
     torch.manual_seed(0)
-    layer = CrossAttention(8, heads=2, head_width=4, dropout=0.0)
+    layer = T5CrossAttention(8, heads=2, head_width=4, dropout=0.0)
     target, source = torch.randn(3, 5, 8), torch.randn(3, 7, 8)
     bias = torch.randn(1, 2, 5, 7)
     bias[..., 6] = -torch.inf
@@ -58,7 +58,7 @@ def test_attention_has_no_scale_and_obeys_its_bias() -> None:
 @torch.no_grad()
 def test_self_attention_is_attention_to_itself() -> None:
     torch.manual_seed(0)
-    own, cross = (kind(8, heads=2, head_width=4, dropout=0.0) for kind in (SelfAttention, CrossAttention))
+    own, cross = (kind(8, heads=2, head_width=4, dropout=0.0) for kind in (T5SelfAttention, T5CrossAttention))
     cross.query.weight.copy_(own.query_key_value.weight[:8])
     cross.key_value.weight.copy_(own.query_key_value.weight[8:])
     cross.output.weight.copy_(own.output.weight)

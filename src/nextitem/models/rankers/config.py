@@ -14,21 +14,36 @@ from nextitem.data.examples.labelled_candidates import TARGET
 class RankingConfig(configs.Config):
     """Settings that all rankers share."""
 
-    fields: tuple[str, ...] = ()  # what is read (nn/fields/fields.py); none named: all that there is
-    tasks: tuple[str, ...] = ()  # labels that are learnt; none named: the data's first, "target" without impressions
-    order_by: dict[str, FiniteFloat] = {}  # task -> weight of its log-probability in the order; empty: the first alone
-    learn_from: Literal["auto", "impressions", "events"] = "auto"  # auto: impressions where training has some
-    objective: Literal["pointwise", "listwise"] = "pointwise"  # cross-entropy of each candidate, or of a request's list
-    num_negatives: int = Field(8, ge=1)  # of events: drawn for each target
-    negatives_power: float = Field(0.5, ge=0)  # of events: negatives by popularity ** power; 0: uniform
-    position: Literal["ignore", "field", "weight"] = "field"  # slots shown: unread; read in training; inverse weights
-    delay_hours: float = Field(0.0, ge=0)  # impressions this close to the end of the log have no final label: left out
-    max_history_length: int = Field(50, ge=1)  # most recent events that are read
-    buckets: int = Field(32, ge=2)  # quantiles of a numeric field
-    pair_buckets: int = Field(65_536, ge=2)  # codes of a crossed field, beyond which pairs are hashed
-    l2: float = Field(0.0, ge=0)  # of field vectors, each pulled by batches that read it (nn/ranking/mini_batch_aware)
-    calibration: Literal["platt", "isotonic"] | None = None  # a curve over each task's logits, fitted to validation
-    candidate_features: tuple[str, ...] = ()  # numbers that come with candidates and are read: ranks in channels
+    fields: tuple[str, ...] = ()
+    """What is read (nn/fields/fields.py); none named: all that there is."""
+    tasks: tuple[str, ...] = ()
+    """Labels that are learnt; none named: the data's first, "target" without impressions."""
+    order_by: dict[str, FiniteFloat] = {}
+    """Task -> weight of its log-probability in the order; empty: the first alone."""
+    learn_from: Literal["auto", "impressions", "events"] = "auto"
+    """Auto: impressions where training has some."""
+    objective: Literal["pointwise", "listwise"] = "pointwise"
+    """cross-entropy of each candidate, or of a request's list."""
+    num_negatives: int = Field(8, ge=1)
+    """Of events: drawn for each target."""
+    negatives_power: float = Field(0.5, ge=0)
+    """Of events: negatives by popularity ** power; 0: uniform."""
+    position: Literal["ignore", "field", "weight"] = "field"
+    """Slots shown: unread; read in training; inverse weights."""
+    delay_hours: float = Field(0.0, ge=0)
+    """Impressions this close to the end of the log have no final label: left out."""
+    max_history_length: int = Field(50, ge=1)
+    """Most recent events that are read."""
+    buckets: int = Field(32, ge=2)
+    """Quantiles of a numeric field."""
+    pair_buckets: int = Field(65_536, ge=2)
+    """Codes of a crossed field, beyond which pairs are hashed."""
+    l2: float = Field(0.0, ge=0)
+    """Of field vectors, each pulled by batches that read it (nn/ranking/mini_batch_aware)."""
+    calibration: Literal["platt", "isotonic"] | None = None
+    """A curve over each task's logits, fitted to validation."""
+    candidate_features: tuple[str, ...] = ()
+    """Numbers that come with candidates and are read: ranks in channels."""
 
     @pydantic.model_validator(mode="after")
     def _orders_by_its_tasks(self) -> Self:

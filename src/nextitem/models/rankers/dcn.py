@@ -25,11 +25,16 @@ from nextitem.nn.ranking.cross_network import CrossMixture, CrossNetwork
 class DCNConfig(DeepConfig):
     """Settings of DCN."""
 
-    version: Literal["v1", "v2", "v2-mixture"] = "v2"  # weights of a cross: a vector, a matrix, low-rank experts
-    crosses: int = Field(2, ge=1)  # cross layers
-    structure: Literal["stacked", "parallel"] = "parallel"  # the deep part reads the crosses, or stands beside them
-    rank: int = Field(32, ge=1)  # of v2-mixture, of each expert
-    cross_experts: int = Field(4, ge=1)  # of v2-mixture
+    version: Literal["v1", "v2", "v2-mixture"] = "v2"
+    """Weights of a cross: a vector, a matrix, low-rank experts."""
+    crosses: int = Field(2, ge=1)
+    """Cross layers."""
+    structure: Literal["stacked", "parallel"] = "parallel"
+    """The deep part reads the crosses, or stands beside them."""
+    rank: int = Field(32, ge=1)
+    """Of v2-mixture, of each expert."""
+    cross_experts: int = Field(4, ge=1)
+    """Of v2-mixture."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""

@@ -22,15 +22,24 @@ from nextitem.nn.ranking.task_towers import Sharing, TaskTowers
 class DeepConfig(RankingConfig):
     """Settings of rankers with a deep part."""
 
-    width: int = Field(16, ge=1)  # D, of a field's vector
-    hidden: tuple[int, ...] = (128, 64)  # widths of the layers that tasks share (of each expert)
-    tower: tuple[int, ...] = ()  # widths of the layers that each task has of its own
-    activation: Activation = "relu"  # of both
-    dropout: float = Field(0.0, ge=0, lt=1)  # after each shared layer
-    sharing: Sharing = "shared-bottom"  # what several tasks share (nn/ranking/task_towers.py)
-    experts: int = Field(4, ge=1)  # of mmoe; of ple: shared ones, and each task's own
-    levels: int = Field(2, ge=1)  # extraction networks of ple
-    field_gates: Literal["relu", "sigmoid"] | None = None  # SENet over the fields that the deep part reads
+    width: int = Field(16, ge=1)
+    """D, of a field's vector."""
+    hidden: tuple[int, ...] = (128, 64)
+    """Widths of the layers that tasks share (of each expert)."""
+    tower: tuple[int, ...] = ()
+    """Widths of the layers that each task has of its own."""
+    activation: Activation = "relu"
+    """Of both."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """After each shared layer."""
+    sharing: Sharing = "shared-bottom"
+    """What several tasks share (nn/ranking/task_towers.py)."""
+    experts: int = Field(4, ge=1)
+    """Of mmoe; of ple: shared ones, and each task's own."""
+    levels: int = Field(2, ge=1)
+    """Extraction networks of ple."""
+    field_gates: Literal["relu", "sigmoid"] | None = None
+    """SENet over the fields that the deep part reads."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""

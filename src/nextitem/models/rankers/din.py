@@ -32,8 +32,10 @@ class DINConfig(DeepConfig):
     """Settings of DIN."""
 
     activation: Activation = "dice"
-    unit: tuple[int, int] = (80, 40)  # widths of the activation unit's hidden layers
-    normalise: bool = False  # a softmax of weights / sqrt(X) instead of the paper's plain sum
+    unit: tuple[int, int] = (80, 40)
+    """Widths of the activation unit's hidden layers."""
+    normalise: bool = False
+    """A softmax of weights / sqrt(X) instead of the paper's plain sum."""
 
 
 class DIN(RankingModel):

@@ -37,7 +37,7 @@ from nextitem.core.roles import Examples
 from nextitem.models.rankers.config import RankingConfig
 from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.nn.fields.fields import FieldCodes
-from nextitem.nn.fields.kinds import ItemCategory, ItemId, Pair, RequestCategory
+from nextitem.nn.fields.kinds import CrossedWithLast, ItemCategory, ItemId, RequestCategory
 from nextitem.ops.tensor_version import version_of
 
 READ_AT_ONCE = 4096  # requests
@@ -46,13 +46,20 @@ READ_AT_ONCE = 4096  # requests
 class GBDTConfig(RankingConfig):
     """Settings of GBDT."""
 
-    trees: int = Field(200, ge=1)  # E, of each task
-    leaves: int = Field(15, ge=2)  # V, most leaves of a tree
-    learning_rate: float = Field(0.05, gt=0)  # what a tree's answer counts
-    leaf_examples: int = Field(50, ge=1)  # least candidates in a leaf
-    weight_l2: float = Field(10.0, ge=0)  # lambda in a leaf's weight -G / (H + lambda)
-    leaf_regression: bool = False  # a logistic regression over the leaves in place of the trees' sum
-    leaf_l2: float = Field(10.0, gt=0)  # of that regression
+    trees: int = Field(200, ge=1)
+    """E, of each task."""
+    leaves: int = Field(15, ge=2)
+    """V, most leaves of a tree."""
+    learning_rate: float = Field(0.05, gt=0)
+    """What a tree's answer counts."""
+    leaf_examples: int = Field(50, ge=1)
+    """Least candidates in a leaf."""
+    weight_l2: float = Field(10.0, ge=0)
+    """Lambda in a leaf's weight -G / (H + lambda)."""
+    leaf_regression: bool = False
+    """A logistic regression over the leaves in place of the trees' sum."""
+    leaf_l2: float = Field(10.0, gt=0)
+    """Of that regression."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
@@ -76,8 +83,10 @@ class GBDT(RankingModel):
     def __init__(self, config: GBDTConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         single = [part for part in self.fields.parts if not part.is_bag]
-        self.read = [place for place, part in enumerate(single) if not (isinstance(part, Pair) and not part.exact)]
-        kinds = (ItemId, ItemCategory, RequestCategory, Pair)
+        self.read = [
+            place for place, part in enumerate(single) if not (isinstance(part, CrossedWithLast) and not part.exact)
+        ]
+        kinds = (ItemId, ItemCategory, RequestCategory, CrossedWithLast)
         self.categories = [place for place, at in enumerate(self.read) if isinstance(single[at], kinds)]
         self.register_buffer("trees", torch.zeros(0, dtype=torch.uint8))  # JSON: LightGBM's text for each task
         self.register_buffer("leaf_weights", torch.zeros(0))  # [S, E, V]

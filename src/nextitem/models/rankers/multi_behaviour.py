@@ -34,9 +34,12 @@ class MultiBehaviourConfig(DeepConfig):
     """Settings of MultiBehaviour."""
 
     activation: Activation = "dice"
-    behaviours: int = Field(2, ge=1)  # sequences: the first actions by name have one each; the last takes the others
-    heads: int = Field(2, ge=1)  # of cross attention
-    unit: tuple[int, int] = (80, 40)  # widths of the activation units' hidden layers
+    behaviours: int = Field(2, ge=1)
+    """Sequences: the first actions by name have one each; the last takes the others."""
+    heads: int = Field(2, ge=1)
+    """Of cross attention."""
+    unit: tuple[int, int] = (80, 40)
+    """Widths of the activation units' hidden layers."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""

@@ -32,7 +32,7 @@ from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.nn.attention.target_attention import MultiHeadTargetAttention, TargetAttention
 from nextitem.nn.fields.fields import FieldCodes, FieldVectors
 from nextitem.nn.fields.kinds import HOUR_MS, MOST, ItemCategory, ItemField, ItemId, logarithmic
-from nextitem.nn.ranking.behaviour_search import Found, search_nearest, search_same
+from nextitem.nn.ranking.behaviour_search import SearchResult, search_nearest, search_same
 from nextitem.nn.ranking.mlp import Activation, mlp
 
 
@@ -40,15 +40,24 @@ class SIMConfig(DeepConfig):
     """Settings of SIM."""
 
     activation: Activation = "dice"
-    unit: tuple[int, int] = (80, 40)  # widths of the activation unit's hidden layers, for the recent history
-    long_history_length: int = Field(10_000, ge=1)  # most recent events that are searched
-    search: Literal["hard", "soft"] = "hard"  # by category, or by inner product
-    category: str = ""  # categorical column of the hard search; none named: the catalogue's with the most values
-    found: int = Field(50, ge=1)  # K, events that the search hands on at most
-    heads: int = Field(2, ge=1)  # of the exact search unit
-    time_width: int = Field(8, ge=1)  # of the vector of a time gap
-    search_width: int = Field(16, ge=1)  # G
-    search_loss: float = Field(0.2, ge=0)  # alpha, the weight of the soft search's auxiliary task
+    unit: tuple[int, int] = (80, 40)
+    """Widths of the activation unit's hidden layers, for the recent history."""
+    long_history_length: int = Field(10_000, ge=1)
+    """Most recent events that are searched."""
+    search: Literal["hard", "soft"] = "hard"
+    """By category, or by inner product."""
+    category: str = ""
+    """Categorical column of the hard search; none named: the catalogue's with the most values."""
+    found: int = Field(50, ge=1)
+    """K, events that the search hands on at most."""
+    heads: int = Field(2, ge=1)
+    """Of the exact search unit."""
+    time_width: int = Field(8, ge=1)
+    """Of the vector of a time gap."""
+    search_width: int = Field(16, ge=1)
+    """G."""
+    search_loss: float = Field(0.2, ge=0)
+    """Alpha, the weight of the soft search's auxiliary task."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
@@ -111,7 +120,7 @@ class SIM(RankingModel):
         return out
 
     @torch.no_grad()
-    def search(self, long: SequenceBatch, queries_PX: Tensor) -> Found:
+    def search(self, long: SequenceBatch, queries_PX: Tensor) -> SearchResult:
         """At most K events for each candidate, among those of the histories."""
         assert long.candidates is not None
         if self.config.search == "hard":

@@ -50,9 +50,12 @@ _BATCH = 64  # targets whose nodes are scored together in an assignment
 class JTMConfig(TreeConfig):
     """Settings of JTM."""
 
-    segment: int = Field(7, ge=1)  # levels that are assigned together
-    exact_items: int = Field(256, ge=0)  # items of a node up to which their assignment is exact
-    targets_per_item: int = Field(20, ge=1)  # training targets of an item that an assignment looks at
+    segment: int = Field(7, ge=1)
+    """Levels that are assigned together."""
+    exact_items: int = Field(256, ge=0)
+    """Items of a node up to which their assignment is exact."""
+    targets_per_item: int = Field(20, ge=1)
+    """Training targets of an item that an assignment looks at."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
@@ -97,7 +100,7 @@ class JTM(Recommender):
         """Binary cross-entropy of the nodes of all levels (eq. 2)."""
         return self.network.loss(batch)
 
-    def alternate(self, epoch: int) -> Sequence[nn.Parameter]:
+    def after_epoch(self, epoch: int) -> Sequence[nn.Parameter]:
         """A new assignment of items to leaves after the chosen epochs (algorithm 1, line 4)."""
         if epoch not in self.config.relearn_after:
             return ()

@@ -30,16 +30,26 @@ _STD = 0.01  # of embeddings at the start; the authors' code has 0.001, with whi
 class TreeConfig(configs.Config):
     """Settings that all tree-based models share."""
 
-    width: int = Field(24, ge=1)  # D, of items and nodes
-    windows: tuple[int, ...] = (10, 5, 2, 1, 1, 1)  # history items summed up together, oldest window first
-    hidden: tuple[int, ...] = (64, 32)  # hidden layers of the network over windows and node
-    objective: Literal["levels", "beam-aware"] = "levels"  # sampled nodes of every level, or those that a beam visits
-    negatives: int = Field(64, ge=1)  # levels: other nodes for each target, in proportion to their depth
-    negatives_per_level: tuple[int, ...] | None = None  # of each depth from 1 on; None: by `negatives`
-    training_beam: int = Field(16, ge=1)  # beam-aware: beams of the search in training; more meet what it never saw
-    targets_per_epoch: int | None = Field(None, ge=1)  # examples of an epoch, drawn anew each time; None: all
-    beam_width: int = Field(100, ge=1)  # beams kept; at least k are
-    relearn_after: tuple[int, ...] = ()  # epochs after which the tree is learnt anew
+    width: int = Field(24, ge=1)
+    """D, of items and nodes."""
+    windows: tuple[int, ...] = (10, 5, 2, 1, 1, 1)
+    """History items summed up together, oldest window first."""
+    hidden: tuple[int, ...] = (64, 32)
+    """Hidden layers of the network over windows and node."""
+    objective: Literal["levels", "beam-aware"] = "levels"
+    """Sampled nodes of every level, or those that a beam visits."""
+    negatives: int = Field(64, ge=1)
+    """Levels: other nodes for each target, in proportion to their depth."""
+    negatives_per_level: tuple[int, ...] | None = None
+    """Of each depth from 1 on; None: by `negatives`."""
+    training_beam: int = Field(16, ge=1)
+    """beam-aware: beams of the search in training; more meet what it never saw."""
+    targets_per_epoch: int | None = Field(None, ge=1)
+    """Examples of an epoch, drawn anew each time; None: all."""
+    beam_width: int = Field(100, ge=1)
+    """Beams kept; at least k are."""
+    relearn_after: tuple[int, ...] = ()
+    """Epochs after which the tree is learnt anew."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""

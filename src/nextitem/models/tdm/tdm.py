@@ -80,7 +80,7 @@ class TDM(Recommender):
         """Binary cross-entropy of the nodes of all levels (eq. 5)."""
         return self.network.loss(batch)
 
-    def alternate(self, epoch: int) -> Sequence[nn.Parameter]:
+    def after_epoch(self, epoch: int) -> Sequence[nn.Parameter]:
         """A new tree after the chosen epochs: recursive 2-means of the items' vectors (section 3.5)."""
         if epoch not in self.config.relearn_after:
             return ()

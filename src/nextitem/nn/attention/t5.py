@@ -51,7 +51,7 @@ def _buckets(distance: Tensor, buckets: int, max_distance: int, *, bidirectional
     return base + torch.where(away < exact, away, large)
 
 
-class SelfAttention(nn.Module):
+class T5SelfAttention(nn.Module):
     """Multi-head attention of a sequence to itself, without scale and biases."""
 
     def __init__(self, width: int, *, heads: int, head_width: int, dropout: float) -> None:
@@ -76,7 +76,7 @@ class SelfAttention(nn.Module):
         return out
 
 
-class CrossAttention(nn.Module):
+class T5CrossAttention(nn.Module):
     """Multi-head attention to another sequence, whose keys and values are made once and used many times."""
 
     def __init__(self, width: int, *, heads: int, head_width: int, dropout: float) -> None:
@@ -134,7 +134,7 @@ class EncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_attention = nn.RMSNorm(width, eps=1e-6)
-        self.attention = SelfAttention(width, heads=heads, head_width=head_width, dropout=dropout)
+        self.attention = T5SelfAttention(width, heads=heads, head_width=head_width, dropout=dropout)
         self.norm_feed = nn.RMSNorm(width, eps=1e-6)
         self.feed = FeedForward(width, inner=inner, hidden_layers=hidden_layers, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
@@ -154,9 +154,9 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_attention = nn.RMSNorm(width, eps=1e-6)
-        self.attention = SelfAttention(width, heads=heads, head_width=head_width, dropout=dropout)
+        self.attention = T5SelfAttention(width, heads=heads, head_width=head_width, dropout=dropout)
         self.norm_cross = nn.RMSNorm(width, eps=1e-6)
-        self.cross = CrossAttention(width, heads=heads, head_width=head_width, dropout=dropout)
+        self.cross = T5CrossAttention(width, heads=heads, head_width=head_width, dropout=dropout)
         self.norm_feed = nn.RMSNorm(width, eps=1e-6)
         self.feed = FeedForward(width, inner=inner, hidden_layers=hidden_layers, dropout=dropout)
         self.dropout = nn.Dropout(dropout)

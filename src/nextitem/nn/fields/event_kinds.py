@@ -11,7 +11,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import ColumnEncoding
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
-from nextitem.nn.fields.kinds import Asked, Field, bucket_codes, quantiles
+from nextitem.nn.fields.kinds import Field, FieldInputs, bucket_codes, quantiles
 
 
 class EventBag(Field):
@@ -24,7 +24,7 @@ class EventBag(Field):
         super().__init__()
         self.name, self.size = name, encoding.num_codes
 
-    def forward(self, asked: Asked) -> Jagged:
+    def forward(self, asked: FieldInputs) -> Jagged:
         """B rows."""
         column = asked.event_column(self.name)
         return asked.recent.with_values(torch.zeros_like(asked.recent.values) if column is None else column.values)
@@ -46,7 +46,7 @@ class EventMean(Field):
         if self.name in requests.features:
             self.borders.copy_(quantiles(_means(requests.features[self.name]), self.size - 1))
 
-    def forward(self, asked: Asked) -> Tensor:
+    def forward(self, asked: FieldInputs) -> Tensor:
         """[B]; 0 if no event has a value."""
         column = asked.event_column(self.name)
         if column is None:

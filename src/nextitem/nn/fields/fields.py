@@ -117,7 +117,7 @@ class Fields(nn.Module):
 
     def forward(self, batch: SequenceBatch) -> FieldCodes:
         """The codes of a batch with candidates."""
-        asked = kinds.Asked(batch, self.max_history_length)
+        asked = kinds.FieldInputs(batch, self.max_history_length)
         single: dict[str, list[Tensor]] = {"request": [], "candidate": []}
         bags: dict[str, list[Jagged]] = {"request": [], "candidate": []}
         for start, name, part in zip(self._starts, self.names, self._parts, strict=False):
@@ -220,8 +220,8 @@ class FieldVectors(nn.Module):
 def _known(catalog: Catalog, *, buckets: int, pair_buckets: int, brought: Sequence[str]) -> dict[str, kinds.Field]:
     """Every field that there is for a catalogue, by name."""
     known: dict[str, kinds.Field] = {
-        "request.hour": kinds.Clock("hour"),
-        "request.weekday": kinds.Clock("weekday"),
+        "request.hour": kinds.RequestTime("hour"),
+        "request.weekday": kinds.RequestTime("weekday"),
         "history.length": kinds.HistoryLength(),
     }
     for name, column in catalog.requests.items():
@@ -250,11 +250,11 @@ def _known(catalog: Catalog, *, buckets: int, pair_buckets: int, brought: Sequen
         if not isinstance(field, kinds.ItemId | kinds.ItemCategory):
             continue
         known[f"history.{name}"] = kinds.HistoryBag(field)
-        known[f"cross.{name}"] = kinds.Shared(field)
-        known[f"cross.{name}.since"] = kinds.Since(field)
-        known[f"cross.{name}.last"] = kinds.Pair(field, pair_buckets)
+        known[f"cross.{name}"] = kinds.HistoryMatchCount(field)
+        known[f"cross.{name}.since"] = kinds.EventsSinceMatch(field)
+        known[f"cross.{name}.last"] = kinds.CrossedWithLast(field, pair_buckets)
     for name in brought:
-        known[f"candidate.{name}"] = kinds.Brought(name, default=1.0 if name == "slot" else 0.0)
+        known[f"candidate.{name}"] = kinds.CandidateFeature(name, default=1.0 if name == "slot" else 0.0)
     return known
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nextitem.core.batch import OWN_EVENTS, SequenceBatch
 from nextitem.core.interactions import Interactions
-from nextitem.nn.fields.kinds import DAY_MS, MOST, Asked, Field, logarithmic
+from nextitem.nn.fields.kinds import DAY_MS, MOST, Field, FieldInputs, logarithmic
 
 
 class ItemPopularity(Field):
@@ -44,7 +44,7 @@ class ItemPopularity(Field):
             self.distinct, rank = torch.unique(torch.tensor(events.timestamps), return_inverse=True)
             self.keys = (items * (len(self.distinct) + 1) + rank).sort().values
 
-    def forward(self, asked: Asked) -> Tensor:
+    def forward(self, asked: FieldInputs) -> Tensor:
         """[P]."""
         if asked.times is None or not len(self.distinct):
             counts = self._without_own(self.starts[asked.items + 1] - self.starts[asked.items], asked.batch)

@@ -26,7 +26,7 @@ MOST = 40  # codes of a logarithmic scale: 1, 1.4, 2, 2.8 ... 10^6
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class FieldInputs:
     """A batch of requests with candidates, and what several fields read of it."""
 
     batch: SequenceBatch
@@ -86,7 +86,7 @@ class Field(nn.Module):
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
         """Takes from training requests and events what codes depend on; most fields need nothing."""
 
-    def forward(self, asked: Asked) -> Tensor | Jagged:
+    def forward(self, asked: FieldInputs) -> Tensor | Jagged:
         """Codes [B] or [P]; of a bag, as many rows."""
         raise AssertionError("each kind has its own")
 
@@ -98,7 +98,7 @@ class ItemField(Field):
         """Codes of any items [n]."""
         raise AssertionError("each kind has its own")
 
-    def forward(self, asked: Asked) -> Tensor | Jagged:
+    def forward(self, asked: FieldInputs) -> Tensor | Jagged:
         """Codes of the candidates."""
         return self.of_items(asked.items)
 
@@ -185,7 +185,7 @@ class ItemAge(Field):
         self.size = MOST
         self.register_buffer("released", nn.functional.pad(released_ms, (1, 0)), persistent=False)
 
-    def forward(self, asked: Asked) -> Tensor:
+    def forward(self, asked: FieldInputs) -> Tensor:
         """[P]; 0 without a release or a time."""
         released: Tensor = self.released[asked.items]  # type: ignore[index]
         if asked.times is None:
@@ -211,7 +211,7 @@ class RequestCategory(Field):
             seen = torch.bincount(_values(requests.context[self.name]), minlength=self.size) > 0
             self.codes.copy_(torch.arange(self.size) * seen)
 
-    def forward(self, asked: Asked) -> Tensor | Jagged:
+    def forward(self, asked: FieldInputs) -> Tensor | Jagged:
         """[B]."""
         given = asked.batch.context.get(self.name)
         if given is None:
@@ -225,7 +225,7 @@ class RequestList(RequestCategory):
 
     is_bag: ClassVar[bool] = True
 
-    def forward(self, asked: Asked) -> Jagged:
+    def forward(self, asked: FieldInputs) -> Jagged:
         """B rows."""
         given = asked.batch.context.get(self.name)
         if given is None:
@@ -249,7 +249,7 @@ class RequestNumber(Field):
         if self.name in requests.context:
             self.borders.copy_(quantiles(requests.context[self.name], self.size - 1))
 
-    def forward(self, asked: Asked) -> Tensor:
+    def forward(self, asked: FieldInputs) -> Tensor:
         """[B]."""
         given = asked.batch.context.get(self.name)
         if given is None:
@@ -266,7 +266,7 @@ class RequestAge(Field):
         super().__init__()
         self.name, self.size = name, MOST
 
-    def forward(self, asked: Asked) -> Tensor:
+    def forward(self, asked: FieldInputs) -> Tensor:
         """[B]."""
         given, now = asked.batch.context.get(self.name), asked.batch.request_times
         if given is None or now is None:
@@ -275,7 +275,7 @@ class RequestAge(Field):
         return logarithmic(hours.nan_to_num(-1) + 1)
 
 
-class Clock(Field):
+class RequestTime(Field):
     """Hour of the day or day of the week of the request (UTC)."""
 
     of: ClassVar[Literal["request", "candidate"]] = "request"
@@ -285,7 +285,7 @@ class Clock(Field):
         self.what = what
         self.size = 25 if what == "hour" else 8
 
-    def forward(self, asked: Asked) -> Tensor:
+    def forward(self, asked: FieldInputs) -> Tensor:
         """[B]."""
         now = asked.batch.request_times
         if now is None:
@@ -299,7 +299,7 @@ class HistoryLength(Field):
     of: ClassVar[Literal["request", "candidate"]] = "request"
     size = MOST
 
-    def forward(self, asked: Asked) -> Tensor:
+    def forward(self, asked: FieldInputs) -> Tensor:
         """[B]."""
         return logarithmic(asked.recent.lengths.double())
 
@@ -325,25 +325,25 @@ class HistoryBag(Reading):
     def __init__(self, field: ItemField) -> None:
         super().__init__(field, field.size)
 
-    def forward(self, asked: Asked) -> Jagged:
+    def forward(self, asked: FieldInputs) -> Jagged:
         """B rows."""
         codes = self.field.of_items(asked.recent.values)
         assert isinstance(codes, Tensor)
         return asked.recent.with_values(codes)
 
 
-class Shared(Reading):
+class HistoryMatchCount(Reading):
     """How many of the latest events share the candidate's value of an item field: 0, 1, 2, 3 - 4, 5 - 8, ..."""
 
-    def forward(self, asked: Asked) -> Tensor:
+    def forward(self, asked: FieldInputs) -> Tensor:
         """[P]."""
         return logarithmic(asked.same(self.field).sum(1).double())
 
 
-class Since(Reading):
+class EventsSinceMatch(Reading):
     """How many events ago the candidate's value of an item field stood in the history; 0: not among the latest."""
 
-    def forward(self, asked: Asked) -> Tensor:
+    def forward(self, asked: FieldInputs) -> Tensor:
         """[P]."""
         same = asked.same(self.field)
         if not same.shape[1]:
@@ -352,7 +352,7 @@ class Since(Reading):
         return logarithmic(last.double() + 1) * same.any(1)
 
 
-class Pair(Reading):
+class CrossedWithLast(Reading):
     """The last event's value of an item field crossed with the candidate's, hashed where there are too many pairs."""
 
     def __init__(self, field: ItemField, buckets: int) -> None:
@@ -360,7 +360,7 @@ class Pair(Reading):
         super().__init__(field, 1 + (field.size**2 if exact else buckets))
         self.exact = exact
 
-    def forward(self, asked: Asked) -> Tensor:
+    def forward(self, asked: FieldInputs) -> Tensor:
         """[P]."""
         field, recent = self.field, asked.recent
         last = recent.values.new_zeros(recent.num_rows)
@@ -375,14 +375,14 @@ class Pair(Reading):
         return (1 + mixed) * ((before > 0) & (now > 0))
 
 
-class Brought(Field):
+class CandidateFeature(Field):
     """A number that comes with the candidates (their rank in a channel), logarithmic; `default` where none comes."""
 
     def __init__(self, name: str, *, default: float = 0.0) -> None:
         super().__init__()
         self.name, self.default, self.size = name, default, MOST
 
-    def forward(self, asked: Asked) -> Tensor:
+    def forward(self, asked: FieldInputs) -> Tensor:
         """[P]."""
         given = asked.batch.candidate_features.get(self.name)
         values = torch.full(asked.items.shape, self.default) if given is None else given.values

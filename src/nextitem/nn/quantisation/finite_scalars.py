@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nextitem.nn.quantisation.learnt_codebooks import Passed
+from nextitem.nn.quantisation.learnt_codebooks import QuantisedLatent
 
 
 class FiniteScalars(nn.Module):
@@ -29,12 +29,12 @@ class FiniteScalars(nn.Module):
         """Codes of each level."""
         return (math.prod(self.values),) * self.levels
 
-    def forward(self, latent: Tensor) -> Passed:
+    def forward(self, latent: Tensor) -> QuantisedLatent:
         """Rounds `latent [B, E]`; no loss draws it anywhere."""
         bounded = self._bounded(latent)
         rounded = bounded + (bounded.round() - bounded).detach()
         nothing = latent.new_zeros(())
-        return Passed(self._codes(rounded), rounded / self._half(rounded), nothing, nothing)
+        return QuantisedLatent(self._codes(rounded), rounded / self._half(rounded), nothing, nothing)
 
     def encode(self, latent: Tensor) -> Tensor:
         """Codes [B, M]."""

@@ -22,7 +22,7 @@ from nextitem.nn.quantisation.quantizers import (
 
 
 @dataclass(frozen=True)
-class Passed:
+class QuantisedLatent:
     """Outcome of quantising within a network.
 
     codes       [B, M] int64
@@ -86,7 +86,7 @@ class LearntCodebooks(nn.Module):
         """Codes of each level: the same number."""
         return (self.tables.shape[1],) * len(self.tables)
 
-    def forward(self, latent: Tensor) -> Passed:
+    def forward(self, latent: Tensor) -> QuantisedLatent:
         """Quantises `latent [B, E]`; in training the tables start, revive and move."""
         if self.training:
             self._renew(latent.detach())
@@ -102,7 +102,7 @@ class LearntCodebooks(nn.Module):
         if self.update == "ema":
             codebook = codebook.detach() * 0
         # Straight-through: the decoder sees the code vectors, the encoder its gradient.
-        return Passed(found.codes, latent + (found.quantised - latent).detach(), codebook, commitment)
+        return QuantisedLatent(found.codes, latent + (found.quantised - latent).detach(), codebook, commitment)
 
     def encode(self, latent: Tensor) -> Tensor:
         """Nearest codes [B, M]."""

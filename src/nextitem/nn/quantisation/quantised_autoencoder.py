@@ -12,13 +12,13 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from nextitem.nn.quantisation.learnt_codebooks import Passed, mean_square
+from nextitem.nn.quantisation.learnt_codebooks import QuantisedLatent, mean_square
 
 
 class Quantizer(Protocol):
     """What lies between encoder and decoder, as a module: LearntCodebooks, FiniteScalars."""
 
-    def __call__(self, latent: Tensor) -> Passed:
+    def __call__(self, latent: Tensor) -> QuantisedLatent:
         """Quantise latents [B, E]."""
 
     def encode(self, latent: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class QuantisedAutoEncoder(nn.Module):
         self.quantizer = quantizer
         self.decoder = _relu_layers(widths[::-1])
 
-    def forward(self, content: Tensor) -> tuple[Tensor, Passed]:
+    def forward(self, content: Tensor) -> tuple[Tensor, QuantisedLatent]:
         """The mean squared distance of rows to what comes back, and what the quantizer made of their latents."""
         passed = cast(Quantizer, self.quantizer)(self.encoder(content))
         return mean_square(content, self.decoder(passed.latent)), passed

@@ -18,14 +18,14 @@ from nextitem.nn.attention.target_attention import real_positions
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class SearchResult:
     """Events found for each candidate: `places [P, K]` among the T events (0 where there is none), `real [P, K]`."""
 
     places: Tensor
     real: Tensor
 
 
-def search_same(codes: Jagged, wanted_P: Tensor, rows_P: Tensor, k: int) -> Found:
+def search_same(codes: Jagged, wanted_P: Tensor, rows_P: Tensor, k: int) -> SearchResult:
     """The latest `k` events of a candidate's request whose code (Jagged [T], a category) is the candidate's.
 
     Code 0, what is not known, is not found. Events are ordered once by request and code, which takes T log T; then a
@@ -37,10 +37,10 @@ def search_same(codes: Jagged, wanted_P: Tensor, rows_P: Tensor, k: int) -> Foun
     first, end = torch.searchsorted(keys, asked), torch.searchsorted(keys, asked, right=True)
     at = end[:, None] - torch.arange(min(k, max(1, len(order))), 0, -1, device=end.device)
     real = (at >= first[:, None]) & (wanted_P > 0)[:, None]
-    return Found(F.pad(order, (0, 1))[at.clamp(min=0)] * real, real)
+    return SearchResult(F.pad(order, (0, 1))[at.clamp(min=0)] * real, real)
 
 
-def search_nearest(keys: Jagged, queries: Jagged, k: int) -> Found:
+def search_nearest(keys: Jagged, queries: Jagged, k: int) -> SearchResult:
     """The `k` events of a candidate's request with the highest inner products, all of a shorter history.
 
     `keys` holds vectors [T, D] of the events, `queries` vectors [P, D] of the candidates, request by request.
@@ -53,4 +53,4 @@ def search_nearest(keys: Jagged, queries: Jagged, k: int) -> Found:
     scores = products[rows, column].masked_fill(~real, -torch.inf)
     positions = scores.topk(min(k, L), dim=1).indices
     kept = real.gather(1, positions)
-    return Found((keys.offsets[rows, None] + positions) * kept, kept)
+    return SearchResult((keys.offsets[rows, None] + positions) * kept, kept)

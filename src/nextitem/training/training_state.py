@@ -13,10 +13,10 @@ import lightning
 import torch
 from torch import Tensor
 
-from nextitem.core.roles import Alternating
+from nextitem.core.roles import HasEpochHook
 from nextitem.distributed import processes
 from nextitem.training.config import TrainingConfig
-from nextitem.training.loader import Stamped
+from nextitem.training.loader import ScheduledBatch
 from nextitem.training.module import TrainingModule
 from nextitem.training.optimizers import forget
 from nextitem.training.progress import Progress
@@ -24,7 +24,7 @@ from nextitem.training.progress import Progress
 _DUE = [None, "interrupted", "time", "save"]
 
 
-class Session(lightning.Callback):
+class TrainingState(lightning.Callback):
     """The state of a training run beyond weights and optimizer; it is saved in every checkpoint."""
 
     def __init__(
@@ -79,7 +79,7 @@ class Session(lightning.Callback):
         self._began = self._saved = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: Any, module: TrainingModule, outputs: Any, batch: Stamped[Any], batch_idx: int
+        self, trainer: Any, module: TrainingModule, outputs: Any, batch: ScheduledBatch[Any], batch_idx: int
     ) -> None:
         """Lightning's hook: moves the cursor, and looks whether anything is due."""
         self.epoch, self.batch = (batch.epoch + 1, 0) if batch.is_last else (batch.epoch, batch.index + 1)
@@ -93,7 +93,7 @@ class Session(lightning.Callback):
                 self._alternate(trainer, module.model)
         # Gradients of a group that is not complete are in no checkpoint: the run is cut between groups only.
         if self.stopped is None and (batch_idx + 1) % self.config.accumulate == 0:
-            due = _DUE[processes.from_first(_DUE.index(self._due()))]  # clocks differ, what is done must not
+            due = _DUE[processes.broadcast_int(_DUE.index(self._due()))]  # clocks differ, what is done must not
             if due == "save":
                 self.save(trainer)
             else:
@@ -138,10 +138,10 @@ class Session(lightning.Callback):
             self.stopped = "patience"
 
     def _alternate(self, trainer: Any, model: Any) -> None:
-        """What an Alternating model changes between epochs; moments of what begins anew are dropped."""
-        if not isinstance(model, Alternating):
+        """What an HasEpochHook model changes between epochs; moments of what begins anew are dropped."""
+        if not isinstance(model, HasEpochHook):
             return
-        for parameter in model.alternate(self.epoch):
+        for parameter in model.after_epoch(self.epoch):
             for optimizer in trainer.optimizers:
                 forget(optimizer, parameter)
 

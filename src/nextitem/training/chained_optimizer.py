@@ -1,4 +1,4 @@
-"""Together: several optimizers, each over parameters of its own, as one."""
+"""ChainedOptimizer: several optimizers, each over parameters of its own, as one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 
-class Together(torch.optim.Optimizer):
+class ChainedOptimizer(torch.optim.Optimizer):
     """Steps its parts one after the other; its groups are theirs, so that a schedule reaches each of them."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
