@@ -15,6 +15,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from typing import Any
 FOLDER = Path(__file__).parent
 DATA = FOLDER / "results.jsonl"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.S)
+
+REPORTED = re.compile(r" ?The commit was not recorded; the figure was first reported in (\w+)\.")
 
 Row = dict[str, Any]
 
@@ -60,9 +63,9 @@ RANKERS = {
 RERANKED = {
     "candidates, re-ranker": "label",
     "NDCG@10": "ndcg@10",
-    "change, %": "ndcg@10 change percent",
+    "NDCG@10, change in %": "ndcg@10 change percent",
     "diversity@10": "diversity@10",
-    "change, % ": "diversity@10 change percent",
+    "diversity@10, change in %": "diversity@10 change percent",
 }
 WHOLE = {
     "model": "label",
@@ -279,7 +282,7 @@ TABLES: dict[str, dict[str, str]] = {
         "peer": "peer_epoch_cpu_seconds",
         "ratio": "ratio",
     },
-    "training_speed/two_tower": {**PEERS, "memory, MiB": "peak_mib", "peer, MiB": "peer_peak_mib"},
+    "two_towers/speed": {**PEERS, "memory, MiB": "peak_mib", "peer, MiB": "peer_peak_mib"},
     "training_speed/time_to_quality": {
         "model": "label",
         "seconds to 0.044": "seconds to 0.044",
@@ -294,7 +297,10 @@ TABLES: dict[str, dict[str, str]] = {
         "recall@20": "recall@20",
         "MRR@20": "mrr@20",
     },
-    "training_speed/validation_by_epoch": {"what": "label", "NDCG@10": "seeds:validation ndcg@10"},
+    "training_speed/validation_by_epoch": {
+        "validation": "label",
+        **{f"epoch {epoch}": f"validation ndcg@10, epoch {epoch}" for epoch in range(1, 10)},
+    },
     "training_speed/padding": {
         "data": "label",
         "padding, %": "padding_percent",
@@ -337,9 +343,9 @@ TABLES: dict[str, dict[str, str]] = {
     "decoding_speed/trie": {
         "catalogue": "label",
         "build, seconds": "build_seconds",
-        "goal": "target:build_seconds",
+        "goal, seconds": "target:build_seconds",
         "bytes an item": "bytes_per_item",
-        "goal ": "target:bytes_per_item",
+        "goal, bytes": "target:bytes_per_item",
     },
     "decoding_speed/masking_1e7": MASKING,
     "decoding_speed/masking_1e6": MASKING,
@@ -482,7 +488,7 @@ def table_lines(rows: list[Row], columns: dict[str, str]) -> list[str]:
             best = max((value for value in values if value is not None), default=None)
             marked = zip(body[header], values, strict=True)
             body[header] = [f"**{text}**" if value is not None and value == best else text for text, value in marked]
-    body = {header.strip(): cells for header, cells in body.items() if any(cells)} if rows else {}
+    body = {header: cells for header, cells in body.items() if any(cells)}
     lines = ["| " + " | ".join(body) + " |", "| " + " | ".join("---" for _ in body) + " |"]
     lines += ["| " + " | ".join(text or "-" for text in texts) + " |" for texts in zip(*body.values(), strict=True)]
     return lines
@@ -491,23 +497,28 @@ def table_lines(rows: list[Row], columns: dict[str, str]) -> list[str]:
 def source(row: Row) -> str:
     """Return one sentence on how a row was measured."""
     command = f"`{row['command']}`" if row["command"] else "No command"
-    commit = f"{row['commit']}, {row['date']}" if row["commit"] else "commit not recorded"
+    reported = REPORTED.search(row["note"] or "")
+    commit = "commit not recorded" + (f", first reported in {reported[1]}" if reported else "")
+    if row["commit"]:
+        commit = f"{row['commit']}, {row['date']}"
     facts = [commit]
     if row["seeds"] is not None:
         facts.append(("seed " if len(row["seeds"]) == 1 else "seeds ") + ", ".join(map(str, row["seeds"])))
     if row["machine"]:
         facts.append(row["machine"])
     if row.get("threads"):
-        facts.append("one thread" if row["threads"] == 1 else f"{row['threads']} threads")
+        facts.append("one thread" if row["threads"] == 1 else "two threads")
     return f"{command} ({'; '.join(facts)})."
 
 
 def grouped(rows: list[Row], texts: list[str]) -> list[str]:
     """Return one bullet for each different text, with the labels of its rows unless it is true of all rows."""
+    times = Counter(row["label"] for row in rows)
     labels: dict[str, list[str]] = {}
     for row, text in zip(rows, texts, strict=True):
         if text:
-            labels.setdefault(text, []).append(row["label"])
+            label = row["label"] if times[row["label"]] == 1 else f"{row['label']}, {row['data']}"
+            labels.setdefault(text, []).append(label)
     largest = max(map(len, labels.values()), default=0)
     bullets = []
     for text, of in labels.items():
@@ -523,10 +534,12 @@ def grouped(rows: list[Row], texts: list[str]) -> list[str]:
 def render(rows: list[Row], table: str) -> str:
     """Return a table, the commands that measured it and the notes of its rows."""
     selected = select_rows(rows, table)
+    if table not in TABLES or not selected:
+        raise SystemExit(f"{table}: no such table; its columns belong in TABLES, its rows in results.jsonl")
     lines = table_lines(selected, TABLES[table])
     if not table.startswith("summary/"):
         lines += ["", *grouped(selected, [source(row) for row in selected])]
-        lines += grouped(selected, [row["note"] or "" for row in selected])
+        lines += grouped(selected, [REPORTED.sub("", row["note"] or "") for row in selected])
     return "\n".join(lines) + "\n"
 
 
