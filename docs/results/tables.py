@@ -6,7 +6,8 @@
 
 A page asks for a table by `<!-- table: TOPIC/GROUP -->` and `<!-- end -->`; the text between the two is replaced. The
 rows are those with this topic and group, in the order of the file. `summary/DATA` has the rows of that data set that
-are marked `"summary": true`. Below a table follow the commands that measured it, and the notes of its rows.
+are marked `"summary": true`, the best recall first. Below a table follow the commands that measured it, and the notes
+of its rows.
 """
 
 from __future__ import annotations
@@ -326,8 +327,10 @@ TABLES: dict[str, dict[str, str]] = {
         "along what": "label",
         "time, exponent": "time exponent",
         "memory, exponent": "memory exponent",
-        "ms at the short end": "first_ms",
-        "at the long end": "last_ms",
+        "ms, from": "first_ms",
+        "ms, to": "last_ms",
+        "seconds, from": "first_seconds",
+        "seconds, to": "last_seconds",
     },
     "decoding_speed/transformers": {
         "what": "label",
@@ -441,7 +444,8 @@ def select_rows(rows: list[Row], table: str) -> list[Row]:
     """Return the rows of a table, in the order of the file."""
     topic, group = table.split("/")
     if topic == "summary":
-        return [row for row in rows if row.get("summary") and row["data"].replace(" ", "-") == group]
+        selected = [row for row in rows if row.get("summary") and row["data"].replace(" ", "-") == group]
+        return sorted(selected, key=lambda row: -next(iter(row["metrics"].values()), 0))  # by recall
     return [row for row in rows if (row["topic"], row["group"]) == (topic, group)]
 
 
