@@ -15,7 +15,7 @@ Notable
 - The dense loss is over the different targets of a batch; `temperature` divides cosines, 1 being the paper's formula.
   These come by popularity, so what a vector learns is how much likelier than by popularity an item is, and the paper
   ranks by that. `log_q` mends it: in the "ranking", where log popularity is added back to the logits, or in the "loss",
-  from whose logits it is taken, so that vectors have to hold it. Figures: docs/results.md.
+  from whose logits it is taken, so that vectors have to hold it. Figures: docs/results/generation.md.
 - The paper does not say what BeamFusion's second softmax is over: `fusion`, the items of a "bucket", as P(item) is
   P(codes) P(item | codes), which measures better, or the "pool" of a request's candidates.
 

@@ -12,9 +12,9 @@ Notable
   more of them in the batch, which costs less.
 - A training history beyond the limit is cut into windows and learnt from in full, as in sasrec.
 - Positions begin from a truncated normal of standard deviation .02, as items do. The authors' Xavier normal (.13 at
-  width 64 and 50 events) ends lower here (docs/results.md).
+  width 64 and 50 events) ends lower here (docs/lab_notes.md).
 - The residual is the layer's input, as published. `residual = "normed"` takes it from the layer's LN, as the block of
-  SASRec's authors does: better on short undated histories (docs/results.md).
+  SASRec's authors does: better on short undated histories (docs/results/sequence_models.md).
 - With interleaved actions an event is two tokens, item and action; items are predicted from action tokens.
 - Stochastic length draws which events of a long window are read, recent ones with a higher chance; each that is read
   keeps its true successor as its target.

@@ -13,7 +13,8 @@ Notable
   moves every position; counted from the first one, `read` continues a history at the cost of its new events alone.
 - Loss is computed at real targets only; no logit is computed that nobody reads.
 - All weights begin from a truncated normal of standard deviation .02, those of the published block too. The Glorot
-  uniform of the authors' code (.14 for its layers and positions at width 50) learns more slowly here (docs/results.md).
+  uniform of the authors' code (.14 for its layers and positions at width 50) learns more slowly here
+  (docs/lab_notes.md).
 - A training history beyond the limit is cut into windows and learnt from in full; the paper keeps its latest events.
 - One item table serves input (times sqrt(width)) and output; gSASRec's own code has two. Features enrich the input
   alone: what is scored is the table.
