@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 
 # Two workers of one thread each: two of two threads would fight over two cores.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --durations=10
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow and not gpu" --durations=10

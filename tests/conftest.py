@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,21 @@ sys.path.insert(0, str(Path(__file__).parent))  # `from support.trained_models i
 SHARED_MODELS = {"hstu", "tiger", "user-cf", "multi-behaviour", "cascade", "sasrec"}  # one test reads several of these
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Send all contract tests of a model to one worker, so that the model is trained once."""
-    for item in items:
-        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
-        if isinstance(name, str) and name in MODELS and "contract" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("shared models" if name in SHARED_MODELS else name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Send all tests of a file to one worker, and all contract tests of a model, so that each model is trained once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFileOrModel(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            name = test.partition("[")[2].rstrip("]")
+            if not file.startswith("tests/contract/"):
+                return file
+            model = max((each for each in MODELS if name == each or name.startswith(f"{each}-")), key=len, default=None)
+            return "shared models" if model is None or model in SHARED_MODELS else model
+
+    return ByFileOrModel(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,7 @@ def both(parts: list[Tensor], layout: Layout, *, position: bool, time: bool, tol
         torch.testing.assert_close(left, right, rtol=0, atol=tolerance * max(largest, 1e-3))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 40), st.floats(0, 1)), min_size=1, max_size=3).filter(

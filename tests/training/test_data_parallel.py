@@ -33,9 +33,6 @@ from nextitem.testing.known_answers import cycle
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 
-pytestmark = pytest.mark.xdist_group("two-processes")  # its trainings are made once, by one worker
-
-
 BATCH = 79
 ALONE = {"streaming-vq"}  # one stream, one process: refused with a line
 LEARNING = [name for name, entry in MODELS.items() if issubclass(entry.load(), Trainable) and name not in ALONE]
@@ -132,12 +129,6 @@ def child(out: Path) -> None:
         other, _ = train("sasrec", out / "cut-by-one" / "sasrec", 4, resume=True)
         if first:
             torch.save({"gru4rec": model.state_dict(), "sasrec": other.state_dict()}, out / "resumed.pt")
-        # Every model that learns by gradient, from an undated log: biases by time stay without a gradient.
-        dataset = cycle()
-        dataset = dataset.with_interactions(replace(dataset.interactions, timestamps=None))
-        for name in LEARNING:
-            few = ["training.max_epochs=1"]
-            run_training(name, dataset, out=out / name, recipe=f"debug/{name}", overrides=few, progress=False)
         # A budget that is over at once ends both at the same step.
         stopped = fit(
             sasrec(),
@@ -152,13 +143,23 @@ def child(out: Path) -> None:
             processes.run_on_rank_zero(lambda: (out / "missing" / "file").read_text())
 
 
-def launch(out: Path) -> None:
+def child_of_all_models(out: Path) -> None:
+    """Train every model that learns by gradient, from an undated log: biases by time stay without a gradient."""
+    with processes.process_group():
+        dataset = cycle()
+        dataset = dataset.with_interactions(replace(dataset.interactions, timestamps=None))
+        for name in LEARNING:
+            few = ["training.max_epochs=1"]
+            run_training(name, dataset, out=out / name, recipe=f"debug/{name}", overrides=few, progress=False)
+
+
+def launch(out: Path, *, function: str = "child") -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    code = f"import sys; sys.path[:0] = {paths!r}; import test_data_parallel as t; t.child(t.Path({str(out)!r}))"
+    code = f"import sys; sys.path[:0] = {paths!r}; import test_data_parallel as t; t.{function}(t.Path({str(out)!r}))"
     running = []
     for rank in ("0", "1"):
         own = {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1"}
@@ -176,6 +177,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("together")
     interrupted(out / "cut-by-one")
     launch(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs_of_all_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the runs that two processes have trained."""
+    out = tmp_path_factory.mktemp("models")
+    launch(out, function="child_of_all_models")
     return out
 
 
@@ -235,9 +244,10 @@ def test_resume_points_move_between_one_process_and_two(found: Path, tmp_path: P
     assert bool((lanes != 0).any(1).all())  # those of both processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNING)
-def test_every_model_trains_in_two_processes(found: Path, name: str) -> None:
-    run = load_run(found / name)
+def test_every_model_trains_in_two_processes(runs_of_all_models: Path, name: str) -> None:
+    run = load_run(runs_of_all_models / name)
     assert 0 <= run.metrics["metrics"]["recall@10"] <= 1
     assert run.metrics["users"] == 80
 
