@@ -85,7 +85,8 @@ EFFECTIVE: list[tuple[str, dict[str, Any], str, Any]] = [
 
 
 def unused(name: str, settings: dict[str, Any]) -> tuple[str, ...]:
-    return parse(MODELS[name].load().Config, settings, where="test").unused_settings()
+    config: Config = parse(MODELS[name].load().Config, settings, where="test")
+    return config.unused_settings()
 
 
 @pytest.mark.parametrize(("name", "settings", "field", "value"), IDLE)

@@ -36,7 +36,7 @@ IDS = [row["id"] for row in ROWS]
 PAGES = tables.pages()
 NUMBER = (int, Decimal)
 TEXT = (str, type(None))
-REQUIRED = {
+REQUIRED: dict[str, type | tuple[type, ...]] = {
     "id": str,
     "topic": str,
     "group": str,
@@ -59,7 +59,13 @@ REQUIRED = {
     "note": TEXT,
     "supersedes": list,
 }
-OPTIONAL = {"ranges": dict, "by_seed": dict, "threads": int, "target": dict, "summary": bool}
+OPTIONAL: dict[str, type | tuple[type, ...]] = {
+    "ranges": dict,
+    "by_seed": dict,
+    "threads": int,
+    "target": dict,
+    "summary": bool,
+}
 PROTOCOLS = {"leave-one-out", "time", "user-split", "published", "impressions", None}
 VERDICTS = {"reproduced", "within noise", "above", "below", "missed", None}
 

@@ -7,12 +7,12 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from support.spies import spy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +25,7 @@ from nextitem.data.examples.session_lanes import LaneBatch, SessionLanes
 from nextitem.losses.bpr_max import bpr_max
 from nextitem.models import gru4rec
 from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
+from nextitem.nn.recurrent import GRULayer, OneHotGRULayer
 from nextitem.pipeline.recipe import resolve_recipe
 from nextitem.testing.known_answers import build, cycle
 from nextitem.training.adagrad import Adagrad
@@ -43,7 +44,7 @@ def tiny(sessions: list[list[int]] = SESSIONS) -> Dataset:
 def model_of(dataset: Dataset, **settings: object) -> GRU4Rec:
     torch.manual_seed(0)
     fields = {"layers": (6,), "embedding_width": 5, "num_negatives": 4, **settings}
-    model = GRU4Rec(GRU4RecConfig(**fields), dataset.catalog)  # type: ignore[arg-type]
+    model = GRU4Rec(GRU4RecConfig(**fields), dataset.catalog)
     model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
     with torch.no_grad():
         model.bias.weight.normal_()
@@ -86,7 +87,8 @@ def test_lanes_equal_a_naive_loop_over_sessions(embedding: str, layers: tuple[in
         for item in prefix:
             out = model._embed(torch.tensor([item]))
             for place, layer in enumerate(model.layers):
-                out = states[place] = layer.step(out, states[place])  # type: ignore[operator]
+                assert isinstance(layer, GRULayer | OneHotGRULayer)
+                out = states[place] = layer.step(out, states[place])
         torch.testing.assert_close(found[prefix], torch.cat(states, 1)[0])
         answered = model.read(requests([list(prefix)]))  # and so does reading at request time
         torch.testing.assert_close(answered.cache["hidden"][0], found[prefix])
@@ -119,10 +121,7 @@ def test_training_leaves_no_trace_in_answers() -> None:
 
 
 def spy_on_scores(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Tensor]:
-    seen = []
-    real = getattr(gru4rec, name)
-    monkeypatch.setattr(gru4rec, name, lambda scores, **rest: seen.append(scores) or real(scores, **rest))
-    return seen
+    return spy(monkeypatch, gru4rec, name, lambda scores, **rest: scores)
 
 
 def spy_on_columns(model: GRU4Rec) -> list[Tensor]:
@@ -130,8 +129,8 @@ def spy_on_columns(model: GRU4Rec) -> list[Tensor]:
     seen: list[Tensor] = []
     real = model._look_up
 
-    def look_up(*given: Any) -> Any:
-        found = real(*given)
+    def look_up(items: Tensor, targets: Tensor, seed: int) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+        found = real(items, targets, seed)
         seen.append(found[1])
         return found
 
@@ -188,6 +187,7 @@ def test_log_q_can_be_left_out_from_a_recipe_too() -> None:
         [("test", {"data": {"path": "x"}, "model": {"name": "gru4rec"}})], overrides=["model.log_q=none"]
     )
     _, config = component_class("model", settings.model)
+    assert isinstance(config, GRU4RecConfig)
     assert config.log_q is None
     dataset = tiny()
     model = model_of(dataset, log_q=None).eval()
@@ -218,12 +218,12 @@ def test_dropout_stands_where_the_authors_put_it(embedding: str, monkeypatch: py
     calls: list[tuple[tuple[int, ...], float]] = []
     outs: list[Tensor] = []
 
-    def spy(values: Tensor, rate: float, training: bool) -> Tensor:
+    def drop(values: Tensor, rate: float, training: bool) -> Tensor:
         calls.append((tuple(values.shape), rate))
         outs.append(real_dropout(values, rate, training))
         return outs[-1]
 
-    monkeypatch.setattr(gru4rec.F, "dropout", spy)
+    monkeypatch.setattr(F, "dropout", drop)
     model.train()
     model.training_loss(lanes(model, dataset, 4)[0])
     width = {"shared": 6, "separate": 5}.get(embedding)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.modules import part
+from support.optional import not_none
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -26,7 +28,7 @@ def catalog() -> Catalog:
 
 def model_of(**settings: object) -> NextItNet:
     torch.manual_seed(0)
-    model = NextItNet(NextItNetConfig(**{"width": 6, **settings}), catalog())  # type: ignore[arg-type]
+    model = NextItNet(NextItNetConfig(**{"width": 6, **settings}), catalog())
     with torch.no_grad():  # larger than at initialisation, so that a difference would show
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
@@ -59,8 +61,9 @@ def naive_states(model: NextItNet, history: list[int]) -> Tensor:
     chosen = model.config
     hidden = [model.items.weight[item] for item in history]
     for number, block in enumerate(model.blocks):
-        inner = naive_layer(block.first, hidden, chosen.kernel_size, chosen.dilations[2 * number])
-        added = naive_layer(block.second, inner, chosen.kernel_size, chosen.dilations[2 * number + 1])
+        first, second = (part(block, name, CausalConvolution) for name in ("first", "second"))
+        inner = naive_layer(first, hidden, chosen.kernel_size, chosen.dilations[2 * number])
+        added = naive_layer(second, inner, chosen.kernel_size, chosen.dilations[2 * number + 1])
         hidden = [old + new for old, new in zip(hidden, added, strict=True)]
     return torch.stack(hidden)
 
@@ -76,7 +79,7 @@ def test_states_are_the_convolutions_written_out(kernel_size: int, dilations: tu
 def test_a_convolution_of_ones_sums_every_second_event() -> None:
     layer = CausalConvolution(2, kernel_size=3, dilation=2)
     torch.nn.init.ones_(layer.convolution.weight)
-    torch.nn.init.zeros_(layer.convolution.bias)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(not_none(layer.convolution.bias))
     layer.norm = torch.nn.Identity()  # type: ignore[assignment]
     events = torch.tensor([1.0, 10, 100, 1000, 10000, 100000])
     sums = layer(torch.stack([events, torch.zeros(6)], 1)[None])[0]

@@ -34,7 +34,7 @@ def tiny() -> Dataset:
 
 def model_of(dataset: Dataset, **settings: object) -> SASRec:
     torch.manual_seed(0)
-    model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)  # type: ignore[arg-type]
+    model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)
     with torch.no_grad():  # larger than at initialisation, so that a difference would show
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
@@ -78,7 +78,9 @@ def test_the_contrastive_term_is_added_and_shown() -> None:
     assert float(terms.named["contrastive"]) > 0
     torch.testing.assert_close(terms.total, alone.total + 0.5 * terms.named["contrastive"])
     terms.total.backward()
-    assert bool(added.blocks[0].down.weight.grad.any())
+    gradient = added.get_parameter("blocks.0.down.weight").grad
+    assert gradient is not None
+    assert bool(gradient.any())
     assert torch.equal(added.training_loss(batch).total, terms.total)
 
 
@@ -134,7 +136,9 @@ def test_features_are_read_and_only_where_asked() -> None:
     assert model.features is not None
     before = model.user_vectors(requests([[3, 1], [6, 8]]))
     with torch.no_grad():
-        model.features.parts[0].embedding.weight[0] += torch.randn(8)  # of items 1 and 2, which have no kind
+        model.features.get_parameter("parts.0.embedding.weight")[0] += torch.randn(
+            8
+        )  # of items 1 and 2, which have no kind
     changed = (model.user_vectors(requests([[3, 1], [6, 8]])) != before).any(1)
     assert changed.tolist() == [True, False]
     assert SASRecConfig(features=("kind",)).needs == frozenset()
@@ -203,7 +207,7 @@ def test_the_published_block_is_the_authors() -> None:
 def test_every_block_learns_a_cycle_by_every_objective(block: str, objective: str) -> None:
     dataset = cycle()
     torch.manual_seed(0)
-    config = SASRecConfig(width=16, dropout=0.0, block=block, objective=objective, num_negatives=8)  # type: ignore[arg-type]
+    config = SASRecConfig(width=16, dropout=0.0, block=block, objective=objective, num_negatives=8)
     model = SASRec(config, dataset.catalog)
     settings = TrainingConfig(max_epochs=40, batch_size=16, learning_rate=1e-2)
     fit(model, model.examples(dataset), settings, progress=False)
@@ -309,7 +313,7 @@ def test_three_steps_have_the_losses_that_they_always_had(settings: dict[str, ob
     """What is added as an option must not change what a recipe without it learns."""
     dataset = cycle()
     torch.manual_seed(0)
-    model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)  # type: ignore[arg-type]
+    model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)
     model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     found = []
@@ -331,7 +335,7 @@ def test_heads_must_divide_width() -> None:
 def test_weights_begin_as_the_notable_says(block: str) -> None:
     torch.manual_seed(0)
     catalog = shop([[1, 2]], items=300).catalog
-    model = SASRec(SASRecConfig(width=48, block=block, max_history_length=40), catalog)  # type: ignore[arg-type]
+    model = SASRec(SASRecConfig(width=48, block=block, max_history_length=40), catalog)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             rows = parameter[1:] if name == "items.weight" else parameter

@@ -90,7 +90,7 @@ def train_lonely() -> dict[str, torch.Tensor]:
 
 
 def train(name: str, out: Path, epochs: int, *, resume: bool = False) -> tuple[Recommender, list[dict[str, float]]]:
-    model = {"sasrec": sasrec, "gru4rec": gru4rec}[name]()
+    model: SASRec | GRU4Rec = sasrec() if name == "sasrec" else gru4rec()
     examples = model.examples(cycle())
     settings = config(name, 4)
     result = fit(model, examples, settings, seed=1, out=out, stop_after=epochs, resume=resume, progress=False)

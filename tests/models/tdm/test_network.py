@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 import pytest
 import torch
@@ -179,8 +181,8 @@ def test_with_scores_that_are_a_max_heap_the_k_best_are_exact_for_every_k(count:
 
 
 def _with_scores(made: TreeNetwork, table: dict[int, float]) -> None:
-    def logits(items: Jagged, nodes: Tensor, depths: object) -> Tensor:
-        return torch.tensor([[table.get(int(node), -9.0) for node in row] for row in nodes])
+    def logits(items: Jagged, nodes_BK: Tensor, depths_K: Sequence[int]) -> Tensor:
+        return torch.tensor([[table.get(int(node), -9.0) for node in row] for row in nodes_BK])
 
     made.logits = logits  # type: ignore[method-assign]
 
