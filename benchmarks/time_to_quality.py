@@ -9,7 +9,8 @@ its clock and writes vectors of users and items (ours: its lists) for the valida
 process makes the lists, without seen items, and computes NDCG@10 for all by the same code. Model building, data
 preparation and the examinations are outside the clock. Ours follows a recipe if --recipe names one (all its epochs),
 else the sizes of training_speed.py, which the peers have; --dropout and --learning-rate are the peers'. Prints a line
-for each examination, and in the end the curves [seconds, NDCG@10] with the time at which each reached --reach (null: not within --minutes).
+for each examination, and in the end the curves [seconds, NDCG@10] with the time at which each reached --reach (null:
+not within --minutes).
 """
 
 from __future__ import annotations
