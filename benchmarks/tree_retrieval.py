@@ -2,8 +2,9 @@
 
     python benchmarks/tree_retrieval.py [--items 10000 100000 1000000 10000000] [--beam 50] [--repeats 30] [--plot FILE]
 
-A binary tree of N leaves is log2 N levels deep, and a search scores at most two children of each beam at each. Prints
-one JSON line for each size (median milliseconds of a request, nodes scored), and then the exponent of time against log N, fitted over all sizes.
+A binary tree of N leaves is log2 N levels deep, and a search scores at most two children of each beam at each level.
+Prints one JSON line for each size (median milliseconds of a request, nodes scored), and then the exponent of time
+against log N, fitted over all sizes.
 """
 
 from __future__ import annotations
