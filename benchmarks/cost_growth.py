@@ -3,12 +3,12 @@
     python benchmarks/cost_growth.py [--plot docs/cost_growth.png] [--tokens 16384] [--steps 5] [--save rows.jsonl]
         [--lengths 128 256 512 1024 2048 4096 8192] [--items 10000 31623 100000 316228 1000000]
 
-A step is loss, gradients and update, on generated events (uniform random ids, a history's events minutes to days apart),
-width 64, two layers, two threads. Along the length every batch has the same number of events, so that what grows is the
-work an event needs: with 10,000 items and 256 sampled negatives. Along the catalogue a batch has 64 histories of 64
-events (gru4rec: 128 lanes). Each cell runs in a process of its own; its memory is the peak minus the memory before the
-model was built: model and optimizer's state included. Prints one JSON line for each cell; then, by least squares on logarithms, the
-exponents over the whole range and over its upper half, where fixed costs weigh less.
+A step is loss, gradients and update, on generated events (uniform random ids, a history's events minutes to days
+apart), width 64, two layers, two threads. Along the length every batch has the same number of events, so that what
+grows is the work of an event: with 10,000 items and 256 sampled negatives. Along the catalogue a batch has 64 histories
+of 64 events (gru4rec: 128 lanes). Each cell runs in a process of its own; its memory is the peak minus the memory
+before the model was built: model and optimizer's state included. Prints one JSON line for each cell; then, by least
+squares on logarithms, the exponents over the whole range and over its upper half, where fixed costs weigh less.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     python benchmarks/semantic_ids.py DATASET_FOLDER --minutes 15 [--tokenizers rq-vae residual-kmeans]
 
 `planted`: items lie in a two-level tree of clusters that their content shows, users stay within a small cluster, and
-half of the targets were seen with few other items. Prints one JSON line for each tokenizer and seed: recall@10 and NDCG@10 of TIGER
-on its codes, collisions, neighbours that share the first code, and stability: the adjusted mutual information of first
-codes between this seed's fit and the next one's (1: the same groups).
+half of the targets were seen with few other items. Prints one JSON line for each tokenizer and seed: recall@10 and
+NDCG@10 of TIGER on its codes, collisions, neighbours that share the first code, and stability: the adjusted mutual
+information of first codes between this seed's fit and the next one's (1: the same groups).
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ SETTINGS: dict[str, dict[str, Any]] = {"fsq": {"values": [4, 2], "levels": 3}, "
 def planted(
     *, seed: int, coarse: int = 8, fine: int = 8, each: int = 16, users: int = 1500, length: int = 6
 ) -> Dataset:
-    """Return a data set of 1,024 items; content is the sum of a coarse and a fine cluster's vector and noise, in a column of numbers."""
+    """Return a data set of 1,024 items.
+
+    Their content, in a column of numbers, is the sum of a coarse cluster's vector, a fine cluster's vector and noise.
+    """
     rng = np.random.default_rng(seed)
     count = coarse * fine * each
     group = rng.permutation(np.repeat(np.arange(coarse * fine), each))

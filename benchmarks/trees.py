@@ -7,9 +7,11 @@
 All variants have the same network, examples, epochs and seed. `random`, `category` and `content` keep their first tree;
 `learnt` begins with the one by content, as the paper with its categories, and learns a new one after the recipe's
 epochs; `jtm` learns it jointly, `otm` is `learnt` with beam-aware training; `learnt-from-random` and `jtm-from-random`
-begin with the random one. Prints one JSON line for each variant and seed. `exhaustive` is recall@10 of scoring every leaf by the same network
-(a beam as wide as the catalogue) on --requests requests, `beam` that of the recipe's beam on the same ones. `beams` is
-recall@10 of narrower ones on all test requests: the less a beam sees, the more depends on the tree.
+begin with the random one.
+
+Prints one JSON line for each variant and seed. `exhaustive` is recall@10 of scoring every leaf by the same network (a
+beam as wide as the catalogue) on --requests requests, `beam` that of the recipe's beam on the same ones. `beams` is
+recall@10 of narrower ones on all test requests: the narrower a beam, the more depends on the tree.
 """
 
 from __future__ import annotations
