@@ -152,8 +152,8 @@ def main() -> None:
             for name in ("ms", "mib"):
                 x, y = [row[along] for row in own], [row[name] for row in own]
                 half = len(own) // 2
-                fitted = {"all": exponent(x, y), "upper half": exponent(x[half:], y[half:])}
-                line = {"along": along, "what": what, "of": name, "exponent": fitted}
+                exponents = {"all": exponent(x, y), "upper half": exponent(x[half:], y[half:])}
+                line = {"along": along, "what": what, "of": name, "exponent": exponents}
                 results.add_printed(f"{what}, exponent of {name} along {along}", line)
     if arguments.save:
         arguments.save.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -55,7 +55,7 @@ def ours(dataset: Dataset, neighbours: int) -> Lists:
     histories = dataset.interactions.targets_only().histories()
     rows = (histories.lengths > 0).nonzero()[:, 0]
     lists, scores = [], []
-    for part in rows.split(1024):
+    for part in torch.split(rows, 1024):
         items = histories.select(part)
         answer = model.recommend(SequenceBatch(items, excluded=items), K)
         lists.append(answer.item_ids)

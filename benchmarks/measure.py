@@ -1,4 +1,4 @@
-"""How a benchmark takes its figures and writes them down: timing, the machine, one form of result.
+"""Options, timing and result file of the benchmarks.
 
 A script builds its options with `parser`, times with `Stopwatch`, `interleaved` or `timed_median`, and adds each row of
 figures to `Results`, which writes them to the file that `--json` names. README.md describes the form.
@@ -58,7 +58,7 @@ class Stopwatch:
 
     @property
     def milliseconds(self) -> float:
-        """The same in milliseconds."""
+        """The milliseconds spent in its body."""
         return 1000 * self.seconds
 
 
@@ -135,7 +135,7 @@ class Results:
         self._write()  # an unwritable file is an error before hours of work
 
     def add(self, name: str, metrics: Mapping[str, object]) -> None:
-        """Append a row; `metrics` contains its figures, and the sizes that tell it from other rows."""
+        """Append a row; `metrics` contains its figures, and the sizes that distinguish it from other rows."""
         self.rows.append({"name": name, "metrics": dict(metrics)})
         self._write()
 

@@ -1,4 +1,4 @@
-"""How the time of TDM's retrieval grows with the catalogue: one request at a time, random trees and weights.
+"""Growth of the time of TDM's retrieval with the catalogue: one request at a time, random trees and weights.
 
     python benchmarks/tree_retrieval.py [--items 10000 100000 1000000 10000000] [--beam 50] [--repeats 30] [--plot FILE]
 

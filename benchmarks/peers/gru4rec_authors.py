@@ -57,7 +57,7 @@ def main() -> None:
 
     log = pd.read_csv(arguments.csv)
     log = log[log.groupby("user_id")["item_id"].transform("size") > 1]
-    # Items numbered in order of appearance: their popularity counts are read by label where they mean position.
+    # Items numbered in order of appearance: their code reads popularity counts by label, though it means position.
     numbers, items = pd.factorize(log["item_id"])
     data = pd.DataFrame({"SessionId": log["user_id"], "ItemId": numbers, "Time": log["position"]})
     events = len(log) - log["user_id"].nunique()

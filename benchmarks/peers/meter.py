@@ -63,7 +63,7 @@ class Speed:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.events = self.done = self.events_done = 0
+        self.events = self.num_batches = self.num_timed_events = 0
         self.batches: int | None = None
         self.began = self.ended = 0.0
         self.cpu_began = self.cpu_ended = 0.0
@@ -78,23 +78,24 @@ class Speed:
     def batch(self, events: int) -> None:
         """Count a batch of so many events; end the measurement if it was the last one."""
         now = time.perf_counter()
-        self.done += 1
-        if self.done == self.arguments.warmup:
+        self.num_batches += 1
+        if self.num_batches == self.arguments.warmup:
             self.began, self.cpu_began = now, time.process_time()
-        if self.done <= self.arguments.warmup:
+        if self.num_batches <= self.arguments.warmup:
             return
-        self.events_done += events
+        self.num_timed_events += events
         self.ended, self.cpu_ended = now, time.process_time()
         limit = self.arguments.max_batches or self.batches
         if self.batches is not None and limit is not None:
             limit = min(limit, self.batches)
-        if self.timed == limit or (limit is None and self.events_done >= self.events):
+        if self.num_timed_batches == limit or (limit is None and self.num_timed_events >= self.events):
             raise Enough
 
     @property
-    def timed(self) -> int:
+    def num_timed_batches(self) -> int:
         """The number of batches timed so far."""
-        return self.done - self.arguments.warmup
+        warmup: int = self.arguments.warmup
+        return self.num_batches - warmup
 
     def epoch(self) -> float:
         """End an epoch; this measurement examines nothing."""
@@ -102,7 +103,9 @@ class Speed:
 
     def report(self, **more: Any) -> None:
         """Print the JSON line."""
-        share = self.timed / self.batches if self.batches is not None else self.events_done / self.events
+        share = (
+            self.num_timed_batches / self.batches if self.batches is not None else self.num_timed_events / self.events
+        )
         seconds = (self.ended - self.began) / share
         line = {
             "what": self.arguments.what,
@@ -110,7 +113,7 @@ class Speed:
             "cpu_seconds": round((self.cpu_ended - self.cpu_began) / share, 3),  # steadier if the machine is shared
             "events": self.events,
             "events_per_second": round(self.events / seconds, 1),
-            "batches_timed": self.timed,
+            "batches_timed": self.num_timed_batches,
             "extrapolated": share < 1,
             "peak_mb": round(peak_mb()),
             "threads": self.arguments.threads,
@@ -128,7 +131,7 @@ class Quality:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.seconds = 0.0
-        self.events = self.done = 0
+        self.events = self.num_events = 0
         self.resumed = 0.0
         self.answers: Answers = dict
 
@@ -142,7 +145,7 @@ class Quality:
 
     def batch(self, events: int) -> None:
         """Count a batch; examine the model if it is time."""
-        self.done += events
+        self.num_events += events
         since = time.perf_counter() - self.resumed
         over = self.seconds + since > 60 * self.arguments.minutes
         if over or since > self.arguments.every:
@@ -154,14 +157,18 @@ class Quality:
         """Write the model's answers and return the judge's value of them."""
         self.seconds += time.perf_counter() - self.resumed
         np.savez(self.arguments.answers, **self.answers())
-        write_line({"epoch": round(self.done / self.events, 2), "seconds": round(self.seconds, 2)})
+        write_line({"epoch": round(self.num_events / self.events, 2), "seconds": round(self.seconds, 2)})
         value = float(sys.stdin.readline())
         self.resumed = time.perf_counter()
         return value
 
     def report(self, **more: Any) -> None:
         """Print the last JSON line."""
-        line = {"what": self.arguments.what, "epochs": round(self.done / self.events, 2), "peak_mb": round(peak_mb())}
+        line = {
+            "what": self.arguments.what,
+            "epochs": round(self.num_events / self.events, 2),
+            "peak_mb": round(peak_mb()),
+        }
         write_line({**line, "threads": self.arguments.threads, **more})
 
 
