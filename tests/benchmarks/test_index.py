@@ -47,17 +47,17 @@ def options_of(name: str) -> set[str]:
     return options
 
 
-def test_the_index_names_each_script_once():
+def test_the_index_names_each_script_once() -> None:
     names = re.findall(r"^\| \[([a-z_0-9]+\.py)\]\(\1\)", INDEX, flags=re.MULTILINE)
     assert sorted(names) == SCRIPTS
 
 
-def test_every_row_has_a_question_a_command_and_what_is_printed():
+def test_every_row_has_a_question_a_command_and_what_is_printed() -> None:
     assert all(len(row) == 5 and all(row[:4]) for row in rows().values())
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_has_the_common_parser_and_writes_results(name: str):
+def test_a_script_has_the_common_parser_and_writes_results(name: str) -> None:
     imports = {
         alias.name: node.module
         for node in ast.walk(tree_of(name))
@@ -73,7 +73,7 @@ def test_a_script_has_the_common_parser_and_writes_results(name: str):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_command_of_the_index_uses_options_of_the_script(name: str):
+def test_the_command_of_the_index_uses_options_of_the_script(name: str) -> None:
     command = shlex.split(rows()[name][2].strip("`"))
     command = command[1:] if command[0].startswith("NEXTITEM_DATA=") else command
     assert command[:2] == ["python", f"benchmarks/{name}"]
@@ -81,5 +81,5 @@ def test_the_command_of_the_index_uses_options_of_the_script(name: str):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_docstring_shows_the_command(name: str):
+def test_a_docstring_shows_the_command(name: str) -> None:
     assert f"python benchmarks/{name}" in (ast.get_docstring(tree_of(name)) or "")

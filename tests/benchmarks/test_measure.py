@@ -22,7 +22,7 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     sys.modules.pop("measure", None)
 
 
-def test_interleaved_works_take_turns_and_the_warmup_does_not_count(measure: ModuleType):
+def test_interleaved_works_take_turns_and_the_warmup_does_not_count(measure: ModuleType) -> None:
     calls: list[str] = []
     ticks = iter(range(100))
     works = {name: lambda name=name: calls.append(name) for name in ("ours", "theirs")}
@@ -31,14 +31,14 @@ def test_interleaved_works_take_turns_and_the_warmup_does_not_count(measure: Mod
     assert seconds == {"ours": [1.0, 1.0], "theirs": [1.0, 1.0]}
 
 
-def test_medians_of_times_and_of_the_ratios_of_repeats(measure: ModuleType):
+def test_medians_of_times_and_of_the_ratios_of_repeats(measure: ModuleType) -> None:
     assert measure.median_ms([0.001, 0.002, 0.9]) == 2.0
     assert measure.median_ratio([1.0, 4.0, 9.0], [1.0, 2.0, 3.0]) == 2.0
 
 
 def test_results_are_written_after_each_row(
     measure: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     file = tmp_path / "result.json"
     monkeypatch.setattr(sys, "argv", ["/anywhere/padding.py", "--width", "8", "--json", str(file)])
     results = measure.Results(measure.parser("Measures nothing.", width=64).parse_args())
@@ -57,7 +57,7 @@ def test_results_are_written_after_each_row(
 
 def test_a_function_of_the_search_that_is_never_called_is_an_error(
     measure: ModuleType, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     trie = importlib.import_module("trie")
     sys.modules.pop("trie")
     with trie.PartTimes() as times:
