@@ -19,6 +19,7 @@ import torch
 from measure import Results, parser
 
 import nextitem as ni
+from nextitem.data.protocols import make_split
 
 
 def write_copies(source: Path, folder: Path, copies: int) -> None:
@@ -59,8 +60,10 @@ def main() -> None:
             progress=False,
         )
     metrics = run.metrics
+    protocol, seed = run.recipe.data.protocol, run.recipe.seed
+    train_data = make_split(run.dataset, protocol, seed=seed).train
     line = {
-        "events_learnt_from": len(run.dataset.interactions),
+        "events_learnt_from": len(train_data.interactions),
         "items": run.model.num_items,
         "epochs": len(run.epoch_log),
         "best_epoch": metrics["best_epoch"],
