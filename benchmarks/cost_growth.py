@@ -34,7 +34,7 @@ from nextitem.data.examples.session_lanes import LaneBatch
 from nextitem.training.config import TrainingConfig
 from nextitem.training.optimizers import build_optimizer
 
-SAMPLED = {"objective": "sampled-softmax", "num_negatives": 256}
+SAMPLED = {"objective": {"kind": "sampled-softmax", "num_negatives": 256}}
 ALONG_LENGTH: dict[str, dict[str, Any]] = {
     "sasrec": {"model": "sasrec", **SAMPLED},
     "hstu": {"model": "hstu", **SAMPLED},

@@ -32,7 +32,7 @@ from nextitem.training.fit import fit
 class WatchedExamples:
     """Examples that report each batch to the watch before they return the next."""
 
-    def __init__(self, examples: Examples, watch: Speed | Quality) -> None:
+    def __init__(self, examples: Examples[Any], watch: Speed | Quality) -> None:
         self.examples = examples
         self.watch = watch
 

@@ -97,7 +97,7 @@ def cold(arguments: argparse.Namespace, results: Results) -> None:
         recalls = {}
         if not isinstance(epsilon, str):
             settings = {"new_items": epsilon, "new_items_reserved": places == "reserved"}
-            model.settings = model.settings.model_copy(update=settings)
+            model.config = model.config.model_copy(update=settings)
         for name, part in requests.items():
             if isinstance(epsilon, str):
                 assert content is not None

@@ -84,7 +84,7 @@ def planted(*, seed: int, clusters: int = 32, each: int = 32, users: int = 4000,
 
 def recall(model: TDM | JTM, requests: SequenceBatch, width: int) -> float:
     """Return recall@10 with a beam of `width`."""
-    model.settings = model.settings.model_copy(update={"beam_width": width})
+    model.config = model.config.model_copy(update={"beam_width": width})
     lists = recommend_all(model, requests, 10, batch_size=8 if width > 1000 else 128)
     assert requests.targets is not None
     return round(float(accuracy.recall(lists, requests.targets, 10).nanmean()), 4)
@@ -128,7 +128,7 @@ def main() -> None:
                 tree = run.model
                 assert isinstance(tree, TDM | JTM)
                 recalls = {
-                    "beam": recall(tree, some, tree.settings.beam_width),
+                    "beam": recall(tree, some, tree.config.beam_width),
                     "exhaustive": recall(tree, some, tree.num_items),
                     "beams": {width: recall(tree, split.test, width) for width in arguments.beams},
                 }

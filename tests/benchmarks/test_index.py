@@ -5,14 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+from support.benchmark_options import FOLDER, PARSERS, calls_in, options_of, tree_of
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 PARTS = {"measure.py", "peer_processes.py", "own_training.py"}  # imported or started by the scripts
 SCRIPTS = sorted({file.name for file in FOLDER.glob("*.py")} - PARTS)
-PARSERS = {"parser": "measure", "trainers_parser": "peer_processes"}  # functions that add --json, by module
 INDEX = (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
@@ -21,30 +19,6 @@ def rows() -> dict[str, list[str]]:
     lines = [line for line in INDEX.splitlines() if line.startswith("| [")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {row[0].partition("]")[0][1:]: row for row in cells}
-
-
-def tree_of(name: str) -> ast.Module:
-    return ast.parse((FOLDER / name).read_text(encoding="utf-8"))
-
-
-def calls_in(tree: ast.Module) -> list[tuple[str, ast.Call]]:
-    """Return name and node of every call of a function or method."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [(str(getattr(call.func, "id", getattr(call.func, "attr", ""))), call) for call in calls]
-
-
-def options_of(name: str) -> set[str]:
-    """Return the options of a script or module, read from its calls without importing it."""
-    options = set()
-    for function, call in calls_in(tree_of(name)):
-        if function == "add_argument":
-            options |= {str(word.value) for word in call.args if isinstance(word, ast.Constant)}
-        elif function in PARSERS:
-            options |= {f"--{keyword.arg.replace('_', '-')}" for keyword in call.keywords if keyword.arg}
-            module = PARSERS[function]
-            if f"{module}.py" != name:
-                options |= options_of(f"{module}.py")
-    return options
 
 
 def test_the_index_names_each_script_once() -> None:

@@ -14,6 +14,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
 from nextitem.core.roles import ClosedForm
+from nextitem.losses.objectives import FullSoftmax
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.nn.attention.transformer import BLOCKS
 from nextitem.testing.known_answers import cycle
@@ -100,7 +101,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_the_targets_of_its_sequences(block
     """Gradients too: some sequences in one batch are as many batches of one."""
     dataset = cycle()
     torch.manual_seed(0)
-    config = SASRecConfig(width=8, layers=2, block=block, objective="full-softmax", max_history_length=READS)
+    config = SASRecConfig(width=8, layers=2, block=block, objective=FullSoftmax(), max_history_length=READS)
     model = SASRec(config, dataset.catalog).double().eval()
     examples = model.examples(dataset)
     whole = next(iter(examples.batches(8, epoch=0, seed=0)))

@@ -24,7 +24,7 @@ from nextitem.core.roles import has_step_state
 from nextitem.data.examples.session_lanes import LaneBatch, SessionLanes
 from nextitem.losses.bpr_max import bpr_max
 from nextitem.models import gru4rec
-from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
+from nextitem.models.gru4rec import CrossEntropy, GRU4Rec, GRU4RecConfig
 from nextitem.nn.recurrent import GRULayer, OneHotGRULayer
 from nextitem.pipeline.recipe import resolve_recipe
 from nextitem.testing.known_answers import build, cycle
@@ -154,7 +154,7 @@ def test_only_the_columns_of_the_batch_and_its_samples_are_scored(monkeypatch: p
 def test_cross_entropy_is_one_softmax_over_raw_scores_less_log_q() -> None:
     """Not of probabilities, and not of a softmax that was taken before the columns were chosen."""
     dataset = tiny()
-    model = model_of(dataset, negatives_power=0.75, log_q="published").eval()
+    model = model_of(dataset, negatives_power=0.75, objective={"log_q": "published"}).eval()
     batch = lanes(model, dataset, 4)[0]
     columns = spy_on_columns(model)
     loss = model.training_loss(batch).total
@@ -167,7 +167,7 @@ def test_cross_entropy_is_one_softmax_over_raw_scores_less_log_q() -> None:
 
 def test_the_textbook_log_q_is_that_of_expected_draws_and_leaves_collisions_out() -> None:
     dataset = tiny()
-    model = model_of(dataset, log_q="textbook", negatives_power=0.5, num_negatives=30).eval()
+    model = model_of(dataset, objective={"log_q": "textbook"}, negatives_power=0.5, num_negatives=30).eval()
     columns = spy_on_columns(model)
     batch = lanes(model, dataset, 4)[0]
     loss = model.training_loss(batch).total
@@ -184,13 +184,14 @@ def test_the_textbook_log_q_is_that_of_expected_draws_and_leaves_collisions_out(
 
 def test_log_q_can_be_left_out_from_a_recipe_too() -> None:
     settings = resolve_recipe(
-        [("test", {"data": {"path": "x"}, "model": {"name": "gru4rec"}})], overrides=["model.log_q=none"]
+        [("test", {"data": {"path": "x"}, "model": {"name": "gru4rec"}})], overrides=["model.objective.log_q=none"]
     )
     _, config = component_class("model", settings.model)
     assert isinstance(config, GRU4RecConfig)
-    assert config.log_q is None
+    assert isinstance(config.objective, CrossEntropy)
+    assert config.objective.log_q is None
     dataset = tiny()
-    model = model_of(dataset, log_q=None).eval()
+    model = model_of(dataset, objective={"log_q": None}).eval()
     columns = spy_on_columns(model)
     batch = lanes(model, dataset, 4)[0]
     loss = model.training_loss(batch).total
@@ -204,7 +205,7 @@ def scores_of(model: GRU4Rec, batch: LaneBatch, columns: Tensor) -> Tensor:
 
 def test_settings_of_bpr_max_reach_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = tiny()
-    model = model_of(dataset, objective="bpr-max", score_regularisation=1.95, elu=0.5)
+    model = model_of(dataset, objective={"kind": "bpr-max", "regularisation": 1.95, "elu": 0.5})
     seen = spy_on_scores(monkeypatch, "bpr_max")
     loss = model.training_loss(lanes(model, dataset, 4)[0]).total
     torch.testing.assert_close(loss, bpr_max(seen[0], regularisation=1.95, elu=0.5))

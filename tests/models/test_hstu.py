@@ -17,6 +17,7 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.losses.objectives import FullSoftmax
 from nextitem.models import hstu
 from nextitem.models.hstu import HSTU, HSTUConfig
 from nextitem.nn.attention.hstu import HSTULayer
@@ -184,7 +185,7 @@ def test_a_batch_whose_targets_were_all_drawn_out_has_no_loss() -> None:
 
 @pytest.mark.parametrize("shared_by", ["batch", "sequence", "position"])
 def test_negatives_are_those_of_the_setting(shared_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of(negatives_shared_by=shared_by, num_negatives=6)
+    model = model_of(objective={"shared_by": shared_by, "num_negatives": 6})
     shapes = spy(monkeypatch, hstu, "sampled_softmax", lambda *args, negatives, **rest: negatives.shape)
     batch = next(iter(model.examples(tiny()).batches(2, epoch=0, seed=0)))
     assert bool(torch.isfinite(model.training_loss(batch).total))
@@ -194,7 +195,7 @@ def test_negatives_are_those_of_the_setting(shared_by: str, monkeypatch: pytest.
 def test_the_loss_of_a_batch_is_the_mean_over_the_targets_of_its_sequences() -> None:
     dataset = cycle()
     torch.manual_seed(0)
-    config = HSTUConfig(width=8, heads=1, head_width=8, objective="full-softmax", max_history_length=6, dropout=0.0)
+    config = HSTUConfig(width=8, heads=1, head_width=8, objective=FullSoftmax(), max_history_length=6, dropout=0.0)
     model = HSTU(config, dataset.catalog).double().train()
     whole = next(iter(model.examples(dataset).batches(8, epoch=0, seed=0)))
     parts: list[Tensor] = []

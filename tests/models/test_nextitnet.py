@@ -14,6 +14,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.losses.objectives import SampledSoftmax
 from nextitem.models.nextitnet import CausalConvolution, NextItNet, NextItNetConfig
 from nextitem.testing.known_answers import build, cycle
 from nextitem.training.config import TrainingConfig
@@ -170,7 +171,7 @@ def test_the_loss_is_the_mean_cross_entropy_at_real_targets() -> None:
 
 
 def test_negatives_follow_from_the_batch_alone() -> None:
-    model = model_of(objective="sampled-softmax", num_negatives=3)
+    model = model_of(objective={"kind": "sampled-softmax", "num_negatives": 3})
     items, targets = Jagged.from_rows([[1, 2, 3]]), Jagged.from_rows([[2, 3, 4]])
     losses = []
     for global_seed, seed in ((1, 5), (2, 5), (1, 6)):
@@ -183,7 +184,7 @@ def test_negatives_follow_from_the_batch_alone() -> None:
 def test_it_learns_a_cycle_by_sampled_softmax() -> None:
     dataset = cycle()
     torch.manual_seed(0)
-    config = NextItNetConfig(width=16, objective="sampled-softmax", num_negatives=8)
+    config = NextItNetConfig(width=16, objective=SampledSoftmax(num_negatives=8))
     model = NextItNet(config, dataset.catalog)
     fit(
         model,
