@@ -16,7 +16,7 @@ import torch
 from nextitem.cascade.cascade import Cascade
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.components import build_component, component_class
-from nextitem.core.config import Config, read_toml, to_toml_values
+from nextitem.core.config import Config, apply_overrides, read_toml, to_toml_values
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
@@ -88,8 +88,8 @@ def train(
         drop_unknown_items: leave out events of items that the items table lacks; otherwise they are an error.
         resume: continue a run that was interrupted; it ends with the weights that it would have had.
         overwrite: replace a run that is in `out`.
-        progress: show progress bars on a terminal.
-        log: receives lines of progress and notes; None: nothing is printed.
+        progress: show a bar on a terminal, a line an epoch elsewhere; False: neither.
+        log: function that receives other messages and notes; None: they are dropped.
 
     Raises:
         UserError: a mistake in the data, the settings or the arguments; the message says what, where, and the way out.
@@ -200,10 +200,16 @@ def _say_unused_settings(
     """Warn of settings that the user wrote and that have no effect beside the others."""
     written = {key for layer in layers for key in layer.get("model", {}) if key != "name"}
     written |= {each.partition("=")[0].strip().split(".")[1] for each in overrides if each.startswith("model.")}
-    config = component_class("model", resolved.model)[1]
+    cls, config = component_class("model", resolved.model)
     values = {name: getattr(config, name) for name in type(config).model_fields}
     for sentence in type(config).model_construct(_fields_set=written, **values).unused_settings():
         log(f"warning: {sentence}")
+    if issubclass(cls, ClosedForm) and not issubclass(cls, Cascade):
+        tables = [*layers, apply_overrides({}, overrides)]
+        names = {key for table in tables for key in table.get("training", {})} - {"max_minutes"}
+        for key in sorted(names):
+            name = resolved.model["name"]
+            log(f"warning: training.{key} has no effect: {name} learns in one pass, without gradients")
 
 
 def _with_requirements(train: Dataset, recipe: Recipe, needs: frozenset[str], options: FitOptions) -> Dataset:
