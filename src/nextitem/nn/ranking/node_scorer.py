@@ -1,8 +1,8 @@
 """NodeScorer: a network that predicts a user's interest in the items below a node of a tree.
 
 Zhu et al., Learning Tree-based Deep Model (TDM), arXiv 1801.02294, figure 2, and the authors' code. The history is cut
-into windows, the newest of which is the shortest. Each window becomes the mean of its items, weighted by their relevance
-to the node. A small network reads the windows and the node.
+into windows, the newest of which is the shortest. Each window becomes the mean of its items, weighted by their
+relevance to the node. A small network reads the windows and the node.
 
 Shapes: B requests, L history, K nodes of each request, D width, V windows.
 """
