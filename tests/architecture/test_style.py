@@ -76,8 +76,6 @@ PENDING = {
     "evaluation",
     "losses",
     "models",
-    "neighbours",
-    "nn",
     "ops",
     "pipeline",
     "reporting",
