@@ -35,7 +35,7 @@ from nextitem.core.roles import GeneratorState
 from nextitem.decoding import beam_search as search_module
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.constraints import Constraints
-from nextitem.decoding.sets_on_demand import FilteredSets, Filters
+from nextitem.decoding.sets_on_demand import FilteredSets, FilterIndex
 from nextitem.decoding.trie import PrefixTrie
 
 SIZES = (256, 256, 256, 256)
@@ -86,12 +86,12 @@ def stopwatches() -> Iterator[dict[str, float]]:
     parts = [
         (PrefixTrie, "expand", "gathering"),
         (search_module, "children_logits", "gathering"),
-        (Filters, "allowed", "masking"),
+        (FilterIndex, "allowed", "masking"),
         (FilteredSets, "stacked", "masking"),
         (Constraints, "__init__", "masking"),
-        (Constraints, "strike", "masking"),
+        (Constraints, "mask_excluded", "masking"),
         (Constraints, "allows", "masking"),
-        (Constraints, "forbid", "masking"),
+        (Constraints, "mask_disallowed", "masking"),
         (search_module, "stable_topk", "selection"),
         (search_module.Search, "complete_items", "selection"),
     ]
@@ -168,7 +168,7 @@ def measure(items: int, repeats: int, kinds: Sequence[str]) -> list[dict[str, An
     built = time.perf_counter() - start
     draw = torch.Generator().manual_seed(2)
     halves = {str(name): torch.rand(items + 1, generator=draw) < 0.5 for name in range(8)}
-    filters = Filters(trie, halves | {"narrow": torch.rand(items + 1, generator=draw) < 1e-4})
+    filters = FilterIndex(trie, halves | {"narrow": torch.rand(items + 1, generator=draw) < 1e-4})
     generator, rows = Canned(0), []
     for kind in kinds:
         batch = request_batch(items, kind)

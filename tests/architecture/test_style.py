@@ -71,7 +71,6 @@ PENDING = {
     "cli",
     "core",
     "data",
-    "decoding",
     "distributed",
     "evaluation",
     "losses",
@@ -83,7 +82,6 @@ PENDING = {
     "reporting",
     "testing",
     "tests",
-    "tokenizers",
     "training",
 }
 

@@ -39,7 +39,7 @@ def test_live_items_are_counted_and_listed(
             for node in {int(trie.ancestors(torch.tensor([p]), depth=depth)) for p in range(COUNT)}:
                 count = sum(live(item) for item in trie.items_under(node).tolist())
                 where = torch.tensor([request]), torch.tensor([node])
-                assert [constraints.live(*where, besides=number).item() for number in range(COUNT)] == [
+                assert [constraints.live(*where, num_others=number).item() for number in range(COUNT)] == [
                     count > number for number in range(COUNT)
                 ]
                 allowed = row_mask is None or bool(row_mask[trie.items_under(node)].any())
@@ -48,7 +48,7 @@ def test_live_items_are_counted_and_listed(
         beams = torch.full((2, len(leaves)), -1)
         beams[request] = torch.tensor(leaves)
         held = torch.full((2, len(leaves), 1), int(trie.positions[1]))
-        owners, positions = constraints.items_of_leaves(beams, limit=limit, held=held)
+        owners, positions = constraints.items_of_leaves(beams, limit=limit, item_positions=held)
         assert set(owners.tolist()) <= set(range(request * len(leaves), (request + 1) * len(leaves)))
         for beam, leaf in enumerate(leaves):
             mine = trie.items[positions[owners == request * len(leaves) + beam]].tolist()

@@ -31,4 +31,6 @@ def test_words_combine_as_sets_do() -> None:
     left, right = torch.rand(1, 100, generator=draw) < 0.5, torch.rand(1, 100, generator=draw) < 0.5
     a, b = PositionSets.from_mask(left), PositionSets.from_mask(right)
     for words, mask in [(a.words & b.words, left & right), (a.words | b.words, left | right)]:
-        assert torch.equal(PositionSets.from_words(words, size=100).before, PositionSets.from_mask(mask).before)
+        assert torch.equal(
+            PositionSets.from_words(words, size=100).counts_before, PositionSets.from_mask(mask).counts_before
+        )

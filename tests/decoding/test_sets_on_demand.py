@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.fake_generator import FakeGenerator, identifier_table, requests
 
 from nextitem.decoding.beam_search import beam_search
-from nextitem.decoding.sets_on_demand import FilteredSets, Filters, MaskSets, SetsOnDemand
+from nextitem.decoding.sets_on_demand import FilteredSets, FilterIndex, MaskSets, SetsOnDemand
 from nextitem.decoding.trie import PrefixTrie
 
 
@@ -26,7 +26,7 @@ def kinds(size: int, share: float, seed: int) -> list[tuple[SetsOnDemand, torch.
     trie = flat_trie(size)
     mask = torch.rand(3, size + 1, generator=draw) < share
     stored = {name: torch.rand(size + 1, generator=draw) < share for name in "abcd"}
-    filters = Filters(trie, stored)
+    filters = FilterIndex(trie, stored)
     rules = [filters.allowed(), filters.allowed([["a", "b"], ["c"]], ["d"]), filters.allowed([["a"], []])]
     a, b, c, d = stored.values()
     wanted = torch.stack([torch.ones_like(a), (a | b) & c & ~d, torch.zeros_like(a)])
@@ -38,7 +38,7 @@ def test_filters_of_another_trie_or_another_number_of_requests_are_refused() -> 
     live = torch.arange(10) != 1
     former, later, same = (PrefixTrie.from_table(table, live=each) for each in (None, live, None))
     mask = torch.isin(torch.arange(10), torch.tensor([3, 4, 5]))
-    filters = Filters(former, {"few": mask})
+    filters = FilterIndex(former, {"few": mask})
     batch, generator = requests(2), FakeGenerator.random((9,), users=2, seed=0)
     for trie in (former, same):
         found = beam_search(generator, batch, trie, k=3, beam_width=3, allowed=filters.allowed([["few"]]))
@@ -48,8 +48,8 @@ def test_filters_of_another_trie_or_another_number_of_requests_are_refused() -> 
     three = FilteredSets.stacked([filters.allowed([["few"]])] * 3)
     with pytest.raises(ValueError, match="3 sets for 2 requests"):
         beam_search(generator, batch, former, k=3, beam_width=3, allowed=three)
-    with pytest.raises(ValueError, match="different Filters"):
-        FilteredSets.stacked([filters.allowed(), Filters(former, {"few": mask}).allowed()])
+    with pytest.raises(ValueError, match="different filter indexes"):
+        FilteredSets.stacked([filters.allowed(), FilterIndex(former, {"few": mask}).allowed()])
 
 
 @settings(max_examples=80, deadline=None)
@@ -70,13 +70,13 @@ def test_queries_are_answered_as_by_a_mask(size: int, share: float, seed: int) -
         counts = torch.tensor([len(each) for each in members])
         for number in (0, 1, 40):
             limit = torch.full((30,), number)
-            assert torch.equal(sets.more_than(rows, starts, ends, limit), counts > number)
+            assert torch.equal(sets.has_more_than(rows, starts, ends, limit), counts > number)
             query, positions = sets.members(rows, starts, ends, limit)
             assert [positions[query == each].tolist() for each in range(30)] == [
                 each[:number].tolist() for each in members
             ]
         places = torch.randint(0, size, (30,), generator=draw)
-        assert torch.equal(sets.holds(rows, places), mask[rows, places])
+        assert torch.equal(sets.contains(rows, places), mask[rows, places])
 
 
 @pytest.mark.parametrize("kind", [0, 1])
@@ -84,12 +84,12 @@ def test_dense_sets_are_never_made_whole(kind: int, monkeypatch: pytest.MonkeyPa
     sets, mask = kinds(6000, 0.5, 0)[kind]
     sparse, _ = kinds(6000, 0.0, 0)[kind]
     for each in (sets, sparse):
-        monkeypatch.setattr(each, "made", lambda rows: pytest.fail("made"))
+        monkeypatch.setattr(each, "materialise", lambda rows: pytest.fail("made"))
     row = torch.tensor([1])
-    assert sets.more_than(row, row * 0, row * 6000, row * 9).item() == (int(mask[1].sum()) > 9)
-    assert not sets.few(row).item()
+    assert sets.has_more_than(row, row * 0, row * 6000, row * 9).item() == (int(mask[1].sum()) > 9)
+    assert not sets.is_small(row).item()
     with pytest.raises(pytest.fail.Exception, match="made"):
-        sparse.more_than(row, row * 0, row * 6000, row * 0)
+        sparse.has_more_than(row, row * 0, row * 6000, row * 0)
 
 
 def test_one_set_may_be_asked_from_several_threads() -> None:
@@ -100,7 +100,7 @@ def test_one_set_may_be_asked_from_several_threads() -> None:
         draw = torch.Generator().manual_seed(seed)
         for _ in range(40):
             rows = torch.randint(0, 3, (4,), generator=draw)
-            found = sets.more_than(rows, rows * 0, rows * 0 + 5000, rows * 0 + 1)
+            found = sets.has_more_than(rows, rows * 0, rows * 0 + 5000, rows * 0 + 1)
             wrong.extend(rows[found != (mask.sum(1)[rows] > 1)].tolist())
 
     threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
@@ -124,7 +124,7 @@ def test_filters_kept_as_bits_answer_as_allow_lists_do(
     draw = torch.Generator().manual_seed(seed)
     trie = PrefixTrie.from_table(identifier_table([list(row) for row in rows], (4, 4)))
     masks = {name: torch.rand(len(rows) + 1, generator=draw) < 0.4 for name in ("shoes", "bags", "stock", "blocked")}
-    filters, fake = Filters(trie, masks), FakeGenerator.random((4, 4), users=2, seed=seed)
+    filters, fake = FilterIndex(trie, masks), FakeGenerator.random((4, 4), users=2, seed=seed)
     sets = [
         filters.allowed([["shoes", "bags"], ["stock"]], none_of=["blocked"]),
         filters.allowed([["bags"]]),
@@ -144,7 +144,7 @@ def test_a_filter_that_leaves_one_item_finds_it_and_one_that_leaves_none_none() 
     fake = FakeGenerator.random((4, 4), users=1, seed=0)
     for item in range(1, 17):
         only = torch.arange(17) == item
-        filters = Filters(trie, {"one": only, "none": torch.zeros(17, dtype=torch.bool)})
+        filters = FilterIndex(trie, {"one": only, "none": torch.zeros(17, dtype=torch.bool)})
         found = beam_search(fake, requests(1), trie, k=2, beam_width=1, allowed=filters.allowed([["one"]]))
         assert found.item_ids.tolist() == [[item, 0]]
         nothing = beam_search(fake, requests(1), trie, k=2, beam_width=1, allowed=filters.allowed([["one"], ["none"]]))
@@ -171,7 +171,7 @@ def test_the_likeliest_are_asked_first_and_nothing_is_lost(
     fake = FakeGenerator.random(sizes, users=2, seed=seed)
     options = {"k": k, "beam_width": k, "renormalise": renormalise}
     found = beam_search(fake, requests(2, allowed=mask), trie, **options)
-    filters = Filters(trie, {"first": mask[0], "second": mask[1]})
+    filters = FilterIndex(trie, {"first": mask[0], "second": mask[1]})
     sets = FilteredSets.stacked([filters.allowed([["first"]]), filters.allowed([["second"]])])
     filtered = beam_search(fake, requests(2), trie, allowed=sets, **options)
     assert torch.equal(filtered.item_ids, found.item_ids)

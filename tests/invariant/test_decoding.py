@@ -23,7 +23,7 @@ from nextitem.decoding.bucket_search import bucket_search
 from nextitem.decoding.diverse_beams import diverse_beam_search
 from nextitem.decoding.new_items import search_with_new_items
 from nextitem.decoding.sampling import Sampling
-from nextitem.decoding.sets_on_demand import FilteredSets, Filters
+from nextitem.decoding.sets_on_demand import FilteredSets, FilterIndex
 from nextitem.decoding.trie import PrefixTrie
 
 
@@ -209,11 +209,11 @@ def _random_requests(draw: torch.Generator) -> SequenceBatch:
 
 
 def _random_filters(draw: torch.Generator, trie: PrefixTrie) -> tuple[FilteredSets, Tensor]:
-    """Filters kept as bits, one put together for each request, and the masks that they stand for."""
+    """FilterIndex kept as bits, one put together for each request, and the masks that they stand for."""
     masks = {
         name: torch.rand(ITEMS + 1, generator=draw) < share for name, share in (("a", 0.1), ("b", 0.5), ("c", 0.9))
     }
-    filters = Filters(trie, masks)
+    filters = FilterIndex(trie, masks)
     kinds = [([["a"]], []), ([["b", "a"]], ["c"]), ([["b"], ["c"]], []), ([], ["b"]), ([["a"], ["b"]], ["c"])]
     sets, wanted = [], []
     for row in range(ASKED):
