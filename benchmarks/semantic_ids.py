@@ -76,7 +76,7 @@ def planted(
 def first_codes(data: Dataset, recipe: Any) -> np.ndarray:
     train = with_content(make_split(data, None, seed=recipe.seed).train, recipe)
     tokenizer = make_tokenizer(train, recipe, out=None, progress=False)
-    return tokenizer.spell(train.catalog)[:, 0].numpy()
+    return tokenizer.encode_catalog(train.catalog)[:, 0].numpy()
 
 
 def main() -> None:

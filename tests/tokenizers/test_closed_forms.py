@@ -98,7 +98,7 @@ def test_enough_levels_of_hierarchical_kmeans_tell_all_items_apart() -> None:
 def test_balanced_clusters_differ_by_one_at_every_level(count: int, size: int) -> None:
     catalog = catalog_of(_draw(count, 5))
     model = learn("residual-kmeans", catalog, levels=3, codebook_size=size, balanced=True)
-    codes = model.spell(catalog)
+    codes = model.encode_catalog(catalog)
     for level, codebook in enumerate(model.codebook_sizes):
         used = torch.bincount(codes[:, level], minlength=codebook)
         assert int(used.max()) - int(used.min()) <= 1
@@ -109,7 +109,9 @@ def test_balanced_clusters_differ_by_one_at_every_level(count: int, size: int) -
 def test_balanced_clusters_of_planted_ones_are_those() -> None:
     catalog = catalog_of(CONTENT)
     model = learn("residual-kmeans", catalog, levels=1, codebook_size=16, balanced=True)
-    pairs = torch.unique(torch.stack([model.spell(catalog)[:, 0], TRUTH[:, 0] * 4 + TRUTH[:, 1]], dim=1), dim=0)
+    pairs = torch.unique(
+        torch.stack([model.encode_catalog(catalog)[:, 0], TRUTH[:, 0] * 4 + TRUTH[:, 1]], dim=1), dim=0
+    )
     # Greedy filling may leave a few items to the last cluster; most clusters are pure.
     assert len(pairs) < 32
 
