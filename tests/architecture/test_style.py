@@ -71,7 +71,6 @@ PENDING = {
     "cli",
     "core",
     "data",
-    "decoding",
     "distributed",
     "evaluation",
     "losses",
@@ -81,7 +80,6 @@ PENDING = {
     "reporting",
     "testing",
     "tests",
-    "tokenizers",
     "training",
 }
 
