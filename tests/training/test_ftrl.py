@@ -18,7 +18,7 @@ from nextitem.core.roles import LossTerms
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 from nextitem.training.ftrl import FTRL
-from nextitem.training.optimizers import build_optimizer, forget
+from nextitem.training.optimizers import build_optimizer, clear_state
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def test_what_is_kept_of_a_parameter_can_be_dropped() -> None:
 
     before = kept()
     for parameter in net.wide.parameters():
-        forget(optimizer, parameter)
+        clear_state(optimizer, parameter)
     assert (before, kept()) == (6, 4)
 
 

@@ -18,7 +18,7 @@ from nextitem.distributed import processes
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import ScheduledBatch
 from nextitem.training.module import TrainingModule
-from nextitem.training.optimizers import forget
+from nextitem.training.optimizers import clear_state
 from nextitem.training.progress import Progress
 
 _DUE = [None, "interrupted", "time", "save"]
@@ -143,7 +143,7 @@ class TrainingState(lightning.Callback):
             return
         for parameter in model.after_epoch(self.epoch):
             for optimizer in trainer.optimizers:
-                forget(optimizer, parameter)
+                clear_state(optimizer, parameter)
 
     def _record(self, module: TrainingModule, epoch: int, *, judge: bool) -> None:
         """Adds the means of an epoch, and its validation, to the history."""
