@@ -258,9 +258,9 @@ def _generation(evaluations: Sequence[Evaluation]) -> str:
         parts.append(
             f"<h3>{escape(evaluation.model)}</h3>{_table(titles, lines)}<p>{report['beam_width']} beams, "
             f"{report['requests']:,} requests. Without the constraint {report['invalid@10']:.1%} of the first 10 "
-            f"sequences are no item: recall@10 {report['free_recall@10']:.4f} if those are dropped, {report['repaired_recall@10']:.4f} "
-            "if the items below their longest existing prefix replace them. With the constraint, recall@10 by codes "
-            f"alone is {report['recall@10']:.4f}.</p>"
+            f"sequences are no item: recall@10 {report['free_recall@10']:.4f} if those are dropped, "
+            f"{report['repaired_recall@10']:.4f} if the items below their longest existing prefix replace them. "
+            f"With the constraint, recall@10 by codes alone is {report['recall@10']:.4f}.</p>"
         )
     if not parts:
         return ""

@@ -39,7 +39,7 @@ class TrainingModule(lightning.LightningModule):
 
     def training_step(self, scheduled: ScheduledBatch[Any], batch_idx: int) -> Tensor:
         """Return the loss of one batch; raise UserError if it is not finite."""
-        # torch.manual_seed would format a stack trace for every kind of device, which takes longer than a small step.
+        # torch.manual_seed formats a stack trace for every kind of device, which takes longer than a small step.
         seed = step_seed(self.seed, scheduled.epoch, scheduled.index, rank=processes.rank())
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -57,10 +57,12 @@ class TrainingModule(lightning.LightningModule):
     def _terms(self, scheduled: ScheduledBatch[Any]) -> LossTerms:
         """Return the loss terms of this process's part.
 
-    If the part is empty, the loss is 0, with zero gradients: the other processes wait for them.
-    """
+        If the part is empty, the loss is 0, with zero gradients: the other processes wait for them.
+        """
         if scheduled.weight == 0:
-            parameters = [p for name, p in self.model.named_parameters() if p.requires_grad and name not in self._sparse]
+            parameters = [
+                p for name, p in self.model.named_parameters() if p.requires_grad and name not in self._sparse
+            ]
             return LossTerms(torch.stack([parameter.sum() * 0 for parameter in parameters]).sum())
         terms = cast(Trainable[Any], self.model).training_loss(scheduled.batch)
         if scheduled.weight == 1:

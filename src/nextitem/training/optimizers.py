@@ -36,13 +36,16 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     for name in config.groups:
         if not parts[name]:
             children = ", ".join(child for child, _ in model.named_children())
-            raise UserError(f"training.groups.{name}: no parameter's name begins so; there are: {children}")
-    # A fused step is one pass over memory: on a CPU eight times as fast. Mixed precision with it cannot clip gradients.
+            raise UserError(f"training.groups.{name}: no parameter's name begins with {name}; there are: {children}")
+    # A fused step is one pass over memory, on a CPU eight times as fast. It forbids gradient clipping under mixed
+    # precision.
     fused = True if config.precision == "32-true" else None
     optimizers = [
         _optimizer(group, config.groups.get(name, config), fused=fused) for name, group in parts.items() if group
     ]
-    if any(isinstance(optimizer, FTRL) for optimizer in optimizers) and (config.schedule != "constant" or config.warmup_steps):
+    if any(isinstance(optimizer, FTRL) for optimizer in optimizers) and (
+        config.schedule != "constant" or config.warmup_steps
+    ):
         raise UserError('ftrl lowers its rates by itself: set training.schedule = "constant" and warmup_steps = 0')
     return optimizers[0] if len(optimizers) == 1 else ChainedOptimizer(optimizers)
 
