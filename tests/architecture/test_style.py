@@ -73,18 +73,14 @@ PENDING = {
     "data",
     "decoding",
     "distributed",
-    "evaluation",
     "losses",
     "models",
     "neighbours",
     "nn",
     "ops",
     "pipeline",
-    "reporting",
-    "testing",
     "tests",
     "tokenizers",
-    "training",
 }
 
 
