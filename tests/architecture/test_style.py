@@ -72,15 +72,11 @@ PENDING = {
     "core",
     "data",
     "distributed",
-    "evaluation",
     "losses",
     "models",
     "ops",
     "pipeline",
-    "reporting",
-    "testing",
     "tests",
-    "training",
 }
 
 

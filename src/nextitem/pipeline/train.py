@@ -140,7 +140,7 @@ def train_split(
     began = time.perf_counter()
     model, result = _fit(train_data, split, recipe, options, start_from=start_from)
     results = [result]
-    if recipe.data.refit and (result is None or result.stopped != "interrupted"):
+    if recipe.data.refit and (result is None or result.stop_reason != "interrupted"):
         enlarged = split.refit().with_catalog(train_data.catalog)
         epochs = None if result is None else max(1, result.best_epoch)
         options.log("refit on training and validation events" + (f" for {epochs} epochs" if epochs else ""))
@@ -149,7 +149,7 @@ def train_split(
         results.append(refit_result)
     for note in () if result is None else result.notes:
         options.log(f"note: {note}")
-    is_interrupted = any(part is not None and part.stopped == "interrupted" for part in results)
+    is_interrupted = any(part is not None and part.stop_reason == "interrupted" for part in results)
     if is_interrupted:
         options.log("interrupted: what has been learnt is saved and evaluated; continue with --resume")
     _finish(model, split, options.log)
@@ -157,13 +157,13 @@ def train_split(
     processes.run_on_rank_zero(lambda: save_model(options.folder, model))
     run = Run(options.folder, recipe, model, _dataset=aligned(dataset, model))
     run.evaluation = evaluate_split(run, split, progress=options.progress)
-    run.epoch_log = [] if result is None else result.history
+    run.epoch_log = [] if result is None else result.epoch_log
     run.metrics = {
         **run.evaluation.to_json(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "train_seconds": round(seconds, 2),
         **_index_recall(model),
-        "stopped": None if result is None else result.stopped,
+        "stopped": None if result is None else result.stop_reason,
         "best_epoch": None if result is None else result.best_epoch,
     }
     if not is_interrupted:
