@@ -70,7 +70,6 @@ PENDING = {
     "cascade",
     "cli",
     "core",
-    "data",
     "decoding",
     "distributed",
     "evaluation",
