@@ -64,7 +64,7 @@ class NextTargets:
         ):
             yield self._batch(rows)
 
-    def of_each_item(self, max_per_item: int, *, batch_size: int, seed: int) -> Iterator[SequenceBatch]:
+    def item_capped_batches(self, max_per_item: int, *, batch_size: int, seed: int) -> Iterator[SequenceBatch]:
         """Yield batches with at most `max_per_item` targets of each item, sampled by seed, sorted by history length."""
         order = np.random.default_rng(seed).permutation(len(self.places))
         items = self.items.numpy()[self.places[order]]
