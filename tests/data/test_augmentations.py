@@ -48,7 +48,7 @@ def test_a_mask_changes_neither_length_nor_order(case: tuple[Jagged, list[float]
     assert torch.equal(masked.offsets, histories.offsets)
     for row, view, hidden in zip(histories.to_lists(), masked.to_lists(), shares, strict=True):
         assert view.count(-7) == math.floor(hidden * len(row))
-        assert all(item in (-7, own) for own, item in zip(row, view, strict=True))
+        assert all(item in (-7, original) for original, item in zip(row, view, strict=True))
 
 
 @settings(deadline=None)
@@ -59,7 +59,7 @@ def test_a_reordering_permutes_one_window_only(case: tuple[Jagged, list[float], 
     assert torch.equal(moved.offsets, histories.offsets)
     for row, view, part in zip(histories.to_lists(), moved.to_lists(), shares, strict=True):
         assert sorted(view) == row
-        changed = [place for place, (own, item) in enumerate(zip(row, view, strict=True)) if own != item]
+        changed = [place for place, (original, item) in enumerate(zip(row, view, strict=True)) if original != item]
         if changed:
             assert changed[-1] - changed[0] < math.floor(part * len(row))
 

@@ -107,7 +107,7 @@ def test_no_batch_is_empty_for_uneven_lengths(rows: list[list[int]], batch_size:
 
 def test_a_sequence_contains_its_own_inputs_and_targets_only() -> None:
     batch = NextItemBatch(Jagged.from_rows([[1, 2], [5]]), Jagged.from_rows([[2, 3], [1]]), seed=0)
-    assert batch.holds(torch.tensor([[1, 2, 3, 5, 4], [1, 2, 3, 5, 4]])).tolist() == [
+    assert batch.contains(torch.tensor([[1, 2, 3, 5, 4], [1, 2, 3, 5, 4]])).tolist() == [
         [True, True, True, False, False],
         [True, False, False, True, False],
     ]

@@ -37,11 +37,11 @@ def condition(table: Table, column: str, value: Condition, *, setting: str) -> p
             raise UserError(f"{setting} = {value!r} for column {column!r}: write a comparison as >= 4")
         return _compare(numeric_column(table, column, what=usage, words=True), match[1], float(match[2]))
     values = value if isinstance(value, tuple) else (value,)
-    if all(isinstance(each, bool | int | float) for each in values):
+    if all(isinstance(entry, bool | int | float) for entry in values):
         rows: pl.Expr = numeric_column(table, column, what=usage, words=True).cast(pl.Float64)
-        accepted_values: list[float] | list[str] = [float(each) for each in values]
+        accepted_values: list[float] | list[str] = [float(entry) for entry in values]
     else:
-        rows, accepted_values = pl.col(column).cast(pl.String).str.strip_chars(), [str(each) for each in values]
+        rows, accepted_values = pl.col(column).cast(pl.String).str.strip_chars(), [str(entry) for entry in values]
     for accepted_value, setting_value in zip(accepted_values, values, strict=True):
         if not table.count(rows.eq(accepted_value)):
             problem = f"never contains {setting_value!r}, which {setting} names"

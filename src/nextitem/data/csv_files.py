@@ -47,8 +47,8 @@ def read_csv(path: Path) -> tuple[pl.DataFrame, list[str]]:
     num_stripped: dict[str, int] = {}
     for place, column in enumerate(columns):
         text = column.str.strip_chars()
-        if changed := int(((text != column) & (text != "")).sum()):
-            num_stripped[column.name] = changed
+        if num_changed := int(((text != column) & (text != "")).sum()):
+            num_stripped[column.name] = num_changed
         columns[place] = text.set(text == "", None)
     frame = pl.DataFrame(columns)
     if frame.width:

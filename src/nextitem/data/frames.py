@@ -91,16 +91,20 @@ def column_renames(
     for table in per_table:
         if table not in frames:
             raise UserError(f"{name}: columns has a mapping for {table!r}, but there are {', '.join(frames)}")
-    shared = {key: value for key, value in columns.items() if not isinstance(value, Mapping)}
+    shared_renames = {key: value for key, value in columns.items() if not isinstance(value, Mapping)}
     names = {table: frame.collect_schema().names() for table, frame in frames.items()}
-    for standard, actual in shared.items():
+    for standard, actual in shared_renames.items():
         if not any(actual in table_columns for table_columns in names.values()):
             hint = "; it maps our name to yours, not the reverse" if any(standard in n for n in names.values()) else ""
-            every = ", ".join(dict.fromkeys(column for table_columns in names.values() for column in table_columns))
-            raise UserError(f"{name}: columns says that {standard!r} is column {actual!r}, but there are {every}{hint}")
+            all_columns = ", ".join(
+                dict.fromkeys(column for table_columns in names.values() for column in table_columns)
+            )
+            raise UserError(
+                f"{name}: columns says that {standard!r} is column {actual!r}, but there are {all_columns}{hint}"
+            )
     result = {}
     for table, table_columns in names.items():
-        explicit = {**renames.get(table, {}), **{s: a for s, a in shared.items() if a in table_columns}}
+        explicit = {**renames.get(table, {}), **{s: a for s, a in shared_renames.items() if a in table_columns}}
         explicit |= per_table.get(table, {})
         names_by_standard = _names_of_libraries(table_columns, table)
         renamed_columns = set(explicit.values())

@@ -71,7 +71,7 @@ def draw_negatives(
         total = int(torch.Size(shape).numel())
         samples = torch.multinomial(weights, total, replacement=True, generator=generator).view(shape).to(device)
         log_q = torch.log(count * weights / weights.sum()).to(device)
-    return Negatives(samples, lengths, log_q, batch.holds(samples) if shared_by == "sequence" else None)
+    return Negatives(samples, lengths, log_q, batch.contains(samples) if shared_by == "sequence" else None)
 
 
 def level_negatives(paths: Tensor, level_starts: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ def _distinct(rows: int, count: int, bound: int) -> Tensor:
     numbers = torch.full((rows, count), -1, dtype=torch.int64)
     for place in range(count):
         top = bound - count + place
-        tried = torch.randint(top + 1, (rows,))
-        is_repeated = (numbers[:, :place] == tried[:, None]).any(1)
-        numbers[:, place] = torch.where(is_repeated, top, tried)
+        candidate = torch.randint(top + 1, (rows,))
+        is_repeated = (numbers[:, :place] == candidate[:, None]).any(1)
+        numbers[:, place] = torch.where(is_repeated, top, candidate)
     return numbers

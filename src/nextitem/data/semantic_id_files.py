@@ -119,10 +119,11 @@ def codes_of_catalog(
     missing_rows = torch.nonzero(rows[1:] < 0).flatten()
     if len(missing_rows):
         example = catalog.ids.external[int(missing_rows[0])]
-        have = ", ".join(foreign.keys[:3])
+        first_keys = ", ".join(foreign.keys[:3])
         raise UserError(
             f"{where}: {len(missing_rows):,} of {catalog.num_items:,} items of the data have no codes, for example "
-            f"{example!r}; its keys are {have}, ...: if these are numbers of items, add --item-ids with their item ids"
+            f"{example!r}; its keys are {first_keys}, ...: if these are numbers of items, add --item-ids with "
+            "their item ids"
         )
     return foreign.codes[rows[1:]], int((~is_known).sum())
 

@@ -70,10 +70,10 @@ class Table:
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._unreadable(error) from None
 
-    def all_columns(self, changed: list[pl.Expr]) -> pl.DataFrame:
+    def all_columns(self, changed_columns: list[pl.Expr]) -> pl.DataFrame:
         """Return the whole table, with the columns `changed` replaced or added."""
         try:
-            return self.frame.with_columns(changed).collect()
+            return self.frame.with_columns(changed_columns).collect()
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._unreadable(error) from None
 

@@ -293,7 +293,9 @@ def test_price_style_and_brand_matter(shop: Shop, events: pl.DataFrame) -> None:
 
 def test_interests_drift(shop: Shop, events: pl.DataFrame) -> None:
     """Check that late events agree with late interests better than with early ones."""
-    late = events.filter(pl.Series(shop.truth.changed(column(events, "user"), column(events, "timestamp")) > 0.95))
+    late = events.filter(
+        pl.Series(shop.truth.change_progress(column(events, "user"), column(events, "timestamp")) > 0.95)
+    )
     user, time = column(late, "user"), column(late, "timestamp")
     rows, department = np.arange(len(user)), shop.truth.department[column(late, "item")]
     now = shop.truth.interests(user, time)[rows, department].mean()

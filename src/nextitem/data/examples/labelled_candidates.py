@@ -137,7 +137,7 @@ def require_both_labels(requests: SequenceBatch, label: str) -> None:
     if not 0 < count < len(values):
         raise UserError(
             f"{'none' if not count else 'each'} of the {len(values)} candidates to learn from has the label {label!r}, "
-            "so nothing can be learnt from it; leave it out of model.tasks and [impressions] labels, or learn from "
+            "so a model cannot learn from it; leave it out of model.tasks and [impressions] labels, or learn from "
             'events with model.learn_from = "events"'
         )
 

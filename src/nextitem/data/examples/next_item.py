@@ -59,7 +59,7 @@ class NextItemBatch:
         }
         return replace(self, **columns)
 
-    def holds(self, item_ids: Tensor) -> Tensor:
+    def contains(self, item_ids: Tensor) -> Tensor:
         """Return which items [B, S] are among the inputs and targets of their row's sequence, bool [B, S]."""
         count = self.items.num_rows  # item * count + row is a distinct number for each pair
         events = torch.cat([self.items.values, self.targets.values]) * count + self.items.row_ids().repeat(2)

@@ -26,7 +26,7 @@ def split_by_session(dataset: Dataset, *, seed: int) -> Split:
     Training data are the sessions that start earlier. If the log is dated, a session that continues past the cut is
     training data only up to the cut. So all training events are earlier than the first request. `seed` is unused.
     """
-    sessions = _Sessions.of(dataset)
+    sessions = _Sessions.from_dataset(dataset)
     if sessions.count < 3:
         raise UserError(f"{dataset.name}: protocol session needs three sessions or more, there are {sessions.count}")
     begins = sessions.begins
@@ -64,7 +64,7 @@ class _Sessions:
     order: Rows
 
     @classmethod
-    def of(cls, dataset: Dataset) -> _Sessions:
+    def from_dataset(cls, dataset: Dataset) -> _Sessions:
         """Return the sessions of a data set: from the column session_id, or one for each user of an anonymous log."""
         log = dataset.interactions
         if not dataset.anonymous and "session_id" not in log.columns.columns:

@@ -303,12 +303,12 @@ class _Simulation:
     def _repeat_purchases(self, users: Ints, clock: Ints, session: Ints) -> None:
         """Buy consumables again that have been used up meanwhile."""
         for slot in range(REORDER_SLOTS):
-            listed = self.reorder[users, slot]
+            listed_items = self.reorder[users, slot]
             age = (clock - self.reorder_time[users, slot]) / 86_400
             is_due = self.rng.random(len(users)) < REORDER_CHANCE * (1 - np.exp(-age / REORDER_DAYS))
-            rows = np.flatnonzero(is_due & (listed >= 0))
+            rows = np.flatnonzero(is_due & (listed_items >= 0))
             time = clock[rows] + 15 * slot
-            self._record(users[rows], listed[rows], time, np.ones(len(rows), np.bool_), session[rows])
+            self._record(users[rows], listed_items[rows], time, np.ones(len(rows), np.bool_), session[rows])
 
     def _begin(self, users: Ints, start: Ints) -> Bools:
         """Continue the project of the last session, or begin a new one; return which customers continue, bool [B]."""

@@ -66,7 +66,7 @@ class ShopTruth:
     policy_noise: Floats  # [N] error of the logging policy's estimate of popularity
     owned: Ints  # [O, 3] purchases of durable goods, sorted rows (user, item, time)
 
-    def changed(self, users: ArrayLike, timestamps: ArrayLike) -> Floats:
+    def change_progress(self, users: ArrayLike, timestamps: ArrayLike) -> Floats:
         """Return the progress of each customer's change from the first interests and tastes to the last, 0 to 1."""
         users = np.asarray(users)
         return _sigmoid((np.asarray(timestamps) - self.change_time[users]) / self.change_span[users])
@@ -74,7 +74,7 @@ class ShopTruth:
     def interests(self, users: ArrayLike, timestamps: ArrayLike) -> Floats:
         """Return the log interest in departments [..., D] at these times, including the season."""
         users, times = np.asarray(users), np.asarray(timestamps)
-        share = self.changed(users, times)[..., None]
+        share = self.change_progress(users, times)[..., None]
         angle = 2 * np.pi * ((times - START) / YEAR)[..., None]
         season = self.season[:, 0] * np.cos(angle) + self.season[:, 1] * np.sin(angle)
         interest: Floats = (1 - share) * self.interest_before[users] + share * self.interest_after[users]
@@ -84,7 +84,7 @@ class ShopTruth:
     def affinity(self, users: ArrayLike, items: ArrayLike, timestamps: ArrayLike) -> Floats:
         """Return the appeal of items within their category: the sum of taste, price, popularity and novelty terms."""
         users, items, times = np.asarray(users), np.asarray(items), np.asarray(timestamps)
-        share = self.changed(users, times)[..., None]
+        share = self.change_progress(users, times)[..., None]
         taste = (1 - share) * self.taste_before[users] + share * self.taste_after[users]
         taste = taste + COUNTRY_WEIGHT * self.country_taste[self.country[users]]
         look = np.einsum("...v,...v->...", taste, self.vectors[items])
