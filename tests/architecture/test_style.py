@@ -70,7 +70,6 @@ PENDING = {
     "cascade",
     "cli",
     "core",
-    "data",
     "distributed",
     "losses",
     "models",
