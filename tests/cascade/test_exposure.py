@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_catalog import build, candidates, lists, requests, shelf
 
-from nextitem.cascade.exposure import discounts
+from nextitem.cascade.exposure import slot_exposures
 from nextitem.core.errors import UserError
 
 
 def test_the_exposure_of_places() -> None:
-    torch.testing.assert_close(discounts(3), torch.tensor([1, 0.63093, 0.5], dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        slot_exposures(3), torch.tensor([1, 0.63093, 0.5], dtype=torch.float64), rtol=1e-5, atol=0
+    )
 
 
 def test_providers_of_equal_merit_take_turns() -> None:
@@ -65,7 +67,7 @@ def test_no_provider_with_items_left_falls_short_by_the_first_place(
     )
     shown = torch.tensor(lists(found)[0]) - 1
     worth = (scores - scores[-1]) / (scores[0] - scores[-1])
-    place = discounts(k)
+    place = slot_exposures(k)
     for provider in range(providers):
         own = brand == provider
         exposure = float(place[own[shown]].sum())

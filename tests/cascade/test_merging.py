@@ -22,8 +22,8 @@ def test_an_item_of_two_channels_is_worth_what_both_places_say() -> None:
     rates.rates.copy_(torch.tensor([[0.5, 0.2, 0.1], [0.4, 0.3, 0.0]]))
     found = rates.merge([lists([7, 2, 9], width=3), lists([9, 7], width=2)], 4)
     assert found.items.tolist() == [[7, 9, 2, 0]]
-    torch.testing.assert_close(found.worth[0, :3], torch.tensor([1 - 0.5 * 0.7, 1 - 0.9 * 0.6, 0.2]))
-    assert found.worth[0, 3] == -torch.inf
+    torch.testing.assert_close(found.scores[0, :3], torch.tensor([1 - 0.5 * 0.7, 1 - 0.9 * 0.6, 0.2]))
+    assert found.scores[0, 3] == -torch.inf
     assert found.ranks[0, :3].tolist() == [[1, 2], [3, 1], [2, 0]]
     assert found.channel[0, :3].tolist() == [0, 1, 0]
     some = torch.tensor([[2, 9]])
@@ -41,10 +41,10 @@ def test_a_channel_that_brings_nothing_takes_nothing_away() -> None:
 
 def test_what_is_added_stands_behind_and_padding_at_the_tail() -> None:
     found = ChannelRates([2]).merge([lists([5], [4, 3], width=2)], 2)
-    more = found.followed_by(torch.tensor([[8, 9], [7, 0]]), channel=1)
+    more = found.append(torch.tensor([[8, 9], [7, 0]]), channel=1)
     assert more.items.tolist() == [[5, 8, 9, 0], [4, 3, 7, 0]]
     assert more.channel.tolist()[0][:3] == [0, 1, 1]
-    assert bool((more.worth[:, 1:] <= more.worth[:, :-1]).all())
+    assert bool((more.scores[:, 1:] <= more.scores[:, :-1]).all())
     assert more.ranks_of(torch.tensor([[5], [7]])).tolist() == [[[1]], [[0]]]
 
 
@@ -78,7 +78,7 @@ def test_merging_equals_a_dictionary(seed: int) -> None:
         best = sorted(worth.items(), key=lambda pair: (-round(pair[1], 5), pair[0]))[:7]
         got = [item for item in found.items[row].tolist() if item]
         assert {item for item, _ in best[:4]} <= set(got)
-        for item, value in zip(got, found.worth[row].tolist(), strict=False):
+        for item, value in zip(got, found.scores[row].tolist(), strict=False):
             assert abs(worth[item] - value) < 1e-5
             assert found.ranks_of(torch.tensor([[item]] * 5))[row, 0].tolist() == [
                 rows[channel][row].index(item) + 1 if item in rows[channel][row] else 0 for channel in range(3)
