@@ -114,7 +114,7 @@ def test_l2_pulls_what_a_batch_reads(ranker: BuildRanker, shown: Split, requests
 
 @pytest.mark.parametrize("name", ["din", "multi-behaviour", "sim"])
 def test_a_history_without_anything_to_read_is_named(name: str, ranker: BuildRanker, requests: SequenceBatch) -> None:
-    with pytest.raises(UserError, match=r"model\.fields names nothing of items alone"):
+    with pytest.raises(UserError, match=r"model\.fields names no field of items alone"):
         ranker(kind_of(name), **SMALL, fields=("user.country", "cross.category"))
     nothing = Jagged.from_rows([[]] * requests.num_requests)
     empty = replace(requests, items=nothing, actions=None, timestamps=None, features={})

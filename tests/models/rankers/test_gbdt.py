@@ -47,10 +47,10 @@ def test_it_is_lightgbm_on_the_codes(objective: str, shown: Split, requests: Seq
     batch = learnt_from(model, shown)
     assert batch.candidates is not None
     data = lightgbm.Dataset(
-        model.fields(batch).matrix().numpy()[:, model.read],
+        model.fields(batch).matrix().numpy()[:, model.columns],
         batch.candidate_labels["click"].values.numpy(),
         group=batch.candidates.lengths.numpy() if objective == "listwise" else None,
-        categorical_feature=model.categories,
+        categorical_feature=model.categorical,
     )
     settings = {
         "objective": "lambdarank" if objective == "listwise" else "binary",
@@ -65,7 +65,7 @@ def test_it_is_lightgbm_on_the_codes(objective: str, shown: Split, requests: Seq
     }
     theirs = lightgbm.train(settings, data, num_boost_round=20)
     codes = model.fields(requests)
-    expected = theirs.predict(codes.matrix().numpy()[:, model.read], raw_score=True)
+    expected = theirs.predict(codes.matrix().numpy()[:, model.columns], raw_score=True)
     np.testing.assert_allclose(model.logits(requests, codes)[:, 0].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_leaves_cannot_be_weighed_by_one_label(shown: Split, requests: SequenceB
     for value in (False, True):
         labels = np.full((len(matrix), 1), value)
         with pytest.raises(UserError, match=r"model\.leaf_regression: .* differ in the label of 'target'"):
-            model._weigh_leaves(matrix, labels, np.ones(labels.shape, np.float32), np.ones(labels.shape, np.bool_))
+            model._fit_leaf_weights(matrix, labels, np.ones(labels.shape, np.float32), np.ones(labels.shape, np.bool_))
 
 
 def test_the_trees_are_kept_as_text(shown: Split, requests: SequenceBatch) -> None:

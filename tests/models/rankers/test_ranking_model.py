@@ -251,7 +251,7 @@ def test_a_task_with_one_label_keeps_its_probabilities_and_this_is_said(kind: st
     held = labelled(items, click=torch.tensor([1.0, 0, 0, 0, 1, 1]), buy=torch.full((6,), value))
     (note,) = model.calibrate(held)
     assert note == (
-        "model.calibration: the probabilities of 'buy' stay as they were learnt, since "
+        "model.calibration: the probabilities of 'buy' stay uncalibrated, since "
         f"{'each' if value else 'none'} of the 6 validation candidates has that label, and a curve needs both kinds"
     )
     torch.testing.assert_close(model.score(held)["buy"], plain.score(held)["buy"])
