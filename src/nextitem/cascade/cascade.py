@@ -80,7 +80,7 @@ class CascadeConfig(configs.Config):
     recent_events: int = Field(30_000, ge=1)
     """Largest number of recent events from which rankers learn."""
     returns: int | None = Field(None, ge=1)
-    """Number of evenly spread times: rankers learn only from each user's first event after each; None: all events."""
+    """Number of evenly spread times: rankers learn only from each user's first event after each; none: all events."""
     negatives: int = Field(40, ge=1)
     """Number of candidates beside the target from which a ranker learns, for each event."""
 

@@ -37,7 +37,7 @@ class DPPConfig(configs.Config):
     theta: float = Field(0.92, ge=0, lt=1)
     """Weight of relevance, against diversity; 0: diversity alone."""
     window: int | None = Field(None, ge=2)
-    """Number of neighbouring items that must differ from each other; None: the whole list."""
+    """Number of neighbouring items that must differ from each other; none: the whole list."""
 
 
 class DPP(Reranker):

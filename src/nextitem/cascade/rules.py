@@ -78,7 +78,7 @@ class Cap(configs.Config):
     most: int = Field(ge=1)
     """Largest number of items with the same value."""
     window: int | None = Field(None, ge=2)
-    """Number of neighbouring slots within which the limit holds; None: the whole list."""
+    """Number of neighbouring slots within which the limit holds; none: the whole list."""
 
 
 class Gap(configs.Config):
