@@ -70,20 +70,12 @@ PENDING = {
     "cli",
     "core",
     "data",
-    "decoding",
     "distributed",
-    "evaluation",
     "losses",
     "models",
-    "neighbours",
-    "nn",
     "ops",
     "pipeline",
-    "reporting",
-    "testing",
     "tests",
-    "tokenizers",
-    "training",
 }
 
 

@@ -84,7 +84,7 @@ class GBDT(RankingModel):
         super().__init__(config, catalog)
         parts = [part for part in self.fields.parts if not part.is_bag]  # the columns of `FieldCodes.matrix`
         self.columns = [
-            index for index, part in enumerate(parts) if not (isinstance(part, CrossedWithLast) and not part.exact)
+            index for index, part in enumerate(parts) if not (isinstance(part, CrossedWithLast) and not part.is_exact)
         ]
         kinds = (ItemId, ItemCategory, RequestCategory, CrossedWithLast)
         self.categorical = [number for number, index in enumerate(self.columns) if isinstance(parts[index], kinds)]

@@ -64,7 +64,7 @@ class RankingModel(Recommender):
             max_history_length=config.max_history_length,
             buckets=config.buckets,
             pair_buckets=config.pair_buckets,
-            brought=candidate_features,
+            candidate_features=candidate_features,
         )
         self.register_buffer("counts", torch.zeros(self.fields.size if config.l2 else 0))  # of candidates by code
         self.curves = nn.ModuleList(calibration(config.calibration) for _ in self.tasks if config.calibration)
