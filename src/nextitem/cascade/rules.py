@@ -17,8 +17,8 @@ Notable
 - A pinned item takes precedence over items that are not pinned. A pin is relaxed only for caps and gaps that precede it
   in the order, for another pin in its slot, if its slot is beyond the end of the list, and if its item is no candidate.
   A pin beyond k has no effect.
-- An item without a value has its value in common with no other item. An item is fresh within `days` days after its
-  release, at the time of the request. Without a release time or a request time it is not fresh.
+- Items without a value never count as items with the same value. An item is fresh within `days` days after its release,
+  at the time of the request. Without a release time or a request time it is not fresh.
 
 Shapes: B requests, K candidates, k items of the answer, N items.
 """
