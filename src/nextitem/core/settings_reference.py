@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -48,12 +49,31 @@ def settings_of(config: type[Config], *, prefix: str = "") -> Iterator[Setting]:
                     if each.name != f"{prefix}{name}.kind":
                         yield replace(each, meaning=f"If {kind}: {each.meaning}")
             continue
+        listed = _choices_in_list(nested)
+        if listed:
+            kinds = " | ".join(repr(kind) for kind in listed)
+            yield Setting(f"{prefix}{name}", f"list of tables of kind {kinds}", "()", "", meanings.get(name, ""))
+            for member in dict.fromkeys(listed.values()):
+                named = " or ".join(kind for kind, cls in listed.items() if cls is member)
+                for each in settings_of(member, prefix=f"{prefix}{name}[]."):
+                    if each.name != f"{prefix}{name}[].kind":
+                        yield replace(each, meaning=f"If {named}: {each.meaning}")
+            continue
         if isinstance(nested, type) and issubclass(nested, Config):
             yield from settings_of(nested, prefix=f"{prefix}{name}.")
             continue
         yield Setting(
             prefix + name, _type_text(nested), _default_text(field), _range_text(field), meanings.get(name, "")
         )
+
+
+def _choices_in_list(annotation: Any) -> dict[str, type[Config]]:
+    """Return the classes by kind that a list has as its members; empty if it is no such list."""
+    member = next((each for each in get_args(annotation) if get_origin(each) is Annotated), None)
+    if member is None:
+        return {}
+    classes = [each for each in get_args(get_args(member)[0]) if isinstance(each, type) and issubclass(each, Config)]
+    return {kind: each for each in classes for kind in get_args(each.model_fields["kind"].annotation)}
 
 
 def _meanings_of_all(config: type[Config]) -> dict[str, str]:
@@ -88,10 +108,10 @@ def _type_text(annotation: Any) -> str:
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return annotation.__name__
     arguments = get_args(annotation)
-    if type(None) in arguments:
-        others = [_type_text(each) for each in arguments if each is not type(None)]
-        return " | ".join([*others, "none"])
     origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        names = [_type_text(each) for each in arguments if each is not type(None)]
+        return " | ".join([*names, *["none"] * (type(None) in arguments)])
     inner = ", ".join("..." if each is Ellipsis else _type_text(each) for each in arguments)
     return f"{getattr(origin, '__name__', str(annotation))}[{inner}]" if arguments else str(annotation)
 
