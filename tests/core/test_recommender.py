@@ -102,7 +102,7 @@ def test_a_wrong_answer_never_leaves(answer: list[int], fields: dict[str, object
 def test_wrong_requests_are_refused() -> None:
     with pytest.raises(ValueError, match="k must be at least 1"):
         Scores([]).recommend(requests([[1]]), 0)
-    with pytest.raises(ValueError, match=r"history holds item number 6; this catalogue has 1\.\.5"):
+    with pytest.raises(ValueError, match=r"history contains item number 6; this catalogue has 1\.\.5"):
         Scores([]).recommend(requests([[6]]), 2)
     with pytest.raises(ValueError, match="6 columns"):
         Scores([]).recommend(requests([[1]], allowed=torch.ones(1, 3, dtype=torch.bool)), 2)
@@ -129,8 +129,8 @@ def test_each_bad_request_is_named_and_the_others_are_not() -> None:
     batch = requests([[1], [6], [2], [3]], excluded=Jagged.from_rows([[], [], [9], []]))
     errors = Scores([]).request_errors(batch)
     assert [error is None for error in errors] == [True, False, False, True]
-    assert errors[1] == "history holds item number 6; this catalogue has 1..5"
-    assert errors[2] == "excluded holds item number 9; this catalogue has 1..5"
+    assert errors[1] == "history contains item number 6; this catalogue has 1..5"
+    assert errors[2] == "excluded contains item number 9; this catalogue has 1..5"
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:

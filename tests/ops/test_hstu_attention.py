@@ -47,7 +47,7 @@ def test_blocks_equal_the_formula(
         asked = lengths
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
-        patch.setattr(module, "KEPT", kept)
+        patch.setattr(module, "MAX_CACHED_PAIRS", kept)
         same(*make(lengths, heads=heads, asked=asked), position=position, time=time)
 
 

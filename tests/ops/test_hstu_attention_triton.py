@@ -135,7 +135,7 @@ for architecture in (80, 90):
                 elif name in IDS or name in TABLES:
                     types[name] = "*i64" if name in IDS else "*fp32"
                 else:
-                    types[name] = "i32" if name in NUMBERS else "fp32" if name in ("scale", "share") else "*" + dtype
+                    types[name] = "i32" if name in NUMBERS else "fp32" if name in ("scale", "inverse") else "*" + dtype
             target = GPUTarget("cuda", architecture, 32)
             made = triton.compile(ASTSource(kernel, types, constants), target=target, options={"num_warps": 8})
             assert made.asm["cubin"]

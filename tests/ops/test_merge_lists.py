@@ -15,7 +15,7 @@ def test_the_merge_is_the_full_sort_and_the_heap(items: int, lists: int, k: int,
     draw = torch.Generator().manual_seed(seed)
     owner = torch.randint(lists, (items + 1,), generator=draw)
     own, of_list = torch.randn(items + 1, generator=draw), torch.randn(3, lists, generator=draw)
-    merged = SortedLists.of(owner, own, count=lists)
+    merged = SortedLists.from_list_numbers(owner, own, num_lists=lists)
     found, scores = merge_lists(of_list, merged, k)
     heap = merge_lists_reference(of_list, merged, k)
     for row in range(3):
@@ -28,6 +28,6 @@ def test_the_merge_is_the_full_sort_and_the_heap(items: int, lists: int, k: int,
 
 def test_lists_fall_and_hold_each_item_once() -> None:
     owner, own = torch.tensor([0, 2, 0, 2, 2]), torch.tensor([9.0, 1.0, 5.0, 3.0, 3.0])
-    lists = SortedLists.of(owner, own, count=4)
+    lists = SortedLists.from_list_numbers(owner, own, num_lists=4)
     assert lists.items.tolist() == [2, 3, 4, 1]
     assert lists.offsets.tolist() == [0, 1, 1, 4, 4]

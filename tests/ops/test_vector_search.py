@@ -26,7 +26,7 @@ def table_of(vectors: Tensor) -> VectorTable:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vector_search, "SMALL", 0)
         table = VectorTable(vectors)
-    assert table.scanned
+    assert table.has_codes
     return table
 
 
@@ -96,7 +96,7 @@ def test_few_items_are_searched_plainly_a_few_queries_at_a_time(monkeypatch: pyt
     vectors, queries = integers(601, 8, seed=3), integers(9, 8, seed=4)
     excluded = rows_of([[row, row + 1] for row in range(9)])
     table = VectorTable(vectors)
-    assert not table.scanned
+    assert not table.has_codes
     monkeypatch.setattr(vector_search, "PLAIN_PRODUCTS", 2 * 601)
     together = table.search(queries, 5, excluded=excluded)
     for row in range(9):
@@ -109,13 +109,13 @@ def test_most_vectors_are_never_looked_at(monkeypatch: pytest.MonkeyPatch) -> No
     draw = torch.Generator().manual_seed(0)
     table = table_of(torch.randn(200_001, 32, generator=draw))
     looked: list[int] = []
-    reach = VectorTable._within_reach
+    reach = VectorTable._candidates
 
     def counted(self: VectorTable, *arguments: Any) -> Tensor:
         items = reach(self, *arguments)
         looked.append(len(items))
         return items
 
-    monkeypatch.setattr(VectorTable, "_within_reach", counted)
+    monkeypatch.setattr(VectorTable, "_candidates", counted)
     table.search(torch.randn(20, 32, generator=draw), 10)
     assert max(looked) < 100

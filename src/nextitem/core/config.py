@@ -1,4 +1,4 @@
-"""Strict typed configs <-> TOML, with dotted overrides."""
+"""Strict typed configs: read from TOML, written to TOML, changed by dotted overrides."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ import tomli_w
 
 from nextitem.core.errors import UserError
 
-Requirement = Literal["content", "identifiers"]  # what a model may need a catalogue to carry
+Requirement = Literal["content", "identifiers"]  # optional parts of a catalogue that a model can require
 
 
 class Config(pydantic.BaseModel):
-    """Base of every config: frozen; an unknown field or a wrong type is an error that names it."""
+    """Base class of every config: frozen; an unknown field or a wrong type raises an error that names the field."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
     @property
     def needs(self) -> frozenset[Requirement]:
-        """What these settings need the catalogue to carry, beside what the class itself needs."""
+        """Parts of the catalogue that these settings require, in addition to those that the class requires."""
         return frozenset()
 
     def unused_settings(self) -> tuple[str, ...]:
-        """Return a sentence for each field that was set and has no effect beside the other settings.
+        """Return a sentence for each field that was set but has no effect with the other settings.
 
-        Set is what the values that the config was made from name. So call this on the config that was parsed from the
-        user's own table: a resolved recipe names every field. Of a table within, a field counts as set if it is not at
-        its default.
+        A field counts as set if the values that the config was parsed from name it. So call this on a config that was
+        parsed from the user's own table: a resolved recipe names every field. A field of a nested config counts as set
+        if it differs from its default.
         """
         sentences = _idle_sentences(self, self.model_fields_set)
         for name in type(self).model_fields:
-            part = getattr(self, name)
-            if isinstance(part, Config) and name in self.model_fields_set:
-                changed = part.model_dump(exclude_defaults=True).keys()
-                sentences += [f"{name}.{sentence}" for sentence in _idle_sentences(part, changed)]
+            nested = getattr(self, name)
+            if isinstance(nested, Config) and name in self.model_fields_set:
+                changed_names = nested.model_dump(exclude_defaults=True).keys()
+                sentences += [f"{name}.{sentence}" for sentence in _idle_sentences(nested, changed_names)]
         return tuple(sentences)
 
     def idle_fields(self) -> Mapping[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        """Return the fields that are unused with the present values of the other fields: name -> reason."""
         return {}
 
 
@@ -49,7 +49,7 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 def _idle_sentences(config: Config, names: Set[str]) -> list[str]:
-    """Return a sentence for each of the fields `names` that is idle, in the order of the config."""
+    """Return a sentence for each idle field among `names`, in the order of the config."""
     idle = config.idle_fields()
     return [
         f"{name} = {getattr(config, name)!r} has no effect: {idle[name]}"
@@ -59,14 +59,21 @@ def _idle_sentences(config: Config, names: Set[str]) -> list[str]:
 
 
 def idle_unless(is_used: bool, reason: str, *names: str) -> dict[str, str]:
-    """Return `names` as idle fields, each with the same reason; nothing if they are used."""
+    """Return the fields `names` as idle, all with the same reason; an empty dict if they are used."""
     return {} if is_used else dict.fromkeys(names, reason)
 
 
 def parse(kind: type[ConfigType], values: Mapping[str, Any], *, where: str) -> ConfigType:
-    """Builds a config from plain values; UserError names field, value and what was expected.
+    """Return a config of class `kind` with the given values; the text "none" counts as None.
 
-    `where` says what the values came from: a file, a table, an option. The text "none" counts as None.
+    Args:
+        kind: the config class.
+        values: field -> value, with nested mappings for nested configs.
+        where: source of the values, for error messages: a file, a table, an option.
+
+    Raises:
+        UserError: a setting is unknown, missing or wrong; it names field, value and the expected type.
+
     """
     try:
         return kind.model_validate(_from_toml_values(values))
@@ -80,13 +87,13 @@ def _explain(kind: type[Config], entry: Mapping[str, Any]) -> str:
         return f"unknown setting {path!r}; known are {', '.join(kind.model_fields)}"
     if entry["type"] == "missing":
         return f"setting {path!r} is missing"
-    if not path:  # a rule on several settings, which says itself what is wrong
+    if not path:  # a rule about several settings: its message is complete
         return str(entry["msg"]).removeprefix("Value error, ")
     return f"{path} = {entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; UserError names file and line of a mistake."""
+    """Return the tables of a TOML file; UserError names the file and the line of a mistake."""
     try:
         # utf-8-sig: editors of Windows begin a file with a byte-order mark.
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -101,27 +108,28 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def write_toml(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes tables as TOML; settings that are None stand as "none"."""
+    """Write tables to a TOML file; a setting that is None is written as "none"."""
     path.write_text(tomli_w.dumps(to_toml_values(values)), encoding="utf-8")
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Applies `a.b=c` settings to nested tables; c is read as TOML, else as text.
+    """Return nested tables with overrides such as "a.b=c" applied; c is read as TOML, or else as text.
 
-    Returns a new dict; UserError where an override has no `=` or walks through a value.
+    `values` is not changed. Raises UserError if an override has no `=`, or if a part of its path is a value instead of
+    a table.
     """
     result = _copy(values)
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path.strip():
             raise UserError(f"--set {override!r}: write it as name.field=value, for example training.max_epochs=5")
-        *parents, last = path.strip().split(".")
+        *parents, field = path.strip().split(".")
         table = result
         for parent in parents:
             table = table.setdefault(parent, {})
             if not isinstance(table, dict):
                 raise UserError(f"--set {override!r}: {parent!r} is a value, not a table")
-        table[last] = _value(text.strip())
+        table[field] = _parse_value(text.strip())
     return result
 
 
@@ -129,12 +137,12 @@ def merge_tables(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, 
     """Merge `over` into `base`, recursively; return a new dict."""
     result = _copy(base)
     for key, value in over.items():
-        below = result.get(key)
-        result[key] = merge_tables(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+        nested = result.get(key)
+        result[key] = merge_tables(nested, value) if isinstance(nested, dict) and isinstance(value, Mapping) else value
     return result
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -146,18 +154,18 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_toml_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables as TOML can hold them: None, which TOML lacks, as "none"."""
-    return {key: _swapped(value, None, "none") for key, value in values.items()}
+    """Return nested tables that TOML can store: None, which TOML lacks, becomes "none"."""
+    return {key: _replace_value(value, None, "none") for key, value in values.items()}
 
 
 def _from_toml_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _swapped(value, "none", None) for key, value in values.items()}
+    return {key: _replace_value(value, "none", None) for key, value in values.items()}
 
 
-def _swapped(value: Any, old: Any, new: Any) -> Any:
-    """`value` with `new` for every `old`, in tables of any depth, and in those that a list holds."""
+def _replace_value(value: Any, old: Any, new: Any) -> Any:
+    """Return `value` with `new` in place of every `old`, in tables of any depth and in the tables of a list."""
     if isinstance(value, Mapping):
-        return {key: _swapped(part, old, new) for key, part in value.items()}
+        return {key: _replace_value(part, old, new) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_swapped(part, old, new) if isinstance(part, Mapping) else part for part in value]
+        return [_replace_value(part, old, new) if isinstance(part, Mapping) else part for part in value]
     return new if value == old else value

@@ -1,6 +1,6 @@
-"""The settings of a config as a table: name, type, default, range and meaning of each field.
+"""Reference of the settings of a config: name, type, default, range and meaning of each field.
 
-The meaning is the string below the field in the source, so that a setting is described in one place.
+The meaning is the string below the field in the source, so that each setting is documented in one place only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"), ("min_length", 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of a config; `name` is dotted for a nested config."""
+    """Documentation of one field of a config; `name` is dotted for a field of a nested config."""
 
     name: str
     type: str
@@ -79,10 +79,10 @@ def _type_text(annotation: Any) -> str:
         return annotation.__name__
     arguments = get_args(annotation)
     if type(None) in arguments:
-        others = [_type_text(each) for each in arguments if each is not type(None)]
+        others = [_type_text(argument) for argument in arguments if argument is not type(None)]
         return " | ".join([*others, "none"])
     origin = get_origin(annotation)
-    inner = ", ".join("..." if each is Ellipsis else _type_text(each) for each in arguments)
+    inner = ", ".join("..." if argument is Ellipsis else _type_text(argument) for argument in arguments)
     return f"{getattr(origin, '__name__', str(annotation))}[{inner}]" if arguments else str(annotation)
 
 
