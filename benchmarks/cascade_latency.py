@@ -1,21 +1,23 @@
 """Time of one request through a whole cascade, by stage, at several sizes of catalogue.
 
 Four channels, 1,000 candidates, a two-tower pre-ranker to 200, din of width 16 over 50 events, dpp to 20. What is
-fitted in closed form is fitted to a generated log; networks keep the weights that they start with: time does not
-depend on them.
+fitted in closed form is fitted to a generated log; networks have random weights, on which time does not depend.
 
-    python benchmarks/cascade_latency.py --items 100000 1000000
+    python benchmarks/cascade_latency.py [--items 100000 1000000] [--requests 100] [--threads 2]
+
+Prints p50 and p99 of the whole, and p50 of each channel and stage.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
+from collections import defaultdict
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
 import torch
+from measure import Results, Stopwatch, median_ms, parser
 
 from nextitem.cascade.cascade import Cascade, CascadeConfig
 from nextitem.core.batch import SequenceBatch
@@ -24,14 +26,16 @@ from nextitem.core.dataset import Dataset, Users
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
+from nextitem.core.recommender import Recommender
 from nextitem.core.roles import ClosedForm
 
 DAY_MS = 86_400_000
+WARMUP = 5  # requests before the first measured one
 COUNTRIES = [f"country{number}" for number in range(20)]
 
 
 def generated(num_items: int, *, num_users: int, events: int, seed: int) -> Dataset:
-    """A log in which users stay near a place of their own on a ring of items; item columns as a shop has them."""
+    """Return a log in which users stay near a place of their own on a ring of items, with a shop's item columns."""
     rng = np.random.default_rng(seed)
     users = np.sort(rng.integers(1, num_users + 1, events)).astype(np.int32)
     home = rng.integers(0, num_items, num_users + 1)
@@ -53,12 +57,12 @@ def generated(num_items: int, *, num_users: int, events: int, seed: int) -> Data
     features = {"category": "categorical", "brand": "categorical", "price": "numeric"}
     catalog = Catalog(IdMap(ids), table, features=features, requests=columns)
     people = pl.DataFrame({"user_id": np.arange(1, num_users + 1), "country": rng.choice(COUNTRIES, num_users)})
-    known = Users(IdMap(people["user_id"]), people, features={"country": "categorical"})
-    return Dataset("generated", log, catalog, known)
+    users_table = Users(IdMap(people["user_id"]), people, features={"country": "categorical"})
+    return Dataset("generated", log, catalog, users_table)
 
 
 def settings() -> CascadeConfig:
-    """The cascade that is timed."""
+    """Return the settings of the cascade that is timed."""
     ranker = {"name": "din", "width": 16, "objective": "listwise", "max_history_length": 50}
     channels = {
         "item-cf": (300, {"name": "item-cf"}),
@@ -79,7 +83,7 @@ def settings() -> CascadeConfig:
 
 
 def request(data: Dataset, user: int) -> SequenceBatch:
-    """The latest 50 events of a user."""
+    """Return a request with the latest 50 events of a user."""
     log = data.interactions
     items = log.item_ids[log.offsets[user - 1] : log.offsets[user]][-50:]
     return SequenceBatch(
@@ -90,52 +94,63 @@ def request(data: Dataset, user: int) -> SequenceBatch:
     )
 
 
+def fitted_cascade(data: Dataset, *, seed: int) -> Cascade:
+    """Return the cascade, with what is fitted in closed form fitted to the data."""
+    torch.manual_seed(seed)
+    model = Cascade(settings(), data.catalog)
+    model.set_popularity(torch.from_numpy(data.interactions.item_counts()).float())
+    for channel in model.channels:
+        if isinstance(channel, ClosedForm):
+            channel.fit(data)
+    for part in (model.ranker, model.pre_ranker, *model.channels):
+        fields: Any = getattr(part, "fields", None)
+        if fields is not None:
+            fields.fit(request(data, 1), data.interactions)
+    return model.eval()
+
+
+@torch.inference_mode()
+def stage_seconds(model: Cascade, batch: SequenceBatch) -> dict[str, float]:
+    """Return the seconds of each channel and of each stage for one request."""
+    seconds: dict[str, float] = {}
+    for name, channel, quota in zip(model.channel_names, model.channels, model.rates.quotas, strict=True):
+        with Stopwatch() as watch:
+            cast(Recommender, channel).recommend(batch, quota)
+        seconds[f"channel {name}"] = watch.seconds
+    stages = model.stages(batch, 20)
+    while True:
+        with Stopwatch() as watch:
+            stage = next(stages, None)
+        if stage is None:
+            return seconds
+        seconds[stage[0]] = watch.seconds
+
+
 def main() -> None:
-    """Prints p50 and p99 of the whole and p50 of each stage and channel."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, nargs="+", default=[100_000])
-    parser.add_argument("--users", type=int, default=20_000)
-    parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--requests", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    for num_items in given.items:
-        data = generated(num_items, num_users=given.users, events=given.events, seed=given.seed)
-        torch.manual_seed(given.seed)
-        model = Cascade(settings(), data.catalog)
-        model.set_popularity(torch.from_numpy(data.interactions.item_counts()).float())
-        for channel in model.channels:
-            if isinstance(channel, ClosedForm):
-                channel.fit(data)
-        for part in (model.ranker, model.pre_ranker, *model.channels):
-            for fields in (getattr(part, "fields", None),):
-                if fields is not None:
-                    fields.fit(request(data, 1), data.interactions)
-        model.eval()
-        whole, by_stage = [], {}
-        for number in range(given.requests + 5):
-            asked = request(data, 1 + number)
-            began = last = time.perf_counter()
-            with torch.inference_mode():
-                for name, channel, quota in zip(model.channel_names, model.channels, model.rates.quotas, strict=True):
-                    channel.recommend(asked, quota)
-                    now = time.perf_counter()
-                    by_stage.setdefault(f"channel {name}", []).append(now - last)
-                    last = now
-                began = last = time.perf_counter()
-                for name, _ in model.stages(asked, 20):
-                    now = time.perf_counter()
-                    by_stage.setdefault(name, []).append(now - last)
-                    last = now
-            began = time.perf_counter()
-            model.recommend(asked, 20)
-            whole.append(time.perf_counter() - began)
-        ordered = sorted(whole[5:])
-        print(f"{num_items:,} items: p50 {1e3 * statistics.median(ordered):.1f} ms, p99 {1e3 * ordered[-2]:.1f} ms")
-        for name, times in by_stage.items():
-            print(f"    {name}: {1e3 * statistics.median(times[5:]):.2f} ms")
+    options = parser(__doc__, users=20_000, events=1_000_000, requests=100, threads=2, seed=0)
+    options.add_argument("--items", type=int, nargs="+", default=[100_000])
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
+    results = Results(arguments)
+    for num_items in arguments.items:
+        data = generated(num_items, num_users=arguments.users, events=arguments.events, seed=arguments.seed)
+        model = fitted_cascade(data, seed=arguments.seed)
+        whole: list[float] = []
+        by_stage: dict[str, list[float]] = defaultdict(list)
+        for number in range(arguments.requests + WARMUP):
+            batch = request(data, 1 + number)
+            for name, seconds in stage_seconds(model, batch).items():
+                by_stage[name].append(seconds)
+            with Stopwatch() as watch:
+                model.recommend(batch, 20)
+            whole.append(watch.seconds)
+        ordered = sorted(whole[WARMUP:])
+        p50, p99 = 1e3 * statistics.median(ordered), 1e3 * ordered[-2]
+        print(f"{num_items:,} items: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+        medians = {name: median_ms(seconds[WARMUP:]) for name, seconds in by_stage.items()}
+        for name, ms in medians.items():
+            print(f"    {name}: {ms:.2f} ms")
+        results.add(f"{num_items} items", {"p50_ms": p50, "p99_ms": p99, "p50_ms_of_stages": medians})
 
 
 if __name__ == "__main__":

@@ -1,30 +1,27 @@
-"""Every retrieval channel on one data set: what its lists hold, and what one request costs.
+"""Recall of every retrieval channel on one data set, and the time of one request.
 
     python benchmarks/channels.py shop|DATASET_FOLDER [--protocol time] [--channels user-cf,swing] [--validation]
 
-Prints one line a channel: recall@10, @50 and @200 over the test requests (with --validation: those that settings are
-chosen on), seconds of training, and the milliseconds of one request alone (k 200, median and 99th percentile).
-Settings are those of the default recipe; --set neighbours=50 changes one. A folder among --channels is that of a run,
-such as one of two-tower.
+Prints one JSON line for each channel: recall@10, @50 and @200 over the test requests (with --validation: over the
+validation requests, to choose settings), seconds of training, and the milliseconds of one request alone (k 200, median
+and 99th percentile). Settings are those of the default recipe; --set neighbours=50 changes one. A folder among
+--channels is that of a run, such as one of two-tower.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import time
 from pathlib import Path
 
-PARSER = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+from measure import Results, Stopwatch, parser
+
+PARSER = parser(__doc__, threads=2, seed=0)
 PARSER.add_argument("data")
 PARSER.add_argument("--protocol", default=None)
 PARSER.add_argument(
     "--channels",
     default="popularity,item-cf,user-cf,swing,matrix-factorisation,content-neighbours,new-items,geo-popularity",
 )
-PARSER.add_argument("--threads", type=int, default=2)
-PARSER.add_argument("--seed", type=int, default=0)
 PARSER.add_argument("--validation", action="store_true")
 PARSER.add_argument("--set", action="append", default=[])
 ARGUMENTS = PARSER.parse_args()
@@ -47,13 +44,13 @@ from nextitem.recipes import default_recipe  # noqa: E402
 KS = (10, 50, 200)
 
 
-def trained(name: str, split: Split) -> Recommender:
-    """The channel of that name fitted to the split, or that of a run's folder."""
+def trained_channel(name: str, split: Split) -> Recommender:
+    """Return the channel of that name, fitted to the split, or the model of a run's folder."""
     if Path(name).is_dir():
         return load_run(name).model
     overrides = [f"model.{setting}" for setting in ARGUMENTS.set]
-    here = {"data": {"path": ARGUMENTS.data}, "model": {"name": name}}
-    recipe = resolve_recipe([default_recipe(name), ("here", here)], overrides=overrides)
+    source = {"data": {"path": ARGUMENTS.data}, "model": {"name": name}}
+    recipe = resolve_recipe([default_recipe(name), ("the benchmark", source)], overrides=overrides)
     kind, config = component_class("model", recipe.model)
     needs = getattr(kind, "needs", frozenset()) | getattr(config, "needs", frozenset())
     train = with_content(split.train, recipe, progress=False) if "content" in needs else split.train
@@ -65,24 +62,25 @@ def trained(name: str, split: Split) -> Recommender:
 
 
 def figures(name: str, split: Split) -> dict[str, object]:
-    began = time.perf_counter()
-    model = trained(name, split)
-    seconds = time.perf_counter() - began
+    """Return the row of one channel."""
+    with Stopwatch() as training:
+        model = trained_channel(name, split)
     requests = split.validation if ARGUMENTS.validation else split.test
     assert requests.targets is not None
     lists = recommend_all(model, requests, max(KS))
     median, tail = latency(model, requests, k=max(KS))
-    found = {f"recall@{k}": round(float(recall(lists, requests.targets, k).nanmean()), 4) for k in KS}
-    cost = {"train_s": round(seconds, 1), "p50_ms": round(median, 2), "p99_ms": round(tail, 2)}
-    return {"channel": name, **found, **cost}
+    recalls = {f"recall@{k}": round(float(recall(lists, requests.targets, k).nanmean()), 4) for k in KS}
+    cost = {"train_s": round(training.seconds, 1), "p50_ms": round(median, 2), "p99_ms": round(tail, 2)}
+    return {"channel": name, **recalls, **cost}
 
 
 def main() -> None:
     torch.set_num_threads(ARGUMENTS.threads)
     split = make_split(load_dataset(ARGUMENTS.data), ARGUMENTS.protocol, seed=ARGUMENTS.seed)
-    print(json.dumps({"protocol": split.protocol, "requests": split.test.num_requests}), flush=True)
+    results = Results(ARGUMENTS)
+    results.add_printed("data", {"protocol": split.protocol, "requests": split.test.num_requests})
     for name in ARGUMENTS.channels.split(","):
-        print(json.dumps(figures(name, split)), flush=True)
+        results.add_printed(name, figures(name, split))
 
 
 if __name__ == "__main__":

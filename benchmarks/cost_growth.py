@@ -1,24 +1,20 @@
-"""How a training step's time and memory grow with the length of histories and with the size of the catalogue.
+"""Growth of a training step's time and memory with the length of histories and the size of the catalogue.
 
     python benchmarks/cost_growth.py [--plot docs/cost_growth.png] [--tokens 16384] [--steps 5] [--save rows.jsonl]
         [--lengths 128 256 512 1024 2048 4096 8192] [--items 10000 31623 100000 316228 1000000]
 
-A step is loss, gradients and update, on generated events (ids drawn evenly, a history's events minutes to days apart),
-width 64, two layers, two threads. Along the length every batch has the same number of events, so that what grows is the
-work an event needs: with 10,000 items and 256 sampled negatives. Along the catalogue a batch has 64 histories of 64
-events (gru4rec: 128 lanes). Each cell runs in a process of its own; its memory is the peak above what stood before the
-first step, model and optimizer's state included. Prints a JSON line a cell; then, by least squares on logarithms, the
-exponents over the whole range and over its upper half, where fixed costs weigh less.
+A step is loss, gradients and update, on generated events (uniform random ids, a history's events minutes to days
+apart), width 64, two layers, two threads. Along the length every batch has the same number of events, so that what
+grows is the work of an event: with 10,000 items and 256 sampled negatives. Along the catalogue a batch has 64 histories
+of 64 events (gru4rec: 128 lanes). Each cell runs in a process of its own; its memory is the peak minus the memory
+before the model was built: model and optimizer's state included. Prints one JSON line for each cell; then, by least
+squares on logarithms, the exponents over the whole range and over its upper half, where fixed costs weigh less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,8 @@ import numpy as np
 import polars as pl
 import torch
 from matplotlib.figure import Figure
+from measure import Results, Stopwatch, in_own_process, median_ms, parser
+from peers.meter import memory_mb
 
 from nextitem.core.catalog import Catalog
 from nextitem.core.ids import IdMap
@@ -36,7 +34,7 @@ from nextitem.data.examples.session_lanes import LaneBatch
 from nextitem.training.config import TrainingConfig
 from nextitem.training.optimizers import build_optimizer
 
-SAMPLED = {"objective": "sampled-softmax", "num_negatives": 256}
+SAMPLED = {"objective": {"kind": "sampled-softmax", "num_negatives": 256}}
 ALONG_LENGTH: dict[str, dict[str, Any]] = {
     "sasrec": {"model": "sasrec", **SAMPLED},
     "hstu": {"model": "hstu", **SAMPLED},
@@ -49,56 +47,53 @@ ALONG_ITEMS: dict[str, dict[str, Any]] = {
 }
 
 
-def kib(name: str) -> int:
-    """A line of this process's own status: getrusage would give the parent's peak."""
-    return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
-
-
 def one_cell(cell: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds of a step (median) and its peak memory."""
+    """Return milliseconds of a step (median), its events and its peak memory in MiB."""
     settings, length, items, rows = (cell[name] for name in ("settings", "length", "items", "rows"))
     torch.manual_seed(0)
     ids = [f"i{n}" for n in range(items)]
     catalog = Catalog(IdMap(pl.Series(ids)), pl.DataFrame({"item_id": ids}))
     kind: Any = MODELS[settings.pop("model")].load()
-    gru = kind.__name__ == "GRU4Rec"
-    shape = {"layers": (64,)} if gru else {"width": 64, "layers": 2, "max_history_length": length}
-    before = kib("VmRSS")
+    is_gru = kind.__name__ == "GRU4Rec"
+    shape = {"layers": (64,)} if is_gru else {"width": 64, "layers": 2, "max_history_length": length}
+    before = memory_mb("VmRSS")
     model = kind(kind.Config(**shape, **settings), catalog).train()
     model.set_popularity(torch.ones(items + 1))
-    training = {"optimizer": "adagrad", "learning_rate": 0.05} if gru else {"optimizer": "adamw", "learning_rate": 1e-3}
+    training = (
+        {"optimizer": "adagrad", "learning_rate": 0.05} if is_gru else {"optimizer": "adamw", "learning_rate": 1e-3}
+    )
     optimizer = build_optimizer(model, TrainingConfig(**training))
     offsets = torch.arange(rows + 1) * length
     times = Jagged(torch.randint(60_000, 10**8, (rows * length,)).cumsum(0), offsets)
-    taken = []
+    seconds = []
     for step in range(cell["steps"] + 1):
         inputs, targets = torch.randint(1, items + 1, (2, rows * length))
         batch: Any = NextItemBatch(Jagged(inputs, offsets), Jagged(targets, offsets), step, times, times)
-        if gru:
+        if is_gru:
             batch = LaneBatch(
                 inputs[:128], targets[:128], torch.arange(128), torch.zeros(128, dtype=torch.bool), 128, step
             )
-        began = time.perf_counter()
-        loss = model.training_loss(batch).total
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        taken.append(time.perf_counter() - began)
-    events = 128 if gru else rows * length
+        with Stopwatch() as watch:
+            loss = model.training_loss(batch).total
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        seconds.append(watch.seconds)
+    events = 128 if is_gru else rows * length
     return {
-        "ms": round(1000 * statistics.median(taken[1:]), 2),
+        "ms": median_ms(seconds[1:]),
         "events": events,
-        "mib": round((kib("VmHWM") - before) / 1024, 1),
+        "mib": round(memory_mb("VmHWM") - before, 1),
     }
 
 
 def exponent(x: list[float], y: list[float]) -> float:
-    """Slope of log y over log x."""
+    """Return the slope of log y over log x."""
     return round(float(np.polyfit(np.log(x), np.log(y), 1)[0]), 2)
 
 
-def draw(rows: list[dict[str, Any]], file: Path) -> None:
-    """Time and memory, along the length and along the catalogue."""
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Plot time and memory, along the length and along the catalogue."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(2, 2)
     labels = {
@@ -123,47 +118,47 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--save", type=Path)
-    parser.add_argument("--tokens", type=int, default=16_384)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--lengths", type=int, nargs="*", default=[128, 256, 512, 1024, 2048, 4096, 8192])
-    parser.add_argument("--items", type=int, nargs="*", default=[10_000, 31_623, 100_000, 316_228, 1_000_000])
-    parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.cell:
-        print(json.dumps(one_cell(chosen.cell)))
+    options = parser(__doc__, tokens=16_384, steps=5)
+    options.add_argument("--plot", type=Path)
+    options.add_argument("--save", type=Path)
+    options.add_argument("--lengths", type=int, nargs="*", default=[128, 256, 512, 1024, 2048, 4096, 8192])
+    options.add_argument("--items", type=int, nargs="*", default=[10_000, 31_623, 100_000, 316_228, 1_000_000])
+    options.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
+    arguments = options.parse_args()
+    if arguments.cell:
+        print(json.dumps(one_cell(arguments.cell)))
         return
-    cells = [
+    results = Results(arguments)
+    cells: list[dict[str, Any]] = [
         {"along": "length", "what": what, "settings": settings, "length": length, "items": 10_000}
-        | {"rows": max(1, chosen.tokens // length)}
+        | {"rows": max(1, arguments.tokens // length)}
         for what, settings in ALONG_LENGTH.items()
-        for length in chosen.lengths
+        for length in arguments.lengths
     ]
     cells += [
         {"along": "items", "what": what, "settings": settings, "length": 64, "items": items, "rows": 64}
         for what, settings in ALONG_ITEMS.items()
-        for items in chosen.items
+        for items in arguments.items
     ]
     rows = []
     for cell in cells:
-        line = [sys.executable, __file__, "--cell", json.dumps({**cell, "steps": chosen.steps})]
-        found = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
-        rows.append({**{name: cell[name] for name in ("along", "what", "length", "items")}, **found})
-        print(json.dumps({**rows[-1], "threads": torch.get_num_threads()}), flush=True)
+        figures = in_own_process(__file__, {**cell, "steps": arguments.steps})
+        rows.append({**{name: cell[name] for name in ("along", "what", "length", "items")}, **figures})
+        name = f"{cell['what']}, {cell['length']} events, {cell['items']} items"
+        results.add_printed(name, {**rows[-1], "threads": torch.get_num_threads()})
     for along in ("length", "items"):
         for what in dict.fromkeys(row["what"] for row in rows if row["along"] == along):
             own = [row for row in rows if row["what"] == what and row["along"] == along]
             for name in ("ms", "mib"):
                 x, y = [row[along] for row in own], [row[name] for row in own]
                 half = len(own) // 2
-                fitted = {"all": exponent(x, y), "upper half": exponent(x[half:], y[half:])}
-                print(json.dumps({"along": along, "what": what, "of": name, "exponent": fitted}), flush=True)
-    if chosen.save:
-        chosen.save.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if chosen.plot:
-        draw(rows, chosen.plot)
+                exponents = {"all": exponent(x, y), "upper half": exponent(x[half:], y[half:])}
+                line = {"along": along, "what": what, "of": name, "exponent": exponents}
+                results.add_printed(f"{what}, exponent of {name} along {along}", line)
+    if arguments.save:
+        arguments.save.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if arguments.plot:
+        plot(rows, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""Evaluation of a vector model on amazon14-beauty: 22,363 requests over 12,101 items, everything included.
+"""Seconds of a whole evaluation of a vector model on amazon14-beauty: 22,363 requests over 12,101 items.
 
-    NEXTITEM_DATA=<folder of data sets> python benchmarks/evaluation.py
+    NEXTITEM_DATA=DATA python benchmarks/evaluation.py [--data amazon14-beauty] [--repeats 3] [--threads 2]
 
-Random vectors stand for a trained model: the figures mean nothing, the work is the same. Target: <= 5 s on two cores.
-The sum without recommendations (metrics, slices, intervals) and the model's own share are told apart.
+DATA is the folder of data sets. The model has random vectors: the work is that of a trained one, the metrics mean
+nothing. Target: at most 5 s on two cores. Prints a line for each repeat: seconds of everything (lists, metrics, slices,
+intervals), and of the lists alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import time
 from pathlib import Path
 
 import torch
+from measure import Results, Stopwatch, parser
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
@@ -44,28 +44,28 @@ class RandomVectors(Recommender):
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = parser(__doc__, threads=2, repeats=3)
     options.add_argument("--data", default="amazon14-beauty")
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--repeats", type=int, default=3)
-    chosen = options.parse_args()
-    torch.set_num_threads(chosen.threads)
-    dataset = load_dataset(Path(os.environ["NEXTITEM_DATA"]) / chosen.data)
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
+    results = Results(arguments)
+    dataset = load_dataset(Path(os.environ["NEXTITEM_DATA"]) / arguments.data)
     split = make_split(dataset, "leave-one-out")
     model = RandomVectors(dataset.catalog)
     model.set_popularity(torch.from_numpy(split.train.interactions.item_counts()).float())
-    for repeat in range(chosen.repeats):
-        began = time.perf_counter()
-        evaluation = evaluate_lists(model, split.test, train=split.train)
-        whole = time.perf_counter() - began
-        began = time.perf_counter()
-        recommend_all(model, split.test, 20)
-        lists = time.perf_counter() - began
+    for repeat in range(arguments.repeats):
+        with Stopwatch() as whole:
+            evaluation = evaluate_lists(model, split.test, train=split.train)
+        with Stopwatch() as lists:
+            recommend_all(model, split.test, 20)
         print(
             f"run {repeat + 1}: {evaluation.requests:,} requests x {model.num_items:,} items, "
-            f"{chosen.threads} threads: "
-            f"{whole:.2f} s ({whole / TARGET_SECONDS:.2f} of the target), of it lists {lists:.2f} s"
+            f"{arguments.threads} threads: {whole.seconds:.2f} s "
+            f"({whole.seconds / TARGET_SECONDS:.2f} of the target), of it lists {lists.seconds:.2f} s"
         )
+        sizes = {"requests": evaluation.requests, "items": model.num_items}
+        seconds = {"seconds": whole.seconds, "lists_seconds": lists.seconds}
+        results.add(f"run {repeat + 1}", {**sizes, **seconds, "share_of_target": whole.seconds / TARGET_SECONDS})
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Share of padding among the tokens of training batches, and how long the loader takes to make them.
+"""Share of padding among the tokens of training batches, and milliseconds that the loader needs for a batch.
 
-python benchmarks/padding.py DATASET_FOLDER [--protocol leave-one-out] [--length 50] [--batch-size 128]
+    python benchmarks/padding.py DATASET_FOLDER [--protocol leave-one-out] [--length 50] [--batch-size 128]
+
+Prints one JSON line for each form of examples: a target at every position, and one target a history.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from pathlib import Path
+
+from measure import Results, Stopwatch, parser
 
 import nextitem as ni
 from nextitem.data.examples.next_item import NextItemSequences
@@ -17,26 +18,25 @@ from nextitem.data.protocols import make_split
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--protocol", default="leave-one-out")
-    parser.add_argument("--length", type=int, default=50)
-    parser.add_argument("--batch-size", type=int, default=128)
-    arguments = parser.parse_args()
+    options = parser(__doc__, length=50, batch_size=128)
+    options.add_argument("folder", type=Path)
+    options.add_argument("--protocol", default="leave-one-out")
+    arguments = options.parse_args()
+    results = Results(arguments)
     log = make_split(ni.load_dataset(arguments.folder), arguments.protocol).train.interactions
     for kind in (NextItemSequences, NextTargets):
         examples = kind(log, max_length=arguments.length)
         tokens = padded = batches = 0
-        began = time.perf_counter()
-        for batch in examples.batches(arguments.batch_size, epoch=0, seed=0):
-            lengths = batch.items.lengths
-            tokens += int(lengths.sum())
-            padded += len(lengths) * int(lengths.max())
-            batches += 1
-        seconds = time.perf_counter() - began
+        with Stopwatch() as watch:
+            for batch in examples.batches(arguments.batch_size, epoch=0, seed=0):
+                lengths = batch.items.lengths
+                tokens += int(lengths.sum())
+                padded += len(lengths) * int(lengths.max())
+                batches += 1
         row = {"data": arguments.folder.name, "examples": kind.__name__, "batch_size": arguments.batch_size}
-        row |= {"tokens": tokens, "padding": round(1 - tokens / padded, 4)}
-        print(json.dumps({**row, "loader_ms_a_batch": round(1000 * seconds / batches, 3)}), flush=True)
+        figures = {"tokens": tokens, "padding": round(1 - tokens / padded, 4)}
+        loader = {"loader_ms_a_batch": round(watch.milliseconds / batches, 3)}
+        results.add_printed(kind.__name__, {**row, **figures, **loader})
 
 
 if __name__ == "__main__":

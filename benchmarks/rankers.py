@@ -1,20 +1,20 @@
-"""Rankers on the simulated shop, beside what its true probabilities would reach.
+"""Rankers on the simulated shop, beside the figures of its true click probabilities.
 
-    benchmarks/rankers.py [--models lr,deepfm,...] [--customers 5000] [--seed 0]
+    python benchmarks/rankers.py [--models lr,deepfm] [--customers 5000] [--seed 0]
 
-Each model trains with its default recipe under protocol `impressions`. The ceilings are the figures of the shop's own
-click probabilities: with the item in the first slot, which is all that a ranker can know, and in the slot that it had.
+Each model trains with its default recipe under protocol `impressions`. The shop's own click
+probabilities are the ceiling: with the item in the first slot (all that a ranker can know), and in its real slot.
+Prints a table: AUC with its 95% interval, GAUC, log-loss, calibration error, seconds of training.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from measure import Results, Stopwatch, parser
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
@@ -26,44 +26,48 @@ from nextitem.evaluation.evaluate import Evaluation
 from nextitem.evaluation.evaluate_ranking import evaluate_ranking
 from nextitem.pipeline.train import train
 
+METRICS = ("auc", "gauc", "log_loss", "calibration_error")
 MODELS = "lr,gbdt,wide-and-deep,deepfm,dcn,din,sim,multi-behaviour"
 
 
 def true_scores(shop: Shop, data: Dataset, requests: SequenceBatch, *, slots: bool) -> Jagged:
-    """The true probability of a click on each candidate."""
-    given, users, times = requests.candidates, requests.user_ids, requests.request_times
-    assert given is not None
+    """Return the true probability of a click on each candidate."""
+    candidates, users, times = requests.candidates, requests.user_ids, requests.request_times
+    assert candidates is not None
     assert users is not None
     assert times is not None
-    rows = given.row_ids().numpy()
+    rows = candidates.row_ids().numpy()
     full = requests.items.lengths.numpy() > 0
     last = np.full(requests.num_requests, -1)
     last[full] = requests.items.values.numpy()[requests.items.offsets[1:].numpy()[full] - 1] - 1
     probabilities = shop.truth.click_probability(
         data.users.numbers_of(users.numpy())[rows] - 1,
-        given.values.numpy() - 1,
+        candidates.values.numpy() - 1,
         times.numpy()[rows] // 1000,
         slots=requests.candidate_features["slot"].values.long().numpy() if slots else 1,
         last_items=last[rows],
     )
-    return given.with_values(torch.from_numpy(probabilities))
+    return candidates.with_values(torch.from_numpy(probabilities))
 
 
-def line(name: str, found: Evaluation, seconds: float) -> str:
-    """A row of the table."""
-    figures = [f"{found.metrics[metric]:.4f}" for metric in ("auc", "gauc", "log_loss", "calibration_error")]
-    low, high = found.intervals.get("auc", (float("nan"),) * 2)
-    return f"| {name} | {figures[0]} ({low:.3f} - {high:.3f}) | {' | '.join(figures[1:])} | {seconds:.0f} s |"
+def add_line(results: Results, name: str, evaluation: Evaluation, seconds: float) -> None:
+    """Print a row of the table and append it to the results."""
+    figures = [f"{evaluation.metrics[metric]:.4f}" for metric in METRICS]
+    low, high = evaluation.intervals.get("auc", (float("nan"),) * 2)
+    print(
+        f"| {name} | {figures[0]} ({low:.3f} - {high:.3f}) | {' | '.join(figures[1:])} | {seconds:.0f} s |", flush=True
+    )
+    metrics: dict[str, object] = {metric: evaluation.metrics[metric] for metric in METRICS}
+    results.add(name, {**metrics, "auc_interval": evaluation.intervals.get("auc"), "seconds": seconds})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default=MODELS)
-    parser.add_argument("--customers", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
+    options = parser(__doc__, customers=5000, seed=0)
+    options.add_argument("--models", default=MODELS)
+    arguments = options.parse_args()
+    results = Results(arguments)
     with TemporaryDirectory() as folder:
-        shop = generate_shop(0, num_users=chosen.customers)
+        shop = generate_shop(0, num_users=arguments.customers)
         shop.write(Path(folder) / "shop")
         data = load_dataset(Path(folder) / "shop")
         test = make_split(data, "impressions").test
@@ -71,12 +75,14 @@ def main() -> None:
         print("| --- | --- | --- | --- | --- | --- |")
         for slots, what in ((False, "true probabilities, slot unknown"), (True, "true probabilities, slot known")):
             scores = true_scores(shop, data, test, slots=slots)
-            print(line(what, evaluate_ranking(scores, test, label="click"), 0), flush=True)
-        for name in chosen.models.split(","):
-            began = time.perf_counter()
-            run = train(name, data, out=Path(folder) / name, protocol="impressions", seed=chosen.seed, progress=False)
+            add_line(results, what, evaluate_ranking(scores, test, label="click"), 0)
+        for name in arguments.models.split(","):
+            with Stopwatch() as watch:
+                run = train(
+                    name, data, out=Path(folder) / name, protocol="impressions", seed=arguments.seed, progress=False
+                )
             assert run.evaluation is not None
-            print(line(name, run.evaluation, time.perf_counter() - began), flush=True)
+            add_line(results, name, run.evaluation, watch.seconds)
 
 
 if __name__ == "__main__":

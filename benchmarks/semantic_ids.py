@@ -3,28 +3,27 @@
     python benchmarks/semantic_ids.py planted [--seeds 0 1 2]
     python benchmarks/semantic_ids.py DATASET_FOLDER --minutes 15 [--tokenizers rq-vae residual-kmeans]
 
-`planted`: items lie in a two-level tree of clusters that their content tells, users stay within a small cluster, and
-half of the items asked for were seen with few others. Prints a row a tokenizer and seed: recall@10 and NDCG@10 of TIGER
-on its codes, collisions, neighbours that share the first code, and stability: the adjusted mutual information of first
-codes between this seed's fit and the next one's (1: the same groups).
+`planted`: items lie in a two-level tree of clusters that their content shows, users stay within a small cluster, and
+half of the targets were seen with few other items. Prints one JSON line for each tokenizer and seed: recall@10 and
+NDCG@10 of TIGER on its codes, collisions, neighbours that share the first code, and stability: the adjusted mutual
+information of first codes between this seed's fit and the next one's (1: the same groups).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from measure import Results, Stopwatch, parser
 from sklearn.metrics import adjusted_mutual_info_score
 
 import nextitem as ni
 from nextitem.core.catalog import Catalog
+from nextitem.core.config import write_toml
 from nextitem.core.dataset import Dataset, Users
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
@@ -51,7 +50,10 @@ SETTINGS: dict[str, dict[str, Any]] = {"fsq": {"values": [4, 2], "levels": 3}, "
 def planted(
     *, seed: int, coarse: int = 8, fine: int = 8, each: int = 16, users: int = 1500, length: int = 6
 ) -> Dataset:
-    """1,024 items; content is the sum of a coarse and a fine cluster's vector and noise, in a column of numbers."""
+    """Return a data set of 1,024 items.
+
+    Their content, in a column of numbers, is the sum of a coarse cluster's vector, a fine cluster's vector and noise.
+    """
     rng = np.random.default_rng(seed)
     count = coarse * fine * each
     group = rng.permutation(np.repeat(np.arange(coarse * fine), each))
@@ -74,21 +76,22 @@ def planted(
 
 
 def first_codes(data: Dataset, recipe: Any) -> np.ndarray:
+    """Return the first code of each item, by a tokenizer that is fitted for this."""
     train = with_content(make_split(data, None, seed=recipe.seed).train, recipe)
     tokenizer = make_tokenizer(train, recipe, out=None, progress=False)
     return tokenizer.spell(train.catalog)[:, 0].numpy()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data")
-    parser.add_argument("--tokenizers", nargs="+", default=list(TOKENIZERS), choices=list(TOKENIZERS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--minutes", type=float, help="of training, beside the recipe's own limit")
-    parser.add_argument("--recipe", help="default: default/tiger, for planted debug/tiger, larger")
-    parser.add_argument("--set", dest="overrides", nargs="+", default=[])
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
+    options = parser(__doc__, threads=2)
+    options.add_argument("data")
+    options.add_argument("--tokenizers", nargs="+", default=list(TOKENIZERS), choices=list(TOKENIZERS))
+    options.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options.add_argument("--minutes", type=float, help="of training, beside the recipe's own limit")
+    options.add_argument("--recipe", help="default: default/tiger, for planted debug/tiger, larger")
+    options.add_argument("--set", dest="overrides", nargs="+", default=[])
+    arguments = options.parse_args()
+    results = Results(arguments)
     torch.set_num_threads(arguments.threads)
     is_planted = arguments.data == "planted"
     name = arguments.recipe or ("debug/tiger" if is_planted else "default/tiger")
@@ -104,14 +107,12 @@ def main() -> None:
             table = {"tokenizer": {"name": tokenizer, **settings}}
             base, path = read_recipe(name), "planted" if is_planted else arguments.data
             recipe = resolve_recipe(
-                [base, ("here", {**table, "seed": seed, "data": {"path": str(path)}})], overrides=overrides
+                [base, ("the benchmark", {**table, "seed": seed, "data": {"path": str(path)}})], overrides=overrides
             )
-            began = time.perf_counter()
-            with tempfile.TemporaryDirectory() as folder:
+            with Stopwatch() as watch, tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "recipe.toml"
-                file.write_text(_toml(recipe))
+                write_toml(file, recipe.model_dump())
                 run = ni.train("tiger", data, out=Path(folder) / "run", recipe=str(file), seed=seed, progress=False)
-            seconds = time.perf_counter() - began
             other = recipe.model_copy(update={"seed": seed + 1000})
             stability = adjusted_mutual_info_score(first_codes(data, recipe), first_codes(data, other))
             identifiers = run.model.identifiers
@@ -123,17 +124,10 @@ def main() -> None:
                 "neighbours": round(report["neighbours_sharing_prefix"][0], 3),
                 "stability": round(float(stability), 3),
             }
-            told = {"data": data.name, "tokenizer": tokenizer, "seed": seed}
-            print(json.dumps({**told, **row, **quality, "seconds": round(seconds)}), flush=True)
-
-
-def _toml(recipe: Any) -> str:
-    from nextitem.core.config import write_toml
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "recipe.toml"
-        write_toml(file, recipe.model_dump())
-        return file.read_text()
+            about = {"data": data.name, "tokenizer": tokenizer, "seed": seed}
+            results.add_printed(
+                f"{tokenizer}, seed {seed}", {**about, **row, **quality, "seconds": round(watch.seconds)}
+            )
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@
         --python-rectools RECTOOLS/bin/python --python-recbole RECBOLE/bin/python
         [--minutes 15] [--reach 0.044] [--recipe sasrec=amazon14-beauty/sasrec] [--dropout 0.5] [--threads 2]
 
-Each trains alone with its own loop. After every epoch, and every minute of training within one, it stops its clock and
-writes vectors of users and items (ours: its lists) for the validation requests of leave-one-out; this process makes
-the lists, seen items left out, and computes NDCG@10 for all by the same code. Model building, data preparation and all
-this are outside the clock. Ours follows a recipe where --recipe names one (all its epochs), else the sizes of
-training_speed.py, which the peers have; --dropout and --learning-rate are the peers'. Prints a line an examination,
-and in the end the curves [seconds, NDCG@10] with the time at which each reached --reach (null: not within --minutes).
+Each trains with its own loop, one after another. After every epoch, and every minute of training within one, it stops
+its clock and writes vectors of users and items (ours: its lists) for the validation requests of leave-one-out. This
+process makes the lists, without seen items, and computes NDCG@10 for all by the same code. Model building, data
+preparation and the examinations are outside the clock. Ours follows a recipe if --recipe names one (all its epochs),
+else the sizes of training_speed.py, which the peers have; --dropout and --learning-rate are the peers'. Prints a line
+for each examination, and in the end the curves [seconds, NDCG@10] with the time at which each reached --reach (null:
+not within --minutes).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from peer_processes import PEERS, command, environment, options, write_log
+from measure import Results
+from peer_processes import PEERS, command, environment, trainers_parser, write_log
 
 import nextitem as ni
 from nextitem.core.batch import SequenceBatch
@@ -34,7 +36,7 @@ from nextitem.evaluation.metrics import accuracy
 
 
 def judge(file: Path, requests: SequenceBatch, *, num_items: int) -> float:
-    """NDCG@10 of the answers in the file; a user that the trainer does not know has an empty list."""
+    """Return NDCG@10 of the answers in the file; a user that the trainer does not know has an empty list."""
     assert requests.targets is not None
     assert requests.user_ids is not None
     with np.load(file) as answers:
@@ -45,28 +47,28 @@ def judge(file: Path, requests: SequenceBatch, *, num_items: int) -> float:
     return float(accuracy.ndcg(lists, requests.targets, 10).nanmean())
 
 
-def lists_from_vectors(found: dict[str, torch.Tensor], requests: SequenceBatch, num_items: int) -> torch.Tensor:
-    """The ten legal items with the largest inner products, [B, 10]; items without a vector are never listed."""
+def lists_from_vectors(answers: dict[str, torch.Tensor], requests: SequenceBatch, num_items: int) -> torch.Tensor:
+    """Return the ten legal items with the largest inner products, [B, 10]; items without a vector are never listed."""
     assert requests.user_ids is not None
-    row_of = torch.full((int(max(found["users"].max(), requests.user_ids.max())) + 1,), -1)
-    row_of[found["users"]] = torch.arange(len(found["users"]))
+    row_of = torch.full((int(max(answers["users"].max(), requests.user_ids.max())) + 1,), -1)
+    row_of[answers["users"]] = torch.arange(len(answers["users"]))
     rows = row_of[requests.user_ids]
     parts = []
     for start in range(0, requests.num_requests, 512):
         span = torch.arange(start, min(start + 512, requests.num_requests))
         scores = torch.full((len(span), num_items + 1), -torch.inf)
-        known = rows[span] >= 0
-        vectors = found["user_vectors"][rows[span].clamp(min=0)]
-        scores[:, found["items"]] = vectors @ found["item_vectors"].T
+        has_vector = rows[span] >= 0
+        vectors = answers["user_vectors"][rows[span].clamp(min=0)]
+        scores[:, answers["items"]] = vectors @ answers["item_vectors"].T
         lists = top_items(scores, requests.select(span), 10).item_ids
-        parts.append(lists * known[:, None])
+        parts.append(lists * has_vector[:, None])
     return torch.cat(parts)
 
 
 def examine(
     line: list[str], name: str, *, requests: SequenceBatch, answers: Path, num_items: int, threads: int
 ) -> dict[str, Any]:
-    """Runs one trainer and judges it after each epoch; its curve and its last JSON line."""
+    """Run one trainer and judge it at each examination; return its curve and its last JSON line."""
     curve: list[tuple[float, float]] = []
     last: dict[str, Any] = {}
     with tempfile.TemporaryFile("w+") as errors:
@@ -82,13 +84,13 @@ def examine(
         assert process.stdin is not None
         assert process.stdout is not None
         for text in process.stdout:
-            told = json.loads(text)
-            if "epoch" not in told:
-                last = told
+            event = json.loads(text)
+            if "epoch" not in event:
+                last = event
                 continue
             value = judge(answers, requests, num_items=num_items)
-            curve.append((told["seconds"], round(value, 5)))
-            print(json.dumps({"what": name, **told, "ndcg@10": round(value, 5)}), flush=True)
+            curve.append((event["seconds"], round(value, 5)))
+            print(json.dumps({"what": name, **event, "ndcg@10": round(value, 5)}), flush=True)
             process.stdin.write(f"{value}\n")
             process.stdin.flush()
         if process.wait():
@@ -97,53 +99,55 @@ def examine(
     return {**last, "what": name, "curve": curve}
 
 
-def measurement(name: str, chosen: argparse.Namespace, answers: Path) -> list[str]:
-    """The measurement's part of a command line."""
-    line = ["--minutes", str(chosen.minutes), "--every", str(chosen.every), "--answers", str(answers)]
+def measurement(name: str, arguments: argparse.Namespace, answers: Path) -> list[str]:
+    """Return the measurement's part of a command line."""
+    line = ["--minutes", str(arguments.minutes), "--every", str(arguments.every), "--answers", str(answers)]
     for option in ("dropout", "learning_rate"):
-        if name in PEERS and getattr(chosen, option) is not None:
-            line += [f"--{option.replace('_', '-')}", str(getattr(chosen, option))]
+        if name in PEERS and getattr(arguments, option) is not None:
+            line += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
     return line
 
 
 def main() -> None:
-    parser = options(__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--every", type=float, default=60.0, help="seconds of training between two examinations")
-    parser.add_argument("--reach", type=float, default=0.044)
-    parser.add_argument("--recipe", nargs="+", default=[], metavar="WHAT=RECIPE", help="of ours")
-    parser.add_argument("--dropout", type=float)
-    parser.add_argument("--learning-rate", type=float)
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    dataset = ni.load_dataset(chosen.folder)
+    options = trainers_parser(__doc__)
+    options.add_argument("--minutes", type=float, default=15.0)
+    options.add_argument("--every", type=float, default=60.0, help="seconds of training between two examinations")
+    options.add_argument("--reach", type=float, default=0.044)
+    options.add_argument("--recipe", nargs="+", default=[], metavar="WHAT=RECIPE", help="of ours")
+    options.add_argument("--dropout", type=float)
+    options.add_argument("--learning-rate", type=float)
+    arguments = options.parse_args()
+    results = Results(arguments)
+    torch.set_num_threads(arguments.threads)
+    dataset = ni.load_dataset(arguments.folder)
     split = make_split(dataset, "leave-one-out")
     assert split.validation.user_ids is not None
     numbers = torch.from_numpy(dataset.users.numbers_of(split.validation.user_ids.numpy()))  # as the log names users
     requests = replace(split.validation, user_ids=numbers)
-    recipes = dict(part.split("=", 1) for part in chosen.recipe)
+    recipes = dict(part.split("=", 1) for part in arguments.recipe)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         log, answers = Path(folder) / "log.csv", Path(folder) / "answers.npz"
         write_log(split, log)
-        for name in chosen.what:
-            line = command(name, chosen, log=log, split=split, recipe=recipes.get(name))
+        for name in arguments.what:
+            line = command(name, arguments, log=log, split=split, recipe=recipes.get(name))
             if isinstance(line, str):
-                print(json.dumps({"what": name, "skipped": line}), flush=True)
+                results.add_printed(name, {"what": name, "skipped": line})
                 continue
             row = examine(
-                line + measurement(name, chosen, answers),
+                line + measurement(name, arguments, answers),
                 name,
                 requests=requests,
                 answers=answers,
                 num_items=dataset.catalog.num_items,
-                threads=chosen.threads,
+                threads=arguments.threads,
             )
-            row["reached"] = next((seconds for seconds, value in row["curve"] if value >= chosen.reach), None)
+            row["reached"] = next((seconds for seconds, value in row["curve"] if value >= arguments.reach), None)
             row["best"] = max((value for _, value in row["curve"]), default=None)
             rows[name] = row
-    told = {"data": chosen.folder.name, "reach": chosen.reach, "threads": chosen.threads}
-    print(json.dumps({**told, "rows": rows}))
+            results.add(name, row)
+    summary = {"data": arguments.folder.name, "reach": arguments.reach, "threads": arguments.threads}
+    print(json.dumps({**summary, "rows": rows}))
 
 
 if __name__ == "__main__":

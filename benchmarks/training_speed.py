@@ -4,11 +4,11 @@
         --python-recbole RECBOLE/bin/python --gru4rec-official GRU4REC
         [--what sasrec rectools-sasrec-repaired ...] [--repeats 3] [--max-batches 40] [--threads 2]
 
-Without --what all run; what cannot is left out, with its reason. peer_processes.py says how to make the environments
-and what is compared with what. An event is a real target that is learnt from; model building and data preparation are
-outside the clock, and so are five warm-up batches. Ours is timed over a whole epoch; peers over --max-batches of it
-("extrapolated": true), 0: whole epochs too. All have width 64, one block or layer, one head, histories of 50, batches
-of 128, dropout 0.2 and cross-entropy over all items, except that
+Without --what all run; a trainer that cannot run is skipped with its reason. peer_processes.py describes the
+environments and names the rival of each peer. An event is a real target that is learnt from. Model building, data
+preparation and five warm-up batches are outside the clock. Ours is timed over a whole epoch; peers over --max-batches
+of it ("extrapolated": true), 0: whole epochs too. All have width 64, one block or layer, one head, histories of 50,
+batches of 128, dropout 0.2 and cross-entropy over all items, except that
   RecBole       makes an example of every prefix, so that its 128 examples have 128 targets and ours some 750:
                 "same-targets" gives it batches with as many targets as ours; its GRU has 128 hidden units
   gru4rec-authors  one layer of 128 units, 128 lanes, 2,048 sampled items; always timed over a whole epoch
@@ -19,14 +19,11 @@ with their range, and of peak memory (whole process, libraries included).
 
 from __future__ import annotations
 
-import json
-import statistics
-import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from peer_processes import OWN, PEERS, command, environment, options, write_log
+from measure import Results
+from peer_processes import OWN, PEERS, SpeedRuns, command, trainers_parser, write_log
 
 import nextitem as ni
 from nextitem.data.protocols import make_split
@@ -34,57 +31,43 @@ from nextitem.data.protocols import make_split
 WHOLE_EPOCH = {*OWN, "gru4rec-authors"}
 
 
-def measure(line: list[str], name: str, *, threads: int, max_batches: int) -> dict[str, Any]:
-    """The JSON line of one process; where it failed, how."""
-    limit = [] if name in WHOLE_EPOCH or not max_batches else ["--max-batches", str(max_batches)]
-    done = subprocess.run(line + limit, env=environment(name, threads), capture_output=True, text=True, check=False)
-    if done.returncode or not done.stdout.strip():
-        return {"what": name, "failed": done.stderr.strip()[-500:]}
-    return {**json.loads(done.stdout.strip().splitlines()[-1]), "what": name}
-
-
-def ratios(rates: dict[str, list[float]], peaks: dict[str, float]) -> dict[str, Any]:
-    """Ours over each peer that was measured beside it."""
-    table = {}
+def ratios(runs: SpeedRuns) -> dict[str, dict[str, object]]:
+    """Return ours over each peer whose rival was measured too."""
+    table: dict[str, dict[str, object]] = {}
     for name, peer in PEERS.items():
-        if name in rates and peer.against in rates:
-            own, other = rates[peer.against], rates[name]
-            table[name] = {
-                "ours": peer.against,
-                "events_per_second": round(statistics.median(own) / statistics.median(other), 2),
-                "range": [round(min(own) / max(other), 2), round(max(own) / min(other), 2)],
-                "peak_memory": round(peaks[peer.against] / peaks[name], 2),
-            }
+        if runs.has_both(peer.against, name):
+            rate, span, memory = runs.ratios(peer.against, name)
+            table[name] = {"ours": peer.against, "events_per_second": rate, "range": span, "peak_memory": memory}
     return table
 
 
 def main() -> None:
-    parser = options(__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--max-batches", type=int, default=40)
-    chosen = parser.parse_args()
-    split = make_split(ni.load_dataset(chosen.folder), "leave-one-out")
-    rates: dict[str, list[float]] = {}
-    peaks: dict[str, float] = {}
+    options = trainers_parser(__doc__, repeats=3, max_batches=40)
+    arguments = options.parse_args()
+    results = Results(arguments)
+    split = make_split(ni.load_dataset(arguments.folder), "leave-one-out")
+    runs = SpeedRuns()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.csv"
         write_log(split, log)
-        lines = {name: command(name, chosen, log=log, split=split) for name in chosen.what}
-        for name, line in lines.items():
+        lines: dict[str, list[str]] = {}
+        for name in arguments.what:
+            line = command(name, arguments, log=log, split=split)
             if isinstance(line, str):
-                print(json.dumps({"what": name, "skipped": line}), flush=True)
-        for _ in range(chosen.repeats):
-            for name, line in lines.items():
-                if isinstance(line, str):
-                    continue
-                row = measure(line, name, threads=chosen.threads, max_batches=chosen.max_batches)
-                print(json.dumps(row), flush=True)
-                if "failed" not in row:
-                    rates.setdefault(name, []).append(row["events_per_second"])
-                    peaks[name] = max(row["peak_mb"], peaks.get(name, 0))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    summary = {"data": chosen.folder.name, "threads": chosen.threads, "events_per_second": medians}
-    print(json.dumps({**summary, "ours_over_peer": ratios(rates, peaks)}))
+                results.add_printed(name, {"what": name, "skipped": line})
+            else:
+                lines[name] = line
+        runs.run(
+            lines,
+            results,
+            repeats=arguments.repeats,
+            threads=arguments.threads,
+            max_batches=arguments.max_batches,
+            whole_epoch=WHOLE_EPOCH,
+        )
+    medians = {name: runs.median(name) for name in runs.rates}
+    summary = {"data": arguments.folder.name, "threads": arguments.threads, "events_per_second": medians}
+    results.add_printed("medians and ratios", {**summary, "ours_over_peer": ratios(runs)})
 
 
 if __name__ == "__main__":

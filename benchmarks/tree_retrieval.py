@@ -1,21 +1,21 @@
-"""How the time of TDM's retrieval grows with the catalogue: one request at a time, random trees and weights.
+"""Growth of the time of TDM's retrieval with the catalogue: one request at a time, random trees and weights.
 
     python benchmarks/tree_retrieval.py [--items 10000 100000 1000000 10000000] [--beam 50] [--repeats 30] [--plot FILE]
 
-A binary tree of N leaves is log2 N levels deep, and a search scores at most two children of each beam at each. Prints
-the median milliseconds of a request, the nodes scored, and the exponent of time against log N, fitted over all sizes.
+A binary tree of N leaves is log2 N levels deep, and a search scores at most two children of each beam at each level.
+Prints one JSON line for each size (median milliseconds of a request, nodes scored), and then the exponent of time
+against log N, fitted over all sizes.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
+import statistics
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
+from measure import Results, Stopwatch, parser
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.identifiers import IdentifierTable
@@ -25,51 +25,46 @@ from nextitem.models.tdm.network import TreeConfig, TreeNetwork
 
 
 def network(items: int, *, width: int) -> TreeNetwork:
+    """Return a tree over so many items with random weights."""
     depth = (items - 1).bit_length()
     numbers = torch.arange(items, dtype=torch.int64)
     codes = torch.stack([numbers >> place & 1 for place in range(depth - 1, -1, -1)], dim=1).int()
     table = IdentifierTable.from_item_codes(codes, codebook_sizes=(2,) * depth, catalog_fingerprint="")
     torch.manual_seed(0)
-    made = TreeNetwork(TreeConfig(width=width), table, by_level=False)
-    torch.nn.init.normal_(made.items.weight, std=1.0)
-    torch.nn.init.normal_(made.inner.weight, std=1.0)
-    return made.eval()
+    result = TreeNetwork(TreeConfig(width=width), table, by_level=False)
+    torch.nn.init.normal_(result.items.weight, std=1.0)
+    torch.nn.init.normal_(result.inner.weight, std=1.0)
+    return result.eval()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--items", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000])
-    parser.add_argument("--beam", type=int, default=50)
-    parser.add_argument("--width", type=int, default=24)
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--plot", type=Path)
-    arguments = parser.parse_args()
+    options = parser(__doc__, beam=50, width=24, repeats=30, threads=2)
+    options.add_argument("--items", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000])
+    options.add_argument("--plot", type=Path)
+    arguments = options.parse_args()
+    results = Results(arguments)
     torch.set_num_threads(arguments.threads)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for items in arguments.items:
-        made = network(items, width=arguments.width)
+        tree = network(items, width=arguments.width)
         draw = torch.Generator().manual_seed(1)
         times = []
         for turn in range(arguments.repeats + 3):
             history = torch.randint(1, items + 1, (1, 20), generator=draw)
             batch = SequenceBatch(Jagged.from_padded(history, torch.tensor([20])))
-            began = time.perf_counter()
-            beam_search(made, batch, made.trie, k=10, beam_width=arguments.beam, accumulate="last")
+            with Stopwatch() as watch:
+                beam_search(tree, batch, tree.trie, k=10, beam_width=arguments.beam, accumulate="last")
             if turn >= 3:
-                times.append(1000 * (time.perf_counter() - began))
-        depth = made.trie.num_levels
+                times.append(watch.milliseconds)
+        depth = tree.trie.num_levels
         scored = sum(min(2**level, 2 * arguments.beam) for level in range(1, depth + 1))
-        rows.append({"items": items, "levels": depth, "nodes_scored": scored, "ms": round(median(times), 2)})
-        print(json.dumps(rows[-1]), flush=True)
-        del made
+        rows.append({"items": items, "levels": depth, "nodes_scored": scored, "ms": round(statistics.median(times), 2)})
+        results.add_printed(f"{items} items", rows[-1])
+        del tree
     logs = np.log2([row["items"] for row in rows])
     exponent = float(np.polyfit(np.log(logs), np.log([row["ms"] for row in rows]), 1)[0])
-    print(
-        json.dumps(
-            {"beam": arguments.beam, "width": arguments.width, "exponent_of_log_n": round(exponent, 2), "rows": rows}
-        )
-    )
+    about = {"beam": arguments.beam, "width": arguments.width}
+    results.add_printed("all sizes", {**about, "exponent_of_log_n": round(exponent, 2), "rows": rows})
     if arguments.plot is not None:
         import matplotlib
 

@@ -1,28 +1,28 @@
-"""Trees of TDM and JTM side by side: random, by category, by content, learnt, jointly learnt, and what a beam loses.
+"""Recall of TDM and JTM by tree (random, by category, by content, learnt, jointly learnt) and by beam width.
 
     python benchmarks/trees.py DATASET_FOLDER [--protocol user-split] [--recipe amazon14-beauty] [--requests 500]
         [--variants random content learnt jtm] [--beams 10 20 50] [--set training.max_epochs=6]
     python benchmarks/trees.py planted     a generated catalogue of 1,024 items in clusters, instead of a folder
 
-All variants have the same network, examples, epochs and seed. `random`, `category` and `content` keep the tree that
-they begin with; `learnt` begins with the one by content, as the paper with its categories, and learns it anew after the
-recipe's epochs; `jtm` learns it jointly, `otm` is `learnt` with beam-aware training; `learnt-from-random` and
-`jtm-from-random` begin with the random one. `exhaustive` is recall@10 of scoring every leaf by the same network
-(a beam as wide as the catalogue) on so many requests, `beam` that of the recipe's beam on the same ones. `beams` is
-recall@10 of narrower ones on all test requests: the less a beam sees, the more depends on the tree.
+All variants have the same network, examples, epochs and seed. `random`, `category` and `content` keep their first tree;
+`learnt` begins with the one by content, as the paper with its categories, and learns a new one after the recipe's
+epochs; `jtm` learns it jointly, `otm` is `learnt` with beam-aware training; `learnt-from-random` and `jtm-from-random`
+begin with the random one.
+
+Prints one JSON line for each variant and seed. `exhaustive` is recall@10 of scoring every leaf by the same network (a
+beam as wide as the catalogue) on --requests requests, `beam` that of the recipe's beam on the same ones. `beams` is
+recall@10 of narrower ones on all test requests: the narrower a beam, the more depends on the tree.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
+from measure import Results, Stopwatch, parser
 
 import nextitem as ni
 from nextitem.core.batch import SequenceBatch
@@ -50,7 +50,10 @@ VARIANTS = {
 
 
 def planted(*, seed: int, clusters: int = 32, each: int = 32, users: int = 4000, length: int = 9) -> Dataset:
-    """Users walk within one of 32 clusters, the next item depending on the last; titles tell an eighth, and noise."""
+    """Return a data set whose users walk within one of 32 clusters, the next item depending on the last.
+
+    Titles name one eighth of the catalogue, and noise.
+    """
     rng = np.random.default_rng(seed)
     following = rng.permutation(each)
     home = rng.integers(clusters, size=users)
@@ -80,25 +83,26 @@ def planted(*, seed: int, clusters: int = 32, each: int = 32, users: int = 4000,
 
 
 def recall(model: TDM | JTM, requests: SequenceBatch, width: int) -> float:
-    """Recall@10 with a beam of `width`."""
-    model.settings = model.settings.model_copy(update={"beam_width": width})
+    """Return recall@10 with a beam of `width`."""
+    model.config = model.config.model_copy(update={"beam_width": width})
     lists = recommend_all(model, requests, 10, batch_size=8 if width > 1000 else 128)
     assert requests.targets is not None
     return round(float(accuracy.recall(lists, requests.targets, 10).nanmean()), 4)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data")
-    parser.add_argument("--protocol", default="user-split")
-    parser.add_argument("--recipe", default="default")
-    parser.add_argument("--variants", nargs="+", default=["random", "content", "learnt", "jtm"], choices=list(VARIANTS))
-    parser.add_argument("--set", dest="overrides", nargs="+", default=[])
-    parser.add_argument("--requests", type=int, default=500)
-    parser.add_argument("--beams", type=int, nargs="+", default=[10, 20, 50])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
+    options = parser(__doc__, requests=500, threads=2)
+    options.add_argument("data")
+    options.add_argument("--protocol", default="user-split")
+    options.add_argument("--recipe", default="default")
+    options.add_argument(
+        "--variants", nargs="+", default=["random", "content", "learnt", "jtm"], choices=list(VARIANTS)
+    )
+    options.add_argument("--set", dest="overrides", nargs="+", default=[])
+    options.add_argument("--beams", type=int, nargs="+", default=[10, 20, 50])
+    options.add_argument("--seeds", type=int, nargs="+", default=[0])
+    arguments = options.parse_args()
+    results = Results(arguments)
     torch.set_num_threads(arguments.threads)
     for seed in arguments.seeds:
         data = planted(seed=seed) if arguments.data == "planted" else ni.load_dataset(arguments.data)
@@ -107,8 +111,7 @@ def main() -> None:
         some = split.test.select(rows)
         for name in arguments.variants:
             model, overrides = VARIANTS[name]
-            began = time.perf_counter()
-            with tempfile.TemporaryDirectory() as folder:
+            with Stopwatch() as watch, tempfile.TemporaryDirectory() as folder:
                 run = ni.train(
                     model,
                     data,
@@ -119,14 +122,18 @@ def main() -> None:
                     overrides=[*overrides, *arguments.overrides],
                     progress=False,
                 )
-            row = {metric: round(run.metrics["metrics"][metric], 4) for metric in ("recall@10", "ndcg@10", "recall@20")}
-            found = {
-                "beam": recall(run.model, some, run.model.settings.beam_width),
-                "exhaustive": recall(run.model, some, run.model.num_items),
-                "beams": {width: recall(run.model, split.test, width) for width in arguments.beams},
-            }
-            told = {"data": data.name, "variant": name, "seed": seed, "best_epoch": run.metrics["best_epoch"]}
-            print(json.dumps({**told, **row, **found, "seconds": round(time.perf_counter() - began)}), flush=True)
+                row = {
+                    metric: round(run.metrics["metrics"][metric], 4) for metric in ("recall@10", "ndcg@10", "recall@20")
+                }
+                tree = run.model
+                assert isinstance(tree, TDM | JTM)
+                recalls = {
+                    "beam": recall(tree, some, tree.config.beam_width),
+                    "exhaustive": recall(tree, some, tree.num_items),
+                    "beams": {width: recall(tree, split.test, width) for width in arguments.beams},
+                }
+            about = {"data": data.name, "variant": name, "seed": seed, "best_epoch": run.metrics["best_epoch"]}
+            results.add_printed(f"{name}, seed {seed}", {**about, **row, **recalls, "seconds": round(watch.seconds)})
 
 
 if __name__ == "__main__":

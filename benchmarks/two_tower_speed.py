@@ -3,11 +3,11 @@
     python benchmarks/two_tower_speed.py --python-rectools RECTOOLS/bin/python [--repeats 3] [--threads 2]
         [--max-batches 40] [--items 3000] [--users 5000]
 
-peer_processes.py says how to make RecTools' environment. An event is an example that is learnt from: ours a target with
-the history before it, against all that the batch holds; RecTools' a user with all that the user took, one item of these
+peer_processes.py describes the environment of RecTools. An event is an example that is learnt from: ours a target with
+the history before it, against all that the batch holds; RecTools' a user with all items of the user, one of these items
 and one other (an epoch has one for each user). Both have batches of 128, hidden layers and vectors of 128, and the
 items' department, category, brand and price band, the users' country; ours has items' ids too, which RecTools has as
-features of items under "-ids", and weighs the last 50 events of a history, where RecTools has a sum over all of them.
+features of items under "-ids", and weighs the last 50 events of a history; RecTools has a sum over all of them.
 Model building and data preparation are outside the clock, and so are five warm-up batches. Ours is timed over a whole
 epoch, the peer over --max-batches of it ("extrapolated": true). Runs alternate; the last lines give medians, and ratios
 (ours over the peer) of events a second with their range, and of peak memory.
@@ -15,16 +15,14 @@ epoch, the peer over --max-batches of it ("extrapolated": true). Runs alternate;
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 import polars as pl
-from peer_processes import HERE, write_log
-from training_speed import measure
+from measure import HERE, Results, parser
+from peer_processes import SpeedRuns, write_log
 
 import nextitem as ni
 from nextitem.core.dataset import Split
@@ -42,12 +40,12 @@ SETTINGS = [
 
 
 def ids(name: str, count: int) -> pl.Series:
-    """Our numbers."""
+    """Return our numbers of items or users: 1 to `count`."""
     return pl.Series(name, range(1, count + 1))
 
 
 def write_features(split: Split, folder: Path) -> None:
-    """What RecTools reads of items and users, by our numbers."""
+    """Write what RecTools reads of items and users, by our numbers."""
     catalog, users = split.train.catalog, split.train.users
     items, people = catalog.table.select(FEATURES), users.table.select("country")
     items.insert_column(0, ids("item_id", items.height)).write_csv(folder / "items.csv")
@@ -55,44 +53,42 @@ def write_features(split: Split, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python-rectools", type=Path, required=True)
-    for name, default in (("repeats", 3), ("threads", 2), ("max-batches", 40), ("items", 3000), ("users", 5000)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    chosen = parser.parse_args()
-    rates: dict[str, list[float]] = {}
-    peaks: dict[str, float] = {}
+    options = parser(__doc__, repeats=3, threads=2, max_batches=40, items=3000, users=5000)
+    options.add_argument("--python-rectools", type=Path, required=True)
+    arguments = options.parse_args()
+    results = Results(arguments)
+    runs = SpeedRuns()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        generate_shop(num_items=chosen.items, num_users=chosen.users).write(folder / "shop")
+        generate_shop(num_items=arguments.items, num_users=arguments.users).write(folder / "shop")
         split = make_split(ni.load_dataset(folder / "shop"), "leave-one-out")
         write_log(split, folder / "log.csv")
         write_features(split, folder)
-        shared = ["--threads", str(chosen.threads)]
+        shared = ["--threads", str(arguments.threads)]
         own = [sys.executable, str(HERE / "own_training.py"), "--what", OWN, "--model", OWN]
         lines = {OWN: [*own, "--folder", str(folder / "shop"), *shared, "--set", *SETTINGS]}
         for name in PEERS:
-            peer = [str(chosen.python_rectools), str(HERE / "peers" / "rectools_dssm.py"), "--what", name]
+            peer = [str(arguments.python_rectools), str(HERE / "peers" / "rectools_dssm.py"), "--what", name]
             lines[name] = [*peer, "--csv", str(folder / "log.csv"), "--features", str(folder), *shared]
-        for _ in range(chosen.repeats):
-            for name, line in lines.items():
-                limit = 0 if name == OWN else chosen.max_batches
-                row = measure(line, name, threads=chosen.threads, max_batches=limit)
-                print(json.dumps(row), flush=True)
-                if "failed" not in row:
-                    rates.setdefault(name, []).append(row["events_per_second"])
-                    peaks[name] = max(row["peak_mb"], peaks.get(name, 0))
+        runs.run(
+            lines,
+            results,
+            repeats=arguments.repeats,
+            threads=arguments.threads,
+            max_batches=arguments.max_batches,
+            whole_epoch={OWN},
+        )
     for name in PEERS:
-        if name in rates and OWN in rates:
-            ours, theirs = rates[OWN], rates[name]
-            found = {
+        if runs.has_both(OWN, name):
+            rate, span, memory = runs.ratios(OWN, name)
+            row = {
                 "peer": name,
-                "events_per_second": [statistics.median(ours), statistics.median(theirs)],
-                "ours_over_peer": round(statistics.median(ours) / statistics.median(theirs), 2),
-                "range": [round(min(ours) / max(theirs), 2), round(max(ours) / min(theirs), 2)],
-                "peak_memory": round(peaks[OWN] / peaks[name], 2),
+                "events_per_second": [runs.median(OWN), runs.median(name)],
+                "ours_over_peer": rate,
+                "range": span,
+                "peak_memory": memory,
             }
-            print(json.dumps({**found, "threads": chosen.threads}))
+            results.add_printed(f"ours over {name}", {**row, "threads": arguments.threads})
 
 
 if __name__ == "__main__":

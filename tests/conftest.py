@@ -23,7 +23,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Send all tests of a file to one worker, and all contract tests of a model, so that each model is trained once."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFileOrModel(LoadScopeScheduling):
+    class ByFileOrModel(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file, _, test = nodeid.partition("::")
             name = test.partition("[")[2].rstrip("]")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import polars as pl
 import pytest
+from support.spies import spy
 
 import nextitem as ni
 from nextitem.core.config import Config
 from nextitem.data import requests
-from nextitem.data.requests import event_values
 from nextitem.models.item_cf import ItemCFConfig
 from nextitem.models.popularity import Popularity
 from nextitem.testing.rich_log import SETTINGS, longer_log, rich_frames, rich_log
@@ -104,9 +106,9 @@ def test_a_history_may_be_a_frame(run: ni.Run) -> None:
         (lambda run: ni.train("sasrec", rich_log(), out="x", settings={"model": {"width": "wide"}}), "width"),
     ],
 )
-def test_a_mistake_is_one_clear_line(run: ni.Run, call: object, message: str) -> None:
+def test_a_mistake_is_one_clear_line(run: ni.Run, call: Callable[[ni.Run], object], message: str) -> None:
     with pytest.raises(ni.UserError, match=message) as error:
-        call(run)  # type: ignore[operator]
+        call(run)
     assert "\n" not in str(error.value)
 
 
@@ -123,8 +125,7 @@ def test_a_run_of_data_in_memory_is_evaluated_and_opened(run: ni.Run, tmp_path: 
 
 
 def test_the_log_is_read_once_for_all_users_until_other_data_come(run: ni.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    logs = []
-    monkeypatch.setattr(requests, "event_values", lambda log, catalog: logs.append(log) or event_values(log, catalog))
+    logs = spy(monkeypatch, requests, "event_values", lambda log, catalog: log)
     opened = ni.load_run(run.folder).use_data(rich_log())
     for user in ("u01", "u02", "u01"):
         assert opened.recommend(user=user, k=2).item_ids == run.recommend(user=user, k=2).item_ids
@@ -157,17 +158,20 @@ def test_a_class_is_a_model_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.syspath_prepend(tmp_path)
     run = ni.train("own_models:Mine", rich_log(), out=tmp_path / "run", progress=False)
     assert type(ni.load_run(run.folder).model).__name__ == "Mine"
-    from own_models import Mine
-
-    again = ni.train(Mine, rich_log(), out=tmp_path / "again", progress=False)
+    mine = import_module("own_models").Mine
+    again = ni.train(mine, rich_log(), out=tmp_path / "again", progress=False)
     assert again.name == "own_models:Mine"
-    comparison = ni.compare(rich_log(), models=[Mine, "popularity"], out=tmp_path / "both", progress=False)
+    comparison = ni.compare(rich_log(), models=[mine, "popularity"], out=tmp_path / "both", progress=False)
     assert [row.name for row in comparison.rows] == ["own_models:Mine", "popularity"]
     assert ni.train(Popularity, rich_log(), out=tmp_path / "registered", progress=False).name == "popularity"
 
 
 def test_compare_tokenize_diagnose_and_models(tmp_path: Path, run: ni.Run) -> None:
-    data = ni.Dataset.from_frames(**rich_frames(), settings=SETTINGS, name="rich")
+    frames = rich_frames()
+    assert set(frames) == {"interactions", "items", "users"}
+    data = ni.Dataset.from_frames(
+        frames["interactions"], items=frames["items"], users=frames["users"], settings=SETTINGS, name="rich"
+    )
     comparison = ni.compare(data, runs=[run], models=["popularity"], out=tmp_path / "compare", progress=False)
     assert isinstance(comparison, ni.Comparison)
     assert comparison.to_frame()["name"].to_list() == ["item-cf", "popularity"]

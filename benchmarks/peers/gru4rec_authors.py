@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from meter import Enough, peer_arguments, silence, watch_for
+from meter import Enough, peer_parser, silence, watch_for
 
 HIDDEN, SAMPLES = 128, 2048
 
 
 def answers(network: Any, data: pd.DataFrame, items: Any) -> dict[str, Any]:
-    """Vectors of all users and items; an item's bias is one more column."""
+    """Return vectors of all users and items; an item's bias is one more column."""
     sequences = data.groupby("SessionId")["ItemId"].agg(list)
     with torch.no_grad():
         states = []
@@ -46,28 +46,28 @@ def answers(network: Any, data: pd.DataFrame, items: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = peer_arguments(__doc__.splitlines()[0], what=["gru4rec-authors"], learning_rate=0.05)
+    parser = peer_parser(__doc__.splitlines()[0], what=["gru4rec-authors"], learning_rate=0.05)
     parser.add_argument("--checkout", type=Path, required=True)
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     silence()
-    torch.set_num_threads(chosen.threads)
-    torch.manual_seed(chosen.seed)
-    sys.path.insert(0, str(chosen.checkout))
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    sys.path.insert(0, str(arguments.checkout))
     import gru4rec_pytorch
 
-    log = pd.read_csv(chosen.csv)
+    log = pd.read_csv(arguments.csv)
     log = log[log.groupby("user_id")["item_id"].transform("size") > 1]
-    # Items numbered in order of appearance: their popularity counts are read by label where they mean position.
+    # Items numbered in order of appearance: their code reads popularity counts by label, though it means position.
     numbers, items = pd.factorize(log["item_id"])
     data = pd.DataFrame({"SessionId": log["user_id"], "ItemId": numbers, "Time": log["position"]})
     events = len(log) - log["user_id"].nunique()
-    watch = watch_for(chosen)
+    watch = watch_for(arguments)
     iterate = gru4rec_pytorch.SessionDataIterator.__call__
 
-    def watched(self: Any, *given: Any, **named: Any) -> Iterator[Any]:
-        if not watch.events:  # the first epoch: data and network stand
+    def watched(self: Any, *positional: Any, **keywords: Any) -> Iterator[Any]:
+        if not watch.events:  # the first epoch: data and network exist
             watch.begin(events=events, batches=None, answers=lambda: answers(model.model, data, items))
-        for inputs, targets in iterate(self, *given, **named):
+        for inputs, targets in iterate(self, *positional, **keywords):
             yield inputs, targets
             watch.batch(len(inputs))
         watch.epoch()
@@ -76,17 +76,17 @@ def main() -> None:
     model = gru4rec_pytorch.GRU4Rec(
         layers=[HIDDEN],
         loss="cross-entropy",
-        batch_size=chosen.batch,
+        batch_size=arguments.batch,
         n_sample=SAMPLES,
-        dropout_p_hidden=chosen.dropout,
+        dropout_p_hidden=arguments.dropout,
         logq=1.0,
-        learning_rate=chosen.learning_rate,
+        learning_rate=arguments.learning_rate,
         n_epochs=1000,
         device=torch.device("cpu"),
     )
     try:
         # Their cache of samples lasts one epoch, so that each epoch pays for the samples that it uses.
-        model.fit(data, sample_cache_max_size=SAMPLES * -(-events // chosen.batch))
+        model.fit(data, sample_cache_max_size=SAMPLES * -(-events // arguments.batch))
     except Enough:
         watch.report(version="GRU4Rec_PyTorch_Official", torch=torch.__version__)
 

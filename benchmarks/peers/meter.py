@@ -1,4 +1,4 @@
-"""What every measured trainer shares: arguments, the meter of batches, the examination after each epoch.
+"""Options, clock and examination of every measured trainer.
 
 It runs in the interpreter of a peer: standard library and numpy only.
 """
@@ -26,8 +26,8 @@ class Enough(Exception):
     """The measurement has what it needs; raised inside a training loop to leave it."""
 
 
-def arguments(description: str, *, what: list[str] | None) -> argparse.ArgumentParser:
-    """The options of a measured process; `what` names the variants that it offers, None: any."""
+def trainer_parser(description: str, *, what: list[str] | None) -> argparse.ArgumentParser:
+    """Return the options of a measured process; `what` names the variants that it offers, None: any."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--what", required=True, choices=what)
     for name, default in (("threads", 2), ("seed", 0), ("warmup", 5)):
@@ -39,9 +39,9 @@ def arguments(description: str, *, what: list[str] | None) -> argparse.ArgumentP
     return parser
 
 
-def peer_arguments(description: str, *, what: list[str], learning_rate: float = 1e-3) -> argparse.ArgumentParser:
-    """`arguments`, the log, and the settings that a peer can be given."""
-    parser = arguments(description, what=what)
+def peer_parser(description: str, *, what: list[str], learning_rate: float = 1e-3) -> argparse.ArgumentParser:
+    """Return `trainer_parser` with the log and the settings of a peer."""
+    parser = trainer_parser(description, what=what)
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--dropout", type=float, default=0.2)
@@ -49,21 +49,21 @@ def peer_arguments(description: str, *, what: list[str], learning_rate: float = 
     return parser
 
 
-def watch_for(chosen: argparse.Namespace) -> Speed | Quality:
-    """The watch that the arguments ask for."""
-    return Speed(chosen) if chosen.minutes is None else Quality(chosen)
+def watch_for(arguments: argparse.Namespace) -> Speed | Quality:
+    """Return the clock of the measurement that the arguments name: speed, or quality over time."""
+    return Speed(arguments) if arguments.minutes is None else Quality(arguments)
 
 
 class Speed:
     """Seconds of one epoch: after warm-up batches, one epoch's worth of batches or `max_batches` of them.
 
-    An event is a real target that is learnt from. A shorter measurement is extrapolated by batches, or by events
-    where the number of batches is not known beforehand.
+    An event is a real target that is learnt from. A shorter measurement is extrapolated by batches, or by events if the
+    number of batches is not known beforehand.
     """
 
-    def __init__(self, chosen: argparse.Namespace) -> None:
-        self.chosen = chosen
-        self.events = self.done = self.events_done = 0
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.events = self.num_batches = self.num_timed_events = 0
         self.batches: int | None = None
         self.began = self.ended = 0.0
         self.cpu_began = self.cpu_ended = 0.0
@@ -72,63 +72,66 @@ class Speed:
         return self  # a trainer that copies its callbacks still reports here
 
     def begin(self, *, events: int, batches: int | None, answers: Answers) -> None:
-        """Training begins; an epoch has so many events and batches (None: not known)."""
+        """Begin training; an epoch has so many events and batches (None: unknown)."""
         self.events, self.batches = events, batches
 
     def batch(self, events: int) -> None:
-        """One batch of so many events is done."""
+        """Count a batch of so many events; end the measurement if it was the last one."""
         now = time.perf_counter()
-        self.done += 1
-        if self.done == self.chosen.warmup:
+        self.num_batches += 1
+        if self.num_batches == self.arguments.warmup:
             self.began, self.cpu_began = now, time.process_time()
-        if self.done <= self.chosen.warmup:
+        if self.num_batches <= self.arguments.warmup:
             return
-        self.events_done += events
+        self.num_timed_events += events
         self.ended, self.cpu_ended = now, time.process_time()
-        wanted = self.chosen.max_batches or self.batches
-        if self.batches is not None and wanted is not None:
-            wanted = min(wanted, self.batches)
-        if self.timed == wanted or (wanted is None and self.events_done >= self.events):
+        limit = self.arguments.max_batches or self.batches
+        if self.batches is not None and limit is not None:
+            limit = min(limit, self.batches)
+        if self.num_timed_batches == limit or (limit is None and self.num_timed_events >= self.events):
             raise Enough
 
     @property
-    def timed(self) -> int:
-        """Batches timed so far."""
-        return self.done - self.chosen.warmup
+    def num_timed_batches(self) -> int:
+        """The number of batches timed so far."""
+        warmup: int = self.arguments.warmup
+        return self.num_batches - warmup
 
     def epoch(self) -> float:
-        """An epoch is done."""
+        """End an epoch; this measurement examines nothing."""
         return 0.0
 
-    def report(self, **told: Any) -> None:
-        """Prints the JSON line."""
-        share = self.timed / self.batches if self.batches is not None else self.events_done / self.events
+    def report(self, **more: Any) -> None:
+        """Print the JSON line."""
+        share = (
+            self.num_timed_batches / self.batches if self.batches is not None else self.num_timed_events / self.events
+        )
         seconds = (self.ended - self.began) / share
         line = {
-            "what": self.chosen.what,
+            "what": self.arguments.what,
             "seconds": round(seconds, 3),
-            "cpu_seconds": round((self.cpu_ended - self.cpu_began) / share, 3),  # says more where the machine is shared
+            "cpu_seconds": round((self.cpu_ended - self.cpu_began) / share, 3),  # steadier if the machine is shared
             "events": self.events,
             "events_per_second": round(self.events / seconds, 1),
-            "batches_timed": self.timed,
+            "batches_timed": self.num_timed_batches,
             "extrapolated": share < 1,
             "peak_mb": round(peak_mb()),
-            "threads": self.chosen.threads,
+            "threads": self.arguments.threads,
         }
-        tell({**line, **told})
+        write_line({**line, **more})
 
 
 class Quality:
     """Training seconds at each examination: the clock stands still while answers are made and judged.
 
     An examination follows each epoch, and within an epoch every so many seconds of training: the answers are written
-    to a file, a JSON line tells the judge so, and one line is awaited on standard input: the value that was found.
+    to a file, a JSON line announces it, and the judge writes the value as one line on standard input.
     """
 
-    def __init__(self, chosen: argparse.Namespace) -> None:
-        self.chosen = chosen
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
         self.seconds = 0.0
-        self.events = self.done = 0
+        self.events = self.num_events = 0
         self.resumed = 0.0
         self.answers: Answers = dict
 
@@ -136,37 +139,41 @@ class Quality:
         return self
 
     def begin(self, *, events: int, batches: int | None, answers: Answers) -> None:
-        """Starts the clock; `answers` leaves the model in training mode."""
+        """Start the clock; `answers` leaves the model in training mode."""
         self.events, self.answers = events, answers
         self.resumed = time.perf_counter()
 
     def batch(self, events: int) -> None:
-        """One batch is done."""
-        self.done += events
+        """Count a batch; examine the model if it is time."""
+        self.num_events += events
         since = time.perf_counter() - self.resumed
-        over = self.seconds + since > 60 * self.chosen.minutes
-        if over or since > self.chosen.every:
+        over = self.seconds + since > 60 * self.arguments.minutes
+        if over or since > self.arguments.every:
             self.epoch()
         if over:
             raise Enough
 
     def epoch(self) -> float:
-        """Has the model examined; returns the judge's value."""
+        """Write the model's answers and return the judge's value of them."""
         self.seconds += time.perf_counter() - self.resumed
-        np.savez(self.chosen.answers, **self.answers())
-        tell({"epoch": round(self.done / self.events, 2), "seconds": round(self.seconds, 2)})
+        np.savez(self.arguments.answers, **self.answers())
+        write_line({"epoch": round(self.num_events / self.events, 2), "seconds": round(self.seconds, 2)})
         value = float(sys.stdin.readline())
         self.resumed = time.perf_counter()
         return value
 
-    def report(self, **told: Any) -> None:
-        """Prints the last JSON line."""
-        line = {"what": self.chosen.what, "epochs": round(self.done / self.events, 2), "peak_mb": round(peak_mb())}
-        tell({**line, "threads": self.chosen.threads, **told})
+    def report(self, **more: Any) -> None:
+        """Print the last JSON line."""
+        line = {
+            "what": self.arguments.what,
+            "epochs": round(self.num_events / self.events, 2),
+            "peak_mb": round(peak_mb()),
+        }
+        write_line({**line, "threads": self.arguments.threads, **more})
 
 
 class WatchedLoader:
-    """A data loader that tells the watch of each batch when the next one is asked for, and of each epoch's end."""
+    """A data loader that reports each batch to the watch before it returns the next, and each epoch's end."""
 
     def __init__(self, loader: Any, watch: Speed | Quality) -> None:
         self._loader, self._watch = loader, watch
@@ -184,29 +191,32 @@ class WatchedLoader:
         self._watch.epoch()
 
 
-def peak_mb() -> float:
-    """Largest resident memory of this process in MB, libraries included.
+def memory_mb(field: str) -> float:
+    """Return a field of this process's status on Linux in MiB: VmRSS (resident now) or VmHWM (its peak)."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
 
-    Where Linux tells the mark of this program alone: getrusage begins with that of the process that started it.
+
+def peak_mb() -> float:
+    """Return the largest resident memory of this process in MiB, libraries included.
+
+    Linux reports the peak of this program alone; that of getrusage includes the process that started it.
     """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        marks = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(marks[0]) / 1024
+    if sys.platform == "linux":
+        return memory_mb("VmHWM")
     unit = 1024**2 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def silence() -> None:
-    """From here on, what libraries print goes to standard error; standard output is for `tell` alone."""
-    global _told
-    _told = os.fdopen(os.dup(1), "w")
+    """Send what libraries print to standard error from here on; standard output is for `write_line` alone."""
+    global _lines
+    _lines = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
 
-def tell(line: dict[str, Any]) -> None:
-    """Writes one JSON line to the process that measures."""
-    print(json.dumps(line), file=_told, flush=True)
+def write_line(line: dict[str, Any]) -> None:
+    """Write one JSON line to the process that measures."""
+    print(json.dumps(line), file=_lines, flush=True)
 
 
-_told = sys.stdout
+_lines = sys.stdout

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import rectools
 import torch
-from meter import Enough, peer_arguments, silence, watch_for
+from meter import Enough, peer_parser, silence, watch_for
 from pytorch_lightning import Callback, seed_everything
 from rectools import Columns
 from rectools.dataset import Dataset
@@ -24,7 +24,7 @@ from rectools.models import DSSMModel
 
 
 class Watcher(Callback):
-    """Tells the watch of batches and epochs."""
+    """Report batches to the watch."""
 
     def __init__(self, watch: Any) -> None:
         self.watch = watch
@@ -43,32 +43,32 @@ class Watcher(Callback):
 
 
 def features(table: pd.DataFrame, ids: str, names: list[str]) -> pd.DataFrame:
-    """One row for each value of each feature, as RecTools reads them."""
+    """Return one row for each value of each feature, as RecTools reads them."""
     long = table.melt(id_vars=ids, value_vars=names, var_name="feature", value_name="value").dropna()
     return long.rename(columns={ids: "id"})
 
 
 def main() -> None:
-    parser = peer_arguments(__doc__.splitlines()[0], what=["rectools-dssm", "rectools-dssm-ids"])
+    parser = peer_parser(__doc__.splitlines()[0], what=["rectools-dssm", "rectools-dssm-ids"])
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--factors", type=int, default=128)
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     silence()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    torch.set_num_threads(chosen.threads)
-    seed_everything(chosen.seed)
-    log = pd.read_csv(chosen.csv)[[Columns.User, Columns.Item]].drop_duplicates()
+    torch.set_num_threads(arguments.threads)
+    seed_everything(arguments.seed)
+    log = pd.read_csv(arguments.csv)[[Columns.User, Columns.Item]].drop_duplicates()
     log[Columns.Weight] = 1.0
     log[Columns.Datetime] = "2024-01-01"
-    items = pd.read_csv(chosen.features / "items.csv")
-    users = pd.read_csv(chosen.features / "users.csv")
+    items = pd.read_csv(arguments.features / "items.csv")
+    users = pd.read_csv(arguments.features / "users.csv")
     items = items[items[Columns.Item].isin(log[Columns.Item])]
     users = users[users[Columns.User].isin(log[Columns.User])]
-    named = [name for name in items.columns if name != Columns.Item]
-    if chosen.what.endswith("-ids"):
+    names = [name for name in items.columns if name != Columns.Item]
+    if arguments.what.endswith("-ids"):
         items["id_of_item"] = items[Columns.Item].astype(str)
-        named.append("id_of_item")
-    of_items = features(items, Columns.Item, named)
+        names.append("id_of_item")
+    of_items = features(items, Columns.Item, names)
     of_users = features(users, Columns.User, [name for name in users.columns if name != Columns.User])
     data = Dataset.construct(
         log,
@@ -77,13 +77,13 @@ def main() -> None:
         item_features_df=of_items,
         cat_item_features=sorted(of_items["feature"].unique()),
     )
-    watch = watch_for(chosen)
-    # Its trainer saves itself where it is made.
+    watch = watch_for(arguments)
+    # Its trainer saves itself in the current folder.
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         model = DSSMModel(
-            n_factors=chosen.factors,
+            n_factors=arguments.factors,
             max_epochs=1000,
-            batch_size=chosen.batch,
+            batch_size=arguments.batch,
             callbacks=[Watcher(watch)],
             loggers=False,
         )

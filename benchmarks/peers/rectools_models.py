@@ -1,8 +1,8 @@
 """RecTools' SASRec and HSTU with full softmax, stock or with the loss at real targets only.
 
 The other side of benchmarks/training_speed.py and benchmarks/time_to_quality.py; it runs in an environment with
-rectools[torch]==0.19.0 and imports nothing of nextitem. The log has columns user_id, item_id, position and, where
-events are dated, timestamp in ms. HSTU attends to times where there are any; its logits are cosines over 0.05.
+rectools[torch]==0.19.0 and imports nothing of nextitem. The log has columns user_id, item_id, position and, if
+events have times, timestamp in ms. HSTU attends to times if there are any; its logits are cosines over 0.05.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import rectools
 import torch
-from meter import LENGTH, WIDTH, Enough, Quality, Speed, peer_arguments, silence, watch_for
+from meter import LENGTH, WIDTH, Enough, Quality, Speed, peer_parser, silence, watch_for
 from pytorch_lightning import Callback, Trainer, seed_everything
 from rectools import Columns
 from rectools.dataset import Dataset
@@ -34,7 +34,7 @@ class LossAtTargets(TransformerLightningModule):
     """Logits are computed at real targets, not at padding too; the loss has the stock module's value."""
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """The loss of one batch."""
+        """Return the loss of one batch."""
         real = batch["y"] != 0
         items = self.torch_model.item_model.get_all_embeddings()
         hidden = self.torch_model.encode_sessions(batch, items)[real]
@@ -46,7 +46,7 @@ class LossAtTargets(TransformerLightningModule):
 
 
 class Watcher(Callback):
-    """Tells the watch of batches and epochs."""
+    """Report batches and epochs to the watch."""
 
     def __init__(self, watch: Speed | Quality) -> None:
         self.watch = watch
@@ -57,9 +57,9 @@ class Watcher(Callback):
         return self  # the model trains with a copy of its trainer
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Lightning's hook: data and model stand."""
-        kept = self.model.data_preparator.train_dataset.interactions.df.groupby(Columns.User).size()
-        events = int((kept - 1).sum())
+        """Lightning's hook: data and model exist."""
+        lengths = self.model.data_preparator.train_dataset.interactions.df.groupby(Columns.User).size()
+        events = int((lengths - 1).sum())
         self.watch.begin(events=events, batches=trainer.num_training_batches, answers=self.answers)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -71,17 +71,17 @@ class Watcher(Callback):
         self.watch.epoch()
 
     def answers(self) -> dict[str, Any]:
-        """Vectors of all users and items, in the log's numbering; the model is left in training mode."""
+        """Return vectors of all users and items, in the log's numbering; the model is left in training mode."""
         preparator, module = self.model.data_preparator, self.model.lightning_model
         users = self.data.user_id_map.external_ids
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            asked = preparator.transform_dataset_u2i(copy.deepcopy(self.data), users)
-        loader = preparator.get_dataloader_recommend(asked, 512)
+            requests = preparator.transform_dataset_u2i(copy.deepcopy(self.data), users)
+        loader = preparator.get_dataloader_recommend(requests, 512)
         user_vectors, item_vectors = module._get_user_item_embeddings(loader, "cpu")
         module.train()
         return {
-            "users": np.asarray(asked.user_id_map.external_ids, np.int64),
+            "users": np.asarray(requests.user_id_map.external_ids, np.int64),
             "user_vectors": user_vectors.detach().numpy(),
             "items": np.asarray(preparator.get_known_item_ids(), np.int64),
             "item_vectors": item_vectors.detach().numpy()[preparator.n_item_extra_tokens :],
@@ -89,33 +89,33 @@ class Watcher(Callback):
 
 
 def main() -> None:
-    parser = peer_arguments(__doc__.splitlines()[0], what=list(VARIANTS))
-    chosen = parser.parse_args()
+    parser = peer_parser(__doc__.splitlines()[0], what=list(VARIANTS))
+    arguments = parser.parse_args()
     silence()
-    torch.set_num_threads(chosen.threads)
-    seed_everything(chosen.seed)
-    log = pd.read_csv(chosen.csv)
-    dated = "timestamp" in log
-    if dated and chosen.minutes is not None and "hstu" in chosen.what:
+    torch.set_num_threads(arguments.threads)
+    seed_everything(arguments.seed)
+    log = pd.read_csv(arguments.csv)
+    has_times = "timestamp" in log
+    if has_times and arguments.minutes is not None and "hstu" in arguments.what:
         parser.error("HSTU with time attention needs the times of the requests, which are not in the log")
-    log[Columns.Datetime] = pd.to_datetime(log["timestamp"] if dated else 1000 * log["position"], unit="ms")
+    log[Columns.Datetime] = pd.to_datetime(log["timestamp"] if has_times else 1000 * log["position"], unit="ms")
     log[Columns.Weight] = 1.0
     data = Dataset.construct(log[[Columns.User, Columns.Item, Columns.Weight, Columns.Datetime]])
-    kind, repaired = VARIANTS[chosen.what]
-    watch = watch_for(chosen)
+    kind, is_repaired = VARIANTS[arguments.what]
+    watch = watch_for(arguments)
     watcher = Watcher(watch)
-    settings: dict[str, Any] = {"lightning_module_type": LossAtTargets} if repaired else {}
+    settings: dict[str, Any] = {"lightning_module_type": LossAtTargets} if is_repaired else {}
     if kind is HSTUModel:
-        settings |= {"relative_time_attention": dated, "lightning_module_kwargs": {"logits_t": 0.05}}
+        settings |= {"relative_time_attention": has_times, "lightning_module_kwargs": {"logits_t": 0.05}}
     model = kind(
         n_blocks=1,
         n_heads=1,
         n_factors=WIDTH,
         session_max_len=LENGTH,
-        dropout_rate=chosen.dropout,
+        dropout_rate=arguments.dropout,
         loss="softmax",
-        lr=chosen.learning_rate,
-        batch_size=chosen.batch,
+        lr=arguments.learning_rate,
+        batch_size=arguments.batch,
         # The trainer that the model would make for itself, with our callback.
         get_trainer_func=lambda: Trainer(
             max_epochs=1000,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 import torch
@@ -14,12 +14,12 @@ from nextitem.core.errors import UserError
 TAGS = [["x"], ["y"], ["x", "y"], [], ["z"], ["z", "x", "y"]] * 5
 
 
-def distribution(items: list[int]) -> Counter[str]:
-    found: Counter[str] = Counter()
+def distribution(items: list[int]) -> defaultdict[str, float]:
+    found: defaultdict[str, float] = defaultdict(float)
     for item in items:
         own = TAGS[item - 1] or ["none"]
         for tag in own:
-            found[tag] += 1 / len(own) / len(items)  # type: ignore[assignment]
+            found[tag] += 1 / len(own) / len(items)
     return found
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_catalog import build, candidates, lists, requests, shelf
 
-from nextitem.cascade.rules import RulesConfig
+from nextitem.cascade.rules import Filter, RulesConfig
 from nextitem.core.catalog import Catalog
 from nextitem.core.config import parse
 from nextitem.core.errors import UserError
@@ -61,7 +61,7 @@ def holds(rule: dict[str, Any], row: Sequence[int], catalog: Catalog, k: int) ->
         return rule["slot"] > k or row[rule["slot"] - 1 : rule["slot"]] == [int(rule["item"][1:])]
     if rule["kind"] == "quota":
         values = [catalog.table[rule["column"]][item - 1] for item in row]
-        return sum(rule["value"] in (v if rule["column"] == "tags" else [v]) for v in values) >= rule["least"]
+        return sum(rule["value"] in (v if rule["column"] == "tags" else [v]) for v in values) >= int(rule["least"])
     most = rule.get("most", 1)
     window = rule.get("window") or (rule["between"] + 1 if rule["kind"] == "gap" else len(row))
     spans = [[v for v in brand[start : start + window] if v is not None] for start in range(len(row))]
@@ -270,7 +270,9 @@ def test_users_mistakes_are_one_line() -> None:
 
 def test_integers_are_ids_and_values_too() -> None:
     config = parse(RulesConfig, {"rules": [{"kind": "keep", "column": "size", "values": [3]}, pin("7", 1)]}, where="t")
-    assert config.rules[0].values == (3,)  # type: ignore[union-attr]
+    rule = config.rules[0]
+    assert isinstance(rule, Filter)
+    assert rule.values == (3,)
 
 
 def test_the_batch_stays_on_its_own() -> None:

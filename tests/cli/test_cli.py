@@ -305,4 +305,7 @@ def test_models_prints_every_setting(cli: Cli) -> None:
     out = cli("models", "two-tower")[1]
     assert "width = 64    (int, >= 1)\n    D, of the vectors that meet.\n" in out
     assert "index.kind = 'exact'" in out
-    assert "negatives_shared_by = 'batch'    ('batch' | 'sequence' | 'position')" in cli("models", "sasrec")[1]
+    out = cli("models", "sasrec")[1]
+    assert "objective.kind = 'sampled-softmax'    ('full-softmax' | 'sampled-softmax' | 'bce' | 'gbce')" in out
+    assert "objective.shared_by = 'batch'    ('batch' | 'sequence' | 'position')\n    If sampled-softmax: " in out
+    assert "objective.calibration = 0.75    (float, >= 0, <= 1)\n    If gbce: " in out

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from nextitem.core.registry import LOSSES
 
 T, N, D, S = 6, 9, 4, 5
 
 
-def arguments(loss: object) -> dict[str, object]:
+def arguments(loss: Callable[..., Tensor]) -> dict[str, object]:
     """The keyword arguments that this loss asks for."""
     generator = torch.Generator().manual_seed(1)
-    names = inspect.signature(loss).parameters  # type: ignore[arg-type]
-    shape = (S,) if loss.__name__ == "sampled_softmax" else (T, S)  # type: ignore[attr-defined]
+    names = inspect.signature(loss).parameters
+    shape = (S,) if getattr(loss, "__name__", "") == "sampled_softmax" else (T, S)
     offered = {
         "negatives": torch.randint(1, N + 1, shape, generator=generator),
         "calibration": 0.5,
@@ -65,11 +67,13 @@ def test_every_loss_over_items_that_fill_several_columns(name: str) -> None:
     biases, place = torch.randn(N, generator=generator), torch.randint(N, (T + S,), generator=generator)
     log_q = torch.randn(T + S, generator=generator)
 
-    def value(moved: torch.Tensor) -> torch.Tensor:
-        return loss(moved, vectors, biases, place, log_q, collisions=True)  # type: ignore[no-any-return]
+    def value(moved: Tensor) -> Tensor:
+        total: Tensor = loss(moved, vectors, biases, place, log_q, collisions=True)
+        return total
 
     moved = hidden.clone().requires_grad_()
     value(moved).backward()
+    assert moved.grad is not None
     assert float(value(hidden - 0.05 * moved.grad)) < float(value(hidden))
     order = torch.tensor([3, 1, 5, 0, 4, 2])
     columns = torch.cat([order, torch.arange(T, T + S)])
@@ -104,11 +108,12 @@ def test_every_loss(name: str) -> None:
     assert bool(torch.isfinite(value))
     hidden_param = hidden.clone().requires_grad_()
     loss(hidden_param, table, targets, **extra).backward()
+    assert hidden_param.grad is not None
     better = loss(hidden - 0.05 * hidden_param.grad, table, targets, **extra)
     assert float(better) < float(value)
     changed = table.clone()
     changed[0] = 100.0
     assert float(loss(hidden, changed, targets, **extra)) == pytest.approx(float(value))
     order = torch.tensor([3, 1, 5, 0, 4, 2])
-    moved = {key: v[order] if key == "negatives" and v.dim() == 2 else v for key, v in extra.items()}  # type: ignore[attr-defined]
+    moved = {key: v[order] if isinstance(v, Tensor) and v.dim() == 2 else v for key, v in extra.items()}
     assert float(loss(hidden[order], table, targets[order], **moved)) == pytest.approx(float(value), rel=1e-5)

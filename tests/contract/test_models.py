@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from support.trained_models import rich_run, trained
 
 from nextitem.core.registry import MODELS
 from nextitem.data.protocols import make_split
 from nextitem.pipeline.evaluate import generation_quality
+from nextitem.pipeline.runs import Run
 from nextitem.testing.known_answers import DATASETS
 from nextitem.testing.recommenders import CHECKS, check_known_answers, check_same_weights
 
@@ -30,8 +33,8 @@ def test_known_answers(name: str, data: str) -> None:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", MODELS)
-def test_contract(name: str, check: object) -> None:
-    check(rich_run(name))  # type: ignore[operator]
+def test_contract(name: str, check: Callable[[Run], None]) -> None:
+    check(rich_run(name))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -22,6 +22,7 @@ from nextitem.core.roles import ClosedForm
 from nextitem.data.text import ContentConfig, content_vectors
 from nextitem.testing.known_answers import DATASETS
 from nextitem.tokenizers.collisions import build_table
+from nextitem.tokenizers.tokenizer import Tokenizer
 
 FILE = Path(__file__).parent / "pinned.json"
 PINNED: dict[str, dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
@@ -41,7 +42,7 @@ def tokenizer_behaviour(name: str) -> Any:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"random": {}, "tree": {}, "fsq": {}}
     settings = sizes.get(name, {"codebook_size": 8} if "codebook_size" in _fields(name) else {})
-    tokenizer = build_component("tokenizer", {"name": name, **settings}, catalog)
+    tokenizer: Tokenizer = build_component("tokenizer", {"name": name, **settings}, catalog)
     if not isinstance(tokenizer, ClosedForm):
         return three_losses(tokenizer, dataset)
     tokenizer.fit(dataset)

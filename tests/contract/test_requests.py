@@ -73,6 +73,7 @@ def test_a_history_from_outside_carries_what_is_given_of_its_events() -> None:
     dataset = rich_log()
     user = user_requests(dataset, ["u01"])
     log = dataset.interactions
+    assert log.timestamps is not None
     rows = np.flatnonzero((log.user_ids == 2) & (log.item_ids > 0))
     frame = pl.DataFrame(
         {

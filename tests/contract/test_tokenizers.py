@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ NAMES = sorted(TOKENIZERS)
 ORDERED = [name for name in NAMES if TOKENIZERS[name].load().coarse_to_fine]
 CONTENT, TRUTH = clusters()
 # Three levels of eight codes: `tree` makes them of 320 items by itself, `fsq` of values by dimension.
-SETTINGS: dict[str, dict[str, object]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     **{name: {"levels": 3, "codebook_size": 8} for name in NAMES},
     "tree": {"codebook_size": 8},
     "fsq": {"levels": 3, "values": (4, 2)},

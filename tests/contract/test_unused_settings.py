@@ -14,32 +14,11 @@ from nextitem.recipes import read_recipe
 
 # Model, settings that hold, and a field that then has no effect with another value of it.
 IDLE: list[tuple[str, dict[str, Any], str, Any]] = [
-    ("sasrec", {"objective": "full-softmax"}, "num_negatives", 3),
-    ("sasrec", {"objective": "full-softmax"}, "negatives_shared_by", "position"),
-    ("sasrec", {"objective": "full-softmax"}, "negatives_power", 0.5),
-    ("sasrec", {"objective": "full-softmax"}, "gbce_calibration", 0.1),
-    ("sasrec", {"objective": "sampled-softmax"}, "gbce_calibration", 0.1),
-    ("sasrec", {"objective": "bce"}, "negatives_power", 0.5),
-    ("sasrec", {"objective": "bce"}, "negatives_shared_by", "sequence"),
-    ("sasrec", {"objective": "bce"}, "gbce_calibration", 0.1),
-    ("sasrec", {"objective": "gbce"}, "negatives_power", 0.5),
-    ("sasrec", {"objective": "gbce"}, "negatives_shared_by", "sequence"),
     ("sasrec", {}, "features_merge", "concat"),
-    ("sasrec", {}, "contrastive_temperature", 0.5),
-    ("sasrec", {}, "contrastive_crop", 0.5),
-    ("sasrec", {}, "contrastive_mask", 0.5),
-    ("sasrec", {}, "contrastive_reorder", 0.5),
-    ("hstu", {"objective": "full-softmax"}, "num_negatives", 3),
-    ("hstu", {"objective": "full-softmax"}, "negatives_shared_by", "position"),
     ("hstu", {}, "num_actions", 3),
-    ("nextitnet", {"objective": "full-softmax"}, "num_negatives", 3),
     ("gru4rec", {}, "embedding_width", 7),
     ("gru4rec", {"embedding": "one-hot"}, "dropout_embedding", 0.5),
     ("gru4rec", {"num_negatives": 0}, "negatives_power", 1.0),
-    ("gru4rec", {"objective": "bpr-max"}, "log_q", "textbook"),
-    ("gru4rec", {"objective": "top1-max"}, "score_regularisation", 0.3),
-    ("gru4rec", {"objective": "cross-entropy"}, "elu", 0.5),
-    ("gru4rec", {"objective": "bpr"}, "elu", 0.5),
     ("two-tower", {}, "refresh_steps", 1),
     ("two-tower", {}, "teacher_weight", 0.1),
     ("tiger", {}, "training_beam", 2),
@@ -48,8 +27,6 @@ IDLE: list[tuple[str, dict[str, Any], str, Any]] = [
     ("cobra", {"dense": False}, "temperature", 0.1),
     ("cobra", {"dense": False}, "dense_weight", 0.1),
     ("cobra", {"dense": False}, "log_q", "loss"),
-    ("tdm", {"objective": "levels"}, "training_beam", 1),
-    ("tdm", {"objective": "beam-aware"}, "negatives", 1),
     ("jtm", {"relearn_after": []}, "segment", 1),
     ("lr", {"learn_from": "events"}, "delay_hours", 3.0),
     ("lr", {"learn_from": "events", "position": "ignore"}, "position", "weight"),
@@ -63,21 +40,23 @@ IDLE: list[tuple[str, dict[str, Any], str, Any]] = [
     ("multi-behaviour", {"behaviours": 1}, "heads", 1),
 ]
 
+GBCE = {"kind": "gbce", "num_negatives": 4}
+SAMPLED = {"kind": "sampled-softmax", "num_negatives": 4}
 # The opposite: settings that give the field a meaning.
 EFFECTIVE: list[tuple[str, dict[str, Any], str, Any]] = [
-    ("sasrec", {"objective": "bce"}, "num_negatives", 3),
-    ("sasrec", {"objective": "gbce", "num_negatives": 4}, "gbce_calibration", 0.1),
-    ("sasrec", {"objective": "sampled-softmax", "num_negatives": 4}, "negatives_power", 1.0),
-    ("sasrec", {"contrastive_weight": 0.1}, "contrastive_crop", 0.2),
-    ("hstu", {"objective": "sampled-softmax"}, "num_negatives", 3),
-    ("nextitnet", {"objective": "sampled-softmax"}, "num_negatives", 3),
-    ("gru4rec", {"objective": "bpr-max"}, "elu", 0.5),
-    ("gru4rec", {"objective": "bpr-max"}, "score_regularisation", 0.3),
+    ("sasrec", {"objective": "bce"}, "objective", {"kind": "bce", "num_negatives": 3}),
+    ("sasrec", {"objective": GBCE}, "objective", {**GBCE, "calibration": 0.1}),
+    ("sasrec", {"objective": SAMPLED}, "objective", {**SAMPLED, "power": 1.0}),
+    ("sasrec", {"contrastive": {}}, "contrastive", {"crop": 0.2}),
+    ("hstu", {"objective": "sampled-softmax"}, "objective", {"kind": "sampled-softmax", "num_negatives": 3}),
+    ("nextitnet", {"objective": "sampled-softmax"}, "objective", {"kind": "sampled-softmax", "num_negatives": 3}),
+    ("gru4rec", {"objective": "bpr-max"}, "objective", {"kind": "bpr-max", "elu": 0.5}),
+    ("gru4rec", {"objective": "bpr-max"}, "objective", {"kind": "bpr-max", "regularisation": 0.3}),
     ("gru4rec", {"embedding": "shared"}, "dropout_embedding", 0.5),
     ("two-tower", {"hard_negatives": 2}, "refresh_steps", 1),
     ("tiger", {"beam_aware": 0.5}, "training_beam", 2),
     ("cobra", {"dense": True}, "temperature", 0.5),
-    ("tdm", {"objective": "levels"}, "negatives", 1),
+    ("tdm", {"objective": "levels"}, "objective", {"negatives": 1}),
     ("deepfm", {"sharing": "mmoe"}, "experts", 2),
     ("dcn", {"version": "v2-mixture"}, "rank", 3),
     ("sim", {"search": "soft"}, "search_loss", 0.7),
@@ -85,7 +64,8 @@ EFFECTIVE: list[tuple[str, dict[str, Any], str, Any]] = [
 
 
 def unused(name: str, settings: dict[str, Any]) -> tuple[str, ...]:
-    return parse(MODELS[name].load().Config, settings, where="test").unused_settings()
+    config: Config = parse(MODELS[name].load().Config, settings, where="test")
+    return config.unused_settings()
 
 
 @pytest.mark.parametrize(("name", "settings", "field", "value"), IDLE)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from pydantic import Field
 
-from nextitem.core.config import Config, apply_overrides, merge_tables, parse, read_toml, write_toml
+from nextitem.core.config import Choice, Config, apply_overrides, merge_tables, parse, read_toml, write_toml
 from nextitem.core.errors import UserError
 from nextitem.core.registry import KINDS, entry
 
@@ -27,6 +29,20 @@ class Outer(Config):
     listed: tuple[Rated, ...] = ()
 
 
+class Plain(Choice):
+    kind: Literal["plain"] = "plain"
+
+
+class Sampled(Choice):
+    kind: Literal["sampled"] = "sampled"
+    count: int = 3
+    inner: Inner = Inner()
+
+
+class Chosen(Config):
+    loss: Plain | Sampled = Field(Sampled(), discriminator="kind")
+
+
 def test_values_become_typed_fields() -> None:
     config = parse(Outer, {"name": "a", "inner": {"width": 8}}, where="test")
     assert (config.inner.width, config.rate) == (8, None)
@@ -43,6 +59,53 @@ def test_values_become_typed_fields() -> None:
 def test_mistakes_name_themselves(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse(Outer, values, where="file")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("plain", Plain()),
+        ("sampled", Sampled()),
+        ({"count": 5}, Sampled(count=5)),
+        ({"kind": "sampled", "count": 5}, Sampled(count=5)),
+        ({"kind": "plain"}, Plain()),
+    ],
+)
+def test_a_choice_is_a_kind_or_a_table(value: object, expected: Choice) -> None:
+    assert parse(Chosen, {"loss": value}, where="test").loss == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("odd", r"test: loss\.kind = 'odd': choose one of plain, sampled"),
+        ({"kind": "plain", "count": 5}, r"unknown setting 'loss\.count' of kind 'plain'; known are kind"),
+        ({"counts": 5}, r"unknown setting 'loss\.counts' of kind 'sampled'; known are kind, count, inner"),
+        ({"count": "many"}, r"loss\.count = 'many'"),
+        ({"inner": {"depth": 1}}, r"unknown setting 'loss\.inner\.depth'; known are width"),
+    ],
+)
+def test_mistakes_in_a_choice_name_the_setting_and_its_kind(value: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse(Chosen, {"loss": value}, where="test")
+
+
+@pytest.mark.parametrize("overrides", [["loss.kind=plain"], ["loss=plain"]])
+def test_another_kind_drops_the_settings_of_the_former(overrides: list[str]) -> None:
+    base = {"loss": {"kind": "sampled", "count": 5}}
+    assert parse(Chosen, apply_overrides(base, overrides), where="test").loss == Plain()
+    assert merge_tables(base, {"loss": {"kind": "plain"}}) == {"loss": {"kind": "plain"}}
+    assert merge_tables(base, {"loss": {"count": 1}}) == {"loss": {"kind": "sampled", "count": 1}}
+
+
+def test_the_order_of_overrides_of_a_choice_does_not_matter() -> None:
+    base = {"loss": "plain"}
+    for overrides in (["loss.count=4", "loss.kind=sampled"], ["loss.kind=sampled", "loss.count=4"]):
+        assert parse(Chosen, apply_overrides(base, overrides), where="test").loss == Sampled(count=4)
+
+
+def test_an_override_makes_a_table_of_a_setting_that_is_none() -> None:
+    assert apply_overrides({"loss": "none"}, ["loss.count=4"]) == {"loss": {"count": 4}}
 
 
 def test_overrides_reach_nested_fields_and_read_toml_values() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import polars as pl
 import pytest
@@ -158,7 +159,7 @@ def test_the_fingerprint_follows_class_items_and_weights() -> None:
     assert twin.weights_fingerprint() == first
     assert Scores([]).eval().weights_fingerprint() != first
     with torch.no_grad():
-        twin.train().weight[0, 0] = 7  # type: ignore[no-untyped-call]
+        twin.train().weight[0, 0] = 7
     changed = twin.eval().weights_fingerprint()
     assert changed != first
     model.load_state_dict(twin.state_dict())
@@ -172,8 +173,8 @@ def test_the_fingerprint_follows_class_items_and_weights() -> None:
 
 
 def test_the_fingerprint_is_computed_once_while_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, hashes = Weighted().eval(), []
-    monkeypatch.setattr(recommender, "weights_fingerprint", lambda *facts: hashes.append(facts) or str(len(hashes)))
+    model, numbers = Weighted().eval(), count(1)
+    monkeypatch.setattr(recommender, "weights_fingerprint", lambda *facts: str(next(numbers)))
     assert [model.weights_fingerprint() for _ in range(3)] == ["1", "1", "1"]
     model.recommend(requests([[1]]), 2)
     assert model.weights_fingerprint() == "1"

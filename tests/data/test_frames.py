@@ -159,7 +159,7 @@ def test_columns_of_other_names() -> None:
     items = pl.DataFrame(ITEMS).rename({"item_id": "sku"})
     shared = {"user_id": "CustomerID", "item_id": "sku", "timestamp": "at"}
     assert Dataset.from_frames(interactions=log, items=items, columns=shared).fingerprint == expected.fingerprint
-    mixed = {
+    mixed: dict[str, str | dict[str, str]] = {
         "interactions": {"user_id": "CustomerID", "item_id": "sku"},
         "timestamp": "at",
         "items": {"item_id": "sku"},

@@ -30,7 +30,7 @@ def read(settings: dict[str, Any] | None = None, **columns: list[Any] | pl.Serie
 
 def requests(dataset: Dataset) -> list[int]:
     assert dataset.impressions is not None
-    return dataset.impressions.request_ids.tolist()
+    return [int(number) for number in dataset.impressions.request_ids]
 
 
 def labels(dataset: Dataset, name: str = "click") -> list[float | None]:

@@ -30,7 +30,7 @@ def read(times: Any) -> Dataset:
 def milliseconds(times: Any) -> list[int]:
     found = read(times).interactions.timestamps
     assert found is not None
-    return found.tolist()
+    return [int(time) for time in found]
 
 
 def refusal(times: Any) -> str:

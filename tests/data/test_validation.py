@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from nextitem.core.errors import UserError
 from nextitem.data.readers import load_dataset
 
-Files = Mapping[str, Any]
+Files = dict[str, Any]
 GOOD = {"user_id": [1, 1, 2, 2], "item_id": [5, 6, 5, 7], "timestamp": [10, 20, 30, 40]}
 CSV = "user_id,item_id,timestamp\n1,5,10\n1,6,20\n2,5,30\n2,7,40\n"
 ITEMS = {"item_id": [5, 6, 7], "title": ["a", "b", "c"]}

@@ -42,8 +42,8 @@ def test_live_items_are_counted_and_listed(
                 assert [constraints.live(*where, besides=number).item() for number in range(COUNT)] == [
                     count > number for number in range(COUNT)
                 ]
-                allowed = row_mask is None or bool(row_mask[trie.items_under(node)].any())
-                assert constraints.allows(*where).item() == allowed
+                is_allowed = row_mask is None or bool(row_mask[trie.items_under(node)].any())
+                assert constraints.allows(*where).item() == is_allowed
 
         beams = torch.full((2, len(leaves)), -1)
         beams[request] = torch.tensor(leaves)

@@ -76,7 +76,7 @@ def test_the_same_generator_draws_the_same() -> None:
 def test_cold_sampling_takes_the_likeliest_and_top_k_of_one_is_greedy() -> None:
     best = beam_search(FAKE, requests(1), TRIE, k=1, beam_width=1, renormalise=True).item_ids
     for options in ({"temperatures": (1e-4,)}, {"top_k": 1}, {"top_p": 1e-6}):
-        found = beam_search(FAKE, requests(1), TRIE, k=1, beam_width=3, sampling=Sampling(draw_of(0), **options))  # type: ignore[arg-type]
+        found = beam_search(FAKE, requests(1), TRIE, k=1, beam_width=3, sampling=Sampling(draw_of(0), **options))
         leaf = [ROWS[int(answer) - 1] for answer in (found.item_ids[0, 0], best[0, 0])]
         assert leaf[0] == leaf[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -169,15 +170,15 @@ def test_the_likeliest_are_asked_first_and_nothing_is_lost(
     mask = torch.rand(2, 3001, generator=draw) < share
     mask[:, 0] = False
     fake = FakeGenerator.random(sizes, users=2, seed=seed)
-    options = {"k": k, "beam_width": k, "renormalise": renormalise}
-    found = beam_search(fake, requests(2, allowed=mask), trie, **options)
+    search = partial(beam_search, fake, k=k, beam_width=k, renormalise=renormalise)
+    found = search(requests(2, allowed=mask), trie)
     filters = Filters(trie, {"first": mask[0], "second": mask[1]})
     sets = FilteredSets.stacked([filters.allowed([["first"]]), filters.allowed([["second"]])])
-    filtered = beam_search(fake, requests(2), trie, allowed=sets, **options)
+    filtered = search(requests(2), trie, allowed=sets)
     assert torch.equal(filtered.item_ids, found.item_ids)
     assert torch.equal(filtered.scores, found.scores)
     for row in range(2):
         part = PrefixTrie.from_table(identifier_table(codes.tolist(), sizes), live=mask[row])
-        alone = beam_search(fake, requests(2), part, **options)
+        alone = search(requests(2), part)
         assert found.item_ids[row].tolist() == alone.item_ids[row].tolist()
         torch.testing.assert_close(found.scores[row], alone.scores[row])

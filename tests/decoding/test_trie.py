@@ -48,7 +48,7 @@ def test_equals_a_dict_trie(dense_entries: int, data: tuple[list[list[int]], tup
         trie = PrefixTrie.from_table(identifier_table(rows, sizes))
     finally:
         trie_module._DENSE_ENTRIES = before
-    nodes = {(): trie.root}
+    nodes: dict[tuple[int, ...], int] = {(): trie.root}
     for prefix, following in sorted(dict_trie(rows).items(), key=lambda entry: len(entry[0])):
         node, depth = nodes[prefix], len(prefix)
         if depth == len(sizes):

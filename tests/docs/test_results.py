@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.benchmark_options import options_of
 
 from nextitem.core.registry import MODELS
 
@@ -36,7 +37,7 @@ IDS = [row["id"] for row in ROWS]
 PAGES = tables.pages()
 NUMBER = (int, Decimal)
 TEXT = (str, type(None))
-REQUIRED = {
+REQUIRED: dict[str, type | tuple[type, ...]] = {
     "id": str,
     "topic": str,
     "group": str,
@@ -59,7 +60,13 @@ REQUIRED = {
     "note": TEXT,
     "supersedes": list,
 }
-OPTIONAL = {"ranges": dict, "by_seed": dict, "threads": int, "target": dict, "summary": bool}
+OPTIONAL: dict[str, type | tuple[type, ...]] = {
+    "ranges": dict,
+    "by_seed": dict,
+    "threads": int,
+    "target": dict,
+    "summary": bool,
+}
 PROTOCOLS = {"leave-one-out", "time", "user-split", "published", "impressions", None}
 VERDICTS = {"reproduced", "within noise", "above", "below", "missed", None}
 
@@ -116,10 +123,8 @@ def test_a_row_names_what_exists(row: dict[str, Any]) -> None:
         if words[0] == "python":
             script = ROOT / words[1]
             assert script.is_file(), words[1]
-            text = script.read_text(encoding="utf-8") + (ROOT / "benchmarks" / "peer_processes.py").read_text("utf-8")
-            # Some scripts declare options in a loop over their names: `f"--{name}"`.
-            options = [word[2:] for word in words if word.startswith("--")]
-            assert all(f'"--{option}"' in text or f'"{option}"' in text for option in options), options
+            options = {word for word in words if word.startswith("--")}
+            assert options <= options_of(script.name), options - options_of(script.name)
         elif words[0] != "make":
             assert words[0] == "nextitem", part
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from math import log2
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ TRAIN = shop([[1, 2, 3], [1, 2], [1, 4, 1]], items=8)
 FALLING = torch.arange(9, 0, -1).float()  # lists are 1, 2, 3, ...
 
 
-def judged(targets: list[list[int]], **options: object) -> Evaluation:
+def judged(targets: list[list[int]], **options: Any) -> Evaluation:
     requests = ask([[5]] * len(targets), targets)
-    return evaluate_lists(Fixed(TRAIN.catalog, FALLING), requests, train=TRAIN, **{"ks": (2, 4), **options})
+    return evaluate_lists(Fixed(TRAIN.catalog, FALLING), requests, train=TRAIN, ks=(2, 4), **options)
 
 
 def test_figures_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +19,20 @@ from nextitem.data.readers import load_dataset
 from nextitem.evaluation.evaluate_ranking import evaluate_ranking, quick_auc, ranking_groups
 
 
-def shown(labels: list[list[int]], users: list[int] | None) -> SequenceBatch:
+def shown(labels: Sequence[Sequence[float]], users: list[int] | None) -> SequenceBatch:
     """One request a row of labels; candidates are items 1, 2, ..."""
     candidates = Jagged.from_rows([list(range(1, len(row) + 1)) for row in labels])
     return SequenceBatch(
         Jagged.from_rows([[]] * len(labels)),
         user_ids=None if users is None else torch.tensor(users),
         candidates=candidates,
-        candidate_labels={"click": Jagged.from_rows(labels, dtype=torch.float32)},
+        candidate_labels={"click": scored(labels)},
     )
 
 
-def scored(rows: list[list[float]]) -> Jagged:
+def scored(rows: Sequence[Sequence[float]]) -> Jagged:
     lengths = torch.tensor([len(row) for row in rows])
-    return Jagged.from_lengths(torch.tensor([score for row in rows for score in row]), lengths)
+    return Jagged.from_lengths(torch.tensor([score for row in rows for score in row], dtype=torch.float32), lengths)
 
 
 LABELS = [[1, 0], [0, 0], [0, 1, 0], [1]]
@@ -60,7 +61,7 @@ def test_without_users_gauc_is_over_requests() -> None:
 
 def test_candidates_without_a_known_label_are_left_out_of_every_figure() -> None:
     nan = float("nan")
-    requests = shown([[nan, 1, 0], [nan, 0], [0, 1, nan, 0], [1], [nan]], [1, 1, 2, 3, 4])  # type: ignore[list-item]
+    requests = shown([[nan, 1, 0], [nan, 0], [0, 1, nan, 0], [1], [nan]], [1, 1, 2, 3, 4])
     scores = scored([[0.7, 0.9, 0.2], [0.95, 0.5], [0.3, 0.2, 0.8, 0.1], [0.4], [0.6]])
     found = evaluate_ranking(scores, requests, label="click")
     known = evaluate_ranking(
@@ -72,7 +73,7 @@ def test_candidates_without_a_known_label_are_left_out_of_every_figure() -> None
     assert found.intervals == known.intervals
     assert (found.requests, found.slices) == (known.requests, known.slices)
     assert found.requests == 4
-    unknown = shown([[nan], [nan]], None)  # type: ignore[list-item]
+    unknown = shown([[nan], [nan]], None)
     with pytest.raises(UserError, match="label 'click' is not known of any candidate"):
         evaluate_ranking(scored([[0.1], [0.2]]), unknown, label="click")
 
@@ -84,7 +85,7 @@ def test_the_figure_for_choosing_an_epoch_reads_known_labels_only() -> None:
 
     nan = float("nan")
     # .9 is above .2 and .3, .2 ties with .2 and is below .3.
-    assert quick_auc(Fixed(), shown([[nan, 1, 0], [0, 1, nan]], None)) == 2.5 / 4  # type: ignore[list-item]
+    assert quick_auc(Fixed(), shown([[nan, 1, 0], [0, 1, nan]], None)) == 2.5 / 4
 
 
 def test_unknown_users_stand_for_themselves_beside_known_ones() -> None:

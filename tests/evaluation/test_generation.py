@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ class FakeSpeller(FakeGenerator):
 SPELLER = FakeSpeller([torch.tensor([[[2.0, 3.0, 0.0]]]), torch.tensor([[[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]])])
 
 
-def report(target: int, *, excluded: list[int] | None = None, **options: int) -> dict:  # type: ignore[type-arg]
+def report(target: int, *, excluded: list[int] | None = None, **options: int) -> dict[str, Any]:
     batch = requests(1, excluded=None if excluded is None else [excluded])
     options = {"beam_width": 20} | options
     return generation_report(SPELLER, replace(batch, targets=Jagged.from_rows([[target]])), **options)

@@ -52,7 +52,7 @@ def test_a_wheel_runs_the_demo_from_an_empty_folder(tmp_path: Path) -> None:
         cwd=empty, env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert str(tmp_path / "env") in place.stdout
-    command = [python, "-m", "nextitem", "demo", "--minutes-per-model", "0.1", "--out", "runs/demo"]
+    command: list[str | Path] = [python, "-m", "nextitem", "demo", "--minutes-per-model", "0.1", "--out", "runs/demo"]
     shown = subprocess.run(command, cwd=empty, env=environment, check=True, capture_output=True, text=True)
     for model in MAIN_JOB:
         assert model in shown.stdout

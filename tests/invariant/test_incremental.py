@@ -13,7 +13,7 @@ from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
-from nextitem.core.roles import Incremental
+from nextitem.core.roles import Incremental, Trainable
 from nextitem.nn.attention.transformer import BLOCKS
 from nextitem.testing.known_answers import cycle
 
@@ -173,11 +173,12 @@ def test_a_state_of_other_weights_is_refused(name: str, settings: dict[str, obje
 
 
 def train_one_step(model: Recommender) -> None:
+    assert isinstance(model, Trainable)
     model.train()
     model.set_popularity(torch.ones(model.num_items + 1))
-    batch = next(model.examples(cycle()).batches(8, epoch=0, seed=0))  # type: ignore[operator]
+    batch = next(model.examples(cycle()).batches(8, epoch=0, seed=0))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    model.training_loss(batch).total.backward()  # type: ignore[operator]
+    model.training_loss(batch).total.backward()
     optimizer.step()
     model.eval()
 

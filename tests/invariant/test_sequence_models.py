@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.optional import not_none
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.identifiers import IdentifierTable
@@ -13,6 +14,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
 from nextitem.core.roles import ClosedForm
+from nextitem.losses.objectives import FullSoftmax
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.nn.attention.transformer import BLOCKS
 from nextitem.testing.known_answers import cycle
@@ -99,12 +101,12 @@ def test_the_loss_of_a_batch_is_the_mean_over_the_targets_of_its_sequences(block
     """Gradients too: some sequences in one batch are as many batches of one."""
     dataset = cycle()
     torch.manual_seed(0)
-    config = SASRecConfig(width=8, layers=2, block=block, objective="full-softmax", max_history_length=READS)  # type: ignore[arg-type]
+    config = SASRecConfig(width=8, layers=2, block=block, objective=FullSoftmax(), max_history_length=READS)
     model = SASRec(config, dataset.catalog).double().eval()
     examples = model.examples(dataset)
     whole = next(iter(examples.batches(8, epoch=0, seed=0)))
     model.training_loss(whole).total.backward()
-    together = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
+    together = {name: not_none(parameter.grad).clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     assert whole.items.num_rows > 4
     for row in range(whole.items.num_rows):
@@ -113,4 +115,4 @@ def test_the_loss_of_a_batch_is_the_mean_over_the_targets_of_its_sequences(block
         share = len(one.targets.values) / len(whole.targets.values)
         (share * model.training_loss(one).total).backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, together[name], msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(parameter.grad, together[name], msg=(name + ": {}").format)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -54,10 +56,11 @@ def test_every_request_counts_alike_over_its_known_candidates() -> None:
 
 @pytest.mark.parametrize("labels", [[NAN] * 6, [0, NAN, 1, NAN, NAN, 0], [0.0] * 6])
 def test_gradients_are_finite_and_unknown_candidates_have_none(labels: list[float]) -> None:
-    for loss in (
+    losses: tuple[Callable[[Tensor], Tensor], ...] = (
         lambda logits: listwise(logits, labels).sum(),
         lambda logits: label_shares(logits, torch.tensor(labels), LISTS),
-    ):
+    )
+    for loss in losses:
         logits = torch.tensor(LOGITS, requires_grad=True)
         loss(logits).backward()
         assert logits.grad is not None

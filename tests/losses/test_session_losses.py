@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -89,14 +90,14 @@ def test_items_scored_once_are_the_in_batch_softmax_over_their_columns(collision
 
 
 @pytest.mark.parametrize("loss", [bpr, bpr_max, top1, top1_max, in_batch_softmax])
-def test_gradients_are_those_of_finite_differences(loss: object) -> None:
+def test_gradients_are_those_of_finite_differences(loss: Callable[[Tensor], Tensor]) -> None:
     assert torch.autograd.gradcheck(loss, (matrix().requires_grad_(),))
 
 
 @pytest.mark.parametrize("loss", [bpr, bpr_max, top1, top1_max, in_batch_softmax])
-def test_a_positive_far_below_its_negatives_still_learns(loss: object) -> None:
+def test_a_positive_far_below_its_negatives_still_learns(loss: Callable[[Tensor], Tensor]) -> None:
     scores = torch.tensor([[-200.0, 100.0, 90.0]], requires_grad=True)
-    value = loss(scores)  # type: ignore[operator]
+    value = loss(scores)
     value.backward()
     assert scores.grad is not None
     assert bool(torch.isfinite(value))

@@ -143,7 +143,7 @@ def test_kept_item_vectors_follow_the_weights() -> None:
     assert model.item_vectors() is before
     model.train()
     with torch.no_grad():
-        model.encoder[0].weight += 1.0
+        model.get_parameter("encoder.0.weight").add_(1.0)
     model.eval()
     assert not torch.equal(model.item_vectors(), before)
 

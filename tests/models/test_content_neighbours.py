@@ -19,7 +19,7 @@ def fitted(**settings: object) -> ContentNeighbours:
     content = torch.randn(ITEMS + 1, 6, generator=torch.Generator().manual_seed(0))
     content[7] = 0
     dataset = dataset.with_catalog(dataset.catalog.with_content(content))
-    model = ContentNeighbours(ContentNeighboursConfig(**settings), dataset.catalog)  # type: ignore[arg-type]
+    model = ContentNeighbours(ContentNeighboursConfig(**settings), dataset.catalog)
     model.fit(dataset)
     return model
 

@@ -39,7 +39,7 @@ def dataset() -> Dataset:
 def fitted(**settings: object) -> GeoPopularity:
     train = dataset()
     chosen = {"half_life_days": None, "strength": 2.0, **settings}
-    model = GeoPopularity(GeoPopularityConfig(**chosen), train.catalog)  # type: ignore[arg-type]
+    model = GeoPopularity(GeoPopularityConfig(**chosen), train.catalog)
     model.set_popularity(torch.from_numpy(train.interactions.item_counts()).float())
     model.fit(train)
     return model

@@ -7,12 +7,12 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from support.spies import spy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +24,8 @@ from nextitem.core.roles import has_step_state
 from nextitem.data.examples.session_lanes import LaneBatch, SessionLanes
 from nextitem.losses.bpr_max import bpr_max
 from nextitem.models import gru4rec
-from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
+from nextitem.models.gru4rec import CrossEntropy, GRU4Rec, GRU4RecConfig
+from nextitem.nn.recurrent import GRULayer, OneHotGRULayer
 from nextitem.pipeline.recipe import resolve_recipe
 from nextitem.testing.known_answers import build, cycle
 from nextitem.training.adagrad import Adagrad
@@ -43,7 +44,7 @@ def tiny(sessions: list[list[int]] = SESSIONS) -> Dataset:
 def model_of(dataset: Dataset, **settings: object) -> GRU4Rec:
     torch.manual_seed(0)
     fields = {"layers": (6,), "embedding_width": 5, "num_negatives": 4, **settings}
-    model = GRU4Rec(GRU4RecConfig(**fields), dataset.catalog)  # type: ignore[arg-type]
+    model = GRU4Rec(GRU4RecConfig(**fields), dataset.catalog)
     model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
     with torch.no_grad():
         model.bias.weight.normal_()
@@ -86,7 +87,8 @@ def test_lanes_equal_a_naive_loop_over_sessions(embedding: str, layers: tuple[in
         for item in prefix:
             out = model._embed(torch.tensor([item]))
             for place, layer in enumerate(model.layers):
-                out = states[place] = layer.step(out, states[place])  # type: ignore[operator]
+                assert isinstance(layer, GRULayer | OneHotGRULayer)
+                out = states[place] = layer.step(out, states[place])
         torch.testing.assert_close(found[prefix], torch.cat(states, 1)[0])
         answered = model.read(requests([list(prefix)]))  # and so does reading at request time
         torch.testing.assert_close(answered.cache["hidden"][0], found[prefix])
@@ -119,10 +121,7 @@ def test_training_leaves_no_trace_in_answers() -> None:
 
 
 def spy_on_scores(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Tensor]:
-    seen = []
-    real = getattr(gru4rec, name)
-    monkeypatch.setattr(gru4rec, name, lambda scores, **rest: seen.append(scores) or real(scores, **rest))
-    return seen
+    return spy(monkeypatch, gru4rec, name, lambda scores, **rest: scores)
 
 
 def spy_on_columns(model: GRU4Rec) -> list[Tensor]:
@@ -130,8 +129,8 @@ def spy_on_columns(model: GRU4Rec) -> list[Tensor]:
     seen: list[Tensor] = []
     real = model._look_up
 
-    def look_up(*given: Any) -> Any:
-        found = real(*given)
+    def look_up(items: Tensor, targets: Tensor, seed: int) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+        found = real(items, targets, seed)
         seen.append(found[1])
         return found
 
@@ -155,7 +154,7 @@ def test_only_the_columns_of_the_batch_and_its_samples_are_scored(monkeypatch: p
 def test_cross_entropy_is_one_softmax_over_raw_scores_less_log_q() -> None:
     """Not of probabilities, and not of a softmax that was taken before the columns were chosen."""
     dataset = tiny()
-    model = model_of(dataset, negatives_power=0.75, log_q="published").eval()
+    model = model_of(dataset, negatives_power=0.75, objective={"log_q": "published"}).eval()
     batch = lanes(model, dataset, 4)[0]
     columns = spy_on_columns(model)
     loss = model.training_loss(batch).total
@@ -168,7 +167,7 @@ def test_cross_entropy_is_one_softmax_over_raw_scores_less_log_q() -> None:
 
 def test_the_textbook_log_q_is_that_of_expected_draws_and_leaves_collisions_out() -> None:
     dataset = tiny()
-    model = model_of(dataset, log_q="textbook", negatives_power=0.5, num_negatives=30).eval()
+    model = model_of(dataset, objective={"log_q": "textbook"}, negatives_power=0.5, num_negatives=30).eval()
     columns = spy_on_columns(model)
     batch = lanes(model, dataset, 4)[0]
     loss = model.training_loss(batch).total
@@ -185,12 +184,14 @@ def test_the_textbook_log_q_is_that_of_expected_draws_and_leaves_collisions_out(
 
 def test_log_q_can_be_left_out_from_a_recipe_too() -> None:
     settings = resolve_recipe(
-        [("test", {"data": {"path": "x"}, "model": {"name": "gru4rec"}})], overrides=["model.log_q=none"]
+        [("test", {"data": {"path": "x"}, "model": {"name": "gru4rec"}})], overrides=["model.objective.log_q=none"]
     )
     _, config = component_class("model", settings.model)
-    assert config.log_q is None
+    assert isinstance(config, GRU4RecConfig)
+    assert isinstance(config.objective, CrossEntropy)
+    assert config.objective.log_q is None
     dataset = tiny()
-    model = model_of(dataset, log_q=None).eval()
+    model = model_of(dataset, objective={"log_q": None}).eval()
     columns = spy_on_columns(model)
     batch = lanes(model, dataset, 4)[0]
     loss = model.training_loss(batch).total
@@ -204,7 +205,7 @@ def scores_of(model: GRU4Rec, batch: LaneBatch, columns: Tensor) -> Tensor:
 
 def test_settings_of_bpr_max_reach_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = tiny()
-    model = model_of(dataset, objective="bpr-max", score_regularisation=1.95, elu=0.5)
+    model = model_of(dataset, objective={"kind": "bpr-max", "regularisation": 1.95, "elu": 0.5})
     seen = spy_on_scores(monkeypatch, "bpr_max")
     loss = model.training_loss(lanes(model, dataset, 4)[0]).total
     torch.testing.assert_close(loss, bpr_max(seen[0], regularisation=1.95, elu=0.5))
@@ -218,12 +219,12 @@ def test_dropout_stands_where_the_authors_put_it(embedding: str, monkeypatch: py
     calls: list[tuple[tuple[int, ...], float]] = []
     outs: list[Tensor] = []
 
-    def spy(values: Tensor, rate: float, training: bool) -> Tensor:
+    def drop(values: Tensor, rate: float, training: bool) -> Tensor:
         calls.append((tuple(values.shape), rate))
         outs.append(real_dropout(values, rate, training))
         return outs[-1]
 
-    monkeypatch.setattr(gru4rec.F, "dropout", spy)
+    monkeypatch.setattr(F, "dropout", drop)
     model.train()
     model.training_loss(lanes(model, dataset, 4)[0])
     width = {"shared": 6, "separate": 5}.get(embedding)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import methodcaller
 
 import pytest
 import torch
 from support.fixed_recommender import shop
+from support.modules import part
+from support.spies import spy
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -14,8 +17,10 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.losses.objectives import FullSoftmax
 from nextitem.models import hstu
 from nextitem.models.hstu import HSTU, HSTUConfig
+from nextitem.nn.attention.hstu import HSTULayer
 from nextitem.testing.known_answers import build, cycle
 
 HOUR = 3_600_000
@@ -30,33 +35,33 @@ def tiny() -> Dataset:
 def model_of(**config: object) -> HSTU:
     torch.manual_seed(0)
     fields = {"width": 8, "heads": 2, "head_width": 4, "max_history_length": 5, **config}
-    model = HSTU(HSTUConfig(**fields), tiny().catalog).double()  # type: ignore[arg-type]
+    model = HSTU(HSTUConfig(**fields), tiny().catalog).double()
     with torch.no_grad():  # larger than at initialisation, so that a difference would show
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
     return model.eval()
 
 
-def requests(histories: list[list[int]] = HISTORIES, **fields: object) -> SequenceBatch:
+def requests(histories: list[list[int]] = HISTORIES) -> SequenceBatch:
     """Dated, with actions, asked two hours after the last event."""
     items = Jagged.from_rows(histories)
     times = items.with_values(torch.arange(len(items.values)) * 7 * HOUR + items.values * DAY // 5)
     asked = torch.tensor([int(t) for t in times.values[(items.offsets[1:] - 1).clamp(min=0)]]) + 2 * HOUR
     actions = items.with_values(items.values % 3)
-    batch = SequenceBatch(items, actions=actions, timestamps=times, request_times=asked)
-    return replace(batch, **fields)
+    return SequenceBatch(items, actions=actions, timestamps=times, request_times=asked)
 
 
 def test_only_the_latest_events_are_read_and_the_future_never_leaks() -> None:
     model = model_of()
     batch = requests([[7, 8, 1, 2, 3, 4, 5]])
     torch.testing.assert_close(model.user_vectors(batch), model.user_vectors(batch.last(5)))
+    assert batch.timestamps is not None
     columns = NextItemBatch(batch.items, batch.items, 0, batch.timestamps, batch.timestamps, batch.actions)
     for actions in ("ignored", "interleaved"):
         model = model_of(actions=actions, max_history_length=7)
-        before = model._encode(columns, batch.timestamps.values)  # type: ignore[union-attr]
+        before = model._encode(columns, batch.timestamps.values)
         changed = replace(columns, items=Jagged.from_rows([[7, 8, 1, 2, 6, 6, 6]]))
-        after = model._encode(changed, batch.timestamps.values)  # type: ignore[union-attr]
+        after = model._encode(changed, batch.timestamps.values)
         assert torch.equal(before[:4], after[:4])
         assert not torch.equal(before[4:], after[4:])
 
@@ -65,7 +70,8 @@ def test_the_time_of_the_request_counts_and_without_one_the_last_event_s_own() -
     model = model_of()
     batch = requests()
     assert batch.timestamps is not None
-    soon, late = model.user_vectors(batch), model.user_vectors(replace(batch, request_times=batch.request_times + DAY))  # type: ignore[operator]
+    assert batch.request_times is not None
+    soon, late = model.user_vectors(batch), model.user_vectors(replace(batch, request_times=batch.request_times + DAY))
     assert not torch.allclose(soon, late)
     own = batch.timestamps.values[batch.items.offsets[1:] - 1]
     unasked = model.user_vectors(replace(batch, request_times=None))
@@ -135,7 +141,8 @@ def test_only_new_tokens_are_computed() -> None:
     whole = requests([list(range(1, 9)) * 4])
     state = model.read(whole.select(torch.tensor([0])))
     seen: list[int] = []
-    model.layers[0].project.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))  # type: ignore[union-attr]
+    project = model.get_submodule("layers.0.project")
+    project.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
     model.read(whole, state)
     model.read(whole)
     assert seen == [1, 32]
@@ -155,7 +162,8 @@ def test_stochastic_length_shortens_what_training_reads(monkeypatch: pytest.Monk
     for name, alpha in (("whole", None), ("part", 1.5)):
         model = model_of(max_history_length=39, stochastic_length=alpha).train()
         seen: list[int] = []
-        model.layers[0].project.register_forward_hook(lambda module, args, out, seen=seen: seen.append(len(args[0])))  # type: ignore[union-attr]
+        project = model.get_submodule("layers.0.project")
+        project.register_forward_hook(lambda module, args, out, seen=seen: seen.append(len(args[0])))
         for epoch in range(6):
             for batch in model.examples(dataset).batches(3, epoch=epoch, seed=1):
                 assert bool(torch.isfinite(model.training_loss(batch).total))
@@ -177,26 +185,22 @@ def test_a_batch_whose_targets_were_all_drawn_out_has_no_loss() -> None:
 
 @pytest.mark.parametrize("shared_by", ["batch", "sequence", "position"])
 def test_negatives_are_those_of_the_setting(shared_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of(negatives_shared_by=shared_by, num_negatives=6)
-    seen: list[torch.Size] = []
-    real = hstu.sampled_softmax
-    monkeypatch.setattr(
-        hstu, "sampled_softmax", lambda *args, **kw: seen.append(kw["negatives"].shape) or real(*args, **kw)
-    )
+    model = model_of(objective={"shared_by": shared_by, "num_negatives": 6})
+    shapes = spy(monkeypatch, hstu, "sampled_softmax", lambda *args, negatives, **rest: negatives.shape)
     batch = next(iter(model.examples(tiny()).batches(2, epoch=0, seed=0)))
     assert bool(torch.isfinite(model.training_loss(batch).total))
-    assert seen == [{"batch": (6,), "sequence": (2, 6), "position": (5, 6)}[shared_by]]
+    assert shapes == [{"batch": (6,), "sequence": (2, 6), "position": (5, 6)}[shared_by]]
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_the_targets_of_its_sequences() -> None:
     dataset = cycle()
     torch.manual_seed(0)
-    config = HSTUConfig(width=8, heads=1, head_width=8, objective="full-softmax", max_history_length=6, dropout=0.0)
+    config = HSTUConfig(width=8, heads=1, head_width=8, objective=FullSoftmax(), max_history_length=6, dropout=0.0)
     model = HSTU(config, dataset.catalog).double().train()
     whole = next(iter(model.examples(dataset).batches(8, epoch=0, seed=0)))
     parts: list[Tensor] = []
     for row in range(whole.items.num_rows):
-        one = whole.map(lambda column, row=row: column.select(torch.tensor([row])))
+        one = whole.map(methodcaller("select", torch.tensor([row])))
         parts.append(model.training_loss(one).total * len(one.targets.values) / len(whole.targets.values))
     torch.testing.assert_close(torch.stack(parts).sum(), model.training_loss(whole).total)
 
@@ -206,12 +210,12 @@ def test_weights_begin_as_the_authors_do_but_for_positions() -> None:
     torch.manual_seed(0)
     catalog = shop([[1, 2]], items=300).catalog
     model = HSTU(HSTUConfig(width=64, head_width=32, heads=2, max_history_length=400), catalog)
-    layer = model.layers[0]
-    assert bool((layer.output.bias == 0).all())  # type: ignore[union-attr, operator]
+    layer = part(model, "layers.0", HSTULayer)
+    assert bool((layer.output.bias == 0).all())
     wanted = {"items": 0.02, "positions": 0.02, "project": 0.02, "output": (2 / 128) ** 0.5}
     tables = {"items": model.items.weight[1:], "positions": model.positions.weight}
-    tables |= {"project": layer.project.weight, "output": layer.output.weight}  # type: ignore[union-attr, dict-item]
+    tables |= {"project": layer.project.weight, "output": layer.output.weight}
     for name, table in tables.items():
         assert float(table.std()) == pytest.approx(wanted[name], rel=0.05), name
     for weights in (layer.position_weights, layer.time_weights):
-        assert float(weights.std()) == pytest.approx(0.02, rel=0.2)  # type: ignore[operator]
+        assert float(weights.std()) == pytest.approx(0.02, rel=0.2)

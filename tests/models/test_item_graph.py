@@ -43,7 +43,8 @@ def expected_scores(history: list[int], *, content: bool) -> np.ndarray:
     similar = start @ words @ words.T
     walked = walk * (0.05 + similar)
     similar[history[-2:]] = 0
-    return walked + 0.01 * similar
+    scores: np.ndarray = walked + 0.01 * similar
+    return scores
 
 
 @pytest.mark.parametrize("content", [True, False])

@@ -26,7 +26,7 @@ def random_sequences(seed: int, *, users: int = 40) -> list[list[int]]:
 def fitted(sequences: list[list[int]], **settings: object) -> MatrixFactorisation:
     dataset = build(sequences, [f"t{number}" for number in range(ITEMS)], name="random")
     chosen = {"width": 6, "recency_decay": 1.0, "regularisation": 0.05, "unobserved_weight": 0.1, **settings}
-    model = MatrixFactorisation(MatrixFactorisationConfig(**chosen), dataset.catalog)  # type: ignore[arg-type]
+    model = MatrixFactorisation(MatrixFactorisationConfig(**chosen), dataset.catalog)
     torch.manual_seed(0)
     model.fit(dataset)
     return model

@@ -30,7 +30,7 @@ def fitted(*, dated: bool = True, **settings: object) -> NewItems:
     catalog = dataset.catalog.with_content(content)
     if dated:
         catalog = replace(catalog, released_ms=np.array([START + day * DAY for day in RELEASED]))
-    model = NewItems(NewItemsConfig(**settings), catalog)  # type: ignore[arg-type]
+    model = NewItems(NewItemsConfig(**settings), catalog)
     model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
     model.fit(dataset.with_catalog(catalog))
     return model

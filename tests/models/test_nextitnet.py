@@ -6,12 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.modules import part
+from support.optional import not_none
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.losses.objectives import SampledSoftmax
 from nextitem.models.nextitnet import CausalConvolution, NextItNet, NextItNetConfig
 from nextitem.testing.known_answers import build, cycle
 from nextitem.training.config import TrainingConfig
@@ -26,7 +29,7 @@ def catalog() -> Catalog:
 
 def model_of(**settings: object) -> NextItNet:
     torch.manual_seed(0)
-    model = NextItNet(NextItNetConfig(**{"width": 6, **settings}), catalog())  # type: ignore[arg-type]
+    model = NextItNet(NextItNetConfig(**{"width": 6, **settings}), catalog())
     with torch.no_grad():  # larger than at initialisation, so that a difference would show
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
@@ -59,8 +62,9 @@ def naive_states(model: NextItNet, history: list[int]) -> Tensor:
     chosen = model.config
     hidden = [model.items.weight[item] for item in history]
     for number, block in enumerate(model.blocks):
-        inner = naive_layer(block.first, hidden, chosen.kernel_size, chosen.dilations[2 * number])
-        added = naive_layer(block.second, inner, chosen.kernel_size, chosen.dilations[2 * number + 1])
+        first, second = (part(block, name, CausalConvolution) for name in ("first", "second"))
+        inner = naive_layer(first, hidden, chosen.kernel_size, chosen.dilations[2 * number])
+        added = naive_layer(second, inner, chosen.kernel_size, chosen.dilations[2 * number + 1])
         hidden = [old + new for old, new in zip(hidden, added, strict=True)]
     return torch.stack(hidden)
 
@@ -76,7 +80,7 @@ def test_states_are_the_convolutions_written_out(kernel_size: int, dilations: tu
 def test_a_convolution_of_ones_sums_every_second_event() -> None:
     layer = CausalConvolution(2, kernel_size=3, dilation=2)
     torch.nn.init.ones_(layer.convolution.weight)
-    torch.nn.init.zeros_(layer.convolution.bias)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(not_none(layer.convolution.bias))
     layer.norm = torch.nn.Identity()  # type: ignore[assignment]
     events = torch.tensor([1.0, 10, 100, 1000, 10000, 100000])
     sums = layer(torch.stack([events, torch.zeros(6)], 1)[None])[0]
@@ -167,7 +171,7 @@ def test_the_loss_is_the_mean_cross_entropy_at_real_targets() -> None:
 
 
 def test_negatives_follow_from_the_batch_alone() -> None:
-    model = model_of(objective="sampled-softmax", num_negatives=3)
+    model = model_of(objective={"kind": "sampled-softmax", "num_negatives": 3})
     items, targets = Jagged.from_rows([[1, 2, 3]]), Jagged.from_rows([[2, 3, 4]])
     losses = []
     for global_seed, seed in ((1, 5), (2, 5), (1, 6)):
@@ -180,7 +184,7 @@ def test_negatives_follow_from_the_batch_alone() -> None:
 def test_it_learns_a_cycle_by_sampled_softmax() -> None:
     dataset = cycle()
     torch.manual_seed(0)
-    config = NextItNetConfig(width=16, objective="sampled-softmax", num_negatives=8)
+    config = NextItNetConfig(width=16, objective=SampledSoftmax(num_negatives=8))
     model = NextItNet(config, dataset.catalog)
     fit(
         model,

@@ -18,6 +18,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.data.negatives import Negatives, draw_negatives
 from nextitem.losses.contrastive import contrastive
+from nextitem.losses.objectives import BCE, GBCE, FullSoftmax, SampledSoftmax
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.nn.attention.transformer import BLOCKS, PublishedBlock
@@ -32,9 +33,18 @@ def tiny() -> Dataset:
     return build([[1, 2, 3, 4, 5], [3, 1]], [f"t{n}" for n in range(8)], name="tiny")
 
 
+Objective = FullSoftmax | SampledSoftmax | BCE | GBCE
+OBJECTIVES: list[Objective] = [
+    FullSoftmax(),
+    SampledSoftmax(num_negatives=8),
+    BCE(num_negatives=8),
+    GBCE(num_negatives=8),
+]
+
+
 def model_of(dataset: Dataset, **settings: object) -> SASRec:
     torch.manual_seed(0)
-    model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)  # type: ignore[arg-type]
+    model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)
     with torch.no_grad():  # larger than at initialisation, so that a difference would show
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
@@ -70,7 +80,9 @@ def test_only_the_latest_events_are_read() -> None:
 
 def test_the_contrastive_term_is_added_and_shown() -> None:
     dataset = tiny()
-    plain, added = (model_of(dataset, num_negatives=3, contrastive_weight=weight) for weight in (0.0, 0.5))
+    plain, added = (
+        model_of(dataset, objective={"num_negatives": 3}, contrastive=term) for term in (None, {"weight": 0.5})
+    )
     batch = next(iter(plain.examples(dataset).batches(2, epoch=0, seed=0)))
     alone, terms = plain.training_loss(batch), added.training_loss(batch)
     assert not alone.named
@@ -78,13 +90,15 @@ def test_the_contrastive_term_is_added_and_shown() -> None:
     assert float(terms.named["contrastive"]) > 0
     torch.testing.assert_close(terms.total, alone.total + 0.5 * terms.named["contrastive"])
     terms.total.backward()
-    assert bool(added.blocks[0].down.weight.grad.any())
+    gradient = added.get_parameter("blocks.0.down.weight").grad
+    assert gradient is not None
+    assert bool(gradient.any())
     assert torch.equal(added.training_loss(batch).total, terms.total)
 
 
 def test_views_that_change_nothing_agree_as_far_as_the_temperature_lets_them() -> None:
-    settings = {"contrastive_crop": 1.0, "contrastive_mask": 0.0, "contrastive_reorder": 0.0}
-    model = model_of(tiny(), contrastive_weight=1.0, contrastive_temperature=2.0, num_negatives=3, **settings)
+    term = {"weight": 1.0, "temperature": 2.0, "crop": 1.0, "mask": 0.0, "reorder": 0.0}
+    model = model_of(tiny(), contrastive=term, objective={"num_negatives": 3})
     batch = NextItemBatch(Jagged.from_rows([[1, 2], [4, 3]]), Jagged.from_rows([[2, 3], [3, 1]]), seed=0)
     last = model._flat_hidden(batch.items)[[1, 3]]
     found = model.training_loss(batch).named["contrastive"]
@@ -134,7 +148,9 @@ def test_features_are_read_and_only_where_asked() -> None:
     assert model.features is not None
     before = model.user_vectors(requests([[3, 1], [6, 8]]))
     with torch.no_grad():
-        model.features.parts[0].embedding.weight[0] += torch.randn(8)  # of items 1 and 2, which have no kind
+        model.features.get_parameter("parts.0.embedding.weight")[0] += torch.randn(
+            8
+        )  # of items 1 and 2, which have no kind
     changed = (model.user_vectors(requests([[3, 1], [6, 8]])) != before).any(1)
     assert changed.tolist() == [True, False]
     assert SASRecConfig(features=("kind",)).needs == frozenset()
@@ -198,12 +214,12 @@ def test_the_published_block_is_the_authors() -> None:
     torch.testing.assert_close(block(x)[0], mid + inner, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["full-softmax", "sampled-softmax", "bce", "gbce"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.kind)
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_block_learns_a_cycle_by_every_objective(block: str, objective: str) -> None:
+def test_every_block_learns_a_cycle_by_every_objective(block: str, objective: Objective) -> None:
     dataset = cycle()
     torch.manual_seed(0)
-    config = SASRecConfig(width=16, dropout=0.0, block=block, objective=objective, num_negatives=8)  # type: ignore[arg-type]
+    config = SASRecConfig(width=16, dropout=0.0, block=block, objective=objective)
     model = SASRec(config, dataset.catalog)
     settings = TrainingConfig(max_epochs=40, batch_size=16, learning_rate=1e-2)
     fit(model, model.examples(dataset), settings, progress=False)
@@ -214,10 +230,10 @@ def test_every_block_learns_a_cycle_by_every_objective(block: str, objective: st
 def test_negatives_follow_from_the_batch_alone() -> None:
     dataset = tiny()
     for settings in (
-        {"objective": "bce"},
-        *({"negatives_shared_by": who} for who in ("batch", "sequence", "position")),
+        {"kind": "bce"},
+        *({"shared_by": who} for who in ("batch", "sequence", "position")),
     ):
-        model = model_of(dataset, num_negatives=3, **settings)
+        model = model_of(dataset, objective={"num_negatives": 3, **settings})
         batch = next(iter(model.examples(dataset).batches(2, epoch=0, seed=0)))
         torch.manual_seed(1)
         first = model.training_loss(batch).total
@@ -226,14 +242,15 @@ def test_negatives_follow_from_the_batch_alone() -> None:
 
 
 def drawn_by(model: SASRec, batch: NextItemBatch) -> Negatives:
-    chosen, generator = model.config, torch.Generator().manual_seed(batch.seed)
+    objective, generator = model.config.objective, torch.Generator().manual_seed(batch.seed)
+    assert isinstance(objective, SampledSoftmax)
     return draw_negatives(
         batch,
         model.popularity,
-        count=chosen.num_negatives,
-        shared_by=chosen.negatives_shared_by,
+        count=objective.num_negatives,
+        shared_by=objective.shared_by,
         generator=generator,
-        power=chosen.negatives_power,
+        power=objective.power,
     )
 
 
@@ -242,7 +259,7 @@ def test_a_sequence_alone_has_the_batch_s_negatives_but_for_its_own_items(power:
     items, targets = Jagged.from_rows([[1, 2, 3, 4]]), Jagged.from_rows([[2, 0, 4, 5]])
     batch = NextItemBatch(items, targets, seed=5)
     shared, own = (
-        model_of(tiny(), num_negatives=12, negatives_power=power, negatives_shared_by=sharing)
+        model_of(tiny(), objective={"num_negatives": 12, "power": power, "shared_by": sharing})
         for sharing in ("batch", "sequence")
     )
     drawn = drawn_by(shared, batch)
@@ -265,7 +282,7 @@ def test_each_sequence_has_its_own_negatives_and_each_position_where_asked() -> 
     places = [(0, 0, 2), (1, 0, 3), (3, 1, 3), (4, 2, 1)]  # position, sequence, target
     own = [[1, 2, 3], [1, 2, 3], [1, 3]]
     for sharing, sets in (("sequence", 3), ("position", 4)):
-        model = model_of(tiny(), num_negatives=6, negatives_shared_by=sharing)
+        model = model_of(tiny(), objective={"num_negatives": 6, "shared_by": sharing})
         negatives = drawn_by(model, batch).negatives
         assert negatives.shape == (sets, 6)
         hidden, table = model._flat_hidden(items), model.item_vectors()
@@ -291,16 +308,16 @@ def test_temperature_makes_scores_cosines() -> None:
 
 PINNED: list[tuple[dict[str, object], list[float]]] = [
     ({}, [6.858223, 6.8127332, 6.7786617]),
-    ({"block": "published", "objective": "bce", "num_negatives": 1}, [1.3889904, 1.3609185, 1.3554862]),
+    ({"block": "published", "objective": {"kind": "bce", "num_negatives": 1}}, [1.3889904, 1.3609185, 1.3554862]),
     (
         {"block": "pre-norm", "objective": "full-softmax", "layers": 2, "heads": 2},
         [2.4873555, 2.4588666, 2.4256728],
     ),
     (
-        {"block": "published", "objective": "gbce", "num_negatives": 4, "heads": 2},
+        {"block": "published", "objective": {"kind": "gbce", "num_negatives": 4}, "heads": 2},
         [0.6360196, 0.6253737, 0.6245001],
     ),
-    ({"num_negatives": 5, "negatives_power": 0.5, "temperature": 0.05}, [12.3304319, 6.031074, 5.3803968]),
+    ({"objective": {"num_negatives": 5, "power": 0.5}, "temperature": 0.05}, [12.3304319, 6.031074, 5.3803968]),
 ]
 
 
@@ -309,7 +326,7 @@ def test_three_steps_have_the_losses_that_they_always_had(settings: dict[str, ob
     """What is added as an option must not change what a recipe without it learns."""
     dataset = cycle()
     torch.manual_seed(0)
-    model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)  # type: ignore[arg-type]
+    model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)
     model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     found = []
@@ -331,7 +348,7 @@ def test_heads_must_divide_width() -> None:
 def test_weights_begin_as_the_notable_says(block: str) -> None:
     torch.manual_seed(0)
     catalog = shop([[1, 2]], items=300).catalog
-    model = SASRec(SASRecConfig(width=48, block=block, max_history_length=40), catalog)  # type: ignore[arg-type]
+    model = SASRec(SASRecConfig(width=48, block=block, max_history_length=40), catalog)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             rows = parameter[1:] if name == "items.weight" else parameter

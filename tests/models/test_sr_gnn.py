@@ -28,7 +28,7 @@ def catalog() -> Catalog:
 
 def model_of(**chosen: object) -> SRGNN:
     torch.manual_seed(0)
-    return SRGNN(SRGNNConfig(**{"width": 6, **chosen}), catalog()).double().eval()  # type: ignore[arg-type]
+    return SRGNN(SRGNNConfig(**{"width": 6, **chosen}), catalog()).double().eval()
 
 
 def requests(histories: list[list[int]], targets: list[int] | None = None) -> SequenceBatch:
@@ -65,7 +65,8 @@ def naive_vector(model: SRGNN, session: list[int]) -> Tensor:
     for event in events:
         gate = torch.sigmoid(model.attend_last.weight @ events[-1] + model.attend_node(event))
         overall = overall + (model.attention.weight[0] @ gate) * event
-    return model.join(torch.cat([events[-1], overall]))  # type: ignore[no-any-return]
+    vector: Tensor = model.join(torch.cat([events[-1], overall]))
+    return vector
 
 
 def matrix(graphs: SessionGraphs, sources: Tensor, targets: Tensor) -> list[list[float]]:
@@ -126,7 +127,7 @@ def test_a_batch_equals_the_naive_computation_forward_and_backward(
     total.backward()
     torch.testing.assert_close(total, expected)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(parameter.grad, gradients[name], msg=(name + ": {}").format)
 
 
 @settings(max_examples=40, deadline=None)

@@ -14,6 +14,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
 from nextitem.models import swing
 from nextitem.models.swing import Swing, SwingConfig
+from nextitem.neighbours.sparse_rows import users_by_items
 from nextitem.testing.known_answers import build
 
 
@@ -24,7 +25,7 @@ def random_sequences(seed: int, *, users: int = 40, items: int = 25) -> list[lis
 
 def fitted(sequences: list[list[int]], items: int, **settings: object) -> Swing:
     dataset = build(sequences, [f"t{number}" for number in range(items)], name="random")
-    model = Swing(SwingConfig(**settings), dataset.catalog)  # type: ignore[arg-type]
+    model = Swing(SwingConfig(**settings), dataset.catalog)
     model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
     model.fit(dataset)
     return model
@@ -80,7 +81,7 @@ def test_memory_follows_what_crawlers_share_and_not_its_square(monkeypatch: pyte
 
 def test_a_heavy_item_counts_a_sample_of_its_users() -> None:
     sequences = [[1, 2]] * 50 + [[1, 3]] * 4
-    sampled = swing._sampled(swing.users_by_items(build(sequences, ["a", "b", "c"], name="x").interactions), 10)
+    sampled = swing._sampled(users_by_items(build(sequences, ["a", "b", "c"], name="x").interactions), 10)
     assert sampled.sum(axis=0).tolist() == [[0, 10, 10, 4]]
     model = fitted(sequences, 3, takers=10, normalise_rows=False)
     again = fitted(sequences, 3, takers=10, normalise_rows=False)

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from support.optional import not_none
 from support.unknown_labels import drop_unlabelled, hide_labels
 from torch import Tensor
 from torch.nn import functional as F
@@ -212,7 +213,7 @@ def test_item_vectors_are_kept_for_serving_and_forgotten_by_training() -> None:
     first = model.item_vectors()
     assert model.item_vectors().data_ptr() == first.data_ptr()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    model.train().training_loss(asked([7, 4])).total.backward()  # type: ignore[no-untyped-call]
+    model.train().training_loss(asked([7, 4])).total.backward()
     optimizer.step()
     assert not torch.equal(model.eval().item_vectors(), first)
     other.recommend(asked([1]), 3)
@@ -306,7 +307,9 @@ def test_candidates_without_a_known_label_are_left_out_of_the_loss_of_lists() ->
     loss = model.training_loss(hidden).total
     torch.testing.assert_close(loss, model.training_loss(drop_unlabelled(hidden)).total)
     assert not torch.isclose(loss, model.training_loss(clicks).total)
-    unknown = clicks.candidates.with_values(torch.full_like(clicks.candidate_labels["click"].values, torch.nan))  # type: ignore[union-attr]
+    unknown = not_none(clicks.candidates).with_values(
+        torch.full_like(clicks.candidate_labels["click"].values, torch.nan)
+    )
     log = dataset_from_frames({"interactions": LOG}, {}).interactions
     with pytest.raises(UserError, match="label 'click' is not known of any impression"):
         model.examples_of(replace(clicks, candidate_labels={"click": unknown}), log)

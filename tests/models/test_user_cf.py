@@ -28,7 +28,7 @@ def random_sequences(seed: int, *, users: int = 40, items: int = 25) -> list[lis
 
 def fitted(sequences: list[list[int]], items: int, **settings: object) -> UserCF:
     dataset = build(sequences, [f"t{number}" for number in range(items)], name="random")
-    model = UserCF(UserCFConfig(**settings), dataset.catalog)  # type: ignore[arg-type]
+    model = UserCF(UserCFConfig(**settings), dataset.catalog)
     model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
     model.fit(dataset)
     return model

@@ -20,7 +20,7 @@ KINDS = {"exact": 1.0, "flat": 1.0, "ivf": 0.9, "hnsw": 0.9, "pq": 0.9}
 
 
 def built(kind: str, **settings: object) -> AnnIndex:
-    index = AnnIndex(AnnIndexConfig(kind=kind, clusters=64, recall_at=20, **settings))  # type: ignore[arg-type]
+    index = AnnIndex(AnnIndexConfig(kind=kind, clusters=64, recall_at=20, **settings))
     index.build(VECTORS, QUERIES)
     return index
 
@@ -83,7 +83,7 @@ def test_a_request_that_the_index_leaves_short_is_searched_exactly(kind: str) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fewer_items_than_clusters(kind: str) -> None:
-    index = AnnIndex(AnnIndexConfig(kind=kind))  # type: ignore[arg-type]
+    index = AnnIndex(AnnIndexConfig(kind=kind))
     index.build(VECTORS[:4])
     found = index.search(VECTORS[:4], QUERIES[:2], 5)[0]
     assert found.sort(dim=1).values.tolist() == [[0, 0, 1, 2, 3]] * 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from nextitem.nn.recurrent import GRULayer, OneHotGRULayer, glorot_
@@ -12,10 +12,10 @@ from nextitem.nn.recurrent import GRULayer, OneHotGRULayer, glorot_
 LENGTHS = torch.tensor([2, 4, 1])
 
 
-def layers() -> list[tuple[nn.Module, Tensor]]:
+def layers() -> tuple[tuple[GRULayer, Tensor], tuple[OneHotGRULayer, Tensor]]:
     """Each with a padded input [3, 4]."""
     torch.manual_seed(0)
-    return [(GRULayer(5, 3), torch.randn(3, 4, 5)), (OneHotGRULayer(8, 3), torch.randint(1, 8, (3, 4)))]
+    return (GRULayer(5, 3), torch.randn(3, 4, 5)), (OneHotGRULayer(8, 3), torch.randint(1, 8, (3, 4)))
 
 
 @pytest.mark.parametrize("kind", [0, 1])
@@ -43,13 +43,13 @@ def test_the_cells_differ_in_gate_and_candidate() -> None:
     from_reset, from_update, from_new = (state @ u.T + b2).chunk(3, 1)
     z = torch.sigmoid(update + from_update)
     n = torch.tanh(new + torch.sigmoid(reset + from_reset) * from_new)
-    torch.testing.assert_close(gru.step(x, state), (1 - z) * n + z * state)  # type: ignore[operator]
+    torch.testing.assert_close(gru.step(x, state), (1 - z) * n + z * state)
 
-    new, reset, update = (one_hot.inputs(items[:, 0]) + one_hot.bias).chunk(3, 1)  # type: ignore[operator]
-    from_reset, from_update = (state @ one_hot.gates.T).chunk(2, 1)  # type: ignore[union-attr, operator]
+    new, reset, update = (one_hot.inputs(items[:, 0]) + one_hot.bias).chunk(3, 1)
+    from_reset, from_update = (state @ one_hot.gates.T).chunk(2, 1)
     z = torch.sigmoid(update + from_update)
-    n = torch.tanh(new + (torch.sigmoid(reset + from_reset) * state) @ one_hot.candidate.T)  # type: ignore[union-attr, operator]
-    torch.testing.assert_close(one_hot.step(items[:, 0], state), (1 - z) * state + z * n)  # type: ignore[operator]
+    n = torch.tanh(new + (torch.sigmoid(reset + from_reset) * state) @ one_hot.candidate.T)
+    torch.testing.assert_close(one_hot.step(items[:, 0], state), (1 - z) * state + z * n)
 
 
 def test_every_gate_is_drawn_within_its_own_glorot_bound() -> None:

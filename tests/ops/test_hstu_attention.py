@@ -100,7 +100,10 @@ def test_the_future_never_leaks() -> None:
 
 
 def run_plain(parts: list[Tensor], layout: Layout, normaliser: float = 7.0) -> Tensor:
-    return hstu_attention(*parts[:3], layout, normaliser=normaliser, position_weights=parts[3], time_weights=parts[4])
+    query, key, value, position, time = parts
+    return hstu_attention(
+        query, key, value, layout, normaliser=normaliser, position_weights=position, time_weights=time
+    )
 
 
 def test_a_row_alone_is_the_row_in_a_batch() -> None:
@@ -145,7 +148,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="a row has 41 tokens, position_weights reach 40"):
         run_plain(parts, layout)
     with pytest.raises(ValueError, match="time_weights need"):
-        hstu_attention(*parts[:3], Layout(layout.offsets), normaliser=1.0, time_weights=parts[4])
+        hstu_attention(parts[0], parts[1], parts[2], Layout(layout.offsets), normaliser=1.0, time_weights=parts[4])
 
 
 @pytest.mark.slow

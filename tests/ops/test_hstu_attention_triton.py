@@ -109,9 +109,12 @@ def test_a_gpu_computes_the_same(dtype: torch.dtype) -> None:
         pytest.skip("no GPU")
     used, layout = drawn([300, 1, 0, 128, 65], None, heads=4, widths=(64, 32), longest=300, dtype=dtype)
     both(used, layout, position=True, time=True, tolerance=2e-5 if dtype == torch.float32 else 2e-2)
-    biases = {"normaliser": 7.0, "position_weights": used[3], "time_weights": used[4]}
-    here = hstu_attention(*used[:3], layout, **biases)  # type: ignore[arg-type]
-    assert torch.equal(here, hstu_attention_fused(*used[:3], layout, **biases))
+    query, key, value, position, time = used
+    here, there = (
+        way(query, key, value, layout, normaliser=7.0, position_weights=position, time_weights=time)
+        for way in (hstu_attention, hstu_attention_fused)
+    )
+    assert torch.equal(here, there)
 
 
 COMPILE = """

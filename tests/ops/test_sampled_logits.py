@@ -45,10 +45,15 @@ def test_gradients_agree_with_finite_differences() -> None:
 
 def test_vectors_of_pairs_are_never_kept_for_the_backward_pass() -> None:
     hidden, table, items = inputs(50, 40)
-    kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         sampled_logits(hidden, table, items)
-    assert max(kept) == 50 * 40  # the item numbers
+    assert max(sizes) == 50 * 40  # the item numbers
 
 
 def test_bfloat16_hidden_states_meet_a_float32_table() -> None:

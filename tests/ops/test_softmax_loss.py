@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -52,9 +53,9 @@ def test_both_ways_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_blocks_of_positions", "_blocks_of_items"):
         way = getattr(module, name)
 
-        def spy(*arguments: object, name: str = name, way: object = way) -> object:
+        def spy(*arguments: object, name: str = name, way: Callable[..., object] = way) -> object:
             taken.append(name)
-            return way(*arguments)  # type: ignore[operator]
+            return way(*arguments)
 
         monkeypatch.setattr(module, name, spy)
     softmax_loss(*case(30, 50))

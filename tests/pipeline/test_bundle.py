@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError
@@ -18,6 +18,8 @@ from nextitem.pipeline.bundle import load_catalog, load_weights, save_catalog, s
 
 
 class Net(nn.Module):
+    neighbours: Tensor
+
     def __init__(self, *, tied: bool = True, width: int = 3) -> None:
         super().__init__()
         self.table = nn.Embedding(4, width)

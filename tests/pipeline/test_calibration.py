@@ -11,6 +11,7 @@ from nextitem.core.errors import UserError
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
 from nextitem.data.shop.shop import generate_shop
+from nextitem.models.rankers.gbdt import GBDT
 from nextitem.pipeline.runs import load_run
 from nextitem.pipeline.train import train
 
@@ -22,10 +23,13 @@ def test_curves_are_fitted_to_validation_and_saved(tmp_path: Path) -> None:
     data = load_dataset(tmp_path / "shop")
     run = train("gbdt", data, out=tmp_path / "run", protocol="impressions", overrides=SETTINGS, progress=False)
     split = make_split(data, "impressions")
+    assert isinstance(run.model, GBDT)
     found = run.model.score(split.validation)["target"]
     clicks = split.validation.candidate_labels["click"].values
     assert float(found[found > -torch.inf].mean()) == pytest.approx(float(clicks.mean()), abs=1e-3)
-    assert torch.equal(load_run(tmp_path / "run").model.score(split.validation)["target"], found)
+    again = load_run(tmp_path / "run").model
+    assert isinstance(again, GBDT)
+    assert torch.equal(again.score(split.validation)["target"], found)
     with pytest.raises(UserError, match=r"refit leaves no requests to fit model\.calibration"):
         train("gbdt", data, out=tmp_path / "other", protocol="impressions", refit=True, overrides=SETTINGS)
     with pytest.raises(UserError, match=r"use --protocol impressions"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ FILES = [
     "identifiers.safetensors",
     "metrics.json",
 ]
-DAMAGE = {
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
     "cut off": lambda content: content[: len(content) // 2],
     "garbage": lambda content: b"\xff\x00" * 50,

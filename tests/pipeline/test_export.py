@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
@@ -26,6 +27,9 @@ from nextitem.pipeline.bundle import load_catalog
 from nextitem.pipeline.export import as_gpt2, export
 from nextitem.testing.known_answers import planted_clusters
 
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
 transformers = pytest.importorskip("transformers")
 
 ITEMS, SIZES, LONGEST = 60, (5, 40, 6), 4
@@ -47,7 +51,7 @@ def decoder(seed: int = 0, items: int = ITEMS, sizes: tuple[int, ...] = SIZES) -
 
 
 def generated(
-    exported: transformers.GPT2LMHeadModel, model: Cobra, batch: SequenceBatch, *, beams: int, k: int
+    exported: GPT2LMHeadModel, model: Cobra, batch: SequenceBatch, *, beams: int, k: int
 ) -> tuple[Recommendations, torch.Tensor, torch.Tensor]:
     """Answers of transformers' beam search, and its sequences and scores."""
     table = model.catalog.identifiers
@@ -136,6 +140,7 @@ def test_a_run_is_exported(tmp_path: Path) -> None:
     run = ni.train("cobra", dataset, out=tmp_path / "run", recipe="debug/cobra", overrides=overrides, progress=False)
     folder = export(run, out=tmp_path / "gpt2")
     exported = transformers.GPT2LMHeadModel.from_pretrained(folder)
+    assert isinstance(run.model, Cobra)
     assert exported.config.pad_token_id == sum(run.model.sizes)
     catalog, trie = load_catalog(folder), PrefixTrie.open(folder / "trie.safetensors")
     assert catalog.identifiers is not None

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.optional import not_none
 
 import nextitem as ni
 from nextitem.core.catalog import Catalog
@@ -212,7 +213,7 @@ def test_what_is_written_is_read_again(
     dataset = dataset_from_frames({"interactions": log, "items": catalog.table})
     back = import_identifiers(target, dataset, folder / "back", form=form, item_ids=target / "Shop.item2id")
     assert torch.equal(back.codes, table.codes)
-    assert torch.equal(load_catalog(folder / "back").identifiers.codes, table.codes)  # type: ignore[union-attr]
+    assert torch.equal(not_none(load_catalog(folder / "back").identifiers).codes, table.codes)
 
 
 def test_the_files_are_those_of_the_other_projects(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.optional import not_none
 
 from nextitem.core.config import read_toml
 from nextitem.core.errors import UserError
@@ -12,7 +15,8 @@ from nextitem.pipeline.bundle import load_recipe, save_recipe
 from nextitem.pipeline.recipe import resolve_recipe
 from nextitem.recipes import default_recipe, read_recipe, shipped_recipes
 
-DATA = ("test", {"data": {"path": "shop"}})
+Layer = tuple[str, Mapping[str, Any]]
+DATA: Layer = ("test", {"data": {"path": "shop"}})
 
 
 def test_overrides_beat_arguments_beat_recipe_beat_defaults() -> None:
@@ -24,12 +28,16 @@ def test_overrides_beat_arguments_beat_recipe_beat_defaults() -> None:
 
 
 def test_another_model_forgets_the_fields_of_the_former() -> None:
-    layers = [DATA, ("a", {"model": {"name": "sasrec", "width": 16}}), ("b", {"model": {"name": "popularity"}})]
+    layers: list[Layer] = [
+        DATA,
+        ("a", {"model": {"name": "sasrec", "width": 16}}),
+        ("b", {"model": {"name": "popularity"}}),
+    ]
     assert "width" not in resolve_recipe(layers).model
 
 
 def test_another_tokenizer_forgets_the_fields_of_the_former() -> None:
-    layers = [DATA, ("a", {"model": {"name": "tiger"}, "tokenizer": {"name": "rq-vae", "levels": 2}})]
+    layers: list[Layer] = [DATA, ("a", {"model": {"name": "tiger"}, "tokenizer": {"name": "rq-vae", "levels": 2}})]
     by_layer = resolve_recipe([*layers, ("b", {"tokenizer": {"name": "tree"}})])
     by_override = resolve_recipe(layers, overrides=["tokenizer.name=tree", "tokenizer.codebook_size=4"])
     assert by_layer.tokenizer is not None
@@ -37,7 +45,7 @@ def test_another_tokenizer_forgets_the_fields_of_the_former() -> None:
     assert by_layer.tokenizer["codebook_size"] == 2
     assert by_override.tokenizer["codebook_size"] == 4
     assert "levels" not in by_override.tokenizer
-    assert resolve_recipe(layers, overrides=["tokenizer.name=rq-vae"]).tokenizer["levels"] == 2  # type: ignore[index]
+    assert not_none(resolve_recipe(layers, overrides=["tokenizer.name=rq-vae"]).tokenizer)["levels"] == 2
 
 
 @pytest.mark.parametrize("override", ["model.colour=1", "training.colour=1", "colour=1", "content.colour=1"])

@@ -22,6 +22,7 @@ def test_validation_labels_of_one_kind_end_nothing_and_are_noted(tmp_path: Path)
     shown = data.impressions
     assert times is not None
     assert shown is not None
+    assert shown.timestamps is not None
     judged = (shown.timestamps >= int(times.min())) & (shown.timestamps <= int(times.max()))
     clicks = shown.columns["click"].to_numpy()
     columns = shown.columns.with_columns(pl.Series("click", np.where(judged, 0, clicks)))

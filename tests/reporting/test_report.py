@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -53,8 +54,9 @@ def identifiers(items: int = 300) -> IdentifierTable:
     return IdentifierTable.from_item_codes(codes, codebook_sizes=(16, 8, 3), catalog_fingerprint="x", tokenizer=EVIL)
 
 
-def page(folder: Path, **options: object) -> str:
-    write_report(folder / "report.html", **{"title": "shop", "rows": [row("a", 0.1), row("b", 0.3)], **options})
+def page(folder: Path, **options: Any) -> str:
+    arguments = {"title": "shop", "rows": [row("a", 0.1), row("b", 0.3)], **options}
+    write_report(folder / "report.html", **arguments)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 

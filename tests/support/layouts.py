@@ -7,13 +7,13 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nextitem.core.dataset import Dataset
 
-Files = dict[str, str | bytes]
+Files = Mapping[str, str | bytes]
 Imported = Callable[..., tuple[Dataset, str]]  # the fixture `imported`
 
 

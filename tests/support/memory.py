@@ -25,7 +25,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 class _Largest(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.num_bytes = 0
 
     def __torch_dispatch__(
@@ -40,6 +40,7 @@ class _Largest(TorchDispatchMode):
 
 def largest_tensor_bytes(work: Callable[[], object]) -> int:
     """Return the size of the largest tensor that torch made or read on the way."""
-    with _Largest() as mode:
+    mode = _Largest()
+    with mode:
         work()
     return mode.num_bytes

@@ -12,7 +12,7 @@ from nextitem.core.dataset import Dataset, Users
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.registry import entry
-from nextitem.core.roles import ClosedForm
+from nextitem.core.roles import ClosedForm, Trainable
 from nextitem.tokenizers.tokenizer import Tokenizer
 
 
@@ -52,12 +52,13 @@ def learn(name: str, catalog: Catalog, *, epochs: int = 60, seed: int = 0, **set
     if isinstance(tokenizer, ClosedForm):
         tokenizer.fit(train)
         return tokenizer.eval()
-    examples = tokenizer.examples(train)  # type: ignore[operator]
+    assert isinstance(tokenizer, Trainable)
+    examples = tokenizer.examples(train)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=3e-3, weight_decay=0.0)
     tokenizer.train()
     for epoch in range(epochs):
         for batch in examples.batches(256, epoch=epoch, seed=seed):
             optimizer.zero_grad()
-            tokenizer.training_loss(batch).total.backward()  # type: ignore[operator]
+            tokenizer.training_loss(batch).total.backward()
             optimizer.step()
     return tokenizer.eval()

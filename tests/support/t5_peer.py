@@ -11,7 +11,7 @@ from transformers import T5ForConditionalGeneration as T5
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.models.tiger import Tiger
-from nextitem.nn.attention.t5 import T5SelfAttention
+from nextitem.nn.attention.t5 import DecoderLayer, EncoderLayer, T5CrossAttention, T5SelfAttention
 
 
 def as_transformers(model: Tiger) -> T5:
@@ -45,7 +45,7 @@ def as_transformers(model: Tiger) -> T5:
             (peer.encoder, model.encoder_bias, model.encoder_norm, model.encoder),
             (peer.decoder, model.decoder_bias, model.decoder_norm, model.decoder),
         ):
-            stack.block[0].layer[0].T5SelfAttention.relative_attention_bias.weight.copy_(bias.weight.weight)
+            stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.copy_(bias.weight.weight)
             stack.final_layer_norm.weight.copy_(norm.weight)
             for block, layer in zip(stack.block, layers, strict=True):
                 _copy_layer(block.layer, layer)
@@ -111,20 +111,21 @@ def generate(peer: T5, model: Tiger, trie: DictTrie, batch: SequenceBatch, width
 
 
 def _copy_layer(theirs: nn.ModuleList, ours: nn.Module) -> None:
-    attentions = [(theirs[0].T5SelfAttention, ours.attention)]
+    assert isinstance(ours, EncoderLayer | DecoderLayer)
+    attentions: list[tuple[str, T5SelfAttention | T5CrossAttention]] = [("0.SelfAttention", ours.attention)]
     norms = [ours.norm_attention]
-    if len(theirs) == 3:
-        attentions.append((theirs[1].EncDecAttention, ours.cross))
+    if isinstance(ours, DecoderLayer):
+        attentions.append(("1.EncDecAttention", ours.cross))
         norms.append(ours.norm_cross)
-    for target, source in attentions:
+    for path, source in attentions:
         if isinstance(source, T5SelfAttention):
             query, key, value = source.query_key_value.weight.chunk(3)
         else:
             query, (key, value) = source.query.weight, source.key_value.weight.chunk(2)
         for name, weight in (("q", query), ("k", key), ("v", value), ("o", source.output.weight)):
-            getattr(target, name).weight.copy_(weight)
-    feed = theirs[-1].DenseReluDense
-    feed.wi.weight.copy_(ours.feed.layers[0].weight)
-    feed.wo.weight.copy_(ours.feed.layers[1].weight)
-    for part, norm in zip(theirs, [*norms, ours.norm_feed], strict=True):
-        part.layer_norm.weight.copy_(norm.weight)
+            theirs.get_parameter(f"{path}.{name}.weight").copy_(weight)
+    feed = theirs.get_submodule(f"{len(theirs) - 1}.DenseReluDense")
+    for number, name in enumerate(("wi", "wo")):
+        feed.get_parameter(f"{name}.weight").copy_(ours.feed.get_parameter(f"layers.{number}.weight"))
+    for layer, norm in zip(theirs, [*norms, ours.norm_feed], strict=True):
+        layer.get_parameter("layer_norm.weight").copy_(norm.weight)

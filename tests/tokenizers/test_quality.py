@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ class Fixed(Tokenizer):
         return codes[:, :1].float().repeat(1, self.content_dim)
 
 
-def _report(content: Tensor, codes: list[list[int]], sizes: tuple[int, ...]) -> dict:
+def _report(content: Tensor, codes: list[list[int]], sizes: tuple[int, ...]) -> dict[str, Any]:
     catalog = catalog_of(content)
     tokenizer = Fixed(Config(), catalog)
     tokenizer.sizes = sizes

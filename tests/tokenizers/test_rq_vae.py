@@ -7,7 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 from support.planted_content import catalog_of, clusters, learn
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextitem.core.catalog import Catalog
 from nextitem.data.examples.content_rows import ContentBatch
@@ -47,22 +47,29 @@ def test_gradients_reach_encoder_decoder_and_every_used_code() -> None:
     assert model.codebooks.tables.grad is not None
     touched = model.codebooks.tables.grad.abs().sum(2) > 0
     assert torch.equal(touched, model.codebooks.usage > 0)
-    assert float(model.network.encoder[0].weight.grad.norm()) > 0
+    gradient = model.network.get_parameter("encoder.0.weight").grad
+    assert gradient is not None
+    assert float(gradient.norm()) > 0
 
 
 def test_the_reconstruction_passes_straight_through_to_the_encoder() -> None:
     """d loss / d latent of the reconstruction is its gradient at the quantised vector."""
     model = _fresh(commitment=0.0).eval()
     content = CONTENT[:6]
-    found: list[Tensor] = []
-    hook = model.network.encoder.register_forward_hook(lambda _, __, out: (out.retain_grad(), found.append(out))[1])
+    latents: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], latent: Tensor) -> None:
+        latent.retain_grad()
+        latents.append(latent)
+
+    hook = model.network.encoder.register_forward_hook(keep)
     model.training_loss(ContentBatch(content)).total.backward()
     hook.remove()
     codes = model.encode(content)
     quantised = sum(book[codes[:, level]] for level, book in enumerate(model.codebooks.tables.detach()))
     quantised.requires_grad_()
     (content - model.network.decoder(quantised)).square().sum(1).mean().backward()
-    torch.testing.assert_close(found[0].grad, quantised.grad)
+    torch.testing.assert_close(latents[0].grad, quantised.grad)
 
 
 def test_the_first_batch_starts_the_codes_by_kmeans() -> None:

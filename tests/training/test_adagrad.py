@@ -60,7 +60,7 @@ def test_rows_that_are_not_looked_up_and_their_momentum_stay() -> None:
 def test_other_optimizers_get_dense_gradients() -> None:
     for name, sparse in (("adagrad", True), ("adamw", False)):
         table = nn.Embedding(4, 2, sparse=True)
-        optimizer = build_optimizer(table, TrainingConfig(optimizer=name, momentum=0.3))  # type: ignore[arg-type]
+        optimizer = build_optimizer(table, TrainingConfig(optimizer=name, momentum=0.3))
         table(torch.tensor([1, 2])).sum().backward()
         assert table.weight.grad is not None
         assert table.weight.grad.is_sparse == sparse

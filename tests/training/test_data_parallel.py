@@ -25,7 +25,8 @@ from nextitem.data.examples.session_lanes import SessionLanes
 from nextitem.data.protocols import make_split
 from nextitem.distributed import processes
 from nextitem.evaluation.evaluate import evaluate_lists, recommend_all
-from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
+from nextitem.losses.objectives import SampledSoftmax
+from nextitem.models.gru4rec import BPR, GRU4Rec, GRU4RecConfig
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.pipeline.runs import load_run
 from nextitem.pipeline.train import train as run_training
@@ -40,13 +41,16 @@ LEARNING = [name for name, entry in MODELS.items() if issubclass(entry.load(), T
 
 def sasrec() -> SASRec:
     torch.manual_seed(0)
-    return SASRec(SASRecConfig(width=8, dropout=0.0, max_history_length=8, num_negatives=6), cycle().catalog)
+    return SASRec(
+        SASRecConfig(width=8, dropout=0.0, max_history_length=8, objective=SampledSoftmax(num_negatives=6)),
+        cycle().catalog,
+    )
 
 
 def gru4rec() -> GRU4Rec:
     dataset = cycle()
     torch.manual_seed(0)
-    model = GRU4Rec(GRU4RecConfig(layers=(6,), num_negatives=20, objective="bpr"), dataset.catalog)
+    model = GRU4Rec(GRU4RecConfig(layers=(6,), num_negatives=20, objective=BPR()), dataset.catalog)
     model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
     return model
 
@@ -90,7 +94,7 @@ def train_lonely() -> dict[str, torch.Tensor]:
 
 
 def train(name: str, out: Path, epochs: int, *, resume: bool = False) -> tuple[Recommender, list[dict[str, float]]]:
-    model = {"sasrec": sasrec, "gru4rec": gru4rec}[name]()
+    model: SASRec | GRU4Rec = sasrec() if name == "sasrec" else gru4rec()
     examples = model.examples(cycle())
     settings = config(name, 4)
     result = fit(model, examples, settings, seed=1, out=out, stop_after=epochs, resume=resume, progress=False)

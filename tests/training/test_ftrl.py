@@ -29,6 +29,13 @@ class Rows:
     def to(self, device: torch.device | str) -> Rows:
         return self
 
+    def share(self, rank: int, count: int) -> Rows:
+        return Rows(self.inputs[rank::count], self.targets[rank::count])
+
+    @property
+    def loss_count(self) -> int:
+        return len(self.inputs)
+
 
 class LineExamples:
     """y = 3x - 1, shuffled by (seed, epoch)."""
@@ -97,7 +104,7 @@ def test_a_weight_is_the_minimiser_of_what_its_gradients_say() -> None:
 
         def objective(w: float, t: int = t, sigmas: list[float] = sigmas) -> float:
             proximal = sum(s * (w - weights[i]) ** 2 for i, s in enumerate(sigmas)) + w * w / rate
-            return sum(gradients[:t]) * w + proximal / 2 + l1 * abs(w) + l2 * w * w / 2
+            return float(sum(gradients[:t])) * w + proximal / 2 + l1 * abs(w) + l2 * w * w / 2
 
         best = minimize_scalar(objective, bounds=(-5, 5), method="bounded", options={"xatol": 1e-10}).x
         assert found[t - 1] == pytest.approx(best, abs=1e-6)
@@ -218,8 +225,8 @@ def test_the_longest_name_decides() -> None:
     groups = {"deep": {"optimizer": "sgd"}, "deep.1": {"optimizer": "ftrl"}}
     optimizer = build_optimizer(Net(), settings(groups=groups))
 
-    def sizes(part: torch.optim.Optimizer) -> list[Tensor]:
-        return [p.shape for group in part.param_groups for p in group["params"]]
+    def sizes(part: torch.optim.Optimizer) -> list[tuple[int, ...]]:
+        return [tuple(p.shape) for group in part.param_groups for p in group["params"]]
 
     assert [(type(part).__name__, sizes(part)) for part in optimizer.parts] == [  # type: ignore[attr-defined]
         ("Adam", [(16, 4), (16,)]),

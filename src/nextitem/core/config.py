@@ -5,10 +5,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import pydantic
 import tomli_w
+from pydantic.fields import FieldInfo
 
 from nextitem.core.errors import UserError
 
@@ -19,6 +20,22 @@ class Config(pydantic.BaseModel):
     """Base class of every config: frozen; an unknown field or a wrong type raises an error that names the field."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _add_kinds(cls, values: Any) -> Any:
+        """Add the missing `kind` to settings that have several kinds.
+
+        A text such as "gbce" is the name of the kind; a table without a kind has the default kind.
+        """
+        if not isinstance(values, Mapping):
+            return values
+        values_with_kind = {
+            name: _with_kind(values[name], default=field.default)
+            for name, field in cls.model_fields.items()
+            if field.discriminator and name in values
+        }
+        return {**values, **values_with_kind}
 
     @property
     def needs(self) -> frozenset[Requirement]:
@@ -43,6 +60,37 @@ class Config(pydantic.BaseModel):
     def idle_fields(self) -> Mapping[str, str]:
         """Return the fields that are unused with the present values of the other fields: name -> reason."""
         return {}
+
+
+class Choice(Config):
+    """One kind of a setting that has several kinds, with the settings that apply to this kind only.
+
+    A field declares its kinds by `objective: FullSoftmax | SampledSoftmax = Field(SampledSoftmax(),
+    discriminator="kind")`, and each class declares `kind` as the literal of its name. Users write
+    {kind = "gbce", num_negatives = 256}, or "gbce".
+    """
+
+    kind: str
+    """Name of the kind."""
+
+
+def choices_of(field: FieldInfo) -> dict[str, type[Choice]]:
+    """Return the classes of a field with several kinds, by kind; an empty dict for another field."""
+    if not field.discriminator:
+        return {}
+    classes = [
+        choice for choice in get_args(field.annotation) if isinstance(choice, type) and issubclass(choice, Choice)
+    ]
+    return {choice.model_fields["kind"].default: choice for choice in classes}
+
+
+def _with_kind(value: Any, *, default: Any) -> Any:
+    """Return the value of a setting with several kinds as a table with `kind`; other values are returned unchanged."""
+    if isinstance(value, str):
+        return {"kind": value}
+    if isinstance(value, Mapping) and "kind" not in value and isinstance(default, Choice):
+        return {"kind": default.kind, **value}
+    return value
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -82,14 +130,41 @@ def parse(kind: type[ConfigType], values: Mapping[str, Any], *, where: str) -> C
 
 
 def _explain(kind: type[Config], entry: Mapping[str, Any]) -> str:
-    path = ".".join(str(part) for part in entry["loc"])
+    """Return the message for one of pydantic's errors about a config of class `kind`."""
+    path, owner = _path_and_class(kind, entry["loc"])
     if entry["type"] == "extra_forbidden":
-        return f"unknown setting {path!r}; known are {', '.join(kind.model_fields)}"
+        kind_text = f" of kind {owner.model_fields['kind'].default!r}" if issubclass(owner, Choice) else ""
+        return f"unknown setting {path!r}{kind_text}; known are {', '.join(owner.model_fields)}"
+    if entry["type"] == "union_tag_invalid":
+        tags = entry["ctx"]["expected_tags"].replace("'", "")
+        return f"{path}.kind = {entry['ctx']['tag']!r}: choose one of {tags}"
     if entry["type"] == "missing":
         return f"setting {path!r} is missing"
     if not path:  # a rule about several settings: its message is complete
         return str(entry["msg"]).removeprefix("Value error, ")
     return f"{path} = {entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
+
+
+def _path_and_class(kind: type[Config], location: Sequence[str | int]) -> tuple[str, type[Config]]:
+    """Return the dotted path of an error, and the config class that the last part of the path is a field of."""
+    names: list[str] = []
+    owner: type[Config] = kind
+    nested: type[Config] | None = None
+    choices: dict[str, type[Choice]] = {}
+    for part in location:
+        if part in choices:  # pydantic inserts the kind between a field and the fields of that kind
+            nested = choices[str(part)]
+            choices = {}
+            continue
+        if nested is not None:
+            owner, nested = nested, None
+        names.append(str(part))
+        field = owner.model_fields.get(str(part))
+        if field is not None:
+            choices = choices_of(field)
+            annotation = field.annotation
+            nested = annotation if isinstance(annotation, type) and issubclass(annotation, Config) else None
+    return ".".join(names), owner
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -115,31 +190,49 @@ def write_toml(path: Path, values: Mapping[str, Any]) -> None:
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return nested tables with overrides such as "a.b=c" applied; c is read as TOML, or else as text.
 
-    `values` is not changed. Raises UserError if an override has no `=`, or if a part of its path is a value instead of
-    a table.
+    An override that changes the `kind` of a table removes the settings of the former kind from the table; it is applied
+    before the other overrides. `values` is not changed. Raises UserError if an override has no `=`, or if a part of its
+    path is a value instead of a table.
     """
     result = _copy(values)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".kind")):
         path, separator, text = override.partition("=")
         if not separator or not path.strip():
             raise UserError(f"--set {override!r}: write it as name.field=value, for example training.max_epochs=5")
         *parents, field = path.strip().split(".")
         table = result
         for parent in parents:
-            table = table.setdefault(parent, {})
-            if not isinstance(table, dict):
+            nested = _as_table(table.get(parent))
+            if nested is None:
                 raise UserError(f"--set {override!r}: {parent!r} is a value, not a table")
-        table[field] = _parse_value(text.strip())
+            table[parent] = table = nested
+        value = _parse_value(text.strip())
+        if field == "kind" and table.get("kind") != value:
+            table.clear()
+        table[field] = value
     return result
 
 
 def merge_tables(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `over` into `base`, recursively; return a new dict."""
+    """Merge `over` into `base`, recursively, and return a new dict; a table of another kind replaces the former one."""
     result = _copy(base)
     for key, value in over.items():
-        nested = result.get(key)
-        result[key] = merge_tables(nested, value) if isinstance(nested, dict) and isinstance(value, Mapping) else value
+        nested = _as_table(result.get(key)) if isinstance(value, Mapping) else None
+        is_same_kind = nested is not None and value.get("kind", nested.get("kind")) == nested.get("kind")
+        result[key] = merge_tables(nested, value) if nested is not None and is_same_kind else value
     return result
+
+
+def _as_table(value: Any) -> dict[str, Any] | None:
+    """Return a setting as a table with room for further settings, or None if it cannot be one.
+
+    A text is the kind of the table; None and "none" become an empty table.
+    """
+    if isinstance(value, dict):
+        return value
+    if value is None or value == "none":
+        return {}
+    return {"kind": value} if isinstance(value, str) else None
 
 
 def _parse_value(text: str) -> Any:

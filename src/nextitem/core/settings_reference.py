@@ -9,7 +9,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin
@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from nextitem.core.config import Config
+from nextitem.core.config import Choice, Config, choices_of
 
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"), ("min_length", "length >="))
 
@@ -34,10 +34,23 @@ class Setting:
 
 
 def settings_of(config: type[Config], *, prefix: str = "") -> Iterator[Setting]:
-    """Yield every setting of a config class, in the order of its fields; nested configs field by field."""
+    """Yield every setting of a config class, in the order of its fields; nested configs field by field.
+
+    A field with several kinds yields its kind, and then the settings of each kind.
+    """
     meanings = _meanings_of_all(config)
     for name, field in config.model_fields.items():
         nested = field.annotation
+        choices = choices_of(field)
+        if choices:
+            kinds, default = " | ".join(repr(kind) for kind in choices), field.default
+            default_text = repr(default.kind) if isinstance(default, Choice) else _default_text(field)
+            yield Setting(f"{prefix}{name}.kind", kinds, default_text, "", meanings.get(name, ""))
+            for kind, choice in choices.items():
+                for setting in settings_of(choice, prefix=f"{prefix}{name}."):
+                    if setting.name != f"{prefix}{name}.kind":
+                        yield replace(setting, meaning=f"If {kind}: {setting.meaning}")
+            continue
         if isinstance(nested, type) and issubclass(nested, Config):
             yield from settings_of(nested, prefix=f"{prefix}{name}.")
             continue

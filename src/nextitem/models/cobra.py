@@ -297,7 +297,7 @@ class Cobra(Recommender):
         history = torch.einsum("bwhd,bshd->bwhs", query_BWHd, keys).masked_fill(~real[:, None, None], -torch.inf)
         path = torch.einsum("bwhd,bwthd->bwht", query_BWHd, along[..., 0, :, :])
         weight = torch.softmax(torch.cat([history, path], dim=3) / query_BWHd.shape[3] ** 0.5, dim=3)
-        seen, own = weight.split([history.shape[3], path.shape[3]], dim=3)  # type: ignore[no-untyped-call]
+        seen, own = weight.split([history.shape[3], path.shape[3]], dim=3)
         mixed = torch.einsum("bwhs,bshd->bwhd", seen, values)
         return (mixed + torch.einsum("bwht,bwthd->bwhd", own, along[..., 1, :, :])).flatten(2)
 

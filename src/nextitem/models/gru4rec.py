@@ -45,6 +45,49 @@ from nextitem.nn.attention.incremental import Window, extend_history_state
 from nextitem.nn.recurrent import GRULayer, OneHotGRULayer, glorot_
 
 
+class CrossEntropy(configs.Choice):
+    """Cross-entropy over the targets of all lanes and sampled items."""
+
+    kind: Literal["cross-entropy"] = "cross-entropy"
+    """Cross-entropy over the targets of all lanes and sampled items."""
+    log_q: Literal["published", "textbook"] | None = "published"
+    """Correction of the scores for popularity, as published or as in the textbook; none: no correction."""
+
+
+class BPRMax(configs.Choice):
+    """BPR against the softmax-weighted negatives (the authors' second paper)."""
+
+    kind: Literal["bpr-max"] = "bpr-max"
+    """BPR against the softmax-weighted negatives."""
+    regularisation: float = Field(1.0, ge=0)
+    """Weight of the squared scores of the negatives."""
+    elu: float = Field(0.0, ge=0)
+    """Alpha of the ELU over the scores; 0: no ELU."""
+
+
+class Top1Max(configs.Choice):
+    """TOP1 against the softmax-weighted negatives."""
+
+    kind: Literal["top1-max"] = "top1-max"
+    """TOP1 against the softmax-weighted negatives."""
+    elu: float = Field(0.0, ge=0)
+    """Alpha of the ELU over the scores; 0: no ELU."""
+
+
+class BPR(configs.Choice):
+    """Mean BPR over the negatives."""
+
+    kind: Literal["bpr"] = "bpr"
+    """Mean BPR over the negatives."""
+
+
+class Top1(configs.Choice):
+    """Mean TOP1 over the negatives."""
+
+    kind: Literal["top1"] = "top1"
+    """Mean TOP1 over the negatives."""
+
+
 class GRU4RecConfig(configs.Config):
     """Settings of GRU4Rec."""
 
@@ -58,18 +101,12 @@ class GRU4RecConfig(configs.Config):
     """Of the embedded input."""
     dropout_hidden: float = Field(0.0, ge=0, lt=1)
     """Of every layer's output, which is also the state that is kept."""
-    objective: Literal["cross-entropy", "bpr-max", "top1-max", "bpr", "top1"] = "cross-entropy"
-    """Loss function."""
+    objective: CrossEntropy | BPRMax | Top1Max | BPR | Top1 = Field(CrossEntropy(), discriminator="kind")
+    """Loss of a step."""
     num_negatives: int = Field(2048, ge=0)
     """S, sampled for each step beside the targets of the other lanes."""
     negatives_power: float = Field(0.5, ge=0)
     """Alpha: sampled by count ** alpha; 0: uniform."""
-    log_q: Literal["published", "textbook"] | None = "published"
-    """Of cross-entropy: correction for popularity."""
-    score_regularisation: float = Field(1.0, ge=0)
-    """Of bpr-max."""
-    elu: float = Field(0.0, ge=0)
-    """Of bpr-max and top1-max: alpha of ELU over the scores; 0: none."""
     max_history_length: int = Field(200, ge=1)
     """Most recent events that an answer reads."""
     window_step: int = Field(1, ge=1)
@@ -77,15 +114,11 @@ class GRU4RecConfig(configs.Config):
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
-        objective, embedding = f"objective is {self.objective}", f"embedding is {self.embedding}"
-        has_elu = self.objective in ("bpr-max", "top1-max")
+        embedding = f"embedding is {self.embedding}"
         return {
             **configs.idle_unless(self.embedding == "separate", embedding, "embedding_width"),
             **configs.idle_unless(self.embedding != "one-hot", embedding, "dropout_embedding"),
             **configs.idle_unless(self.num_negatives > 0, "num_negatives is 0", "negatives_power"),
-            **configs.idle_unless(self.objective == "cross-entropy", objective, "log_q"),
-            **configs.idle_unless(self.objective == "bpr-max", objective, "score_regularisation"),
-            **configs.idle_unless(has_elu, objective, "elu"),
         }
 
 
@@ -215,25 +248,25 @@ class GRU4Rec(VectorModel):
 
     def _objective(self, hidden: Tensor, columns: Tensor, place: Tensor, biases: Tensor, vectors: Tensor) -> Tensor:
         """Mean over the rows; only targets and sampled items are ever scored."""
-        chosen = self.config
+        objective = self.config.objective
         if not len(hidden) or len(columns) < 2:
             return hidden.sum() * 0  # a last lane without negatives has nothing to learn from
-        if chosen.objective == "cross-entropy":
-            log_q, collisions = self._log_q(columns, len(hidden)), chosen.log_q != "textbook"
+        if isinstance(objective, CrossEntropy):
+            log_q, collisions = self._log_q(objective, columns, len(hidden)), objective.log_q != "textbook"
             return merged_softmax(hidden, vectors, biases, place, log_q, collisions=collisions)
         scores = torch.addmm(biases.index_select(0, place), hidden, vectors.index_select(0, place).T)
-        if chosen.objective == "bpr-max":
-            return bpr_max(scores, regularisation=chosen.score_regularisation, elu=chosen.elu)
-        if chosen.objective == "top1-max":
-            return top1_max(F.elu(scores, alpha=chosen.elu) if chosen.elu > 0 else scores)
-        return bpr(scores) if chosen.objective == "bpr" else top1(scores)
+        if isinstance(objective, BPRMax):
+            return bpr_max(scores, regularisation=objective.regularisation, elu=objective.elu)
+        if isinstance(objective, Top1Max):
+            return top1_max(F.elu(scores, alpha=objective.elu) if objective.elu > 0 else scores)
+        return bpr(scores) if isinstance(objective, BPR) else top1(scores)
 
-    def _log_q(self, columns: Tensor, rows: int) -> Tensor:
+    def _log_q(self, objective: CrossEntropy, columns: Tensor, rows: int) -> Tensor:
         """The cross-entropy's correction of each column [M], of which the first `rows` are targets."""
         chosen, counts = self.config, self.popularity[columns].clamp(min=1)
-        if chosen.log_q is None:
+        if objective.log_q is None:
             return torch.zeros_like(counts)
-        if chosen.log_q == "published":
+        if objective.log_q == "published":
             return torch.cat([counts[:rows].log(), chosen.negatives_power * counts[rows:].log()])
         # Expected draws: as one of B targets, and as one of S samples.
         share = counts[:rows].log() - self.popularity.sum().log() + math.log(rows)

@@ -41,9 +41,10 @@ from nextitem.core.roles import LossTerms
 from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.examples.stochastic_length import stochastic_length
-from nextitem.data.negatives import SharedBy, draw_negatives
+from nextitem.data.negatives import draw_negatives
 from nextitem.data.requests import action_codes
 from nextitem.losses.full_softmax import full_softmax
+from nextitem.losses.objectives import FullSoftmax, SampledSoftmax
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.attention.hstu import HSTULayer, Past
 from nextitem.nn.attention.incremental import Window
@@ -75,22 +76,14 @@ class HSTUConfig(configs.Config):
     """Action codes with a vector of their own; higher ones share the last."""
     stochastic_length: float | None = Field(None, gt=1, le=2)
     """Alpha; training reads length ** (alpha / 2) events."""
-    objective: Literal["full-softmax", "sampled-softmax"] = "sampled-softmax"
-    """Loss function."""
-    num_negatives: int = Field(1024, ge=1)
-    """Uniform, of sampled-softmax: see the next line."""
-    negatives_shared_by: SharedBy = "batch"
-    """Who has the same ones; the authors: "position", with 128."""
+    objective: FullSoftmax | SampledSoftmax = Field(SampledSoftmax(), discriminator="kind")
+    """Loss of the next item; the authors': sampled-softmax, shared_by = "position", num_negatives = 128."""
     temperature: float | None = Field(0.05, gt=0)
     """L2-normalise both vectors, divide by this; None: inner product."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
-        is_sampled, objective = self.objective == "sampled-softmax", f"objective is {self.objective}"
-        return {
-            **configs.idle_unless(is_sampled, objective, "num_negatives", "negatives_shared_by"),
-            **configs.idle_unless(self.actions == "interleaved", f"actions are {self.actions}", "num_actions"),
-        }
+        return configs.idle_unless(self.actions == "interleaved", f"actions are {self.actions}", "num_actions")
 
 
 class HSTU(VectorModel):
@@ -145,16 +138,17 @@ class HSTU(VectorModel):
         targets, table = batch.targets.values[kept], self.item_vectors()
         if not len(targets):
             return LossTerms(hidden_TD.sum())  # stochastic length has drawn none: nothing to learn from
-        if chosen.objective == "full-softmax":
+        if isinstance(chosen.objective, FullSoftmax):
             return LossTerms(full_softmax(hidden_TD, table, targets))
-        drawn = draw_negatives(
+        sampled = draw_negatives(
             batch,
             self.popularity,
-            count=chosen.num_negatives,
-            shared_by=chosen.negatives_shared_by,
+            count=chosen.objective.num_negatives,
+            shared_by=chosen.objective.shared_by,
             generator=generator,
+            power=chosen.objective.power,
         )
-        return LossTerms(sampled_softmax(hidden_TD, table, targets, **vars(drawn)))
+        return LossTerms(sampled_softmax(hidden_TD, table, targets, **vars(sampled)))
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last hidden state of each history, [B, D]."""

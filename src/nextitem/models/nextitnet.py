@@ -19,7 +19,7 @@ Shapes: B sequences, L positions, D width, T real positions, N items, S negative
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -36,6 +36,7 @@ from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.negatives import draw_negatives
 from nextitem.losses.full_softmax import full_softmax
+from nextitem.losses.objectives import FullSoftmax, SampledSoftmax
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.initialisation import truncated_normal_
 
@@ -53,15 +54,8 @@ class NextItNetConfig(configs.Config):
     """Of embeddings and of the last states."""
     max_history_length: int = Field(50, ge=1)
     """Most recent events that are read."""
-    objective: Literal["full-softmax", "sampled-softmax"] = "full-softmax"
-    """Loss function."""
-    num_negatives: int = Field(1024, ge=1)
-    """A batch, of sampled-softmax."""
-
-    def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
-        is_sampled = self.objective == "sampled-softmax"
-        return configs.idle_unless(is_sampled, f"objective is {self.objective}", "num_negatives")
+    objective: FullSoftmax | SampledSoftmax = Field(FullSoftmax(), discriminator="kind")
+    """Loss of the next item."""
 
 
 class CausalConvolution(nn.Module):
@@ -130,16 +124,18 @@ class NextItNet(VectorModel):
         kept = batch.targets.values > 0
         hidden_TD = _with_one(self.dropout(self._flat_hidden(batch.items)[kept]))
         targets = batch.targets.values[kept]
-        if self.config.objective == "full-softmax":
+        objective = self.config.objective
+        if isinstance(objective, FullSoftmax):
             return LossTerms(full_softmax(hidden_TD, self.item_vectors(), targets))
-        drawn = draw_negatives(
+        sampled = draw_negatives(
             batch,
             self.popularity,
-            count=self.config.num_negatives,
-            shared_by="batch",
+            count=objective.num_negatives,
+            shared_by=objective.shared_by,
             generator=torch.Generator().manual_seed(batch.seed),
+            power=objective.power,
         )
-        return LossTerms(sampled_softmax(hidden_TD, self.item_vectors(), targets, **vars(drawn)))
+        return LossTerms(sampled_softmax(hidden_TD, self.item_vectors(), targets, **vars(sampled)))
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """The last state of each history and a one, [B, D + 1]."""

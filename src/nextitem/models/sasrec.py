@@ -51,17 +51,33 @@ from nextitem.core.roles import LossTerms
 from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.augmentations import augmented
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
-from nextitem.data.negatives import SharedBy, draw_negatives
+from nextitem.data.negatives import draw_negatives
 from nextitem.losses.bce import bce
 from nextitem.losses.contrastive import contrastive
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import gbce
+from nextitem.losses.objectives import BCE, GBCE, FullSoftmax, SampledSoftmax
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.attention.incremental import Window, extend_history_state
 from nextitem.nn.attention.key_value_cache import FurtherPositions, KeyValueCache
 from nextitem.nn.attention.transformer import BLOCKS
 from nextitem.nn.fields.item_features import CONTENT, ItemFeatures
 from nextitem.nn.initialisation import truncated_normal_
+
+
+class ContrastiveConfig(configs.Config):
+    """Settings of the contrastive term."""
+
+    weight: float = Field(0.1, gt=0)
+    """Weight of the term in the loss; 0.1 as in CL4SRec."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the inner products of the views."""
+    crop: float = Field(0.6, gt=0, le=1)
+    """Share of the history that a cropped view keeps."""
+    mask: float = Field(0.3, ge=0, le=1)
+    """Share of the history's items that a masked view hides."""
+    reorder: float = Field(0.6, ge=0, le=1)
+    """Share of the history that a reordered view permutes."""
 
 
 class SASRecConfig(configs.Config):
@@ -83,32 +99,16 @@ class SASRecConfig(configs.Config):
     """Of that window; from-first: new events cost one step."""
     block: Literal["published", "pre-norm", "ligr"] = "ligr"
     """See nn/attention/transformer.py."""
-    objective: Literal["full-softmax", "sampled-softmax", "bce", "gbce"] = "sampled-softmax"
-    """Loss function."""
-    num_negatives: int = Field(1024, ge=1)
-    """sampled-softmax: see the next line; bce, gbce: for each position."""
-    negatives_shared_by: SharedBy = "batch"
-    """Of sampled-softmax: who has the same ones."""
-    negatives_power: float = Field(0.0, ge=0)
-    """Negatives by popularity ** power, log_q corrected; 0: uniform."""
-    gbce_calibration: float = Field(0.75, ge=0, le=1)
-    """T of gSASRec."""
+    objective: FullSoftmax | SampledSoftmax | BCE | GBCE = Field(SampledSoftmax(), discriminator="kind")
+    """Loss of the next item."""
     temperature: float | None = Field(None, gt=0)
     """L2-normalise both vectors, divide by this; None: inner product."""
     features: tuple[str, ...] = ()
     """Of the items, read beside their ids: columns of the catalogue, "content"."""
     features_merge: Literal["sum", "concat"] = "sum"
     """How they meet the item's own vector; concat: then projected."""
-    contrastive_weight: float = Field(0.0, ge=0)
-    """Of the term between two views of each history; 0: none, CL4SRec: 0.1."""
-    contrastive_temperature: float = Field(1.0, gt=0)
-    """Divides the views' inner products."""
-    contrastive_crop: float = Field(0.6, gt=0, le=1)
-    """Share of a cropped history that is kept."""
-    contrastive_mask: float = Field(0.3, ge=0, le=1)
-    """Share of a masked history's items that is hidden."""
-    contrastive_reorder: float = Field(0.6, ge=0, le=1)
-    """Share of a reordered history that is permuted."""
+    contrastive: ContrastiveConfig | None = None
+    """Term between two views of each history (CL4SRec); none: no such term."""
 
     @property
     def needs(self) -> frozenset[Requirement]:
@@ -117,16 +117,7 @@ class SASRecConfig(configs.Config):
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
-        objective = f"objective is {self.objective}"
-        is_sampled = self.objective == "sampled-softmax"
-        contrastive = ("contrastive_temperature", "contrastive_crop", "contrastive_mask", "contrastive_reorder")
-        return {
-            **configs.idle_unless(self.objective != "full-softmax", objective, "num_negatives"),
-            **configs.idle_unless(is_sampled, objective, "negatives_shared_by", "negatives_power"),
-            **configs.idle_unless(self.objective == "gbce", objective, "gbce_calibration"),
-            **configs.idle_unless(bool(self.features), "no features are read", "features_merge"),
-            **configs.idle_unless(self.contrastive_weight > 0, "contrastive_weight is 0", *contrastive),
-        }
+        return configs.idle_unless(bool(self.features), "no features are read", "features_merge")
 
 
 class SASRec(VectorModel):
@@ -163,44 +154,45 @@ class SASRec(VectorModel):
         """The configured objective at every real target, and the contrastive term where it has a weight."""
         generator = torch.Generator().manual_seed(batch.seed)
         loss = self._objective(batch, generator)
-        chosen = self.config
-        if chosen.contrastive_weight == 0:
+        views_config = self.config.contrastive
+        if views_config is None:
             return LossTerms(loss)
         views = []
         for _ in range(2):
             view = augmented(
                 batch.items,
-                cropped=chosen.contrastive_crop,
-                masked=chosen.contrastive_mask,
-                reordered=chosen.contrastive_reorder,
+                cropped=views_config.crop,
+                masked=views_config.mask,
+                reordered=views_config.reorder,
                 generator=generator,
             )
             views.append(self._flat_hidden(view)[view.offsets[1:] - 1])
-        agreement = contrastive(*views, temperature=chosen.contrastive_temperature)
+        agreement = contrastive(*views, temperature=views_config.temperature)
         named = {"next_item": loss.detach(), "contrastive": agreement.detach()}
-        return LossTerms(loss + chosen.contrastive_weight * agreement, named)
+        return LossTerms(loss + views_config.weight * agreement, named)
 
     def _objective(self, batch: NextItemBatch, generator: torch.Generator) -> Tensor:
-        chosen, table = self.config, self.item_vectors()
-        kept = batch.targets.values > 0
-        hidden_TD, targets = self.scale_users(self._flat_hidden(batch.items)[kept]), batch.targets.values[kept]
-        if chosen.objective == "full-softmax":
+        objective, table = self.config.objective, self.item_vectors()
+        is_target = batch.targets.values > 0
+        hidden_TD = self.scale_users(self._flat_hidden(batch.items)[is_target])
+        targets = batch.targets.values[is_target]
+        if isinstance(objective, FullSoftmax):
             return full_softmax(hidden_TD, table, targets)
-        if chosen.objective == "sampled-softmax":
-            drawn = draw_negatives(
+        if isinstance(objective, SampledSoftmax):
+            sampled = draw_negatives(
                 batch,
                 self.popularity,
-                count=chosen.num_negatives,
-                shared_by=chosen.negatives_shared_by,
+                count=objective.num_negatives,
+                shared_by=objective.shared_by,
                 generator=generator,
-                power=chosen.negatives_power,
+                power=objective.power,
             )
-            return sampled_softmax(hidden_TD, table, targets, **vars(drawn))
-        shape = (len(targets), chosen.num_negatives)
+            return sampled_softmax(hidden_TD, table, targets, **vars(sampled))
+        shape = (len(targets), objective.num_negatives)
         negatives = torch.randint(1, self.num_items + 1, shape, generator=generator).to(targets.device)
-        if chosen.objective == "bce":
+        if isinstance(objective, BCE):
             return bce(hidden_TD, table, targets, negatives=negatives)
-        calibration = chosen.gbce_calibration
+        calibration = objective.calibration
         return gbce(hidden_TD, table, targets, negatives=negatives, calibration=calibration, num_items=self.num_items)
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:

@@ -33,6 +33,7 @@ def test_a_dated_log_is_cut_between_times() -> None:
     assert found.requests.targets is not None
     assert found.requests.targets.to_lists() == [[4], [3]]  # by time
     assert found.requests.items.to_lists() == [[2], [1, 2]]
+    assert found.requests.request_times is not None
     assert found.requests.request_times.tolist() == [80, 90]
 
 

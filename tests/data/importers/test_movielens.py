@@ -10,12 +10,13 @@ from support.layouts import Files, Imported, Layouts
 
 from nextitem.core.errors import UserError
 
+RATINGS_1M = "1::10::5::978300760\n1::20::3::978302109\n2::20::4::978300000\n2::10::1::978400000\n"
 ML_1M: Files = {
-    "ml-1m/ratings.dat": "1::10::5::978300760\n1::20::3::978302109\n2::20::4::978300000\n2::10::1::978400000\n",
+    "ml-1m/ratings.dat": RATINGS_1M,
     "ml-1m/movies.dat": "10::Léon (1994)::Action|Drama\n20::Toy Story::Animation\n".encode("latin-1"),
     "ml-1m/users.dat": "1::F::1::10::48067\n2::M::56::16::70072\n",
 }
-CSV: Files = {
+CSV = {
     "ratings.csv": "userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,29,3.5,1112484000\n2,2,1,1112480000\n",
     "movies.csv": 'movieId,title,genres\n2,"Jumanji, the (1995)",Adventure|Fantasy\n29,City,(no genres listed)\n',
 }
@@ -97,7 +98,7 @@ def test_numbers_that_are_none_are_left_out(imported: Imported, layouts: Layouts
     dataset, said = imported("ml-latest", layouts.folder({**CSV, "ratings.csv": more}))
     assert len(dataset.interactions) == 3
     assert "left out 3 ratings without" in said
-    lines = f"{ML_1M['ml-1m/ratings.dat']}3::10::nan::1\n3::10::5::{10**30}\n3::::5::978300760\n"
+    lines = f"{RATINGS_1M}3::10::nan::1\n3::10::5::{10**30}\n3::::5::978300760\n"
     (layouts.root / "data").rename(layouts.root / "first")
     dataset, said = imported("ml-1m", layouts.zip({**ML_1M, "ml-1m/ratings.dat": lines}))
     assert len(dataset.interactions) == 4

@@ -23,9 +23,10 @@ def test_leave_one_out_takes_the_last_two() -> None:
 def test_last_training_item_is_not_the_validation_target() -> None:
     split = make_split(logs("abcd", "dcba"), "leave-one-out")
     assert split.validation.targets is not None
+    assert split.test.targets is not None
     last = split.train.interactions.histories().last(1).values
     assert (last != split.validation.targets.values).all()
-    assert split.validation.targets.values.tolist() != split.test.targets.values.tolist()  # type: ignore[union-attr]
+    assert split.validation.targets.values.tolist() != split.test.targets.values.tolist()
 
 
 def test_leave_one_out_keeps_short_users_for_learning_and_says_so() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from support.optional import not_none
 from support.protocol_logs import data, learnt, words
 
 from nextitem.core.dataset import Dataset
@@ -52,7 +53,7 @@ def test_sessions_that_continue_past_the_cut_are_learnt_from_up_to_it() -> None:
     )
     # By a session's end, as others prepare such logs, s0 would be asked about at a time that training knows.
     assert split.test.request_times is not None
-    assert split.test.request_times.min() > max(split.refit().interactions.timestamps.tolist())  # type: ignore[union-attr]
+    assert split.test.request_times.min() > max(not_none(split.refit().interactions.timestamps).tolist())
 
 
 def test_sessions_of_users_end_at_the_cut_too() -> None:

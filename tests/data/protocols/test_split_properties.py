@@ -128,7 +128,7 @@ def test_no_target_is_learnt_from(form: Callable[..., pl.DataFrame], protocol: s
     last = split.refit().interactions
     train = set(split.train.interactions.item_ids.tolist())
     refit = set(last.item_ids.tolist())
-    validation, test = (set(p.targets.values.tolist()) for p in (split.validation, split.test))  # type: ignore[union-attr]
+    validation, test = (set(part.values.tolist()) for part in (split.validation.targets, split.test.targets))
     assert not train & (validation | test)
     assert not validation & test
     assert not refit & test
@@ -236,12 +236,13 @@ def test_dated_sessions_split_by_their_start() -> None:
     split = make_split(dataset, "session")
     starts = frame.group_by("user_id", "session_id").agg(pl.col("timestamp").min())
     assert split.test.timestamps is not None
+    assert split.validation.timestamps is not None
     first_asked = min(times[0] for times in split.test.timestamps.to_lists()) // 1000
-    last_asked = max(times[0] for times in split.validation.timestamps.to_lists()) // 1000  # type: ignore[union-attr]
+    last_asked = max(times[0] for times in split.validation.timestamps.to_lists()) // 1000
     trained = split.train.interactions.timestamps
     assert trained is not None
     begun = set(starts["timestamp"].to_list()) & set((trained // 1000).tolist())
-    asked = [times[0] // 1000 for times in split.validation.timestamps.to_lists()]  # type: ignore[union-attr]
+    asked = [times[0] // 1000 for times in split.validation.timestamps.to_lists()]
     assert max(begun) < min(asked)
     assert last_asked < first_asked
     assert abs(len(begun) - 0.81 * len(starts)) <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from support.optional import not_none
 from support.protocol_logs import learnt, logs, words
 
 from nextitem.data.protocols import make_split
@@ -18,12 +19,12 @@ def test_user_split_halves_the_events_of_held_out_users() -> None:
     assert words(dataset, split.validation) == [("abc", "defg")] * 2
     groups = [set(np.unique(split.train.interactions.user_ids).tolist())]
     numbers = dataset.users.numbers_of
-    groups += [set(numbers(part.user_ids.numpy()).tolist()) for part in (split.validation, split.test)]  # type: ignore[union-attr]
+    groups += [set(numbers(not_none(part.user_ids).numpy()).tolist()) for part in (split.validation, split.test)]
     assert sum(len(group) for group in groups) == len(set.union(*groups)) == 20
 
 
 def test_user_split_is_drawn_by_the_seed() -> None:
     dataset = logs(*["abcdefg"] * 40)
-    asked = [make_split(dataset, "user-split", seed=seed).test.user_ids for seed in (1, 1, 2)]
-    assert asked[0].tolist() == asked[1].tolist()  # type: ignore[union-attr]
-    assert asked[0].tolist() != asked[2].tolist()  # type: ignore[union-attr]
+    asked = [not_none(make_split(dataset, "user-split", seed=seed).test.user_ids) for seed in (1, 1, 2)]
+    assert asked[0].tolist() == asked[1].tolist()
+    assert asked[0].tolist() != asked[2].tolist()

@@ -101,7 +101,7 @@ def test_events_lie_in_the_year_and_respect_release_country_and_order(shop: Shop
     assert truth.sold_in[item, truth.country[user]].all()
     sessions = shop.interactions.group_by("session_id").agg(pl.col("user_id").n_unique().alias("users"))
     assert sessions["users"].max() == 1
-    assert events.group_by("session_id").len()["len"].mean() > 3.5
+    assert column(events.group_by("session_id").len(), "len").mean() > 3.5
 
 
 def test_popularity_is_a_power_law_and_customers_differ_in_activity(shop: Shop, events: pl.DataFrame) -> None:
@@ -110,8 +110,8 @@ def test_popularity_is_a_power_law_and_customers_differ_in_activity(shop: Shop, 
     ranks = np.arange(10, 400)
     slope = np.polyfit(np.log(ranks), np.log(counts[ranks]), 1)[0]
     assert -1.4 < slope < -0.5
-    activity = events.group_by("user").len()["len"]
-    assert activity.quantile(0.95) > 3 * activity.median()  # type: ignore[operator]
+    activity = column(events.group_by("user").len(), "len")
+    assert np.quantile(activity, 0.95) > 3 * np.median(activity)
 
 
 def test_only_consumables_are_bought_again(shop: Shop, events: pl.DataFrame) -> None:
@@ -119,7 +119,7 @@ def test_only_consumables_are_bought_again(shop: Shop, events: pl.DataFrame) -> 
     again = column(bought.filter(pl.col("len") > 1), "item")
     assert shop.truth.consumable[again].all()
     consumed = bought.filter(pl.Series(shop.truth.consumable[column(bought, "item")]))
-    assert (consumed["len"] > 1).mean() > 0.15
+    assert (column(consumed, "len") > 1).mean() > 0.15
 
 
 def test_returns_follow_their_purchase(shop: Shop) -> None:
@@ -147,8 +147,7 @@ def test_new_items_come_late_and_are_wanted(shop: Shop, events: pl.DataFrame) ->
     assert cut is not None
     known = events.filter(pl.col("timestamp") <= cut)["item"].unique()
     later = events.filter(pl.col("timestamp") > cut)
-    cold = (~later["item"].is_in(known.to_list())).mean()
-    assert cold is not None
+    cold = (~later["item"].is_in(known.to_list())).to_numpy().mean()
     assert 0.02 < cold < 0.2
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import log2
 
 import pytest
 import torch
+from torch import Tensor
 from torchmetrics.functional import retrieval
 
 from nextitem.core.jagged import Jagged
@@ -16,7 +18,8 @@ from nextitem.evaluation.metrics.accuracy import average_precision, hit_rate, hi
 LISTS = torch.tensor([[9, 1, 8, 2, 7], [3, 1, 2, 4, 5], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5]])
 TARGETS = Jagged.from_rows([[1, 2, 6], [3], [9], []])
 NAN = float("nan")
-BY_HAND = {
+Metric = Callable[[Tensor, Jagged, int], Tensor]
+BY_HAND: dict[tuple[Metric, int], list[float]] = {
     (recall, 4): [2 / 3, 1, 0, NAN],
     (recall, 3): [1 / 3, 1, 0, NAN],
     (hit_rate, 1): [0, 1, 0, NAN],
@@ -32,7 +35,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize(("metric", "k"), BY_HAND, ids=lambda part: getattr(part, "__name__", part))
-def test_worked_out_by_hand(metric, k: int) -> None:
+def test_worked_out_by_hand(metric: Metric, k: int) -> None:
     found = metric(LISTS, TARGETS, k)
     assert found.dtype == torch.float64
     torch.testing.assert_close(

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from support.rankers import BuildRanker, RankerT
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.config import parse
 from nextitem.core.dataset import Split
-from nextitem.core.registry import entry
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
 from nextitem.data.shop.shop import generate_shop
-from nextitem.models.rankers.ranking_model import RankingModel
-
-Build = Callable[..., RankingModel]
+from nextitem.models.rankers.config import RankingConfig
 
 
 @pytest.fixture(scope="session")
@@ -36,13 +32,14 @@ def requests(shown: Split) -> SequenceBatch:
 
 
 @pytest.fixture(scope="session")
-def ranker(shown: Split) -> Build:
-    """`ranker(name, **settings)`: the model, its fields fitted, its weights drawn, ready to answer."""
+def ranker(shown: Split) -> BuildRanker:
+    """`ranker(DIN, **settings)`: the model, its fields fitted, its weights drawn, ready to answer."""
 
-    def build(name: str, **settings: object) -> RankingModel:
+    def build(kind: type[RankerT], **settings: object) -> RankerT:
         torch.manual_seed(0)
-        kind = entry("model", name).load()
-        model: RankingModel = kind(parse(kind.Config, settings, where=name), shown.train.catalog)
+        config = parse(kind.Config, settings, where=kind.__name__)
+        assert isinstance(config, RankingConfig)
+        model = kind(config, shown.train.catalog)
         model.examples(shown.train)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -6,20 +6,31 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.rankers import BuildRanker
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Split
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
+from nextitem.core.registry import entry
+from nextitem.models.rankers.deepfm import DeepFM
+from nextitem.models.rankers.ranking_model import RankingModel
 
 NAMES = ["wide-and-deep", "deepfm", "dcn", "din", "multi-behaviour", "sim"]
 SMALL = {"width": 4, "hidden": (8,)}
 
 
+def kind_of(name: str) -> type[RankingModel]:
+    kind: type[RankingModel] = entry("model", name).load()
+    return kind
+
+
 @pytest.mark.parametrize("name", [*NAMES, "lr"])
-def test_a_score_does_not_depend_on_what_else_is_scored(name: str, ranker, requests: SequenceBatch) -> None:
+def test_a_score_does_not_depend_on_what_else_is_scored(
+    name: str, ranker: BuildRanker, requests: SequenceBatch
+) -> None:
     """Neither on other candidates nor on other requests: positives and negatives may come apart (see din.py)."""
-    model = ranker(name, **({} if name == "lr" else SMALL))
+    model = ranker(kind_of(name), **({} if name == "lr" else SMALL))
     together = model.score(requests)["target"]
     given = requests.candidates
     assert given is not None
@@ -43,9 +54,13 @@ def test_a_score_does_not_depend_on_what_else_is_scored(name: str, ranker, reque
 
 @pytest.mark.parametrize("sharing", ["shared-bottom", "mmoe", "ple"])
 @pytest.mark.parametrize("gates", [None, "relu", "sigmoid"])
-def test_tasks_and_field_gates_are_options_of_all(sharing: str, gates: str | None, ranker, requests) -> None:
+def test_tasks_and_field_gates_are_options_of_all(
+    sharing: str, gates: str | None, ranker: BuildRanker, requests: SequenceBatch
+) -> None:
     for name in NAMES:
-        model = ranker(name, **SMALL, sharing=sharing, tower=(4,), field_gates=gates, tasks=("click", "purchase"))
+        model = ranker(
+            kind_of(name), **SMALL, sharing=sharing, tower=(4,), field_gates=gates, tasks=("click", "purchase")
+        )
         scores = model.score(requests)
         assert set(scores) == {"click", "purchase"}
         assert not torch.equal(scores["click"], scores["purchase"])
@@ -57,12 +72,12 @@ def test_tasks_and_field_gates_are_options_of_all(sharing: str, gates: str | Non
 
 
 @pytest.mark.parametrize("name", [*NAMES, "lr"])
-def test_the_loss_falls(name: str, ranker, shown: Split) -> None:
+def test_the_loss_falls(name: str, ranker: BuildRanker, shown: Split) -> None:
     torch.manual_seed(0)
-    model = ranker(name, **({} if name == "lr" else SMALL), l2=0.01).train()
+    model = ranker(kind_of(name), **({} if name == "lr" else SMALL), l2=0.01).train()
     for module in model.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        if (reset := getattr(module, "reset_parameters", None)) is not None:
+            reset()
     examples = model.examples(shown.train)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     means = []
@@ -78,8 +93,8 @@ def test_the_loss_falls(name: str, ranker, shown: Split) -> None:
     assert means[-1] < means[0]
 
 
-def test_l2_pulls_what_a_batch_reads(ranker, shown: Split, requests: SequenceBatch) -> None:
-    model = ranker("deepfm", **SMALL, l2=0.5)
+def test_l2_pulls_what_a_batch_reads(ranker: BuildRanker, shown: Split, requests: SequenceBatch) -> None:
+    model = ranker(DeepFM, **SMALL, l2=0.5)
     examples = model.examples(shown.train)
     model.train()
     codes = model.fields(requests)
@@ -98,9 +113,9 @@ def test_l2_pulls_what_a_batch_reads(ranker, shown: Split, requests: SequenceBat
 
 
 @pytest.mark.parametrize("name", ["din", "multi-behaviour", "sim"])
-def test_a_history_without_anything_to_read_is_named(name: str, ranker, requests: SequenceBatch) -> None:
+def test_a_history_without_anything_to_read_is_named(name: str, ranker: BuildRanker, requests: SequenceBatch) -> None:
     with pytest.raises(UserError, match=r"model\.fields names nothing of items alone"):
-        ranker(name, **SMALL, fields=("user.country", "cross.category"))
+        ranker(kind_of(name), **SMALL, fields=("user.country", "cross.category"))
     nothing = Jagged.from_rows([[]] * requests.num_requests)
     empty = replace(requests, items=nothing, actions=None, timestamps=None, features={})
-    assert bool(ranker(name, **SMALL).score(empty)["target"].isfinite().any(1).all())
+    assert bool(ranker(kind_of(name), **SMALL).score(empty)["target"].isfinite().any(1).all())

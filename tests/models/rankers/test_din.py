@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.modules import part
+from support.rankers import BuildRanker
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.models.rankers.din import DIN
+from nextitem.nn.ranking.dice import Dice
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-def test_interest_is_the_plain_loop(normalise: bool, ranker, requests: SequenceBatch) -> None:
-    model = ranker("din", width=2, hidden=(5,), unit=(6, 3), normalise=normalise, max_history_length=7)
+def test_interest_is_the_plain_loop(normalise: bool, ranker: BuildRanker, requests: SequenceBatch) -> None:
+    model = ranker(DIN, width=2, hidden=(5,), unit=(6, 3), normalise=normalise, max_history_length=7)
     codes = model.fields(requests)
     found = model.interest(requests, codes)
     unit, histories = model.attention.unit, requests.items.last(7).to_lists()
@@ -30,19 +34,19 @@ def test_interest_is_the_plain_loop(normalise: bool, ranker, requests: SequenceB
         torch.testing.assert_close(found[p], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_events_before_the_latest_are_not_read(ranker, requests: SequenceBatch) -> None:
-    model = ranker("din", width=2, hidden=(5,), max_history_length=3, fields=("item.id", "user.country"))
+def test_events_before_the_latest_are_not_read(ranker: BuildRanker, requests: SequenceBatch) -> None:
+    model = ranker(DIN, width=2, hidden=(5,), max_history_length=3, fields=("item.id", "user.country"))
     torch.testing.assert_close(model.score(requests)["target"], model.score(requests.last(3))["target"])
     assert not torch.allclose(model.score(requests)["target"], model.score(requests.last(1))["target"])
 
 
-def test_a_training_batch_is_normalised_as_a_whole(ranker, requests: SequenceBatch) -> None:
+def test_a_training_batch_is_normalised_as_a_whole(ranker: BuildRanker, requests: SequenceBatch) -> None:
     """Positives and negatives share statistics: logits of the batch are those of one pass over all candidates."""
-    model = ranker("din", width=2, hidden=(5,)).train()
+    model = ranker(DIN, width=2, hidden=(5,)).train()
     codes = model.fields(requests)
     inputs = torch.cat([model.vectors(codes).flatten(1), model.interest(requests, codes)], 1)
-    hidden = model.deep.shared.layers[0](inputs)
-    dice = model.deep.shared.layers[1]
+    hidden = model.deep.get_submodule("shared.layers.0")(inputs)
+    dice = part(model.deep, "shared.layers.1", Dice)
     share = torch.sigmoid((hidden - hidden.mean(0)) / (hidden.var(0, correction=0) + 1e-8).sqrt())
     expected = model.deep.towers[0](hidden * (share + (1 - share) * dice.alpha))
     torch.testing.assert_close(model.logits(requests, codes), expected, rtol=1e-4, atol=1e-5)

@@ -19,7 +19,7 @@ from nextitem.models.rankers.gbdt import GBDT, GBDTConfig
 
 
 def fitted(shown: Split, **settings: object) -> GBDT:
-    model = GBDT(GBDTConfig(**{"trees": 20, "leaf_examples": 20, **settings}), shown.train.catalog)  # type: ignore[arg-type]
+    model = GBDT(GBDTConfig(**{"trees": 20, "leaf_examples": 20, **settings}), shown.train.catalog)
     model.fit(shown.train)
     return model.eval()
 

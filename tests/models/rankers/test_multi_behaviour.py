@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from support.rankers import BuildRanker
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
+from nextitem.models.rankers.din import DIN
+from nextitem.models.rankers.multi_behaviour import MultiBehaviour
 
 SMALL = {"width": 2, "hidden": (5,), "unit": (6, 3)}
 
 
-def test_events_go_to_the_sequence_of_their_action(ranker, requests: SequenceBatch) -> None:
-    model = ranker("multi-behaviour", **SMALL, behaviours=2, max_history_length=5)
+def test_events_go_to_the_sequence_of_their_action(ranker: BuildRanker, requests: SequenceBatch) -> None:
+    model = ranker(MultiBehaviour, **SMALL, behaviours=2, max_history_length=5)
     items = Jagged.from_rows([[1, 2, 3, 4, 5, 6], [], [7, 8]])
     actions = items.with_values(torch.tensor([1, 1, 2, 0, 3, 1, 2, 2]))
     batch = SequenceBatch(items, actions=actions)
@@ -24,19 +27,19 @@ def test_events_go_to_the_sequence_of_their_action(ranker, requests: SequenceBat
     ]
 
 
-def test_one_sequence_is_din(ranker, requests: SequenceBatch) -> None:
-    several, din = ranker("multi-behaviour", **SMALL, behaviours=1), ranker("din", **SMALL)
+def test_one_sequence_is_din(ranker: BuildRanker, requests: SequenceBatch) -> None:
+    several, din = ranker(MultiBehaviour, **SMALL, behaviours=1), ranker(DIN, **SMALL)
     state = {name.replace("attention.0.", "attention."): value for name, value in several.state_dict().items()}
     din.load_state_dict(state)
     torch.testing.assert_close(several.score(requests)["target"], din.score(requests)["target"])
 
 
-def test_a_sequence_takes_from_the_others(ranker, requests: SequenceBatch) -> None:
-    model = ranker("multi-behaviour", **SMALL, behaviours=2, fields=("item.id", "item.category"))
+def test_a_sequence_takes_from_the_others(ranker: BuildRanker, requests: SequenceBatch) -> None:
+    model = ranker(MultiBehaviour, **SMALL, behaviours=2, fields=("item.id", "item.category"))
     before = model.score(requests)["target"]
     with torch.no_grad():
         for cross in model.cross.values():
-            cross.output.weight.zero_()
+            cross.get_parameter("output.weight").zero_()
     assert not torch.allclose(model.score(requests)["target"], before)
     # Without what crosses bring, each sequence is read by itself: the order of all events does not matter.
     assert requests.actions is not None

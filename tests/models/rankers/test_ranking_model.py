@@ -33,7 +33,7 @@ class Known(RankingModel):
 
 
 def known(**settings: object) -> Known:
-    return Known(RankingConfig(**settings), cycle().catalog)  # type: ignore[arg-type]
+    return Known(RankingConfig(**settings), cycle().catalog)
 
 
 def asked(candidates: list[list[int]], labels: list[list[float]] | None = None, **fields: object) -> SequenceBatch:
@@ -103,7 +103,7 @@ def test_candidates_without_a_known_label_are_left_out_of_the_loss(objective: st
 
 @pytest.mark.parametrize("objective", ["pointwise", "listwise"])
 def test_a_request_without_any_known_label_teaches_nothing(objective: str) -> None:
-    model = LR(LRConfig(fields=("item.id",), objective=objective), cycle().catalog)  # type: ignore[arg-type]
+    model = LR(LRConfig(fields=("item.id",), objective=objective), cycle().catalog)
     model.training_loss(asked([[5, 2], [1, 3]], [[NAN, NAN], [1, 0]])).total.backward()
     gradient = model.vectors.table.weight.grad
     assert gradient is not None
@@ -143,7 +143,7 @@ def test_slots_are_read_in_training_alone() -> None:
     torch.nn.init.normal_(model.vectors.table.weight)
     batch = asked([[5, 2]], [[1.0, 0.0]])
     shown = [
-        replace(batch, candidate_features={"slot": Jagged.from_rows([slots]).with_values(torch.tensor(slots))})
+        replace(batch, candidate_features={"slot": Jagged.from_lengths(torch.tensor(slots), torch.tensor([2]))})
         for slots in ([1.0, 2.0], [2.0, 1.0])
     ]
     model.eval()

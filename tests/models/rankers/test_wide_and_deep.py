@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from support.rankers import BuildRanker
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Split
@@ -13,10 +14,10 @@ from nextitem.training.config import OptimizerConfig, TrainingConfig
 from nextitem.training.fit import fit
 
 
-def test_a_logit_is_the_sum_of_both_parts(ranker, requests: SequenceBatch) -> None:
-    model = ranker("wide-and-deep", width=3, hidden=(5,))
+def test_a_logit_is_the_sum_of_both_parts(ranker: BuildRanker, requests: SequenceBatch) -> None:
+    model = ranker(WideAndDeep, width=3, hidden=(5,))
     codes = model.fields(requests)
-    first, second = model.deep.shared.layers[0], model.deep.towers[0][0]
+    first, second = (model.deep.get_submodule(path) for path in ("shared.layers.0", "towers.0.0"))
     deep = second(torch.relu(first(model.vectors(codes).flatten(1))))
     torch.testing.assert_close(model.logits(requests, codes), model.wide(codes).sum(1) + deep)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 import pytest
 import torch
@@ -179,15 +181,15 @@ def test_with_scores_that_are_a_max_heap_the_k_best_are_exact_for_every_k(count:
 
 
 def _with_scores(made: TreeNetwork, table: dict[int, float]) -> None:
-    def logits(items: Jagged, nodes: Tensor, depths: object) -> Tensor:
-        return torch.tensor([[table.get(int(node), -9.0) for node in row] for row in nodes])
+    def logits(items: Jagged, nodes_BK: Tensor, depths_K: Sequence[int]) -> Tensor:
+        return torch.tensor([[table.get(int(node), -9.0) for node in row] for row in nodes_BK])
 
     made.logits = logits  # type: ignore[method-assign]
 
 
 def test_beam_aware_labels_follow_the_best_scored_child() -> None:
     """Four leaves; the target is item t. Where the present model prefers its sibling, the parent is no target."""
-    made = network(4, objective="beam-aware", training_beam=1)
+    made = network(4, objective={"kind": "beam-aware", "training_beam": 1})
     target, sibling = made.trie.items_under(int(made.paths[1, 0])).tolist()
     parent, leaf, beside = int(made.paths[target, 0]), int(made.paths[target, 1]), int(made.paths[sibling, 1])
     batch, paths = batch_of([[1]], [target]), made.paths[[target]]
@@ -198,7 +200,7 @@ def test_beam_aware_labels_follow_the_best_scored_child() -> None:
         ({parent: -20.0, leaf: 2.0, beside: 1.0}, {parent: 1.0, leaf: 1.0, beside: 0.0}),
     ]:
         _with_scores(made, scores)
-        nodes, depths, labels = made._visited(batch, paths)
+        nodes, depths, labels = made._visited(batch, paths, beam_width=1)
         found = {int(node): float(label) for node, label in zip(nodes[0], labels[0], strict=True) if node >= 0}
         assert {node: found[node] for node in wanted} == wanted
         real = [int(node) for node in nodes[0] if node >= 0]
@@ -214,8 +216,9 @@ def test_beam_aware_training_mends_what_the_walk_gets_wrong() -> None:
     node stands for its best child it finds the best item.
     """
     found = {}
-    for objective in ("levels", "beam-aware"):
-        model = model_of(4, objective=objective, training_beam=1, beam_width=1, negatives=8)
+    settings = {"levels": {"negatives": 8}, "beam-aware": {"training_beam": 1}}
+    for objective in settings:
+        model = model_of(4, objective={"kind": objective, **settings[objective]}, beam_width=1)
         pairs = [model.network.trie.items_under(node).tolist() for node in model.network.paths[:, 0].unique()[1:]]
         (best, worst), (middle, other) = pairs
         # 40% want the best item, the middling ones 30% each: their side has 60% of all targets.

@@ -37,7 +37,8 @@ def by_hand(layer: HSTULayer, hidden: Tensor, asked: list[int], happened: list[i
                 bias = layer.position_weights[5 - 1 + j - i] + layer.time_weights[bucket]
                 mixed[i, part] += F.silu(q[i, part] @ k[j, part] + bias) / 5 * v[j, part]
     mixed = (mixed - mixed.mean(1, keepdim=True)) / (mixed.var(1, unbiased=False, keepdim=True) + 1e-6).sqrt()
-    return (u * mixed) @ layer.output.weight.T + layer.output.bias + hidden
+    out: Tensor = (u * mixed) @ layer.output.weight.T + layer.output.bias + hidden
+    return out
 
 
 def test_it_is_its_equations() -> None:

@@ -58,7 +58,8 @@ def test_attention_has_no_scale_and_obeys_its_bias() -> None:
 @torch.no_grad()
 def test_self_attention_is_attention_to_itself() -> None:
     torch.manual_seed(0)
-    own, cross = (kind(8, heads=2, head_width=4, dropout=0.0) for kind in (T5SelfAttention, T5CrossAttention))
+    own = T5SelfAttention(8, heads=2, head_width=4, dropout=0.0)
+    cross = T5CrossAttention(8, heads=2, head_width=4, dropout=0.0)
     cross.query.weight.copy_(own.query_key_value.weight[:8])
     cross.key_value.weight.copy_(own.query_key_value.weight[8:])
     cross.output.weight.copy_(own.output.weight)
@@ -94,13 +95,14 @@ def test_steps_of_beams_equal_whole_sequences() -> None:
 @pytest.mark.parametrize("hidden_layers", [1, 2])
 def test_feed_forward_has_the_hidden_layers_that_it_is_told(hidden_layers: int) -> None:
     block = FeedForward(6, inner=10, hidden_layers=hidden_layers, dropout=0.0)
-    shapes = [tuple(layer.weight.shape) for layer in block.layers]
+    weights = [layer.get_parameter("weight") for layer in block.layers]
+    shapes = [tuple(weight.shape) for weight in weights]
     assert shapes == [(10, 6), *[(10, 10)] * (hidden_layers - 1), (6, 10)]
     x = torch.randn(2, 6)
     expected = x
-    for layer in block.layers[:-1]:
-        expected = (expected @ layer.weight.T).clamp(min=0)
-    torch.testing.assert_close(block(x), expected @ block.layers[-1].weight.T)
+    for weight in weights[:-1]:
+        expected = (expected @ weight.T).clamp(min=0)
+    torch.testing.assert_close(block(x), expected @ weights[-1].T)
 
 
 def test_dropout_acts_in_training_only() -> None:

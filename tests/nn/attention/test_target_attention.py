@@ -72,20 +72,6 @@ def test_multi_head_attention_equals_torchs_own() -> None:
     assert not found[2].any()
     rows = real.any(1)
     key, value = attention.key_value(keys).chunk(2, -1)
-    weights = {
-        "in_proj_weight": None,
-        "in_proj_bias": torch.zeros(3 * D, dtype=torch.float64),
-        "bias_k": None,
-        "bias_v": None,
-        "add_zero_attn": False,
-        "dropout_p": 0.0,
-        "out_proj_weight": attention.output.weight,
-        "out_proj_bias": None,
-        "use_separate_proj_weight": True,
-        "q_proj_weight": torch.eye(D, dtype=torch.float64),
-        "k_proj_weight": torch.eye(D, dtype=torch.float64),
-        "v_proj_weight": torch.eye(D, dtype=torch.float64),
-    }
     expected, _ = F.multi_head_attention_forward(
         attention.query(queries)[None],
         key.transpose(0, 1),
@@ -93,7 +79,18 @@ def test_multi_head_attention_equals_torchs_own() -> None:
         embed_dim_to_check=D,
         num_heads=2,
         key_padding_mask=~real,
-        **weights,
+        in_proj_weight=None,
+        in_proj_bias=torch.zeros(3 * D, dtype=torch.float64),
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=attention.output.weight,
+        out_proj_bias=None,
+        use_separate_proj_weight=True,
+        q_proj_weight=torch.eye(D, dtype=torch.float64),
+        k_proj_weight=torch.eye(D, dtype=torch.float64),
+        v_proj_weight=torch.eye(D, dtype=torch.float64),
     )
     torch.testing.assert_close(found[rows], expected[0][rows])
 

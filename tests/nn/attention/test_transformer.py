@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from support.modules import part
 from torch import Tensor, nn
 
 from nextitem.nn.attention.key_value_cache import FurtherPositions, KeyValueCache
@@ -38,9 +39,9 @@ def attend(layer: SelfAttention, x: Tensor) -> Tensor:
 def written_out(block: nn.Module, x: Tensor) -> Tensor:
     if isinstance(block, PreNormBlock):
         x = x + attend(block.attention, norm(block.norm_attention, x))
-        inner = linear(block.feed[0], norm(block.norm_feed, x))
+        inner = linear(part(block, "feed.0", nn.Linear), norm(block.norm_feed, x))
         inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
-        return x + linear(block.feed[3], inner)
+        return x + linear(part(block, "feed.3", nn.Linear), inner)
     assert isinstance(block, LiGRBlock)
     x = x + linear(block.gate_attention, x).sigmoid() * attend(block.attention, norm(block.norm_attention, x))
     left, right = linear(block.up, norm(block.norm_feed, x)).split(4 * D, dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -69,7 +70,7 @@ def log() -> Interactions:
     return Interactions(np.array([1, 1, 1, 2, 2], np.int32), np.array([1, 1, 1, 2, 3], np.int32), 2, 4, times)
 
 
-def codes_of(*names: str) -> dict[str, list]:
+def codes_of(*names: str) -> dict[str, list[Any]]:
     fields = Fields(catalog(), names, brought=("rank", "slot"))
     fields.fit(replace(batch(), context={**batch().context, "user.country": torch.tensor([2, 2])}), log())
     fields.eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from sklearn.calibration import _SigmoidCalibration
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
-from nextitem.nn.ranking.calibration import Isotonic, calibration
+from nextitem.nn.ranking.calibration import Isotonic, Platt, calibration
 
 ROWS = st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=40)
 
@@ -24,10 +26,10 @@ def drawn(slope: float = 0.4, shift: float = -2.0, count: int = 4000) -> tuple[T
 
 def test_platt_finds_the_curve_that_the_labels_were_drawn_from() -> None:
     scores, labels = drawn(count=200_000)
-    curve = calibration("platt")
+    curve = Platt()
     curve.fit(scores, labels)
-    assert float(curve.slope) == pytest.approx(0.4, abs=0.02)  # type: ignore[arg-type]
-    assert float(curve.shift) == pytest.approx(-2.0, abs=0.03)  # type: ignore[arg-type]
+    assert float(curve.slope) == pytest.approx(0.4, abs=0.02)
+    assert float(curve.shift) == pytest.approx(-2.0, abs=0.03)
 
 
 def test_platt_as_scikit_learn_fits_it() -> None:
@@ -52,10 +54,12 @@ def test_isotonic_as_scikit_learn_fits_it_to_smoothed_targets() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS, st.sampled_from(["platt", "isotonic"]))
-def test_a_curve_rises_and_gives_probabilities(rows: list[tuple[float, bool]], kind: str) -> None:
+def test_a_curve_rises_and_gives_probabilities(
+    rows: list[tuple[float, bool]], kind: Literal["platt", "isotonic"]
+) -> None:
     scores, labels = torch.tensor([score for score, _ in rows]), torch.tensor([float(label) for _, label in rows])
     assume(0 < int(labels.sum()) < len(labels))
-    curve = calibration(kind)  # type: ignore[arg-type]
+    curve = calibration(kind)
     curve.fit(scores, labels)
     found = curve(torch.cat([scores, torch.linspace(-9, 9, 60)]).sort().values)
     assert bool(((found >= 0) & (found <= 1)).all())
@@ -63,24 +67,24 @@ def test_a_curve_rises_and_gives_probabilities(rows: list[tuple[float, bool]], k
 
 
 @pytest.mark.parametrize("kind", ["platt", "isotonic"])
-def test_the_mean_probability_is_the_share_of_positives(kind: str) -> None:
+def test_the_mean_probability_is_the_share_of_positives(kind: Literal["platt", "isotonic"]) -> None:
     scores, labels = drawn()
-    curve = calibration(kind)  # type: ignore[arg-type]
+    curve = calibration(kind)
     curve.fit(scores, labels)
     assert float(curve(scores).mean()) == pytest.approx(float(labels.mean()), abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["platt", "isotonic"])
-def test_before_fitting_it_is_the_logistic_function(kind: str) -> None:
+def test_before_fitting_it_is_the_logistic_function(kind: Literal["platt", "isotonic"]) -> None:
     scores = torch.linspace(-3, 3, 7)
-    torch.testing.assert_close(calibration(kind)(scores), torch.sigmoid(scores))  # type: ignore[arg-type]
+    torch.testing.assert_close(calibration(kind)(scores), torch.sigmoid(scores))
 
 
 def test_scores_that_say_the_opposite_get_the_mean() -> None:
     scores, labels = drawn(slope=-1.0)
-    curve = calibration("platt")
+    curve = Platt()
     curve.fit(scores, labels)
-    assert float(curve.slope) == 0  # type: ignore[arg-type]
+    assert float(curve.slope) == 0
     assert float(curve(scores)[0]) == pytest.approx(float(labels.mean()), abs=1e-3)
 
 
@@ -94,8 +98,8 @@ def test_isotonic_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", ["platt", "isotonic"])
-def test_logs_of_probabilities_are_finite_and_those_of_the_probabilities(kind: str) -> None:
-    curve = calibration(kind)  # type: ignore[arg-type]
+def test_logs_of_probabilities_are_finite_and_those_of_the_probabilities(kind: Literal["platt", "isotonic"]) -> None:
+    curve = calibration(kind)
     scores = torch.cat([torch.linspace(-5, 5, 50), torch.tensor([-1e6, 1e6])])
     torch.testing.assert_close(curve.log_probabilities(scores[:50]), curve(scores[:50]).double().log())  # not fitted
     assert bool(curve.log_probabilities(scores).isfinite().all())
@@ -109,9 +113,9 @@ def test_logs_of_probabilities_are_finite_and_those_of_the_probabilities(kind: s
 def test_it_is_kept_as_buffers() -> None:
     scores, labels = drawn()
     for kind in ("platt", "isotonic"):
-        curve = calibration(kind)  # type: ignore[arg-type]
+        curve = calibration(kind)
         curve.fit(scores, labels)
-        again = calibration(kind)  # type: ignore[arg-type]
+        again = calibration(kind)
         for name, value in curve.state_dict().items():
             again._buffers[name] = value
         assert torch.equal(again(scores), curve(scores))
@@ -128,5 +132,5 @@ def test_nothing_to_fit_is_named() -> None:
             (torch.ones(3), "needs both labels: 3 of 3"),
         ):
             with pytest.raises(ValueError, match=message):
-                calibration(kind).fit(torch.arange(len(labels)).float(), labels)  # type: ignore[arg-type]
+                calibration(kind).fit(torch.arange(len(labels)).float(), labels)
     assert np.isfinite(float(calibration("platt")(torch.tensor(50.0))))

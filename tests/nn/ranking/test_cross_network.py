@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.modules import part
 from torch import Tensor, nn
 
 from nextitem.nn.ranking.cross_network import CrossMixture, CrossNetwork
@@ -40,7 +41,7 @@ def test_version_1_is_its_formula_element_by_element() -> None:
     for row in range(len(start)):
         x = x0 = start[row]
         for layer in range(3):
-            w, b = cross.weights[layer].weight[0], cross.biases[layer]
+            w, b = cross.get_parameter(f"weights.{layer}.weight")[0], cross.get_parameter(f"biases.{layer}")
             product = torch.outer(x0, x) @ w  # the paper's x_0 x_l^T w
             x = product + b + x
         torch.testing.assert_close(cross(start)[row], x)
@@ -51,7 +52,7 @@ def test_version_2_is_its_formula_element_by_element() -> None:
     start = inputs()
     x = start.clone()
     for layer in range(2):
-        w, b = cross.weights[layer].weight, cross.biases[layer]
+        w, b = cross.get_parameter(f"weights.{layer}.weight"), cross.get_parameter(f"biases.{layer}")
         x = torch.stack(
             [torch.stack([start[p, i] * (w[i] @ x[p] + b[i]) + x[p, i] for i in range(X)]) for p in range(len(start))]
         )
@@ -63,13 +64,14 @@ def test_the_mixture_is_its_formula_expert_by_expert() -> None:
     start = inputs()
     for row in range(len(start)):
         x = x0 = start[row]
-        for layer in cross.layers:
-            gates = torch.softmax(layer.gate.weight @ x + layer.gate.bias, 0)
+        for layer in part(cross, "layers", nn.ModuleList):
+            down, inner, up, bias = (layer.get_parameter(name) for name in ("down", "inner", "up", "bias"))
+            gates = torch.softmax(layer.get_parameter("gate.weight") @ x + layer.get_parameter("gate.bias"), 0)
             assert float(gates.detach().sum()) == pytest.approx(1)
             total = torch.zeros(X, dtype=torch.float64)
             for expert, gate in enumerate(gates):
-                v, c, u = layer.down[expert], layer.inner[expert].T, layer.up[expert].T
-                total += gate * x0 * (u @ torch.tanh(c @ torch.tanh(v.T @ x)) + layer.bias)
+                v, c, u = down[expert], inner[expert].T, up[expert].T
+                total += gate * x0 * (u @ torch.tanh(c @ torch.tanh(v.T @ x)) + bias)
             x = total + x
         torch.testing.assert_close(cross(start)[row], x)
 

@@ -45,6 +45,7 @@ def test_alpha_1_is_the_identity() -> None:
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_training_batch_without_a_variance(rows: int) -> None:
     dice = trained()
+    assert dice.norm.running_mean is not None
     before = dice.norm.running_mean.clone()
     found = dice(torch.ones(rows, 3))
     assert torch.equal(found, dice.eval()(torch.ones(rows, 3)))

@@ -21,7 +21,7 @@ def test_a_step_is_the_papers() -> None:
     gradient = torch.zeros(5, 3).index_add_(0, looked_up.flatten(), weights.view(4, 3))
     for j in range(5):
         alpha = float(j in (0, 1, 3))
-        expected = before[j] - 0.5 * (gradient[j] + 0.1 * alpha / max(1, counts[j]) * before[j])
+        expected = before[j] - 0.5 * (gradient[j] + 0.1 * alpha / counts[j].clamp(min=1) * before[j])
         torch.testing.assert_close(table[j].detach(), expected)
 
 

@@ -27,6 +27,30 @@ from nextitem.nn.ranking.node_scorer import NodeScorer
 _STD = 0.01  # of embeddings at the start; the authors' code has 0.001, with which the first epochs learn nothing here
 
 
+class Levels(configs.Choice):
+    """Sampled nodes of every level of the tree."""
+
+    kind: Literal["levels"] = "levels"
+    """Sampled nodes of every level of the tree."""
+    negatives: int = Field(64, ge=1)
+    """Number of other nodes for each target, over all levels; a level has a share in proportion to its depth."""
+    negatives_per_level: tuple[int, ...] | None = None
+    """Number of other nodes at each depth from 1 on, in place of `negatives`; none: by `negatives`."""
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that nothing reads beside the others, each with the reason."""
+        return configs.idle_unless(self.negatives_per_level is None, "negatives_per_level says how many", "negatives")
+
+
+class BeamAware(configs.Choice):
+    """The nodes that the present model's beam search visits (OTM, Zhuo et al., ICML 2020)."""
+
+    kind: Literal["beam-aware"] = "beam-aware"
+    """The nodes that the present model's beam search visits."""
+    training_beam: int = Field(16, ge=1)
+    """Beam width of the search in training. A wider one meets nodes that a serving beam never sees."""
+
+
 class TreeConfig(configs.Config):
     """Settings that all tree-based models share."""
 
@@ -36,30 +60,14 @@ class TreeConfig(configs.Config):
     """History items summed up together, oldest window first."""
     hidden: tuple[int, ...] = (64, 32)
     """Hidden layers of the network over windows and node."""
-    objective: Literal["levels", "beam-aware"] = "levels"
-    """Sampled nodes of every level, or those that a beam visits."""
-    negatives: int = Field(64, ge=1)
-    """Levels: other nodes for each target, in proportion to their depth."""
-    negatives_per_level: tuple[int, ...] | None = None
-    """Of each depth from 1 on; None: by `negatives`."""
-    training_beam: int = Field(16, ge=1)
-    """beam-aware: beams of the search in training; more meet what it never saw."""
+    objective: Levels | BeamAware = Field(Levels(), discriminator="kind")
+    """Nodes that a training step scores."""
     targets_per_epoch: int | None = Field(None, ge=1)
     """Examples of an epoch, drawn anew each time; None: all."""
     beam_width: int = Field(100, ge=1)
     """Beams kept; at least k are."""
     relearn_after: tuple[int, ...] = ()
     """Epochs after which the tree is learnt anew."""
-
-    def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
-        has_levels, objective = self.objective == "levels", f"objective is {self.objective}"
-        by_level = "negatives_per_level says how many"
-        return {
-            **configs.idle_unless(not has_levels, objective, "training_beam"),
-            **configs.idle_unless(self.negatives_per_level is None, by_level, "negatives"),
-            **configs.idle_unless(has_levels, objective, "negatives", "negatives_per_level"),
-        }
 
 
 class TreeNetwork(nn.Module):
@@ -79,7 +87,8 @@ class TreeNetwork(nn.Module):
         self.config, self.table, self.by_level = config, table, by_level
         self.register_buffer("codes", table.codes.clone())
         self.grow()
-        self._negative_counts()  # a mistake in them shows now
+        if isinstance(config.objective, Levels):
+            self._negative_counts(config.objective)  # raise now if they do not fit the tree
         self.items = nn.Embedding(table.num_items + 1, config.width, padding_idx=0)
         self.inner = nn.Embedding(self.trie.level_starts[table.num_levels], config.width)
         self.scorer = NodeScorer(config.width, windows=config.windows, hidden=config.hidden)
@@ -154,10 +163,11 @@ class TreeNetwork(nn.Module):
         """Binary cross-entropy of sampled or visited nodes: 1 on the way to the target, else 0."""
         assert batch.targets is not None
         paths_BM = self.paths[batch.targets.values]
-        if self.config.objective == "beam-aware":
-            nodes_BK, depths, labels_BK = self._visited(batch, paths_BM)
+        objective = self.config.objective
+        if isinstance(objective, BeamAware):
+            nodes_BK, depths, labels_BK = self._visited(batch, paths_BM, beam_width=objective.training_beam)
         else:
-            others, other_depths = level_negatives(paths_BM, self.trie.level_starts, self._negative_counts())
+            others, other_depths = level_negatives(paths_BM, self.trie.level_starts, self._negative_counts(objective))
             nodes_BK = torch.cat([paths_BM, others], dim=1)
             depths = [*range(1, self.trie.num_levels + 1), *other_depths.tolist()]
             labels_BK = (torch.arange(nodes_BK.shape[1], device=nodes_BK.device) < paths_BM.shape[1]).float()
@@ -202,16 +212,16 @@ class TreeNetwork(nn.Module):
         own = self.inner(nodes.clamp(max=self.inner.num_embeddings - 1))
         return torch.where((item > 0)[..., None], self.items(item), own)
 
-    def _negative_counts(self) -> list[int]:
-        given, depth = self.config.negatives_per_level, self.trie.num_levels
-        if given is not None:
-            if len(given) != depth:
-                raise ValueError(f"negatives_per_level has {len(given)} numbers, the tree {depth} levels")
-            return list(given)
-        return [-(-2 * self.config.negatives * level // (depth * (depth + 1))) for level in range(1, depth + 1)]
+    def _negative_counts(self, objective: Levels) -> list[int]:
+        counts, depth = objective.negatives_per_level, self.trie.num_levels
+        if counts is not None:
+            if len(counts) != depth:
+                raise ValueError(f"negatives_per_level has {len(counts)} numbers, the tree {depth} levels")
+            return list(counts)
+        return [-(-2 * objective.negatives * level // (depth * (depth + 1))) for level in range(1, depth + 1)]
 
     @torch.no_grad()
-    def _visited(self, batch: SequenceBatch, paths_BM: Tensor) -> tuple[Tensor, list[int], Tensor]:
+    def _visited(self, batch: SequenceBatch, paths_BM: Tensor, *, beam_width: int) -> tuple[Tensor, list[int], Tensor]:
         """What the present model's beam search scores, and the children of the nodes on the way to the target.
 
         OTM (Zhuo et al., ICML 2020): nodes are 1 where the target is what the present model finds best below them:
@@ -240,7 +250,7 @@ class TreeNetwork(nn.Module):
             came_by = (beams == above).any(1)
             own = scores.clone()
             own[:, : siblings.shape[1]].masked_fill_(~came_by[:, None], -torch.inf)
-            kept = own.topk(min(self.config.training_beam, own.shape[1]), dim=1)
+            kept = own.topk(min(beam_width, own.shape[1]), dim=1)
             beams = nodes.gather(1, kept.indices).masked_fill(kept.values == -torch.inf, -1)
             above = target[:, None]
         best = torch.ones(len(paths_BM), dtype=torch.bool, device=paths_BM.device)

@@ -1,0 +1,13 @@
+"""Values that may be missing by their type and are there in a test."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def not_none(value: T | None) -> T:
+    """Return the value, which must not be None."""
+    assert value is not None
+    return value
