@@ -32,7 +32,7 @@ class SequenceBatch:
     context           features of the requests (Catalog.requests), name -> [B], or Jagged for lists
     targets           item ids to predict, Jagged int64 (training and evaluation only)
     candidates        items to rank, Jagged int64; candidate_features and candidate_labels have the same offsets. A
-                      label above 0 is positive. NaN means unknown: whatever reads the labels skips such candidates.
+                      label above 0 is positive. NaN means unknown: such candidates are skipped.
     allowed           bool [1, N + 1] or [B, N + 1]: only these items may be returned; None: all items
     excluded          items that must not be returned, Jagged int64 (seen items, block lists); None: no items
     state             cached model state for the already processed part of each history (roles.Incremental), or None

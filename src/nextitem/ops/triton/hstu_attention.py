@@ -115,7 +115,7 @@ def _arguments(
     """Return the first arguments of all kernels, and the constants that each kernel is compiled for."""
     query_offsets = layout.offsets if layout.query_offsets is None else layout.query_offsets
     widths = query.shape[2], value.shape[2]
-    # A kernel does not read a pointer that its flags switch off, so any tensor can stand for it.
+    # A kernel does not read a pointer that its flags switch off, so any tensor can be passed instead.
     inputs = (
         *(query, key, value, layout.offsets.contiguous(), query_offsets.contiguous(), query.shape[1], *widths),
         *(query if position_weights is None else position_weights.contiguous(),),
