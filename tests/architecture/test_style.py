@@ -70,17 +70,9 @@ PENDING = {
     "cascade",
     "cli",
     "data",
-    "decoding",
-    "evaluation",
     "models",
-    "neighbours",
-    "nn",
     "pipeline",
-    "reporting",
-    "testing",
     "tests",
-    "tokenizers",
-    "training",
 }
 
 

@@ -115,7 +115,7 @@ def test_items_are_appended_without_changing_old_codes(tokenizer: Tokenizer) -> 
     assert torch.equal(longer.codes[: len(CONTENT) + 1], table.codes)
     assert longer.version == 2
     assert torch.equal(longer.codes[-7:, :3], table.codes[1:8, :3])
-    if tokenizer.tells_apart:  # there is no extra level: a new item shares the leaf that it comes to
+    if tokenizer.has_unique_codes:  # there is no extra level: a new item shares the leaf that it comes to
         assert table.num_levels == 3
         return
     # Told apart as far as the extra level goes; beyond that, shared evenly.

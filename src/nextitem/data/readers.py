@@ -51,7 +51,9 @@ def load_dataset(source: str | Path, *, drop_unknown_items: bool = False) -> Dat
 
         shop = generate_shop()
         frames = {name: getattr(shop, name) for name in TABLES}
-        return replace(dataset_from_frames(frames, shop.settings, name=SHOP), source=SHOP)
+        dataset = replace(dataset_from_frames(frames, shop.settings, name=SHOP), source=SHOP)
+        note = f"{SHOP!r} is the simulated shop; the folder of that name here is ./{SHOP}"
+        return replace(dataset, notes=(note, *dataset.notes)) if Path(SHOP).is_dir() else dataset
     folder = Path(source)
     with reading(folder):
         if not folder.is_dir():

@@ -259,5 +259,5 @@ class SASRec(VectorModel):
             caches = [KeyValueCache(state.cache[f"block{n}"], further) for n in range(len(self.blocks))]
         hidden_BLD = self._padded_hidden(items, caches, kept=kept)
         last_BD = hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), items.lengths - 1]
-        cache = {f"block{n}": layer.kept for n, layer in enumerate(caches) if layer.kept is not None}
+        cache = {f"block{n}": layer.keys_values for n, layer in enumerate(caches) if layer.keys_values is not None}
         return HistoryState(batch.items.lengths, self.scale_users(self.norm(last_BD)), cache)

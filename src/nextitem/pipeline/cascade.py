@@ -89,7 +89,7 @@ class StageTrainer:
                 progress=self.options.progress,
                 label=name,
             )
-            if result.stopped == "interrupted":
+            if result.stop_reason == "interrupted":
                 raise KeyboardInterrupt
             for note in result.notes:
                 self.options.log(f"note: {name}: {note}")

@@ -65,9 +65,10 @@ def make_split(dataset: Dataset, protocol: str | None = None, *, seed: int = 0) 
     split: Split = PROTOCOLS[name].load()(dataset, seed=seed)
     for part, requests in (("validation", split.validation), ("test", split.test)):
         if not requests.num_requests:
+            others = ", ".join(each for each in PROTOCOLS if each != name)
             raise UserError(
                 f"{dataset.name}: protocol {name} leaves no {part} requests; "
-                f"the log is too small for it, choose another of {', '.join(PROTOCOLS)}"
+                f"the log is too small for it, choose another of {others}"
             )
     if not split.judges_scores and not split.train.interactions.is_target().any():
         raise UserError(f"{dataset.name}: protocol {name} leaves no training events; choose another")

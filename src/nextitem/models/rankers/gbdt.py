@@ -84,7 +84,7 @@ class GBDT(RankingModel):
         super().__init__(config, catalog)
         single = [part for part in self.fields.parts if not part.is_bag]
         self.read = [
-            place for place, part in enumerate(single) if not (isinstance(part, CrossedWithLast) and not part.exact)
+            place for place, part in enumerate(single) if not (isinstance(part, CrossedWithLast) and not part.is_exact)
         ]
         kinds = (ItemId, ItemCategory, RequestCategory, CrossedWithLast)
         self.categories = [place for place, at in enumerate(self.read) if isinstance(single[at], kinds)]

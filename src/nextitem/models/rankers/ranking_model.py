@@ -64,7 +64,7 @@ class RankingModel(Recommender):
             max_history_length=config.max_history_length,
             buckets=config.buckets,
             pair_buckets=config.pair_buckets,
-            brought=brought,
+            candidate_features=brought,
         )
         self.register_buffer("counts", torch.zeros(self.fields.size if config.l2 else 0))  # candidates with each code
         self.curves = nn.ModuleList(calibration(config.calibration) for _ in self.tasks if config.calibration)

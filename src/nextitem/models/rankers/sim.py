@@ -31,7 +31,7 @@ from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates, his
 from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.nn.attention.target_attention import MultiHeadTargetAttention, TargetAttention
 from nextitem.nn.fields.fields import FieldCodes, FieldVectors
-from nextitem.nn.fields.kinds import HOUR_MS, MOST, ItemCategory, ItemField, ItemId, logarithmic
+from nextitem.nn.fields.kinds import HOUR_MS, NUM_LOG_CODES, ItemCategory, ItemField, ItemId, logarithmic
 from nextitem.nn.ranking.behaviour_search import SearchResult, search_nearest, search_same
 from nextitem.nn.ranking.mlp import Activation, mlp
 
@@ -87,7 +87,7 @@ class SIM(RankingModel):
             self.auxiliary = mlp(2 * width, config.hidden, out=tasks)
         else:
             self.category = _category(catalog, config.category)
-        self.gaps = nn.Embedding(MOST, config.time_width)
+        self.gaps = nn.Embedding(NUM_LOG_CODES, config.time_width)
         self.exact = MultiHeadTargetAttention(width, key_width=width + config.time_width, heads=config.heads)
         self.deep = deep_part(config, len(self.fields) * config.width + 2 * width, tasks=tasks)
 
