@@ -69,7 +69,6 @@ PENDING = {
     "benchmarks",
     "cascade",
     "cli",
-    "data",
     "models",
     "pipeline",
     "tests",

@@ -49,7 +49,7 @@ from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
 from nextitem.core.roles import LossTerms
 from nextitem.core.vector_model import VectorModel
-from nextitem.data.examples.augmentations import augmented
+from nextitem.data.examples.augmentations import augment
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.negatives import draw_negatives
 from nextitem.losses.bce import bce
@@ -159,11 +159,11 @@ class SASRec(VectorModel):
             return LossTerms(loss)
         views = []
         for _ in range(2):
-            view = augmented(
+            view = augment(
                 batch.items,
-                cropped=views_config.crop,
-                masked=views_config.mask,
-                reordered=views_config.reorder,
+                crop_share=views_config.crop,
+                mask_share=views_config.mask,
+                reorder_share=views_config.reorder,
                 generator=generator,
             )
             views.append(self._flat_hidden(view)[view.offsets[1:] - 1])

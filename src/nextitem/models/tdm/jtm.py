@@ -105,7 +105,7 @@ class JTM(Recommender):
         if epoch not in self.config.relearn_after:
             return ()
         assert self._examples is not None
-        batches = list(self._examples.of_each_item(self.config.targets_per_item, batch_size=_BATCH, seed=epoch))
+        batches = list(self._examples.item_capped_batches(self.config.targets_per_item, batch_size=_BATCH, seed=epoch))
         training = self.training
         self.eval()
         codes = self.assigned_codes(batches)
