@@ -55,11 +55,11 @@ def asks_for(name: str, argument: str) -> bool:
 
 
 def test_every_loss_is_of_a_kind_that_is_tested() -> None:
-    kinds = ("scores", "targets", "temperature", "place")
+    kinds = ("scores", "targets", "temperature", "column_items")
     assert all(sum(asks_for(name, kind) for kind in kinds) >= 1 for name in LOSSES)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if asks_for(name, "place")])
+@pytest.mark.parametrize("name", [name for name in LOSSES if asks_for(name, "column_items")])
 def test_every_loss_over_items_that_fill_several_columns(name: str) -> None:
     loss = LOSSES[name].load()
     generator = torch.Generator().manual_seed(0)

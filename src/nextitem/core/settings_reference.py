@@ -1,6 +1,6 @@
-"""The settings of a config as a table: name, type, default, range and meaning of each field.
+"""Reference of the settings of a config: name, type, default, range and meaning of each field.
 
-The meaning is the string below the field in the source, so that a setting is described in one place.
+The meaning is the string below the field in the source, so that each setting is documented in one place only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"), ("min_length", 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of a config; `name` is dotted for a nested config."""
+    """Documentation of one field of a config; `name` is dotted for a field of a nested config."""
 
     name: str
     type: str
@@ -35,7 +35,10 @@ class Setting:
 
 
 def settings_of(config: type[Config], *, prefix: str = "") -> Iterator[Setting]:
-    """Yield every setting of a config class, in the order of its fields; nested configs field by field."""
+    """Yield every setting of a config class, in the order of its fields; nested configs field by field.
+
+    A field with several kinds yields its kind, and then the settings of each kind.
+    """
     meanings = _meanings_of_all(config)
     for name, field in config.model_fields.items():
         nested = field.annotation
@@ -45,9 +48,9 @@ def settings_of(config: type[Config], *, prefix: str = "") -> Iterator[Setting]:
             default_text = repr(default.kind) if isinstance(default, Choice) else _default_text(field)
             yield Setting(f"{prefix}{name}.kind", kinds, default_text, "", meanings.get(name, ""))
             for kind, choice in choices.items():
-                for each in settings_of(choice, prefix=f"{prefix}{name}."):
-                    if each.name != f"{prefix}{name}.kind":
-                        yield replace(each, meaning=f"If {kind}: {each.meaning}")
+                for setting in settings_of(choice, prefix=f"{prefix}{name}."):
+                    if setting.name != f"{prefix}{name}.kind":
+                        yield replace(setting, meaning=f"If {kind}: {setting.meaning}")
             continue
         listed = _choices_in_list(nested)
         if listed:
@@ -110,9 +113,9 @@ def _type_text(annotation: Any) -> str:
     arguments = get_args(annotation)
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
-        names = [_type_text(each) for each in arguments if each is not type(None)]
+        names = [_type_text(argument) for argument in arguments if argument is not type(None)]
         return " | ".join([*names, *["none"] * (type(None) in arguments)])
-    inner = ", ".join("..." if each is Ellipsis else _type_text(each) for each in arguments)
+    inner = ", ".join("..." if argument is Ellipsis else _type_text(argument) for argument in arguments)
     return f"{getattr(origin, '__name__', str(annotation))}[{inner}]" if arguments else str(annotation)
 
 

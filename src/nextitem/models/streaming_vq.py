@@ -162,8 +162,8 @@ class StreamingVQ(Recommender):
         bias, kept = self.bias.weight, self._index
         versions = tuple(version_of(each) for each in (self.assigned, bias, self.popularity))
         if kept is None or kept[0] is not self.assigned or kept[1] != versions:
-            made = SortedLists.of(
-                self.assigned, bias.detach()[:, 0], count=self.config.clusters, hidden=self.unseen_items()
+            made = SortedLists.from_list_numbers(
+                self.assigned, bias.detach()[:, 0], num_lists=self.config.clusters, is_hidden=self.unseen_items()
             )
             self._index = kept = (self.assigned, versions, made)
         return kept[2]
