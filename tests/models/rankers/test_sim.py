@@ -57,7 +57,9 @@ def test_the_hard_search_attends_to_the_events_of_the_candidates_category(
     assert 0 < int(is_same.sum()) < int(history_mask(requests).sum())
     interest = model.long_interest(requests, queries(model, requests))
     torch.testing.assert_close(interest, full_attention(model, requests, is_same))
-    latest = ranker(SIM, **SMALL, category="department", max_search_results=2).search(requests, queries(model, requests))
+    latest = ranker(SIM, **SMALL, category="department", max_search_results=2).search(
+        requests, queries(model, requests)
+    )
     for p, row in enumerate(is_same):
         assert latest.places[p][latest.real[p]].tolist() == row.nonzero()[:, 0].tolist()[-2:]
 
