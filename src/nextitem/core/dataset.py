@@ -100,6 +100,7 @@ class Dataset:
                    its data by it
     notes          sentences about what loading skipped, for printing
     source         the folder that the data was read from, or "shop"; a bundle loads the data again from there
+    drops_unknown_items  whether loading skipped events of items that the items table lacks
     """
 
     name: str
@@ -114,6 +115,7 @@ class Dataset:
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
     source: str = ""
+    drops_unknown_items: bool = False
 
     def __repr__(self) -> str:
         log = self.interactions

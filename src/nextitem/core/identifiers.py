@@ -38,6 +38,12 @@ class IdentifierTable:
     version: int = 1
     report: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        """Return one line: how many items, codes and levels, and the tokenizer."""
+        sizes = " x ".join(map(str, self.codebook_sizes))
+        tokenizer = self.tokenizer or "unknown"
+        return f"IdentifierTable({self.num_items:,} items, codebooks {sizes}, tokenizer {tokenizer!r})"
+
     def __post_init__(self) -> None:
         if self.codes.dim() != 2 or self.codes.dtype != torch.int32:
             raise ValueError(f"codes must be int32 [N + 1, M], got {self.codes.dtype} {tuple(self.codes.shape)}")

@@ -43,6 +43,15 @@ class Comparison:
     examples: list[CustomerExample] = field(default_factory=list, repr=False)
     runs: list[Run] = field(default_factory=list, repr=False)
 
+    def __repr__(self) -> str:
+        """Return the folder, and a line with the main figures of each model."""
+        lines = []
+        for row in self.rows:
+            figures = row.evaluation.metrics
+            shown_names = [name for name in ("recall@10", "ndcg@10", "auc", "log_loss") if name in figures]
+            lines.append("  " + ", ".join([row.name, *(f"{name} {figures[name]:.4f}" for name in shown_names)]))
+        return "\n".join([f"Comparison in {self.folder}: {len(self.rows)} models", *lines])
+
     def to_frame(self) -> pl.DataFrame:
         """A data frame with a row for each model: name, its figures, parameters, train_seconds, p50_ms, p99_ms."""
         return pl.DataFrame(
@@ -127,7 +136,6 @@ def compare(
                 out=place,
                 protocol=protocol,
                 minutes=minutes_per_model,
-                drop_unknown_items=drop_unknown_items,
                 seed=seed,
                 device=device,
                 resume=resume and place.exists(),
