@@ -76,7 +76,7 @@ def matrix(graphs: SessionGraphs, sources: Tensor, targets: Tensor) -> list[list
 
 def test_the_matrices_of_the_paper_s_example() -> None:
     """Figure 2: the session v1, v2, v3, v2, v4."""
-    graphs = SessionGraphs.of(Jagged.from_rows([[1, 2, 3, 2, 4]]))
+    graphs = SessionGraphs.from_histories(Jagged.from_rows([[1, 2, 3, 2, 4]]))
     assert graphs.items.tolist() == [1, 2, 3, 4]
     assert matrix(graphs, graphs.ends, graphs.starts) == [  # outgoing
         [0, 1, 0, 0],
@@ -93,14 +93,14 @@ def test_the_matrices_of_the_paper_s_example() -> None:
 
 
 def test_a_repeated_transition_weighs_as_often_as_it_occurs() -> None:
-    graphs = SessionGraphs.of(Jagged.from_rows([[1, 2, 1, 2, 1, 3, 3]]))  # 1 -> 2 twice, 1 -> 3 once, 3 -> 3 once
+    graphs = SessionGraphs.from_histories(Jagged.from_rows([[1, 2, 1, 2, 1, 3, 3]]))
     third = pytest.approx(1 / 3)
     assert matrix(graphs, graphs.ends, graphs.starts)[0] == [0, pytest.approx(2 / 3), third]
     assert matrix(graphs, graphs.starts, graphs.ends)[2] == [0.5, 0, 0.5]
 
 
 def test_repeated_items_share_a_node_and_sessions_do_not() -> None:
-    graphs = SessionGraphs.of(Jagged.from_rows([[7, 2, 7], [2], [2, 2, 5]]))
+    graphs = SessionGraphs.from_histories(Jagged.from_rows([[7, 2, 7], [2], [2, 2, 5]]))
     assert graphs.items.tolist() == [2, 7, 2, 2, 5]
     assert graphs.sessions.tolist() == [0, 0, 1, 2, 2]
     assert graphs.occurrences.tolist() == [1, 2, 1, 2, 1]
@@ -144,7 +144,7 @@ def test_a_session_of_one_item_has_no_messages() -> None:
     model = model_of(steps=2)
     alone = model.user_vectors(requests([[4]]))[0]
     torch.testing.assert_close(alone, naive_vector(model, [4]))
-    graphs = SessionGraphs.of(Jagged.from_rows([[4]]))
+    graphs = SessionGraphs.from_histories(Jagged.from_rows([[4]]))
     assert len(graphs.starts) == 0
     found = model.float().recommend(requests([[4]]), NUM_ITEMS)
     assert sorted(found.item_ids[0].tolist()) == list(range(1, NUM_ITEMS + 1))

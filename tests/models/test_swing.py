@@ -59,7 +59,7 @@ def test_blocks_of_users_and_items_give_what_one_block_gives(
     sequences = random_sequences(2)
     whole = fitted(sequences, 30, neighbours=30)  # no cut, which rounding could move
     monkeypatch.setattr(swing, "BLOCK_PAIRS", pairs)
-    monkeypatch.setattr(swing, "MOST_SUMS", sums)
+    monkeypatch.setattr(swing, "MAX_SUMS", sums)
     blocks = fitted(sequences, 30, neighbours=30)
     np.testing.assert_allclose(blocks.similarities.matrix().toarray(), whole.similarities.matrix().toarray(), rtol=1e-5)
 
@@ -67,7 +67,7 @@ def test_blocks_of_users_and_items_give_what_one_block_gives(
 def test_memory_follows_what_crawlers_share_and_not_its_square(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three users who share 2,000 items form swings at 4 million pairs of items: 32 MB, and more in the making."""
     monkeypatch.setattr(swing, "BLOCK_PAIRS", 2**16)
-    monkeypatch.setattr(swing, "MOST_SUMS", 2**18)
+    monkeypatch.setattr(swing, "MAX_SUMS", 2**18)
     rng = np.random.default_rng(0)
     crawlers = [(rng.permutation(2000) + 1).tolist() for _ in range(3)]
     titles = [str(number) for number in range(2000)]
@@ -81,7 +81,7 @@ def test_memory_follows_what_crawlers_share_and_not_its_square(monkeypatch: pyte
 
 def test_a_heavy_item_counts_a_sample_of_its_users() -> None:
     sequences = [[1, 2]] * 50 + [[1, 3]] * 4
-    sampled = swing._sampled(users_by_items(build(sequences, ["a", "b", "c"], name="x").interactions), 10)
+    sampled = swing._sample_users(users_by_items(build(sequences, ["a", "b", "c"], name="x").interactions), 10)
     assert sampled.sum(axis=0).tolist() == [[0, 10, 10, 4]]
     model = fitted(sequences, 3, takers=10, normalise_rows=False)
     again = fitted(sequences, 3, takers=10, normalise_rows=False)

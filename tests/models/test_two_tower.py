@@ -180,7 +180,7 @@ def test_hard_negatives_are_the_highest_scored_that_are_no_target(monkeypatch: p
 def test_nothing_is_drawn_that_training_has_not_seen() -> None:
     model = model_of(mixed_negatives=20)
     model.popularity[11:] = 0
-    drawn, share = model._drawn()
+    drawn, share = model._sample_uniformly()
     assert sorted(drawn.tolist()) == list(range(1, 11))
     assert share == 1
 

@@ -19,7 +19,7 @@ from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_target import NextTargets
-from nextitem.models.tdm.jtm import JTM, JTMConfig, shared_out
+from nextitem.models.tdm.jtm import JTM, JTMConfig, assign_items
 from nextitem.models.tdm.network import bits_to_codes
 from nextitem.nn.quantisation.balanced_tree import balanced_tree
 
@@ -58,7 +58,7 @@ def test_the_exact_way_finds_the_best_of_all_assignments(seed: int, room: list[i
     slots = np.repeat(np.arange(len(room)), room)
     best = max(weights[np.arange(len(slots)), list(order)].sum() for order in set(permutations(slots)))
     for exact in (True, False):
-        chosen = shared_out(weights, np.array(room), exact=exact)
+        chosen = assign_items(weights, np.array(room), exact=exact)
         assert np.bincount(chosen, minlength=len(room)).tolist() == room
         value = weights[np.arange(len(slots)), chosen].sum()
         assert value == pytest.approx(best) if exact else value <= best + 1e-9
@@ -66,7 +66,7 @@ def test_the_exact_way_finds_the_best_of_all_assignments(seed: int, room: list[i
 
 def test_the_most_decided_choose_first() -> None:
     weights = np.array([[5.0, 4.0], [9.0, 1.0], [3.0, 2.5]])
-    assert shared_out(weights, np.array([1, 2]), exact=False).tolist() == [1, 0, 1]
+    assert assign_items(weights, np.array([1, 2]), exact=False).tolist() == [1, 0, 1]
 
 
 def test_the_likelihood_is_summed_over_targets_and_levels_above_the_leaves() -> None:
@@ -113,7 +113,7 @@ def test_what_an_assignment_gains_is_there_when_the_tree_is_planted() -> None:
     former, inner = model.likelihood(batches), model.network.inner.weight.clone()
     found = model.assigned_codes(batches)
     assert found is not None
-    model.network.replant(found)
+    model.network.replace_tree(found)
     assert torch.equal(model.network.inner.weight, inner)
     assert model.likelihood(batches) > former
 

@@ -242,8 +242,8 @@ def test_beam_aware_training_mends_what_the_walk_gets_wrong() -> None:
 def test_another_tree_keeps_the_items_and_sums_up_inner_nodes() -> None:
     made = network(13)
     items = made.items.weight.clone()
-    made.replant(made.clustered_codes(torch.ones(14), seed=1))
-    assert [id(each) for each in made.sum_up()] == [id(made.inner.weight)]
+    made.replace_tree(made.clustered_codes(torch.ones(14), seed=1))
+    assert [id(each) for each in made.average_inner_vectors()] == [id(made.inner.weight)]
     assert torch.equal(made.items.weight, items)
     assert made.table.is_unique
     assert sorted(made.trie.items.tolist()) == list(range(1, 14))
@@ -270,7 +270,7 @@ def test_a_learnt_tree_is_one_of_tastes_where_vectors_hold_popularity_above_all(
 
 def test_the_learnt_tree_travels_with_the_weights() -> None:
     first, second = network(13), network(13)
-    first.replant(first.clustered_codes(torch.ones(14), seed=1))
+    first.replace_tree(first.clustered_codes(torch.ones(14), seed=1))
     second.load_state_dict(first.state_dict())
     assert torch.equal(second.table.codes, first.table.codes)
     assert torch.equal(second.paths, first.paths)
