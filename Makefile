@@ -1,6 +1,7 @@
 # make demo    environment and the main job: five recommenders on one scoreboard
 # make test    environment with the dev extra and the fast tests
 # make check   lint, types, fast tests
+# make docs    environment with the docs extra and the documentation as a site in build/site
 #
 # PYTHON       the interpreter that makes .venv (3.11 or newer)
 # TORCH_INDEX  address of a package index with another build of torch (CPU only, another CUDA version)
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test slow lint types check clean
+.PHONY: demo test slow lint types check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nextitem demo --out runs/demo --overwrite
@@ -33,6 +34,9 @@ types: $(VENV)/.installed-dev
 
 check: lint types test
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
 # torch comes first and pinned: unpinned, another package would draw in the newest build and its CUDA packages.
 $(VENV)/.torch:
 	@echo "Making $(VENV) (a few minutes the first time) ..."
@@ -46,6 +50,10 @@ $(VENV)/.installed: $(VENV)/.torch $(INPUTS)
 
 $(VENV)/.installed-dev: $(VENV)/.torch $(INPUTS)
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(VENV)/.torch $(INPUTS)
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 clean:
