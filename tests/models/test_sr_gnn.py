@@ -93,6 +93,7 @@ def test_the_matrices_of_the_paper_s_example() -> None:
 
 
 def test_a_repeated_transition_weighs_as_often_as_it_occurs() -> None:
+    # 1 -> 2 occurs twice, 1 -> 3 once, 3 -> 3 once.
     graphs = SessionGraphs.from_histories(Jagged.from_rows([[1, 2, 1, 2, 1, 3, 3]]))
     third = pytest.approx(1 / 3)
     assert matrix(graphs, graphs.ends, graphs.starts)[0] == [0, pytest.approx(2 / 3), third]
