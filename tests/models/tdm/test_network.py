@@ -201,7 +201,7 @@ def test_beam_aware_labels_follow_the_best_scored_child() -> None:
         int(tree_network.paths[sibling, 1]),
     )
     batch, paths = batch_of([[1]], [target]), tree_network.paths[[target]]
-    for scores, num_negatives in [
+    for scores, expected in [
         ({parent: 1.0, leaf: 2.0, sibling_leaf: 1.0}, {parent: 1.0, leaf: 1.0, sibling_leaf: 0.0}),
         ({parent: 1.0, leaf: 1.0, sibling_leaf: 2.0}, {parent: 0.0, leaf: 1.0, sibling_leaf: 0.0}),
         # The beam goes elsewhere: the siblings on the path have an effect all the same.
@@ -210,11 +210,11 @@ def test_beam_aware_labels_follow_the_best_scored_child() -> None:
         _set_scores(tree_network, scores)
         nodes, depths, labels = tree_network._visited(batch, paths, beam_width=1)
         label_of_node = {int(node): float(label) for node, label in zip(nodes[0], labels[0], strict=True) if node >= 0}
-        assert {node: label_of_node[node] for node in num_negatives} == num_negatives
+        assert {node: label_of_node[node] for node in expected} == expected
         real_nodes = [int(node) for node in nodes[0] if node >= 0]
         assert len(real_nodes) == len(set(real_nodes))
         assert len(depths) == nodes.shape[1]
-        assert sum(label_of_node.values()) == sum(num_negatives.values())
+        assert sum(label_of_node.values()) == sum(expected.values())
 
 
 def test_beam_aware_training_corrects_the_search_where_levels_mislead_it() -> None:
