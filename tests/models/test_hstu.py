@@ -36,7 +36,7 @@ def model_of(**config: object) -> HSTU:
     torch.manual_seed(0)
     fields = {"width": 8, "heads": 2, "head_width": 4, "max_history_length": 5, **config}
     model = HSTU(HSTUConfig(**fields), tiny().catalog).double()
-    with torch.no_grad():  # larger than at initialisation, so that a difference would show
+    with torch.no_grad():  # larger than at initialisation, so that differences are visible
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
     return model.eval()
