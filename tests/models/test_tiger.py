@@ -278,11 +278,11 @@ def test_catalogues_that_are_no_later_version_raise() -> None:
     assert table is not None
     renamed = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
     renamed = renamed.with_identifiers(replace(table, catalog_fingerprint=renamed.fingerprint))
-    with pytest.raises(ValueError, match="begin with the items"):  # the same codes for other items
+    with pytest.raises(ValueError, match="begin with the model's items"):  # the same codes for other items
         model.with_catalog(renamed)
-    with pytest.raises(ValueError, match="begin with the items"):
+    with pytest.raises(ValueError, match="begin with the model's items"):
         model.with_catalog(first)
-    with pytest.raises(ValueError, match="begin with the items"):
+    with pytest.raises(ValueError, match="begin with the model's items"):
         model.with_catalog(catalog_of(90, (16, 12, 16, 9)))
 
 

@@ -135,8 +135,7 @@ class Cobra(Recommender):
             )
             self.dense = nn.Linear(config.width, config.width)
         truncated_normal_(self)
-        # Cached vectors of all items; empty until somebody requests them.
-        self.register_buffer("encoded", torch.zeros(0, config.width), persistent=False)
+        self.register_buffer("encoded", torch.zeros(0, config.width), persistent=False)  # cached vectors of all items
         self.register_load_state_dict_post_hook(lambda model, keys: model.forget())  # type: ignore[no-untyped-call]
 
     def examples(self, train: Dataset) -> NextItemSequences:
@@ -148,25 +147,21 @@ class Cobra(Recommender):
         is_target_BL = batch.targets.to_padded() > 0
         lengths = batch.items.lengths
         B, L = is_target_BL.shape
-        # Append each history's last target: its codes follow the history's last vector. [B, L + 1] items; the appended
-        # item's own vector is never read.
+        # The last target's codes follow the history's last vector: [B, L + 1] items, the last one's vector is not read.
         items = F.pad(batch.items.to_padded(), (0, 1))
         last = batch.targets.values[batch.targets.offsets[1:] - 1]
         items[torch.arange(B, device=items.device), lengths] = last
         hidden_BLMD = self._hidden(items).view(B, L + 1, self.per_item, -1)
         targets = batch.targets.to_padded()[is_target_BL]
-        # The last token of item t predicts the first code of item t + 1. The m-th code of item t + 1 predicts its next
-        # code, and its last code predicts its vector.
-        before_TXD = torch.cat([hidden_BLMD[:, :-1, -1:], hidden_BLMD[:, 1:, :-1]], dim=2)[
-            is_target_BL
-        ]  # [T, per item, D]
+        # The last token of item t predicts the first code of t + 1; each code of t + 1 its next code, or its vector.
+        inputs_TXD = torch.cat([hidden_BLMD[:, :-1, -1:], hidden_BLMD[:, 1:, :-1]], dim=2)[is_target_BL]  # X: per_item
         named = {}
         for level in range(len(self.sizes)):
-            logits = self._level_logits(before_TXD[:, level], level)
+            logits = self._level_logits(inputs_TXD[:, level], level)
             named[f"level_{level + 1}"] = F.cross_entropy(logits, self.codes[targets, level])
         total = torch.stack(list(named.values())).sum()
         if self.config.dense:
-            named["dense"] = self._dense_loss(before_TXD[:, -1], targets)
+            named["dense"] = self._dense_loss(inputs_TXD[:, -1], targets)
             total = total + self.config.dense_weight * named["dense"]
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
@@ -236,10 +231,7 @@ class Cobra(Recommender):
         return F.cross_entropy(logits, target_columns)
 
     def _prior(self) -> Tensor:
-        """Return the term that popularity adds to an item's cosine, [N + 1].
-
-        It is multiplied by the temperature, as the logits of the loss are cosines divided by the temperature.
-        """
+        """Return popularity's addend to cosines, [N + 1]; in the loss, logits are cosines / temperature."""
         counts = self.popularity.clamp(min=0) + 1
         return self.config.temperature * (counts / counts.sum()).log()
 
@@ -304,13 +296,11 @@ class Cobra(Recommender):
         """Return the attention to the history's tokens and to the beam's own, `path_keys_values [B, W, t, 2, H, d]`."""
         keys, values = state.shared[f"history_{number}"].unbind(2)
         is_real = torch.arange(keys.shape[1], device=keys.device) < state.shared["items"][:, None] * self.per_item
-        history_scores = torch.einsum("bwhd,bshd->bwhs", query_BWHd, keys).masked_fill(
-            ~is_real[:, None, None], -torch.inf
-        )
+        past_scores = torch.einsum("bwhd,bshd->bwhs", query_BWHd, keys).masked_fill(~is_real[:, None, None], -torch.inf)
         path_scores = torch.einsum("bwhd,bwthd->bwht", query_BWHd, path_keys_values[..., 0, :, :])
-        weight = torch.softmax(torch.cat([history_scores, path_scores], dim=3) / query_BWHd.shape[3] ** 0.5, dim=3)
-        history_weight, path_weight = weight.split([history_scores.shape[3], path_scores.shape[3]], dim=3)
-        mixed = torch.einsum("bwhs,bshd->bwhd", history_weight, values)
+        weight = torch.softmax(torch.cat([past_scores, path_scores], dim=3) / query_BWHd.shape[3] ** 0.5, dim=3)
+        past_weight, path_weight = weight.split([past_scores.shape[3], path_scores.shape[3]], dim=3)
+        mixed = torch.einsum("bwhs,bshd->bwhd", past_weight, values)
         return (mixed + torch.einsum("bwht,bwthd->bwhd", path_weight, path_keys_values[..., 1, :, :])).flatten(2)
 
 

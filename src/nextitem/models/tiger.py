@@ -137,17 +137,17 @@ class Tiger(Recommender):
         """Return the mean cross-entropy of the target's codes, given the codes before (equation of section 3.2)."""
         assert batch.targets is not None
         target_BM = self.codes[batch.targets.values]
-        shared, input_BM, is_counted_BM = self._shared(batch), target_BM, torch.ones_like(target_BM, dtype=torch.bool)
+        shared, input_BM, mask_BM = self._shared(batch), target_BM, torch.ones_like(target_BM, dtype=torch.bool)
         if self.config.scheduled_sampling and self.training:
             with torch.no_grad():
                 first_logits = self._all_logits(self._decode(shared, target_BM[:, :-1]))
-            input_BM, is_counted_BM = sampled_prefixes(
+            input_BM, mask_BM = sampled_prefixes(
                 first_logits, target_BM, self.trie, share=self.config.scheduled_sampling
             )
         named = {}
         for level, logits in enumerate(self._all_logits(self._decode(shared, input_BM[:, :-1]))):
-            losses = F.cross_entropy(logits, target_BM[:, level], reduction="none") * is_counted_BM[:, level]
-            named[f"level_{level + 1}"] = losses.sum() / is_counted_BM[:, level].sum().clamp(min=1)
+            losses = F.cross_entropy(logits, target_BM[:, level], reduction="none") * mask_BM[:, level]
+            named[f"level_{level + 1}"] = losses.sum() / mask_BM[:, level].sum().clamp(min=1)
         total = torch.stack(list(named.values())).mean()
         if self.config.beam_aware and self.training:
             named["beam"] = self._beam_loss(batch, shared)
@@ -174,23 +174,15 @@ class Tiger(Recommender):
         """Return a model with the same weights over a later version of the catalogue; this one answers as before.
 
         A service can thus change the catalogue by replacing the model. Both models share their weights: neither may be
-        trained or moved to another device. Items keep their numbers and codes, new items follow.
-
-        Args:
-            catalog: the later version of the catalogue.
-            live: items that may still be returned, bool [N + 1]; None: all.
+        trained or moved to another device. Items keep their numbers and codes, new items follow. `live`, bool [N + 1],
+        are the items that may still be returned (None: all).
 
         Raises:
             ValueError: the catalogue is no later version.
 
         """
-        table, own_table, ids = catalog.identifiers, self.identifiers, catalog.ids.external.head(self.num_items)
-        if (
-            table is None
-            or own_table is None
-            or not table.continues(own_table)
-            or not ids.equals(self.catalog.ids.external)
-        ):
+        table, former, ids = catalog.identifiers, self.identifiers, catalog.ids.external.head(self.num_items)
+        if table is None or former is None or not table.continues(former) or not ids.equals(self.catalog.ids.external):
             raise ValueError("the catalogue must begin with the model's items and their identifiers: append new items")
         later, device = copy(self), self.codes.device
         later._buffers, later._modules = dict(self._buffers), dict(self._modules)  # the tensors in them are shared
@@ -259,9 +251,9 @@ class Tiger(Recommender):
         bias = torch.full((B, self.config.heads, W, num_codes, num_positions), -torch.inf, device=path_BWt.device)
         for last in range(num_codes):
             length = t - num_codes + last + 1
-            bias_along_path = self.decoder_bias(places[length - 1 : length], places[:length]).expand(B, -1, W, -1)
+            path_bias = self.decoder_bias(places[length - 1 : length], places[:length]).expand(B, -1, W, -1)
             bias[:, :, :, last].scatter_(
-                3, path_BWt[:, None, :, :length].expand_as(bias_along_path), bias_along_path.to(bias.dtype)
+                3, path_BWt[:, None, :, :length].expand_as(path_bias), path_bias.to(bias.dtype)
             )
         return bias.view(-1, W * num_codes, num_positions)
 
