@@ -79,7 +79,7 @@ def first_codes(data: Dataset, recipe: Any) -> np.ndarray:
     """Return the first code of each item, by a tokenizer that is fitted for this."""
     train = with_content(make_split(data, None, seed=recipe.seed).train, recipe)
     tokenizer = make_tokenizer(train, recipe, out=None, progress=False)
-    return tokenizer.spell(train.catalog)[:, 0].numpy()
+    return tokenizer.encode_catalog(train.catalog)[:, 0].numpy()
 
 
 def main() -> None:

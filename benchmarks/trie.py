@@ -34,7 +34,7 @@ from nextitem.core.roles import GeneratorState
 from nextitem.decoding import beam_search as search_module
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.constraints import Constraints
-from nextitem.decoding.sets_on_demand import FilteredSets, Filters
+from nextitem.decoding.sets_on_demand import FilteredSets, FilterIndex
 from nextitem.decoding.trie import PrefixTrie
 
 SIZES = (256, 256, 256, 256)
@@ -74,12 +74,12 @@ class Part(NamedTuple):
 PARTS = (
     Part(PrefixTrie, "expand", "gathering"),
     Part(search_module, "children_logits", "gathering"),
-    Part(Filters, "allowed", "masking", needed_by="+ own filters"),
+    Part(FilterIndex, "allowed", "masking", needed_by="+ own filters"),
     Part(FilteredSets, "stacked", "masking", needed_by="+ own filters"),
     Part(Constraints, "__init__", "masking"),
-    Part(Constraints, "strike", "masking"),
+    Part(Constraints, "mask_excluded", "masking"),
     Part(Constraints, "allows", "masking", needed_by="+"),
-    Part(Constraints, "forbid", "masking", needed_by=None),
+    Part(Constraints, "mask_disallowed", "masking", needed_by=None),
     Part(search_module, "stable_topk", "selection"),
     Part(search_module.Search, "complete_items", "selection"),
 )
@@ -191,7 +191,7 @@ def measure(items: int, repeats: int, kinds: Sequence[str]) -> list[dict[str, An
         trie = PrefixTrie.from_table(table)
     draw = torch.Generator().manual_seed(2)
     halves = {str(name): torch.rand(items + 1, generator=draw) < 0.5 for name in range(8)}
-    filters = Filters(trie, halves | {"narrow": torch.rand(items + 1, generator=draw) < 1e-4})
+    filters = FilterIndex(trie, halves | {"narrow": torch.rand(items + 1, generator=draw) < 1e-4})
     generator, rows = Canned(0), []
     for kind in kinds:
         batch = request_batch(items, kind)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from support.spies import spy
 
 import nextitem as ni
@@ -15,6 +17,7 @@ from nextitem.core.config import Config
 from nextitem.data import requests
 from nextitem.models.item_cf import ItemCFConfig
 from nextitem.models.popularity import Popularity
+from nextitem.testing.known_answers import DATASETS
 from nextitem.testing.rich_log import SETTINGS, longer_log, rich_frames, rich_log
 
 
@@ -183,3 +186,61 @@ def test_compare_tokenize_diagnose_and_models(tmp_path: Path, run: ni.Run) -> No
     assert "sasrec" in frame["name"]
     assert ni.load_dataset("shop").name == "shop"
     assert issubclass(ni.ContractError, RuntimeError)
+
+
+def test_content_neighbours_know_similar_items(tmp_path: Path) -> None:
+    run = ni.train("content-neighbours", DATASETS["planted-clusters"](), out=tmp_path / "run", progress=False)
+    similar = run.similar("i1", k=5)
+    scores = similar["score"].to_list()
+    assert len(similar) == 5
+    assert scores == sorted(scores, reverse=True)
+    vectors = run.model.catalog.content
+    assert vectors is not None
+    cosine = torch.nn.functional.cosine_similarity(vectors[1:], vectors[1][None])
+    assert scores == pytest.approx(cosine.sort(descending=True).values[1:6].tolist(), abs=1e-5)
+
+
+def test_a_class_of_the_script_itself_warns_that_its_run_cannot_be_opened(tmp_path: Path) -> None:
+    mine = type("Mine", (Popularity,), {"__module__": "__main__"})
+    sys.modules["__main__"].__dict__["Mine"] = mine
+    try:
+        with pytest.warns(UserWarning, match="put the class into a module"):
+            ni.train(mine, rich_log(), out=tmp_path / "run", progress=False)
+    finally:
+        del sys.modules["__main__"].__dict__["Mine"]
+
+
+def test_settings_of_training_are_named_if_a_model_learns_in_one_pass(tmp_path: Path) -> None:
+    lines: list[str] = []
+    settings = {"training.max_epochs": 3}
+    ni.train("popularity", rich_log(), out=tmp_path / "run", settings=settings, progress=False, log=lines.append)
+    (warning,) = [line for line in lines if line.startswith("warning")]
+    assert warning.startswith("warning: training.max_epochs has no effect: popularity learns in one pass")
+
+
+def test_items_of_the_smallest_log_can_be_tokenized(tmp_path: Path) -> None:
+    events = {"user_id": ["a", "b"], "item_id": ["x", "y"], "timestamp": ["2026-01-01", "2026-01-02"]}
+    items = {"item_id": ["x", "y"], "title": ["red tea", "green tea"]}
+    data = ni.Dataset.from_frames(interactions=events, items=items)
+    table = ni.tokenize("random", data, out=tmp_path / "ids", progress=False)
+    assert len(table.codes) == 3
+
+
+def test_the_simulated_shop_says_if_a_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not any("./shop" in note for note in ni.load_dataset("shop").notes)
+    (tmp_path / "shop").mkdir()
+    assert any("./shop" in note for note in ni.load_dataset("shop").notes)
+
+
+def test_a_run_of_compare_without_unknown_items_can_serve_users(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    frames = rich_frames()
+    frames["interactions"].write_parquet(folder / "interactions.parquet")
+    frames["items"].tail(-1).write_parquet(folder / "items.parquet")
+    report = tmp_path / "report"
+    ni.compare(folder, models=["popularity"], out=report, drop_unknown_items=True, progress=False)
+    run = ni.load_run(report / "runs" / "popularity")
+    assert run.recipe.data.drop_unknown_items
+    assert len(run.recommend(user="u01", k=3)) == 3

@@ -1,4 +1,4 @@
-"""check_recommender: it passes a model that keeps the contract, and names what another one breaks."""
+"""Tests of check_recommender: it passes a model that keeps the contract, and names the check that another fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nextitem.testing import check_recommender
 
 
 class Forgetful(Popularity):
-    """Its counts are lost when it is saved."""
+    """Model that loses its counts when it is saved."""
 
     counts: torch.Tensor | None = None
 
@@ -30,7 +30,7 @@ class Forgetful(Popularity):
 
 
 class Sociable(Popularity):
-    """Its lists depend on who else asks."""
+    """Model whose lists depend on the other requests of the batch."""
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         scores = self.decayed_counts.repeat(batch.num_requests, 1).float()
@@ -40,12 +40,12 @@ class Sociable(Popularity):
 
 
 class Stubborn(Popularity):
-    """It lists what is excluded."""
+    """Model that lists excluded items."""
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         items = torch.arange(1, k + 1).repeat(batch.num_requests, 1).clamp(max=self.num_items)
-        repeated = torch.arange(k) >= self.num_items
-        items = items.masked_fill(repeated, 0)
+        is_beyond_catalog = torch.arange(k) >= self.num_items
+        items = items.masked_fill(is_beyond_catalog, 0)
         return Recommendations(items, torch.zeros(items.shape).masked_fill(items == 0, -torch.inf))
 
 
@@ -58,7 +58,7 @@ def test_a_model_that_keeps_the_contract_passes() -> None:
     ("model", "message"),
     [(Forgetful, "check_a_bundle_answers_as_the_model_did"), (Sociable, "check_a_batch_equals_single_requests")],
 )
-def test_what_a_model_breaks_is_named(model: type, message: str) -> None:
+def test_the_check_that_a_model_fails_is_named(model: type, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_recommender(model)
 
@@ -68,6 +68,6 @@ def test_a_forbidden_item_is_refused_by_the_contract_itself() -> None:
         check_recommender(Stubborn)
 
 
-def test_answers_that_a_model_cannot_find_are_counted() -> None:
+def test_the_share_of_right_answers_is_in_the_message() -> None:
     with pytest.raises(AssertionError, match=r"check_known_answers: cycle: [0-9]+% of the answers are right"):
         check_recommender("popularity", known_answers=["cycle"])

@@ -1,4 +1,4 @@
-"""Merging channels: by hand, in any order, and what places are worth."""
+"""Merging of channels: lists computed by hand and by a dictionary, and the rates of ranks."""
 
 from __future__ import annotations
 
@@ -12,49 +12,50 @@ from nextitem.core.recommendations import Recommendations
 
 
 def lists(*rows: list[int], width: int) -> Recommendations:
+    """Return the lists of one channel, padded to `width`."""
     items = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     scores = -torch.arange(width).float().expand(items.shape).masked_fill(items == 0, torch.inf)
     return Recommendations(items, scores.masked_fill(items == 0, -torch.inf))
 
 
-def test_an_item_of_two_channels_is_worth_what_both_places_say() -> None:
+def test_the_score_of_an_item_of_two_channels_combines_both_rates() -> None:
     rates = ChannelRates([3, 2])
     rates.rates.copy_(torch.tensor([[0.5, 0.2, 0.1], [0.4, 0.3, 0.0]]))
-    found = rates.merge([lists([7, 2, 9], width=3), lists([9, 7], width=2)], 4)
-    assert found.items.tolist() == [[7, 9, 2, 0]]
-    torch.testing.assert_close(found.worth[0, :3], torch.tensor([1 - 0.5 * 0.7, 1 - 0.9 * 0.6, 0.2]))
-    assert found.worth[0, 3] == -torch.inf
-    assert found.ranks[0, :3].tolist() == [[1, 2], [3, 1], [2, 0]]
-    assert found.channel[0, :3].tolist() == [0, 1, 0]
-    some = torch.tensor([[2, 9]])
-    assert found.ranks_of(some).tolist() == [[[2, 0], [3, 1]]]
-    assert found.channel_of(some).tolist() == [[0, 1]]
+    merged = rates.merge([lists([7, 2, 9], width=3), lists([9, 7], width=2)], 4)
+    assert merged.items.tolist() == [[7, 9, 2, 0]]
+    torch.testing.assert_close(merged.scores[0, :3], torch.tensor([1 - 0.5 * 0.7, 1 - 0.9 * 0.6, 0.2]))
+    assert merged.scores[0, 3] == -torch.inf
+    assert merged.ranks[0, :3].tolist() == [[1, 2], [3, 1], [2, 0]]
+    assert merged.channel[0, :3].tolist() == [0, 1, 0]
+    items = torch.tensor([[2, 9]])
+    assert merged.ranks_of(items).tolist() == [[[2, 0], [3, 1]]]
+    assert merged.channel_of(items).tolist() == [[0, 1]]
 
 
-def test_a_channel_that_brings_nothing_takes_nothing_away() -> None:
+def test_an_empty_channel_does_not_change_the_others() -> None:
     rates = ChannelRates([2, 2])
-    found = rates.merge([lists([5, 3], [4], width=2), lists([], [], width=2)], 3)
-    assert found.items.tolist() == [[5, 3, 0], [4, 0, 0]]
-    nothing = rates.merge([lists([], width=2), lists([], width=2)], 2)
-    assert nothing.items.tolist() == [[0, 0]]
+    merged = rates.merge([lists([5, 3], [4], width=2), lists([], [], width=2)], 3)
+    assert merged.items.tolist() == [[5, 3, 0], [4, 0, 0]]
+    empty = rates.merge([lists([], width=2), lists([], width=2)], 2)
+    assert empty.items.tolist() == [[0, 0]]
 
 
-def test_what_is_added_stands_behind_and_padding_at_the_tail() -> None:
-    found = ChannelRates([2]).merge([lists([5], [4, 3], width=2)], 2)
-    more = found.followed_by(torch.tensor([[8, 9], [7, 0]]), channel=1)
-    assert more.items.tolist() == [[5, 8, 9, 0], [4, 3, 7, 0]]
-    assert more.channel.tolist()[0][:3] == [0, 1, 1]
-    assert bool((more.worth[:, 1:] <= more.worth[:, :-1]).all())
-    assert more.ranks_of(torch.tensor([[5], [7]])).tolist() == [[[1]], [[0]]]
+def test_appended_items_follow_the_candidates_and_padding_is_at_the_tail() -> None:
+    merged = ChannelRates([2]).merge([lists([5], [4, 3], width=2)], 2)
+    extended = merged.append(torch.tensor([[8, 9], [7, 0]]), channel=1)
+    assert extended.items.tolist() == [[5, 8, 9, 0], [4, 3, 7, 0]]
+    assert extended.channel.tolist()[0][:3] == [0, 1, 1]
+    assert bool((extended.scores[:, 1:] <= extended.scores[:, :-1]).all())
+    assert extended.ranks_of(torch.tensor([[5], [7]])).tolist() == [[[1]], [[0]]]
 
 
-def test_rates_are_measured_by_place_and_never_rise() -> None:
+def test_rates_are_hit_rates_of_ranks_and_never_rise() -> None:
     rates = ChannelRates([4, 2])
-    first = torch.tensor([[1, 2, 3, 4]]).expand(1000, -1)
+    items = torch.tensor([[1, 2, 3, 4]]).expand(1000, -1)
     targets = torch.tensor([1] * 300 + [3] * 100 + [4] * 100 + [9] * 500)
-    rates.measure([first, torch.tensor([[4, 1]]).expand(1000, -1)], Jagged(targets, torch.arange(1001)))
+    rates.measure([items, torch.tensor([[4, 1]]).expand(1000, -1)], Jagged(targets, torch.arange(1001)))
     torch.testing.assert_close(rates.rates[0, 0], torch.tensor(0.3), atol=2e-3, rtol=0)
-    assert rates.rates[0, 1] < 1e-3  # nobody took the second
+    assert rates.rates[0, 1] < 1e-3  # the item at rank 2 is never the target
     assert bool((rates.rates[0, 2:] <= rates.rates[0, 1]).all())
     torch.testing.assert_close(rates.rates[1, :2], torch.tensor([0.1, 0.1]), atol=2e-3, rtol=0)
     assert rates.rates[1, 2:].tolist() == [0, 0]
@@ -62,24 +63,24 @@ def test_rates_are_measured_by_place_and_never_rise() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**31))
-def test_merging_equals_a_dictionary(seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
+def test_merging_equals_a_loop_with_a_dictionary(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
     quotas = [4, 6, 3]
     rates = ChannelRates(quotas)
-    rates.rates.copy_(torch.rand(3, 6, generator=draw))
-    rows = [[torch.randperm(9, generator=draw)[:quota].add(1).tolist() for _ in range(5)] for quota in quotas]
-    found = rates.merge([lists(*each, width=quota) for each, quota in zip(rows, quotas, strict=True)], 7)
+    rates.rates.copy_(torch.rand(3, 6, generator=generator))
+    rows = [[torch.randperm(9, generator=generator)[:quota].add(1).tolist() for _ in range(5)] for quota in quotas]
+    merged = rates.merge([lists(*of_channel, width=quota) for of_channel, quota in zip(rows, quotas, strict=True)], 7)
     for row in range(5):
-        worth: dict[int, float] = {}
+        scores: dict[int, float] = {}
         for channel in range(3):
-            for place, item in enumerate(rows[channel][row]):
-                missed = (1 - worth.get(item, 0.0)) * (1 - float(rates.rates[channel, place]))
-                worth[item] = 1 - missed
-        best = sorted(worth.items(), key=lambda pair: (-round(pair[1], 5), pair[0]))[:7]
-        got = [item for item in found.items[row].tolist() if item]
-        assert {item for item, _ in best[:4]} <= set(got)
-        for item, value in zip(got, found.worth[row].tolist(), strict=False):
-            assert abs(worth[item] - value) < 1e-5
-            assert found.ranks_of(torch.tensor([[item]] * 5))[row, 0].tolist() == [
+            for index, item in enumerate(rows[channel][row]):
+                miss = (1 - scores.get(item, 0.0)) * (1 - float(rates.rates[channel, index]))
+                scores[item] = 1 - miss
+        best = sorted(scores.items(), key=lambda pair: (-round(pair[1], 5), pair[0]))[:7]
+        items = [item for item in merged.items[row].tolist() if item]
+        assert {item for item, _ in best[:4]} <= set(items)
+        for item, score in zip(items, merged.scores[row].tolist(), strict=False):
+            assert abs(scores[item] - score) < 1e-5
+            assert merged.ranks_of(torch.tensor([[item]] * 5))[row, 0].tolist() == [
                 rows[channel][row].index(item) + 1 if item in rows[channel][row] else 0 for channel in range(3)
             ]

@@ -55,11 +55,11 @@ def has_argument(name: str, argument: str) -> bool:
 
 
 def test_every_loss_is_of_a_kind_that_is_tested() -> None:
-    kinds = ("scores", "targets", "temperature", "place")
+    kinds = ("scores", "targets", "temperature", "column_items")
     assert all(sum(has_argument(name, kind) for kind in kinds) >= 1 for name in LOSSES)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if has_argument(name, "place")])
+@pytest.mark.parametrize("name", [name for name in LOSSES if has_argument(name, "column_items")])
 def test_a_loss_over_columns_with_shared_items_falls_along_its_gradient(name: str) -> None:
     loss = LOSSES[name].load()
     generator = torch.Generator().manual_seed(0)

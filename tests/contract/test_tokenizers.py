@@ -115,7 +115,7 @@ def test_items_are_appended_without_changing_old_codes(tokenizer: Tokenizer) -> 
     assert torch.equal(longer.codes[: len(CONTENT) + 1], table.codes)
     assert longer.version == 2
     assert torch.equal(longer.codes[-7:, :3], table.codes[1:8, :3])
-    if tokenizer.tells_apart:  # there is no extra level: a new item shares its leaf with an old one
+    if tokenizer.has_unique_codes:  # there is no extra level: a new item shares its leaf with an old one
         assert table.num_levels == 3
         return
     # Codes are unique as far as the extra level suffices; beyond that, items share codes evenly.

@@ -115,7 +115,7 @@ def test_rankers_report_idle_negatives_and_tasks_without_weight() -> None:
         "order_by.buy = 0 has no effect: other tasks order alone",
     )
     (sentence,) = unused("din", {**tasks, "order_by": {"click": 1.0, "buy": 0.0}})
-    assert sentence.endswith("has no effect: the first task orders without it, too")
+    assert sentence.endswith("has no effect: without it the first task orders, too")
     assert unused("din", {**tasks, "order_by": {"buy": 1.0}}) == ()
 
 

@@ -1,4 +1,4 @@
-"""CSV files: values read as they were written, and files that are no CSV are refused with the way out."""
+"""CSV files: values keep their digits, and other files are refused with the way out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOG = "user_id,item_id,timestamp\nu1,a,1700000000\nu1,b,1700000060\nu2,a,1700000
 
 
 def write(folder: Path, **files: str | bytes) -> Path:
-    """A dataset folder; text is written in UTF-8 as it is, with its line ends."""
+    """Write a dataset folder, and return its path; text is written in UTF-8 with unchanged line endings."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         file = folder / ("dataset.toml" if name == "toml" else f"{name}.csv")
@@ -65,16 +65,16 @@ def test_integers_are_integers_and_declared_numbers_are_numbers(tmp_path: Path) 
     assert table["empty"].to_list() == [None] * 3
 
 
-def test_renamed_columns_are_read_like_those_of_the_standard_names(tmp_path: Path) -> None:
+def test_renamed_columns_are_read_like_columns_with_standard_names(tmp_path: Path) -> None:
     rows = "1,1e5,1700000000\n1,18446744073709551616,1700000060\n2,12.5,1700000120\n"
-    own = load(tmp_path / "own", interactions="user_id,item_id,timestamp\n" + rows)
+    standard = load(tmp_path / "own", interactions="user_id,item_id,timestamp\n" + rows)
     toml = '[interactions]\nrename = { user_id = "uid", item_id = "iid", timestamp = "ts" }'
     renamed = load(tmp_path / "renamed", interactions="uid,iid,ts\n" + rows, toml=toml)
-    assert own.catalog.ids.external.to_list() == ["12.5", "18446744073709551616", "1e5"]
-    assert renamed.fingerprint == own.fingerprint
+    assert standard.catalog.ids.external.to_list() == ["12.5", "18446744073709551616", "1e5"]
+    assert renamed.fingerprint == standard.fingerprint
 
 
-def test_byte_order_marks_and_line_ends_of_windows(tmp_path: Path) -> None:
+def test_byte_order_marks_and_windows_line_endings_do_not_matter(tmp_path: Path) -> None:
     mark = b"\xef\xbb\xbf"
     items = 'item_id,title\na,"two words"\nb,x\n'
     plain = load(tmp_path / "plain", interactions=LOG, items=items, toml="repeats = false\n")
@@ -89,7 +89,7 @@ def test_byte_order_marks_and_line_ends_of_windows(tmp_path: Path) -> None:
     assert windows.catalog.table["title"].to_list() == ["two words", "x"]
 
 
-def test_spaces_at_the_ends_are_no_part_of_names_and_values(tmp_path: Path) -> None:
+def test_spaces_at_the_ends_of_names_and_values_are_removed(tmp_path: Path) -> None:
     spaced = load(
         tmp_path,
         interactions="user_id , item_id, timestamp\nu1 , a, 1700000000\nu1 , b , 1700000060\n\n , ,\n"
@@ -121,11 +121,11 @@ def test_columns_without_a_name_are_skipped(tmp_path: Path) -> None:
         (LOG.replace("\n", "\r").encode(), ("carriage return", "Unix or Windows")),
         (b"user_id,item_id,item_id,timestamp\n1,2,3,4\n", ("'item_id' twice", "rename")),
         (b"user_id, item_id,item_id ,timestamp\n1,2,3,4\n", ("'item_id' twice", "rename")),
-        (b"user_id\titem_id\ttimestamp\n1\t2\t3,5\n", ("separated by another mark", "commas")),
+        (b"user_id\titem_id\ttimestamp\n1\t2\t3,5\n", ("another separator", "commas")),
         (LOG.encode() + b"u3,a,1700000000,x\n", ("row 4 (line 5)", "4 fields")),
     ],
 )
-def test_what_is_no_csv_is_refused_with_the_way_out(tmp_path: Path, content: bytes, parts: tuple[str, ...]) -> None:
+def test_other_formats_are_refused_with_the_way_out(tmp_path: Path, content: bytes, parts: tuple[str, ...]) -> None:
     folder = write(tmp_path / "set", interactions=content)
     with pytest.raises(UserError) as caught:
         load_dataset(folder)
@@ -135,13 +135,13 @@ def test_what_is_no_csv_is_refused_with_the_way_out(tmp_path: Path, content: byt
     assert not [part for part in parts if part not in message], message
 
 
-def test_rows_are_named_by_their_lines_after_texts_of_any_length(tmp_path: Path) -> None:
+def test_a_message_names_the_line_of_a_row_after_long_texts(tmp_path: Path) -> None:
     items = f'item_id,title\na,"{"long " * 100_000}\nb"\n,x\n'
     with pytest.raises(UserError, match=r"items.csv: column 'item_id', row 2 \(line 4\): the id is missing"):
         load(tmp_path, interactions=LOG, items=items)
 
 
-def test_a_column_is_decided_by_all_of_its_values(tmp_path: Path) -> None:
+def test_the_type_of_a_column_depends_on_all_of_its_values(tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     file.write_text("a\n" + "1\n" * 5000 + "01\n")
     assert read_csv(file)[0].schema == {"a": pl.String}

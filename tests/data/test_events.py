@@ -1,4 +1,4 @@
-"""Events: what may be a target, rows logged twice, owner's columns of reserved names, and what is kept."""
+"""Reader of events: targets, rows logged twice, owners' columns with reserved names, and columns that are read."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def positive(dataset: Dataset) -> list[bool] | None:
         (("done", "paid"), ["done", "open", " paid", None], [True, False, True, False]),
     ],
 )
-def test_conditions_choose_the_targets(condition: Any, values: list[Any], expected: list[bool]) -> None:
+def test_conditions_select_the_targets(condition: Any, values: list[Any], expected: list[bool]) -> None:
     column = values if isinstance(values[0], str) else pl.Series(values, strict=False)
     assert positive(read({"positive": {"rating": condition}}, rating=column)) == expected
 
 
-def test_conditions_and_actions_must_all_hold() -> None:
+def test_a_target_must_meet_all_conditions_and_have_a_positive_action() -> None:
     columns: dict[str, Any] = {
         "action": ["buy", "buy", "view", "buy"],
         "rating": [5, 2, 5, 4],
@@ -69,17 +69,17 @@ def test_conditions_and_actions_must_all_hold() -> None:
     [
         ({"positive": {"stars": ">= 4"}}, ("[interactions] positive in settings", "'stars'", "rating")),
         ({"positive": {"rating": ">= four"}}, ("'>= four'", "'rating'", ">= 4")),
-        ({"positive": {"rating": 9}}, ("'rating'", "never holds 9", "correct")),
+        ({"positive": {"rating": 9}}, ("'rating'", "never contains 9", "correct")),
         ({"positive": {"rating": "> 9"}}, ("no row meets", "'> 9'")),
         ({"positive": {"note": ">= 4"}}, ("'note', row 1", "'good' is no number", "[interactions] positive")),
     ],
 )
-def test_conditions_that_cannot_hold_are_refused(settings: dict[str, Any], parts: tuple[str, ...]) -> None:
+def test_conditions_that_no_row_can_meet_are_refused(settings: dict[str, Any], parts: tuple[str, ...]) -> None:
     message = refusal(settings, rating=[5, 1, 4, 2], note=["good", "bad", "", ""])
     assert not [part for part in parts if part not in message], message
 
 
-def test_what_is_a_target_is_said_until_somebody_chooses() -> None:
+def test_a_note_describes_targets_unless_settings_select_them() -> None:
     for name, values, way_out in (
         ("rating", [5, 1, 4, None], '{ rating = ">= 4" }'),
         ("value", ["0.5", "1", "", "0"], '{ value = ">= 1" }'),
@@ -107,7 +107,7 @@ def test_codes_of_actions_may_be_integers() -> None:
     ]
 
 
-def test_columns_of_reserved_names_stop_nothing_and_are_not_kept() -> None:
+def test_owners_columns_with_reserved_names_are_accepted_and_ignored() -> None:
     dataset = read(
         None,
         value=["red", "blue", "", "red"],
@@ -118,10 +118,10 @@ def test_columns_of_reserved_names_stop_nothing_and_are_not_kept() -> None:
     )
     assert dataset.interactions.columns.columns == []
     assert not dataset.notes
-    kept = read(
+    declared = read(
         {"labels": ["rating"], "context": {"price": "numeric"}}, rating=[5, 1, 2, 4], price=["1.5", "2", "", "3"]
     )
-    assert kept.interactions.columns.columns == ["rating", "price"]
+    assert declared.interactions.columns.columns == ["rating", "price"]
     assert "'value', row 1" in refusal({"labels": ["value"]}, value=["red", "", "", ""])
 
 
@@ -129,11 +129,11 @@ def twice(**columns: list[Any]) -> dict[str, list[Any]]:
     return {name: values * 2 for name, values in (LOG | columns).items()}
 
 
-def test_rows_logged_twice_are_said_and_can_be_dropped() -> None:
+def test_rows_logged_twice_are_noted_and_can_be_dropped() -> None:
     frames = {"interactions": twice()}
-    kept = dataset_from_frames(frames)
-    assert len(kept.interactions) == 8
-    assert any("4 of 8 events are copies" in note and 'duplicates = "drop"' in note for note in kept.notes)
+    complete = dataset_from_frames(frames)
+    assert len(complete.interactions) == 8
+    assert any("4 of 8 events are copies" in note and 'duplicates = "drop"' in note for note in complete.notes)
     dropped = dataset_from_frames(frames, {"interactions": {"duplicates": "drop"}})
     assert dropped.fingerprint == read().fingerprint
     assert any("left out 4 of 8 events" in note for note in dropped.notes)
@@ -173,7 +173,7 @@ def test_copies_of_events_without_a_time_are_found_by_their_position() -> None:
 
 
 @pytest.mark.parametrize("kind", [pl.Int64, pl.String, pl.Float64])
-def test_positions_of_every_type(kind: type[pl.DataType]) -> None:
+def test_positions_of_every_type_order_the_events(kind: type[pl.DataType]) -> None:
     large = 0 if kind == pl.Float64 else 2**60
     positions = pl.Series([large + 2, large + 1, large, large]).cast(kind)
     dataset = dataset_from_frames({"interactions": LOG | {"timestamp": [None] * 4, "position": positions}})

@@ -1,4 +1,4 @@
-"""The fingerprint changes with everything that decides what is learned or judged, and with nothing else."""
+"""The fingerprint changes with everything that affects training or evaluation, and with nothing else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def frames() -> Frames:
-    """A small data set with a column of every kind."""
+    """Return the tables of a small data set with a column of every kind."""
     return {
         "interactions": pl.DataFrame(
             {
@@ -95,12 +95,12 @@ def frames() -> Frames:
     }
 
 
-def of(tables: Frames, chosen: dict[str, Any] = SETTINGS) -> str:
-    return dataset_from_frames(tables, chosen).fingerprint
+def fingerprint_of(tables: Frames, configuration: dict[str, Any] = SETTINGS) -> str:
+    return dataset_from_frames(tables, configuration).fingerprint
 
 
 def replaced(table: str, column: str, row: int, value: Any) -> Frames:
-    """The same tables with another value in one cell."""
+    """Return the tables with another value in one cell."""
     tables = frames()
     values = tables[table][column].to_list()
     assert values[row] != value
@@ -153,8 +153,8 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("table", "column", "row", "value"), CELLS)
-def test_every_value_that_decides_something_is_covered(table: str, column: str, row: int, value: Any) -> None:
-    assert of(replaced(table, column, row, value)) != of(frames())
+def test_every_value_with_an_effect_is_covered(table: str, column: str, row: int, value: Any) -> None:
+    assert fingerprint_of(replaced(table, column, row, value)) != fingerprint_of(frames())
 
 
 @pytest.mark.parametrize(
@@ -167,66 +167,74 @@ def test_every_value_that_decides_something_is_covered(table: str, column: str, 
     ],
 )
 def test_columns_that_nothing_reads_are_not_covered(table: str, column: str, row: int, value: Any) -> None:
-    assert of(replaced(table, column, row, value)) == of(frames())
+    assert fingerprint_of(replaced(table, column, row, value)) == fingerprint_of(frames())
 
 
 def test_names_of_sessions_and_impressions_are_not_covered() -> None:
     tables = frames()
     tables["interactions"] = tables["interactions"].with_columns(session_id="x" + pl.col("session_id").str.reverse())
     tables["impressions"] = tables["impressions"].with_columns(impression_id=9 - pl.col("impression_id"))
-    assert of(tables) == of(frames())
+    assert fingerprint_of(tables) == fingerprint_of(frames())
 
 
 def changed_settings(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    chosen: dict[str, Any] = json.loads(json.dumps(SETTINGS))
-    change(chosen)
-    return chosen
+    configuration: dict[str, Any] = json.loads(json.dumps(SETTINGS))
+    change(configuration)
+    return configuration
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda chosen: chosen.update(repeats=True),
-        lambda chosen: chosen["interactions"].pop("positive_actions"),
-        lambda chosen: chosen["interactions"].update(positive_actions=["view"]),
-        lambda chosen: chosen["interactions"].pop("labels"),
-        lambda chosen: chosen["interactions"]["context"].pop("shop"),
-        lambda chosen: chosen["items"].update(text="{title}"),
-        lambda chosen: chosen["items"].pop("released"),
-        lambda chosen: chosen["items"]["features"].pop("brand"),
-        lambda chosen: chosen["items"]["features"].update(blurb="categorical"),
-        lambda chosen: chosen["users"]["features"].pop("country"),
-        lambda chosen: chosen["impressions"].update(labels=[]),
-        lambda chosen: chosen["impressions"]["context"].pop("device"),
+        lambda configuration: configuration.update(repeats=True),
+        lambda configuration: configuration["interactions"].pop("positive_actions"),
+        lambda configuration: configuration["interactions"].update(positive_actions=["view"]),
+        lambda configuration: configuration["interactions"].pop("labels"),
+        lambda configuration: configuration["interactions"]["context"].pop("shop"),
+        lambda configuration: configuration["items"].update(text="{title}"),
+        lambda configuration: configuration["items"].pop("released"),
+        lambda configuration: configuration["items"]["features"].pop("brand"),
+        lambda configuration: configuration["items"]["features"].update(blurb="categorical"),
+        lambda configuration: configuration["users"]["features"].pop("country"),
+        lambda configuration: configuration["impressions"].update(labels=[]),
+        lambda configuration: configuration["impressions"]["context"].pop("device"),
     ],
 )
 def test_every_setting_is_covered(change: Callable[[dict[str, Any]], Any]) -> None:
-    assert of(frames(), changed_settings(change)) != of(frames())
+    assert fingerprint_of(frames(), changed_settings(change)) != fingerprint_of(frames())
 
 
 def test_the_name_is_not_covered() -> None:
-    assert of(frames(), changed_settings(lambda chosen: chosen.update(name="other"))) == of(frames())
-    every_action = changed_settings(lambda chosen: chosen["interactions"].update(positive_actions=["purchase", "view"]))
-    no_choice = changed_settings(lambda chosen: chosen["interactions"].pop("positive_actions"))
-    assert of(frames(), every_action) == of(frames(), no_choice)  # both say that every event may be a target
+    assert fingerprint_of(
+        frames(), changed_settings(lambda configuration: configuration.update(name="other"))
+    ) == fingerprint_of(frames())
+    every_action = changed_settings(
+        lambda configuration: configuration["interactions"].update(positive_actions=["purchase", "view"])
+    )
+    no_choice = changed_settings(lambda configuration: configuration["interactions"].pop("positive_actions"))
+    assert fingerprint_of(frames(), every_action) == fingerprint_of(
+        frames(), no_choice
+    )  # with both, every event may be a target
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_rows_is_not_covered_where_it_decides_nothing(seed: int) -> None:
+def test_the_order_of_rows_is_not_covered_if_it_has_no_effect(seed: int) -> None:
     tables = frames()
     for name in ("interactions", "items", "users"):
         tables[name] = tables[name].sample(fraction=1.0, shuffle=True, seed=seed)
-    assert of(tables) == of(frames())
+    assert fingerprint_of(tables) == fingerprint_of(frames())
 
 
-def test_the_order_of_rows_is_covered_where_it_decides_the_order_of_events() -> None:
-    tied = {"user_id": [1, 1, 2], "item_id": [5, 6, 5], "timestamp": [9, 9, 9]}
-    assert of({"interactions": pl.DataFrame(tied)}, {}) != of({"interactions": pl.DataFrame(tied).reverse()}, {})
+def test_the_order_of_rows_is_covered_if_it_decides_the_order_of_events() -> None:
+    rows_with_one_time = {"user_id": [1, 1, 2], "item_id": [5, 6, 5], "timestamp": [9, 9, 9]}
+    assert fingerprint_of({"interactions": pl.DataFrame(rows_with_one_time)}, {}) != fingerprint_of(
+        {"interactions": pl.DataFrame(rows_with_one_time).reverse()}, {}
+    )
     # Sessions of an undated log are split in the order of the file.
     undated = pl.DataFrame(
         {"user_id": [1, 1, 2], "session_id": ["a", "b", "c"], "item_id": [5, 6, 5], "position": [0, 1, 0]}
     )
-    assert of({"interactions": undated}, {}) != of({"interactions": undated.reverse()}, {})
+    assert fingerprint_of({"interactions": undated}, {}) != fingerprint_of({"interactions": undated.reverse()}, {})
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
@@ -242,7 +250,7 @@ def test_the_file_format_is_not_covered(tmp_path: Path, form: str) -> None:
         ]
         table.with_columns(*texts).write_csv(tmp_path / f"{name}.csv")
     (tmp_path / "dataset.toml").write_text(tomli_w.dumps(SETTINGS))
-    assert load_dataset(tmp_path).fingerprint == of(frames())
+    assert load_dataset(tmp_path).fingerprint == fingerprint_of(frames())
 
 
 def test_types_of_columns_are_not_covered() -> None:
@@ -257,8 +265,8 @@ def test_types_of_columns_are_not_covered() -> None:
             "loudness": pl.Float32,
         }
     )
-    moments = pl.from_epoch("timestamp", time_unit="ms").cast(pl.Datetime("us"))
-    tables["interactions"] = tables["interactions"].with_columns(moments)
+    event_times = pl.from_epoch("timestamp", time_unit="ms").cast(pl.Datetime("us"))
+    tables["interactions"] = tables["interactions"].with_columns(event_times)
     tables["items"] = tables["items"].cast(
         {"price": pl.Float32, "brand": pl.Categorical, "category": pl.Enum(["table", "shelf", "seat", "light"])}
     )
@@ -266,13 +274,13 @@ def test_types_of_columns_are_not_covered() -> None:
     tables["users"] = tables["users"].with_columns(
         pl.from_epoch("joined", time_unit="ms").dt.replace_time_zone("UTC"), pl.col("user_id").cast(pl.Int32)
     )
-    assert of(tables) == of(frames())
+    assert fingerprint_of(tables) == fingerprint_of(frames())
 
 
 def test_a_large_whole_number_is_covered_exactly() -> None:
     def numbers(value: float) -> str:
         items = frames()["items"].with_columns(price=pl.Series([value, 1, 2, 3]))
-        return of(frames() | {"items": items})
+        return fingerprint_of(frames() | {"items": items})
 
     assert numbers(2**40) != numbers(2**40 + 1)
     assert numbers(float(2**40)) == numbers(2**40)
@@ -293,24 +301,24 @@ def test_columns_have_one_fingerprint_only_if_they_are_equal(data: st.DataObject
     types: dict[str, pl.DataType] = {"categorical-list": pl.List(pl.String), "numeric": pl.Float64()}
     stored = types.get(kind, pl.String())
     log = pl.DataFrame({"user_id": [1, 2, 2], "item_id": [1, 2, 3], "position": [0, 0, 1]})
-    found = [
-        of(
+    fingerprints = [
+        fingerprint_of(
             {"interactions": log, "items": pl.DataFrame({"item_id": [1, 2, 3], "f": pl.Series(values, dtype=stored)})},
             {"items": {"features": {"f": kind}}},
         )
         for values in (first, second)
     ]
-    assert (found[0] == found[1]) == (first == second)
+    assert (fingerprints[0] == fingerprints[1]) == (first == second)
 
 
-def test_parts_of_any_size_give_the_same_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = of(frames())
-    monkeypatch.setattr(fingerprint, "ROWS_AT_ONCE", 8)  # a multiple of 8: bits of missing values are packed
-    assert of(frames()) == whole
+def test_the_size_of_parts_does_not_change_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fingerprint_of(frames())
+    monkeypatch.setattr(fingerprint, "ROWS_AT_ONCE", 8)  # a multiple of 8, since missing values are packed into bits
+    assert fingerprint_of(frames()) == whole
 
 
 def test_sessions_are_numbered_by_their_first_event() -> None:
-    number = fingerprint._session_numbers
-    assert number(np.array([4, 4, 2, 9, 2]), is_dated=True).tolist() == [0, 0, 1, 2, 1]
-    assert number(np.array([4, 4, 2, 9, 2]), is_dated=False).tolist() == [1, 1, 0, 2, 0]
-    assert number(np.array([], np.int64), is_dated=True).tolist() == []
+    session_numbers = fingerprint._session_numbers
+    assert session_numbers(np.array([4, 4, 2, 9, 2]), is_dated=True).tolist() == [0, 0, 1, 2, 1]
+    assert session_numbers(np.array([4, 4, 2, 9, 2]), is_dated=False).tolist() == [1, 1, 0, 2, 0]
+    assert session_numbers(np.array([], np.int64), is_dated=True).tolist() == []

@@ -1,4 +1,4 @@
-"""Dataset.from_frames: frames of other libraries, column names, and one line for each mistake."""
+"""Data sets from frames in memory: frames of other libraries, column names, and one line for each mistake."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ITEMS: dict[str, list[Any]] = {"item_id": [5, 6, 7], "title": ["a", None, "c"], 
 
 
 class Missing:
-    """Stands for pandas.NA: pandas is not installed here."""
+    """Replacement for pandas.NA, since pandas is not installed for tests."""
 
 
 Missing.__name__ = "NAType"
@@ -30,14 +30,14 @@ NA = Missing()
 
 
 class Index:
-    """The row labels of a pandas frame."""
+    """Row labels of a pandas frame."""
 
     def __init__(self, *names: str | None) -> None:
         self.names = names
 
 
 class PandasLike:
-    """A frame with the interface of pandas that is read when it cannot export Arrow: columns, [name], to_numpy."""
+    """Frame with the interface of pandas that is used if it cannot export Arrow: columns, [name], to_numpy."""
 
     def __init__(self, columns: dict[Any, Any], *, index: str | None = None, exports: bool = False) -> None:
         self.data = columns
@@ -77,7 +77,7 @@ class SeriesLike:
 
 
 def frames(log: dict[str, Any]) -> list[object]:
-    """The same table in every form that is accepted."""
+    """Return the same table in every accepted form."""
     return [
         pl.DataFrame(log),
         pl.LazyFrame(log),
@@ -105,12 +105,12 @@ def test_frames_of_every_library_are_the_same_data() -> None:
     fingerprints = {Dataset.from_frames(interactions=log).fingerprint for log in frames(LOG)}
     assert len(fingerprints) == 1
     items = [ITEMS, pl.DataFrame(ITEMS), pa.table(ITEMS), PandasLike(ITEMS)]
-    tables = [Dataset.from_frames(interactions=LOG, items=each).catalog.table for each in items]
+    tables = [Dataset.from_frames(interactions=LOG, items=table).catalog.table for table in items]
     assert all(table.equals(tables[0]) for table in tables)
     assert tables[0]["price"].to_list() == [1.5, None, 2.0]
 
 
-def test_all_tables_settings_and_name() -> None:
+def test_a_data_set_of_all_tables_with_settings_and_a_name() -> None:
     dataset = Dataset.from_frames(
         interactions=LOG,
         items=ITEMS,
@@ -148,12 +148,12 @@ def test_missing_values_of_pandas_are_missing() -> None:
     assert table.select("title", "size", "count").rows() == [("a", 1.0, 1), (None, None, None), (None, 2.0, 3)]
 
 
-def test_row_labels_of_pandas_without_a_name_are_no_column() -> None:
+def test_row_labels_of_pandas_without_a_name_are_not_a_column() -> None:
     items = pa.table(ITEMS | {"__index_level_0__": [3, 4, 5]})
     assert Dataset.from_frames(LOG, items=items).catalog.table.columns == list(ITEMS)
 
 
-def test_columns_of_other_names() -> None:
+def test_columns_with_other_names_can_be_mapped() -> None:
     expected = Dataset.from_frames(interactions=LOG, items=ITEMS)
     log = pl.DataFrame(LOG).rename({"user_id": "CustomerID", "item_id": "sku", "timestamp": "at"})
     items = pl.DataFrame(ITEMS).rename({"item_id": "sku"})
@@ -165,13 +165,13 @@ def test_columns_of_other_names() -> None:
         "items": {"item_id": "sku"},
     }
     assert Dataset.from_frames(interactions=log, items=items, columns=mixed).fingerprint == expected.fingerprint
-    own = Dataset.from_frames(
+    renamed = Dataset.from_frames(
         interactions=log,
         items=ITEMS,
         columns={"timestamp": "at"},
         settings={"interactions": {"rename": {"user_id": "CustomerID", "item_id": "sku"}}},
     )
-    assert own.fingerprint == expected.fingerprint
+    assert renamed.fingerprint == expected.fingerprint
 
 
 def test_names_of_rectools_and_recbole_need_no_mapping() -> None:
@@ -192,7 +192,7 @@ def test_names_of_rectools_and_recbole_need_no_mapping() -> None:
     assert any("whatever its rating (1 to 5)" in note for note in dataset.notes)
 
 
-def test_a_name_of_rectools_is_left_alone_where_the_standard_name_is_there() -> None:
+def test_a_name_of_rectools_is_ignored_if_the_standard_name_exists() -> None:
     both = LOG | {"datetime": ["x"] * 4}
     assert Dataset.from_frames(both).fingerprint == Dataset.from_frames(LOG).fingerprint
     mapped = {"datetime" if name == "timestamp" else name: values for name, values in LOG.items()} | {
@@ -220,8 +220,8 @@ def test_a_name_of_rectools_is_left_alone_where_the_standard_name_is_there() -> 
         (LOG | {"item_id": [1.0, 2.0, 2.5, 3.0]}, {}, ("'item_id', row 3", "2.5 is no exact whole number")),
         (LOG | {"user_id": ["a", "b"]}, {}, ("different lengths", "user_id 2", "item_id 4")),
         (pl.DataFrame(LOG).drop("item_id"), {}, ("'item_id' is missing", 'columns={"item_id": "<its name here>"}')),
-        (pl.DataFrame(LOG).clear(), {}, ("holds no events",)),
-        ({name: [] for name in LOG}, {}, ("holds no events",)),
+        (pl.DataFrame(LOG).clear(), {}, ("contains no events",)),
+        ({name: [] for name in LOG}, {}, ("contains no events",)),
         ({}, {}, ("'item_id' is missing",)),
         (pa.table([[1], [2]], names=["a", "a"]), {}, ("'a' occurs 2 times",)),
         ([1, 2, 3], {}, ("is a list", "data frame")),
@@ -246,7 +246,9 @@ def test_a_name_of_rectools_is_left_alone_where_the_standard_name_is_there() -> 
         ),
     ],
 )
-def test_every_mistake_is_one_line(log: object, options: dict[str, Any], parts: tuple[str, ...]) -> None:
+def test_every_mistake_raises_an_error_of_one_line(
+    log: object, options: dict[str, Any], parts: tuple[str, ...]
+) -> None:
     message = refusal(log, **options)
     assert not [part for part in parts if part not in message], message
 
@@ -267,7 +269,7 @@ def test_whole_floats_are_ids_and_huge_integers_are_text() -> None:
     assert huge.catalog.ids.external.to_list() == ["1", "1180591620717411303424", "2"]
 
 
-def test_times_of_python_and_numpy() -> None:
+def test_times_of_python_and_numpy_are_read() -> None:
     expected = Dataset.from_frames(LOG).fingerprint
     naive = [datetime.fromtimestamp(second, UTC).replace(tzinfo=None) for second in LOG["timestamp"]]
     aware = [datetime.fromtimestamp(second, UTC) for second in LOG["timestamp"]]
@@ -280,7 +282,7 @@ def test_times_of_python_and_numpy() -> None:
         assert Dataset.from_frames(LOG | {"timestamp": times}).fingerprint == expected
 
 
-def test_ids_of_arrow_dictionaries_and_categories() -> None:
+def test_ids_in_arrow_dictionaries_and_categories_are_read() -> None:
     expected = Dataset.from_frames(LOG).fingerprint
     table = pa.table(LOG)
     encoded = table.set_column(0, "user_id", table["user_id"].dictionary_encode())
@@ -289,7 +291,7 @@ def test_ids_of_arrow_dictionaries_and_categories() -> None:
     assert Dataset.from_frames(categories).fingerprint == expected
 
 
-def test_lazy_frames_that_fail_are_one_line() -> None:
+def test_a_lazy_frame_that_fails_raises_an_error_of_one_line() -> None:
     broken = pl.LazyFrame(LOG).with_columns(pl.col("user_id").str.to_integer())
     assert "toys/interactions: the frame cannot be computed" in refusal(broken)
     assert "toys" in refusal(pl.LazyFrame(LOG).select("nothing"))

@@ -1,4 +1,4 @@
-"""Impressions: what one request is, labels as they come, and rows that are copies."""
+"""Reader of impressions: rows that are one request, labels in every form, and rows that are copies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nextitem.data.readers import dataset_from_frames
 
 T0 = 1_700_000_000
 DAY = 86_400
-SHOWN: dict[str, list[Any]] = {
+IMPRESSIONS: dict[str, list[Any]] = {
     "impression_id": ["a", "a", "b", "b"],
     "user_id": [1, 1, 2, 2],
     "item_id": [5, 6, 6, 7],
@@ -25,7 +25,7 @@ SHOWN: dict[str, list[Any]] = {
 
 
 def read(settings: dict[str, Any] | None = None, **columns: list[Any] | pl.Series) -> Dataset:
-    return dataset_from_frames({"impressions": SHOWN | columns}, {"impressions": settings or {}})
+    return dataset_from_frames({"impressions": IMPRESSIONS | columns}, {"impressions": settings or {}})
 
 
 def requests(dataset: Dataset) -> list[int]:
@@ -49,15 +49,14 @@ def test_ids_that_count_from_0_for_each_user_are_different_requests() -> None:
     dataset = read(impression_id=[0, 1, 0, 1])
     assert requests(dataset) == [0, 1, 2, 3]
     assert any("2 impression_ids occur under several users" in note for note in dataset.notes)
-    shown = dataset.impressions
-    assert shown is not None
+    assert dataset.impressions is not None
     batch = impression_requests(dataset, np.zeros(4, np.int64), np.ones(4, np.bool_))
     assert batch.user_ids is not None
     assert batch.user_ids.tolist() == dataset.users.keys[[1, 1, 2, 2]].tolist()
     assert not read().notes
 
 
-def test_rows_of_an_unknown_user_are_a_request_of_their_own() -> None:
+def test_rows_of_an_unknown_user_are_a_separate_request() -> None:
     dataset = read(impression_id=["a"] * 4, user_id=[1, None, 1, None])
     assert requests(dataset) == [0, 1, 0, 1]
     assert any("with and without one" in note for note in dataset.notes)
@@ -66,13 +65,13 @@ def test_rows_of_an_unknown_user_are_a_request_of_their_own() -> None:
     assert text.impressions.user_ids.tolist() == [1, 0, 2, 0]
 
 
-def test_an_id_that_comes_again_on_another_day_is_another_request() -> None:
+def test_an_id_that_occurs_again_on_another_day_is_another_request() -> None:
     dataset = read(
         impression_id=["a"] * 4, user_id=[1] * 4, timestamp=[T0, T0 + 3 * DAY, T0 + 600, T0 + 3 * DAY - 3600]
     )
     assert requests(dataset) == [0, 1, 0, 1]
-    assert any("1 impression_ids come again" in note for note in dataset.notes)
-    # A page that is scrolled for hours, each row dated when it is seen, is one request.
+    assert any("1 impression_ids occur again" in note for note in dataset.notes)
+    # A page that is scrolled for hours, with the time at which each row is seen, is one request.
     long = read(impression_id=["a", "a", "a", "b"], user_id=[1] * 4, timestamp=[T0, T0 + DAY, T0 + 2 * DAY, T0])
     assert requests(long) == [0, 0, 0, 1]
     assert not long.notes
@@ -91,17 +90,17 @@ def test_an_id_that_comes_again_on_another_day_is_another_request() -> None:
         [1.0, 0.0, float("nan"), 1.0],
     ],
 )
-def test_labels_are_yes_no_or_not_known(values: list[Any]) -> None:
+def test_labels_are_yes_no_or_unknown(values: list[Any]) -> None:
     dataset = read({"labels": ["click"]}, click=values)
     assert labels(dataset) == [1.0, 0.0, None, 1.0]
     assert any("label 'click' is empty in 1 of 4 rows" in note for note in dataset.notes)
     batch = impression_requests(dataset, np.zeros(2, np.int64), np.ones(2, np.bool_))
-    found = batch.candidate_labels["click"].values
-    assert found.isnan().tolist() == [False, False, True, False]
-    assert found[~found.isnan()].tolist() == [1.0, 0.0, 1.0]
+    candidate_labels = batch.candidate_labels["click"].values
+    assert candidate_labels.isnan().tolist() == [False, False, True, False]
+    assert candidate_labels[~candidate_labels.isnan()].tolist() == [1.0, 0.0, 1.0]
 
 
-def test_grades_are_said_and_may_be_cut() -> None:
+def test_grades_are_noted_and_a_setting_can_divide_them() -> None:
     grades = {"grade": [0, 4, 2, None]}
     dataset = read({"labels": ["grade"]}, **grades)
     assert labels(dataset, "grade") == [0, 4, 2, None]
@@ -118,7 +117,7 @@ def test_slots_of_text_are_not_read_and_other_slots_are_checked() -> None:
     dataset = read(slot=["top", "left", "top", ""], propensity=["high", "low", "", ""])
     assert dataset.impressions is not None
     assert dataset.impressions.columns.columns == []
-    assert any("'slot' holds no numbers" in note for note in dataset.notes)
+    assert any("'slot' contains no numbers" in note for note in dataset.notes)
     zero = read(slot=["0", "1", "0", "1"])
     assert any("'slot' is 0 in 2 rows" in note for note in zero.notes)
     for slots in ([1, -1, 1, 2], [1, 1.5, 1, 2]):
@@ -126,25 +125,25 @@ def test_slots_of_text_are_not_read_and_other_slots_are_checked() -> None:
     assert "'propensity', row 2: '1.5'" in refusal({}, propensity=["0.5", "1.5", "", ""])
 
 
-def test_rows_logged_twice_are_said_and_can_be_dropped() -> None:
-    shown = {name: values * 2 for name, values in (SHOWN | {"click": [0, 1, 0, 0]}).items()}
+def test_rows_logged_twice_are_noted_and_can_be_dropped() -> None:
+    copies = {name: values * 2 for name, values in (IMPRESSIONS | {"click": [0, 1, 0, 0]}).items()}
     settings = {"labels": ["click"]}
-    dataset = dataset_from_frames({"impressions": shown}, {"impressions": settings})
+    dataset = dataset_from_frames({"impressions": copies}, {"impressions": settings})
     assert any("4 of 8 rows are copies" in note for note in dataset.notes)
-    dropped = dataset_from_frames({"impressions": shown}, {"impressions": settings | {"duplicates": "drop"}})
+    dropped = dataset_from_frames({"impressions": copies}, {"impressions": settings | {"duplicates": "drop"}})
     assert requests(dropped) == [0, 0, 1, 1]
-    kept = dataset_from_frames({"impressions": shown}, {"impressions": settings | {"duplicates": "keep"}})
-    assert len(requests(kept)) == 8
-    assert not kept.notes
+    complete = dataset_from_frames({"impressions": copies}, {"impressions": settings | {"duplicates": "keep"}})
+    assert len(requests(complete)) == 8
+    assert not complete.notes
 
 
-def test_users_without_events_are_said() -> None:
+def test_the_number_of_users_without_events_is_noted() -> None:
     log = {"user_id": [1, 1, 3], "item_id": [5, 6, 7], "timestamp": [T0, T0 + 1, T0 + 2]}
-    notes = dataset_from_frames({"interactions": log, "impressions": SHOWN}).notes
+    notes = dataset_from_frames({"interactions": log, "impressions": IMPRESSIONS}).notes
     assert notes == ("data/impressions: 1 of 2 users have no event in data/interactions, so their history is empty",)
 
 
-def test_a_request_of_one_label_less_candidate_has_nan_and_slots_have_numbers() -> None:
+def test_missing_labels_are_nan_and_missing_slots_are_zero() -> None:
     dataset = read({"labels": ["click", "buy"]}, click=[1, None, 0, 0], buy=[None] * 4, slot=[1, None, 1, 2])
     batch = impression_requests(dataset, np.zeros(2, np.int64), np.ones(2, np.bool_))
     assert batch.candidate_features["slot"].values.tolist() == [1, 0, 1, 2]

@@ -1,4 +1,4 @@
-"""The end of a log, and what its events count, with and without dates that are centuries off."""
+"""The end of a log, and the weights of its events, with and without dates that are wrong by centuries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_an_even_log_ends_with_its_last_event(count: int, days: float) -> None:
 
 
 @pytest.mark.parametrize("years", [-900, -50, 76, 8000])
-def test_one_percent_of_stray_dates_is_left_out(years: int) -> None:
+def test_one_percent_of_stray_dates_has_no_effect(years: int) -> None:
     times = even_log(1000, 400)
     strays = times[:9] + years * YEAR_MS
     both = np.random.default_rng(0).permutation(np.concatenate([times, strays]))
@@ -36,7 +36,7 @@ def test_one_percent_of_stray_dates_is_left_out(years: int) -> None:
     assert first_time(both) == times.min()
 
 
-def test_weights_halve_in_a_half_life() -> None:
+def test_a_weight_is_halved_after_a_half_life() -> None:
     times = NOW + np.array([0, 10, 20, 20]) * DAY_MS
     assert half_life_weights(times, 10).tolist() == [0.25, 0.5, 1, 1]
     assert half_life_weights(times[:0], 10).tolist() == []
@@ -44,7 +44,7 @@ def test_weights_halve_in_a_half_life() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(101, 600), st.floats(0.1, 2000), st.sampled_from([1.0, 40.0, 800.0]), st.integers(0, 2**31))
-def test_a_stray_date_counts_no_more_than_twice_what_the_latest_count(
+def test_a_stray_date_has_at_most_twice_the_weight_of_the_latest_events(
     count: int, half_life: float, days: float, seed: int
 ) -> None:
     times = even_log(count, days)
@@ -52,7 +52,7 @@ def test_a_stray_date_counts_no_more_than_twice_what_the_latest_count(
     plain, weights = half_life_weights(times, half_life), half_life_weights(np.append(times, stray), half_life)
     assert weights.max() == 1
     assert np.sort(weights[:-1])[int(0.99 * count)] >= 0.5
-    # Beside one another the others count what they counted, but for those that are capped at 1.
+    # The ratios of the other weights do not change, except for weights that are capped at 1.
     below = (plain < 0.5) & (plain > 1e-200)
     if below.any():
         ratios = weights[:-1][below] / plain[below]

@@ -1,4 +1,4 @@
-"""Next-item sequences: every event is predicted once, nothing leaks, epochs are reproducible."""
+"""Next-item sequences: every event is predicted once, from earlier events alone, and epochs are reproducible."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ LOGS = st.lists(st.lists(st.integers(1, 9), max_size=9), min_size=1, max_size=6)
 def log_of(sequences: list[list[int]], positive: list[list[bool]] | None = None) -> Interactions:
     users = [user for user, row in enumerate(sequences, start=1) for _ in row]
     items = [item for row in sequences for item in row]
-    may = None if positive is None else np.array([flag for row in positive for flag in row])
-    return Interactions(np.array(users, np.int32), np.array(items, np.int32), len(sequences), 9, positive=may)
+    positive_flags = None if positive is None else np.array([flag for row in positive for flag in row])
+    return Interactions(
+        np.array(users, np.int32), np.array(items, np.int32), len(sequences), 9, positive=positive_flags
+    )
 
 
 def pairs(examples: NextItemSequences, batch_size: int = 2, epoch: int = 0) -> list[tuple[list[int], list[int]]]:
-    found = []
+    examples_by_batch = []
     for batch in examples.batches(batch_size, epoch=epoch, seed=3):
-        found += list(zip(batch.items.to_lists(), batch.targets.to_lists(), strict=True))
-    return found
+        examples_by_batch += list(zip(batch.items.to_lists(), batch.targets.to_lists(), strict=True))
+    return examples_by_batch
 
 
 @given(LOGS, st.integers(1, 5))
-def test_every_event_but_the_first_is_predicted_once_from_what_came_before(rows: list[list[int]], length: int) -> None:
+def test_every_event_but_the_first_is_predicted_once_from_earlier_events(rows: list[list[int]], length: int) -> None:
     examples = NextItemSequences(log_of(rows), max_length=length)
     steps = Counter((row[i], row[i + 1]) for row in rows for i in range(len(row) - 1))
-    found = Counter((a, b) for inputs, targets in pairs(examples) for a, b in zip(inputs, targets, strict=True))
-    assert found == steps
+    predicted = Counter((a, b) for inputs, targets in pairs(examples) for a, b in zip(inputs, targets, strict=True))
+    assert predicted == steps
     for inputs, targets in pairs(examples):
         assert len(inputs) <= length
         assert inputs[1:] == targets[:-1]
@@ -65,18 +67,18 @@ def test_batches_are_a_function_of_seed_epoch_and_place(start: int) -> None:
     rows = [[1 + (user + step) % 9 for step in range(2 + user % 5)] for user in range(9)]
     examples = NextItemSequences(log_of(rows), max_length=4)
 
-    def spelled(epoch: int, begin: int) -> list[tuple[list[list[int]], int]]:
-        found = examples.batches(2, epoch=epoch, seed=3, start=begin)
-        return [(batch.items.to_lists(), batch.seed) for batch in found]
+    def batches_from(epoch: int, begin: int) -> list[tuple[list[list[int]], int]]:
+        batches = examples.batches(2, epoch=epoch, seed=3, start=begin)
+        return [(batch.items.to_lists(), batch.seed) for batch in batches]
 
-    whole = spelled(1, 0)
+    whole = batches_from(1, 0)
     assert len(whole) == examples.num_batches(2) == 5
-    assert spelled(1, start) == whole[start:]
-    assert spelled(2, 0) != whole
+    assert batches_from(1, start) == whole[start:]
+    assert batches_from(2, 0) != whole
     assert len({seed for _, seed in whole}) == len(whole)
 
 
-def test_little_work_falls_on_padding() -> None:
+def test_batches_contain_little_padding() -> None:
     rng = np.random.default_rng(0)
     rows = [rng.integers(1, 10, 2 + int(rng.pareto(1.5) * 4)).tolist()[:50] for _ in range(3000)]
     real = padded = 0
@@ -86,7 +88,7 @@ def test_little_work_falls_on_padding() -> None:
     assert real / padded > 0.9
 
 
-def test_batches_have_as_many_events_each_so_that_a_mean_over_a_batch_weighs_events_alike() -> None:
+def test_batches_have_similar_numbers_of_events() -> None:
     rng = np.random.default_rng(0)
     rows = [rng.integers(1, 10, 2 + int(rng.pareto(1.5) * 4)).tolist()[:50] for _ in range(3000)]
     batches = NextItemSequences(log_of(rows), max_length=50).batches(128, epoch=0, seed=0)
@@ -96,16 +98,16 @@ def test_batches_have_as_many_events_each_so_that_a_mean_over_a_batch_weighs_eve
 
 
 @given(LOGS, st.integers(1, 4))
-def test_no_batch_is_empty_however_uneven_the_lengths(rows: list[list[int]], batch_size: int) -> None:
+def test_no_batch_is_empty_for_uneven_lengths(rows: list[list[int]], batch_size: int) -> None:
     examples = NextItemSequences(log_of(rows), max_length=9)
     counts = [batch.items.num_rows for batch in examples.batches(batch_size, epoch=0, seed=0)]
     assert len(counts) == examples.num_batches(batch_size)
     assert all(counts)
 
 
-def test_a_sequence_holds_its_inputs_and_targets_and_no_other_s() -> None:
+def test_a_sequence_contains_its_own_inputs_and_targets_only() -> None:
     batch = NextItemBatch(Jagged.from_rows([[1, 2], [5]]), Jagged.from_rows([[2, 3], [1]]), seed=0)
-    assert batch.holds(torch.tensor([[1, 2, 3, 5, 4], [1, 2, 3, 5, 4]])).tolist() == [
+    assert batch.contains(torch.tensor([[1, 2, 3, 5, 4], [1, 2, 3, 5, 4]])).tolist() == [
         [True, True, True, False, False],
         [True, False, False, True, False],
     ]

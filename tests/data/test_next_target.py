@@ -1,4 +1,4 @@
-"""Every target once, with exactly the events before it; resumable and drawn from (seed, epoch)."""
+"""Next targets: every target once, with exactly the events before it; resumable, random by (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ Example = tuple[int, tuple[int, ...], int]
 def log_of(sequences: list[list[int]], positive: list[list[bool]] | None = None) -> Interactions:
     items = np.array([item for row in sequences for item in row], np.int32)
     users = np.repeat(np.arange(1, len(sequences) + 1), [len(row) for row in sequences]).astype(np.int32)
-    may = None if positive is None else np.array([value for row in positive for value in row], bool)
-    return Interactions(users, items, len(sequences), 9, positive=may)
+    positive_flags = None if positive is None else np.array([value for row in positive for value in row], bool)
+    return Interactions(users, items, len(sequences), 9, positive=positive_flags)
 
 
 def next_targets(log: Interactions, **settings: Any) -> NextTargets:
-    """Examples whose users are known by their numbers."""
+    """Return examples whose user keys are the users' numbers."""
     return NextTargets(log, user_keys=np.arange(log.num_users + 1), **settings)
 
 
 def examples_of(source: NextTargets, size: int, *, epoch: int = 0, seed: int = 0, start: int = 0) -> list[Example]:
-    found: list[Example] = []
+    examples: list[Example] = []
     for batch in source.batches(size, epoch=epoch, seed=seed, start=start):
         assert batch.user_ids is not None
         assert batch.targets is not None
         histories = [tuple(row) for row in batch.items.to_lists()]
         targets = [row[0] for row in batch.targets.to_lists()]
-        found += list(zip(batch.user_ids.tolist(), histories, targets, strict=True))
-    return found
+        examples += list(zip(batch.user_ids.tolist(), histories, targets, strict=True))
+    return examples
 
 
 def expected(sequences: list[list[int]], positive: list[list[bool]], length: int) -> list[Example]:
-    found = []
+    examples = []
     for user, (row, flags) in enumerate(zip(sequences, positive, strict=True), start=1):
-        events = [(item, may) for item, may in zip(row, flags, strict=True) if item > 0]
+        events = [(item, is_positive) for item, is_positive in zip(row, flags, strict=True) if item > 0]
         for place in range(1, len(events)):
             if events[place][1]:
                 history = tuple(item for item, _ in events[max(0, place - length) : place])
-                found.append((user, history, events[place][0]))
-    return sorted(found)
+                examples.append((user, history, events[place][0]))
+    return sorted(examples)
 
 
 @settings(deadline=None)
@@ -58,14 +58,14 @@ def expected(sequences: list[list[int]], positive: list[list[bool]], length: int
     st.integers(1, 5),
     st.integers(1, 4),
 )
-def test_an_epoch_holds_every_target_once_with_its_history(
+def test_an_epoch_contains_every_target_once_with_its_history(
     rows: list[list[tuple[int, bool]]], length: int, size: int
 ) -> None:
     sequences, positive = [[i for i, _ in row] for row in rows], [[p for _, p in row] for row in rows]
     source = next_targets(log_of(sequences, positive), max_length=length)
-    found = examples_of(source, size)
-    assert sorted(found) == expected(sequences, positive, length)
-    assert source.num_batches(size) == -(-len(found) // size)
+    examples = examples_of(source, size)
+    assert sorted(examples) == expected(sequences, positive, length)
+    assert source.num_batches(size) == -(-len(examples) // size)
 
 
 SEQUENCES = [[1 + (user * 7 + step) % 9 for step in range(2 + user % 9)] for user in range(60)]
@@ -81,22 +81,22 @@ def test_batches_are_a_function_of_seed_and_epoch_and_resume_anywhere() -> None:
     assert examples_of(source, 8, epoch=3, seed=2) != whole
 
 
-def test_a_drawn_epoch_has_no_target_twice_and_all_come_in_time() -> None:
+def test_a_sampled_epoch_repeats_no_target_and_all_occur_equally_often() -> None:
     source = next_targets(log_of(SEQUENCES), max_length=20, per_epoch=40)
-    every = set(examples_of(next_targets(log_of(SEQUENCES), max_length=20), 8))
-    seen: dict[Example, int] = dict.fromkeys(every, 0)
+    all_examples = set(examples_of(next_targets(log_of(SEQUENCES), max_length=20), 8))
+    counts: dict[Example, int] = dict.fromkeys(all_examples, 0)
     for epoch in range(300):
-        drawn = examples_of(source, 8, epoch=epoch)
-        assert len(drawn) == len(set(drawn)) == 40
-        for example in drawn:
-            seen[example] += 1
-    # Each is drawn 300 * 40 / n times; 6 standard deviations are far below half of that.
-    mean = 300 * 40 / len(every)
-    assert min(seen.values()) > mean / 2
-    assert max(seen.values()) < mean * 1.5
+        epoch_examples = examples_of(source, 8, epoch=epoch)
+        assert len(epoch_examples) == len(set(epoch_examples)) == 40
+        for example in epoch_examples:
+            counts[example] += 1
+    # Each is sampled 300 * 40 / n times on average; 6 standard deviations are far below half of that.
+    mean = 300 * 40 / len(all_examples)
+    assert min(counts.values()) > mean / 2
+    assert max(counts.values()) < mean * 1.5
 
 
-def test_little_work_falls_on_padding() -> None:
+def test_batches_contain_little_padding() -> None:
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1, 10, rng.geometric(0.15) + 1).tolist() for _ in range(3000)]
     real = padded = 0
@@ -117,12 +117,12 @@ def test_validation_and_test_items_are_never_targets(real_data: Path) -> None:
     histories = split.validation.items
     final = histories.values[histories.offsets[1:] - 1].numpy()
     users = split.train.users.numbers_of(split.validation.user_ids.numpy())
-    has = last[users] > 0
-    assert bool((last[users][has] == final[has]).all())
+    has_target = last[users] > 0
+    assert bool((last[users][has_target] == final[has_target]).all())
 
 
 @pytest.mark.parametrize("sequences", [[[]], [[4]], [[1], [2]]])
-def test_logs_without_targets_give_no_batches(sequences: list[list[int]]) -> None:
+def test_logs_without_targets_have_no_batches(sequences: list[list[int]]) -> None:
     source = next_targets(log_of(sequences), max_length=3)
     assert source.num_batches(4) == 0
     assert examples_of(source, 4) == []

@@ -1,4 +1,4 @@
-"""Reading a data set: numbering, order, times, ids, texts, and the real sets."""
+"""Reading a data set: numbering, order, times, ids, texts, and real data sets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BASE_MS = 1_700_000_000_000
 
 
 def load(folder: Path, **files: Any) -> Dataset:
-    """Loads a folder of the given tables: frames (dicts) as Parquet, text as CSV or TOML."""
+    """Write a folder of tables and load it: frames (dicts) become Parquet, texts become CSV or TOML."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         if name == "toml":
@@ -42,7 +42,7 @@ def load(folder: Path, **files: Any) -> Dataset:
 
 
 def rows(dataset: Dataset) -> list[tuple[Any, Any]]:
-    """(user id, item id) of every event, as the owner wrote them."""
+    """Return (user id, item id) of every event, in the owner's ids."""
     log = dataset.interactions
     return list(zip(dataset.users.ids.decode(log.user_ids), dataset.catalog.ids.decode(log.item_ids), strict=True))
 
@@ -63,7 +63,7 @@ def test_events_are_sorted_by_user_time_position_and_row(tmp_path: Path) -> None
 
 
 def test_ties_keep_the_order_of_rows_in_long_logs() -> None:
-    # An unstable sort moves equal keys only in arrays that are long enough to be split.
+    # An unstable sort moves equal keys only in arrays that are long enough to be divided.
     count = 20_000
     users = np.random.default_rng(0).integers(0, 50, count)
     frame = pl.DataFrame({"user_id": users, "item_id": np.arange(count), "timestamp": np.full(count, 7)})
@@ -73,11 +73,11 @@ def test_ties_keep_the_order_of_rows_in_long_logs() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.booleans())
-def test_event_order_is_that_of_a_plain_stable_sort(seed: int, keys: int, wide: bool) -> None:
-    draw = np.random.default_rng(seed)
-    count = int(draw.integers(0, 40))
-    users = draw.integers(1, 5, count).astype(np.int32)
-    columns = [draw.integers(0, 2**61 if wide else 4, count) for _ in range(keys)]
+def test_event_order_is_that_of_a_plain_stable_sort(seed: int, keys: int, has_wide_values: bool) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(0, 40))
+    users = rng.integers(1, 5, count).astype(np.int32)
+    columns = [rng.integers(0, 2**61 if has_wide_values else 4, count) for _ in range(keys)]
     expected = sorted(range(count), key=lambda row: (users[row], *(column[row] for column in columns)))
     order = events.event_order(users, *columns)
     assert (list(range(count)) if order is None else order.tolist()) == expected
@@ -89,7 +89,7 @@ def test_position_alone_orders_events(tmp_path: Path) -> None:
     assert dataset.interactions.timestamps is None
 
 
-def test_missing_time_takes_the_place_of_the_event_before_it(tmp_path: Path) -> None:
+def test_an_event_without_a_time_has_the_place_of_the_event_before_it(tmp_path: Path) -> None:
     dataset = load(
         tmp_path,
         interactions={
@@ -132,7 +132,7 @@ def test_times_become_milliseconds(times: pl.Series, expected_ms: list[int]) -> 
     assert log.timestamps.tolist() == expected_ms
 
 
-def test_datetime_with_a_zone_is_turned_to_utc() -> None:
+def test_datetimes_with_a_zone_are_converted_to_utc() -> None:
     times = pl.Series(["2020-01-01 12:00", "2020-01-02 12:00"]).str.to_datetime().dt.replace_time_zone("Asia/Tokyo")
     frame = pl.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "timestamp": times})
     log = dataset_from_frames({"interactions": frame}).interactions
@@ -165,7 +165,7 @@ def test_text_ids_of_the_log_do_not_become_numbers_of_the_items(tmp_path: Path) 
         )
 
 
-def test_ids_of_any_size(tmp_path: Path) -> None:
+def test_ids_beyond_64_bits_are_read(tmp_path: Path) -> None:
     huge = 2**70
     dataset = load(
         tmp_path,
@@ -201,7 +201,7 @@ def test_same_log_in_csv_and_parquet_is_the_same_data_set(tmp_path: Path) -> Non
     assert text.catalog.text.to_list() == columns.catalog.text.to_list() == ['5,5 inch "frame"', "7"]
 
 
-def test_fingerprint_knows_events_and_items_but_not_the_order_of_rows() -> None:
+def test_the_fingerprint_depends_on_events_but_not_on_the_order_of_rows() -> None:
     frame = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [1, 2, 3], "timestamp": [1, 2, 3]})
     first = dataset_from_frames({"interactions": frame}).fingerprint
     assert dataset_from_frames({"interactions": frame.reverse()}).fingerprint == first
@@ -209,20 +209,20 @@ def test_fingerprint_knows_events_and_items_but_not_the_order_of_rows() -> None:
     assert dataset_from_frames({"interactions": changed}).fingerprint != first
 
 
-def test_anonymous_sessions_stand_as_users(tmp_path: Path) -> None:
+def test_anonymous_sessions_are_read_as_users(tmp_path: Path) -> None:
     dated = {"session_id": ["s9", "s1", "s9"], "item_id": [1, 2, 3], "timestamp": [10, 30, 20]}
     dataset = load(tmp_path / "dated", interactions=dated)
     assert dataset.anonymous
     assert rows(dataset) == [("s1", 2), ("s9", 1), ("s9", 3)]
     undated = {"session_id": ["s9", "s1", "s9"], "item_id": [1, 2, 3], "position": [1, 0, 0]}
-    # Without times the order of appearance is all there is of the order of sessions.
+    # Without times, the order of appearance is the only order of sessions.
     order = [("s9", 3), ("s9", 1), ("s1", 2)]
     assert rows(load(tmp_path / "undated", interactions=undated)) == order
     partly = undated | {"timestamp": [10, 20, None]}
     assert rows(load(tmp_path / "partly", interactions=partly)) == order
 
 
-def test_sessions_of_users_are_numbered_as_they_appear(tmp_path: Path) -> None:
+def test_sessions_of_users_are_numbered_in_order_of_appearance(tmp_path: Path) -> None:
     dataset = load(
         tmp_path,
         interactions={
@@ -266,7 +266,7 @@ def test_text_template_joins_lists_and_leaves_nulls_out(tmp_path: Path) -> None:
     assert dataset.catalog.text.to_list() == [". z (2.0) {", "second. x, y (1.5) {"]
 
 
-def test_text_without_a_template_is_that_of_the_text_columns(tmp_path: Path) -> None:
+def test_text_without_a_template_consists_of_the_text_columns(tmp_path: Path) -> None:
     log = {"user_id": [1, 2], "item_id": [1, 2], "position": [0, 0]}
     items = {"item_id": [1, 2], "brand": ["b", None], "title": ["t", "u"], "category": [7, 8]}
     dataset = load(tmp_path / "a", interactions=log, items=items)
@@ -308,31 +308,33 @@ features = { country = "categorical" }
 LOGGED = {"user_id": [1, 1, 2, 3], "item_id": [1, 2, 1, 2], "timestamp": [1_700_000_000 + row for row in range(4)]}
 
 
-def test_users_that_never_join_are_refused_and_a_part_is_said() -> None:
+def test_a_users_table_without_common_ids_is_refused_and_missing_users_are_noted() -> None:
     settings = {"users": {"features": {"country": "categorical"}}}
     floats = {"user_id": ["1.0", "2.0", "3.0"], "country": ["FR", "NL", "DE"]}
-    with pytest.raises(UserError, match=r"none of the 3 users .* like '1.0' here and like '1' there; write them alike"):
+    with pytest.raises(
+        UserError, match=r"none of the 3 users .* like '1.0' here and like '1' in the data; write them alike"
+    ):
         dataset_from_frames({"interactions": LOGGED, "users": floats}, settings)
-    # Nobody reads features that are not declared: a note is enough.
+    # No model reads features that are not declared: a note is enough.
     notes = dataset_from_frames({"interactions": LOGGED, "users": floats}).notes
     assert any("has 0 of the 3 users" in note for note in notes)
-    some = {"user_id": [2, 3, 9], "country": ["NL", "DE", "FR"]}
-    notes = dataset_from_frames({"interactions": LOGGED, "users": some}, settings).notes
-    assert notes == ("data/users: has 2 of the 3 users of the data; what it says is missing for the others",)
-    every = {"user_id": [1.0, 2.0, 3.0], "country": ["FR", "NL", "DE"]}
-    dataset = dataset_from_frames({"interactions": LOGGED, "users": every}, settings)
+    some_users = {"user_id": [2, 3, 9], "country": ["NL", "DE", "FR"]}
+    notes = dataset_from_frames({"interactions": LOGGED, "users": some_users}, settings).notes
+    assert notes == ("data/users: has 2 of the 3 users of the data; the others have no features",)
+    all_users = {"user_id": [1.0, 2.0, 3.0], "country": ["FR", "NL", "DE"]}
+    dataset = dataset_from_frames({"interactions": LOGGED, "users": all_users}, settings)
     assert not dataset.notes
     assert dataset.users.table["country"].to_list() == ["FR", "NL", "DE"]
 
 
 def test_users_of_impressions_join_too() -> None:
-    shown = {"impression_id": [1, 2], "user_id": ["a", "b"], "item_id": [1, 2], "timestamp": [1_700_000_000] * 2}
+    impressions = {"impression_id": [1, 2], "user_id": ["a", "b"], "item_id": [1, 2], "timestamp": [1_700_000_000] * 2}
     settings = {"users": {"features": {"country": "categorical"}}}
     users = {"user_id": ["a", "b"], "country": ["FR", "NL"]}
-    assert not dataset_from_frames({"impressions": shown, "users": users}, settings).notes
+    assert not dataset_from_frames({"impressions": impressions, "users": users}, settings).notes
 
 
-def test_ids_with_spaces_at_their_ends_are_one_id_and_it_is_said(tmp_path: Path) -> None:
+def test_spaces_at_the_ends_of_ids_are_removed_and_noted(tmp_path: Path) -> None:
     log = LOGGED | {"item_id": ["a", "b ", " a", "b"], "user_id": pl.Series(["x", "x ", "y", "z"]).cast(pl.Categorical)}
     items = {"item_id": ["a ", "b"], "title": ["One", "Two"]}
     dataset = dataset_from_frames({"interactions": log, "items": items})
@@ -345,7 +347,7 @@ def test_ids_with_spaces_at_their_ends_are_one_id_and_it_is_said(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("column", "kept"),
+    ("column", "expected"),
     [
         (["article", "video", None], ["article", "video", None]),
         ([120, 80, 3], [120, 80, 3]),
@@ -356,23 +358,23 @@ def test_ids_with_spaces_at_their_ends_are_one_id_and_it_is_said(tmp_path: Path)
         (["[1, 2]", "[3, 4.5]", "[-1e3, 0]"], [[1.0, 2.0], [3.0, 4.5], [-1000.0, 0.0]]),
     ],
 )
-def test_only_lists_of_numbers_are_content_vectors(column: list[Any], kept: list[Any]) -> None:
+def test_only_lists_of_numbers_are_content_vectors(column: list[Any], expected: list[Any]) -> None:
     items = {"item_id": [1, 2, 3], "content_type": column}
     dataset = dataset_from_frames({"interactions": LOGGED, "items": items})
     table = dataset.catalog.table
-    assert table["content_type"].to_list() == kept
-    is_vector = isinstance(kept[0], list) and isinstance(kept[0][0], float)
+    assert table["content_type"].to_list() == expected
+    is_vector = isinstance(expected[0], list) and isinstance(expected[0][0], float)
     assert (table.schema["content_type"] == pl.List(pl.Float32)) == is_vector
     missing = describe(dataset)["missing"]
     assert any("content_ columns" in words for words in missing) != is_vector
 
 
-def test_a_declared_column_of_numbers_is_no_content_vector() -> None:
+def test_a_declared_column_of_number_lists_is_not_a_content_vector() -> None:
     items = {"item_id": [1, 2, 3], "content_ids": [[1], [2, 3], []]}
     settings = {"items": {"features": {"content_ids": "categorical-list"}}}
     table = dataset_from_frames({"interactions": LOGGED, "items": items}, settings).catalog.table
     assert table["content_ids"].to_list() == [[1], [2, 3], []]
-    with pytest.raises(UserError, match="or rename the column if it holds no vectors"):
+    with pytest.raises(UserError, match="or rename the column if it does not contain vectors"):
         dataset_from_frames({"interactions": LOGGED, "items": items})
 
 
@@ -399,25 +401,25 @@ def test_impressions_keep_the_order_of_the_file(tmp_path: Path) -> None:
         },
         toml='[impressions]\nlabels = ["click"]',
     )
-    shown = dataset.impressions
-    assert shown is not None
-    assert shown.request_ids.tolist() == [0, 1, 0]
-    assert shown.item_ids.tolist() == [2, 1, 1]
-    assert shown.user_ids.tolist() == [0, 1, 0]
-    assert shown.columns.columns == ["slot", "click"]
+    impressions = dataset.impressions
+    assert impressions is not None
+    assert impressions.request_ids.tolist() == [0, 1, 0]
+    assert impressions.item_ids.tolist() == [2, 1, 1]
+    assert impressions.user_ids.tolist() == [0, 1, 0]
+    assert impressions.columns.columns == ["slot", "click"]
     assert len(dataset.interactions) == 0
     assert dataset.interactions.num_users == 1
 
 
-def test_batches_of_any_size_give_the_same_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = np.random.default_rng(0)
+def test_the_size_of_batches_does_not_change_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
     frame = pl.DataFrame(
         {
-            "user_id": draw.integers(0, 30, 500),
-            "item_id": draw.integers(0, 40, 500),
-            "timestamp": draw.integers(0, 1000, 500),
-            "action": draw.choice(["view", "purchase"], 500),
-            "session_id": draw.integers(0, 5, 500),
+            "user_id": rng.integers(0, 30, 500),
+            "item_id": rng.integers(0, 40, 500),
+            "timestamp": rng.integers(0, 1000, 500),
+            "action": rng.choice(["view", "purchase"], 500),
+            "session_id": rng.integers(0, 5, 500),
         }
     )
     whole = dataset_from_frames({"interactions": frame})
@@ -427,7 +429,7 @@ def test_batches_of_any_size_give_the_same_data_set(monkeypatch: pytest.MonkeyPa
     assert whole.interactions.columns.equals(parts.interactions.columns)
 
 
-def test_the_shop_goes_the_way_of_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_shop_is_read_like_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = pl.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "timestamp": [1, 2], "action": ["view", "buy"]})
     shop = SimpleNamespace(
         interactions=log,
@@ -444,13 +446,13 @@ def test_the_shop_goes_the_way_of_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_
     assert rows(dataset) == rows(folder)
 
 
-def test_frames_may_be_lazy_and_their_mistakes_have_a_place() -> None:
+def test_frames_may_be_lazy_and_their_mistakes_name_table_and_row() -> None:
     frame = pl.LazyFrame({"user_id": [1, None], "item_id": [1, 2], "timestamp": [1, 2]})
     with pytest.raises(UserError, match=r"toys/interactions: column 'user_id', row 2: the id is missing"):
         dataset_from_frames({"interactions": frame}, name="toys")
 
 
-REAL = {  # name -> users or sessions, items, events, impressions, of their READMEs
+REAL = {  # name -> numbers of users or sessions, items, events, impressions in their READMEs
     "online-retail": (4_363, 3_676, 404_909, 0),
     "amazon14-beauty": (22_363, 12_101, 198_502, 0),
     "amazon14-sports": (35_598, 18_357, 296_337, 0),
@@ -462,7 +464,7 @@ REAL = {  # name -> users or sessions, items, events, impressions, of their READ
 
 
 def real(name: str) -> Path:
-    """The folder of a real data set; skips without NEXTITEM_DATA."""
+    """Return the folder of a real data set; skip the test without NEXTITEM_DATA."""
     root = os.environ.get("NEXTITEM_DATA")
     if not root or not (Path(root) / name).is_dir():
         pytest.skip(f"set NEXTITEM_DATA to a folder with {name}")
@@ -471,13 +473,13 @@ def real(name: str) -> Path:
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_data_has_the_counts_of_its_readme(name: str) -> None:
-    began = time.process_time()
+    start_time = time.process_time()
     dataset = load_dataset(real(name))
-    shown = 0 if dataset.impressions is None else len(dataset.impressions.item_ids)
-    counts = (len(dataset.users.ids), dataset.catalog.num_items, len(dataset.interactions), shown)
+    num_impressions = 0 if dataset.impressions is None else len(dataset.impressions.item_ids)
+    counts = (len(dataset.users.ids), dataset.catalog.num_items, len(dataset.interactions), num_impressions)
     assert counts == REAL[name]
     assert dataset.name == name
-    assert time.process_time() - began < 20
+    assert time.process_time() - start_time < 20
 
 
 def test_online_retail_keeps_the_order_within_an_invoice() -> None:
@@ -489,7 +491,7 @@ def test_online_retail_keeps_the_order_within_an_invoice() -> None:
     assert log.columns["action"].value_counts().sort("count")["count"].to_list() == [8_539, 396_370]
 
 
-def test_what_requests_carry_is_declared_once_and_missing_values_have_a_code_of_their_own() -> None:
+def test_request_columns_are_encoded_by_declaration_with_a_code_for_missing_values() -> None:
     users = pl.DataFrame(
         {
             "user_id": [1, 2, 3],

@@ -1,4 +1,4 @@
-"""Tables: paths of any name, folders of part files, and errors of the operating system."""
+"""Tables: paths with any name, folders of part files, and errors of the operating system."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LOG = pl.DataFrame(
 ITEMS = pl.DataFrame({"item_id": [f"i{j}" for j in range(5)]})
 
 
-def written(folder: Path, parts: dict[str, pl.DataFrame]) -> Path:
-    """A dataset folder of which the log is a folder of part files."""
+def write_parts(folder: Path, parts: dict[str, pl.DataFrame]) -> Path:
+    """Write a dataset folder whose log is a folder of part files, and return its path."""
     for name, part in parts.items():
         file = folder / "interactions.parquet" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def refusal(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["a[b]", "a*", "a?", "{x}", "run=3", "100%25", "with space", "Ünï"])
-def test_names_of_folders_are_no_patterns(tmp_path: Path, name: str) -> None:
+def test_names_of_folders_are_not_patterns(tmp_path: Path, name: str) -> None:
     for ending, write in (("parquet", LOG.write_parquet), ("csv", LOG.write_csv)):
         folder = tmp_path / name / ending
         folder.mkdir(parents=True)
@@ -47,13 +47,13 @@ def test_names_of_folders_are_no_patterns(tmp_path: Path, name: str) -> None:
         dataset = load_dataset(folder)
         assert (len(dataset.interactions), dataset.catalog.num_items, dataset.repeats) == (24, 5, False)
         assert dataset.interactions.columns.columns == []
-    folder = written(tmp_path / name / "parts", {"part-0.parquet": LOG[:12], "part-1.parquet": LOG[12:]})
+    folder = write_parts(tmp_path / name / "parts", {"part-0.parquet": LOG[:12], "part-1.parquet": LOG[12:]})
     (folder / "dataset.toml").write_text("repeats = false")
     assert load_dataset(folder).fingerprint == dataset.fingerprint
 
 
-def test_part_files_as_spark_leaves_them(tmp_path: Path) -> None:
-    folder = written(tmp_path, {"part-00000-x.snappy.parquet": LOG[:12], "part-00001-x.snappy.parquet": LOG[12:]})
+def test_part_files_of_spark_are_read(tmp_path: Path) -> None:
+    folder = write_parts(tmp_path, {"part-00000-x.snappy.parquet": LOG[:12], "part-00001-x.snappy.parquet": LOG[12:]})
     table = folder / "interactions.parquet"
     (table / "_SUCCESS").touch()
     (table / ".part-00000-x.snappy.parquet.crc").write_bytes(b"crc")
@@ -68,14 +68,14 @@ def test_partitions_are_columns_with_their_digits(tmp_path: Path) -> None:
         f"user_id={user}/day=2024-05-31/part-0.parquet": log.filter(pl.col("user_id") == user).drop("user_id")
         for user in log["user_id"].unique()
     }
-    folder = written(tmp_path / "seed=3", parts)
+    folder = write_parts(tmp_path / "seed=3", parts)
     assert load_dataset(folder).fingerprint == dataset_from_frames({"interactions": log}).fingerprint
     (folder / "dataset.toml").write_text('[interactions]\ncontext = { day = "categorical" }')
     assert load_dataset(folder).interactions.columns["day"].unique().to_list() == ["2024-05-31"]
 
 
 def test_partition_names_are_decoded_and_may_be_missing(tmp_path: Path) -> None:
-    folder = written(
+    folder = write_parts(
         tmp_path,
         {
             "shop=New%20York/p.parquet": LOG[:8],
@@ -88,14 +88,14 @@ def test_partition_names_are_decoded_and_may_be_missing(tmp_path: Path) -> None:
     assert set(shops.to_list()) == {"New York", None, "7"}
 
 
-def test_folders_that_are_no_table_are_refused(tmp_path: Path) -> None:
-    folder = written(tmp_path / "delta", {"part-0.parquet": LOG})
+def test_folders_that_are_not_a_table_are_refused(tmp_path: Path) -> None:
+    folder = write_parts(tmp_path / "delta", {"part-0.parquet": LOG})
     (folder / "interactions.parquet" / "_delta_log").mkdir()
     assert "Delta table" in refusal(folder)
-    folder = written(tmp_path / "other", {"part-0.parquet": LOG})
+    folder = write_parts(tmp_path / "other", {"part-0.parquet": LOG})
     (folder / "interactions.parquet" / "notes.txt").write_text("x")
     assert "notes.txt in it is no Parquet file" in refusal(folder)
-    folder = written(tmp_path / "keys", {"a=1/p.parquet": LOG, "p.parquet": LOG})
+    folder = write_parts(tmp_path / "keys", {"a=1/p.parquet": LOG, "p.parquet": LOG})
     assert "not all of the same keys" in refusal(folder)
     (tmp_path / "empty" / "interactions.parquet").mkdir(parents=True)
     assert "a folder without Parquet files" in refusal(tmp_path / "empty")
@@ -106,8 +106,8 @@ def test_folders_that_are_no_table_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other", [LOG.with_columns(pl.col("user_id").cast(pl.String)), LOG.drop("timestamp"), LOG.with_columns(x=1)]
 )
-def test_parts_of_different_columns_are_not_called_damaged(tmp_path: Path, other: pl.DataFrame) -> None:
-    message = refusal(written(tmp_path, {"part-0.parquet": LOG, "part-1.parquet": other}))
+def test_parts_with_different_columns_are_not_reported_as_damaged(tmp_path: Path, other: pl.DataFrame) -> None:
+    message = refusal(write_parts(tmp_path, {"part-0.parquet": LOG, "part-1.parquet": other}))
     assert "interactions.parquet" in message
     assert "do not have the same columns" in message
     assert "damaged" not in message
@@ -152,7 +152,7 @@ def test_files_of_other_formats_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_two_names_may_be_swapped_but_no_column_has_two(tmp_path: Path) -> None:
+def test_two_names_may_be_swapped_but_no_column_may_have_two_names(tmp_path: Path) -> None:
     frame = LOG.rename({"user_id": "item_id", "item_id": "user_id"})
     swap = {"interactions": {"rename": {"user_id": "item_id", "item_id": "user_id"}}}
     swapped = dataset_from_frames({"interactions": frame}, swap)
@@ -162,6 +162,6 @@ def test_two_names_may_be_swapped_but_no_column_has_two(tmp_path: Path) -> None:
     assert "'a', 'b' are all column 'user_id'" in refusal(tmp_path)
 
 
-def test_unreadable_says_what_to_do() -> None:
+def test_the_error_of_an_unreadable_table_contains_the_way_out() -> None:
     assert "give your account the right" in str(tables.unreadable("f", PermissionError(13, "Permission denied")))
     assert "truncated or damaged" in str(tables.unreadable("f", pl.exceptions.ComputeError("parquet: broken")))

@@ -1,4 +1,4 @@
-"""Content vectors: any language, any catalogue, the owner's own vectors, a real sentence encoder."""
+"""Content vectors: texts of any language, any catalogue, columns of vectors, a real sentence encoder."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ TEXTS: list[str | None] = [
         ("", []),
     ],
 )
-def test_words_of_any_language(text: str, words: list[str]) -> None:
+def test_texts_of_any_language_are_split_into_words(text: str, words: list[str]) -> None:
     assert split_words(text) == words
 
 
@@ -76,7 +76,7 @@ def test_words_of_any_language(text: str, words: list[str]) -> None:
     ],
 )
 @pytest.mark.parametrize("dim", [3, 128])
-def test_like_items_are_near(texts: list[str | None], dim: int) -> None:
+def test_similar_items_have_similar_vectors(texts: list[str | None], dim: int) -> None:
     vectors = content_vectors(make_catalog(texts), ContentConfig(dim=dim))
     assert vectors.dtype == torch.float32
     assert not vectors[0].any()
@@ -85,7 +85,7 @@ def test_like_items_are_near(texts: list[str | None], dim: int) -> None:
     assert float(near[2, 3]) > float(near[2, :2].max()) + 0.1
 
 
-def test_width_is_dim_or_what_there_is() -> None:
+def test_the_width_is_dim_or_the_number_of_words_or_items() -> None:
     many: list[str | None] = [f"word{n} word{n + 1} shared" for n in range(300)]
     assert content_vectors(make_catalog(many), ContentConfig()).shape == (301, 128)
     assert content_vectors(make_catalog(many[:20]), ContentConfig(dim=21)).shape == (21, 20)
@@ -103,14 +103,14 @@ def test_vectors_are_a_pure_function_of_the_catalogue() -> None:
     )
 
 
-def test_axes_of_the_svd_keep_what_the_words_say() -> None:
+def test_the_svd_preserves_cosines_of_word_vectors() -> None:
     texts: list[str | None] = [f"a{n % 5} b{n % 5} c{n % 3}" for n in range(60)]
     exact = cosines(content_vectors(make_catalog(texts), ContentConfig(dim=128)))
     reduced = cosines(content_vectors(make_catalog(texts), ContentConfig(dim=8)))
     torch.testing.assert_close(exact, reduced, atol=1e-3, rtol=0)
 
 
-def test_appended_items_land_in_the_old_space() -> None:
+def test_appended_items_get_vectors_in_the_old_space() -> None:
     old: list[str | None] = [f"kind{n % 4} colour{n % 6} size{n % 9} x{n}" for n in range(120)]
     new: list[str | None] = ["kind1 colour2 size3", "unheard words only", "kind1 brandnew brandnew2 brandnew3"]
     features = {"price": "numeric", "kind": "categorical"}
@@ -130,7 +130,7 @@ def test_appended_items_land_in_the_old_space() -> None:
             assert not after[122].any()
 
 
-def test_features_stand_in_for_text() -> None:
+def test_features_replace_missing_text() -> None:
     catalog = make_catalog(
         features={"brand": "categorical", "tags": "categorical-list", "price": "numeric", "note": "text"},
         brand=pl.Series(["a", "a", "b", None]),
@@ -159,7 +159,7 @@ def test_empty_sentences_count_as_no_text() -> None:
     assert content_vectors(catalog, ContentConfig()).shape == (4, 2)
 
 
-def test_nothing_to_read_says_what_is_needed() -> None:
+def test_items_without_text_and_features_are_refused_with_the_way_out() -> None:
     with pytest.raises(UserError, match=r"neither text nor features.*title.*content_<name>"):
         content_vectors(make_catalog(x=pl.Series([1, 2])), ContentConfig())
     with pytest.raises(UserError, match=r"sentence-t5-base.*have none"):
@@ -168,7 +168,7 @@ def test_nothing_to_read_says_what_is_needed() -> None:
 
 @pytest.mark.parametrize("encoder", ["content_image", "column:content_image"])
 @pytest.mark.parametrize("dtype", [pl.List(pl.Float64), pl.Array(pl.Float32, 2), pl.List(pl.Int8)])
-def test_the_owners_own_column(encoder: str, dtype: pl.DataType) -> None:
+def test_vectors_can_be_read_from_a_column_of_the_items(encoder: str, dtype: pl.DataType) -> None:
     catalog = make_catalog(content_image=pl.Series([[1, 2], [3, 4], [5, 6]], dtype=dtype))
     vectors = content_vectors(catalog, ContentConfig(encoder=encoder))
     assert vectors.tolist() == [[0, 0], [1, 2], [3, 4], [5, 6]]
@@ -182,9 +182,9 @@ def test_the_owners_own_column(encoder: str, dtype: pl.DataType) -> None:
         (pl.Series([[1.0, 2.0], None]), "'i1' has 0 entries"),
         (pl.Series([[1.0, float("nan")], [1.0, 2.0]]), "'i0' has 2 entries or one that is not finite"),
         (pl.Series([[1.0, None], [1.0, 2.0]]), "'i0'"),
-        (pl.Series([[], []], dtype=pl.List(pl.Float32)), "holds no numbers"),
-        (pl.Series(["a", "b"]), "must hold lists of numbers, got String"),
-        (pl.Series([["a"], ["b"]]), r"must hold lists of numbers, got List\(String\)"),
+        (pl.Series([[], []], dtype=pl.List(pl.Float32)), "contains no numbers"),
+        (pl.Series(["a", "b"]), "must contain lists of numbers, got String"),
+        (pl.Series([["a"], ["b"]]), r"must contain lists of numbers, got List\(String\)"),
     ],
 )
 def test_a_bad_column_names_the_item(column: pl.Series, message: str) -> None:
@@ -192,12 +192,12 @@ def test_a_bad_column_names_the_item(column: pl.Series, message: str) -> None:
         content_vectors(make_catalog(vec=column), ContentConfig(encoder="column:vec"))
 
 
-def test_a_missing_column_lists_those_there_are() -> None:
+def test_the_error_for_a_missing_column_lists_all_columns() -> None:
     with pytest.raises(UserError, match=r"no column 'content_audio'; there are: item_id, x"):
         content_vectors(make_catalog(x=pl.Series([1])), ContentConfig(encoder="content_audio"))
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(UserError, match=r"sentence-t5-base.*pip install 'nextitem\[text\]'"):
         content_vectors(make_catalog(TEXTS), ContentConfig(encoder="sentence-t5-base"))
@@ -207,18 +207,20 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ("encoder", "name"),
     [("sentence-t5-base", "sentence-transformers/sentence-t5-base"), ("intfloat/e5-small", "intfloat/e5-small")],
 )
-def test_short_names_mean_the_library_s_own_models(encoder: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_names_are_models_of_sentence_transformers(
+    encoder: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     library = pytest.importorskip("sentence_transformers")
-    asked: list[str] = []
+    requested_names: list[str] = []
 
-    def refuse(wanted: str) -> None:
-        asked.append(wanted)
+    def refuse(requested_name: str) -> None:
+        requested_names.append(requested_name)
         raise OSError("offline")
 
     monkeypatch.setattr(library, "SentenceTransformer", refuse)
     with pytest.raises(UserError, match=r"could be loaded \(offline\); use tfidf-svd"):
         content_vectors(make_catalog(TEXTS), ContentConfig(encoder=encoder))
-    assert asked == [name]
+    assert requested_names == [name]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Times in the spellings that logs have them: read, or refused with the way out."""
+"""Times in the formats that occur in logs: read, or refused with the way out."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def read(times: Any) -> Dataset:
 
 
 def milliseconds(times: Any) -> list[int]:
-    found = read(times).interactions.timestamps
-    assert found is not None
-    return [int(time) for time in found]
+    timestamps = read(times).interactions.timestamps
+    assert timestamps is not None
+    return [int(time) for time in timestamps]
 
 
 def refusal(times: Any) -> str:
@@ -41,7 +41,7 @@ def refusal(times: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "spelling",
+    "text",
     [
         "2020-01-01 12:00:00",
         "2020-01-01 12:00",
@@ -69,8 +69,8 @@ def refusal(times: Any) -> str:
         "1.577880e9",
     ],
 )
-def test_texts_of_one_time(spelling: str) -> None:
-    assert milliseconds([spelling, spelling]) == [NOON, NOON]
+def test_one_time_is_read_from_texts_in_all_formats(text: str) -> None:
+    assert milliseconds([text, text]) == [NOON, NOON]
 
 
 def test_dates_alone_and_fractions_of_seconds() -> None:
@@ -81,7 +81,7 @@ def test_dates_alone_and_fractions_of_seconds() -> None:
     assert milliseconds([1577880000123.75, 1577880001000.0]) == [NOON + 123, NOON + 1000]
 
 
-def test_numbers_of_other_types_are_whole_numbers() -> None:
+def test_whole_numbers_of_other_types_are_read() -> None:
     assert milliseconds(pl.Series([1577880000.0, 1577880060.0])) == [NOON, NOON + 60_000]
     assert milliseconds(pl.Series(["1577880000", "1577880060"], dtype=pl.Categorical).cast(pl.String))[0] == NOON
     assert milliseconds(pl.Series([1577880000, 1577880060]).cast(pl.Decimal(20, 0))) == [NOON, NOON + 60_000]
@@ -121,16 +121,16 @@ def test_times_with_a_zone_are_converted() -> None:
         ([1_700_000_000_000_000_000] * 2, "nanoseconds", "seconds or milliseconds"),
     ],
 )
-def test_numbers_that_are_no_seconds_are_refused(times: list[Any], words: str, way_out: str) -> None:
+def test_numbers_that_are_not_seconds_or_milliseconds_are_refused(times: list[Any], words: str, way_out: str) -> None:
     message = refusal(times)
     assert words in message
     assert way_out in message
 
 
-def test_numbers_of_which_some_are_no_date_are_seconds() -> None:
+def test_numbers_are_seconds_unless_all_are_valid_dates() -> None:
     assert milliseconds([20240531, 20240532]) == [20240531000, 20240532000]
     assert milliseconds([1899, 2021]) == [1899000, 2021000]
-    assert any("of the year 1970" in note for note in read([1899, 2021]).notes)
+    assert any("in the year 1970" in note for note in read([1899, 2021]).notes)
     assert read([1_700_000_000, 1_700_000_001]).notes == ()
 
 
@@ -150,7 +150,7 @@ def test_numbers_of_which_some_are_no_date_are_seconds() -> None:
         ([True, False], ("Boolean", "seconds")),
     ],
 )
-def test_other_spellings_are_refused_with_their_row(times: list[Any], parts: tuple[str, ...]) -> None:
+def test_other_formats_are_refused_with_their_row(times: list[Any], parts: tuple[str, ...]) -> None:
     message = refusal(times)
     assert not [part for part in parts if part not in message], message
 
@@ -177,18 +177,18 @@ def features(times: Any, *, settings: dict[str, Any]) -> Dataset:
 def test_features_may_be_of_any_time(times: list[Any], expected: list[int]) -> None:
     dataset = features(times, settings={"released": "day", "features": {"day": "timestamp"}})
     assert dataset.catalog.released_ms is not None
-    assert dataset.catalog.released_ms.tolist() == expected  # 0 stands for a missing date
+    assert dataset.catalog.released_ms.tolist() == expected  # 0 is a missing date
     days = dataset.catalog.table["day"].to_physical()
     assert days.null_count() == expected.count(0)
     assert days.to_list()[1] == expected[1]
 
 
 @pytest.mark.parametrize("setting", ["released", "features"])
-def test_years_and_dates_of_digits_are_refused_as_features(setting: str) -> None:
-    wanted: dict[str, Any] = {"released": "day"} if setting == "released" else {"features": {"day": "timestamp"}}
+def test_years_and_dates_written_as_numbers_are_refused_as_features(setting: str) -> None:
+    item_settings: dict[str, Any] = {"released": "day"} if setting == "released" else {"features": {"day": "timestamp"}}
     for times, words in (([1999, 2010, 2021], "years"), ([19990101, 20100101, None], "YYYYMMDD")):
         with pytest.raises(UserError, match=rf"'day', row 1: .*{words}.*1970; write"):
-            features(times, settings=wanted)
+            features(times, settings=item_settings)
 
 
 @settings(max_examples=60, deadline=None)

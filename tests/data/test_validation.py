@@ -1,4 +1,4 @@
-"""Every mistake in a data set's files is one UserError that names file, column, row and the way out."""
+"""Every mistake in a data set's files raises a UserError that names file, column, row and the way out."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Files = dict[str, Any]
 GOOD = {"user_id": [1, 1, 2, 2], "item_id": [5, 6, 5, 7], "timestamp": [10, 20, 30, 40]}
 CSV = "user_id,item_id,timestamp\n1,5,10\n1,6,20\n2,5,30\n2,7,40\n"
 ITEMS = {"item_id": [5, 6, 7], "title": ["a", "b", "c"]}
-SHOWN = {"impression_id": [1, 1, 2], "item_id": [5, 6, 5], "timestamp": [10, 10, 20], "click": [0, 1, 0]}
+IMPRESSIONS = {"impression_id": [1, 1, 2], "item_id": [5, 6, 5], "timestamp": [10, 10, 20], "click": [0, 1, 0]}
 
 
 def write(folder: Path, files: Files) -> Path:
-    """Frames (dicts) become Parquet, text and bytes are written as they are."""
+    """Write files into a folder, and return its path; frames (dicts) become Parquet, texts and bytes are unchanged."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         if isinstance(content, bytes):
@@ -47,7 +47,7 @@ def toml(text: str, files: Files | None = None) -> Files:
     return {**(files or with_items()), "dataset.toml": text}
 
 
-# name -> files, what the message must hold
+# name -> files, parts of the message
 CASES: dict[str, tuple[Files, tuple[str, ...]]] = {
     "no tables": ({"dataset.toml": ""}, ("neither interactions nor impressions", "interactions.csv")),
     "both formats": (
@@ -70,7 +70,7 @@ CASES: dict[str, tuple[Files, tuple[str, ...]]] = {
     ),
     "unknown item": (log(item_id=[5, 6, 5, 9]) | {"items.parquet": ITEMS}, ("row 4", "9", "--drop-unknown-items")),
     "unknown item shown": (
-        {"impressions.parquet": SHOWN, "items.parquet": {"item_id": [5]}},
+        {"impressions.parquet": IMPRESSIONS, "items.parquet": {"item_id": [5]}},
         ("impressions.parquet", "'item_id'", "row 2", "--drop-unknown-items"),
     ),
     "duplicate item": (with_items(item_id=[5, 6, 5]), ("items.parquet", "'item_id'", "row 3", "second time")),
@@ -109,14 +109,14 @@ CASES: dict[str, tuple[Files, tuple[str, ...]]] = {
     "empty log": ({"interactions.parquet": pl.DataFrame(GOOD).clear()}, ("interactions.parquet", "no events")),
     "empty csv log": ({"interactions.csv": "user_id,item_id,timestamp\n"}, ("interactions.csv", "no events")),
     "empty file": ({"interactions.csv": ""}, ("interactions.csv", "empty", "name the columns")),
-    "one user": (log(user_id=[1, 1, 1, 1]), ("interactions.parquet", "one user", "fewer than two users")),
-    "one item": (log(item_id=[5, 5, 5, 5]), ("interactions.parquet", "one item", "fewer than two items")),
+    "one user": (log(user_id=[1, 1, 1, 1]), ("interactions.parquet", "one user", "at least two users")),
+    "one item": (log(item_id=[5, 5, 5, 5]), ("interactions.parquet", "one item", "at least two items")),
     "one session": (
         {"interactions.parquet": {"session_id": [1, 1], "item_id": [5, 6], "position": [0, 1]}},
         ("one session",),
     ),
     "one request": (
-        {"impressions.parquet": {name: values[:2] for name, values in SHOWN.items()}},
+        {"impressions.parquet": {name: values[:2] for name, values in IMPRESSIONS.items()}},
         ("impressions.parquet", "fewer than two impression_ids"),
     ),
     "not utf-8": (
@@ -195,17 +195,20 @@ CASES: dict[str, tuple[Files, tuple[str, ...]]] = {
         toml('[interactions]\nlabels = ["like"]', log(like=["1", "yes", "maybe", ""])),
         ("'like'", "row 3", "'maybe'", "[interactions] labels"),
     ),
-    "label column": (toml('[impressions]\nlabels = ["buy"]', {"impressions.parquet": SHOWN}), ("labels", "'buy'")),
+    "label column": (
+        toml('[impressions]\nlabels = ["buy"]', {"impressions.parquet": IMPRESSIONS}),
+        ("labels", "'buy'"),
+    ),
     "infinite price": (
         toml('[interactions]\ncontext = { price = "numeric" }', log(price=[1.0, 2.0, float("inf"), 3.0])),
         ("'price'", "row 3", "finite"),
     ),
     "propensity": (
-        {"impressions.parquet": SHOWN | {"propensity": [0.5, 1.5, 0.1]}},
+        {"impressions.parquet": IMPRESSIONS | {"propensity": [0.5, 1.5, 0.1]}},
         ("'propensity'", "row 2", "1.5", "0 to 1"),
     ),
     "impressions without time": (
-        {"impressions.parquet": {n: v for n, v in SHOWN.items() if n != "timestamp"}},
+        {"impressions.parquet": {n: v for n, v in IMPRESSIONS.items() if n != "timestamp"}},
         ("impressions.parquet", "'timestamp'"),
     ),
     "content lengths": (with_items(content_image=[[1.0, 2.0], [1.0], [0.0, 0.0]]), ("'content_image'", "row 2", "1 ")),
@@ -224,24 +227,24 @@ CASES: dict[str, tuple[Files, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize(("files", "told"), CASES.values(), ids=CASES.keys())
-def test_mistake_is_told_with_its_place_and_remedy(tmp_path: Path, files: Files, told: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("files", "parts"), CASES.values(), ids=CASES.keys())
+def test_a_mistake_is_refused_with_its_place_and_remedy(tmp_path: Path, files: Files, parts: tuple[str, ...]) -> None:
     folder = write(tmp_path / "set", files)
     with pytest.raises(UserError) as caught:
         load_dataset(folder)
     message = str(caught.value)
     assert "\n" not in message
     assert "set" in message
-    missing = [part for part in told if part not in message]
+    missing = [part for part in parts if part not in message]
     assert not missing, message
 
 
-def test_good_files_of_the_cases_load(tmp_path: Path) -> None:
-    for number, files in enumerate([with_items(), {"interactions.csv": CSV}, {"impressions.parquet": SHOWN}]):
+def test_files_without_mistakes_are_read(tmp_path: Path) -> None:
+    for number, files in enumerate([with_items(), {"interactions.csv": CSV}, {"impressions.parquet": IMPRESSIONS}]):
         assert load_dataset(write(tmp_path / str(number), files)).catalog.num_items >= 2
 
 
-def test_folder_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         load_dataset(tmp_path / "nowhere")
     (tmp_path / "file").touch()
@@ -249,16 +252,16 @@ def test_folder_that_does_not_exist(tmp_path: Path) -> None:
         load_dataset(tmp_path / "file")
 
 
-@pytest.mark.parametrize("keep", [0.1, 0.5, 0.9, 0.99])
-def test_truncated_parquet_at_any_length(tmp_path: Path, keep: float) -> None:
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_parquet_truncated_at_any_length_is_refused(tmp_path: Path, share: float) -> None:
     folder = write(tmp_path / "set", {"interactions.parquet": {n: v * 500 for n, v in GOOD.items()}})
     path = folder / "interactions.parquet"
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(UserError, match=r"interactions\.parquet.*write it again"):
         load_dataset(folder)
 
 
-def test_damaged_pages_are_a_user_error(tmp_path: Path) -> None:
+def test_damaged_parquet_pages_raise_a_user_error(tmp_path: Path) -> None:
     columns = {"user_id": [f"user {n % 97}" for n in range(5000)], "item_id": [n % 89 for n in range(5000)]}
     folder = write(tmp_path / "set", {"interactions.parquet": columns | {"timestamp": list(range(5000))}})
     path = folder / "interactions.parquet"
@@ -269,7 +272,7 @@ def test_damaged_pages_are_a_user_error(tmp_path: Path) -> None:
         load_dataset(folder)
 
 
-def test_drop_unknown_items_drops_and_says_so(tmp_path: Path) -> None:
+def test_rows_of_unknown_items_are_dropped_and_noted(tmp_path: Path) -> None:
     files = log(item_id=[5, 6, 9, 7]) | {"items.parquet": ITEMS}
     dataset = load_dataset(write(tmp_path / "set", files), drop_unknown_items=True)
     assert dataset.interactions.item_ids.tolist() == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""Liveness of nodes against counting items one by one."""
+"""Constraints: live nodes and items of leaves, compared with counting items one by one."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from support.fake_generator import identifier_table, requests
 from nextitem.decoding.constraints import Constraints
 from nextitem.decoding.trie import PrefixTrie
 
-COUNT = 9
-items = st.lists(st.integers(0, COUNT), max_size=12)
-masks = st.lists(st.booleans(), min_size=COUNT, max_size=COUNT)
+NUM_ITEMS = 9
+items = st.lists(st.integers(0, NUM_ITEMS), max_size=12)
+masks = st.lists(st.booleans(), min_size=NUM_ITEMS, max_size=NUM_ITEMS)
 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)).map(list), min_size=COUNT, max_size=COUNT),
+    rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)).map(list), min_size=NUM_ITEMS, max_size=NUM_ITEMS),
     excluded=st.lists(items, min_size=2, max_size=2),
     allowed=st.none() | st.lists(masks, min_size=1, max_size=2),
     limit=st.integers(1, 4),
 )
-def test_live_items_are_counted_and_listed(
+def test_live_nodes_and_items_of_leaves_are_those_of_a_plain_count(
     rows: list[list[int]], excluded: list[list[int]], allowed: list[list[bool]] | None, limit: int
 ) -> None:
     mask = None if allowed is None else torch.tensor([[False, *row] for row in allowed])
     trie = PrefixTrie.from_table(identifier_table(rows, (3, 3)))
     constraints = Constraints(trie, requests(2, excluded=excluded, allowed=mask))
-    leaves = sorted({int(trie.ancestors(torch.tensor([p]), depth=2)) for p in range(COUNT)})
+    leaves = sorted({int(trie.ancestors(torch.tensor([p]), depth=2)) for p in range(NUM_ITEMS)})
     for request in range(2):
         row_mask = None if mask is None else mask[min(request, len(mask) - 1)]
 
@@ -36,22 +36,22 @@ def test_live_items_are_counted_and_listed(
             return item not in excluded[request] and (row_mask is None or bool(row_mask[item]))
 
         for depth in range(3):
-            for node in {int(trie.ancestors(torch.tensor([p]), depth=depth)) for p in range(COUNT)}:
+            for node in {int(trie.ancestors(torch.tensor([p]), depth=depth)) for p in range(NUM_ITEMS)}:
                 count = sum(live(item) for item in trie.items_under(node).tolist())
-                where = torch.tensor([request]), torch.tensor([node])
-                assert [constraints.live(*where, besides=number).item() for number in range(COUNT)] == [
-                    count > number for number in range(COUNT)
+                query = torch.tensor([request]), torch.tensor([node])
+                assert [constraints.live(*query, num_others=number).item() for number in range(NUM_ITEMS)] == [
+                    count > number for number in range(NUM_ITEMS)
                 ]
                 is_allowed = row_mask is None or bool(row_mask[trie.items_under(node)].any())
-                assert constraints.allows(*where).item() == is_allowed
+                assert constraints.allows(*query).item() == is_allowed
 
         beams = torch.full((2, len(leaves)), -1)
         beams[request] = torch.tensor(leaves)
-        held = torch.full((2, len(leaves), 1), int(trie.positions[1]))
-        owners, positions = constraints.items_of_leaves(beams, limit=limit, held=held)
+        repeated = torch.full((2, len(leaves), 1), int(trie.positions[1]))
+        owners, positions = constraints.items_of_leaves(beams, limit=limit, item_positions=repeated)
         assert set(owners.tolist()) <= set(range(request * len(leaves), (request + 1) * len(leaves)))
         for beam, leaf in enumerate(leaves):
-            mine = trie.items[positions[owners == request * len(leaves) + beam]].tolist()
+            listed = trie.items[positions[owners == request * len(leaves) + beam]].tolist()
             expected = [item for item in trie.items_under(leaf).tolist() if live(item) and item != 1]
-            assert mine == expected[: len(mine)]
-            assert len(mine) >= min(limit, len(expected))
+            assert listed == expected[: len(listed)]
+            assert len(listed) >= min(limit, len(expected))

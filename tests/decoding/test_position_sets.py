@@ -1,4 +1,4 @@
-"""Bits with counts, against plain sets."""
+"""PositionSets: counts and members, compared with boolean masks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from nextitem.decoding.position_sets import PositionSets
 @settings(max_examples=80, deadline=None)
 @given(size=st.integers(1, 140), rows=st.integers(1, 3), share=st.floats(0, 1), seed=st.integers(0, 999))
 def test_counts_and_members_are_those_of_the_mask(size: int, rows: int, share: float, seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    mask = torch.rand(rows, size, generator=draw) < share
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(rows, size, generator=generator) < share
     sets = PositionSets.from_mask(mask)
     row = torch.arange(rows)[:, None, None].expand(rows, size + 1, size + 1)
     starts, ends = torch.meshgrid(torch.arange(size + 1), torch.arange(size + 1), indexing="ij")
@@ -26,9 +26,11 @@ def test_counts_and_members_are_those_of_the_mask(size: int, rows: int, share: f
     assert torch.equal(sets.select(members[:, 0], ranks), members[:, 1])
 
 
-def test_words_combine_as_sets_do() -> None:
-    draw = torch.Generator().manual_seed(0)
-    left, right = torch.rand(1, 100, generator=draw) < 0.5, torch.rand(1, 100, generator=draw) < 0.5
+def test_combined_words_are_the_combined_sets() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.rand(1, 100, generator=generator) < 0.5, torch.rand(1, 100, generator=generator) < 0.5
     a, b = PositionSets.from_mask(left), PositionSets.from_mask(right)
     for words, mask in [(a.words & b.words, left & right), (a.words | b.words, left | right)]:
-        assert torch.equal(PositionSets.from_words(words, size=100).before, PositionSets.from_mask(mask).before)
+        assert torch.equal(
+            PositionSets.from_words(words, size=100).counts_before, PositionSets.from_mask(mask).counts_before
+        )

@@ -1,4 +1,4 @@
-"""PrefixTrie against a trie of plain dictionaries."""
+"""PrefixTrie, compared with a trie of plain dictionaries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nextitem.decoding.trie import PrefixTrie
 
 
 def dict_trie(rows: list[list[int]]) -> dict[tuple[int, ...], set[int]]:
-    """Prefix -> codes that may follow; a full sequence -> its items."""
+    """Return prefix -> codes that may follow, and full sequence -> its items."""
     following: dict[tuple[int, ...], set[int]] = {}
     for item, row in enumerate(rows, start=1):
         for depth, code in enumerate(row):
@@ -40,7 +40,9 @@ def tables(draw: Any) -> tuple[list[list[int]], tuple[int, ...]]:
 @pytest.mark.parametrize("dense_entries", [0, 12, 2**17])
 @settings(max_examples=60, deadline=None)
 @given(data=tables())
-def test_equals_a_dict_trie(dense_entries: int, data: tuple[list[list[int]], tuple[int, ...]]) -> None:
+def test_a_trie_equals_a_trie_of_dictionaries(
+    dense_entries: int, data: tuple[list[list[int]], tuple[int, ...]]
+) -> None:
     rows, sizes = data
     before = trie_module._DENSE_ENTRIES
     trie_module._DENSE_ENTRIES = dense_entries
@@ -66,8 +68,8 @@ def test_equals_a_dict_trie(dense_entries: int, data: tuple[list[list[int]], tup
     for position, item in enumerate(trie.items.tolist()):
         assert int(trie.positions[item]) == position
         for depth in range(len(sizes) + 1):
-            at = trie.ancestors(torch.tensor([position]), depth=depth)
-            assert at.item() == nodes[tuple(rows[item - 1][:depth])]
+            ancestor = trie.ancestors(torch.tensor([position]), depth=depth)
+            assert ancestor.item() == nodes[tuple(rows[item - 1][:depth])]
 
 
 def test_dead_nodes_leaves_and_unknown_codes_lead_nowhere() -> None:
@@ -79,7 +81,7 @@ def test_dead_nodes_leaves_and_unknown_codes_lead_nowhere() -> None:
     assert not trie.allowed(torch.tensor([-1]), depth=1).any()
 
 
-def test_rows_that_do_not_fit_one_key_are_sorted_too() -> None:
+def test_code_sequences_that_do_not_fit_one_sort_key_are_sorted_too() -> None:
     draw = torch.Generator().manual_seed(0)
     sizes = (2**20, 2**20, 2**20, 40_000)
     codes = torch.stack([torch.randint(0, min(size, 3), (200,), generator=draw) for size in sizes], dim=1)
@@ -96,7 +98,7 @@ def test_building_again_gives_the_same_trie_and_colliding_items_stay_in_order() 
     assert first.items.tolist() == [2, 4, 1, 3, 5]
 
 
-def test_nothing_of_it_is_saved_with_a_model() -> None:
+def test_the_state_dict_of_a_model_contains_nothing_of_its_trie() -> None:
     assert PrefixTrie.from_table(identifier_table([[0]], (1,))).state_dict() == {}
 
 
@@ -111,38 +113,38 @@ def test_a_million_items_build_in_seconds_and_stay_small() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(data=tables(), drawn=st.lists(st.booleans(), min_size=30, max_size=30))
-def test_items_that_are_not_live_are_nowhere(data: tuple[list[list[int]], tuple[int, ...]], drawn: list[bool]) -> None:
+@given(data=tables(), live_flags=st.lists(st.booleans(), min_size=30, max_size=30))
+def test_a_trie_contains_live_items_only(data: tuple[list[list[int]], tuple[int, ...]], live_flags: list[bool]) -> None:
     rows, sizes = data
-    live = torch.tensor([False, *drawn[: len(rows)]])
+    live = torch.tensor([False, *live_flags[: len(rows)]])
     trie = PrefixTrie.from_table(identifier_table(rows, sizes), live=live)
-    kept = live.nonzero()[:, 0]
-    alone = PrefixTrie.from_table(identifier_table([rows[item - 1] for item in kept.tolist()], sizes))
-    assert torch.equal(kept[alone.items.long() - 1].int(), trie.items)
+    live_items = live.nonzero()[:, 0]
+    expected = PrefixTrie.from_table(identifier_table([rows[item - 1] for item in live_items.tolist()], sizes))
+    assert torch.equal(live_items[expected.items.long() - 1].int(), trie.items)
     assert all(
-        torch.equal(part, dict(alone.named_buffers())[name])
+        torch.equal(part, dict(expected.named_buffers())[name])
         for name, part in trie.named_buffers()
         if name not in ("items", "positions")
     )
     assert bool((trie.positions[~live] == -1).all())
-    assert torch.equal(trie.items[trie.positions[kept].long()].long(), kept)
+    assert torch.equal(trie.items[trie.positions[live_items].long()].long(), live_items)
 
 
 @settings(max_examples=30, deadline=None)
 @given(data=tables())
-def test_a_saved_trie_opens_as_it_was(data: tuple[list[list[int]], tuple[int, ...]]) -> None:
+def test_an_opened_trie_equals_the_saved_one(data: tuple[list[list[int]], tuple[int, ...]]) -> None:
     trie = PrefixTrie.from_table(identifier_table(*data))
     with TemporaryDirectory() as folder:
         trie.save(Path(folder) / "trie.safetensors")
         opened = PrefixTrie.open(Path(folder) / "trie.safetensors")
         assert opened.codebook_sizes == trie.codebook_sizes
         assert opened.level_starts == trie.level_starts
-        found = dict(opened.named_buffers())
-        assert found.keys() == dict(trie.named_buffers()).keys()
-        assert all(torch.equal(part, found[name]) for name, part in trie.named_buffers())
+        buffers = dict(opened.named_buffers())
+        assert buffers.keys() == dict(trie.named_buffers()).keys()
+        assert all(torch.equal(part, buffers[name]) for name, part in trie.named_buffers())
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="says what is mapped on Linux alone")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists the mapped files of a process")
 def test_an_opened_trie_is_mapped_from_its_file(tmp_path: Path) -> None:
     PrefixTrie.from_table(identifier_table([[0, 1], [2, 0]], (3, 2))).save(tmp_path / "trie.safetensors")
     opened = PrefixTrie.open(tmp_path / "trie.safetensors")
@@ -153,7 +155,7 @@ def test_an_opened_trie_is_mapped_from_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["first_child", "item_starts", "items", "head_0", "codes"])
-def test_a_file_whose_numbers_lead_out_of_it_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_file_with_numbers_that_point_outside_its_tensors_raises(name: str, tmp_path: Path) -> None:
     trie = PrefixTrie.from_table(identifier_table([[0, 1], [2, 0], [2, 1]], (3, 2)))
     part = trie.get_buffer(name)
     if name == "codes":
@@ -165,7 +167,7 @@ def test_a_file_whose_numbers_lead_out_of_it_is_refused(name: str, tmp_path: Pat
         PrefixTrie.open(tmp_path / "trie.safetensors")
 
 
-def test_other_files_and_missing_ones_are_refused(tmp_path: Path) -> None:
+def test_a_missing_file_and_files_of_other_formats_raise(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="missing or damaged"):
         PrefixTrie.open(tmp_path / "none")
     (tmp_path / "text").write_text("no trie")

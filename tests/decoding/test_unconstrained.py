@@ -1,4 +1,4 @@
-"""Free decoding: the likeliest sequences, which of them are items, and the repair."""
+"""Unconstrained search: the likeliest sequences, which of them items have, and the repair of the others."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ ROWS = [[0, 1, 0], [1, 1, 1], [0, 0, 1], [0, 0, 1]]
 TRIE = PrefixTrie.from_table(identifier_table(ROWS, (2, 2, 2)))
 
 
-def test_all_sequences_come_in_order_of_their_probability() -> None:
-    fake = FakeGenerator.random((2, 2, 2), users=2, seed=4)
-    found = unconstrained_search(fake, requests(2), TRIE, beam_width=8)
+def test_sequences_are_sorted_by_their_probability() -> None:
+    generator = FakeGenerator.random((2, 2, 2), users=2, seed=4)
+    generated = unconstrained_search(generator, requests(2), TRIE, beam_width=8)
     for row in range(2):
-        scores = [fake.log_prob(row + 1, codes) for codes in found.codes[row].tolist()]
-        torch.testing.assert_close(found.log_probs[row], torch.tensor(scores))
+        scores = [generator.log_prob(row + 1, codes) for codes in generated.codes[row].tolist()]
+        torch.testing.assert_close(generated.log_probs[row], torch.tensor(scores))
         assert scores == sorted(scores, reverse=True)
-        assert len(torch.unique(found.codes[row], dim=0)) == 8
-    real = [[codes in ROWS for codes in row] for row in found.codes.tolist()]
-    assert found.valid.tolist() == real
+        assert len(torch.unique(generated.codes[row], dim=0)) == 8
+    is_item = [[codes in ROWS for codes in row] for row in generated.codes.tolist()]
+    assert generated.valid.tolist() == is_item
 
 
-def test_where_everything_is_an_item_it_equals_the_constrained_search() -> None:
+def test_if_every_sequence_is_an_item_it_equals_the_constrained_search() -> None:
     rows = [[a, b, c] for a in range(2) for b in range(2) for c in range(2)]
     trie = PrefixTrie.from_table(identifier_table(rows, (2, 2, 2)))
-    fake = FakeGenerator.random((2, 2, 2), users=3, seed=1)
-    free = unconstrained_search(fake, requests(3), trie, beam_width=4)
-    kept = beam_search(fake, requests(3), trie, k=4, beam_width=4)
-    assert bool(free.valid.all())
-    assert torch.equal(items_of(free, trie, k=4, repair=False), kept.item_ids)
+    generator = FakeGenerator.random((2, 2, 2), users=3, seed=1)
+    generated = unconstrained_search(generator, requests(3), trie, beam_width=4)
+    constrained = beam_search(generator, requests(3), trie, k=4, beam_width=4)
+    assert bool(generated.valid.all())
+    assert torch.equal(items_of(generated, trie, k=4, repair=False), constrained.item_ids)
 
 
-def test_what_is_no_item_is_dropped_or_repaired_by_its_longest_prefix() -> None:
-    # Likeliest first: 0 1 1 (nobody's; prefix 0 1 has item 1), then 0 1 0 (item 1), 0 0 1 (items 3, 4), ...
+def test_a_sequence_without_an_item_is_dropped_or_repaired_by_its_prefix() -> None:
+    # Likeliest first: 0 1 1 (no item; prefix 0 1 has item 1), then 0 1 0 (item 1), 0 0 1 (items 3, 4), ...
     tables = [torch.tensor([[[5.0, 0.0]]]), torch.tensor([[[0.0, 1.0]] * 2]), torch.tensor([[[0.0, 0.5]] * 4])]
-    spelt = unconstrained_search(FakeGenerator(tables), requests(1), TRIE, beam_width=4)
-    assert spelt.codes[0].tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
-    assert spelt.valid[0].tolist() == [False, True, True, False]
-    assert items_of(spelt, TRIE, k=3, repair=False).tolist() == [[1, 3, 4]]
-    assert items_of(spelt, TRIE, k=4, repair=False).tolist() == [[1, 3, 4, 0]]
-    # Without a match at the first code a sequence stands for the whole catalogue.
-    only = PrefixTrie.from_table(identifier_table([[1, 0, 0], [1, 1, 1]], (2, 2, 2)))
-    spelt = unconstrained_search(FakeGenerator(tables), requests(1), only, beam_width=1)
-    assert items_of(spelt, only, k=2, repair=True).tolist() == [[1, 2]]
-    assert items_of(spelt, only, k=2, repair=False).tolist() == [[0, 0]]
+    generated = unconstrained_search(FakeGenerator(tables), requests(1), TRIE, beam_width=4)
+    assert generated.codes[0].tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert generated.valid[0].tolist() == [False, True, True, False]
+    assert items_of(generated, TRIE, k=3, repair=False).tolist() == [[1, 3, 4]]
+    assert items_of(generated, TRIE, k=4, repair=False).tolist() == [[1, 3, 4, 0]]
+    # If not even the first code matches, the repaired sequence stands for the whole catalogue.
+    trie = PrefixTrie.from_table(identifier_table([[1, 0, 0], [1, 1, 1]], (2, 2, 2)))
+    generated = unconstrained_search(FakeGenerator(tables), requests(1), trie, beam_width=1)
+    assert items_of(generated, trie, k=2, repair=True).tolist() == [[1, 2]]
+    assert items_of(generated, trie, k=2, repair=False).tolist() == [[0, 0]]

@@ -1,4 +1,4 @@
-"""What training sees of the beam, against plain enumeration."""
+"""Prefixes that a beam visits in training, compared with plain enumeration."""
 
 from __future__ import annotations
 
@@ -15,30 +15,32 @@ SIZES = (4, 3, 3)
 
 @settings(max_examples=60, deadline=None)
 @given(count=st.integers(1, 30), width=st.integers(1, 6), seed=st.integers(0, 999))
-def test_the_beams_and_the_true_prefix(count: int, width: int, seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    codes = torch.stack([torch.randint(0, size, (count,), generator=draw) for size in SIZES], dim=1)
+def test_visited_nodes_are_the_true_prefix_and_the_beams(count: int, width: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    codes = torch.stack([torch.randint(0, size, (count,), generator=random) for size in SIZES], dim=1)
     trie = PrefixTrie.from_table(identifier_table(codes.tolist(), SIZES))
-    fake = FakeGenerator.random(SIZES, users=2, seed=seed)
-    items = torch.randint(1, count + 1, (2,), generator=draw)
-    visited = visited_prefixes(fake, requests(2, excluded=[[int(items[0])], []]), trie, items, beam_width=width)
+    generator = FakeGenerator.random(SIZES, users=2, seed=seed)
+    items = torch.randint(1, count + 1, (2,), generator=random)
+    visited = visited_prefixes(generator, requests(2, excluded=[[int(items[0])], []]), trie, items, beam_width=width)
     for row in range(2):
         true = codes[items[row] - 1].tolist()
-        kept = [()]
+        beams = [()]
         for depth in range(1, len(SIZES) + 1):
-            real = {tuple(each[:depth]) for each in codes.tolist()}
-            below = sorted(each for each in real if each[:-1] in kept)
-            kept = sorted(below, key=lambda each: -fake.log_prob(row + 1, list(each)))[:width]
-            lost = tuple(true[:depth]) not in kept
-            if lost:
-                kept[-1] = tuple(true[:depth])
+            prefixes = {tuple(row_codes[:depth]) for row_codes in codes.tolist()}
+            children = sorted(prefix for prefix in prefixes if prefix[:-1] in beams)
+            beams = sorted(children, key=lambda prefix: -generator.log_prob(row + 1, list(prefix)))[:width]
+            is_lost = tuple(true[:depth]) not in beams
+            if is_lost:
+                beams[-1] = tuple(true[:depth])
             nodes = visited[depth - 1][row].tolist()
-            found = [tuple(codes[trie.items_under(node)[0] - 1, :depth].tolist()) for node in nodes if node >= 0]
-            assert found[0] == tuple(true[:depth])
-            assert sorted(found) == ([tuple(true[:depth])] if lost else sorted(kept))
+            found_prefixes = [
+                tuple(codes[trie.items_under(node)[0] - 1, :depth].tolist()) for node in nodes if node >= 0
+            ]
+            assert found_prefixes[0] == tuple(true[:depth])
+            assert sorted(found_prefixes) == ([tuple(true[:depth])] if is_lost else sorted(beams))
 
 
-def test_the_loss_is_a_softmax_over_what_is_there() -> None:
+def test_the_loss_is_a_softmax_over_the_visited_prefixes() -> None:
     codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
     trie = PrefixTrie.from_table(identifier_table(codes.tolist(), (2, 2)))
     table = torch.cat([torch.full((1, 2), -1), codes])
@@ -51,7 +53,7 @@ def test_the_loss_is_a_softmax_over_what_is_there() -> None:
         table,
         lambda prefixes: (prefixes * weight[: prefixes.shape[2]]).sum(2),
     )
-    torch.testing.assert_close(loss, -torch.tensor([0.0, 0.3]).log_softmax(0)[0] / 2)  # the second one is alone
+    torch.testing.assert_close(loss, -torch.tensor([0.0, 0.3]).log_softmax(0)[0] / 2)  # the second target is alone
     loss.backward()
     assert weight.grad is not None
     assert float(weight.grad[0]) > 0

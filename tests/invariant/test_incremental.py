@@ -1,4 +1,4 @@
-"""Reading a history piece by piece gives what reading it at once gives, for every model that can."""
+"""Reading a history piece by piece equals reading it at once, for every model that keeps states of histories."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nextitem.core.roles import Incremental, Trainable
 from nextitem.nn.attention.transformer import BLOCKS
 from nextitem.testing.known_answers import cycle
 
-READS = 7  # max_history_length, where a model has it
+WINDOW = 7  # max_history_length of models with this setting
 SETTINGS: dict[str, list[dict[str, object]]] = {
     "sasrec": [
         {"positions": "from-last"},
@@ -39,14 +39,14 @@ every_case = pytest.mark.parametrize(("name", "settings"), CASES)
 
 
 def model_of(name: str, settings: dict[str, object]) -> Recommender:
-    """With random weights, large enough that any difference would show."""
+    """Return a model with random weights, large enough that any difference is visible."""
     catalog = cycle().catalog
     codes = torch.stack([torch.arange(12) // 4, torch.arange(12) % 4], 1).int()
     table = IdentifierTable.from_item_codes(codes, codebook_sizes=(3, 4), catalog_fingerprint=catalog.fingerprint)
-    kind = MODELS[name].load()
-    reads = {"max_history_length": READS} if "max_history_length" in kind.Config.model_fields else {}
+    model_class = MODELS[name].load()
+    window = {"max_history_length": WINDOW} if "max_history_length" in model_class.Config.model_fields else {}
     torch.manual_seed(0)
-    model: Recommender = kind(kind.Config(**{**reads, **settings}), catalog.with_identifiers(table))
+    model: Recommender = model_class(model_class.Config(**{**window, **settings}), catalog.with_identifiers(table))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -58,17 +58,17 @@ def read(model: Recommender, histories: list[list[int]], state: HistoryState | N
     return model.read(SequenceBatch(Jagged.from_rows(histories)), state)
 
 
-def same(left: HistoryState, right: HistoryState) -> None:
+def assert_same_state(left: HistoryState, right: HistoryState) -> None:
     assert left.lengths.tolist() == right.lengths.tolist()
     assert left.starts.tolist() == right.starts.tolist()
     assert left.version == right.version
     torch.testing.assert_close(left.vectors, right.vectors, rtol=1e-5, atol=1e-5)
 
 
-def drawn(seed: int, rows: int = 6) -> tuple[list[list[int]], list[list[int]]]:
-    """Histories up to twice the window, and three rising lengths of each to be read one after another."""
+def random_histories(seed: int, rows: int = 6) -> tuple[list[list[int]], list[list[int]]]:
+    """Return histories up to twice the window, and three ascending lengths of each, to read one after another."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 2 * READS, (rows,), generator=generator).tolist()
+    lengths = torch.randint(1, 2 * WINDOW, (rows,), generator=generator).tolist()
     histories = [torch.randint(1, 13, (length,), generator=generator).tolist() for length in lengths]
     stops = [[*sorted(torch.randint(0, length + 1, (2,), generator=generator).tolist()), length] for length in lengths]
     return histories, stops
@@ -76,16 +76,16 @@ def drawn(seed: int, rows: int = 6) -> tuple[list[list[int]], list[list[int]]]:
 
 @every_case
 @pytest.mark.parametrize("seed", range(8))
-def test_reading_on_is_reading_at_once(name: str, settings: dict[str, object], seed: int) -> None:
-    """Rows have no, one or several new events, begin from nothing, and slide beyond the window."""
+def test_reading_in_pieces_equals_reading_at_once(name: str, settings: dict[str, object], seed: int) -> None:
+    """Rows have no, one or several new events, start without a state, and grow beyond the window."""
     model = model_of(name, settings)
-    histories, stops = drawn(seed)
+    histories, stops = random_histories(seed)
     state = None
     for turn in range(3):
-        known = [history[: stop[turn]] for history, stop in zip(histories, stops, strict=True)]
-        state = read(model, known, state)
-        assert state.lengths.tolist() == [len(history) for history in known]
-        for row, history in enumerate(known):
+        read_parts = [history[: stop[turn]] for history, stop in zip(histories, stops, strict=True)]
+        state = read(model, read_parts, state)
+        assert state.lengths.tolist() == [len(history) for history in read_parts]
+        for row, history in enumerate(read_parts):
             if history:
                 torch.testing.assert_close(
                     state.user_vectors[row], read(model, [history]).user_vectors[0], rtol=1e-5, atol=1e-5
@@ -93,17 +93,19 @@ def test_reading_on_is_reading_at_once(name: str, settings: dict[str, object], s
 
 
 @every_case
-def test_event_by_event_over_the_edge_of_the_window(name: str, settings: dict[str, object]) -> None:
+def test_reading_event_by_event_beyond_the_window_equals_reading_at_once(
+    name: str, settings: dict[str, object]
+) -> None:
     model = model_of(name, settings)
     history = [1, 5, 9, 5, 2, 12, 7, 7, 3, 8]
     state = read(model, [[]])
     for stop in range(1, len(history) + 1):
         state = read(model, [history[:stop]], state)
-        same(state, read(model, [history[:stop]]))
+        assert_same_state(state, read(model, [history[:stop]]))
 
 
 @every_case
-def test_where_nothing_is_new_nothing_changes(name: str, settings: dict[str, object]) -> None:
+def test_reading_without_new_events_changes_nothing(name: str, settings: dict[str, object]) -> None:
     model = model_of(name, settings)
     histories = [[1, 2, 3], [4], [], [*range(1, 12)]]
     state = read(model, histories)
@@ -113,12 +115,12 @@ def test_where_nothing_is_new_nothing_changes(name: str, settings: dict[str, obj
 
 
 @every_case
-def test_rows_of_a_state_can_be_chosen_and_reordered(name: str, settings: dict[str, object]) -> None:
+def test_rows_of_a_state_can_be_selected_and_reordered(name: str, settings: dict[str, object]) -> None:
     model = model_of(name, settings)
     state = read(model, [[1, 2, 3, 4, 5], [6], [], [7, 8]])
     order = torch.tensor([3, 1, 1, 2])
     longer = [[7, 8, 9], [6], [6, 2, 3, 4], [5]]
-    same(read(model, longer, state.select(order)), read(model, longer))
+    assert_same_state(read(model, longer, state.select(order)), read(model, longer))
 
 
 @every_case
@@ -128,46 +130,46 @@ def test_two_continuations_of_one_state_are_independent(name: str, settings: dic
     before = {label: value.clone() for label, value in state.cache.items()}
     first, second = read(model, [[1, 2, 3, 9], [4, 5]], state), read(model, [[1, 2, 3, 8], [4, 5, 6]], state)
     assert all(torch.equal(value, state.cache[label]) for label, value in before.items())
-    same(first, read(model, [[1, 2, 3, 9], [4, 5]]))
-    same(second, read(model, [[1, 2, 3, 8], [4, 5, 6]]))
-    same(read(model, [[1, 2, 3, 9, 1], [4, 5]], first), read(model, [[1, 2, 3, 9, 1], [4, 5]]))
+    assert_same_state(first, read(model, [[1, 2, 3, 9], [4, 5]]))
+    assert_same_state(second, read(model, [[1, 2, 3, 8], [4, 5, 6]]))
+    assert_same_state(read(model, [[1, 2, 3, 9, 1], [4, 5]], first), read(model, [[1, 2, 3, 9, 1], [4, 5]]))
 
 
 @every_case
-def test_a_request_with_a_state_is_answered_as_one_without(name: str, settings: dict[str, object]) -> None:
+def test_a_request_with_a_state_gets_the_same_items_as_one_without(name: str, settings: dict[str, object]) -> None:
     model = model_of(name, settings)
     long = [9, 8, 7, 6, 5, 4, 3, 2, 1, 12]
     state = read(model, [[1, 2, 3], [], [5], [4, 5], long[:8]])
     batch = SequenceBatch(Jagged.from_rows([[1, 2, 3, 4], [], [5, 6, 7], [4, 5], long]))
-    plain, through = model.recommend(batch, 12), model.recommend(replace(batch, state=state), 12)
-    assert through.item_ids.tolist() == plain.item_ids.tolist()
-    torch.testing.assert_close(through.scores, plain.scores, rtol=1e-5, atol=1e-5)
+    plain, with_state = model.recommend(batch, 12), model.recommend(replace(batch, state=state), 12)
+    assert with_state.item_ids.tolist() == plain.item_ids.tolist()
+    torch.testing.assert_close(with_state.scores, plain.scores, rtol=1e-5, atol=1e-5)
 
 
 @every_case
-def test_a_state_of_a_longer_history_is_refused(name: str, settings: dict[str, object]) -> None:
+def test_a_state_of_a_longer_history_raises(name: str, settings: dict[str, object]) -> None:
     model = model_of(name, settings)
     with pytest.raises(ValueError, match="read more events"):
         read(model, [[1, 2]], read(model, [[1, 2, 3]]))
 
 
 @every_case
-def test_a_state_of_other_weights_is_refused(name: str, settings: dict[str, object]) -> None:
+def test_a_state_of_other_weights_raises(name: str, settings: dict[str, object]) -> None:
     model, other = model_of(name, settings), model_of(name, settings)
     state = read(model, [[1, 2, 3], []])
     assert state.version == read(other, [[1]]).version  # the same weights, as in another process
-    same(read(other, [[1, 2, 3, 4], [5]], state), read(model, [[1, 2, 3, 4], [5]]))
+    assert_same_state(read(other, [[1, 2, 3, 4], [5]], state), read(model, [[1, 2, 3, 4], [5]]))
     batch = SequenceBatch(Jagged.from_rows([[1, 2, 3, 4], [5]]), state=state)
     train_one_step(model)
     with pytest.raises(StaleStateError, match="other weights"):
         model.recommend(batch, 3)
     renewed = read(model, [[1, 2, 3], []])
-    same(read(model, [[1, 2, 3, 4], [5]], renewed), read(model, [[1, 2, 3, 4], [5]]))
+    assert_same_state(read(model, [[1, 2, 3, 4], [5]], renewed), read(model, [[1, 2, 3, 4], [5]]))
     model.load_state_dict(other.state_dict())
     model.recommend(batch, 3)
     with pytest.raises(StaleStateError):
         read(model, [[1, 2, 3, 4], [5]], renewed)
-    changed = model_of(name, {**settings, "max_history_length": READS + 1})
+    changed = model_of(name, {**settings, "max_history_length": WINDOW + 1})
     with pytest.raises(StaleStateError):
         read(changed, [[1, 2, 3, 4], [5]], state)
 
@@ -190,13 +192,13 @@ def test_states_are_joined_row_by_row(name: str, settings: dict[str, object]) ->
     parts = [read(model, histories[:1]), HistoryState.unread(1), read(model, histories[1:])]
     joined = HistoryState.concat(parts)
     longer = [[*histories[0], 3], [4], [*histories[1], 2, 3], histories[2]]
-    same(read(model, longer, joined), read(model, longer))
+    assert_same_state(read(model, longer, joined), read(model, longer))
     train_one_step(model)
     with pytest.raises(StaleStateError, match="cannot be joined"):
         HistoryState.concat([joined, read(model, [[1]])])
 
 
 @every_case
-def test_reading_keeps_no_gradient(name: str, settings: dict[str, object]) -> None:
+def test_states_have_no_gradient(name: str, settings: dict[str, object]) -> None:
     state = read(model_of(name, settings), [[1, 2, 3], [4]])
     assert not any(value.requires_grad for value in (state.user_vectors, *state.cache.values()))

@@ -285,7 +285,7 @@ def test_a_last_lane_without_negatives_ends_the_epoch_without_error() -> None:
             TrainingConfig(optimizer="adagrad", max_epochs=2, batch_size=2),
             progress=False,
         )
-        assert np.isfinite(result.history[-1]["loss"])
+        assert np.isfinite(result.epoch_log[-1]["loss"])
 
 
 def test_events_that_may_not_be_targets_are_read_but_not_scored() -> None:
@@ -328,7 +328,7 @@ def test_a_run_interrupted_within_an_epoch_resumes_with_its_lanes(tmp_path: Path
     def train(examples: type[SessionLanes], *, resume: bool = False) -> tuple[GRU4Rec, str]:
         model = model_of(dataset, dropout_hidden=0.3)
         result = fit(model, examples(dataset.interactions), config, out=tmp_path, resume=resume, progress=False)
-        return model, result.stopped
+        return model, result.stop_reason
 
     whole, _ = train(SessionLanes)
     assert train(Interrupted)[1] == "interrupted"

@@ -1,4 +1,4 @@
-"""Sparse rows against dense ones."""
+"""Sparse rows: equal the same operations on dense rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from nextitem.ops.topk import stable_topk_reference
 
 
 def random_matrix(seed: int, *, rows: int, columns: int) -> sp.csr_matrix:
-    """Few distinct positive values, so that ties abound; columns in no order, as products leave them."""
+    """Return a random matrix with few distinct positive values, so that there are many ties.
+
+    Columns are not sorted, as after a product of sparse matrices.
+    """
     rng = np.random.default_rng(seed)
     dense = rng.integers(1, 4, (rows, columns)) * (rng.random((rows, columns)) < 0.5)
     matrix = sp.csr_matrix(dense.astype(np.float32))
@@ -43,35 +46,35 @@ def test_keep_largest_equals_a_stable_sort_of_dense_rows(seed: int, rows: int, c
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse_rows, "PADDED_ENTRIES", 20)
         patch.setattr(sparse_rows, "GROUP", 2)
-        found = [keep_largest(matrix, count), keep_largest_of_dense(dense.numpy(), count)]
-    for kept in found:
-        assert torch.equal(torch.from_numpy(kept.toarray()), expected)
-        assert kept.has_sorted_indices
-        assert kept.nnz == int((expected > 0).sum())
-        assert int(np.diff(kept.indptr).max()) <= count
+        results = [keep_largest(matrix, count), keep_largest_of_dense(dense.numpy(), count)]
+    for largest in results:
+        assert torch.equal(torch.from_numpy(largest.toarray()), expected)
+        assert largest.has_sorted_indices
+        assert largest.nnz == int((expected > 0).sum())
+        assert int(np.diff(largest.indptr).max()) <= count
 
 
-def test_keep_largest_of_nothing_is_nothing() -> None:
+def test_keep_largest_of_an_empty_matrix_is_empty() -> None:
     assert keep_largest(sp.csr_matrix((3, 4), dtype=np.float32), 2).nnz == 0
     assert keep_largest(sp.csr_matrix((0, 4), dtype=np.float32), 2).shape == (0, 4)
 
 
-def test_padded_rows_hold_the_entries_of_the_rows_asked_for() -> None:
+def test_padded_rows_contain_the_entries_of_the_selected_rows() -> None:
     matrix = sp.csr_matrix(np.array([[0, 2.0, 3, 0], [0, 0, 0, 0], [5, 0, 0, 7]], dtype=np.float32))
     values, columns = padded_rows(matrix, np.array([2, 1, 0]))
     assert values.tolist() == [[5, 7], [-np.inf, -np.inf], [2, 3]]
     assert columns.tolist() == [[0, 3], [0, 0], [1, 2]]
 
 
-def test_what_is_stored_comes_back() -> None:
+def test_stored_matrix_is_returned_unchanged() -> None:
     matrix = random_matrix(3, rows=4, columns=5)
-    first = SparseRows()
-    first.store(matrix)
-    np.testing.assert_array_equal(first.matrix().toarray(), matrix.toarray())
+    rows = SparseRows()
+    rows.store(matrix)
+    np.testing.assert_array_equal(rows.matrix().toarray(), matrix.toarray())
 
 
-def test_histories_add_the_weights_of_an_item_that_stands_twice() -> None:
+def test_weights_of_a_repeated_item_in_a_history_are_added() -> None:
     items, offsets = torch.tensor([2, 3, 2, 1]), torch.tensor([0, 3, 3, 4])
     assert ages(offsets).tolist() == [2, 1, 0, 0]
-    found = weighted_histories(items, offsets, 0.5 ** ages(offsets).float(), num_items=3)
-    assert found.toarray().tolist() == [[0, 0, 1.25, 0.5], [0, 0, 0, 0], [0, 1, 0, 0]]
+    histories = weighted_histories(items, offsets, 0.5 ** ages(offsets).float(), num_items=3)
+    assert histories.toarray().tolist() == [[0, 0, 1.25, 0.5], [0, 0, 0, 0], [0, 1, 0, 0]]

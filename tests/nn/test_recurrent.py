@@ -1,4 +1,4 @@
-"""Recurrent layers: the two cells by their formulas, packed sequences as single steps."""
+"""Recurrent layers: both cells equal their formulas, packed sequences equal single steps, initialisation."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ LENGTHS = torch.tensor([2, 4, 1])
 
 
 def layers() -> tuple[tuple[GRULayer, Tensor], tuple[OneHotGRULayer, Tensor]]:
-    """Each with a padded input [3, 4]."""
+    """Return both layers, each with a padded input [3, 4]."""
     torch.manual_seed(0)
     return (GRULayer(5, 3), torch.randn(3, 4, 5)), (OneHotGRULayer(8, 3), torch.randint(1, 8, (3, 4)))
 
 
 @pytest.mark.parametrize("kind", [0, 1])
-def test_a_packed_sequence_is_read_as_single_steps(kind: int) -> None:
+def test_packed_sequences_equal_single_steps(kind: int) -> None:
     layer, inputs = layers()[kind]
-    begin = torch.randn(3, 3)
-    _, last = layer(pack_padded_sequence(inputs, LENGTHS, batch_first=True, enforce_sorted=False), begin)
+    initial_state = torch.randn(3, 3)
+    _, last = layer(pack_padded_sequence(inputs, LENGTHS, batch_first=True, enforce_sorted=False), initial_state)
     for row, length in enumerate(LENGTHS.tolist()):
-        state = begin[row : row + 1]
+        state = initial_state[row : row + 1]
         for event in range(length):
             state = layer.step(inputs[row : row + 1, event], state)
         torch.testing.assert_close(last[row : row + 1], state)
 
 
-def test_the_cells_differ_in_gate_and_candidate() -> None:
+def test_cells_of_both_layers_equal_their_formulas() -> None:
     """Embedded: n = tanh(Wx + b + r (Uh + b')), (1 - z) n + z h; one-hot: n = tanh(Wx + U (r h)), (1 - z) h + z n."""
     (gru, inputs), (one_hot, items) = layers()
     state = torch.randn(3, 3)
@@ -52,7 +52,7 @@ def test_the_cells_differ_in_gate_and_candidate() -> None:
     torch.testing.assert_close(one_hot.step(items[:, 0], state), (1 - z) * state + z * n)
 
 
-def test_every_gate_is_drawn_within_its_own_glorot_bound() -> None:
+def test_every_gate_is_initialised_within_its_own_glorot_bound() -> None:
     torch.manual_seed(0)
     layer = GRULayer(40, 60)
     w, u, *biases = layer.parameters()

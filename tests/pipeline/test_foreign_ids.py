@@ -90,7 +90,7 @@ def test_a_level_that_only_some_items_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"0": ["<a_1>", "<b_2>"', "is no JSON of semantic IDs, or is cut off"),
+        ('{"0": ["<a_1>", "<b_2>"', "is no JSON of semantic IDs, or is truncated"),
         ('{"0": ["<a_1>"], "0": ["<a_2>"]}', "the key '0' occurs twice"),
         ("[]", "is no table of semantic IDs"),
         ("{}", "is no table of semantic IDs"),
@@ -116,7 +116,7 @@ def test_other_json_is_refused(tmp_path: Path, content: str, message: str) -> No
     [
         ("B00A 0\n", "line 1 is not item id, tab, number: 'B00A 0'"),
         ("B00A\t0\nB00B\tone\n", "line 2 is not item id, tab, number"),
-        ("B00A\t0\nB00B\t0\n", "line 2: number 0 is that of 'B00A' already"),
+        ("B00A\t0\nB00B\t0\n", "line 2: number 0 is already that of 'B00A'"),
     ],
 )
 def test_other_tables_of_numbers_are_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -166,11 +166,11 @@ def test_what_would_run_code_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.rand(4, 8), "holds real numbers: these are GRID's embeddings"),
-        (torch.zeros(3), r"holds a tensor \(3,\)"),
-        ({"codes": CODES}, "holds dict; semantic IDs of GRID are a tensor"),
-        (-CODES, "holds codes below 0"),
-        (torch.full((3, 4), float("nan")), "holds real numbers"),
+        (torch.rand(4, 8), "contains real numbers: these are GRID's embeddings"),
+        (torch.zeros(3), r"contains a tensor \(3,\)"),
+        ({"codes": CODES}, "contains dict; semantic IDs of GRID are a tensor"),
+        (-CODES, "contains codes below 0"),
+        (torch.full((3, 4), float("nan")), "contains real numbers"),
     ],
 )
 def test_other_tensors_are_refused(tmp_path: Path, value: object, message: str) -> None:
@@ -182,11 +182,11 @@ def test_other_tensors_are_refused(tmp_path: Path, value: object, message: str) 
 @pytest.mark.parametrize("content", [b"", b"no tensor", b"PK\x03\x04" + bytes(50)])
 def test_what_is_no_tensor_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.pt: (is no tensor of torch|holds more than a tensor)"):
+    with pytest.raises(UserError, match=r"x\.pt: (is no tensor of torch|contains more than a tensor)"):
         import_identifiers(tmp_path / "x.pt", shop(), tmp_path / "ids", form="grid")
     torch.save(torch.arange(10_000).reshape(2, -1), tmp_path / "whole.pt")
     (tmp_path / "x.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:4000])
-    with pytest.raises(UserError, match="is no tensor of torch, or is cut off"):
+    with pytest.raises(UserError, match="is no tensor of torch, or is truncated"):
         import_identifiers(tmp_path / "x.pt", shop(), tmp_path / "ids", form="grid")
 
 

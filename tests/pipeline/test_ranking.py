@@ -93,5 +93,5 @@ def test_rankers_are_compared_on_one_page(tmp_path: Path) -> None:
     assert comparison.examples == []
     assert comparison.rows[0].evaluation.metrics["auc"] > 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "scores what was shown" in page
+    assert "scores the logged impressions" in page
     assert torch.isfinite(torch.tensor(comparison.rows[0].p50_ms))

@@ -39,5 +39,5 @@ def test_validation_labels_of_one_kind_end_nothing_and_are_noted(tmp_path: Path)
     )
     assert run.metrics["stopped"] == "finished"
     assert run.metrics["best_epoch"] == 3
-    assert any(line.startswith("note: validation gave no figure after 3 of 3 epochs") for line in said)
+    assert any(line.startswith("note: validation returned no figure after 3 of 3 epochs") for line in said)
     assert any(line.startswith("note: model.calibration: the probabilities of 'click' stay") for line in said)

@@ -1,4 +1,4 @@
-"""The report is one safe, self-contained page that says what the rows say."""
+"""Tests of the HTML report: one safe, self-contained page with the figures of its rows."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ VOID = {"meta", "br", "path", "use", "rect"}
 
 
 def row(name: str, chance: float, *, size: int = 900) -> ReportRow:
+    """Return a row whose recall@10 is about `chance`, on `size` requests."""
     shared = torch.rand(size, generator=torch.Generator().manual_seed(0))
     values = {f"{m}@{k}": (shared < chance * k / 10).double() for m in ("recall", "ndcg") for k in (5, 10, 20)}
     slices = {
@@ -49,46 +50,49 @@ def row(name: str, chance: float, *, size: int = 900) -> ReportRow:
 
 
 def identifiers(items: int = 300) -> IdentifierTable:
-    draw = torch.Generator().manual_seed(1)
-    codes = torch.stack([torch.randint(0, size, (items,), generator=draw) for size in (16, 8, 3)], 1)
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.stack([torch.randint(0, size, (items,), generator=generator) for size in (16, 8, 3)], 1)
     return IdentifierTable.from_item_codes(codes, codebook_sizes=(16, 8, 3), catalog_fingerprint="x", tokenizer=EVIL)
 
 
 def page(folder: Path, **options: Any) -> str:
+    """Write a report and return its text."""
     arguments = {"title": "shop", "rows": [row("a", 0.1), row("b", 0.3)], **options}
     write_report(folder / "report.html", **arguments)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
-class Tags(HTMLParser):
-    """Collects elements and attributes, and checks that elements close in order."""
+class TagParser(HTMLParser):
+    """Parser that collects elements and attributes, and checks that elements close in order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.open_tags: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
-            self.open.append(tag)
+            self.open_tags.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
-            assert self.open.pop() == tag
+            assert self.open_tags.pop() == tag
 
 
 def tags(text: str) -> list[tuple[str, dict[str, str | None]]]:
-    parser = Tags()
+    """Return elements and attributes of a page; fail if an element is not closed in order."""
+    parser = TagParser()
     parser.feed(text)
-    assert parser.open == []
-    return parser.seen
+    assert parser.open_tags == []
+    return parser.tags
 
 
-def full(folder: Path) -> str:
+def full_page(folder: Path) -> str:
+    """Return a report with data for nearly all sections, in which every name is hostile."""
     return page(
         folder,
         title=EVIL,
@@ -101,8 +105,8 @@ def full(folder: Path) -> str:
     )
 
 
-def test_it_has_no_script_and_no_address_whatever_the_names_are(tmp_path: Path) -> None:
-    text = full(tmp_path)
+def test_hostile_names_add_no_script_and_no_address_to_the_page(tmp_path: Path) -> None:
+    text = full_page(tmp_path)
     for tag, attributes in tags(text):
         assert tag not in {"script", "iframe", "object", "embed", "link", "img", "base", "form"}
         for name, value in attributes.items():
@@ -114,8 +118,8 @@ def test_it_has_no_script_and_no_address_whatever_the_names_are(tmp_path: Path) 
     assert not re.search(r"url\((?!#)", text)
 
 
-def test_all_sections_are_there_and_the_file_is_small(tmp_path: Path) -> None:
-    text = full(tmp_path)
+def test_the_page_contains_all_sections_and_is_small(tmp_path: Path) -> None:
+    text = full_page(tmp_path)
     heads = re.findall(r"<h2>([A-Z][\w\- ]+)", text)
     assert [head.strip() for head in heads] == [
         "Scoreboard",
@@ -131,31 +135,32 @@ def test_all_sections_are_there_and_the_file_is_small(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in text
 
 
-def test_stages_say_what_they_keep(tmp_path: Path) -> None:
+def test_the_funnel_of_a_cascade_is_a_section(tmp_path: Path) -> None:
     stage = {"name": EVIL, "candidates": 250.0, "recall": 0.75, "kept": 0.982, "ndcg": 0.16, "p50_ms": 6.1}
     cascade = row("cascade", 0.3)
-    staged = replace(cascade, evaluation=replace(cascade.evaluation, funnel=[stage]))
-    text = page(tmp_path, rows=[staged, row("a", 0.1)])
+    row_with_funnel = replace(cascade, evaluation=replace(cascade.evaluation, funnel=[stage]))
+    text = page(tmp_path, rows=[row_with_funnel, row("a", 0.1)])
     assert "<h2>Stages" in text
     assert "98.2%" in text
     assert "<h2>Stages" not in page(tmp_path)
     tags(text)
 
 
-def test_spelling_is_shown_by_level(tmp_path: Path) -> None:
+def test_generation_quality_is_a_section_by_level(tmp_path: Path) -> None:
     level = {"teacher_forced": 0.5, "free_running": 0.25, "survival": 0.75}
     shares = {"recall@10": 0.05, "free_recall@10": 0.04, "repaired_recall@10": 0.045, "invalid@10": 0.123}
-    spelt = {"requests": 1_500, "beam_width": 20, "levels": [level, level], **shares}
+    generation = {"requests": 1_500, "beam_width": 20, "levels": [level, level], **shares}
     tiger = row(EVIL, 0.3)
-    tiger = replace(tiger, evaluation=replace(tiger.evaluation, generation=spelt))
+    tiger = replace(tiger, evaluation=replace(tiger.evaluation, generation=generation))
     text = page(tmp_path, rows=[tiger, row("a", 0.1)])
     assert "<td>2</td><td>50.0%</td><td>25.0%</td><td>75.0%</td>" in text
     assert "12.3% of the first 10 sequences are no item" in text
-    assert "<h2>Spelling" not in page(tmp_path)
+    assert "<h2>Generation of codes" in text
+    assert "<h2>Generation of codes" not in page(tmp_path)
     tags(text)
 
 
-def test_a_section_without_data_is_left_out(tmp_path: Path) -> None:
+def test_a_section_without_data_is_skipped(tmp_path: Path) -> None:
     text = page(tmp_path)
     assert "Training" not in text
     assert "Codebooks" not in text
@@ -164,7 +169,7 @@ def test_a_section_without_data_is_left_out(tmp_path: Path) -> None:
     tags(text)
 
 
-def test_the_best_is_marked_and_noise_is_named(tmp_path: Path) -> None:
+def test_the_best_figures_and_those_within_noise_are_marked(tmp_path: Path) -> None:
     twin = row("twin", 0.303)
     text = page(tmp_path, rows=[row("weak", 0.1), row("strong", 0.3), twin])
     lines = {line.split("</span>")[1].split("<")[0]: line for line in re.findall(r"<tr><td>.*?</tr>", text)[:3]}
@@ -172,25 +177,25 @@ def test_the_best_is_marked_and_noise_is_named(tmp_path: Path) -> None:
     assert "≈" not in lines["weak"]
     assert "0.3067&nbsp;≈" in lines["strong"]
     assert "★" in lines["twin"]
-    assert "cannot be told from it on these requests" in text
+    assert "is within noise of it." in text
     assert "1,234,567" in lines["weak"]
     tied = page(tmp_path, rows=[row("weak", 0.1), row("one", 0.3), row("two", 0.3)])
     assert "<b>one</b>, <b>two</b> lead by recall@10." in tied
-    apart = page(tmp_path, rows=[row("weak", 0.1), row("strong", 0.3)])
-    assert "<b>strong</b> leads by recall@10, beyond noise." in apart
+    distinct = page(tmp_path, rows=[row("weak", 0.1), row("strong", 0.3)])
+    assert "<b>strong</b> leads by recall@10, beyond noise." in distinct
 
 
-def test_hits_are_marked(tmp_path: Path) -> None:
+def test_hits_of_example_customers_are_marked(tmp_path: Path) -> None:
     example = CustomerExample("ann", ["mug"], ["lamp"], {"a": ["cup", "lamp"]})
     text = page(tmp_path, examples=[example])
     assert '<li>cup</li><li><span class="hit">lamp</span></li>' in text
 
 
 def test_the_same_rows_give_the_same_page(tmp_path: Path) -> None:
-    assert full(tmp_path) == full(tmp_path)
+    assert full_page(tmp_path) == full_page(tmp_path)
 
 
-def test_figures_that_are_not_defined_do_not_stop_it(tmp_path: Path) -> None:
+def test_undefined_figures_do_not_stop_the_report(tmp_path: Path) -> None:
     nan = torch.full((5,), torch.nan, dtype=torch.float64)
     evaluation = Evaluation(
         "none", "time", False, 5, 5, {"recall@10": float("nan")}, {"recall@10": interval(nan)}, {}, {"recall@10": nan}
@@ -201,41 +206,41 @@ def test_figures_that_are_not_defined_do_not_stop_it(tmp_path: Path) -> None:
     assert "&nbsp;≈" not in text
 
 
-def test_evaluation_alone_does_not_import_matplotlib() -> None:
+def test_importing_the_report_does_not_import_matplotlib() -> None:
     code = "import sys, nextitem.reporting.report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=60))
-def test_areas_are_in_proportion_and_fill_the_box(sizes: list[int]) -> None:
-    falling = [float(size) for size in sorted(sizes, reverse=True)]
-    boxes = squarify(falling, (10, 20, 300, 200))
-    scale = 300 * 200 / sum(falling)
-    for size, (x, y, width, height) in zip(falling, boxes, strict=True):
+def test_areas_of_a_treemap_are_proportional_and_do_not_overlap(sizes: list[int]) -> None:
+    sizes_falling = [float(size) for size in sorted(sizes, reverse=True)]
+    boxes = squarify(sizes_falling, (10, 20, 300, 200))
+    scale = 300 * 200 / sum(sizes_falling)
+    for size, (x, y, width, height) in zip(sizes_falling, boxes, strict=True):
         assert width * height == pytest.approx(size * scale, rel=1e-6)
         assert x >= 10 - 1e-6
         assert y >= 20 - 1e-6
         assert x + width <= 310 + 1e-6
         assert y + height <= 220 + 1e-6
-    for place, (x, y, width, height) in enumerate(boxes):
-        for a, b, c, d in boxes[place + 1 :]:
+    for index, (x, y, width, height) in enumerate(boxes):
+        for a, b, c, d in boxes[index + 1 :]:
             overlap = min(x + width, a + c) - max(x, a), min(y + height, b + d) - max(y, b)
             assert min(overlap) < 1e-6
 
 
-def test_groups_count_items_and_name_one_of_each_of_the_largest_cells() -> None:
+def test_groups_count_items_and_have_a_title_of_each_of_the_largest_cells() -> None:
     codes = torch.tensor([[1, 0], [1, 1], [1, 1], [0, 3]])
     table = IdentifierTable.from_item_codes(codes, codebook_sizes=(2, 4), catalog_fingerprint="x")
-    found = groups(table, pl.Series(["a", "b", "c", "d"]))
-    assert [(one.code, one.items, one.cells, one.titles) for one in found] == [
+    tree = groups(table, pl.Series(["a", "b", "c", "d"]))
+    assert [(group.code, group.items, group.cells, group.titles) for group in tree] == [
         (1, 3, (2, 1), ("b", "a")),
         (0, 1, (1,), ("d",)),
     ]
     assert groups(table, None)[1].titles == ("item 4",)
-    assert tree_map(found).count("<title>") == 2
+    assert tree_map(tree).count("<title>") == 2
 
 
-def test_one_level_is_a_tree_too() -> None:
+def test_codes_of_one_level_are_a_tree_of_one_level() -> None:
     table = IdentifierTable.from_item_codes(torch.tensor([[0], [1], [1]]), codebook_sizes=(2,), catalog_fingerprint="")
-    assert [one.items for one in groups(table, None)] == [2, 1]
+    assert [group.items for group in groups(table, None)] == [2, 1]

@@ -1,4 +1,4 @@
-"""The scoreboard: the public format, and honest marks."""
+"""Tests of the scoreboard: its public format, and its marks of the best and of noise."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from nextitem.reporting.scoreboard import (
 
 
 def row(name: str, recalls: torch.Tensor) -> ReportRow:
+    """Return a row with these values of recall@10, one for each request."""
     mean = float(recalls.mean())
     evaluation = Evaluation(
         model=name,
@@ -43,6 +44,7 @@ def row(name: str, recalls: torch.Tensor) -> ReportRow:
 
 
 def rows() -> list[ReportRow]:
+    """Return rows of a weak model, a strong one, and one that is within noise of the strong one."""
     generator = torch.Generator().manual_seed(0)
     base = (torch.rand(400, generator=generator) < 0.3).double()
     twin = base.clone()
@@ -51,14 +53,14 @@ def rows() -> list[ReportRow]:
     return [row("weak", base * 0), row("strong", base), row("twin", twin)]
 
 
-def test_json_is_the_public_format() -> None:
+def test_scoreboard_json_has_the_public_format() -> None:
     board = json.loads(json.dumps(scoreboard_json(rows())))
     assert [entry["model"] for entry in board["rows"]] == ["weak", "strong", "twin"]
     keys = {"model", "protocol", "refit", "users", "requests", "metrics", "intervals", "slices"}
     assert keys | {"name", "run", "parameters", "train_seconds", "p50_ms", "p99_ms"} == set(board["rows"][0])
 
 
-def test_equal_models_are_noise_and_a_worse_one_is_not() -> None:
+def test_a_similar_model_is_within_noise_and_a_worse_one_is_not() -> None:
     marks = noise_marks(rows(), "recall@10")
     assert marks[0] is False
     assert set(marks) == {0, 2}
@@ -66,11 +68,11 @@ def test_equal_models_are_noise_and_a_worse_one_is_not() -> None:
     assert noise_marks(rows(), "coverage@10") == {}
 
 
-def test_the_table_marks_best_and_noise_and_says_how_it_was_judged() -> None:
+def test_the_table_marks_best_and_noise_and_contains_the_protocol() -> None:
     out = io.StringIO()
     print_scoreboard(rows(), console=Console(file=out, width=200))
     text = out.getvalue()
-    assert "protocol time, 400 requests, learnt from training events only" in text
+    assert "protocol time, 400 requests, trained on training events only" in text
     lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
     assert lines["strong"].count("*") >= 2
     assert "~" in lines["twin"]
@@ -79,14 +81,14 @@ def test_the_table_marks_best_and_noise_and_says_how_it_was_judged() -> None:
     assert "within noise of the best" in text
 
 
-def test_one_model_is_printed_with_intervals_and_slices() -> None:
+def test_the_evaluation_of_one_model_is_printed_with_slices() -> None:
     out = io.StringIO()
     print_evaluation(rows()[1].evaluation, console=Console(file=out, width=120))
     assert "recall@10" in out.getvalue()
     assert "cold" in out.getvalue()
 
 
-def test_terminal_and_report_mark_alike_and_a_lower_log_loss_is_better() -> None:
+def test_terminal_and_report_have_the_same_marks_and_lower_log_loss_is_better() -> None:
     loss = Column("log-loss", "log_loss", 4, False)
     entries = [replace(entry, evaluation=replace(entry.evaluation, metrics={"log_loss": value}))
                for entry, value in zip(rows(), (0.5, 0.3, float("nan")), strict=True)]  # fmt: skip
@@ -96,7 +98,7 @@ def test_terminal_and_report_mark_alike_and_a_lower_log_loss_is_better() -> None
     assert best_marks([0.0, 0.0, None]) == ["", "", ""]
 
 
-def test_users_and_requests_are_counted_apart() -> None:
+def test_users_are_counted_once_and_unknown_visitors_each() -> None:
     batch = SequenceBatch(Jagged.from_rows([[1]] * 5), user_ids=torch.tensor([7, 7, 9, 0, 0]))
-    assert num_users(batch) == 4  # two known users, and two visitors
+    assert num_users(batch) == 4  # two users with an id, and two unknown visitors
     assert num_users(SequenceBatch(Jagged.from_rows([[1]]))) is None

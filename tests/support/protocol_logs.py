@@ -1,4 +1,4 @@
-"""Small logs whose splits can be written out by hand, and splits in readable form."""
+"""Small logs whose splits can be written by hand, and functions that return splits in a readable form."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def data(settings: dict[str, Any] | None = None, **columns: Any) -> Dataset:
 
 
 def logs(*users: str, **more: Any) -> Dataset:
-    """One user for each text, an item for each letter; undated."""
+    """Return an undated log with one user for each text and one event for each letter; letters are the items."""
     rows = [(user, letter, place) for user, text in enumerate(users) for place, letter in enumerate(text)]
     user, item, position = zip(*rows, strict=True)
     return data(more.pop("settings", None), user_id=user, item_id=item, position=position, **more)
 
 
 def words(dataset: Dataset, requests: SequenceBatch) -> list[tuple[str, str]]:
-    """(history, targets) of every request, as letters."""
+    """Return (history, targets) of every request, as letters."""
     assert requests.targets is not None
     return [
         ("".join(dataset.catalog.ids.decode(np.array(h))), "".join(dataset.catalog.ids.decode(np.array(t))))
@@ -33,8 +33,8 @@ def words(dataset: Dataset, requests: SequenceBatch) -> list[tuple[str, str]]:
     ]
 
 
-def learnt(dataset: Dataset) -> list[str]:
-    """What each user leaves to learn from, as letters; users without events left out."""
+def training_items(dataset: Dataset) -> list[str]:
+    """Return the training events of each user with events, as letters; an event without an item is "?"."""
     parts: dict[int, str] = defaultdict(str)
     log = dataset.interactions
     for user, item in zip(log.user_ids.tolist(), dataset.catalog.ids.decode(log.item_ids), strict=True):
@@ -42,12 +42,12 @@ def learnt(dataset: Dataset) -> list[str]:
     return [parts[user] for user in sorted(parts)]
 
 
-def impression_log(events_dated: bool = True) -> Dataset:
-    shown = pl.DataFrame(
+def impression_log(has_event_times: bool = True) -> Dataset:
+    impressions = pl.DataFrame(
         {
             "impression_id": np.repeat(np.arange(20), 2),
             "item_id": [*"ab"] * 20,
-            # The second row of a request comes a little later: it belongs to the request all the same.
+            # The second row of a request is a little later, and belongs to the request nevertheless.
             "timestamp": np.repeat(np.arange(20) * 10, 2) + np.tile([0, 9], 20) + 1_000,
             "user_id": np.repeat([1, 2], 20),
             "click": [1, 0] * 20,
@@ -55,13 +55,13 @@ def impression_log(events_dated: bool = True) -> Dataset:
             "device": ["web", "app"] * 20,
         }
     )
-    order = {"timestamp": [900, 1_175, 1_190, 1_191, 900]} if events_dated else {"position": [0, 1, 2, 3, 0]}
+    order = {"timestamp": [900, 1_175, 1_190, 1_191, 900]} if has_event_times else {"position": [0, 1, 2, 3, 0]}
     log = pl.DataFrame({"user_id": [2, 2, 2, 2, 1], "item_id": [*"abaca"], **order})
-    chosen = {"impressions": {"labels": ["click"], "context": {"device": "categorical"}}}
-    return dataset_from_frames({"interactions": log, "impressions": shown}, chosen)
+    settings = {"impressions": {"labels": ["click"], "context": {"device": "categorical"}}}
+    return dataset_from_frames({"interactions": log, "impressions": impressions}, settings)
 
 
 def logs_with_impressions() -> Dataset:
     log = pl.DataFrame({"user_id": [1, 1, 1, 2], "item_id": [*"abcd"], "position": [0, 1, 2, 0]})
-    shown = pl.DataFrame({"impression_id": [1, 2], "item_id": [*"ab"], "timestamp": [1, 2], "user_id": [1, 2]})
-    return dataset_from_frames({"interactions": log, "impressions": shown})
+    impressions = pl.DataFrame({"impression_id": [1, 2], "item_id": [*"ab"], "timestamp": [1, 2], "user_id": [1, 2]})
+    return dataset_from_frames({"interactions": log, "impressions": impressions})

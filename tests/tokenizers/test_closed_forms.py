@@ -1,4 +1,4 @@
-"""lsh, random, opq, hierarchical-kmeans, tree and balanced residual-kmeans: what each promises beyond the contract."""
+"""Guarantees of lsh, random, opq, hierarchical-kmeans, tree and balanced residual-kmeans beyond the contract."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nextitem.tokenizers.opq import OPQ
 CONTENT, TRUTH = clusters()
 
 
-def _draw(*shape: int, seed: int = 0) -> Tensor:
+def _normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -29,9 +29,9 @@ def test_a_bit_of_lsh_is_the_side_of_a_hyperplane() -> None:
         assert codes == [bits[0] * 4 + bits[1] * 2 + bits[2], bits[3] * 4 + bits[4] * 2 + bits[5]]
 
 
-def test_bits_of_lsh_agree_as_often_as_the_angle_says() -> None:
+def test_bits_of_lsh_agree_as_often_as_the_angle_predicts() -> None:
     """P(same side) = 1 - angle / pi (Charikar 2002)."""
-    content = _draw(400, 16)
+    content = _normal(400, 16)
     model = learn("lsh", catalog_of(content), levels=64, codebook_size=2, standardise=False)
     bits = model.encode(content).double()
     same = 1 - (bits[:, None] - bits).abs().mean(2)
@@ -42,26 +42,26 @@ def test_bits_of_lsh_agree_as_often_as_the_angle_says() -> None:
 
 
 @pytest.mark.parametrize("name", ["lsh", "tree"])
-def test_a_codebook_that_is_no_power_of_two_is_refused(name: str) -> None:
+def test_a_codebook_size_that_is_no_power_of_two_raises(name: str) -> None:
     with pytest.raises((ValueError, UserError), match="power of two"):
         learn(name, catalog_of(CONTENT), codebook_size=6)
 
 
-def test_random_codes_are_even_and_change_with_the_slightest_difference() -> None:
-    content = _draw(4096, 4)
+def test_random_codes_are_uniform_and_change_with_the_slightest_difference() -> None:
+    content = _normal(4096, 4)
     model = learn("random", catalog_of(content), levels=2, codebook_size=16)
     codes = model.encode(content)
     joint = torch.bincount(codes[:, 0] * 16 + codes[:, 1], minlength=256).double()
-    assert float(((joint - 16).square() / 16).sum()) < 330  # chi-square, 255 degrees of freedom: p = .001
+    assert float(((joint - 16).square() / 16).sum()) < 330  # chi-square, 255 degrees of freedom: p = 0.001
     assert float((model.encode(content * (1 + 1e-6)) == codes).double().mean()) < 0.1
     other = learn("random", catalog_of(content), seed=1, levels=2, codebook_size=16)
     assert float((other.encode(content) == codes).double().mean()) < 0.1
 
 
-def test_the_rotation_of_opq_keeps_lengths_and_lowers_the_error() -> None:
-    """Content with two correlated pairs in each slice: without turning a slice is a line, and codes are wasted."""
-    base = _draw(3000, 4)
-    content = torch.stack([base[:, 0], base[:, 0], base[:, 1], base[:, 1] * 0.01], dim=1) + 0.01 * _draw(
+def test_the_rotation_of_opq_is_orthogonal_and_lowers_the_error() -> None:
+    """Content has correlated pairs within slices: without the rotation a slice is a line, and codes are wasted."""
+    base = _normal(3000, 4)
+    content = torch.stack([base[:, 0], base[:, 0], base[:, 1], base[:, 1] * 0.01], dim=1) + 0.01 * _normal(
         3000, 4, seed=1
     )
     model = learn("opq", catalog_of(content), levels=2, codebook_size=32)
@@ -81,13 +81,13 @@ def test_a_code_of_hierarchical_kmeans_is_the_nearest_centroid_below_its_prefix(
         cluster = 0
         for level, code in enumerate(codes):
             offsets, centroids = model.get_buffer(f"offsets_{level}"), model.get_buffer(f"centroids_{level}")
-            own = centroids[int(offsets[cluster]) : int(offsets[cluster + 1])]
-            assert code == int((own - row).square().sum(1).argmin())
+            children = centroids[int(offsets[cluster]) : int(offsets[cluster + 1])]
+            assert code == int((children - row).square().sum(1).argmin())
             cluster = int(offsets[cluster]) + code
 
 
-def test_enough_levels_of_hierarchical_kmeans_tell_all_items_apart() -> None:
-    content = _draw(60, 5)
+def test_enough_levels_of_hierarchical_kmeans_give_all_items_different_codes() -> None:
+    content = _normal(60, 5)
     model = learn("hierarchical-kmeans", catalog_of(content), levels=5, codebook_size=4)
     codes = model.encode(content)
     assert len(torch.unique(codes, dim=0)) == 60
@@ -95,10 +95,10 @@ def test_enough_levels_of_hierarchical_kmeans_tell_all_items_apart() -> None:
 
 
 @pytest.mark.parametrize(("count", "size"), [(60, 8), (64, 8), (61, 7), (9, 8)])
-def test_balanced_clusters_differ_by_one_at_every_level(count: int, size: int) -> None:
-    catalog = catalog_of(_draw(count, 5))
+def test_sizes_of_balanced_clusters_differ_by_at_most_one_at_every_level(count: int, size: int) -> None:
+    catalog = catalog_of(_normal(count, 5))
     model = learn("residual-kmeans", catalog, levels=3, codebook_size=size, balanced=True)
-    codes = model.spell(catalog)
+    codes = model.encode_catalog(catalog)
     for level, codebook in enumerate(model.codebook_sizes):
         used = torch.bincount(codes[:, level], minlength=codebook)
         assert int(used.max()) - int(used.min()) <= 1
@@ -106,15 +106,17 @@ def test_balanced_clusters_differ_by_one_at_every_level(count: int, size: int) -
     assert min(entropies) > 0.97
 
 
-def test_balanced_clusters_of_planted_ones_are_those() -> None:
+def test_balanced_clusters_recover_planted_clusters() -> None:
     catalog = catalog_of(CONTENT)
     model = learn("residual-kmeans", catalog, levels=1, codebook_size=16, balanced=True)
-    pairs = torch.unique(torch.stack([model.spell(catalog)[:, 0], TRUTH[:, 0] * 4 + TRUTH[:, 1]], dim=1), dim=0)
-    # Greedy filling may leave a few items to the last cluster; most clusters are pure.
+    pairs = torch.unique(
+        torch.stack([model.encode_catalog(catalog)[:, 0], TRUTH[:, 0] * 4 + TRUTH[:, 1]], dim=1), dim=0
+    )
+    # Clusters are filled greedily, so the last ones may take a few items of others; most clusters are pure.
     assert len(pairs) < 32
 
 
-def test_a_tree_gives_each_item_its_own_leaf_and_sends_new_ones_to_near_leaves() -> None:
+def test_a_tree_gives_each_item_its_own_leaf_and_new_items_near_leaves() -> None:
     catalog = catalog_of(CONTENT)
     model = learn("tree", catalog)
     table = build_table(model, catalog)
@@ -126,6 +128,6 @@ def test_a_tree_gives_each_item_its_own_leaf_and_sends_new_ones_to_near_leaves()
     assert float((longer.codes[-5:, :6] == table.codes[1:6, :6]).double().mean()) > 0.9
 
 
-def test_the_last_code_of_a_tree_has_what_is_left_of_the_depth() -> None:
+def test_the_last_code_of_a_tree_covers_the_remaining_depth() -> None:
     model = learn("tree", catalog_of(CONTENT), codebook_size=16)
     assert model.codebook_sizes == (16, 16, 2)

@@ -1,4 +1,4 @@
-"""The quality report against numbers worked out by hand, and the alarm."""
+"""The quality report, compared with figures computed by hand, and the collapse warning."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nextitem.tokenizers.quality import QualityConfig, collapse_warning, quality
 from nextitem.tokenizers.tokenizer import Tokenizer
 
 
-class Fixed(Tokenizer):
-    """Decodes to the first code on every dimension; codes are given by the test."""
+class FirstCodeTokenizer(Tokenizer):
+    """A tokenizer that decodes to the first code on every dimension; the test provides the codes."""
 
     name = "fixed"
     Config = Config
@@ -28,7 +28,7 @@ class Fixed(Tokenizer):
         return self.sizes
 
     def encode(self, content: Tensor) -> Tensor:
-        raise AssertionError("the report reads the codes that it is given")
+        raise AssertionError("the report must use the codes that are passed to it")
 
     def decode(self, codes: Tensor) -> Tensor:
         return codes[:, :1].float().repeat(1, self.content_dim)
@@ -36,12 +36,12 @@ class Fixed(Tokenizer):
 
 def _report(content: Tensor, codes: list[list[int]], sizes: tuple[int, ...]) -> dict[str, Any]:
     catalog = catalog_of(content)
-    tokenizer = Fixed(Config(), catalog)
+    tokenizer = FirstCodeTokenizer(Config(), catalog)
     tokenizer.sizes = sizes
     return quality_report(tokenizer, catalog, torch.tensor(codes))
 
 
-def test_figures_worked_out_by_hand() -> None:
+def test_figures_equal_those_computed_by_hand() -> None:
     content = torch.tensor([[1.0, 1], [1.0, 1], [0.0, 2], [3.0, 0], [2.0, 0]])
     codes = [[1, 0], [1, 0], [1, 0], [3, 1], [3, 0]]
     report = _report(content, codes, (4, 2))
@@ -71,9 +71,9 @@ def test_figures_worked_out_by_hand() -> None:
 
 
 def test_neighbours_are_the_ten_nearest_by_cosine() -> None:
-    draw = torch.Generator().manual_seed(0)
-    content = torch.randn((60, 5), generator=draw)
-    codes = torch.randint(3, (60, 2), generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    content = torch.randn((60, 5), generator=generator)
+    codes = torch.randint(3, (60, 2), generator=generator)
     unit = content / content.norm(dim=1, keepdim=True)
     shares = []
     for item in range(60):
@@ -83,7 +83,7 @@ def test_neighbours_are_the_ten_nearest_by_cosine() -> None:
     assert _report(content, codes.tolist(), (3, 3))["neighbours_sharing_prefix"] == pytest.approx(expected)
 
 
-def test_a_sample_of_items_is_looked_up_in_large_catalogues(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_of_large_catalogues_are_estimated_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     content = torch.randn((500, 4), generator=torch.Generator().manual_seed(0))
     codes = [[int(row[0] > 0), 0] for row in content]
     whole = _report(content, codes, (2, 1))["neighbours_sharing_prefix"][0]
@@ -91,7 +91,7 @@ def test_a_sample_of_items_is_looked_up_in_large_catalogues(monkeypatch: pytest.
     assert _report(content, codes, (2, 1))["neighbours_sharing_prefix"][0] == pytest.approx(whole, abs=0.05)
 
 
-def test_one_item_has_no_neighbours_and_no_alarm() -> None:
+def test_one_item_has_no_neighbours_and_no_warning() -> None:
     report = _report(torch.ones(1, 3), [[0, 0]], (1, 1))
     assert report["neighbours_sharing_prefix"] is None
     assert report["collision_rate"] == 0
@@ -110,30 +110,30 @@ CONTENT = torch.randn((100, 4), generator=torch.Generator().manual_seed(0))
         ([[n % 20, 0] for n in range(100)], "100% of 100 items with different content"),
     ],
 )
-def test_collapses_are_named(codes: list[list[int]], words: str) -> None:
+def test_a_collapse_is_described(codes: list[list[int]], words: str) -> None:
     warning = collapse_warning(_report(CONTENT, codes, (20, 20)), QualityConfig())
     assert warning is not None
     assert words in warning
 
 
-def test_good_codes_raise_no_alarm_and_thresholds_are_settings() -> None:
+def test_good_codes_give_no_warning_and_thresholds_are_settings() -> None:
     report = _report(CONTENT, [[n % 20, n // 20] for n in range(100)], (20, 20))
     assert collapse_warning(report, QualityConfig()) is None
     assert report["collision_rate"] == 0
-    some = _report(CONTENT, [[n % 20, n // 40] for n in range(100)], (20, 20))
-    assert collapse_warning(some, QualityConfig()) is None
-    assert collapse_warning(some, QualityConfig(max_collision_rate=0.5)) is not None
+    collided = _report(CONTENT, [[n % 20, n // 40] for n in range(100)], (20, 20))
+    assert collapse_warning(collided, QualityConfig()) is None
+    assert collapse_warning(collided, QualityConfig(max_collision_rate=0.5)) is not None
 
 
-def test_content_that_says_too_little_is_named() -> None:
+def test_content_that_cannot_tell_items_apart_is_described() -> None:
     content = torch.eye(3).repeat(70, 1)
     report = _report(content, [[n % 3, 0] for n in range(210)], (20, 20))
     assert "210 items have 3 different contents" in str(collapse_warning(report, QualityConfig()))
     assert collapse_warning(report, QualityConfig(min_distinct_share=0.01)) is None
 
 
-def test_near_duplicates_may_collide() -> None:
-    """Codes that say nearly everything there is to say have not collapsed."""
+def test_collisions_of_near_duplicates_give_no_warning() -> None:
+    """Codes that contain nearly all information of the content have not collapsed."""
     content = torch.arange(100)[:, None] % 10 + torch.randn((100, 3), generator=torch.Generator().manual_seed(0)) / 10
     report = _report(content, [[n % 10, 0] for n in range(100)], (10, 10))
     assert report["avoidable_collision_rate"] == 1
@@ -142,7 +142,7 @@ def test_near_duplicates_may_collide() -> None:
     assert collapse_warning(report, QualityConfig(excused_error=0.0)) is not None
 
 
-def test_equal_content_excuses_equal_codes() -> None:
+def test_equal_codes_of_equal_content_give_no_warning() -> None:
     content = CONTENT[:10].repeat(10, 1)
     report = _report(content, [[n % 10, 0] for n in range(100)], (20, 20))
     assert report["collision_rate"] == 1

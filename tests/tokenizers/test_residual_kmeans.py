@@ -1,4 +1,4 @@
-"""Residual k-means: each level clusters what is left over."""
+"""Residual k-means: each level clusters the residuals of the level before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nextitem.tokenizers.residual_kmeans import ResidualKMeans
 CONTENT, _ = clusters(each=30)
 
 
-def test_it_equals_kmeans_applied_to_residuals_by_hand() -> None:
+def test_it_equals_kmeans_on_residuals_level_by_level() -> None:
     tokenizer = learn("residual-kmeans", catalog_of(CONTENT), codebook_size=6, standardise=False)
     residual = CONTENT
     for level, codes in enumerate(tokenizer.encode(CONTENT).T):
@@ -28,7 +28,7 @@ def test_it_equals_kmeans_applied_to_residuals_by_hand() -> None:
     torch.testing.assert_close(tokenizer.decode(tokenizer.encode(CONTENT)), CONTENT - residual)
 
 
-def test_more_levels_leave_less_over() -> None:
+def test_more_levels_lower_the_reconstruction_error() -> None:
     errors = []
     for levels in (1, 2, 3, 4):
         tokenizer = learn("residual-kmeans", catalog_of(CONTENT), codebook_size=8, levels=levels)
@@ -48,22 +48,22 @@ def test_another_seed_gives_other_codes() -> None:
     assert not torch.equal(first, second)
 
 
-def test_standardising_lets_a_dimension_in_small_units_count() -> None:
+def test_standardising_gives_a_dimension_in_small_units_the_same_weight() -> None:
     noise = torch.randn((40, 2), generator=torch.Generator().manual_seed(0)) * 0.05
     content = torch.stack([torch.arange(40) % 2, torch.arange(40) // 20], dim=1) + noise
     content[:, 0] *= 0.001
-    with_it, without = (
-        learn("residual-kmeans", catalog_of(content), levels=1, codebook_size=4, standardise=choice).encode(content)[
-            :, 0
-        ]
-        for choice in (True, False)
+    standardised, unscaled = (
+        learn("residual-kmeans", catalog_of(content), levels=1, codebook_size=4, standardise=standardise).encode(
+            content
+        )[:, 0]
+        for standardise in (True, False)
     )
     even = torch.arange(40) % 2 == 0
-    assert not set(with_it[even].tolist()) & set(with_it[~even].tolist())
-    assert set(without[even].tolist()) & set(without[~even].tolist())
+    assert not set(standardised[even].tolist()) & set(standardised[~even].tolist())
+    assert set(unscaled[even].tolist()) & set(unscaled[~even].tolist())
 
 
-def test_codebooks_take_their_size_from_the_data() -> None:
+def test_codebooks_have_no_more_codes_than_the_data_needs() -> None:
     tokenizer = learn("residual-kmeans", catalog_of(CONTENT[:5]), codebook_size=8)
     assert isinstance(tokenizer, ResidualKMeans)
     assert tokenizer.codebook_sizes[0] == 5
@@ -71,7 +71,7 @@ def test_codebooks_take_their_size_from_the_data() -> None:
 
 
 @pytest.mark.slow
-def test_beauty_gets_codes_that_say_something(real_data: Path) -> None:
+def test_codes_of_beauty_have_not_collapsed_and_preserve_neighbours(real_data: Path) -> None:
     catalog = load_dataset(real_data / "amazon14-beauty").catalog
     catalog = catalog.with_content(content_vectors(catalog, ContentConfig()))
     table = build_table(learn("residual-kmeans", catalog, codebook_size=256), catalog)

@@ -1,4 +1,4 @@
-"""RQ-VAE: its loss by hand, gradients to every part, k-means start, revived codes, resuming."""
+"""RQ-VAE: loss computed by hand, gradients to every part, k-means start, revived codes, resumed training."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ from nextitem.tokenizers.rq_vae import RQVAE, RQVAEConfig
 CONTENT, _ = clusters()
 
 
-def _fresh(catalog: Catalog | None = None, *, seed: int = 0, **settings: object) -> RQVAE:
+def _model(catalog: Catalog | None = None, *, seed: int = 0, **settings: object) -> RQVAE:
     torch.manual_seed(seed)
     small = {"codebook_size": 8, "hidden": (16,), "latent_dim": 4, **settings}
     return RQVAE(RQVAEConfig.model_validate(small), catalog or catalog_of(CONTENT))
 
 
-def test_the_loss_is_the_papers() -> None:
-    model = _fresh(commitment=0.5).eval()
+def test_the_loss_is_that_of_the_paper() -> None:
+    model = _model(commitment=0.5).eval()
     terms = model.training_loss(ContentBatch(CONTENT[:10]))
     latent = model.network.encoder(CONTENT[:10])
-    rest, total, quantised = latent, torch.zeros(()), torch.zeros_like(latent)
+    residual, total, quantised = latent, torch.zeros(()), torch.zeros_like(latent)
     for book in model.codebooks.tables:
-        chosen = torch.stack([book[int(((row - book) ** 2).sum(1).argmin())] for row in rest])
-        total = total + 1.5 * ((rest - chosen) ** 2).sum() / 10
-        quantised, rest = quantised + chosen, rest - chosen
+        nearest = torch.stack([book[int(((row - book) ** 2).sum(1).argmin())] for row in residual])
+        total = total + 1.5 * ((residual - nearest) ** 2).sum() / 10
+        quantised, residual = quantised + nearest, residual - nearest
     total = total + ((CONTENT[:10] - model.network.decoder(quantised)) ** 2).sum() / 10
     torch.testing.assert_close(terms.total, total)
     assert set(terms.named) == {"reconstruction", "codebook", "codes_in_use"}
 
 
 def test_gradients_reach_encoder_decoder_and_every_used_code() -> None:
-    model = _fresh()
+    model = _model()
     model.training_loss(ContentBatch(CONTENT)).total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
     assert model.codebooks.tables.grad is not None
-    touched = model.codebooks.tables.grad.abs().sum(2) > 0
-    assert torch.equal(touched, model.codebooks.usage > 0)
+    has_gradient = model.codebooks.tables.grad.abs().sum(2) > 0
+    assert torch.equal(has_gradient, model.codebooks.usage > 0)
     gradient = model.network.get_parameter("encoder.0.weight").grad
     assert gradient is not None
     assert float(gradient.norm()) > 0
 
 
-def test_the_reconstruction_passes_straight_through_to_the_encoder() -> None:
-    """d loss / d latent of the reconstruction is its gradient at the quantised vector."""
-    model = _fresh(commitment=0.0).eval()
+def test_the_gradient_of_the_reconstruction_passes_straight_through_to_the_encoder() -> None:
+    """The reconstruction loss has the same gradient at the latent vector as at the quantised vector."""
+    model = _model(commitment=0.0).eval()
     content = CONTENT[:6]
     latents: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], latent: Tensor) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], latent: Tensor) -> None:
         latent.retain_grad()
         latents.append(latent)
 
-    hook = model.network.encoder.register_forward_hook(keep)
+    hook = model.network.encoder.register_forward_hook(record)
     model.training_loss(ContentBatch(content)).total.backward()
     hook.remove()
     codes = model.encode(content)
@@ -72,26 +72,26 @@ def test_the_reconstruction_passes_straight_through_to_the_encoder() -> None:
     torch.testing.assert_close(latents[0].grad, quantised.grad)
 
 
-def test_the_first_batch_starts_the_codes_by_kmeans() -> None:
-    model = _fresh()
+def test_the_first_batch_initialises_the_codes_by_kmeans() -> None:
+    model = _model()
     model.training_loss(ContentBatch(CONTENT))
     latent = model.network.encoder(CONTENT).detach()
-    found = model.encode(CONTENT)
-    assert len(torch.unique(found[:, 0])) == 8
+    codes = model.encode(CONTENT)
+    assert len(torch.unique(codes[:, 0])) == 8
     for code in range(8):  # a converged centroid is the mean of its cluster
         torch.testing.assert_close(
-            model.codebooks.tables[0, code].detach(), latent[found[:, 0] == code].mean(0), atol=1e-3, rtol=1e-3
+            model.codebooks.tables[0, code].detach(), latent[codes[:, 0] == code].mean(0), atol=1e-3, rtol=1e-3
         )
 
 
-def test_unused_codes_restart_and_used_ones_stay() -> None:
-    model = _fresh(revive_every=2)
+def test_unused_codes_restart_and_used_codes_stay() -> None:
+    model = _model(revive_every=2)
     batch = ContentBatch(CONTENT)
     model.training_loss(batch)
     with torch.no_grad():
         model.codebooks.tables[0, 3] = 1e6
         model.codebooks.usage[0, 3] = 0
-        kept = model.codebooks.tables.detach().clone()
+        before = model.codebooks.tables.detach().clone()
     model.training_loss(batch)
     assert float(model.codebooks.tables[0, 3, 0].detach()) == 1e6
     with torch.no_grad():
@@ -100,39 +100,39 @@ def test_unused_codes_restart_and_used_ones_stay() -> None:
     latent = model.network.encoder(CONTENT).detach()
     assert float((latent - model.codebooks.tables[0, 3].detach()).norm(dim=1).min()) < 1e-5
     others = torch.arange(8) != 3
-    assert torch.equal(model.codebooks.tables[0, others].detach(), kept[0, others])
+    assert torch.equal(model.codebooks.tables[0, others].detach(), before[0, others])
     assert int(nearest_code(model.codebooks.tables[0, 3:4].detach(), model.codebooks.tables[0].detach())) == 3
 
 
 def test_evaluating_the_loss_changes_nothing() -> None:
-    model = _fresh().eval()
+    model = _model().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.training_loss(ContentBatch(CONTENT))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_training_goes_on_from_saved_state_as_if_never_stopped() -> None:
-    def steps(model: RQVAE, optimizer: torch.optim.Optimizer, batches: range) -> None:
+def test_training_resumed_from_a_saved_state_equals_uninterrupted_training() -> None:
+    def train(model: RQVAE, optimizer: torch.optim.Optimizer, batches: range) -> None:
         for index in batches:
             optimizer.zero_grad()
             model.training_loss(ContentBatch(CONTENT[index * 7 : index * 7 + 30])).total.backward()
             optimizer.step()
 
-    whole = _fresh(revive_every=3, codebook_size=32)
+    whole = _model(revive_every=3, codebook_size=32)
     optimizer = torch.optim.AdamW(whole.parameters(), lr=1e-2)
-    steps(whole, optimizer, range(8))
+    train(whole, optimizer, range(8))
     state, moments = deepcopy(whole.state_dict()), deepcopy(optimizer.state_dict())
-    resumed = _fresh(revive_every=3, codebook_size=32, seed=77)
+    resumed = _model(revive_every=3, codebook_size=32, seed=77)
     resumed.load_state_dict(state)
-    again = torch.optim.AdamW(resumed.parameters(), lr=1e-2)
-    again.load_state_dict(moments)
+    resumed_optimizer = torch.optim.AdamW(resumed.parameters(), lr=1e-2)
+    resumed_optimizer.load_state_dict(moments)
     torch.manual_seed(5)
-    steps(resumed, again, range(8, 16))
-    steps(whole, optimizer, range(8, 16))
+    train(resumed, resumed_optimizer, range(8, 16))
+    train(whole, optimizer, range(8, 16))
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
-def test_training_lowers_the_loss_and_beats_the_first_codes() -> None:
+def test_training_lowers_the_reconstruction_error() -> None:
     catalog = catalog_of(CONTENT)
     early, late = (learn("rq-vae", catalog, epochs=epochs, codebook_size=8) for epochs in (1, 60))
     errors = [float((model.decode(model.encode(CONTENT)) - CONTENT).square().mean()) for model in (early, late)]
@@ -140,10 +140,8 @@ def test_training_lowers_the_loss_and_beats_the_first_codes() -> None:
 
 
 @pytest.mark.parametrize(("standardise", "collapses"), [(False, True), (True, False)])
-def test_unit_vectors_around_a_common_mean_collapse_only_without_standardising(
-    standardise: bool, collapses: bool
-) -> None:
-    """What sentence encoders give: unit norm, nearly the same direction, small differences."""
+def test_unit_vectors_around_a_common_mean_collapse_unless_standardised(standardise: bool, collapses: bool) -> None:
+    """Content is like that of sentence encoders: unit norm, nearly the same direction, small differences."""
     content = torch.nn.functional.normalize(CONTENT * 1e-4 + 1.0, dim=1)
     catalog = catalog_of(content)
     model = learn("rq-vae", catalog, codebook_size=16, standardise=standardise, revive_every=10**6)

@@ -1,4 +1,4 @@
-"""Adagrad with momentum: worked out by hand, sparse as dense."""
+"""Tests of Adagrad with momentum: against values computed by hand, and sparse against dense gradients."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from nextitem.training.config import TrainingConfig
 from nextitem.training.optimizers import build_optimizer
 
 
-def test_two_steps_by_hand() -> None:
+def test_two_steps_equal_values_computed_by_hand() -> None:
     weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
     optimizer = Adagrad([weight], lr=0.1, momentum=0.5)
-    found = []
+    weights = []
     for gradient in (3.0, 4.0):
         weight.grad = torch.tensor([gradient], dtype=torch.float64)
         optimizer.step()
-        found.append(weight.item())
-    first = -0.1 * 3 / (9 + 1e-6) ** 0.5  # nothing is accumulated before: the first step has length lr
+        weights.append(weight.item())
+    first = -0.1 * 3 / (9 + 1e-6) ** 0.5  # the accumulator is 0 before: the first step has length lr
     second = 0.5 * first - 0.1 * 4 / (25 + 1e-6) ** 0.5
-    assert found == pytest.approx([1 + first, 1 + first + second], abs=1e-12)
+    assert weights == pytest.approx([1 + first, 1 + first + second], abs=1e-12)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.4])
-def test_sparse_equals_dense_where_every_row_is_touched(momentum: float) -> None:
+def test_sparse_steps_equal_dense_ones_if_every_row_is_read(momentum: float) -> None:
     torch.manual_seed(0)
     tables = [nn.Embedding(5, 3, sparse=sparse) for sparse in (True, False)]
     tables[1].load_state_dict(tables[0].state_dict())
@@ -42,7 +42,7 @@ def test_sparse_equals_dense_where_every_row_is_touched(momentum: float) -> None
         torch.testing.assert_close(tables[0].weight, tables[1].weight)
 
 
-def test_rows_that_are_not_looked_up_and_their_momentum_stay() -> None:
+def test_rows_that_are_not_read_and_their_momentum_stay_unchanged() -> None:
     table = nn.Embedding(4, 2, sparse=True)
     optimizer = Adagrad(table.parameters(), lr=0.1, momentum=0.9)
     table(torch.tensor([1, 2])).sum().backward()
@@ -53,11 +53,11 @@ def test_rows_that_are_not_looked_up_and_their_momentum_stay() -> None:
     table(torch.tensor([2])).sum().backward()
     optimizer.step()
     for former, value in zip(before, (table.weight.detach(), state["sum"], state["momentum"]), strict=True):
-        changed = (former != value).any(1)
-        assert changed.tolist() == [False, False, True, False]
+        is_changed = (former != value).any(1)
+        assert is_changed.tolist() == [False, False, True, False]
 
 
-def test_other_optimizers_get_dense_gradients() -> None:
+def test_only_adagrad_gets_sparse_gradients() -> None:
     for name, sparse in (("adagrad", True), ("adamw", False)):
         table = nn.Embedding(4, 2, sparse=True)
         optimizer = build_optimizer(table, TrainingConfig(optimizer=name, momentum=0.3))

@@ -1,4 +1,4 @@
-"""FTRL-Proximal: by hand, against what it minimises, exact zeros; and optimizers side by side."""
+"""Tests of FTRL-Proximal (by hand, against its objective, exact zeros) and of groups with several optimizers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nextitem.core.roles import LossTerms
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 from nextitem.training.ftrl import FTRL
-from nextitem.training.optimizers import build_optimizer, forget
+from nextitem.training.optimizers import build_optimizer, clear_state
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Rows:
 
 
 class LineExamples:
-    """y = 3x - 1, shuffled by (seed, epoch)."""
+    """Examples of y = 3x - 1, shuffled by (seed, epoch)."""
 
     def num_batches(self, batch_size: int) -> int:
         return 64 // batch_size
@@ -51,7 +51,7 @@ class LineExamples:
 
 
 class Net(nn.Module):
-    """A wide and a deep part in a row."""
+    """Network with a wide part followed by a deep part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,8 +60,8 @@ class Net(nn.Module):
         self.deep = nn.ModuleList([nn.Linear(16, 4), nn.Linear(4, 1)])
 
     def training_loss(self, batch: Rows) -> LossTerms:
-        found = self.deep[1](torch.relu(self.deep[0](torch.relu(self.wide(batch.inputs)))))
-        return LossTerms((found - batch.targets).square().mean())
+        predictions = self.deep[1](torch.relu(self.deep[0](torch.relu(self.wide(batch.inputs)))))
+        return LossTerms((predictions - batch.targets).square().mean())
 
 
 def run(net: Net, settings: TrainingConfig, **arguments: object) -> None:
@@ -72,49 +72,49 @@ def same_weights(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def stepped(gradients: list[float], *, start: float = 0.0, **settings: float) -> list[float]:
-    """The weight after each gradient."""
+def weights_after(gradients: list[float], *, start: float = 0.0, **settings: float) -> list[float]:
+    """Return the weight after each step of FTRL on these gradients."""
     weight = nn.Parameter(torch.tensor([start], dtype=torch.float64))
-    optimizer, found = FTRL([weight], **{"lr": 0.5, **settings}), []
+    optimizer, weights = FTRL([weight], **{"lr": 0.5, **settings}), []
     for gradient in gradients:
         weight.grad = torch.tensor([gradient], dtype=torch.float64)
         optimizer.step()
-        found.append(weight.item())
-    return found
+        weights.append(weight.item())
+    return weights
 
 
-def test_two_steps_by_hand() -> None:
-    found = stepped([3.0, -4.0], l1=1.0, weight_decay=0.1)
+def test_two_steps_equal_values_computed_by_hand() -> None:
+    weights = weights_after([3.0, -4.0], l1=1.0, weight_decay=0.1)
     first = -(3 - 1) / ((1 + 3) / 0.5 + 0.1)  # z = g, n = 9
     z = 3 + (-4 - (5 - 3) / 0.5 * first)  # sigma = (sqrt(25) - sqrt(9)) / lr
     assert abs(z) < 1  # within l1: exactly zero
-    assert found == [pytest.approx(first, abs=1e-12), 0.0]
+    assert weights == [pytest.approx(first, abs=1e-12), 0.0]
 
 
-def test_a_weight_is_the_minimiser_of_what_its_gradients_say() -> None:
-    """Eq. 1: argmin of g_{1:t} w + 1/2 sum sigma_s (w - w_s)^2 + l1 |w| + l2 w^2 / 2; 1 / lr at first."""
-    draw = torch.Generator().manual_seed(0)
-    gradients = (torch.randn(12, generator=draw) + 0.4).tolist()
+def test_each_weight_minimises_the_linearised_objective() -> None:
+    """Check eq. 1: the argmin of g_{1:t} w + 1/2 sum sigma_s (w - w_s)^2 + l1 |w| + l2 w^2 / 2; 1 / lr at first."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = (torch.randn(12, generator=generator) + 0.4).tolist()
     rate, l1, l2 = 0.3, 0.7, 0.2
-    found = stepped(gradients, lr=rate, l1=l1, weight_decay=l2)
-    weights = [0.0, *found]
+    weights = weights_after(gradients, lr=rate, l1=l1, weight_decay=l2)
+    former_weights = [0.0, *weights]
     for t in range(1, len(gradients) + 1):
         squares = [sum(g * g for g in gradients[:s]) for s in range(t + 1)]
         sigmas = [(math.sqrt(squares[s + 1]) - math.sqrt(squares[s])) / rate for s in range(t)]
 
         def objective(w: float, t: int = t, sigmas: list[float] = sigmas) -> float:
-            proximal = sum(s * (w - weights[i]) ** 2 for i, s in enumerate(sigmas)) + w * w / rate
+            proximal = sum(s * (w - former_weights[i]) ** 2 for i, s in enumerate(sigmas)) + w * w / rate
             return float(sum(gradients[:t])) * w + proximal / 2 + l1 * abs(w) + l2 * w * w / 2
 
         best = minimize_scalar(objective, bounds=(-5, 5), method="bounded", options={"xatol": 1e-10}).x
-        assert found[t - 1] == pytest.approx(best, abs=1e-6)
+        assert weights[t - 1] == pytest.approx(best, abs=1e-6)
 
 
 def test_a_single_feature_reaches_its_closed_form() -> None:
-    """Of n visits a share p clicks: the log-odds of p, and 0 with an l1 that outweighs what is known."""
-    share, target = 0.8, math.log(0.8 / 0.2)
+    """With a share p of clicks the weight is the log-odds of p, and 0 if l1 outweighs all gradients."""
+    share, log_odds = 0.8, math.log(0.8 / 0.2)
 
-    def learn(l1: float) -> float:
+    def train_weight(l1: float) -> float:
         weight = nn.Parameter(torch.zeros(1, 1, dtype=torch.float64))
         optimizer = FTRL([weight], lr=0.5, l1=l1)
         for _ in range(3000):
@@ -124,16 +124,16 @@ def test_a_single_feature_reaches_its_closed_form() -> None:
             optimizer.step()
         return weight.item()
 
-    assert learn(0.0) == pytest.approx(target, abs=1e-4)
-    assert learn(4000.0) == 0.0
+    assert train_weight(0.0) == pytest.approx(log_odds, abs=1e-4)
+    assert train_weight(4000.0) == 0.0
 
 
-def test_l1_keeps_what_counts_and_makes_the_rest_exactly_zero() -> None:
-    draw = torch.Generator().manual_seed(1)
-    inputs = torch.randn(2000, 20, generator=draw)
-    truth = torch.zeros(20)
-    truth[:3] = torch.tensor([2.0, -1.5, 1.0])
-    labels = (torch.rand(2000, generator=draw) < torch.sigmoid(inputs @ truth)).float()
+def test_l1_makes_the_weights_of_irrelevant_features_exactly_zero() -> None:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(2000, 20, generator=generator)
+    true_weights = torch.zeros(20)
+    true_weights[:3] = torch.tensor([2.0, -1.5, 1.0])
+    labels = (torch.rand(2000, generator=generator) < torch.sigmoid(inputs @ true_weights)).float()
     net = nn.Linear(20, 1)
     nn.init.zeros_(net.weight)
     nn.init.zeros_(net.bias)
@@ -150,8 +150,8 @@ def test_l1_keeps_what_counts_and_makes_the_rest_exactly_zero() -> None:
 
 
 @pytest.mark.parametrize(("l1", "decay"), [(0.0, 0.0), (0.3, 0.2)])
-def test_a_step_without_a_gradient_leaves_weights_where_they_are(l1: float, decay: float) -> None:
-    assert stepped([0.0, 0.0], start=0.7, l1=l1, weight_decay=decay) == pytest.approx([0.7, 0.7])
+def test_a_step_without_a_gradient_does_not_change_weights(l1: float, decay: float) -> None:
+    assert weights_after([0.0, 0.0], start=0.7, l1=l1, weight_decay=decay) == pytest.approx([0.7, 0.7])
 
 
 SIDE_BY_SIDE = {
@@ -165,9 +165,9 @@ def settings(**fields: object) -> TrainingConfig:
     return parse(TrainingConfig, values, where="test")
 
 
-def test_groups_train_by_optimizers_of_their_own() -> None:
-    together, plain = Net(), Net()
-    run(together, settings(), seed=3)
+def test_each_group_is_trained_by_its_own_optimizer() -> None:
+    chained, plain = Net(), Net()
+    run(chained, settings(), seed=3)
     wide, deep = list(plain.wide.parameters()), list(plain.deep.parameters())
     optimizers = [
         FTRL([{"params": wide[:1], "l1": 1e-3}, {"params": wide[1:]}], lr=0.2),
@@ -179,25 +179,25 @@ def test_groups_train_by_optimizers_of_their_own() -> None:
             plain.training_loss(batch).total.backward()
             for optimizer in optimizers:
                 optimizer.step()
-    for a, b in zip(together.parameters(), plain.parameters(), strict=True):
+    for a, b in zip(chained.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("fields", [{}, {"groups": {}, "optimizer": "ftrl", "learning_rate": 0.3, "l1": 0.01}])
-def test_it_resumes_exactly(tmp_path: Path, fields: dict[str, object]) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, fields: dict[str, object]) -> None:
     whole, cut, resumed = Net(), Net(), Net()
     run(whole, settings(**fields), seed=4)
     run(cut, settings(**fields), seed=4, out=tmp_path, stop_after=3)
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    session = next(iter(saved["callbacks"].values()))
-    session["stopped"] = "interrupted"
+    training_state = next(iter(saved["callbacks"].values()))
+    training_state["stopped"] = "interrupted"
     torch.save(saved, tmp_path / "checkpoints" / "last.ckpt")
     run(resumed, settings(**fields), seed=4, out=tmp_path, resume=True)
     assert same_weights(whole, resumed)
     assert not same_weights(whole, cut)
 
 
-def test_schedules_reach_every_group() -> None:
+def test_a_schedule_changes_the_rate_of_every_group() -> None:
     net = Net()
     groups = {"deep.1": {"optimizer": "sgd", "learning_rate": 0.5}}
     optimizer = build_optimizer(net, settings(groups=groups))
@@ -206,22 +206,22 @@ def test_schedules_reach_every_group() -> None:
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.001, 0.05])
 
 
-def test_what_is_kept_of_a_parameter_can_be_dropped() -> None:
+def test_clear_state_deletes_the_moments_of_a_parameter() -> None:
     net = Net()
     optimizer = build_optimizer(net, settings())
     net.training_loss(next(LineExamples().batches(8, epoch=0, seed=0))).total.backward()
     optimizer.step()
 
-    def kept() -> int:
+    def num_states() -> int:
         return sum(len(part["state"]) for part in optimizer.state_dict()["parts"])
 
-    before = kept()
+    before = num_states()
     for parameter in net.wide.parameters():
-        forget(optimizer, parameter)
-    assert (before, kept()) == (6, 4)
+        clear_state(optimizer, parameter)
+    assert (before, num_states()) == (6, 4)
 
 
-def test_the_longest_name_decides() -> None:
+def test_the_longest_matching_name_selects_the_group() -> None:
     groups = {"deep": {"optimizer": "sgd"}, "deep.1": {"optimizer": "ftrl"}}
     optimizer = build_optimizer(Net(), settings(groups=groups))
 
@@ -243,6 +243,6 @@ def test_the_longest_name_decides() -> None:
         ({"warmup_steps": 5}, "warmup_steps = 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(fields: dict[str, object], message: str) -> None:
+def test_impossible_settings_are_named_in_the_error(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_optimizer(Net(), settings(**fields))

@@ -1,1 +1,1 @@
-"""The classic cascade: retrieval, ranking and re-ranking as one recommender; here stand its re-rankers."""
+"""Classic cascade: retrieval, ranking and re-ranking as one recommender, with the re-rankers."""

@@ -1,15 +1,15 @@
 """Cascade: retrieval, pre-ranking, ranking and re-ranking as one Recommender.
 
-Covington, Adams and Sargin, Deep Neural Networks for YouTube Recommendations, RecSys 2016, and what came of it. Several
-channels each bring candidates; their lists are merged by what a place in each is worth; two rankers, a cheap one and a
-better one, narrow them down; re-rankers choose the list that is shown.
+Covington, Adams and Sargin, Deep Neural Networks for YouTube Recommendations, RecSys 2016, and later systems of that
+kind. Several channels retrieve candidates. Their lists are merged by a measured rate of each rank in each channel. Two
+rankers, a cheap one and a better one, reduce the candidates. Re-rankers select the list that is shown.
 
 Notable
-- Channels, rankers and re-rankers are the registered ones, with their own settings; every stage but retrieval may be
-  left out. Rankers read the candidates' places in the channels (fields candidate.<channel>).
-- A stage sees only what the one before it kept. `stages` gives the candidates after each of them, so that what a stage
-  throws away can be counted (evaluation/funnel.py).
-- Where fewer items are found than are asked for, popular ones follow.
+- Channels, rankers and re-rankers are registered models with their own settings. Every stage except retrieval is
+  optional. Rankers can read the candidates' ranks in the channels (fields candidate.<channel>).
+- A stage sees only the candidates that the stage before it returned. `stages` yields the candidates after each stage,
+  so that those that a stage drops can be counted (evaluation/funnel.py).
+- If fewer items are retrieved than requested, popular items follow.
 
 Shapes: B requests, C candidates, K returned, c channels.
 """
@@ -37,63 +37,63 @@ from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.top_items import append_unseen
 
-POPULAR = "popular"  # the channel of what was added where channels found too little
+POPULAR = "popular"  # name of the channel of items that are appended if the channels retrieve too few
 
 
 class ChannelConfig(configs.Config):
-    """One retrieval channel."""
+    """Settings of one retrieval channel."""
 
     quota: int = Field(200, ge=1)
-    """Items that it may bring."""
+    """Largest number of items that the channel retrieves."""
     model: dict[str, Any]
-    """Name and settings of a registered model."""
+    """Name and settings of the registered model that retrieves."""
 
 
 class StageConfig(configs.Config):
-    """A ranker between retrieval and the list."""
+    """Settings of a ranker between retrieval and the final list."""
 
     keep: int = Field(200, ge=1)
-    """Items that are left after it; more where more are asked for."""
+    """Number of items that remain after the stage; k if a request asks for more."""
     model: dict[str, Any]
-    """Name and settings of a registered model that ranks given candidates."""
+    """Name and settings of a registered model that ranks candidates."""
     teacher: bool = False
-    """Of pre-ranking: learn the ranker's scores too (distillation)."""
+    """Whether pre-ranking also learns the scores of the ranker (distillation); pre-ranking only."""
 
 
 class CascadeConfig(configs.Config):
-    """Settings of Cascade."""
+    """Settings of the cascade."""
 
     channels: dict[str, ChannelConfig] = Field(min_length=1)
-    """Name -> channel."""
+    """Retrieval channels by name."""
     candidates: int = Field(1000, ge=1)
-    """Items that are left after merging."""
+    """Number of candidates that remain after the lists of the channels are merged."""
     pre_ranking: StageConfig | None = None
-    """A cheap ranker that reduces the merged candidates; none: no such stage."""
+    """Cheap ranker that reduces the merged candidates; none: no such stage."""
     ranking: StageConfig | None = None
-    """The ranker that orders the candidates; none: the order of the merged channels."""
+    """Ranker that orders the candidates; none: the order of the merged channels."""
     reranking: tuple[dict[str, Any], ...] = ()
-    """Names and settings of registered re-rankers, in their order."""
+    """Names and settings of registered re-rankers, in the order in which they run."""
     reranked_from: int = Field(50, ge=1)
-    """Best items that re-rankers choose from, at least k."""
+    """Number of best items from which re-rankers select; at least k."""
     recent_share: float = Field(0.2, gt=0, lt=1)
-    """Of training events that rankers learn from; channels the rest, first."""
+    """Share of training events, the latest ones, from which rankers learn; channels first learn from the rest."""
     recent_events: int = Field(30_000, ge=1)
-    """At most so many of them."""
+    """Largest number of recent events from which rankers learn."""
     returns: int | None = Field(None, ge=1)
-    """Learn only from each user's first event after each of so many times."""
+    """Number of evenly spread times: rankers learn only from each user's first event after each; none: all events."""
     negatives: int = Field(40, ge=1)
-    """Candidates beside the target that a ranker learns from, for each event."""
+    """Number of candidates beside the target from which a ranker learns, for each event."""
 
     @pydantic.model_validator(mode="after")
-    def _filled_in(self) -> CascadeConfig:
-        """Every setting of every part, so that the recipe of a run says all of them."""
+    def _fill_in_parts(self) -> CascadeConfig:
+        """Fill in all settings of every part, so that the recipe of a run contains all of them."""
         for where, kind, table in self.tables():
             _, settings = component_class(kind, table, where=where)
             table.update({"name": table["name"], **settings.model_dump()})
         return self
 
     def tables(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """(where it stands, its kind, its table) of every part."""
+        """Yield (place in the recipe, kind of component, table of settings) of every part."""
         for name, channel in self.channels.items():
             yield f"[model.channels.{name}.model]", "model", channel.model
         for name, stage in (("pre_ranking", self.pre_ranking), ("ranking", self.ranking)):
@@ -105,15 +105,15 @@ class CascadeConfig(configs.Config):
     def unused_settings(self) -> tuple[str, ...]:
         """Return a sentence for each field of a part that has no effect there.
 
-        Every part names all its settings, so a field counts as set if it is not at its default.
+        The table of every part contains all of its settings, so a field counts as set if it is not at its default.
         """
         sentences = list(super().unused_settings())
         for where, kind, table in self.tables():
             settings = component_class(kind, table, where=where)[1]
             changed = settings.model_dump(exclude_defaults=True)
             values = {name: getattr(settings, name) for name in type(settings).model_fields}
-            own = type(settings).model_construct(_fields_set=set(changed), **values).unused_settings()
-            sentences += [f"{where} {sentence}" for sentence in own]
+            part_sentences = type(settings).model_construct(_fields_set=set(changed), **values).unused_settings()
+            sentences += [f"{where} {sentence}" for sentence in part_sentences]
             if "calibration" in changed:
                 sentences.append(
                     f"{where} calibration = {changed['calibration']!r} has no effect: stages of a cascade order "
@@ -123,7 +123,7 @@ class CascadeConfig(configs.Config):
 
     @property
     def needs(self) -> frozenset[Requirement]:
-        """What the catalogue must carry: what any part needs."""
+        """Requirements on the catalogue: those of all parts together."""
         needs: frozenset[Requirement] = frozenset()
         for where, kind, table in self.tables():
             part, settings = component_class(kind, table, where=where)
@@ -132,7 +132,7 @@ class CascadeConfig(configs.Config):
 
 
 class Cascade(Recommender):
-    """Answers by a funnel of stages."""
+    """Recommender that retrieves candidates by several channels and narrows them down in stages."""
 
     Config = CascadeConfig
     config: CascadeConfig
@@ -153,94 +153,105 @@ class Cascade(Recommender):
         )
 
     def renew(self, name: str) -> Recommender:
-        """A channel as it was before it learnt anything, put in its place."""
+        """Replace a channel by an untrained model with the same settings, and return that model."""
         table = self.config.channels[name].model
-        fresh = cast(Recommender, build_component("model", table, self.catalog, where=f"channel {name}"))
-        self.channels[self.channel_names.index(name)] = fresh
-        return fresh
+        model = cast(Recommender, build_component("model", table, self.catalog, where=f"channel {name}"))
+        self.channels[self.channel_names.index(name)] = model
+        return model
 
     def set_popularity(self, counts: Tensor) -> None:
-        """Every stage reads the same counts."""
+        """Store how often each item occurs in training [N + 1], the same counts for every stage; entry 0 must be 0."""
         super().set_popularity(counts)
         for part in self.modules():
             if isinstance(part, Recommender) and part is not self:
                 part.set_popularity(counts)
 
     def retrieve(self, batch: SequenceBatch) -> list[Recommendations]:
-        """Each channel's list, as long as its quota."""
-        asked = replace(batch, candidates=None, candidate_features={}, candidate_labels={})
+        """Return the list of each channel, [B, quota of the channel]."""
+        requests = replace(batch, candidates=None, candidate_features={}, candidate_labels={})
         quotas = self.rates.quotas
         return [
-            cast(Recommender, channel).recommend(asked, quota)
+            cast(Recommender, channel).recommend(requests, quota)
             for channel, quota in zip(self.channels, quotas, strict=True)
         ]
 
     def candidates(self, batch: SequenceBatch, k: int) -> Candidates:
-        """What the channels bring, merged; where that is fewer than k, popular items follow."""
-        found = self.rates.merge(self.retrieve(batch), max(k, self.config.candidates))
-        real = found.items > 0
-        have = real.sum(1)
-        if int(have.min()) >= k:
-            return found
-        brought = Jagged.from_lengths(found.items[real], have)
-        out = brought if batch.excluded is None else batch.excluded.append(brought)
-        popular = self._popular(replace(batch, excluded=out), k).item_ids
-        return found.followed_by(popular, channel=len(self.channel_names))
+        """Return the merged candidates of the channels; popular items follow if they are fewer than k."""
+        merged = self.rates.merge(self.retrieve(batch), max(k, self.config.candidates))
+        is_candidate = merged.items > 0
+        lengths = is_candidate.sum(1)
+        if int(lengths.min()) >= k:
+            return merged
+        retrieved_items = Jagged.from_lengths(merged.items[is_candidate], lengths)
+        excluded = retrieved_items if batch.excluded is None else batch.excluded.append(retrieved_items)
+        popular = self._popular(replace(batch, excluded=excluded), k).item_ids
+        return merged.append(popular, channel=len(self.channel_names))
 
     def retrieved(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        """Merged candidates [B, C] and their places in the channels [B, C, c]: what the rankers learn from."""
+        """Return the merged candidates [B, C] and their ranks in the channels [B, C, c], from which rankers learn."""
         merged = self.candidates(batch, 1)
         return merged.items, merged.ranks
 
     def with_candidates(self, batch: SequenceBatch, items: Tensor, ranks: Tensor) -> SequenceBatch:
-        """The requests with these candidates [B, k] (0 is padding) and their places in the channels [B, k, c]."""
-        real = items > 0
-        rows = Jagged.from_lengths(items[real], real.sum(1))
-        places = ranks[real].float()
-        features = {name: rows.with_values(places[:, column]) for column, name in enumerate(self.channel_names)}
-        return replace(batch, candidates=rows, candidate_features=features)
+        """Add candidates, and their ranks in the channels as features, to the requests.
+
+        Args:
+            batch: the requests.
+            items: candidates [B, k]; 0 is padding.
+            ranks: their ranks in the channels [B, k, c], from 1; 0 if a channel did not retrieve the item.
+
+        Returns:
+            The requests with the candidates, and one candidate feature for each channel, with the channel's name.
+
+        """
+        is_candidate = items > 0
+        candidates = Jagged.from_lengths(items[is_candidate], is_candidate.sum(1))
+        values = ranks[is_candidate].float()
+        features = {name: candidates.with_values(values[:, column]) for column, name in enumerate(self.channel_names)}
+        return replace(batch, candidates=candidates, candidate_features=features)
 
     @property
     def can_rank_unseen_items(self) -> bool:
-        """Whether a channel or a ranker can."""
+        """Whether a channel or a ranker can tell apart items without a training event."""
         parts = [part for part in (*self.channels, self.pre_ranker, self.ranker) if part is not None]
         return any(cast(Recommender, part).can_rank_unseen_items for part in parts)
 
     def stages(self, batch: SequenceBatch, k: int) -> Iterator[tuple[str, Recommendations]]:
-        """Each stage's name and what is left after it, best first; the last one is the answer, [B, k].
+        """Yield the name of each stage and the candidates after it, best first; the last one is the answer, [B, k].
 
-        Unless a stage can rank unseen items, none of them passes the stages; they fill lists that are short of k,
-        before any re-ranking.
+        Unless a channel or a ranker can rank unseen items, no unseen item passes the stages. Such items fill lists that
+        are shorter than k, before any re-ranking.
         """
-        whole, unseen = batch, self.unseen_items()
+        original, unseen = batch, self.unseen_items()
         if unseen is not None:
             batch = replace(batch, allowed=~unseen[None] if batch.allowed is None else batch.allowed & ~unseen)
-        found = self.candidates(batch, k)
-        left = self._attributed(Recommendations(found.items, found.worth), found)
-        yield "retrieval", left
+        candidates = self.candidates(batch, k)
+        answer = self._with_channels(Recommendations(candidates.items, candidates.scores), candidates)
+        yield "retrieval", answer
         for name, stage, ranker in (
             ("pre-ranking", self.config.pre_ranking, self.pre_ranker),
             ("ranking", self.config.ranking, self.ranker),
         ):
             if ranker is None or stage is None:
                 continue
-            asked = self.with_candidates(batch, left.item_ids, found.ranks_of(left.item_ids))
-            keep = min(max(stage.keep, k), left.item_ids.shape[1])
-            left = self._attributed(ranker.recommend(asked, keep), found)
-            yield name, left
+            requests = self.with_candidates(batch, answer.item_ids, candidates.ranks_of(answer.item_ids))
+            count = min(max(stage.keep, k), answer.item_ids.shape[1])
+            answer = self._with_channels(ranker.recommend(requests, count), candidates)
+            yield name, answer
         if self.rerankers:
-            left = self._filled(_first(left, max(k, self.config.reranked_from)), whole, unseen, k)
+            answer = self._fill_up(_first(answer, max(k, self.config.reranked_from)), original, unseen, k)
             for reranker in self.rerankers:
-                left = cast(Reranker, reranker).rerank(left, whole, k)
-            yield "re-ranking", left
+                answer = cast(Reranker, reranker).rerank(answer, original, k)
+            yield "re-ranking", answer
         else:
-            yield "list", self._filled(_first(left, k), whole, unseen, k)
+            yield "list", self._fill_up(_first(answer, k), original, unseen, k)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         *_, (_, answer) = self.stages(batch, k)
         return answer
 
     def _ranker(self, where: str, stage: StageConfig | None) -> Recommender | None:
+        """Build the ranker of a stage; if it has a setting for candidate features, these are the channels' ranks."""
         if stage is None:
             return None
         table = dict(stage.model)
@@ -248,8 +259,8 @@ class Cascade(Recommender):
             table["candidate_features"] = self.channel_names
         return cast(Recommender, build_component("model", table, self.catalog, where=where))
 
-    def _filled(self, answer: Recommendations, batch: SequenceBatch, unseen: Tensor | None, k: int) -> Recommendations:
-        """Fill lists that are shorter than k with unseen items, which no channel has brought."""
+    def _fill_up(self, answer: Recommendations, batch: SequenceBatch, unseen: Tensor | None, k: int) -> Recommendations:
+        """Fill lists shorter than k with unseen items, which no channel retrieved; their channel is POPULAR."""
         first = _first(answer, k)
         filled = append_unseen(first, batch, unseen)
         assert filled.channel is not None
@@ -262,13 +273,14 @@ class Cascade(Recommender):
             channel=torch.cat([channel, answer.channel[:, k:]], 1),
         )
 
-    def _attributed(self, answer: Recommendations, found: Candidates) -> Recommendations:
+    def _with_channels(self, answer: Recommendations, candidates: Candidates) -> Recommendations:
+        """Add to each item the channel from which it comes."""
         names = (*self.channel_names, POPULAR)
-        return replace(answer, channel=found.channel_of(answer.item_ids), channels=names, fallback=None)
+        return replace(answer, channel=candidates.channel_of(answer.item_ids), channels=names, fallback=None)
 
 
 def _first(answer: Recommendations, count: int) -> Recommendations:
-    """The first `count`, and padding where there are fewer."""
+    """Return the first `count` items of each list, with padding if there are fewer."""
     assert answer.channel is not None
     missing = (0, max(0, count - answer.item_ids.shape[1]))
 

@@ -1,18 +1,20 @@
-"""Exposure: every provider (brand, seller) of the candidates is shown by its merit, as far as a stated share of it.
+"""Exposure: each provider (brand, seller) of the candidates gets exposure in proportion to its merit.
 
 Paper: Singh, Joachims: Fairness of Exposure in Rankings, KDD 2018 (disparate treatment: exposure proportional to
-merit). Place s of a list (from 1) has the exposure 1 / log2(1 + s), a provider's merit is the sum of its candidates'
-relevance, and the constraint is: the provider's part of the list's exposure >= share x its part of all merit. Of the
-lists that keep it, one near the order of relevance is built place by place: a place goes to the provider that is owed
-most, if it is owed all of that place; else to the most relevant item.
+merit). Slot s of a list (from 1) has the exposure 1 / log2(1 + s). The merit of a provider is the sum of its
+candidates' relevance. The constraint is: the provider's part of the list's exposure >= share x its part of all merit.
+
+Of the lists that satisfy it, one near the order of relevance is built slot by slot. A slot goes to the provider with
+the largest missing exposure, if that is at least the exposure of the slot; else to the most relevant item.
 
 Notable
-- The paper solves a linear programme for a distribution over lists and keeps the constraint on average. Here each list
-  keeps it by itself, up to less than the first place: places cannot be divided, and where many providers are owed a
-  little each, none may come to one. Amortising over requests (Biega et al., SIGIR 2018) would settle such debts later,
-  but an answer would then depend on which requests came before it.
-- Relevance runs from 0, the request's last candidate, to 1, its best; so a provider whose candidates stand last has
-  little merit. Items without a provider are owed nothing. A provider whose candidates are used up is owed nothing more.
+- The paper solves a linear programme for a distribution over lists and satisfies the constraint on average. Here each
+  list satisfies it by itself, up to less than the exposure of the first slot. Slots cannot be divided. If many
+  providers lack a little exposure each, possibly none of them gets a slot. Amortising over requests (Biega et al.,
+  SIGIR 2018) would make up for that later, but an answer would then depend on the requests before it.
+- Relevance runs from 0, the request's last candidate, to 1, its best. So a provider whose candidates are the last ones
+  has little merit. Items without a provider are owed no exposure. A provider whose candidates are used up is owed none
+  either.
 
 Shapes: B requests, K candidates, k items of the answer, N items.
 """
@@ -23,7 +25,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from nextitem.cascade.reranker import TIE_DIGITS, Reranker, barred, first_best, relevance, sum_by_value, take
+from nextitem.cascade.reranker import (
+    TIE_DIGITS,
+    Reranker,
+    availability,
+    best_candidate,
+    relevance,
+    select_candidates,
+    sum_by_value,
+)
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
@@ -32,16 +42,16 @@ from nextitem.neighbours.item_similarity import one_value
 
 
 class ExposureConfig(configs.Config):
-    """Settings of Exposure."""
+    """Settings of exposure re-ranking."""
 
     column: str
     """Categorical feature of the items that names the provider."""
     share: float = Field(0.8, ge=0, le=1)
-    """Of its merit that each provider's exposure must come to; 0: relevance alone."""
+    """Share of its merit that each provider's exposure must reach; 0: relevance alone."""
 
 
 class Exposure(Reranker):
-    """Keeps a floor under the exposure of each provider."""
+    """Re-ranker that guarantees each provider a minimum exposure."""
 
     Config = ExposureConfig
     config: ExposureConfig
@@ -52,28 +62,27 @@ class Exposure(Reranker):
         self.register_buffer("provider", one_value(catalog, config.column), persistent=False)  # [N + 1]
 
     def _rerank(self, candidates: Recommendations, batch: SequenceBatch, k: int) -> Recommendations:
-        worth, open_ = relevance(candidates), barred(candidates)
+        values, available = relevance(candidates), availability(candidates)
         provider = self.provider[candidates.item_ids]
-        merit = sum_by_value(provider, worth) / worth.sum(1, keepdim=True).clamp(min=1)
+        merit = sum_by_value(provider, values) / values.sum(1, keepdim=True).clamp(min=1)
         merit = merit.masked_fill(provider == 0, 0.0)
-        due = self.config.share * merit  # of each candidate's provider, per unit of exposure
-        shown = torch.zeros_like(worth)  # exposure of each candidate's provider so far
-        by_place = -torch.arange(worth.shape[1], dtype=torch.float64, device=worth.device)
-        chosen = []
-        places = discounts(min(k, worth.shape[1])).tolist()
+        floor = self.config.share * merit  # share of the list's exposure that each candidate's provider must get
+        exposure = torch.zeros_like(values)  # of each candidate's provider so far
+        rank_keys = -torch.arange(values.shape[1], dtype=torch.float64, device=values.device)
+        selection = []
         total = 0.0
-        for place in places:
-            total += place
-            debt = (due * total - shown).round(decimals=TIE_DIGITS)
-            # Debts are positive: whoever is owed a whole place stands before all who are not.
-            keys = torch.where(debt >= round(place, TIE_DIGITS), debt, by_place - 1)
-            picked = first_best(keys + open_)
-            chosen.append(picked)
-            open_.scatter_(1, picked, -torch.inf)
-            shown += place * (provider == provider.gather(1, picked))
-        return take(candidates, torch.cat(chosen, 1) if chosen else candidates.item_ids, k)
+        for slot_exposure in slot_exposures(min(k, values.shape[1])).tolist():
+            total += slot_exposure
+            debt = (floor * total - exposure).round(decimals=TIE_DIGITS)
+            # Debts are positive and other keys negative: providers that are owed a whole slot come first.
+            keys = torch.where(debt >= round(slot_exposure, TIE_DIGITS), debt, rank_keys - 1)
+            best = best_candidate(keys + available)
+            selection.append(best)
+            available.scatter_(1, best, -torch.inf)
+            exposure += slot_exposure * (provider == provider.gather(1, best))
+        return select_candidates(candidates, torch.cat(selection, 1) if selection else candidates.item_ids, k)
 
 
-def discounts(count: int) -> Tensor:
-    """Exposure of the first `count` places, [count] float64."""
+def slot_exposures(count: int) -> Tensor:
+    """Return the exposure of each of the first `count` slots, [count] float64."""
     return 1 / torch.log2(torch.arange(2, count + 2, dtype=torch.float64))

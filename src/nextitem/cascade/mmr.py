@@ -1,11 +1,12 @@
-"""MMR, maximal marginal relevance: items one by one, each relevant and unlike those chosen before it.
+"""MMR, maximal marginal relevance: select items one by one, each relevant and unlike those selected before it.
 
 Paper: Carbonell, Goldstein: The Use of MMR, Diversity-Based Reranking, SIGIR 1998. The next item is
 
-    argmax  w rel(i) - (1 - w) max_{j chosen} sim(i, j)
+    argmax  w rel(i) - (1 - w) max_{j selected} sim(i, j)
 
 Notable
-- Both scales lie in 0..1: relevance runs from the request's last candidate to its best, sim is (1 + cosine) / 2.
+- Both scales run from 0 to 1. Relevance is 0 for the request's last candidate and 1 for its best; sim is
+  (1 + cosine) / 2.
 - The first item is the most relevant one.
 
 Shapes: B requests, K candidates, k items of the answer.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from nextitem.cascade.reranker import Reranker, barred, first_best, relevance, take
+from nextitem.cascade.reranker import Reranker, availability, best_candidate, relevance, select_candidates
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
@@ -28,11 +29,11 @@ class MMRConfig(configs.Config):
     """Settings of MMR."""
 
     relevance_weight: float = Field(0.7, ge=0, le=1)
-    """W; 1: relevance alone."""
+    """Weight of relevance (w), against similarity to items that are already selected; 1: relevance alone."""
 
 
 class MMR(Reranker):
-    """Trades relevance against the nearest item that is chosen already."""
+    """Re-ranker that trades relevance against similarity to the most similar item that is already selected."""
 
     Config = MMRConfig
     config: MMRConfig
@@ -44,12 +45,12 @@ class MMR(Reranker):
     def _rerank(self, candidates: Recommendations, batch: SequenceBatch, k: int) -> Recommendations:
         cosines = self.similarity.among(candidates.item_ids)
         weight = self.config.relevance_weight
-        worth = weight * relevance(candidates) + barred(candidates)
-        nearest = torch.zeros_like(worth)
-        chosen = []
-        for _ in range(min(k, worth.shape[1])):
-            place = first_best(worth - (1 - weight) * nearest)
-            chosen.append(place)
-            worth.scatter_(1, place, -torch.inf)
-            nearest = torch.maximum(nearest, 0.5 + 0.5 * cosines(place[:, 0]))
-        return take(candidates, torch.cat(chosen, 1) if chosen else candidates.item_ids, k)
+        base_keys = weight * relevance(candidates) + availability(candidates)
+        max_similarity = torch.zeros_like(base_keys)  # to the selected items
+        selection = []
+        for _ in range(min(k, base_keys.shape[1])):
+            best = best_candidate(base_keys - (1 - weight) * max_similarity)
+            selection.append(best)
+            base_keys.scatter_(1, best, -torch.inf)
+            max_similarity = torch.maximum(max_similarity, 0.5 + 0.5 * cosines(best[:, 0]))
+        return select_candidates(candidates, torch.cat(selection, 1) if selection else candidates.item_ids, k)

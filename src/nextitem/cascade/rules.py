@@ -1,21 +1,24 @@
-"""Rules: what an owner demands of a list, beside relevance: filters, pinned items, caps, gaps, quotas, freshness.
+"""Rules: demands of the owner on a list beside relevance: filters, pinned items, caps, gaps, quotas, freshness.
 
-Source: specification of business rules as in industrial cascades; no paper. The rules stand in an order, most important
-first. Filters hold always. Then pins are put at their places, and the other places are filled one by one, each with the
-best candidate that keeps every rule at that place and leaves the later places able to keep theirs. Where none does,
-the last rule of the order gives way first; whatever does not hold in the finished list stands in
-`Recommendations.relaxations`: that is read off the list itself, so what is not said there holds.
+Source: specification of business rules as in industrial cascades; no paper. The rules have an order, most important
+first. Filters always hold. Then pinned items are put into their slots. The other slots are filled one by one. Each gets
+the best candidate that satisfies every rule at that slot and leaves the later slots able to satisfy theirs. If there is
+no such candidate, the last rule of the order is relaxed first.
+
+`Recommendations.relaxations` lists every rule that does not hold in the finished list. It is computed from the list
+itself, so a rule that is not listed there holds.
 
 Notable
-- Candidates keep the order in which they come; scores play no part.
-- The look-ahead counts, and does not try arrangements. It sees: quotas against the places left; quotas against the
-  items that caps on the whole list leave them; gaps and windows against the values left for the places left; a quota
-  against a gap on its own column. Quotas and caps of several columns at once can defeat it. Then a rule gives way that
-  another arrangement would have kept, and that is said as any other.
-- A pin comes before what is not pinned, and gives way only to caps and gaps that stand before it in the order, to a pin
-  at its place, to the list's end, and where its item is no candidate. A pin beyond k asks nothing.
-- Items without a value are alike to none. An item is fresh within `days` days after its release, at the request's time;
-  without a release or a request time it is not.
+- Candidates keep the order in which they come; scores are not used.
+- The look-ahead counts items and does not try arrangements. It considers: quotas against the remaining slots; quotas
+  against the items that caps on the whole list leave them; gaps and windows against the values that remain for the
+  remaining slots; a quota against a gap on the same column. Quotas and caps of several columns at once can defeat it.
+  Then a rule is relaxed that another arrangement would have satisfied, and it is reported like any other.
+- A pinned item takes precedence over items that are not pinned. A pin is relaxed only for caps and gaps that precede it
+  in the order, for another pin in its slot, if its slot is beyond the end of the list, and if its item is no candidate.
+  A pin beyond k has no effect.
+- Items without a value never count as items with the same value. An item is fresh within `days` days after its release,
+  at the time of the request. Without a release time or a request time it is not fresh.
 
 Shapes: B requests, K candidates, k items of the answer, N items.
 """
@@ -30,7 +33,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from nextitem.cascade.reranker import Reranker, sum_by_value, take
+from nextitem.cascade.reranker import Reranker, select_candidates, sum_by_value
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
@@ -39,390 +42,430 @@ from nextitem.core.recommendations import Recommendations, Relaxation
 from nextitem.neighbours.item_similarity import categorical_kind, one_value
 
 DAY_MS = 86_400_000
-NEVER = -(10**6)  # a place long before the first
-ROUNDING = 1e-6
+NEVER = -(10**6)  # a slot long before the first
+ROUNDING = 1e-6  # tolerance of comparisons of sums of fractions
 
 
 class Filter(configs.Config):
-    """Only items with one of the values are kept, or those are dropped."""
+    """Rule that keeps only items with one of the values, or drops those items."""
 
     kind: Literal["keep", "drop"]
-    """Keep items by the value of a column."""
+    """Rule that keeps only the items with one of the values ("keep") or drops them ("drop")."""
     column: str
-    """Categorical or categorical-list feature."""
+    """Categorical or categorical-list feature of the items."""
     values: tuple[str | int, ...]
-    """Values that an item may have in the column."""
+    """Values in the column; an item matches if it has one of them."""
 
 
 class Pin(configs.Config):
-    """An item that stands at a place wherever it is a candidate."""
+    """Rule that puts an item into a slot of every list for which it is a candidate."""
 
     kind: Literal["pin"]
-    """Put an item into a slot."""
+    """Rule that puts an item into a slot."""
     item: str | int
-    """The owner's item id."""
+    """Id of the item, as in the data."""
     slot: int = Field(ge=1)
-    """Place, from 1."""
+    """Slot of the item in the list, from 1."""
 
 
 class Cap(configs.Config):
-    """At most so many items of one value."""
+    """Rule that limits the number of items with the same value."""
 
     kind: Literal["cap"]
-    """Limit how many items share a value."""
+    """Rule that limits how many items share a value."""
     column: str
-    """Categorical feature."""
+    """Categorical feature of the items."""
     most: int = Field(ge=1)
-    """Items of one value."""
+    """Largest number of items with the same value."""
     window: int | None = Field(None, ge=2)
-    """Within so many neighbouring places; None: on the list."""
+    """Number of neighbouring slots within which the limit holds; none: the whole list."""
 
 
 class Gap(configs.Config):
-    """Items of one value stand apart."""
+    """Rule that keeps items with the same value apart."""
 
     kind: Literal["gap"]
-    """Keep items of one value apart."""
+    """Rule that keeps items with the same value apart."""
     column: str
-    """Categorical feature."""
+    """Categorical feature of the items."""
     between: int = Field(ge=1)
-    """Other items between two of one value, at least."""
+    """Least number of other items between two items with the same value."""
 
 
 class Quota(configs.Config):
-    """At least so many items of a value are on the list."""
+    """Rule that requires a number of items with a value on the list."""
 
     kind: Literal["quota"]
-    """Require a number of items of a value."""
+    """Rule that requires a number of items with a value."""
     column: str
-    """Categorical or categorical-list feature."""
+    """Categorical or categorical-list feature of the items."""
     value: str | int
-    """The value that the items must have."""
+    """Value that the items must have."""
     least: int = Field(ge=1)
-    """Items."""
+    """Least number of items with the value."""
 
 
 class Fresh(configs.Config):
-    """At least so many items are new."""
+    """Rule that requires a number of new items on the list."""
 
     kind: Literal["fresh"]
-    """Require a number of new items."""
+    """Rule that requires a number of new items."""
     days: float = Field(gt=0)
-    """Since the release, at most."""
+    """Largest age of a new item, in days since its release."""
     least: int = Field(ge=1)
-    """Items."""
+    """Least number of new items."""
 
 
 Rule = Annotated[Filter | Pin | Cap | Gap | Quota | Fresh, Field(discriminator="kind")]
 
 
 class RulesConfig(configs.Config):
-    """Settings of Rules."""
+    """Settings of re-ranking by rules."""
 
     rules: tuple[Rule, ...] = ()
-    """Most important first: where not all can hold, the last gives way first."""
+    """Rules, most important first; if not all can hold, the last is relaxed first."""
 
 
 class Rules(Reranker):
-    """Fills a list under rules."""
+    """Re-ranker that fills lists under rules of the owner."""
 
     Config = RulesConfig
-    passes: Tensor
+    is_allowed: Tensor
 
     def __init__(self, config: RulesConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        passes = torch.ones(catalog.num_items + 1, dtype=torch.bool)
-        self.ordered: list[tuple[str, Any]] = []  # (name of its buffer, rule)
+        is_allowed = torch.ones(catalog.num_items + 1, dtype=torch.bool)
+        self.list_rules: list[tuple[str, Any]] = []  # all rules but filters, in their order: (name of buffer, rule)
         for number, rule in enumerate(config.rules, start=1):
             if isinstance(rule, Filter):
-                passes &= _has(catalog, rule.column, rule.values) == (rule.kind == "keep")
+                is_allowed &= _has_value(catalog, rule.column, rule.values) == (rule.kind == "keep")
                 continue
-            self.ordered.append((f"rule_{number}", rule))
-            self.register_buffer(f"rule_{number}", _of_items(catalog, rule), persistent=False)
-        self.register_buffer("passes", passes, persistent=False)
+            self.list_rules.append((f"rule_{number}", rule))
+            self.register_buffer(f"rule_{number}", _item_values(catalog, rule), persistent=False)
+        self.register_buffer("is_allowed", is_allowed, persistent=False)  # bool [N + 1], by the filters
 
     def _rerank(self, candidates: Recommendations, batch: SequenceBatch, k: int) -> Recommendations:
         ids = candidates.item_ids
-        left = (ids > 0) & self.passes[ids]
-        draft = _Draft(left, min(k, ids.shape[1]))
-        if draft.chosen.numel():
+        is_available = (ids > 0) & self.is_allowed[ids]
+        draft = _Draft(is_available, min(k, ids.shape[1]))
+        if draft.selection.numel():
             self._fill(draft, ids, batch)
-        chosen = F.pad(draft.chosen, (0, k - draft.chosen.shape[1]), value=-1)
-        return take(candidates, chosen, k, relaxations=self._broken(chosen, ids, batch))
+        selection = F.pad(draft.selection, (0, k - draft.selection.shape[1]), value=-1)
+        return select_candidates(candidates, selection, k, relaxations=self._relaxations(selection, ids, batch))
 
     def _fill(self, draft: _Draft, ids: Tensor, batch: SequenceBatch) -> None:
-        """Pins, then place by place."""
-        for name, rule in self.ordered:
-            draft.add(rule, None if isinstance(rule, Pin) else self._read(name, rule, ids, batch))
-        for place, (name, rule) in enumerate(self.ordered):
+        """Put pinned items into the draft, then fill the other slots one by one."""
+        for name, rule in self.list_rules:
+            draft.add_rule(rule, None if isinstance(rule, Pin) else self._rule_values(name, rule, ids, batch))
+        for rule_index, (name, rule) in enumerate(self.list_rules):
             if isinstance(rule, Pin):
-                draft.pin(ids == getattr(self, name), rule.slot - 1, before=place)
-        draft.look_ahead()
-        for slot in range(draft.chosen.shape[1]):
+                draft.pin(ids == getattr(self, name), rule.slot - 1, num_earlier_rules=rule_index)
+        draft.prepare_lookaheads()
+        for slot in range(draft.selection.shape[1]):
             draft.fill(slot)
 
-    def _read(self, name: str, rule: Any, ids: Tensor, batch: SequenceBatch) -> Tensor:
-        """What a cap, gap or quota knows of items [...]: their values, or whether they count."""
-        of_items: Tensor = getattr(self, name)[ids]
+    def _rule_values(self, name: str, rule: Any, ids: Tensor, batch: SequenceBatch) -> Tensor:
+        """Return what a rule reads of items `ids [B, any]`, of the same shape.
+
+        For a cap or gap these are the codes of the items' values. For a quota they say whether the item counts, bool.
+        """
+        item_values: Tensor = getattr(self, name)[ids]
         if not isinstance(rule, Fresh):
-            return of_items
+            return item_values
         if batch.request_times is None:
             return torch.zeros_like(ids, dtype=torch.bool)
-        age = batch.request_times[:, None] - of_items
-        return (of_items > 0) & (age >= 0) & (age <= rule.days * DAY_MS)
+        age = batch.request_times[:, None] - item_values
+        return (item_values > 0) & (age >= 0) & (age <= rule.days * DAY_MS)
 
-    def _broken(self, chosen: Tensor, ids: Tensor, batch: SequenceBatch) -> list[Relaxation]:
-        """Every rule that does not hold in the lists `chosen [B, k]`, request by request, in the order of the rules."""
-        shown = torch.where(chosen >= 0, ids.gather(1, chosen.clamp(min=0)), 0) if ids.shape[1] else chosen.clamp(min=0)
-        places = torch.arange(shown.shape[1], device=shown.device)
-        found = []
-        for order, (name, rule) in enumerate(self.ordered):
-            text = f"{name.removeprefix('rule_')}. {_text(rule)}"
+    def _relaxations(self, selection: Tensor, ids: Tensor, batch: SequenceBatch) -> list[Relaxation]:
+        """Return every rule that does not hold in the lists, by request, in the order of the rules.
+
+        `selection [B, k]` contains indices of candidates, -1: the slot is empty; `ids [B, K]` the candidates' numbers.
+        """
+        items = selection.clamp(min=0)
+        if ids.shape[1]:
+            items = torch.where(selection >= 0, ids.gather(1, items), 0)
+        slots = torch.arange(items.shape[1], device=items.device)
+        entries = []
+        for rule_index, (name, rule) in enumerate(self.list_rules):
+            text = f"{name.removeprefix('rule_')}. {_describe(rule)}"
             if isinstance(rule, Pin):
-                wrong = (shown != getattr(self, name)) & (places == rule.slot - 1)
+                is_broken = (items != getattr(self, name)) & (slots == rule.slot - 1)
             elif isinstance(rule, Cap | Gap):
-                most, window = _limits(rule)
-                values = self._read(name, rule, shown, batch)
-                equal = (values[:, :, None] == values[:, None, :]) & (values > 0)[:, None]
-                near = places[:, None] - places
-                wrong = (equal & (near >= 0) & (near < (window or len(places)))).sum(2) > most
-                wrong &= values > 0
+                max_count, window = _count_limit(rule)
+                values = self._rule_values(name, rule, items, batch)
+                is_same = (values[:, :, None] == values[:, None, :]) & (values > 0)[:, None]
+                distance = slots[:, None] - slots
+                is_broken = (is_same & (distance >= 0) & (distance < (window or len(slots)))).sum(2) > max_count
+                is_broken &= values > 0
             else:
-                short = self._read(name, rule, shown, batch).sum(1) < rule.least
-                found += [(row, order, Relaxation(row, text)) for row in short.nonzero()[:, 0].tolist()]
+                is_short = self._rule_values(name, rule, items, batch).sum(1) < rule.least
+                entries += [(row, rule_index, Relaxation(row, text)) for row in is_short.nonzero()[:, 0].tolist()]
                 continue
-            found += [(row, order, Relaxation(row, text, slot + 1)) for row, slot in wrong.nonzero().tolist()]
-        return [relaxation for _, _, relaxation in sorted(found, key=lambda entry: entry[:2])]
+            cells = is_broken.nonzero().tolist()
+            entries += [(row, rule_index, Relaxation(row, text, slot + 1)) for row, slot in cells]
+        return [relaxation for _, _, relaxation in sorted(entries, key=lambda entry: entry[:2])]
 
 
 class _Draft:
-    """Lists that are being filled: `chosen [B, k]` positions, -1 where there is none yet.
+    """Lists that are being filled.
 
-    Candidates have one more column, K, which stands for nothing: what goes there changes nothing, so requests whose
-    place is taken already go through the same steps as the others.
+    Candidates have one more index, K, which stands for no candidate. Putting it into a slot changes nothing. So
+    requests whose slot is already filled go through the same steps as the others.
+
+    selection     [B, k] index of the candidate in each slot, -1: the slot is empty
+    is_available  bool [B, K + 1] whether a candidate can still be selected
+    is_free       bool [B, k] whether a slot is to be filled
+    num_later     [B, k] number of free slots after each slot, once pinned items are in their slots
+    states        state of each rule, in the order of the rules; None: a pin
+    lookaheads    (index of the rule to which it belongs, look-ahead)
     """
 
-    def __init__(self, left: Tensor, k: int) -> None:
-        count = left.sum(1, keepdim=True)
-        self.left = F.pad(left, (0, 1))  # bool [B, K + 1]: who may still come
-        self.nothing = left.shape[1]
-        self.chosen = torch.full((len(left), k), -1, device=left.device)
-        self.free = torch.arange(k, device=left.device) < count  # [B, k]: places to be filled
-        self.after = self.free  # [B, k]: free places after each, once pins are set
-        self.states: list[_Cap | _Quota | None] = []  # in the order of the rules; None: a pin
-        self.glances: list[tuple[int, _Lookahead]] = []  # with the place of the rule that each belongs to
-        self.last_pin = 0
+    def __init__(self, is_available: Tensor, k: int) -> None:
+        num_available = is_available.sum(1, keepdim=True)
+        self.is_available = F.pad(is_available, (0, 1))
+        self.no_candidate = is_available.shape[1]
+        self.selection = torch.full((len(is_available), k), -1, device=is_available.device)
+        self.is_free = torch.arange(k, device=is_available.device) < num_available
+        self.num_later = self.is_free
+        self.states: list[_Cap | _Quota | None] = []
+        self.lookaheads: list[tuple[int, _Lookahead]] = []
+        self.last_pinned_slot = 0
 
-    def add(self, rule: Any, known: Tensor | None) -> None:
-        """Takes a rule into account; `known [B, K]` is what it reads of the candidates."""
-        if known is None:
+    def add_rule(self, rule: Any, values: Tensor | None) -> None:
+        """Add a rule after the earlier ones; `values [B, K]` is what it reads of the candidates, None for a pin."""
+        if values is None:
             self.states.append(None)
         elif isinstance(rule, Cap | Gap):
-            self.states.append(_Cap(rule.column, known, *_limits(rule), places=self.chosen.shape[1]))
+            self.states.append(_Cap(rule.column, values, *_count_limit(rule), num_slots=self.selection.shape[1]))
         else:
-            counts = F.pad(known, (0, 1))
-            need = (counts & self.left).sum(1).clamp(max=rule.least)
-            self.states.append(_Quota(getattr(rule, "column", None), counts, need))
+            is_counted = F.pad(values, (0, 1))
+            need = (is_counted & self.is_available).sum(1).clamp(max=rule.least)
+            self.states.append(_Quota(getattr(rule, "column", None), is_counted, need))
 
-    def pin(self, is_item: Tensor, slot: int, *, before: int) -> None:
-        """Puts the candidate of `is_item [B, K]` to a place where it may stand there by the first `before` rules."""
-        if slot >= self.chosen.shape[1]:
+    def pin(self, is_item: Tensor, slot: int, *, num_earlier_rules: int) -> None:
+        """Pin the candidate of `is_item [B, K]` at `slot` if the first `num_earlier_rules` rules allow it there."""
+        if slot >= self.selection.shape[1]:
             return
-        held = F.pad(is_item, (0, 1)) & self.left & self.free[:, slot : slot + 1]
-        for state in self.states[:before]:
+        is_pinned = F.pad(is_item, (0, 1)) & self.is_available & self.is_free[:, slot : slot + 1]
+        for state in self.states[:num_earlier_rules]:
             if isinstance(state, _Cap):
-                held = held & state.may(slot, both_sides=True)
-        self.put(slot, held.byte().argmax(1, keepdim=True), held.any(1, keepdim=True))
-        self.free[:, slot] &= self.chosen[:, slot] < 0
-        self.last_pin = max(self.last_pin, slot)
+                is_pinned = is_pinned & state.allowed_at(slot, both_sides=True)
+        self.put(slot, is_pinned.byte().argmax(1, keepdim=True), is_pinned.any(1, keepdim=True))
+        self.is_free[:, slot] &= self.selection[:, slot] < 0
+        self.last_pinned_slot = max(self.last_pinned_slot, slot)
 
-    def put(self, slot: int, position: Tensor, rows: Tensor) -> None:
-        """The candidates at `position [B, 1]` go to a place, in the requests `rows [B, 1]`."""
-        position = position.masked_fill(~rows, self.nothing)
-        self.chosen[:, slot : slot + 1] = torch.where(rows, position, self.chosen[:, slot : slot + 1])
-        self.left.scatter_(1, position, False)
+    def put(self, slot: int, candidate: Tensor, rows: Tensor) -> None:
+        """Put the candidates at the indices `candidate [B, 1]` into a slot, in the requests `rows`, bool [B, 1]."""
+        candidate = candidate.masked_fill(~rows, self.no_candidate)
+        self.selection[:, slot : slot + 1] = torch.where(rows, candidate, self.selection[:, slot : slot + 1])
+        self.is_available.scatter_(1, candidate, False)
         for state in self.states:
             if state is not None:
-                state.put(slot, position)
-        for _, glance in self.glances:
-            glance.put(slot, position)
+                state.put(slot, candidate)
+        for _, lookahead in self.lookaheads:
+            lookahead.put(slot, candidate)
 
-    def look_ahead(self) -> None:
-        """Finds which rules could come to bind each other: most never do, with many candidates for few places."""
-        self.after = self.free.flip(1).cumsum(1).flip(1) - self.free.long()
-        caps = [(place, state) for place, state in enumerate(self.states) if isinstance(state, _Cap)]
-        glances: list[tuple[int, _Lookahead]] = [
-            (place, _WindowFeasibility(cap, self.left)) for place, cap in caps if cap.window
+    def prepare_lookaheads(self) -> None:
+        """Select the look-aheads that could exclude a candidate; with many candidates for few slots, most cannot."""
+        self.num_later = self.is_free.flip(1).cumsum(1).flip(1) - self.is_free.long()
+        caps = [(rule_index, state) for rule_index, state in enumerate(self.states) if isinstance(state, _Cap)]
+        pairs: list[tuple[int, _Lookahead]] = [
+            (rule_index, _WindowFeasibility(cap, self.is_available)) for rule_index, cap in caps if cap.window
         ]
-        for place, state in enumerate(self.states):
+        for quota_index, state in enumerate(self.states):
             if isinstance(state, _Quota):
-                for other, cap in caps:
+                for cap_index, cap in caps:
+                    rule_index = max(quota_index, cap_index)
                     if cap.window is None:
-                        glances.append((max(place, other), _QuotaWithinCap(state, cap, self.left)))
+                        pairs.append((rule_index, _QuotaWithinCap(state, cap, self.is_available)))
                     elif cap.column == state.column:
-                        glances.append((max(place, other), _QuotaWithinWindow(state, cap)))
-        self.glances = [(place, glance) for place, glance in glances if glance.can_constrain(self.left, self.after)]
+                        pairs.append((rule_index, _QuotaWithinWindow(state, cap)))
+        self.lookaheads = [pair for pair in pairs if pair[1].can_constrain(self.is_available, self.num_later)]
 
     def fill(self, slot: int) -> None:
-        """Puts the best fitting candidate of each request to a place that is free."""
-        rows, after = self.free[:, slot : slot + 1], self.after[:, slot : slot + 1]
-        masks = self._masks(slot, after)
-        fits = self.left
+        """Put the best candidate that the rules allow into a slot, for each request for which the slot is free."""
+        rows, num_later = self.is_free[:, slot : slot + 1], self.num_later[:, slot : slot + 1]
+        masks = self._masks(slot, num_later)
+        fits = self.is_available
         for mask in masks:
             fits = fits & mask
         if not bool((fits.any(1, keepdim=True) | ~rows).all()):
-            fits = self.left
-            for mask in masks:  # the last ones give way first
+            fits = self.is_available
+            for mask in masks:  # the last rules are relaxed first
                 both = fits & mask
                 fits = torch.where(both.any(1, keepdim=True), both, fits)
         self.put(slot, fits.byte().argmax(1, keepdim=True), rows)
 
-    def _masks(self, slot: int, after: Tensor) -> list[Tensor]:
-        """Which candidates each rule, and each look ahead, lets stand at a place [B, K + 1], in the order of rules."""
+    def _masks(self, slot: int, num_later: Tensor) -> list[Tensor]:
+        """Return the candidates that each rule and each look-ahead allows at a slot, bool [B, K + 1], in rule order.
+
+        `num_later [B, 1]` is the number of free slots after this one.
+        """
         masks: list[Tensor] = []
         quotas = [state for state in self.states if isinstance(state, _Quota)]
-        pressed = bool(quotas) and bool((sum(quota.need for quota in quotas) > after[:, 0]).any())
-        owed, helped = torch.zeros_like(after), torch.zeros_like(self.left, dtype=torch.int64)
-        for place, state in enumerate(self.states):
+        is_tight = bool(quotas) and bool((sum(quota.need for quota in quotas) > num_later[:, 0]).any())
+        num_needed = torch.zeros_like(num_later)  # [B, 1], by the quotas so far
+        num_helped = torch.zeros_like(self.is_available, dtype=torch.int64)  # quotas for which a candidate counts
+        for rule_index, state in enumerate(self.states):
             if isinstance(state, _Cap):
-                masks.append(state.may(slot, both_sides=slot < self.last_pin))
-            elif isinstance(state, _Quota) and pressed:
-                # All quotas so far must fit into the places left; one that cannot be met any more asks nothing.
-                need = torch.minimum(state.need, (after[:, 0] + 1 - owed[:, 0]).clamp(min=0))[:, None]
-                owed, helped = owed + need, helped + (state.counts & (need > 0))
-                masks.append(owed - helped <= after)
-            masks += [glance.may(slot, self.left, after) for own, glance in self.glances if own == place]
+                masks.append(state.allowed_at(slot, both_sides=slot < self.last_pinned_slot))
+            elif isinstance(state, _Quota) and is_tight:
+                # All quotas so far must fit into the remaining slots; a quota requires no more than still fits.
+                need = torch.minimum(state.need, (num_later[:, 0] + 1 - num_needed[:, 0]).clamp(min=0))[:, None]
+                num_needed, num_helped = num_needed + need, num_helped + (state.is_counted & (need > 0))
+                masks.append(num_needed - num_helped <= num_later)
+            lookaheads = [lookahead for index, lookahead in self.lookaheads if index == rule_index]
+            masks += [lookahead.allowed_at(slot, self.is_available, num_later) for lookahead in lookaheads]
         return masks
 
 
 class _Cap:
-    """At most `most` of a value within `window` places, or on the list (None)."""
+    """State of a cap or gap: at most `max_count` items of a value within `window` slots, or on the list (None).
 
-    def __init__(self, column: str, values: Tensor, most: int, window: int | None, *, places: int) -> None:
-        self.column, self.most = column, most
-        self.window = window if window is not None and window < places else None
-        unlike = -1 - torch.arange(values.shape[1] + 1, device=values.device)
+    values       [B, K + 1] codes of the candidates' values; a candidate without a value has a code of its own
+    num_on_list  [B, K + 1] number of items on the list with the value of a candidate; used without a window
+    is_used      [slots and margins, B, K + 1] whether the item in a slot has the value of a candidate; used with a
+                 window; the margins at both ends have window - 1 slots
+    """
+
+    def __init__(self, column: str, values: Tensor, max_count: int, window: int | None, *, num_slots: int) -> None:
+        self.column, self.max_count = column, max_count
+        self.window = window if window is not None and window < num_slots else None
+        unique_codes = -1 - torch.arange(values.shape[1] + 1, device=values.device)
         values = F.pad(values, (0, 1))
-        self.values = torch.where(values > 0, values, unlike)  # [B, K + 1]; what has no value is alike to none
-        self.held = torch.zeros_like(self.values)  # items of a candidate's value on the list
+        self.values = torch.where(values > 0, values, unique_codes)
+        self.num_on_list = torch.zeros_like(self.values)
         margin = (self.window or 1) - 1
-        shape = (places + 2 * margin, *self.values.shape) if self.window else (0,)
-        self.at = torch.zeros(shape, dtype=torch.uint8, device=values.device)  # are there any at a place (after margin)
+        shape = (num_slots + 2 * margin, *self.values.shape) if self.window else (0,)
+        self.is_used = torch.zeros(shape, dtype=torch.uint8, device=values.device)
 
-    def alike(self, position: Tensor) -> Tensor:
-        """Which candidates have the value of those at `position [B, 1]`."""
-        return self.values == self.values.gather(1, position)
+    def has_value_of(self, candidate: Tensor) -> Tensor:
+        """Return which candidates have the value of those at the indices `candidate [B, 1]`, bool [B, K + 1]."""
+        return self.values == self.values.gather(1, candidate)
 
-    def put(self, slot: int, position: Tensor) -> None:
+    def put(self, slot: int, candidate: Tensor) -> None:
+        """Record that `candidate [B, 1]` is put into a slot."""
         if self.window:
-            self.at[slot + self.window - 1] |= self.alike(position)
+            self.is_used[slot + self.window - 1] |= self.has_value_of(candidate)
         else:
-            self.held += self.alike(position)
+            self.num_on_list += self.has_value_of(candidate)
 
-    def may(self, slot: int, *, both_sides: bool) -> Tensor:
-        """Which candidates may stand at a place [B, K + 1]; with pins ahead it has to look at `both_sides`."""
+    def allowed_at(self, slot: int, *, both_sides: bool) -> Tensor:
+        """Return which candidates the cap allows at a slot, bool [B, K + 1].
+
+        `both_sides` also reads the slots after it, which is necessary if there may be pinned items.
+        """
         if not self.window:
-            return self.held < self.most
+            return self.num_on_list < self.max_count
         if not both_sides:
-            return self.at[slot : slot + self.window - 1].sum(0) < self.most
-        around = self.at[slot : slot + 2 * self.window - 1].unfold(0, self.window, 1)
-        return around.sum(3).amax(0) < self.most
+            return self.is_used[slot : slot + self.window - 1].sum(0) < self.max_count
+        around = self.is_used[slot : slot + 2 * self.window - 1].unfold(0, self.window, 1)
+        return around.sum(3).amax(0) < self.max_count
 
 
 class _Quota:
-    """So many more items are needed, [B], among those that count, [B, K + 1]; below 0: more than needed."""
+    """State of a quota: how many more items it needs, and which candidates count for it.
 
-    def __init__(self, column: str | None, counts: Tensor, need: Tensor) -> None:
-        self.column, self.counts, self.need = column, counts, need
+    is_counted  bool [B, K + 1] whether a candidate counts
+    need        [B] number of items that are still needed; 0 if the quota is satisfied
+    """
 
-    def put(self, slot: int, position: Tensor) -> None:
-        self.need = (self.need - self.counts.gather(1, position)[:, 0].long()).clamp(min=0)
+    def __init__(self, column: str | None, is_counted: Tensor, need: Tensor) -> None:
+        self.column, self.is_counted, self.need = column, is_counted, need
+
+    def put(self, slot: int, candidate: Tensor) -> None:
+        self.need = (self.need - self.is_counted.gather(1, candidate)[:, 0].long()).clamp(min=0)
 
 
 class _WindowFeasibility:
-    """Are there enough different values left to fill the places left, with a cap within a window?"""
+    """Check that enough distinct values remain to fill the remaining slots under a cap within a window."""
 
-    def __init__(self, cap: _Cap, left: Tensor) -> None:
+    def __init__(self, cap: _Cap, is_available: Tensor) -> None:
         self.cap = cap
-        self.count = sum_by_value(cap.values, left.double())  # left of a candidate's value
+        self.count = sum_by_value(cap.values, is_available.double())  # available candidates of a candidate's value
 
-    def can_constrain(self, left: Tensor, after: Tensor) -> bool:
-        """As long as a window's worth of values is left, each place finds one."""
-        distinct = (left / self.count.clamp(min=1)).sum(1)
-        return bool((distinct < after.shape[1] + (self.cap.window or 0)).any())
+    def can_constrain(self, is_available: Tensor, num_later: Tensor) -> bool:
+        """Return whether the check can ever exclude a candidate."""
+        # It cannot as long as a window's worth of values remains: then there is one for every slot.
+        num_values = (is_available / self.count.clamp(min=1)).sum(1)
+        return bool((num_values < num_later.shape[1] + (self.cap.window or 0)).any())
 
-    def put(self, slot: int, position: Tensor) -> None:
-        self.count = self.count - self.cap.alike(position).double()
+    def put(self, slot: int, candidate: Tensor) -> None:
+        self.count = self.count - self.cap.has_value_of(candidate).double()
 
-    def may(self, slot: int, left: Tensor, after: Tensor) -> Tensor:
-        """Choosing an item uses one up where its value's items all could have come; else others take its place."""
-        most, window = self.cap.most, self.cap.window or 1
-        room = most * (after // window) + (after % window).clamp(max=most)  # of one value in the places left
-        can_come = (left * (room / self.count.clamp(min=1)).clamp(max=1)).sum(1, keepdim=True)
-        return can_come - (self.count <= room).double() >= after - ROUNDING
+    def allowed_at(self, slot: int, is_available: Tensor, num_later: Tensor) -> Tensor:
+        """Return which candidates leave enough items for the later slots, bool [B, K + 1]."""
+        # Selecting an item uses one up only if all available items of its value fit into the later slots. Otherwise
+        # another item of the value takes its place there.
+        max_count, window = self.cap.max_count, self.cap.window or 1
+        room = max_count * (num_later // window) + (num_later % window).clamp(max=max_count)  # for items of one value
+        num_fitting = (is_available * (room / self.count.clamp(min=1)).clamp(max=1)).sum(1, keepdim=True)
+        return num_fitting - (self.count <= room).double() >= num_later - ROUNDING
 
 
 class _QuotaWithinCap:
-    """Does a cap on the list leave a quota the items that it needs?"""
+    """Check that a cap on the whole list leaves a quota the items that it needs."""
 
-    def __init__(self, quota: _Quota, cap: _Cap, left: Tensor) -> None:
+    def __init__(self, quota: _Quota, cap: _Cap, is_available: Tensor) -> None:
         self.quota, self.cap = quota, cap
-        self.count = sum_by_value(cap.values, (left & quota.counts).double())  # left of a candidate's value that count
+        # Available candidates that count for the quota and have a candidate's value.
+        self.count = sum_by_value(cap.values, (is_available & quota.is_counted).double())
 
-    def can_constrain(self, left: Tensor, after: Tensor) -> bool:
-        """Each place takes away one at most."""
-        spare = self._spare(left, (self.cap.most - self.cap.held).clamp(min=0))
-        return bool(((spare < after.shape[1])[:, 0] & (self.quota.need > 0)).any())
+    def can_constrain(self, is_available: Tensor, num_later: Tensor) -> bool:
+        """Return whether the check can ever exclude a candidate: each slot takes at most one item from the quota."""
+        spare = self._spare(is_available, (self.cap.max_count - self.cap.num_on_list).clamp(min=0))
+        return bool(((spare < num_later.shape[1])[:, 0] & (self.quota.need > 0)).any())
 
-    def put(self, slot: int, position: Tensor) -> None:
-        gone = self.cap.alike(position) & self.quota.counts.gather(1, position)
-        self.count = self.count - gone.double()
+    def put(self, slot: int, candidate: Tensor) -> None:
+        is_removed = self.cap.has_value_of(candidate) & self.quota.is_counted.gather(1, candidate)
+        self.count = self.count - is_removed.double()
 
-    def may(self, slot: int, left: Tensor, after: Tensor) -> Tensor:
-        """Items of the quota, and others that take nothing away which it needs."""
-        room = (self.cap.most - self.cap.held).clamp(min=0)
-        spare = self._spare(left, room)
-        return self.quota.counts | (spare - (self.count >= room).double() >= -ROUNDING)
+    def allowed_at(self, slot: int, is_available: Tensor, num_later: Tensor) -> Tensor:
+        """Return the items that count for the quota, and others that take no item from it that it needs."""
+        room = (self.cap.max_count - self.cap.num_on_list).clamp(min=0)
+        spare = self._spare(is_available, room)
+        return self.quota.is_counted | (spare - (self.count >= room).double() >= -ROUNDING)
 
-    def _spare(self, left: Tensor, room: Tensor) -> Tensor:
-        """Items that can come beyond those needed, [B, 1]."""
-        can_come = (left & self.quota.counts) * (room / self.count.clamp(min=1)).clamp(max=1)
-        return can_come.sum(1, keepdim=True) - self.quota.need[:, None]
+    def _spare(self, is_available: Tensor, room: Tensor) -> Tensor:
+        """Return the number of items for the quota that the cap allows beyond those needed, [B, 1]."""
+        num_fitting = (is_available & self.quota.is_counted) * (room / self.count.clamp(min=1)).clamp(max=1)
+        return num_fitting.sum(1, keepdim=True) - self.quota.need[:, None]
 
 
 class _QuotaWithinWindow:
-    """Do the places left hold the items that a quota needs, with a cap within a window on the same column?"""
+    """Check that the remaining slots have room for a quota under a cap within a window on the same column."""
 
     def __init__(self, quota: _Quota, cap: _Cap) -> None:
         self.quota, self.cap = quota, cap
-        self.last = torch.full_like(quota.need, NEVER)  # place of the last of them
+        self.last_slot = torch.full_like(quota.need, NEVER)  # [B] of the last item that counts for the quota
 
-    def can_constrain(self, left: Tensor, after: Tensor) -> bool:
-        """Where anything is needed at all."""
+    def can_constrain(self, is_available: Tensor, num_later: Tensor) -> bool:
+        """Return whether the check can ever exclude a candidate: whether the quota needs any item."""
         return bool((self.quota.need > 0).any())
 
-    def put(self, slot: int, position: Tensor) -> None:
-        self.last = self.last.masked_fill(self.quota.counts.gather(1, position)[:, 0], slot)
+    def put(self, slot: int, candidate: Tensor) -> None:
+        self.last_slot = self.last_slot.masked_fill(self.quota.is_counted.gather(1, candidate)[:, 0], slot)
 
-    def may(self, slot: int, left: Tensor, after: Tensor) -> Tensor:
-        """Items of the quota, and others where it can wait."""
-        most, window = self.cap.most, self.cap.window or 1
-        wait = (self.last + window - slot - 1).clamp(min=0)[:, None] if most == 1 else 0
-        places = (after - wait).clamp(min=0)
-        room = most * (places // window) + (places % window).clamp(max=most)
-        return self.quota.counts | (self.quota.need[:, None] <= room)
+    def allowed_at(self, slot: int, is_available: Tensor, num_later: Tensor) -> Tensor:
+        """Return the items that count for the quota, and others if the quota can wait."""
+        max_count, window = self.cap.max_count, self.cap.window or 1
+        wait = (self.last_slot + window - slot - 1).clamp(min=0)[:, None] if max_count == 1 else 0
+        num_slots = (num_later - wait).clamp(min=0)
+        room = max_count * (num_slots // window) + (num_slots % window).clamp(max=max_count)
+        return self.quota.is_counted | (self.quota.need[:, None] <= room)
 
 
 _Lookahead = _WindowFeasibility | _QuotaWithinCap | _QuotaWithinWindow
 
 
-def _limits(rule: Cap | Gap) -> tuple[int, int | None]:
-    """How many of a value, within how many places; a gap is a window with one."""
+def _count_limit(rule: Cap | Gap) -> tuple[int, int | None]:
+    """Return the largest number of items of a value, and the window in slots; a gap allows one within its window."""
     return (rule.most, rule.window) if isinstance(rule, Cap) else (1, rule.between + 1)
 
 
-def _text(rule: Any) -> str:
-    """A rule in words."""
+def _describe(rule: Any) -> str:
+    """Return the text of a rule in relaxations."""
     if isinstance(rule, Pin):
         return f"pin {rule.item} at {rule.slot}"
     if isinstance(rule, Cap):
@@ -434,31 +477,35 @@ def _text(rule: Any) -> str:
     return f"quota of {rule.least} released within {rule.days:g} days"
 
 
-def _of_items(catalog: Catalog, rule: Any) -> Tensor:
-    """What a rule reads of every item [N + 1]; of a pin, the item's number []."""
+def _item_values(catalog: Catalog, rule: Any) -> Tensor:
+    """Return what a rule reads of every item [N + 1]; for a pin, the number of its item [].
+
+    For a cap or gap these are codes of values, 0: missing. For a quota they say whether the item has the value. For
+    freshness they are release times in milliseconds. Raises UserError if the catalogue lacks the item or column.
+    """
     if isinstance(rule, Pin):
         number = int(catalog.ids.encode(pl.Series([rule.item]))[0])
         if not number:
             raise UserError(
-                f"rule pin: there is no item {rule.item!r} in the catalogue; remove the rule or mend the id"
+                f"rule pin: there is no item {rule.item!r} in the catalogue; remove the rule or correct the id"
             )
         return torch.tensor(number)
     if isinstance(rule, Cap | Gap):
         return one_value(catalog, rule.column)
     if isinstance(rule, Quota):
-        return _has(catalog, rule.column, (rule.value,))
+        return _has_value(catalog, rule.column, (rule.value,))
     if catalog.released_ms is None:
         raise UserError("rule fresh: release times of items are not known; name their column as [items] released")
     return F.pad(torch.tensor(catalog.released_ms), (1, 0))
 
 
-def _has(catalog: Catalog, column: str, values: tuple[str | int, ...]) -> Tensor:
-    """bool [N + 1]: has an item one of the values?"""
+def _has_value(catalog: Catalog, column: str, values: tuple[str | int, ...]) -> Tensor:
+    """Return whether each item has one of the values in a column, bool [N + 1]."""
     kind = categorical_kind(catalog, column)
-    listed = catalog.table[column].cast(pl.List(pl.String) if kind == "categorical-list" else pl.String)
-    table = pl.DataFrame({"number": range(1, catalog.num_items + 1), "value": listed})
+    item_values = catalog.table[column].cast(pl.List(pl.String) if kind == "categorical-list" else pl.String)
+    table = pl.DataFrame({"number": range(1, catalog.num_items + 1), "value": item_values})
     table = table.explode("value") if kind == "categorical-list" else table
-    found = table.filter(pl.col("value").is_in([str(value) for value in values]))["number"]
+    numbers = table.filter(pl.col("value").is_in([str(value) for value in values]))["number"]
     mask = torch.zeros(catalog.num_items + 1, dtype=torch.bool)
-    mask[torch.tensor(found.to_list(), dtype=torch.int64)] = True
+    mask[torch.tensor(numbers.to_list(), dtype=torch.int64)] = True
     return mask

@@ -1,1 +1,1 @@
-"""From a dataset folder to training examples: readers, the simulated shop, download, protocols, text vectors."""
+"""Data sets and training examples: readers, importers, downloads, protocols, text vectors, and the simulated shop."""

@@ -1,4 +1,4 @@
-"""CSV files as frames in which every value reads as it was written."""
+"""Read CSV files into frames without changing how any value is written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import polars as pl
 
 from nextitem.core.errors import UserError
 
-# First bytes of a file -> what it is instead of CSV in UTF-8, and the way out.
+# First bytes of a file that is not CSV in UTF-8 -> its actual format, and the way out.
 OTHER_FORMATS = {
     b"\xff\xfe": ("UTF-16 text", "save it as UTF-8 (in Excel: CSV UTF-8)"),
     b"\xfe\xff": ("UTF-16 text", "save it as UTF-8 (in Excel: CSV UTF-8)"),
@@ -19,20 +19,20 @@ OTHER_FORMATS = {
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or export the sheet as CSV UTF-8"),
     b"PAR1": ("a Parquet file", "give it the ending .parquet"),
 }
-FIRST_BYTES = 65_536  # of a file, among which the end of its first line is expected
+FIRST_BYTES = 65_536  # number of bytes at the start of a file within which its first line should end
 OTHER_SEPARATORS = ";\t|"
 csv.field_size_limit(2**31 - 1)  # one text may be longer than the 128 KiB that the module allows by default
 
 
 def read_csv(path: Path) -> tuple[pl.DataFrame, list[str]]:
-    """Read a CSV file; return its rows and notes about what was changed.
+    """Read a CSV file, and return its rows and notes about what was changed.
 
-    A column becomes Int64 if every value prints the same again as an integer, over the whole file; otherwise it
-    stays text. So "00123", "1.10", "1e5", "+1" and ids beyond 64 bits keep their digits; readers of numbers and
-    times parse text themselves. Spaces at the ends of names and values are no part of them. Empty values are
-    null, lines without a value are no rows, columns without a name are skipped.
+    A column becomes Int64 if every value of the whole file, printed as an integer, is the same text again. Otherwise
+    the column stays text. So "00123", "1.10", "1e5", "+1" and ids beyond 64 bits keep their digits. Readers of numbers
+    and times parse text themselves. Spaces at the ends of names and values are removed. Empty values are null, lines
+    without a value and columns without a name are skipped.
 
-    Raises UserError if the file is no CSV text in UTF-8 with one distinct name for each column.
+    Raises UserError if the file is not CSV text in UTF-8 with one distinct name for each column.
     """
     names = _header(path)
     try:
@@ -47,8 +47,8 @@ def read_csv(path: Path) -> tuple[pl.DataFrame, list[str]]:
     num_stripped: dict[str, int] = {}
     for place, column in enumerate(columns):
         text = column.str.strip_chars()
-        if changed := int(((text != column) & (text != "")).sum()):
-            num_stripped[column.name] = changed
+        if num_changed := int(((text != column) & (text != "")).sum()):
+            num_stripped[column.name] = num_changed
         columns[place] = text.set(text == "", None)
     frame = pl.DataFrame(columns)
     if frame.width:
@@ -61,7 +61,7 @@ def read_csv(path: Path) -> tuple[pl.DataFrame, list[str]]:
 
 
 def as_integers(text: pl.Series) -> pl.Series:
-    """Return the column as Int64 if every value prints the same again, otherwise the text itself."""
+    """Return the column as Int64 if every value prints the same text again, otherwise return the text itself."""
     if text.null_count() == len(text):
         return text
     integers = text.cast(pl.Int64, strict=False)
@@ -70,7 +70,7 @@ def as_integers(text: pl.Series) -> pl.Series:
 
 
 def line_of_row(path: Path, row: int) -> int:
-    """Return the line of the file on which a row begins; both count from 1."""
+    """Return the number of the line of the file on which a row begins; lines and rows count from 1."""
     for number, (line, _) in enumerate(_records(path)):
         if number == row:
             return line
@@ -78,23 +78,26 @@ def line_of_row(path: Path, row: int) -> int:
 
 
 def _header(path: Path) -> list[str]:
-    """The names of the columns, "" for one without a name. UserError if they cannot be read or one occurs twice."""
+    """Return the names of the columns, "" for a column without a name.
+
+    Raises UserError if they cannot be read, or if a name occurs twice.
+    """
     with path.open("rb") as file:
         first = file.read(FIRST_BYTES)
     for mark, (what, remedy) in OTHER_FORMATS.items():
         if first.startswith(mark):
             raise UserError(f"{path}: is {what}; {remedy}")
     if b"\0" in first:
-        raise UserError(f"{path}: holds zero bytes, so it is UTF-16 or no text; save it as UTF-8")
+        raise UserError(f"{path}: contains zero bytes, so it is UTF-16 or not text; save it as UTF-8")
     if b"\r" in first and b"\n" not in first:
-        raise UserError(f"{path}: lines end with a carriage return alone; save it with line ends of Unix or Windows")
+        raise UserError(f"{path}: lines end with a carriage return alone; save it with line endings of Unix or Windows")
     names = [name.strip() for name in next(_records(path), (1, []))[1]]
-    if any(_not_utf8(name) for name in names):
+    if any(_is_not_utf8(name) for name in names):
         raise UserError(f"{path}: line 1, the header: not UTF-8 text; save the file as UTF-8")
     if len(names) == 1 and any(mark in names[0] for mark in OTHER_SEPARATORS):
         raise UserError(
-            f"{path}: the header is one column {names[0]!r}: it seems to be separated by another mark than the "
-            "comma; write it with commas"
+            f"{path}: the header is one column {names[0]!r}: it seems to use another separator than the comma; "
+            "write it with commas"
         )
     for place, name in enumerate(names):
         if name and name in names[:place]:
@@ -103,7 +106,7 @@ def _header(path: Path) -> list[str]:
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The records of a file with the line on which each begins; bytes that are not UTF-8 are kept."""
+    """Yield the records of a file with the number of the line on which each begins; keep bytes that are not UTF-8."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file)
         line = 1
@@ -113,17 +116,18 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
             line = reader.line_num + 1
 
 
-def _not_utf8(text: str) -> bool:
+def _is_not_utf8(text: str) -> bool:
+    """Tell whether a text contains bytes that are not UTF-8, which `_records` keeps as surrogates."""
     return any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 def _problem(path: Path, error: Exception) -> UserError:
-    """The error of the first record that is not UTF-8 or has too many fields, otherwise of the reader."""
+    """Return an error that names the first record that is not UTF-8 or has too many fields, else the reader's error."""
     header: list[str] = []
     for row, (line, record) in enumerate(_records(path)):
         header = header or record
         for column, value in enumerate(record):
-            if _not_utf8(value):
+            if _is_not_utf8(value):
                 name = header[column].strip() if column < len(header) else str(column + 1)
                 return UserError(
                     f"{path}: column {name!r}, row {row} (line {line}): not UTF-8 text; save the file as UTF-8"
@@ -131,7 +135,7 @@ def _problem(path: Path, error: Exception) -> UserError:
         if len(record) > len(header):
             return UserError(
                 f"{path}: row {row} (line {line}) has {len(record)} fields, the header has {len(header)}; "
-                "put quotes around values that hold a comma"
+                "put quotes around values that contain a comma"
             )
     reason = str(error).splitlines()[0]
     return UserError(f"{path}: not a well-formed CSV file ({reason}); close every quote, and save it as UTF-8")

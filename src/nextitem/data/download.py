@@ -1,8 +1,8 @@
-"""Public data sets from their official addresses, as dataset folders.
+"""Download public data sets from their official addresses, and write them as dataset folders.
 
-Downloads resume, are checked if a checksum is published, and leave nothing half-made: the folder appears when
-everything in it is right. What becomes of the files is written once, in data/importers: `nextitem import` does the same
-to files that are there already.
+Downloads can be resumed, and are checked if a checksum is published. The dataset folder appears only when everything in
+it is complete. The code that converts the files exists once, in data/importers: `nextitem import` applies it to files
+that were downloaded before.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from nextitem.data.importers.report import Report
 
 Say = Callable[[str], None]
 
-CHUNK = 1 << 20
-TIMEOUT = 60  # seconds without a byte
-ATTEMPTS = 5  # of a connection that breaks; each goes on where the former ended
+CHUNK = 1 << 20  # bytes read at a time
+TIMEOUT = 60  # seconds without a byte after which a connection fails
+ATTEMPTS = 5  # attempts after a broken connection; each continues at the byte at which the former one ended
 
 
 @dataclass(frozen=True)
 class Source:
-    """A public data set: what to fetch, what it may be used for, and how it becomes a dataset folder.
+    """A public data set: its files, its licence, and the importer that converts it to a dataset folder.
 
-    files     address -> address of its published MD5, or None
+    files     address of a file -> address of its published MD5, or None
+    licence   permitted use, in words
+    citation  publication to cite
     importer  name of the importer (importers.names) that reads the files
     """
 
@@ -42,6 +44,7 @@ class Source:
 
 
 def _movielens(name: str) -> Source:
+    """Return the source of one size of MovieLens, for example "ml-1m"."""
     address = f"https://files.grouplens.org/datasets/movielens/{name}.zip"
     return Source(
         {address: f"{address}.md5"},
@@ -52,6 +55,7 @@ def _movielens(name: str) -> Source:
 
 
 def _amazon(category: str) -> Source:
+    """Return the source of the 5-core reviews and the metadata of one category of Amazon (2014)."""
     base = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
     return Source(
         {f"{base}/reviews_{category}_5.json.gz": None, f"{base}/meta_{category}.json.gz": None},
@@ -84,10 +88,20 @@ def download(
     say: Say = lambda text: None,
     sources: dict[str, Source] | None = None,
 ) -> Path:
-    """Fetch data set `name`, write it as the dataset folder `out`, and return that.
+    """Fetch a data set, write it as a dataset folder, and return the path of the folder.
 
-    Files being fetched lie in `<out>.download` until all is done; `resume` goes on with what lies there. UserError if
-    the name is unknown, `out` stands, an address cannot be reached, or a file is not what was published.
+    Args:
+        name: a key of DATASETS.
+        out: the dataset folder. Until the download is complete, its files lie in `<out>.download`.
+        resume: continue with the files in `<out>.download`; a complete `out` stays as it is.
+        overwrite: replace an existing data set in `out`.
+        say: callback that prints one line of progress.
+        sources: data sets by name; None: DATASETS.
+
+    Raises:
+        UserError: the name is unknown, `out` exists already, an address cannot be reached, or a file differs from the
+            published one.
+
     """
     table = DATASETS if sources is None else sources
     if name not in table:
@@ -104,7 +118,7 @@ def download(
     parts.mkdir(parents=True, exist_ok=True)
     files = [_fetch_checked(address, md5_address, parts, say) for address, md5_address in source.files.items()]
     with new_folder(folder) as fresh:
-        report = _filled(name, source, files, fresh, say)
+        report = _fill(name, source, files, fresh, say)
         about = f"Licence: {source.licence}.\nCite: {source.citation}.\nFrom: {', '.join(source.files)}"
         write_readme(fresh, [name, about], report)
     shutil.rmtree(parts)
@@ -113,35 +127,39 @@ def download(
     return folder
 
 
-def _filled(name: str, source: Source, files: list[Path], folder: Path, say: Say) -> Report:
-    """Fill the folder; files that cannot be read are removed, so that `resume` fetches them anew."""
+def _fill(name: str, source: Source, files: list[Path], folder: Path, say: Say) -> Report:
+    """Convert the files into the folder, and return the report.
+
+    Files that cannot be read are removed, so that `resume` fetches them again.
+    """
     try:
         return fill_folder(source.importer, files, folder, dataset_name=name, say=say)
     except UserError as error:
         for file in files:
             file.unlink()
-        raise UserError(f"what came from {', '.join(source.files)} cannot be read: {error}") from None
+        raise UserError(f"the files from {', '.join(source.files)} cannot be read: {error}") from None
 
 
 def _fetch_checked(address: str, md5_address: str | None, parts: Path, say: Say) -> Path:
+    """Download a file into the folder `parts` unless it is there, and check its MD5 if one is published."""
     file = parts / address.rsplit("/", 1)[1]
     if not file.exists():
         _fetch(address, file, say)
     if md5_address is not None:
-        listed = parts / (file.name + ".md5")
-        if not listed.exists():
-            _fetch(md5_address, listed, say)
-        expected = published_md5(listed.read_text(encoding="utf-8", errors="replace"))
+        md5_file = parts / (file.name + ".md5")
+        if not md5_file.exists():
+            _fetch(md5_address, md5_file, say)
+        expected = published_md5(md5_file.read_text(encoding="utf-8", errors="replace"))
         actual = md5(file)
         if expected is None or actual != expected:
             file.unlink()
-            listed.unlink()
+            md5_file.unlink()
             raise UserError(f"{address}: its MD5 is {actual}, published is {expected}; it was removed, try again")
     return file
 
 
 def _fetch(address: str, file: Path, say: Say) -> None:
-    """Downloads to `file`, beginning where an earlier attempt ended; the name appears when it is whole."""
+    """Download to `file`, continuing where an earlier attempt ended; the file appears only when it is complete."""
     part = file.with_name(file.name + ".part")
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -150,7 +168,7 @@ def _fetch(address: str, file: Path, say: Say) -> None:
             _version(part).unlink(missing_ok=True)
             return
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # what lies here is longer than the file: not ours, begin again
+            if error.code == 416:  # the part is longer than the file, so it is of another file: start again
                 part.unlink(missing_ok=True)
             elif error.code < 500:
                 raise UserError(f"{address}: the server answers {error.code} {error.reason}") from None
@@ -164,39 +182,40 @@ def _fetch(address: str, file: Path, say: Say) -> None:
 
 
 def _version(part: Path) -> Path:
-    """Where the ETag of the file that a part belongs to is kept."""
+    """Return the path of the file that stores the ETag of the file that a part belongs to."""
     return part.with_name(part.name + ".etag")
 
 
 def _fetch_rest(address: str, part: Path, say: Say) -> None:
-    have = part.stat().st_size if part.exists() else 0
+    """Append the bytes that a partly downloaded file lacks; raise OSError if the connection ends early."""
+    num_bytes = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "nextitem"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if _version(part).exists():  # the server sends the whole file where it is no longer the one we began with
+    if num_bytes:
+        headers["Range"] = f"bytes={num_bytes}-"
+        if _version(part).exists():  # the server sends the whole file if it is no longer the one that we started with
             headers["If-Range"] = _version(part).read_text(encoding="latin-1")
     request = urllib.request.Request(address, headers=headers)
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        continued = answer.status == 206
-        if continued and not (answer.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
+        is_continued = answer.status == 206
+        if is_continued and not (answer.headers.get("Content-Range") or "").startswith(f"bytes {num_bytes}-"):
             part.unlink()
-            raise OSError(f"the server sent another range than the one from byte {have:,} on")
-        have = have if continued else 0
+            raise OSError(f"the server sent another range than the one from byte {num_bytes:,}")
+        num_bytes = num_bytes if is_continued else 0
         etag = answer.headers.get("ETag") or ""
-        if not continued:
+        if not is_continued:
             _version(part).unlink(missing_ok=True)
             if etag.startswith('"'):  # a weak one (W/) does not promise the same bytes
                 _version(part).write_text(etag, encoding="latin-1")
         length = answer.headers.get("Content-Length")
-        total = None if length is None else have + int(length)
-        told = time.monotonic()
-        with part.open("ab" if continued else "wb") as file:
+        total = None if length is None else num_bytes + int(length)
+        last_report = time.monotonic()
+        with part.open("ab" if is_continued else "wb") as file:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
-                have += len(chunk)
-                if time.monotonic() - told > 5:
+                num_bytes += len(chunk)
+                if time.monotonic() - last_report > 5:
                     share = f" of {total / 1e6:.0f}" if total else ""
-                    say(f"{part.stem}: {have / 1e6:.0f}{share} MB")
-                    told = time.monotonic()
-    if total is not None and have != total:
-        raise OSError(f"the connection ended after {have:,} of {total:,} bytes")
+                    say(f"{part.stem}: {num_bytes / 1e6:.0f}{share} MB")
+                    last_report = time.monotonic()
+    if total is not None and num_bytes != total:
+        raise OSError(f"the connection ended after {num_bytes:,} of {total:,} bytes")

@@ -1,4 +1,4 @@
-"""EventReader: a log of any size as Interactions, in a pass for distinct ids and a pass that encodes."""
+"""Reader of a log of any size: one pass collects the distinct ids, a second pass encodes the events."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from nextitem.data.settings import InteractionSettings
 from nextitem.data.tables import Table
 from nextitem.data.times import time_ticks
 
-BATCH_ROWS = 4_000_000  # rows in memory as text at a time
-OPINIONS = ("rating", "value", "label")  # columns that say how much a user liked an item
-COMPARED = (*OPINIONS, "quantity", "price", "query")  # columns in which a copy of an event must be equal too
-POSITIVE, OTHERS = "#positive", "#others"  # columns of a pass that no data set keeps
+BATCH_ROWS = 4_000_000  # number of rows in memory as text at a time
+OPINIONS = ("rating", "value", "label")  # columns that tell how much a user liked an item
+COMPARED = (*OPINIONS, "quantity", "price", "query")  # further columns in which a copy of an event must be equal
+POSITIVE, OTHERS = "#positive", "#others"  # temporary columns of a pass, dropped from the data set
 Arrays = dict[str, NDArray[Any]]
-MISSING = -1  # stands for a missing time: valid ones are not negative
+MISSING = -1  # code of a missing time: valid ones are not negative
 
 
 class EventReader:
-    """Checks a table of interactions on construction; `read` then gives its events."""
+    """Reader of a table of interactions: the constructor checks the table, `read` returns its events."""
 
     def __init__(self, table: Table, settings: InteractionSettings) -> None:
         self.table = table
@@ -36,7 +36,9 @@ class EventReader:
         if "timestamp" not in table and "position" not in table:
             raise table.lacks("timestamp")
         if not table.collect(pl.len())["len"][0]:
-            raise UserError(f"{table.where}: holds no events; a log needs some of two users and two items")
+            raise UserError(
+                f"{table.where}: contains no events; a log needs events of at least two users and two items"
+            )
         self.settings = settings
         self.anonymous = "user_id" not in table
         self.searches = validation.check_searches(table)
@@ -52,24 +54,33 @@ class EventReader:
         self.positive = self._positive_rows()
 
     def user_ids(self) -> pl.Series:
-        """Distinct ids of users (or anonymous sessions) in the order of their numbers."""
+        """Return the distinct ids of users (or anonymous sessions) in the order of their numbers."""
         ids = self.user_id.alias("id")
         if self.anonymous and not self.dated:
             return self.table.collect(ids.unique(maintain_order=True))["id"]
         return self.table.collect(ids.unique())["id"].sort()
 
     def item_ids(self) -> pl.Series:
-        """Distinct ids of items."""
+        """Return the distinct ids of items."""
         return self.table.collect(self.item_id.alias("id").drop_nulls().unique())["id"]
 
     def item_type(self) -> pl.DataType:
-        """The type of the item ids."""
+        """Return the type in which the table stores item ids (after checks)."""
         return self.table.frame.select(self.item_id).collect_schema().dtypes()[0]
 
     def read(self, users: IdMap, items: IdMap, *, items_table: Table | None, drop_unknown: bool) -> Interactions:
-        """Return all events, encoded and in order; notes of the table say what was left out.
+        """Return all events, encoded and in order; notes of the table list what was left out.
 
-        UserError at the first item that is not in `items`, unless `drop_unknown`.
+        Args:
+            users: numbers of the user ids.
+            items: numbers of the item ids.
+            items_table: the items table, for messages; None if there is none, so that every item is known.
+            drop_unknown: leave out events of items that are not in `items`.
+
+        Raises:
+            UserError: an item is not in `items` and `drop_unknown` is false, or the log has fewer than two users or
+                items.
+
         """
         arrays, columns = self._encode(users, items)
         unknown = arrays["item"] == 0
@@ -97,22 +108,22 @@ class EventReader:
             positive=columns[POSITIVE].to_numpy() if POSITIVE in columns.columns else None,
             columns=columns.drop(POSITIVE, OTHERS, strict=False),
         )
-        self._check_worth(interactions)
+        self._check_size(interactions)
         return interactions
 
     def _order(self, arrays: Arrays, *, has_gaps: bool) -> NDArray[np.int64] | None:
-        """The order of events; None if the rows stand in it already."""
+        """Return the indices [T] that sort the events, or None if they are sorted already."""
         users, ticks, position = arrays["user"], arrays.get("time"), arrays.get("position")
         if not has_gaps:
             return event_order(users, *(key for key in (ticks, position) if key is not None))
         assert ticks is not None
         assert position is not None
-        missing = int((ticks == MISSING).sum())
-        self.table.note(f"{missing} events have no time, so the log counts as undated")
+        num_missing = int((ticks == MISSING).sum())
+        self.table.note(f"{num_missing} events have no time, so the log counts as undated")
         return event_order(users, _with_gaps_filled(users, ticks, position), position)
 
     def _without_copies(self, arrays: Arrays, columns: pl.DataFrame) -> tuple[Arrays, pl.DataFrame]:
-        """Drop events that equal an earlier one in every column that is read, or note how many there are."""
+        """Drop events that equal an earlier one in every column that is read, or add a note with their number."""
         copies = _copies(arrays, columns)
         if copies is None:
             return arrays, columns
@@ -127,26 +138,29 @@ class EventReader:
         return arrays, columns
 
     def _positive_rows(self) -> pl.Expr | None:
-        """Which rows may be targets; None if all may. A note says so if columns hold opinions that nobody chose by."""
+        """Return an expression that tells which rows may be targets, or None if all may.
+
+        Adds a note if columns contain ratings or labels that no setting selects targets by.
+        """
         table, settings = self.table, self.settings
         rows = all_conditions(table, settings.positive or {}, setting="[interactions] positive")
         if settings.positive_actions is not None:
-            is_chosen = self.columns["action"].is_in(list(settings.positive_actions)).fill_null(False)
-            rows = is_chosen if rows is None else rows & is_chosen
-        chosen = {*(settings.positive or ()), *(("action",) if settings.positive_actions is not None else ())}
+            is_positive_action = self.columns["action"].is_in(list(settings.positive_actions)).fill_null(False)
+            rows = is_positive_action if rows is None else rows & is_positive_action
+        deciding_columns = {*(settings.positive or ()), *(("action",) if settings.positive_actions is not None else ())}
         if settings.positive is None:
             self._note_opinions()
         actions = {name: count for name, count in self.actions.items() if name != "search"}
-        if len(actions) > 1 and "action" not in chosen and settings.positive is None:
+        if len(actions) > 1 and "action" not in deciding_columns and settings.positive is None:
             counts = ", ".join(f"{name} {count:,}" for name, count in actions.items())
             table.note(
-                f"every action may be a target ({counts}); to choose, say "
+                f"every action may be a target ({counts}); to choose, set "
                 f"[interactions] positive_actions = [...] in {table.settings}"
             )
         return rows
 
     def _note_opinions(self) -> None:
-        """Say that ratings and labels do not decide what is a target."""
+        """Add a note that ratings and labels do not decide which events are targets."""
         table = self.table
         names = dict.fromkeys((*(name for name in OPINIONS if name in table), *self.settings.labels))
         numeric = [name for name in names if validation.is_numeric_column(table, name)]
@@ -158,14 +172,15 @@ class EventReader:
                 spans.append((name, low, high))
         if spans:
             name, low, high = spans[0]
-            words = ", ".join(f"{name} ({low:g} to {high:g})" for name, low, high in spans)
+            ranges = ", ".join(f"{name} ({low:g} to {high:g})" for name, low, high in spans)
             limit = high if high - low <= 1 else round(high - (high - low) / 4)
             table.note(
-                f"every event may be a target, whatever its {words}; to choose, say [interactions] positive = "
+                f"every event may be a target, whatever its {ranges}; to choose, set [interactions] positive = "
                 f'{{ {name} = ">= {limit:g}" }} in {table.settings}, or positive = {{}} if all count'
             )
 
     def _other_columns(self) -> dict[str, pl.Expr]:
+        """Return the columns of the events beside user, item, time and position: action, session, labels, context."""
         table, settings = self.table, self.settings
         columns: dict[str, pl.Expr] = {}
         if "action" in table:
@@ -182,26 +197,29 @@ class EventReader:
         return columns
 
     def _encode(self, users: IdMap, items: IdMap) -> tuple[Arrays, pl.DataFrame]:
-        """Arrays user, item, time and position (as far as there are), and the other columns; in file order."""
+        """Encode the table in file order; return the arrays user, item, time, position, and the other columns.
+
+        Arrays of columns that the table lacks are absent.
+        """
         rows = int(self.table.collect(pl.len())["len"][0])
         arrays: Arrays = {"user": np.empty(rows, np.int32), "item": np.empty(rows, np.int32)}
-        wanted = [self.user_id.alias("#user"), self.item_id.alias("#item")]
+        selected_columns = [self.user_id.alias("#user"), self.item_id.alias("#item")]
         if self.time is not None:
             arrays["time"] = np.empty(rows, np.int64)
-            wanted.append(self.time.fill_null(MISSING).alias("#time"))
+            selected_columns.append(self.time.fill_null(MISSING).alias("#time"))
         if self.position is not None:
             arrays["position"] = np.empty(rows, np.int64)
-            wanted.append(self.position.alias("#position"))
+            selected_columns.append(self.position.alias("#position"))
         columns = dict(self.columns)
         if self.positive is not None:
             columns[POSITIVE] = self.positive
         others = [name for name in COMPARED if name in self.table and name not in columns]
         if others and self.settings.duplicates != "keep":
-            columns[OTHERS] = pl.struct(others).hash()  # eight bytes a row instead of what is compared only
-        wanted += [expression.alias(name) for name, expression in columns.items()]
+            columns[OTHERS] = pl.struct(others).hash()  # eight bytes a row for columns that are only compared
+        selected_columns += [expression.alias(name) for name, expression in columns.items()]
         sessions = self._sessions() if "session_id" in self.columns else None
         parts, start = [], 0
-        for batch in self.table.batches(wanted, rows=BATCH_ROWS):
+        for batch in self.table.batches(selected_columns, rows=BATCH_ROWS):
             window = slice(start, start + batch.height)
             arrays["user"][window] = users.encode(batch["#user"])
             arrays["item"][window] = items.encode(batch["#item"])
@@ -218,9 +236,9 @@ class EventReader:
         return arrays, pl.concat(parts)
 
     def _sessions(self) -> pl.DataFrame:
-        """Each session of a user with its number, from 1 in order of appearance.
+        """Return a frame with the number of each session of a user, from 1 in order of appearance.
 
-        The same session_id under two users is two sessions.
+        The same session_id under two users counts as two sessions.
         """
         pair = [self.user_id.alias("#user"), self.columns["session_id"].alias("session_id")]
         first = (
@@ -233,26 +251,27 @@ class EventReader:
         )
         return first.select("#user", "session_id", pl.int_range(1, pl.len() + 1, dtype=pl.Int32).alias("#session"))
 
-    def _check_worth(self, interactions: Interactions) -> None:
-        who = "session" if self.anonymous else "user"
+    def _check_size(self, interactions: Interactions) -> None:
+        """Raise UserError if the log has fewer than two users (or sessions) or items with events."""
+        owner = "session" if self.anonymous else "user"
         for count, what in (
-            (int((np.diff(interactions.offsets) > 0).sum()), who),
+            (int((np.diff(interactions.offsets) > 0).sum()), owner),
             (int((np.bincount(interactions.item_ids)[1:] > 0).sum()), "item"),
         ):
             if count < 2:
-                found = f"holds events of one {what} only" if count else f"holds no event with an {what}"
-                raise UserError(f"{self.table.where}: {found}; nothing can be learnt from fewer than two {what}s")
+                problem = f"contains events of one {what} only" if count else f"contains no event with an {what}"
+                raise UserError(f"{self.table.where}: {problem}; training needs at least two {what}s")
 
 
 def _rows(arrays: Arrays, columns: pl.DataFrame, rows: NDArray[Any]) -> tuple[Arrays, pl.DataFrame]:
-    """The rows of a mask or of indices."""
+    """Return the rows that a mask or indices select, of the arrays and of the columns."""
     if columns.width:
         columns = columns.filter(pl.Series(rows)) if rows.dtype == np.bool_ else columns[rows]
     return {name: values[rows] for name, values in arrays.items()}, columns
 
 
 def _copies(arrays: Arrays, columns: pl.DataFrame) -> NDArray[np.bool_] | None:
-    """Which events equal an earlier one in all columns; None if none does. Events stand in order."""
+    """Return a mask [T] of sorted events that equal an earlier one in all columns, or None if there are none."""
     keys = [array for name, array in arrays.items() if name != "item"]
     if len(keys[0]) < 2:
         return None
@@ -275,12 +294,12 @@ def _copies(arrays: Arrays, columns: pl.DataFrame) -> NDArray[np.bool_] | None:
 
 
 def label_columns(table: Table, labels: tuple[str, ...], *, setting: str) -> dict[str, pl.Expr]:
-    """The declared label columns by name, as numbers; text may say true/false or yes/no."""
+    """Return the declared label columns by name, as numbers; text may be true/false or yes/no."""
     return {label: validation.label_column(table, label, setting=setting) for label in labels}
 
 
 def context_columns(table: Table, context: dict[str, str], *, setting: str) -> dict[str, pl.Expr]:
-    """Context columns by name; categorical ones as an Enum of their distinct values in ascending order."""
+    """Return the context columns by name; categorical ones as an Enum of their distinct values in ascending order."""
     columns = dict(zip(context, validation.feature_columns(table, context, setting=setting), strict=True))
     for name, kind in context.items():
         if kind == "categorical":
@@ -291,16 +310,16 @@ def context_columns(table: Table, context: dict[str, str], *, setting: str) -> d
 
 
 def event_order(users: NDArray[np.int32], *keys: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """The stable order by user, then keys; None where the rows stand in it already."""
-    rising = np.zeros(max(0, len(users) - 1), dtype=np.bool_)
-    equal = ~rising
+    """Return the indices [T] of the stable order by user, then keys; None if the rows are in this order already."""
+    is_rising = np.zeros(max(0, len(users) - 1), dtype=np.bool_)
+    is_equal = ~is_rising
     columns: tuple[NDArray[Any], ...] = (users, *keys)
     for column in columns:
-        rising |= equal & (column[1:] > column[:-1])
-        equal &= column[1:] == column[:-1]
-    if bool((rising | equal).all()):
+        is_rising |= is_equal & (column[1:] > column[:-1])
+        is_equal &= column[1:] == column[:-1]
+    if bool((is_rising | is_equal).all()):
         return None
-    del rising, equal
+    del is_rising, is_equal
     if len(keys) == 1:
         low, high = int(keys[0].min()), int(keys[0].max())
         span = high - low + 1
@@ -313,11 +332,14 @@ def event_order(users: NDArray[np.int32], *keys: NDArray[np.int64]) -> NDArray[n
 def _with_gaps_filled(
     users: NDArray[np.int32], ticks: NDArray[np.int64], position: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """A missing time becomes that of the user's last dated event before it by position, else stays least."""
+    """Return times [T] in which a missing one is that of the user's last dated event before it by position.
+
+    Without such an event it stays MISSING, which sorts first.
+    """
     order = np.lexsort((position, users))
     times, owners = ticks[order], users[order]
-    known = np.where(times == MISSING, -1, np.arange(len(times)))
-    last = np.maximum.accumulate(known)
+    dated_rows = np.where(times == MISSING, -1, np.arange(len(times)))
+    last = np.maximum.accumulate(dated_rows)
     valid = (last >= 0) & (owners[last] == owners)
     filled = np.empty_like(ticks)
     filled[order] = np.where(valid, times[last], MISSING)

@@ -1,4 +1,4 @@
-"""Data frames of other libraries as polars frames, and their column names under the standard names."""
+"""Convert data frames of other libraries to polars frames, and map their column names to the standard names."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from nextitem.core.errors import UserError
 from nextitem.data.tables import failed_frame
 
 Frame = pl.DataFrame | pl.LazyFrame
-Columns = Mapping[str, str | Mapping[str, str]]  # standard name -> theirs; or table -> such a mapping
+Columns = Mapping[str, str | Mapping[str, str]]  # standard name -> name in the frame; or table -> such a mapping
 CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, AttributeError, pl.exceptions.PolarsError)
 UNNAMED_INDEX = r"^__index_level_\d+__$"  # row labels of pandas that have no name
 RECBOLE = re.compile(r"(.+):(?:token|token_seq|float|float_seq)")  # "user_id:token"
-RECTOOLS = {"datetime": "timestamp", "weight": "value"}  # its names in a table of interactions
+RECTOOLS = {"datetime": "timestamp", "weight": "value"}  # name of a column of interactions in RecTools -> standard name
 
 
 def as_frame(frame: object, *, where: str) -> Frame:
     """Return a table of any library as a polars frame.
 
-    Accepts polars frames (eager and lazy), pandas frames (pandas itself is not needed), Arrow tables and everything
-    else that exports an Arrow stream, and mappings from column names to lists or arrays. An index of pandas that has
-    a name is a column. UserError if a column occurs twice or holds values of several types.
+    Args:
+        frame: a polars frame (eager or lazy), a pandas frame (pandas itself is not needed), an Arrow table or any
+            other object that exports an Arrow stream, or a mapping from column names to lists or arrays. An index of
+            pandas that has a name becomes a column.
+        where: the name of the table in messages.
+
+    Raises:
+        UserError: a column occurs twice or contains values of several types, columns have different lengths, or the
+            object is not a table.
+
     """
     if isinstance(frame, pl.DataFrame | pl.LazyFrame):
         try:
@@ -37,7 +44,7 @@ def as_frame(frame: object, *, where: str) -> Frame:
     names = _column_names(frame)
     if names is None:
         raise UserError(
-            f"{where}: is a {type(frame).__name__}; give a polars or pandas data frame, an Arrow table, or a mapping "
+            f"{where}: is a {type(frame).__name__}; pass a polars or pandas data frame, an Arrow table, or a mapping "
             "from column names to lists"
         )
     for name, count in Counter(names).items():
@@ -47,9 +54,9 @@ def as_frame(frame: object, *, where: str) -> Frame:
         try:
             return pl.DataFrame(cast(Any, frame)).select(pl.exclude(UNNAMED_INDEX))
         except (ImportError, *CONVERSION_ERRORS) as error:
-            # pandas may lack pyarrow, and what is wrong with a column is found when it is read alone.
+            # pandas may lack pyarrow. If a column is wrong, reading the columns one by one below finds which.
             if not names:
-                raise UserError(f"{where}: cannot be read ({_first_line(error)}); give another kind of frame") from None
+                raise UserError(f"{where}: cannot be read ({_first_line(error)}); pass another kind of frame") from None
     data = cast(Any, frame)
     if hasattr(data, "reset_index") and any(name is not None for name in getattr(data.index, "names", ())):
         data = data.reset_index()
@@ -65,48 +72,62 @@ def as_frame(frame: object, *, where: str) -> Frame:
 def column_renames(
     frames: Mapping[str, Frame], columns: Columns, renames: Mapping[str, Mapping[str, str]], *, name: str
 ) -> dict[str, dict[str, str]]:
-    """Return for each table: standard name -> name in the frame.
+    """Return a mapping from standard name to name in the frame, for each table.
 
-    Later ones win: names of RecTools and RecBole, the settings' `renames`, `columns`. An entry of `columns` for all
-    tables counts for those that have the column; UserError if none has, or an entry for one table names a column
-    that it lacks.
+    There are three sources; a later one takes precedence: names of RecTools and RecBole, `renames`, `columns`.
+
+    Args:
+        frames: table -> its frame.
+        columns: standard name -> name in the frame, for all tables that have the column; or table -> such a mapping.
+        renames: table -> the mapping of its settings.
+        name: the name of the data set in messages.
+
+    Raises:
+        UserError: an entry of `columns` for all tables names a column that no table has, or there is a mapping for a
+            table that does not exist. (`frame_table` raises it if an entry for one table names a column that it lacks.)
+
     """
     per_table = {key: value for key, value in columns.items() if isinstance(value, Mapping)}
     for table in per_table:
         if table not in frames:
             raise UserError(f"{name}: columns has a mapping for {table!r}, but there are {', '.join(frames)}")
-    shared = {key: value for key, value in columns.items() if not isinstance(value, Mapping)}
+    shared_renames = {key: value for key, value in columns.items() if not isinstance(value, Mapping)}
     names = {table: frame.collect_schema().names() for table, frame in frames.items()}
-    for standard, actual in shared.items():
-        if not any(actual in own for own in names.values()):
+    for standard, actual in shared_renames.items():
+        if not any(actual in table_columns for table_columns in names.values()):
             hint = "; it maps our name to yours, not the reverse" if any(standard in n for n in names.values()) else ""
-            every = ", ".join(dict.fromkeys(column for own in names.values() for column in own))
-            raise UserError(f"{name}: columns says that {standard!r} is column {actual!r}, but there are {every}{hint}")
+            all_columns = ", ".join(
+                dict.fromkeys(column for table_columns in names.values() for column in table_columns)
+            )
+            raise UserError(
+                f"{name}: columns says that {standard!r} is column {actual!r}, but there are {all_columns}{hint}"
+            )
     result = {}
-    for table, own in names.items():
-        explicit = {**renames.get(table, {}), **{s: a for s, a in shared.items() if a in own}}
+    for table, table_columns in names.items():
+        explicit = {**renames.get(table, {}), **{s: a for s, a in shared_renames.items() if a in table_columns}}
         explicit |= per_table.get(table, {})
-        known = _known_names(own, table)
-        taken = set(explicit.values())
-        result[table] = {s: a for s, a in known.items() if s not in explicit and a not in taken} | explicit
+        names_by_standard = _names_of_libraries(table_columns, table)
+        renamed_columns = set(explicit.values())
+        others = {s: a for s, a in names_by_standard.items() if s not in explicit and a not in renamed_columns}
+        result[table] = others | explicit
     return result
 
 
-def _known_names(names: Sequence[str], table: str) -> dict[str, str]:
-    """Standard name -> name, for names of RecBole ("user_id:token") and of RecTools ("datetime")."""
-    known: dict[str, str] = {}
-    # A table of RecTools always has "datetime"; elsewhere "weight" is a column of the owner's own.
+def _names_of_libraries(names: Sequence[str], table: str) -> dict[str, str]:
+    """Return standard name -> name, for names of RecBole ("user_id:token") and of RecTools ("datetime")."""
+    names_by_standard: dict[str, str] = {}
+    # A table of RecTools always has "datetime"; in other tables "weight" may be anything.
     is_rectools = table == "interactions" and "datetime" in names and "timestamp" not in names
     for name in names:
         match = RECBOLE.fullmatch(name)
         standard = match[1] if match else RECTOOLS.get(name) if is_rectools else None
-        if standard is not None and standard not in names and standard not in known:
-            known[standard] = name
-    return known
+        if standard is not None and standard not in names and standard not in names_by_standard:
+            names_by_standard[standard] = name
+    return names_by_standard
 
 
 def _column_names(frame: object) -> list[Any] | None:
-    """The names of a frame's columns, with repeats; None if it is no frame."""
+    """Return the names of a frame's columns, with repeats, or None if the object is not a frame."""
     if isinstance(frame, Mapping):
         return list(frame)
     for attribute in ("column_names", "columns"):  # Arrow; pandas and others
@@ -119,7 +140,7 @@ def _column_names(frame: object) -> list[Any] | None:
 
 
 def _column(name: str, values: Any, *, where: str) -> pl.Series:
-    """A column of values that may be a list, an array, or a series of another library."""
+    """Convert a list, an array, or a series of another library to a column."""
     if hasattr(values, "to_numpy"):
         values = values.to_numpy()
     dtype = getattr(values, "dtype", None)
@@ -142,21 +163,24 @@ def _column(name: str, values: Any, *, where: str) -> pl.Series:
 
 
 def _is_wide(values: Sequence[Any]) -> bool:
+    """Tell whether an integer does not fit into 64 bits."""
     return any(value is not None and not -(2**63) <= value < 2**63 for value in values)
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _is_missing(value: object) -> bool:
-    """Whether it is None, NaN, or the missing value of pandas."""
+    """Tell whether a value is None, NaN, or the missing value of pandas."""
     return (
         value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
     )
 
 
 def _check_one_type(name: str, values: Sequence[object], *, where: str) -> None:
+    """Raise UserError if a column contains values of several types, or times with and without a time zone."""
     times = [value for value in values if isinstance(value, datetime)]
     if any((time.tzinfo is None) != (times[0].tzinfo is None) for time in times):
         raise UserError(
@@ -165,12 +189,13 @@ def _check_one_type(name: str, values: Sequence[object], *, where: str) -> None:
     kinds = {_kind(value): type(value).__name__ for value in values if value is not None}
     if len(kinds) > 1:
         raise UserError(
-            f"{where}: column {name!r} holds values of several types ({', '.join(sorted(kinds.values()))}); make all "
-            "of them text, or all of them numbers"
+            f"{where}: column {name!r} contains values of several types ({', '.join(sorted(kinds.values()))}); make "
+            "all of them text, or all of them numbers"
         )
 
 
 def _kind(value: object) -> str:
+    """Return the kind of a value; values of one kind may be in one column."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, str):

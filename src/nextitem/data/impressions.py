@@ -1,4 +1,4 @@
-"""ImpressionReader: a table of impressions as Impressions."""
+"""Reader of a table of impressions."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ DAY_MS = 86_400_000  # rows of one impression_id further apart than this were no
 
 
 class ImpressionReader:
-    """Checks a table of impressions on construction; `read` then gives its rows, in the file's order.
+    """Reader of a table of impressions: the constructor checks the table, `read` returns its rows in the file's order.
 
-    A null user_id is a visitor who is not known. Columns that are kept: slot, propensity, policy, labels, context.
+    A null user_id stands for an unknown visitor. The columns slot, propensity, policy, labels and context are read.
     """
 
     def __init__(self, table: Table, settings: ImpressionSettings) -> None:
         self.table, self.settings = table, settings
         table.require("impression_id", "item_id", "timestamp")
         if not table.collect(pl.len())["len"][0]:
-            raise UserError(f"{table.where}: holds no impressions; add some, or remove the file")
+            raise UserError(f"{table.where}: contains no impressions; add some, or remove the file")
         self.item_id = validation.id_column(table, "item_id")
         self.request_id = validation.id_column(table, "impression_id")
         self.user_id = None
@@ -45,30 +45,38 @@ class ImpressionReader:
         self._note_labels()
 
     def item_ids(self) -> pl.Series:
-        """Distinct ids of items."""
+        """Return the distinct ids of items."""
         return self.table.collect(self.item_id.alias("id").unique())["id"]
 
     def item_type(self) -> pl.DataType:
-        """The type of the item ids."""
+        """Return the type in which the table stores item ids (after checks)."""
         return self.table.frame.select(self.item_id).collect_schema().dtypes()[0]
 
     def user_ids(self) -> pl.Series | None:
-        """Distinct ids of users; None if the table has none."""
+        """Return the distinct ids of users, or None if the table has no column of users."""
         if self.user_id is None:
             return None
         ids = self.table.collect(self.user_id.alias("id").drop_nulls().unique())["id"]
         return ids.filter(ids != "") if ids.dtype == pl.String else ids
 
     def read(self, users: IdMap, items: IdMap, *, items_table: Table | None, drop_unknown: bool) -> Impressions:
-        """Return all rows, encoded; notes of the table say what was left out or split.
+        """Return all rows, encoded; notes of the table list what was left out or split.
 
-        UserError at an unknown item unless `drop_unknown`.
+        Args:
+            users: numbers of the user ids.
+            items: numbers of the item ids.
+            items_table: the items table, for messages; None if there is none, so that every item is known.
+            drop_unknown: leave out rows of items that are not in `items`.
+
+        Raises:
+            UserError: an item is not in `items` and `drop_unknown` is false, or there are fewer than two requests.
+
         """
-        wanted = [self.item_id.alias("#item"), self.request_id.alias("#request")]
-        wanted += [] if self.user_id is None else [self.user_id.alias("#user")]
-        wanted += [(self.time // self.ticks_per_ms).alias("#time")]
-        wanted += [expression.alias(name) for name, expression in self.columns.items()]
-        frame = self.table.collect(*wanted)
+        selected_columns = [self.item_id.alias("#item"), self.request_id.alias("#request")]
+        selected_columns += [] if self.user_id is None else [self.user_id.alias("#user")]
+        selected_columns += [(self.time // self.ticks_per_ms).alias("#time")]
+        selected_columns += [expression.alias(name) for name, expression in self.columns.items()]
+        frame = self.table.collect(*selected_columns)
         unknown = items.encode(frame["#item"]) == 0
         if unknown.any():
             assert items_table is not None
@@ -78,7 +86,7 @@ class ImpressionReader:
         user_ids = np.zeros(frame.height, np.int32) if self.user_id is None else users.encode(frame["#user"])
         request_ids = self._requests(frame, user_ids)
         if not frame.height or int(request_ids.max()) < 1:
-            raise UserError(f"{self.table.where}: holds fewer than two impression_ids; nothing can be learnt")
+            raise UserError(f"{self.table.where}: contains fewer than two impression_ids; training needs at least two")
         return Impressions(
             request_ids,
             items.encode(frame["#item"]),
@@ -90,7 +98,7 @@ class ImpressionReader:
         )
 
     def _without_copies(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Drop rows that equal an earlier one in every column that is read, or note how many there are."""
+        """Drop rows that equal an earlier one in every column that is read, or add a note with their number."""
         if self.settings.duplicates == "keep":
             return frame
         is_first = frame.select(pl.struct(pl.all()).is_first_distinct()).to_series()
@@ -110,10 +118,10 @@ class ImpressionReader:
         return frame
 
     def _requests(self, frame: pl.DataFrame, user_ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Number the requests of the rows, from 0 in order of first appearance, [T].
+        """Return the number of each row's request, from 0 in order of first appearance, [T].
 
-        The same impression_id under two users is two requests: ids may count from 0 for each user. So is one that
-        comes again for the same user after more than a day.
+        The same impression_id under two users counts as two requests, since ids may count from 0 for each user. An id
+        that occurs again for the same user after more than a day is a new request too.
         """
         rows = frame.select(pl.col("#request").alias("id"), pl.col("#time").alias("time")).with_columns(
             pl.Series("user", user_ids)
@@ -131,31 +139,32 @@ class ImpressionReader:
             rows = rows.with_columns(gap.alias("part"))
             rows = rows.with_columns(pl.col("part").cum_sum().over(key, order_by="time"))
             key = [*key, "part"]
-            num_again = rows.select(key).unique().group_by("id", "user").len().filter(pl.col("len") > 1).height
-            if num_again:
+            num_repeated = rows.select(key).unique().group_by("id", "user").len().filter(pl.col("len") > 1).height
+            if num_repeated:
                 self.table.note(
-                    f"{num_again:,} impression_ids come again for the same user after more than a day; each time is a "
-                    "request of its own"
+                    f"{num_repeated:,} impression_ids occur again for the same user after more than a day; each time "
+                    "is a separate request"
                 )
         numbers = rows.select(key).unique(maintain_order=True).with_row_index("number")
         joined = rows.join(numbers, on=key, how="left", maintain_order="left")
         return joined["number"].cast(pl.Int64).to_numpy()
 
     def _other_columns(self) -> dict[str, pl.Expr]:
+        """Return the columns beside request, item, user and time: slot, propensity, policy, labels, context."""
         table, settings = self.table, self.settings
         columns: dict[str, pl.Expr] = {}
         for name in ("slot", "propensity"):
             if name not in table:
                 continue
             if not validation.is_numeric_column(table, name):
-                table.note(f"column {table.own_name(name)!r} holds no numbers, so it is not read as {name}")
+                table.note(f"column {table.own_name(name)!r} contains no numbers, so it is not read as {name}")
                 continue
             columns[name] = validation.numeric_column(table, name, what="one of numbers")
         if "propensity" in columns:
             row = table.first_row(~columns["propensity"].is_between(0, 1))
             if row is not None:
-                what = f"{table.value('propensity', row)!r} is no probability"
-                raise table.problem("propensity", what, "write a number from 0 to 1", row=row)
+                problem = f"{table.value('propensity', row)!r} is no probability"
+                raise table.problem("propensity", problem, "write a number from 0 to 1", row=row)
         if "slot" in columns:
             self._check_slots(columns["slot"])
         if "policy" in table:
@@ -168,37 +177,38 @@ class ImpressionReader:
         return columns
 
     def _check_slots(self, slots: pl.Expr) -> None:
+        """Raise UserError if a slot is not a whole number from 0 on; add a note if some are 0, which means unknown."""
         table = self.table
         row = table.first_row((slots < 0) | (slots != slots.round()))
         if row is not None:
-            what = f"{table.value('slot', row)!r} is no place"
-            raise table.problem("slot", what, "number places from 1, 0 is an unknown one", row=row)
-        num_first = table.count(slots == 0)
-        if num_first:
+            problem = f"{table.value('slot', row)!r} is no slot"
+            raise table.problem("slot", problem, "number slots from 1, 0 is an unknown one", row=row)
+        num_unknown = table.count(slots == 0)
+        if num_unknown:
             table.note(
-                f"column {table.own_name('slot')!r} is 0 in {num_first:,} rows, which stands for an unknown place: "
-                "number places from 1"
+                f"column {table.own_name('slot')!r} is 0 in {num_unknown:,} rows, which stands for an unknown slot: "
+                "number slots from 1"
             )
 
     def _note_labels(self) -> None:
-        """Say which labels are not known everywhere, and which do not tell yes from no."""
+        """Add notes on labels that are unknown in some rows, that are grades, or that have a single value."""
         total = int(self.table.collect(pl.len())["len"][0])
         for name in self.settings.labels:
             values = self.columns[name]
-            low, high, missing, fractions = self.table.collect(
+            low, high, num_missing, num_grades = self.table.collect(
                 values.min().alias("low"),
                 values.max().alias("high"),
                 values.is_null().sum().alias("missing"),
                 (~values.cast(pl.Float64).is_in([-1.0, 0.0, 1.0])).sum().alias("fractions"),
             ).row(0)
-            if missing:
+            if num_missing:
                 self.table.note(
-                    f"label {name!r} is empty in {missing:,} of {total:,} rows: unknown is not no, they are left out "
-                    "of its loss and figures"
+                    f"label {name!r} is empty in {num_missing:,} of {total:,} rows: unknown does not mean no, so "
+                    "these rows are left out of its loss and metrics"
                 )
-            if fractions and name not in self.settings.positive:
+            if num_grades and name not in self.settings.positive:
                 self.table.note(
-                    f"label {name!r} holds grades from {low:g} to {high:g}: above 0 counts as yes; to choose, say "
+                    f"label {name!r} contains grades from {low:g} to {high:g}: above 0 counts as yes; to choose, set "
                     f'[impressions] positive = {{ {name} = ">= {high:g}" }} in {self.table.settings}'
                 )
             elif low is not None and not low <= 0 < high:

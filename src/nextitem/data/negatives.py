@@ -1,4 +1,4 @@
-"""Negatives: items of the catalogue for next-item sequences, nodes of a tree for the paths to targets."""
+"""Sample negatives: items of the catalogue for next-item sequences, or nodes of a tree for the paths to targets."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SharedBy = Literal["batch", "sequence", "position"]
 
 @dataclass(frozen=True, eq=False)
 class Negatives:
-    """What `losses.sampled_softmax` asks for beside the positions and their targets, by its names.
+    """Sampled negatives: arguments of `losses.sampled_softmax` beside positions and targets, under its names.
 
-    negatives  item ids: [S] of a batch, [B, S] of its sequences, or [T, S] of its real targets
-    lengths    [B] real targets of each sequence, where each has its own negatives
-    log_q      [N + 1] log of how often each item is expected among S draws; None: uniform, the same for all
-    left_out   bool [B, S]: negatives that are items of their own sequence
+    negatives  item ids: [S] for the batch, [B, S] for its sequences, or [T, S] for its targets that are not 0
+    lengths    [B] number of such targets of each sequence, if each sequence has its own negatives
+    log_q      [N + 1] log of the expected number of each item among S samples; None: uniform, the same for all
+    left_out   bool [B, S]: negatives that are items of their own sequence, to be ignored
     """
 
     negatives: Tensor
@@ -39,59 +39,79 @@ def draw_negatives(
     generator: torch.Generator,
     power: float = 0.0,
 ) -> Negatives:
-    """`count` items for the batch, for each sequence or for each real target, with replacement.
+    """Sample items with replacement, for the whole batch, for each sequence, or for each target.
 
-    By (`popularity [N + 1]` + 1) ** power; power 0 is uniform over 1..N. What is drawn for a sequence leaves the
-    sequence's own items out.
+    Args:
+        batch: next-item sequences; targets of 0 get no negatives.
+        popularity: number of events of each item, [N + 1].
+        count: number of negatives (S) of the batch, of each sequence or of each target.
+        shared_by: the positions that share negatives: those of a batch, of a sequence, or none ("position"). If
+            negatives are shared by a sequence, the result marks those that are items of the sequence.
+        generator: source of random numbers, on the CPU.
+        power: items are sampled in proportion to (popularity + 1) ** power; 0 is uniform over 1..N.
+
+    Returns:
+        The negatives, on the device of the batch.
+
     """
-    kept = batch.targets.values > 0
+    is_real = batch.targets.values > 0
     shape: tuple[int, ...] = (count,)
     lengths = None
     if shared_by == "sequence":
-        lengths = torch.bincount(batch.targets.row_ids()[kept], minlength=batch.targets.num_rows)
+        lengths = torch.bincount(batch.targets.row_ids()[is_real], minlength=batch.targets.num_rows)
         shape = (len(lengths), count)
     elif shared_by == "position":
-        shape = (int(kept.sum()), count)
-    device, log_q = kept.device, None
+        shape = (int(is_real.sum()), count)
+    device, log_q = is_real.device, None
     if power == 0:
-        drawn = torch.randint(1, len(popularity), shape, generator=generator).to(device)
+        samples = torch.randint(1, len(popularity), shape, generator=generator).to(device)
     else:
         weights = (popularity.cpu() + 1) ** power
         weights[0] = 0
         total = int(torch.Size(shape).numel())
-        drawn = torch.multinomial(weights, total, replacement=True, generator=generator).view(shape).to(device)
+        samples = torch.multinomial(weights, total, replacement=True, generator=generator).view(shape).to(device)
         log_q = torch.log(count * weights / weights.sum()).to(device)
-    return Negatives(drawn, lengths, log_q, batch.holds(drawn) if shared_by == "sequence" else None)
+    return Negatives(samples, lengths, log_q, batch.contains(samples) if shared_by == "sequence" else None)
 
 
 def level_negatives(paths: Tensor, level_starts: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Other nodes of the levels of a tree, drawn for each target evenly and without repetition (TDM, section 3.2).
+    """Sample other nodes of each level of a tree for each target, uniformly, without repetition (TDM, section 3.2).
 
-    `paths [B, M]` are the target's nodes at depths 1..M; those of depth d are numbered level_starts[d] ..
-    level_starts[d + 1] - 2, the layout of PrefixTrie. `counts` says how many are drawn at each of the M depths; a depth
-    with no more than so many others gives them all. Returns nodes [B, S] int64, depth by depth, and the depth of each
-    column, [S]. Random numbers come from torch's generator.
+    Random numbers come from torch's default generator.
+
+    Args:
+        paths: the nodes on the path to each target at depths 1..M, [B, M].
+        level_starts: nodes of depth d are numbered level_starts[d] .. level_starts[d + 1] - 2, as in PrefixTrie.
+        counts: number of nodes to sample at each of the M depths. If a depth has no more other nodes than that, all of
+            them are returned.
+
+    Returns:
+        Nodes [B, S] int64, depth by depth, and the depth of each column, [S].
+
     """
     columns, depths = [], []
     for depth, count in enumerate(counts, start=1):
-        others = level_starts[depth + 1] - level_starts[depth] - 2
-        drawn = min(count, others)
-        own = paths[:, depth - 1 : depth] - level_starts[depth]
-        if drawn == others:
-            rank = torch.arange(drawn, device=paths.device).expand(len(paths), -1)
+        num_others = level_starts[depth + 1] - level_starts[depth] - 2
+        num_sampled = min(count, num_others)
+        target_rank = paths[:, depth - 1 : depth] - level_starts[depth]
+        if num_sampled == num_others:
+            rank = torch.arange(num_sampled, device=paths.device).expand(len(paths), -1)
         else:
-            rank = _distinct(len(paths), drawn, others).to(paths.device)
-        columns.append(level_starts[depth] + rank + (rank >= own))
-        depths += [depth] * drawn
+            rank = _distinct(len(paths), num_sampled, num_others).to(paths.device)
+        columns.append(level_starts[depth] + rank + (rank >= target_rank))
+        depths += [depth] * num_sampled
     return torch.cat(columns, dim=1), torch.tensor(depths, device=paths.device)
 
 
-def _distinct(rows: int, count: int, among: int) -> Tensor:
-    """`count` different numbers below `among` for each row, every set equally likely (Floyd's algorithm)."""
-    chosen = torch.full((rows, count), -1, dtype=torch.int64)
+def _distinct(rows: int, count: int, bound: int) -> Tensor:
+    """Sample `count` different numbers below `bound` for each row, every set equally likely (Floyd's algorithm).
+
+    Returns [rows, count] int64, on the CPU.
+    """
+    numbers = torch.full((rows, count), -1, dtype=torch.int64)
     for place in range(count):
-        top = among - count + place
-        tried = torch.randint(top + 1, (rows,))
-        taken = (chosen[:, :place] == tried[:, None]).any(1)
-        chosen[:, place] = torch.where(taken, top, tried)
-    return chosen
+        top = bound - count + place
+        candidate = torch.randint(top + 1, (rows,))
+        is_repeated = (numbers[:, :place] == candidate[:, None]).any(1)
+        numbers[:, place] = torch.where(is_repeated, top, candidate)
+    return numbers

@@ -1,8 +1,8 @@
-"""Semantic IDs in the files of other projects: LETTER, LC-Rec, MiniOneRec (JSON) and GRID (a tensor), read and written.
+"""Read and write semantic IDs in the files of other projects: LETTER, LC-Rec, MiniOneRec (JSON) and GRID (a tensor).
 
 In the JSON files the codes of item 7 are "7": ["<a_183>", "<b_70>", "<c_232>"]: a letter for the level, a number for
-the code. GRID saves a tensor [levels, items]. All of them number items from 0, and LC-Rec writes beside them which
-number an item got: NAME.item2id, lines of item id, tab, number.
+the code. GRID saves a tensor [levels, items]. All of them number items from 0. LC-Rec writes the number of each item
+into another file: NAME.item2id, lines of item id, tab, number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nextitem.core.identifiers import IdentifierTable
 
 FORMATS = ("letter", "minionerec", "grid")
 GRID_FILE = "merged_predictions_tensor.pt"
-MAX_CODE = 1 << 24  # codes of one level; larger numbers are no codes
+MAX_CODE = 1 << 24  # maximal number of codes of one level; larger numbers are not accepted as codes
 
 _TOKEN = re.compile(r"<([a-z])_(\d{1,9})>")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -34,11 +34,11 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True, eq=False)
 class ForeignCodes:
-    """Codes as a file has them.
+    """Codes read from a file of another project.
 
     keys   n distinct keys: item ids, or numbers of items
     codes  [n, M] int64
-    notes  what reading had to fill in, in words
+    notes  what reading had to assume or fill in, in words
     """
 
     keys: list[str]
@@ -47,20 +47,27 @@ class ForeignCodes:
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """The largest code of each level, plus 1: the files do not say how large the codebooks were."""
+        """Return the largest code of each level, plus 1: the files do not contain the sizes of the codebooks."""
         return tuple(int(size) + 1 for size in self.codes.max(dim=0).values)
 
 
 def read_codes(file: Path, *, form: str, num_items: int) -> ForeignCodes:
-    """Read a file, or the one file of that form in a folder; UserError if it is another one, or damaged.
+    """Read the codes of a file, or of the only file of that format in a folder.
 
-    `form` is one of FORMATS; `num_items` tells the sides of GRID's tensor apart where it has been turned.
+    Args:
+        file: the file or folder.
+        form: one of FORMATS.
+        num_items: number of items (N); with it, a transposed tensor of GRID is recognised.
+
+    Raises:
+        UserError: the file is of another format, or damaged.
+
     """
     pattern = GRID_FILE if form == "grid" else "*.index*.json"
     if file.is_dir():
         matches = sorted(file.rglob(pattern))
         if len(matches) != 1:
-            raise UserError(f"{file}: holds {len(matches)} files {pattern}; give one file")
+            raise UserError(f"{file}: contains {len(matches)} files {pattern}; give one file")
         file = matches[0]
     if not file.is_file():
         raise UserError(f"{file}: no such file")
@@ -68,12 +75,12 @@ def read_codes(file: Path, *, form: str, num_items: int) -> ForeignCodes:
 
 
 def read_item_numbers(file: Path) -> dict[str, str]:
-    """Number -> item id, of lines of item id, tab, number; UserError that names the first other line."""
+    """Return number -> item id from lines of item id, tab, number; raise UserError that names the first other line."""
     numbers: dict[str, str] = {}
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise UserError(f"{file}: no such file; --item-ids wants lines of item id, tab, number") from None
+        raise UserError(f"{file}: no such file; --item-ids needs lines of item id, tab, number") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from None
     for line_number, line in enumerate(lines, start=1):
@@ -84,7 +91,7 @@ def read_item_numbers(file: Path) -> dict[str, str]:
             raise UserError(f"{file}: line {line_number} is not item id, tab, number: {line[:60]!r}")
         key = str(int(number))
         if key in numbers:
-            raise UserError(f"{file}: line {line_number}: number {key} is that of {numbers[key]!r} already")
+            raise UserError(f"{file}: line {line_number}: number {key} is already that of {numbers[key]!r}")
         numbers[key] = item
     return numbers
 
@@ -92,9 +99,17 @@ def read_item_numbers(file: Path) -> dict[str, str]:
 def codes_of_catalog(
     foreign: ForeignCodes, catalog: Catalog, numbers: Mapping[str, str] | None, *, where: str
 ) -> tuple[Tensor, int]:
-    """Codes [N, M] int64 in the order of the catalogue, and the number of keys that are none of its items.
+    """Return codes [N, M] int64 in the order of the catalogue, and the number of keys that are not its items.
 
-    `numbers` says which item a key is the number of; without, keys are item ids. UserError if an item has no codes.
+    Args:
+        foreign: codes of a file.
+        catalog: the items.
+        numbers: key -> item id; None: keys are item ids.
+        where: the name of the file in messages.
+
+    Raises:
+        UserError: an item has no codes.
+
     """
     ids = foreign.keys if numbers is None else [numbers.get(key, "") for key in foreign.keys]
     places = torch.from_numpy(catalog.ids.encode(pl.Series("id", ids, dtype=pl.String)).copy()).long()
@@ -104,18 +119,20 @@ def codes_of_catalog(
     missing_rows = torch.nonzero(rows[1:] < 0).flatten()
     if len(missing_rows):
         example = catalog.ids.external[int(missing_rows[0])]
-        have = ", ".join(foreign.keys[:3])
+        first_keys = ", ".join(foreign.keys[:3])
         raise UserError(
             f"{where}: {len(missing_rows):,} of {catalog.num_items:,} items of the data have no codes, for example "
-            f"{example!r}; its keys are {have}, ...: if these are numbers of items, say whose with --item-ids"
+            f"{example!r}; its keys are {first_keys}, ...: if these are numbers of items, add --item-ids with "
+            "their item ids"
         )
     return foreign.codes[rows[1:]], int((~is_known).sum())
 
 
 def write_codes(table: IdentifierTable, catalog: Catalog, folder: Path, *, form: str) -> None:
-    """Write NAME.index.json (and NAME.item.json for MiniOneRec) or GRID's tensor, and NAME.item2id, into `folder`.
+    """Write semantic IDs into a folder in the format of another project.
 
-    NAME is the folder's. Items are numbered from 0 in the order of the catalogue.
+    The files are NAME.index.json (and NAME.item.json for MiniOneRec) or GRID's tensor, and NAME.item2id. NAME is the
+    name of the folder. Items are numbered from 0 in the order of the catalogue.
     """
     codes = table.codes[1:]
     name = folder.name
@@ -137,10 +154,11 @@ def write_codes(table: IdentifierTable, catalog: Catalog, folder: Path, *, form:
 
 
 def _read_index(file: Path) -> ForeignCodes:
+    """Read the codes of a NAME.index.json, and fill in the missing ones of items that have fewer levels."""
     try:
         index = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: is no JSON of semantic IDs, or is cut off ({error})") from None
+        raise UserError(f"{file}: is no JSON of semantic IDs, or is truncated ({error})") from None
     if not isinstance(index, dict) or not index:
         raise UserError(f'{file}: is no table of semantic IDs: it should begin with {{"0": ["<a_1>", "<b_2>", ...]')
     keys, rows = list(index), []
@@ -150,16 +168,15 @@ def _read_index(file: Path) -> ForeignCodes:
     num_short = sum(len(row) < depth for row in rows)
     notes: tuple[str, ...] = ()
     if num_short:
-        # MiniOneRec adds a level to the items that share their codes, and to no others.
-        filling = _filling(rows, depth)
-        rows = [row + filling[len(row) :] for row in rows]
-        notes = (
-            f"{num_short:,} items have fewer than {depth} codes: the missing ones are filled with a code of their own",
-        )
+        # MiniOneRec adds a level to items that share their codes, and only to these.
+        unused_codes = _unused_codes(rows, depth)
+        rows = [row + unused_codes[len(row) :] for row in rows]
+        notes = (f"{num_short:,} items have fewer than {depth} codes: the missing ones are filled with an unused code",)
     return ForeignCodes(keys, torch.tensor(rows, dtype=torch.int64), notes)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return pairs of a JSON object as a dictionary; raise ValueError if a key occurs twice."""
     table = dict(pairs)
     if len(table) != len(pairs):
         seen: set[str] = set()
@@ -169,6 +186,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _codes_of(tokens: object, key: str, file: Path) -> list[int]:
+    """Return the codes of an item from its tokens, such as ['<a_1>', '<b_2>']; raise UserError if they are others."""
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
         raise UserError(f"{file}: item {key!r}: {str(tokens)[:60]!r} is no list of codes such as ['<a_1>', '<b_2>']")
     codes = []
@@ -181,48 +199,52 @@ def _codes_of(tokens: object, key: str, file: Path) -> list[int]:
     return codes
 
 
-def _filling(rows: list[list[int]], depth: int) -> list[int]:
-    """For every level a code that no item has: 0 if it is free, else one after the largest."""
-    filling = []
+def _unused_codes(rows: list[list[int]], depth: int) -> list[int]:
+    """Return a code that no item has, for every level: 0 if it is unused, otherwise one more than the largest."""
+    unused_codes = []
     for level in range(depth):
         used = {row[level] for row in rows if len(row) > level}
-        filling.append(0 if 0 not in used else max(used) + 1)
-    return filling
+        unused_codes.append(0 if 0 not in used else max(used) + 1)
+    return unused_codes
 
 
 def _read_tensor(file: Path, num_items: int) -> ForeignCodes:
+    """Read the codes of a tensor [levels, items], or [items, levels] if only that fits the number of items."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickle's version, in files that are then refused
+            warnings.simplefilter("ignore")  # warnings on the version of pickle, for files that are then refused
             tensor = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{file}: holds more than a tensor, and reading it could run code, so it is not read; save the tensor "
+            f"{file}: contains more than a tensor, and reading it could run code, so it is not read; save the tensor "
             "alone: torch.save(tensor, FILE)"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: is no tensor of torch, or is cut off ({reason})") from None
+        raise UserError(f"{file}: is no tensor of torch, or is truncated ({reason})") from None
     if not isinstance(tensor, Tensor) or tensor.dim() != 2 or not tensor.numel():
         what = f"a tensor {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise UserError(f"{file}: holds {what}; semantic IDs of GRID are a tensor [levels, items]")
+        raise UserError(f"{file}: contains {what}; semantic IDs of GRID are a tensor [levels, items]")
     codes = tensor.to(torch.int64)
     if tensor.is_complex() or bool((codes != tensor).any()):
         raise UserError(
-            f"{file}: holds real numbers: these are GRID's embeddings; its codes are in the file of the same name that "
-            "the inference of semantic IDs writes into pickle/"
+            f"{file}: contains real numbers: these are GRID's embeddings; its codes are in the file of the same name "
+            "that the inference of semantic IDs writes into pickle/"
         )
     notes: tuple[str, ...] = ()
     levels, items = codes.shape
     if items != num_items and (levels == num_items or levels > items):
-        codes, notes = codes.T, (f"the tensor is {levels:,} x {items:,}: it was taken as [items, levels]",)
+        codes, notes = codes.T, (f"the tensor is {levels:,} x {items:,}: it was read as [items, levels]",)
     if bool((codes < 0).any()) or bool((codes >= MAX_CODE).any()):
-        raise UserError(f"{file}: holds codes below 0 or above {MAX_CODE:,}")
+        raise UserError(f"{file}: contains codes below 0 or above {MAX_CODE:,}")
     return ForeignCodes([str(number) for number in range(codes.shape[1])], codes.T.contiguous(), notes)
 
 
 def _descriptions(catalog: Catalog) -> dict[str, dict[str, str]]:
-    """What MiniOneRec's NAME.item.json has of an item: title and description, "" where nothing is known."""
+    """Return the contents of MiniOneRec's NAME.item.json: texts of each item, "" for unknown ones.
+
+    These are the title and the description, and brand and categories if the catalogue has them.
+    """
     columns = [name for name in ("description", "brand", "categories") if name in catalog.table.columns]
     texts = pl.DataFrame({"title": catalog.titles()})
     for name in columns:

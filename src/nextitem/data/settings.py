@@ -1,4 +1,4 @@
-"""dataset.toml: what an owner says about the tables of a data set."""
+"""Settings of a data set in dataset.toml: the meaning of its tables and columns."""
 
 from __future__ import annotations
 
@@ -14,83 +14,83 @@ from nextitem.core.errors import UserError
 
 FeatureType = Literal["categorical", "categorical-list", "numeric", "text", "history", "timestamp"]
 Scalar = pydantic.StrictBool | pydantic.StrictInt | pydantic.StrictFloat | pydantic.StrictStr
-Condition = Scalar | tuple[Scalar, ...]  # ">= 4", or the value or values that count (data/conditions.py)
-Duplicates = Literal["keep", "drop"] | None  # rows that equal an earlier row; None: keep them, and note how many
+Condition = Scalar | tuple[Scalar, ...]  # ">= 4", or the accepted value or values (data/conditions.py)
+Duplicates = Literal["keep", "drop"] | None  # for rows that equal an earlier row; None: keep them, and add a note
 
-# Columns that are read under these names whatever the settings say, so no setting can give them another meaning.
+# Columns that are always read under these names, so settings cannot give them another meaning.
 OWN_COLUMNS = {
     "interactions": ("user_id", "session_id", "item_id", "timestamp", "position", "action", "split"),
     "impressions": ("impression_id", "user_id", "item_id", "timestamp", "slot", "propensity"),
     "items": ("item_id",),
     "users": ("user_id",),
 }
-# Fields of rankers that exist whatever the data has (nn/fields/fields.py): item.id, item.popularity, item.trend.
+# Fields of rankers that exist for all data (nn/fields/fields.py): item.id, item.popularity, item.trend.
 BUILT_IN_ITEM_FIELDS = ("id", "popularity", "trend")
 FIELD_PREFIXES = ("request.", "item.", "user.", "history.", "events.", "cross.", "candidate.")
-TEACHER = "teacher"  # the label that a cascade adds: scores of its ranker
+TEACHER = "teacher"  # name of the label that a cascade adds: scores of its ranker
 
 
 class InteractionSettings(configs.Config):
-    """Table [interactions]."""
+    """Table [interactions] of dataset.toml."""
 
     positive_actions: tuple[str, ...] | None = None
-    """Actions that may be targets; None: every action."""
+    """Actions whose events may be targets; None: every action."""
     positive: dict[str, Condition] | None = None
-    """Column -> what it must hold in a target; None: anything, with a note."""
+    """Column -> accepted values, or a comparison (">= 4"), of events that may be targets; None: all, with a note."""
     duplicates: Duplicates = None
-    """Events that equal an earlier one in every column that is read."""
+    """Keep or drop events that equal an earlier one in every column that is read; None: keep them, with a note."""
     labels: tuple[str, ...] = ()
-    """Label columns: numbers, for example like or rating."""
+    """Label columns, which contain numbers, for example like or rating."""
     context: dict[str, FeatureType] = {}
-    """Context columns -> feature type."""
+    """Context columns -> feature types."""
     rename: dict[str, str] = {}
-    """Standard name -> name in the file, here and in every table."""
+    """Standard names of columns -> their names in the file."""
 
 
 class ItemSettings(configs.Config):
-    """Table [items]."""
+    """Table [items] of dataset.toml."""
 
     text: str | None = None
-    """Content sentence, "{title}. {brand}"; None: title, category, brand, description."""
+    """Template of the content sentence, such as "{title}. {brand}"; None: title, category, brand and description."""
     features: dict[str, FeatureType] = {}
-    """Item columns -> feature type."""
+    """Columns of items that are features -> their feature types."""
     released: str | None = None
-    """Column of release times."""
+    """Column of release times; None: there is none."""
     rename: dict[str, str] = {}
-    """Our column name -> the name in the file."""
+    """Standard names of columns -> their names in the file."""
 
 
 class UserSettings(configs.Config):
-    """Table [users]."""
+    """Table [users] of dataset.toml."""
 
     features: dict[str, FeatureType] = {}
-    """User columns -> feature type."""
+    """Columns of users that are features -> their feature types."""
     rename: dict[str, str] = {}
-    """Our column name -> the name in the file."""
+    """Standard names of columns -> their names in the file."""
 
 
 class ImpressionSettings(configs.Config):
-    """Table [impressions]."""
+    """Table [impressions] of dataset.toml."""
 
     labels: tuple[str, ...] = ()
-    """Label columns: numbers, for example click."""
+    """Label columns, which contain numbers, for example click."""
     positive: dict[str, Condition] = {}
-    """Label -> what counts as yes; it becomes 1 or 0. Others: above 0 is yes."""
+    """Label -> values that count as yes; it becomes 1 or 0. Of other labels, numbers above 0 count as yes."""
     duplicates: Duplicates = None
-    """Rows of one request that are equal."""
+    """Keep or drop rows of one request that are equal in every column that is read; None: keep them, with a note."""
     context: dict[str, FeatureType] = {}
-    """Context columns -> feature type."""
+    """Context columns -> feature types."""
     rename: dict[str, str] = {}
-    """Our column name -> the name in the file."""
+    """Standard names of columns -> their names in the file."""
 
 
 class DatasetSettings(configs.Config):
-    """A whole dataset.toml."""
+    """Settings of a data set: the contents of dataset.toml."""
 
     name: str | None = None
-    """None: the folder's name."""
+    """Name of the data set; None: the name of its folder."""
     repeats: pydantic.StrictBool = True
-    """May an item that the user has seen be recommended?."""
+    """Items that the user has seen may be recommended."""
     interactions: InteractionSettings = InteractionSettings()
     """Settings of the table of interactions."""
     items: ItemSettings = ItemSettings()
@@ -110,12 +110,12 @@ TABLES: dict[str, type[configs.Config]] = {
 
 
 def read_settings(path: Path) -> DatasetSettings:
-    """The settings of a dataset.toml, the defaults where there is no such file."""
+    """Return the settings of a dataset.toml, or the defaults if there is no such file."""
     return parse_settings(configs.read_toml(path) if path.exists() else {}, where=str(path))
 
 
 def parse_settings(values: Mapping[str, Any], *, where: str) -> DatasetSettings:
-    """Checks settings strictly; UserError names the table, the key and what is known there."""
+    """Check settings strictly, and return them; UserError names the table, the key and the allowed keys."""
     top = dict(values)
     for name, kind in TABLES.items():
         if name in top:
@@ -130,11 +130,11 @@ def parse_settings(values: Mapping[str, Any], *, where: str) -> DatasetSettings:
 
 
 def _check_names(settings: DatasetSettings, *, where: str) -> None:
-    """UserError if a column is declared twice, or under a name that means something else already."""
-    log, shown = settings.interactions, settings.impressions
+    """Raise UserError if a column is declared twice, or under a name that has another meaning already."""
+    log, impressions = settings.interactions, settings.impressions
     declared = {
         "interactions": {"labels": [*log.labels], "context": [*log.context]},
-        "impressions": {"labels": [*shown.labels], "context": [*shown.context]},
+        "impressions": {"labels": [*impressions.labels], "context": [*impressions.context]},
         "items": {"features": [*settings.items.features]},
         "users": {"features": [*settings.users.features]},
     }
@@ -144,36 +144,40 @@ def _check_names(settings: DatasetSettings, *, where: str) -> None:
             place = f"{where}: [{table}] {group}"
             for name in members:
                 if name in OWN_COLUMNS[table]:
-                    raise UserError(f"{place} names {name!r}, which is read anyway; take it out")
+                    raise UserError(f"{place} names {name!r}, which is always read; remove it from there")
                 if names.count(name) > 1:
                     raise UserError(f"{place} names {name!r}, which is declared twice; declare each column once")
                 if name.startswith("#") or (group == "context" and name.startswith(FIELD_PREFIXES)):
-                    raise UserError(f"{place} names {name!r}, a name that fields have; {_way_out(name, table)}")
-    if TEACHER in shown.labels:
-        raise UserError(f"{where}: [impressions] labels names {TEACHER!r}; {_way_out(TEACHER, 'impressions')}")
+                    raise UserError(
+                        f"{place} names {name!r}, a name that fields of rankers have; {_rename_hint(name, table)}"
+                    )
+    if TEACHER in impressions.labels:
+        raise UserError(f"{where}: [impressions] labels names {TEACHER!r}; {_rename_hint(TEACHER, 'impressions')}")
     _check_item_features(settings.items, where=where)
-    missing = [name for name in shown.positive if name not in shown.labels]
+    missing = [name for name in impressions.positive if name not in impressions.labels]
     if missing:
         raise UserError(f"{where}: [impressions] positive names {missing[0]!r}, which is no label; add it to labels")
 
 
 def _check_item_features(items: ItemSettings, *, where: str) -> None:
+    """Raise UserError if an item feature has the name of a field that rankers build themselves."""
     for name in items.features:
         built_in = BUILT_IN_ITEM_FIELDS if items.released is None else (*BUILT_IN_ITEM_FIELDS, "age")
         stem, _, ending = name.rpartition(".")
         if name in built_in or (ending in ("since", "last") and stem in items.features):
             raise UserError(
-                f"{where}: [items] features names {name!r}, which is a field already; {_way_out(name, 'items')}"
+                f"{where}: [items] features names {name!r}, which is a field already; {_rename_hint(name, 'items')}"
             )
 
 
-def _way_out(name: str, table: str) -> str:
+def _rename_hint(name: str, table: str) -> str:
+    """Return the way out of a message on a column whose name has another meaning."""
     other = "my_" + name.strip("#").replace(".", "_")
     return f'call the column otherwise, for example [{table}] rename = {{ {other} = "{name}" }}'
 
 
 def template_columns(template: str, *, where: str) -> list[tuple[str, str | None]]:
-    """The parts of a text template: (literal text, the column that follows it or None)."""
+    """Return the parts of a text template: (literal text, the column that follows it or None)."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:

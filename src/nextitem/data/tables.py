@@ -1,4 +1,4 @@
-"""Table: one table of a data set under the standard column names, with errors that say where."""
+"""One table of a data set under the standard column names, with errors that name file, column and row."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import polars as pl
 from nextitem.core.errors import UserError
 from nextitem.data.csv_files import as_integers, line_of_row, read_csv
 
-# Endings of files that hold data, whether they can be read or not.
+# Endings of data files, including those that cannot be read.
 DATA_ENDINGS = (
     *(".csv", ".tsv", ".txt", ".dat", ".inter", ".json", ".jsonl", ".ndjson", ".xls", ".xlsx", ".pkl"),
     *(".parquet", ".feather", ".arrow", ".orc", ".avro", ".gz", ".zip", ".zst", ".bz2", ".xz"),
 )
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # how Hive and Spark write a missing value in the name of a folder
-UNLIKE_PARTS = (
+PARTS_DIFFER = (
     pl.exceptions.SchemaError,
     pl.exceptions.SchemaFieldNotFoundError,
     pl.exceptions.ColumnNotFoundError,
@@ -35,11 +35,11 @@ UNLIKE_PARTS = (
 class Table:
     """Rows of one table, scanned lazily.
 
-    where     what messages call it: the path of the file, or the name of a frame
-    frame     its columns under their standard names, rows in their order
-    csv_path  the file, if it is CSV: messages then name lines too
+    where     name of the table in messages: the path of the file, or the name of a frame
+    frame     columns under their standard names, rows in their order
+    csv_path  path of the file, if it is CSV: messages then name lines too
     renamed   standard name -> name in the file, for columns that have another name there
-    settings  what messages call the place of settings
+    settings  name of the place of settings in messages
     notes     what reading changed, skipped or assumed, in words; checks append to it
     """
 
@@ -52,33 +52,33 @@ class Table:
 
     @property
     def is_file(self) -> bool:
-        """Whether it was read from a file, not given as a frame."""
+        """Tell whether the table was read from a file, and not from a frame in memory."""
         return self.settings == "dataset.toml"
 
     @cached_property
     def schema(self) -> pl.Schema:
-        """Column names and types."""
+        """Return the column names and types."""
         return self.frame.collect_schema()
 
     def __contains__(self, column: str) -> bool:
         return column in self.schema
 
     def collect(self, *columns: pl.Expr | str) -> pl.DataFrame:
-        """Return the given columns or aggregates, read in one streaming pass."""
+        """Return columns or aggregates, computed in one streaming pass."""
         try:
             return self.frame.select(*columns).collect(engine="streaming")
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._unreadable(error) from None
 
-    def all_columns(self, changed: list[pl.Expr]) -> pl.DataFrame:
-        """Return the whole table, with some of its columns changed."""
+    def all_columns(self, changed_columns: list[pl.Expr]) -> pl.DataFrame:
+        """Return the whole table, with the columns `changed` replaced or added."""
         try:
-            return self.frame.with_columns(changed).collect()
+            return self.frame.with_columns(changed_columns).collect()
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._unreadable(error) from None
 
     def batches(self, columns: list[pl.Expr], *, rows: int) -> Iterator[pl.DataFrame]:
-        """Yield the given columns in order, about `rows` rows at a time."""
+        """Yield columns in the order of the rows, about `rows` rows at a time."""
         try:
             yield from self.frame.select(columns).collect_batches(
                 chunk_size=rows, maintain_order=True, engine="streaming"
@@ -86,27 +86,27 @@ class Table:
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._unreadable(error) from None
 
-    def first_row(self, wrong: pl.Expr) -> int | None:
-        """Return the number (from 1) of the first row in which `wrong` holds."""
-        # Most checks find nothing: the first pass streams, only the second needs row numbers.
-        if not self.collect(wrong.any().alias("any"))["any"][0]:
+    def first_row(self, is_wrong: pl.Expr) -> int | None:
+        """Return the number (from 1) of the first row for which `is_wrong` is true, or None if there is none."""
+        # Most checks pass: the first pass streams, and only the second needs row numbers.
+        if not self.collect(is_wrong.any().alias("any"))["any"][0]:
             return None
-        return int(self.collect(pl.arg_where(wrong).first().alias("row"))["row"][0]) + 1
+        return int(self.collect(pl.arg_where(is_wrong).first().alias("row"))["row"][0]) + 1
 
     def count(self, condition: pl.Expr) -> int:
-        """Return the number of rows in which `condition` holds."""
+        """Return the number of rows for which `condition` is true."""
         return int(self.collect(condition.sum().alias("count"))["count"][0] or 0)
 
     def value(self, column: str, row: int) -> object:
         """Return the value of a column in a row (from 1)."""
         return self.frame.select(column).slice(row - 1, 1).collect()[column][0]
 
-    def note(self, words: str) -> None:
-        """Add a note about this table."""
-        self.notes.append(f"{self.where}: {words}")
+    def note(self, text: str) -> None:
+        """Add a note about this table: a sentence without a full stop."""
+        self.notes.append(f"{self.where}: {text}")
 
     def own_name(self, column: str) -> str:
-        """Return the owner's name of a column."""
+        """Return the name that a column has in the owner's file."""
         return self.renamed.get(column, column)
 
     def require(self, *columns: str) -> None:
@@ -116,20 +116,29 @@ class Table:
                 raise self.lacks(column)
 
     def lacks(self, column: str) -> UserError:
-        """The error of a missing column."""
+        """Return the error for a missing column."""
         names = [self.own_name(name) for name in self.schema]
         mapping = f'rename = {{ {column} = "<its name here>" }} in dataset.toml'
         if not self.is_file:
             mapping = f'columns={{"{column}": "<its name here>"}}'
         return UserError(
-            f"{self.where}: column {column!r} is missing, there are {', '.join(names)}; add it, or say {mapping}"
+            f"{self.where}: column {column!r} is missing, there are {', '.join(names)}; add it, or set {mapping}"
         )
 
     def _unreadable(self, error: Exception) -> UserError:
+        """Return the error for a table that cannot be read."""
         return unreadable(self.where, error) if self.is_file else failed_frame(self.where, error)
 
     def problem(self, column: str, what: str, remedy: str, *, row: int | None = None) -> UserError:
-        """The error of a column, or of one row (from 1) in it."""
+        """Return the error for a column, or for one row (from 1) of it.
+
+        Args:
+            column: the standard name of the column.
+            what: what is wrong.
+            remedy: the way out.
+            row: number of the row, from 1; None: the message names no row.
+
+        """
         name = self.own_name(column)
         place = f"column {name!r}" if name == column else f"column {name!r} ({column})"
         if row is not None:
@@ -140,7 +149,7 @@ class Table:
 
 @contextmanager
 def reading(where: str | Path) -> Iterator[None]:
-    """Turn errors of the operating system into UserError with one line."""
+    """Turn errors of the operating system into a UserError of one line."""
     try:
         yield
     except OSError as error:
@@ -148,13 +157,13 @@ def reading(where: str | Path) -> Iterator[None]:
 
 
 def find_table(folder: Path, name: str, *, rename: Mapping[str, str]) -> Table | None:
-    """Open folder/name.parquet or folder/name.csv; None if there is neither, UserError if there are both."""
+    """Open folder/name.parquet or folder/name.csv; return None if neither exists, raise UserError if both exist."""
     parquet, text = folder / f"{name}.parquet", folder / f"{name}.csv"
-    # A link to nothing is a mistake, not a missing table: lexists sees it.
+    # A link to a missing file is a mistake, not a missing table: lexists finds such links.
     with reading(folder):
         has_parquet, has_text = os.path.lexists(parquet), os.path.lexists(text)
     if has_parquet and has_text:
-        raise UserError(f"{folder}: holds both {parquet.name} and {text.name}; remove one of them")
+        raise UserError(f"{folder}: contains both {parquet.name} and {text.name}; remove one of them")
     if has_parquet:
         with reading(parquet):
             return _under_standard_names(Table(str(parquet), _scan_parquet(parquet)), rename)
@@ -168,7 +177,7 @@ def find_table(folder: Path, name: str, *, rename: Mapping[str, str]) -> Table |
 
 
 def unread_files(folder: Path, name: str) -> list[str]:
-    """Return the names of files that look like the table but are not read: other formats, compressed, other case."""
+    """Return the names of files that seem to be the table but are not read: other formats, compressed, other case."""
     with reading(folder):
         names = sorted(entry.name for entry in folder.iterdir())
     return [
@@ -181,12 +190,12 @@ def unread_files(folder: Path, name: str) -> list[str]:
 
 
 def frame_table(where: str, frame: pl.DataFrame | pl.LazyFrame, *, rename: Mapping[str, str]) -> Table:
-    """Return the table of a frame in memory; `where` is what messages call it."""
+    """Return the table of a frame in memory; `where` is its name in messages."""
     return _under_standard_names(Table(where, frame.lazy(), settings="settings"), rename)
 
 
 def unreadable(where: str, error: Exception) -> UserError:
-    """The error of a table that cannot be read."""
+    """Return the error for a table that cannot be read."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
@@ -196,7 +205,7 @@ def unreadable(where: str, error: Exception) -> UserError:
         return UserError(f"{where}: is missing, or a link to a file that is missing; write it, or remove the link")
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(f"{where}: cannot be read ({reason}); put it where it can be read")
-    if isinstance(error, UNLIKE_PARTS):
+    if isinstance(error, PARTS_DIFFER):
         return UserError(
             f"{where}: its parts do not have the same columns of the same types ({reason}); write it again at once"
         )
@@ -204,12 +213,13 @@ def unreadable(where: str, error: Exception) -> UserError:
 
 
 def failed_frame(where: str, error: Exception) -> UserError:
-    """The error of a lazy frame that cannot be computed."""
+    """Return the error for a lazy frame that cannot be computed."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"{where}: the frame cannot be computed ({reason}); correct what it is made of")
+    return UserError(f"{where}: the frame cannot be computed ({reason}); correct its source")
 
 
 def _under_standard_names(table: Table, rename: Mapping[str, str]) -> Table:
+    """Return the table with renamed columns; raise UserError if a column is missing or has two names."""
     setting, remedy = ("rename", "correct dataset.toml")
     if not table.is_file:
         setting, remedy = ("columns", "correct it: it maps our name to yours")
@@ -237,7 +247,7 @@ def _scan_parquet(path: Path) -> pl.LazyFrame:
     """Scan a Parquet file, or a folder of part files as Spark, Hive and others write one."""
     try:
         if not path.is_dir():
-            with path.open("rb"):  # says what the operating system says; the scan would call it damaged
+            with path.open("rb"):  # raises the error of the operating system; the scan would report a damaged file
                 pass
             frame = _scan_files([path])
         else:
@@ -249,17 +259,17 @@ def _scan_parquet(path: Path) -> pl.LazyFrame:
 
 
 def _scan_files(files: list[Path]) -> pl.LazyFrame:
-    # The names are no patterns, and folders above the table are no partitions.
+    """Scan Parquet files; names are not patterns, and folders above the table are not partitions."""
     return pl.scan_parquet(files, glob=False, hive_partitioning=False)
 
 
 def _scan_folder(folder: Path) -> pl.LazyFrame:
-    """Scan all part files in the order of their paths; folders called key=value add a column `key`.
+    """Scan all part files of a folder in the order of their paths; folders named key=value add a column `key`.
 
     Files and folders whose names begin with "_" or "." (_SUCCESS, checksums) are not read.
     """
     if (folder / "_delta_log").exists():
-        raise UserError(f"{folder}: is a Delta table, with rows that may be deleted; write it as plain Parquet")
+        raise UserError(f"{folder}: is a Delta table, which may contain deleted rows; write it as plain Parquet")
     partitions: dict[tuple[tuple[str, str], ...], list[Path]] = {}
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)

@@ -1,8 +1,7 @@
-"""Content vectors of items: what tokenizers, towers and content similarity read.
+"""Content vectors of items, the input of tokenizers, towers and content similarity.
 
-The offline default weighs words by TF-IDF and reduces them by a truncated singular value decomposition
-(latent semantic analysis, Deerwester et al. 1990). A sentence encoder or the owner's own vectors take its
-place by name.
+The offline default weights words by TF-IDF and reduces them by a truncated singular value decomposition (latent
+semantic analysis, Deerwester et al. 1990). A setting can name a sentence encoder or a column of vectors instead.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]  # (items done, items in all)
 
-_ENCODER_BATCH = 256  # sentences handed to a sentence encoder between two reports of progress
+_ENCODER_BATCH = 256  # number of sentences encoded between two reports of progress
 
 # Scripts that are written without spaces: Thai, Lao, Myanmar, Khmer, kana, Han.
 _UNSPACED = re.compile(
@@ -40,30 +39,38 @@ _ASCII_WORD = re.compile("[a-z0-9]+")
 
 
 class ContentConfig(Config):
-    """How items become vectors."""
+    """Settings of the content vectors of items."""
 
     encoder: str = "tfidf-svd"
-    """"tfidf-svd"; "column:<name>" or "content_<name>": a column of number lists in the items file; else the name or
-    folder of a sentence-transformers model.
+    """Source of the vectors: "tfidf-svd"; "column:<name>" or "content_<name>" for a column of number lists in the items
+    file; anything else is the name or folder of a sentence-transformers model.
     """
     dim: int = Field(128, ge=1)
-    """Width of tfidf-svd; fewer where the catalogue has fewer words or items."""
+    """Width of the vectors of tfidf-svd; it is smaller if the catalogue has fewer words or items."""
     collaborative: bool = False
-    """Move the vectors, so that items that users take together lie near each other."""
+    """Train a projection of the vectors, so that items that users interact with together are near each other."""
 
 
 def content_vectors(
     catalog: Catalog, config: ContentConfig, *, fit_items: int | None = None, progress: Progress | None = None
 ) -> Tensor:
-    """Content vectors [N + 1, D] float32 of the catalogue's items; row 0, the padding, is zero.
+    """Return the content vectors of the catalogue's items, [N + 1, D] float32; row 0, the padding, is zero.
 
-    `tfidf-svd` reads the content sentences; where there are none, the words and values of the features,
-    followed by the numeric features, standardised. It is a pure function of the catalogue. What it learns
-    (vocabulary, weights, axes) comes from the first `fit_items` items (default: all), so that items appended
-    later land in the space of the vectors that were there before; items without a known word get a zero
-    vector. `progress` is called as a sentence encoder goes. UserError where the catalogue lacks what the
-    encoder reads, a column holds something else than equally long lists of finite numbers, or an encoder
-    cannot be loaded.
+    `tfidf-svd` reads the content sentences. If there are none, it reads the words and values of the features, and
+    appends the standardised numeric features to the vectors. It is a pure function of the catalogue. Items without a
+    known word get a zero vector.
+
+    Args:
+        catalog: the items.
+        config: the encoder and the width.
+        fit_items: `tfidf-svd` computes vocabulary, weights and axes from the first `fit_items` items (None: all), so
+            that items appended later get vectors in the same space.
+        progress: callback (number of encoded items, number of all items) of a sentence encoder.
+
+    Raises:
+        UserError: the catalogue lacks the columns that the encoder reads, a column contains something else than equally
+            long lists of finite numbers, or an encoder cannot be loaded.
+
     """
     column = _owner_column(config.encoder)
     if column is not None:
@@ -77,17 +84,17 @@ def content_vectors(
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text in any language, lower case, in order.
+    """Return the words of a text in any language, in lower case, in order.
 
-    A word is a run of letters, digits and combining marks (which carry vowels in Hindi or Thai). Scripts
-    without spaces between words give single characters and pairs of neighbours instead.
+    A word is a run of letters, digits and combining marks (which are vowels in Hindi or Thai). Of scripts without
+    spaces between words, single characters and pairs of neighbours are returned instead.
     """
     text = unicodedata.normalize("NFKC", text).lower()
     if text.isascii():
         return _ASCII_WORD.findall(text)
-    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
+    spaced_text = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
     words: list[str] = []
-    for run in kept.split():
+    for run in spaced_text.split():
         start = 0
         for part in _UNSPACED.finditer(run):
             words += [run[start : part.start()]] if part.start() > start else []
@@ -99,27 +106,29 @@ def split_words(text: str) -> list[str]:
 
 
 def _owner_column(encoder: str) -> str | None:
+    """Return the column of vectors that an encoder's name refers to, or None if it is another encoder."""
     if encoder.startswith("column:"):
         return encoder.removeprefix("column:")
     return encoder if encoder.startswith("content_") else None
 
 
 def _column_vectors(catalog: Catalog, column: str) -> NDArray[np.float32]:
+    """Return the vectors of a column of number lists, [N, D]; raise UserError unless finite and of one length."""
     table = catalog.table
     if column not in table.columns:
         raise UserError(f"the items have no column {column!r}; there are: {', '.join(table.columns)}")
     values = table[column]
     inner = values.dtype.inner if isinstance(values.dtype, (pl.List, pl.Array)) else None
     if inner is None or not inner.is_numeric():
-        raise UserError(f"items column {column!r} must hold lists of numbers, got {values.dtype}")
+        raise UserError(f"items column {column!r} must contain lists of numbers, got {values.dtype}")
     lengths = values.cast(pl.List(pl.Float32)).list.len()
     width = lengths.max()
     if not isinstance(width, int) or width < 1:
-        raise UserError(f"items column {column!r} holds no numbers")
+        raise UserError(f"items column {column!r} contains no numbers")
     rows = values.cast(pl.List(pl.Float32))
-    wrong = (lengths.fill_null(0) != width) | ~rows.list.eval(pl.element().is_finite().fill_null(False)).list.all()
-    if wrong.fill_null(True).any():
-        row = int(wrong.fill_null(True).arg_true()[0])
+    is_wrong = (lengths.fill_null(0) != width) | ~rows.list.eval(pl.element().is_finite().fill_null(False)).list.all()
+    if is_wrong.fill_null(True).any():
+        row = int(is_wrong.fill_null(True).arg_true()[0])
         raise UserError(
             f"items column {column!r}: the vector of item {catalog.ids.external[row]!r} has {lengths[row] or 0} "
             f"entries or one that is not finite, others have {width}; give every item {width} finite numbers"
@@ -128,6 +137,7 @@ def _column_vectors(catalog: Catalog, column: str) -> NDArray[np.float32]:
 
 
 def _tfidf_vectors(catalog: Catalog, dim: int, fit_items: int) -> NDArray[np.float32]:
+    """Return TF-IDF vectors of the content sentences, or of the features if there are no sentences, [N, D]."""
     documents = [split_words(sentence) for sentence in _sentences(catalog)]
     numeric = np.zeros((catalog.num_items, 0), dtype=np.float32)
     if not any(documents):
@@ -136,7 +146,7 @@ def _tfidf_vectors(catalog: Catalog, dim: int, fit_items: int) -> NDArray[np.flo
     if not any(documents[:fit_items]):
         if not numeric.shape[1]:
             raise UserError(
-                "content vectors need something to read: the items have neither text nor features. Add a title "
+                "content vectors cannot be computed: the items have neither text nor features. Add a title "
                 "column to the items file (or name [items] text or features in dataset.toml), or give your own "
                 'vectors in a column content_<name> and set encoder = "content_<name>"'
             )
@@ -145,10 +155,12 @@ def _tfidf_vectors(catalog: Catalog, dim: int, fit_items: int) -> NDArray[np.flo
 
 
 def _sentences(catalog: Catalog) -> list[str]:
+    """Return the content sentences, "" for items without one; an empty list if the catalogue has none."""
     return [] if catalog.text is None else catalog.text.fill_null("").to_list()
 
 
 def _latent_semantics(documents: Sequence[list[str]], dim: int, fit_items: int) -> NDArray[np.float32]:
+    """Return the TF-IDF weights of documents, projected to the first `dim` singular axes of the first `fit_items`."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.utils.extmath import randomized_svd
 
@@ -162,7 +174,7 @@ def _latent_semantics(documents: Sequence[list[str]], dim: int, fit_items: int) 
 
 
 def _feature_words(catalog: Catalog) -> list[list[str]]:
-    """Words of text features and `column=value` for each categorical value, item by item."""
+    """Return the words of text features and `column=value` for each categorical value, item by item."""
     documents: list[list[str]] = [[] for _ in range(catalog.num_items)]
     for column, kind in catalog.features.items():
         if kind not in ("categorical", "categorical-list", "text"):
@@ -176,19 +188,20 @@ def _feature_words(catalog: Catalog) -> list[list[str]]:
 
 
 def _numeric_features(catalog: Catalog, fit_items: int) -> NDArray[np.float32]:
-    """Numeric features [N, columns], standardised over the first `fit_items`; what is missing is the mean."""
+    """Return numeric features [N, columns], standardised over the first `fit_items`; missing values are the mean."""
     columns = [column for column, kind in catalog.features.items() if kind == "numeric"]
     values = np.full((catalog.num_items, len(columns)), np.nan)
     for index, column in enumerate(columns):
         values[:, index] = catalog.table[column].cast(pl.Float64).to_numpy()
     values[~np.isfinite(values)] = np.nan
-    known = np.where(np.isnan(values[:fit_items]).all(axis=0), 0.0, values[:fit_items])
-    deviation = np.nanstd(known, axis=0)
-    standard = (values - np.nanmean(known, axis=0)) / np.where(deviation > 0, deviation, 1.0)
+    fit_values = np.where(np.isnan(values[:fit_items]).all(axis=0), 0.0, values[:fit_items])
+    deviation = np.nanstd(fit_values, axis=0)
+    standard = (values - np.nanmean(fit_values, axis=0)) / np.where(deviation > 0, deviation, 1.0)
     return np.asarray(np.nan_to_num(standard[:, deviation > 0]), dtype=np.float32)
 
 
 def _sentence_vectors(catalog: Catalog, encoder: str, progress: Progress | None) -> NDArray[np.float32]:
+    """Return the vectors of a sentence-transformers model for the content sentences, [N, D]."""
     sentences = _sentences(catalog)
     if not any(sentences):
         raise UserError(
@@ -206,14 +219,15 @@ def _sentence_vectors(catalog: Catalog, encoder: str, progress: Progress | None)
 
 
 def _load_sentence_encoder(encoder: str) -> SentenceTransformer:
+    """Load a sentence-transformers model by its folder or name; raise UserError if that fails."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError(
             f"encoder {encoder!r} needs the extra `text`; install it with: pip install 'nextitem[text]'"
         ) from None
-    local = Path(encoder).is_dir()
-    name = encoder if local or "/" in encoder else f"sentence-transformers/{encoder}"
+    is_local = Path(encoder).is_dir()
+    name = encoder if is_local or "/" in encoder else f"sentence-transformers/{encoder}"
     try:
         return SentenceTransformer(name)
     except (OSError, ValueError) as error:

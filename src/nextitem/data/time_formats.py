@@ -1,4 +1,4 @@
-"""Formats of times written as text: ISO 8601, and what is close to it."""
+"""Formats of times written as text: ISO 8601 and similar formats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-SPELLING = re.compile(
+TIME_PATTERN = re.compile(
     r"(?P<date>\d{4}(?P<sep>[-/.])\d{1,2}(?P=sep)\d{1,2}|\d{8})"  # 2024-05-31, 2024/5/1, 20240531
     r"(?:(?P<gap>[Tt ]\s*)"
     r"(?P<clock>\d{1,2}:\d\d(?P<seconds>:\d\d(?P<fraction>[.,]\d+)?)?|\d{4}|\d{6})"  # 18:30:00.250, 183000
@@ -18,11 +18,11 @@ SPELLING = re.compile(
 
 @dataclass(frozen=True)
 class TimeFormat:
-    """How the times of a column are parsed.
+    """A format of times, with which the texts of a column are parsed.
 
-    pattern   as strptime reads it
-    has_zone  whether such a text says which zone it is of
-    has_comma whether a comma stands before the fraction of a second
+    pattern    the format in the notation of strptime
+    has_zone   whether such a text contains a time zone
+    has_comma  whether a comma is before the fraction of a second
     """
 
     pattern: str
@@ -30,18 +30,18 @@ class TimeFormat:
     has_comma: bool = False
 
     def ticks(self, text: pl.Expr) -> pl.Expr:
-        """Return microseconds since 1970 UTC, null where the text has another format."""
+        """Return microseconds since 1970 UTC; null if the text has another format."""
         if self.has_comma:
             text = text.str.replace(",", ".", literal=True)
         return text.str.to_datetime(self.pattern, time_unit="us", strict=False).dt.timestamp("us")
 
 
 def format_of(text: str) -> TimeFormat | None:
-    """Return the format of a time; None if it is none that can be read without a guess.
+    """Return the format of a time, or None if it cannot be read without ambiguity.
 
-    Dates begin with the year. A text without a zone is of no zone; so is a date alone.
+    Dates begin with the year. A text without a zone, or a date alone, has no zone.
     """
-    match = SPELLING.fullmatch(text)
+    match = TIME_PATTERN.fullmatch(text)
     if match is None:
         return None
     sep, clock = match["sep"] or "", match["clock"]

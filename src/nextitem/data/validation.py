@@ -1,4 +1,4 @@
-"""Checks of tables: every mistake is a UserError with file, column, row and the way out."""
+"""Checks of tables: every mistake raises a UserError with file, column, row and the way out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from nextitem.data.tables import Table
 from nextitem.data.times import time_ticks
 
 SPLIT_PARTS = ("train", "valid", "test")
-MAX_EXACT = 2**53  # whole numbers up to here are exact as floats
+MAX_EXACT = 2**53  # whole numbers up to this one are exact as floats
 # Words for yes and no in label columns of text, in lower case.
 YES_OR_NO = {"true": 1.0, "t": 1.0, "yes": 1.0, "y": 1.0, "false": 0.0, "f": 0.0, "no": 0.0, "n": 0.0}
 
 
 def id_column(table: Table, column: str, *, optional: pl.Expr | None = None) -> pl.Expr:
-    """Return the ids of a column as Int64, or as text if they are text or do not all fit.
+    """Return the ids of a column as Int64, or as text if they are text or do not all fit into 64 bits.
 
-    Spaces at the ends of text are no part of an id; a note counts them. Floats are ids if all are whole (a column
-    of integers that once had gaps). Nulls, NaN and empty texts are errors except in rows where `optional` holds.
+    Spaces at the ends of text are removed; a note counts these ids. Floats are ids if all are whole (a column of
+    integers that once had gaps). Raises UserError for nulls, NaN and empty texts, except in rows in which `optional` is
+    true.
     """
     kind = table.schema[column]
     values = pl.col(column)
@@ -33,8 +34,8 @@ def id_column(table: Table, column: str, *, optional: pl.Expr | None = None) -> 
         return _whole_float_ids(table, column, optional)
     is_whole = kind.is_integer() or (isinstance(kind, pl.Decimal) and kind.scale == 0)
     if not (is_whole or kind in (pl.String, pl.Null)):
-        mixed = "values of several types" if kind == pl.Object else f"ids are of type {kind}"
-        raise table.problem(column, mixed, "store them as integers or text, without missing values")
+        problem = "values of several types" if kind == pl.Object else f"ids are of type {kind}"
+        raise table.problem(column, problem, "store them as integers or text, without missing values")
     if kind == pl.String:
         values = _stripped(table, column, values)
     _no_missing_ids(
@@ -50,6 +51,7 @@ def id_column(table: Table, column: str, *, optional: pl.Expr | None = None) -> 
 
 
 def _stripped(table: Table, column: str, values: pl.Expr) -> pl.Expr:
+    """Return text ids without spaces at their ends, and add a note with their number."""
     stripped = values.str.strip_chars()
     count = table.count(stripped != values)
     if not count:
@@ -59,12 +61,14 @@ def _stripped(table: Table, column: str, values: pl.Expr) -> pl.Expr:
 
 
 def _no_missing_ids(table: Table, column: str, is_missing: pl.Expr, optional: pl.Expr | None) -> None:
+    """Raise UserError for the first missing id, except in rows in which `optional` is true."""
     row = table.first_row(is_missing if optional is None else is_missing & ~optional)
     if row is not None:
         raise table.problem(column, "the id is missing", "fill it in or remove the row", row=row)
 
 
 def _whole_float_ids(table: Table, column: str, optional: pl.Expr | None) -> pl.Expr:
+    """Return ids that are stored as floats as Int64; raise UserError if one is not an exact whole number."""
     values = pl.col(column).fill_nan(None)
     _no_missing_ids(table, column, values.is_null(), optional)
     row = table.first_row((values != values.round()) | (values.abs() > MAX_EXACT))
@@ -75,11 +79,11 @@ def _whole_float_ids(table: Table, column: str, optional: pl.Expr | None) -> pl.
 
 
 def position_column(table: Table) -> pl.Expr:
-    """The column position as Int64; nulls and fractions are errors."""
+    """Return the column position as Int64; raise UserError for nulls and fractions."""
     remedy = "store whole numbers, 0 for the first event"
     numbers = numeric_column(table, "position", what="the order of events")
     if table.schema["position"] == pl.String:
-        # Digits beyond 2**53, ticks of a clock, lose their order as floats.
+        # Numbers above 2**53, such as ticks of a clock, lose their order as floats.
         integers = pl.col("position").str.strip_chars().cast(pl.Int64, strict=False)
         numbers = numbers if table.count(integers.is_null() & numbers.is_not_null()) else integers
     row = table.first_row(numbers.is_null())
@@ -94,7 +98,8 @@ def position_column(table: Table) -> pl.Expr:
 def numeric_column(table: Table, column: str, *, what: str, words: bool = False) -> pl.Expr:
     """Return a column as numbers: text is parsed, booleans are 0 and 1, nulls and NaN are null.
 
-    With `words`, text may also be true/false, yes/no, t/f, y/n. UserError for other text and infinite numbers.
+    With `words`, text may also be true/false, yes/no, t/f, y/n. Raises UserError for other text and infinite numbers.
+    `what` describes the column in messages.
     """
     kind = table.schema[column]
     remedy = "write a number or leave it empty"
@@ -123,7 +128,7 @@ def numeric_column(table: Table, column: str, *, what: str, words: bool = False)
 
 
 def is_numeric_column(table: Table, column: str) -> bool:
-    """Whether `numeric_column` would read it: numbers, booleans, or text that is all numbers."""
+    """Tell whether `numeric_column` can read a column: numbers, booleans, or text that is all numbers."""
     kind = table.schema[column]
     if kind == pl.String:
         text = pl.col(column).str.strip_chars()
@@ -132,16 +137,17 @@ def is_numeric_column(table: Table, column: str) -> bool:
 
 
 def _empty(column: str) -> pl.Expr:
+    """Return whether the text of a column is null or empty."""
     return pl.col(column).is_null() | (pl.col(column) == "")
 
 
 def feature_columns(table: Table, features: Mapping[str, str], *, setting: str) -> list[pl.Expr]:
-    """The declared feature columns, each as its type wants it; UserError where a column cannot be that."""
+    """Return the declared feature columns, each as its feature type requires; raise UserError if that is impossible."""
     return [_feature(table, column, kind, setting=setting) for column, kind in features.items()]
 
 
 def label_column(table: Table, column: str, *, setting: str) -> pl.Expr:
-    """Return a declared label column as numbers; null where it is empty."""
+    """Return a declared label column as numbers, null in rows without a label."""
     require_declared(table, column, setting=setting)
     return numeric_column(table, column, what=f"declared in {setting}", words=True)
 
@@ -156,8 +162,9 @@ def require_declared(table: Table, column: str, *, setting: str) -> None:
 
 
 def _feature(table: Table, column: str, kind: str, *, setting: str) -> pl.Expr:
+    """Return a declared feature column as its feature type requires."""
     require_declared(table, column, setting=setting)
-    have = table.schema[column]
+    dtype = table.schema[column]
     if kind == "numeric":
         return numeric_column(table, column, what=f"declared numeric in {setting}")
     if kind == "timestamp":
@@ -165,14 +172,14 @@ def _feature(table: Table, column: str, kind: str, *, setting: str) -> pl.Expr:
         return (ticks // per_ms).cast(pl.Datetime("ms")).alias(column)
     if kind in ("categorical-list", "history"):
         return list_column(table, column, pl.String(), what=f"declared {kind} in {setting}")
-    if have.is_nested():
+    if dtype.is_nested():
         remedy = 'declare it "categorical-list", or store one value a row'
-        raise table.problem(column, f"holds lists, and it is declared {kind} in {setting}", remedy)
-    return pl.col(column).cast(pl.String) if kind == "text" or have == pl.Categorical else pl.col(column)
+        raise table.problem(column, f"contains lists, and it is declared {kind} in {setting}", remedy)
+    return pl.col(column).cast(pl.String) if kind == "text" or dtype == pl.Categorical else pl.col(column)
 
 
 def list_column(table: Table, column: str, inner: pl.DataType, *, what: str) -> pl.Expr:
-    """A column of lists; in CSV a list is written as JSON: ["red", "blue"]."""
+    """Return a column of lists; in CSV a list is written as JSON: ["red", "blue"]."""
     kind = table.schema[column]
     if isinstance(kind, pl.List | pl.Array):
         return pl.col(column).arr.to_list() if isinstance(kind, pl.Array) else pl.col(column)
@@ -193,6 +200,7 @@ def list_column(table: Table, column: str, inner: pl.DataType, *, what: str) -> 
 
 
 def _first_not_json(table: Table, column: str, inner: pl.DataType) -> int:
+    """Return the number (from 1) of the first row whose text is not a JSON list of the type `inner`."""
     for row, text in enumerate(table.collect(column)[column], start=1):
         try:
             pl.Series([text]).str.json_decode(pl.List(inner))
@@ -202,15 +210,17 @@ def _first_not_json(table: Table, column: str, inner: pl.DataType) -> int:
 
 
 def content_columns(table: Table, features: Mapping[str, str]) -> list[pl.Expr]:
-    """Return the columns content_<name> that hold lists of numbers: vectors, finite and all of one length.
+    """Return the columns content_<name> of vectors: lists of finite numbers, all of one length.
 
-    Other columns of such a name (content_type, content_rating), and declared features, are columns like any other.
+    Columns of such a name with other contents (content_type, content_rating), and declared features, are not vectors.
+    Raises UserError if a vector is missing, is not finite or has another length.
     """
     names = [column for column in table.schema if column.startswith("content_") and column not in features]
-    return [_content(table, column) for column in names if _holds_vectors(table, column)]
+    return [_content(table, column) for column in names if _has_vectors(table, column)]
 
 
-def _holds_vectors(table: Table, column: str) -> bool:
+def _has_vectors(table: Table, column: str) -> bool:
+    """Tell whether a column contains lists of numbers, in text as the first value shows."""
     kind = table.schema[column]
     if isinstance(kind, pl.List | pl.Array):
         return kind.inner is not None and kind.inner.is_numeric()
@@ -221,27 +231,28 @@ def _holds_vectors(table: Table, column: str) -> bool:
 
 
 def _content(table: Table, column: str) -> pl.Expr:
+    """Return a column of content vectors; raise UserError if one is missing, not finite or of another length."""
     vectors = list_column(table, column, pl.Float64(), what="a content vector").cast(pl.List(pl.Float32))
     row = table.first_row(vectors.is_null())
     if row is not None:
-        remedy = "give every item one, or rename the column if it holds no vectors"
+        remedy = "give every item one, or rename the column if it does not contain vectors"
         raise table.problem(column, "the vector is missing", remedy, row=row)
     length = table.collect(vectors.list.len().first().alias("length"))["length"][0]
     row = table.first_row(vectors.list.len() != length)
     if row is not None:
         other = table.frame.select(vectors.list.len()).slice(row - 1, 1).collect().item()
         what = f"the vector has {other} numbers, the first has {length}"
-        remedy = "give all vectors one length, or rename the column if it holds no vectors"
+        remedy = "give all vectors one length, or rename the column if it does not contain vectors"
         raise table.problem(column, what, remedy, row=row)
-    bad = vectors.list.eval(~pl.element().is_finite() | pl.element().is_null()).list.any()
-    row = table.first_row(bad)
+    is_not_finite = vectors.list.eval(~pl.element().is_finite() | pl.element().is_null()).list.any()
+    row = table.first_row(is_not_finite)
     if row is not None:
-        raise table.problem(column, "the vector holds a number that is not finite", "correct it", row=row)
+        raise table.problem(column, "the vector contains a number that is not finite", "correct it", row=row)
     return vectors.alias(column)
 
 
 def check_split(table: Table) -> None:
-    """The column split holds nothing but train, valid and test."""
+    """Raise UserError if the column split contains other values than train, valid and test."""
     row = table.first_row(~pl.col("split").cast(pl.String).is_in(SPLIT_PARTS).fill_null(False))
     if row is not None:
         what = f"{table.value('split', row)!r} is no part of a split"
@@ -249,7 +260,7 @@ def check_split(table: Table) -> None:
 
 
 def action_text(table: Table) -> pl.Expr:
-    """Return the column action as text, null where it is empty; codes of actions may be integers."""
+    """Return the column action as text, null if it is empty; codes of actions may be integers."""
     kind = table.schema["action"]
     if not (kind in (pl.String, pl.Categorical, pl.Enum, pl.Null) or kind.is_integer()):
         raise table.problem("action", f"is of type {kind}", "store text: view, purchase, ...")
@@ -258,7 +269,7 @@ def action_text(table: Table) -> pl.Expr:
 
 
 def count_actions(table: Table, positive: tuple[str, ...] | None) -> dict[str, int]:
-    """Return how often each action occurs, sorted by name; declared positive actions that never occur are errors."""
+    """Return the number of events of each action, sorted by name; raise UserError if a positive action never occurs."""
     if "action" not in table:
         if positive is not None:
             raise table.problem(
@@ -267,20 +278,23 @@ def count_actions(table: Table, positive: tuple[str, ...] | None) -> dict[str, i
                 "add the column or drop the setting",
             )
         return {}
-    found = table.collect(action_text(table).value_counts().alias("action"))["action"].struct.unnest()
-    counts = {str(action): int(count) for action, count in found.rows() if action is not None}
+    value_counts = table.collect(action_text(table).value_counts().alias("action"))["action"].struct.unnest()
+    counts = {str(action): int(count) for action, count in value_counts.rows() if action is not None}
     for action in positive or ():
         if action not in counts:
             raise table.problem(
                 "action",
-                f"never holds {action!r}, which positive_actions names; it holds {', '.join(sorted(counts))}",
+                f"never contains {action!r}, which positive_actions names; it contains {', '.join(sorted(counts))}",
                 f"correct positive_actions in {table.settings}",
             )
     return dict(sorted(counts.items()))
 
 
 def check_searches(table: Table) -> pl.Expr | None:
-    """Return which rows are searches (action=search), or None if there are none; each has a query and no item."""
+    """Return which rows are searches (action=search), or None if there are none.
+
+    Raises UserError if a search has no query, or has an item.
+    """
     if "action" not in table:
         return None
     searches = action_text(table).eq_missing("search")
@@ -299,7 +313,7 @@ def check_searches(table: Table) -> pl.Expr | None:
 
 
 def unknown_items(table: Table, items: Table, unknown: NDArray[np.bool_], *, drop: bool) -> None:
-    """Note the rows whose items the items table lacks; UserError at the first one unless they `drop`."""
+    """Add a note with the number of rows whose items the items table lacks; raise UserError unless `drop`."""
     count, row = int(unknown.sum()), int(unknown.argmax()) + 1
     if not drop:
         option = "--drop-unknown-items" if table.is_file else "drop_unknown_items=True"
@@ -313,7 +327,7 @@ def unknown_items(table: Table, items: Table, unknown: NDArray[np.bool_], *, dro
 
 
 def unique_ids(table: Table, column: str, ids: pl.Expr) -> None:
-    """UserError at the first row whose id stands in an earlier row too."""
+    """Raise UserError for the first row whose id occurs in an earlier row."""
     row = table.first_row(~ids.is_first_distinct())
     if row is not None:
         what = f"{table.value(column, row)!r} occurs a second time"

@@ -1,1 +1,1 @@
-"""Constrained generation, written once for everything that offers start and step."""
+"""Constrained generation, written once for every model that implements `start` and `step` (roles.Generator)."""

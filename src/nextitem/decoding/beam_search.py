@@ -1,9 +1,12 @@
-"""Beam search over the items of a catalogue, for anything that spells items code by code.
+"""Beam search over the items of a catalogue, for every model that generates items code by code.
 
-Each step: log-softmax over all codes of the level, then the constraint, then selection. Only live nodes are ever
-entered (constraints.py), so with W >= k beams k items come back whenever k may: either a step keeps all live
-children, then no live item is lost, or it keeps W of them, and below each lies at least one live item of its own.
-After the last code a leaf is expanded to its items, so that items which share a code sequence are all reachable.
+A step computes the log-softmax over all codes of the level, applies the constraint, and then selects. Only live nodes
+are entered (constraints.py), so W >= k beams return k items whenever k items are allowed. Either a step keeps all live
+children, so that no live item is lost. Or it keeps W of them, and below each lies at least one live item that lies
+below no other. After the last code a leaf is expanded to its items, so all items that share a code sequence are
+reachable.
+
+Shapes: B requests, W beams, C codes of a level, D children of a beam, J items generated so far.
 """
 
 from __future__ import annotations
@@ -26,45 +29,49 @@ from nextitem.decoding.trie import PrefixTrie
 from nextitem.ops.topk import stable_topk
 from nextitem.ops.trie_step import Children, children_logits
 
-# Where W beams have at most W + W / 4 children, as most nodes have one child by then, two steps are one. That saves
-# a pass over the weights, which is what a step costs as long as a batch has few beams, and some more rows of work.
-_AHEAD_SHARE = 4
-_AHEAD_ROWS = 128
-# An allow-list is asked about so many times W of the likeliest children first; about all where they are too few.
-_LOOK = 4
+# If W beams have at most W + W / 4 children (by then most nodes have one child), two steps become one. That saves a
+# pass over the weights, which is the cost of a step while a batch has few beams. It adds some rows of work.
+_LOOKAHEAD_DIVISOR = 4
+_MAX_LOOKAHEAD_ROWS = 128
+# An allow-list is first checked for this many times W of the likeliest children, and for all of them if too few of
+# those are allowed.
+_CHECK_FACTOR = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Beams:
-    """B x W hypotheses, best first; the tail of a row with fewer is dead.
+    """B x W hypotheses, best first. Rows with fewer than W are filled with dead beams at their end.
 
-    nodes    [B, W] int64, where in the trie; -1 dead
-    scores   [B, W] float32; -inf dead
-    keys     [B, W], what the order of the beams is by: the scores, or what sampling makes of them; -inf dead
-    codes    [B, W] int64, the code that led here; 0 where dead; None before the first
-    parents  [B, W] int64, which of the generator's beams each one continues
-    held     [B, W, J] int64, positions of the items spelt so far
-    marks    [B, W, J] float32, the score when each of them was complete
+    Attributes:
+        nodes: [B, W] int64, the node of the trie; -1 for a dead beam.
+        scores: [B, W] float32; -inf for a dead beam.
+        sort_keys: [B, W], the values by which the beams are sorted: the scores, or what sampling computes from them;
+            -inf for a dead beam.
+        codes: [B, W] int64, the code that leads to the node; 0 for a dead beam; None before the first code.
+        parents: [B, W] int64, the generator's beam that each one continues.
+        item_positions: [B, W, J] int64, positions (in the trie) of the items generated so far.
+        item_scores: [B, W, J] float32, the score at the time when each of these items was complete.
+
     """
 
     nodes: Tensor
     scores: Tensor
-    keys: Tensor
+    sort_keys: Tensor
     codes: Tensor | None
     parents: Tensor
-    held: Tensor
-    marks: Tensor
+    item_positions: Tensor
+    item_scores: Tensor
 
     @classmethod
     def at_root(cls, num_requests: int, device: torch.device) -> Beams:
-        """One beam of each request, at the root of the trie."""
+        """Return one beam for each request, at the root of the trie."""
         zeros = torch.zeros((num_requests, 1), dtype=torch.int64, device=device)
-        nothing = torch.empty((num_requests, 1, 0), device=device)
-        return cls(zeros, zeros.float(), zeros.double(), None, zeros, nothing.long(), nothing)
+        no_items = torch.empty((num_requests, 1, 0), device=device)
+        return cls(zeros, zeros.float(), zeros.double(), None, zeros, no_items.long(), no_items)
 
     def completed(self) -> Tensor:
-        """Scores of the complete items of each beam, [B, W]."""
-        return self.marks[..., -1] if self.marks.shape[2] else torch.zeros_like(self.scores)
+        """Return the scores at the last complete item of each beam, [B, W]; 0 if no item is complete yet."""
+        return self.item_scores[..., -1] if self.item_scores.shape[2] else torch.zeros_like(self.scores)
 
 
 @torch.no_grad()
@@ -82,59 +89,74 @@ def beam_search(
     allowed: SetsOnDemand | None = None,
     watch: Callable[[int, Tensor], None] | None = None,
 ) -> Recommendations:
-    """The items that the generator finds likeliest among those that each request may be answered with.
+    """Return the items that the generator finds likeliest, among those that each request allows.
 
-    accumulate      "sum": an item scores the sum of its codes' log-probabilities; "last": the logit of its last
-                    code alone, without softmax (a tree whose nodes are scored, TDM)
-    renormalise     the log-softmax runs over the live codes only ("sum" only)
-    items_per_list  1: the k best items by score. m > 1: one list of m distinct items, spelt one after another,
-                    each from the trie's root; the likeliest list is returned, `ordered_by` "generation", and an
-                    item's score is its own share of the list's. m <= k.
-    sampling        draws k items (or one list) without replacement instead of taking the likeliest ("sum" only); they
-                    come in the order of drawing, `ordered_by` "generation", with the log-probability of being drawn
-                    first; items that share a leaf are equally likely
-    allowed         the items that may be returned, as sets of the trie's positions, one for all requests or one for
-                    each, in place of the batch's allow-lists: where a filter is kept as bits it need not be read anew
-    watch           is told each depth from 1 on, and the nodes [B, W] that are kept there, -1 for dead beams
+    Args:
+        generator: the model that generates codes.
+        batch: the requests, with their allow-lists and exclusions.
+        trie: the code sequences of the catalogue.
+        k: number of items to return.
+        beam_width: number of beams. It is raised to k if it is smaller and `items_per_list` is 1.
+        accumulate: "sum": the score of an item is the sum of its codes' log-probabilities. "last": it is the logit
+            of its last code alone, without softmax (a tree whose nodes are scored, TDM).
+        renormalise: compute the log-softmax over the live codes only ("sum" only).
+        items_per_list: 1: the k best items by score. m > 1: one list of m distinct items, generated one after
+            another, each from the trie's root. The likeliest list is returned, with `ordered_by` "generation". The
+            score of an item is its own share of the list's score. m <= k.
+        sampling: sample k items (or one list) without replacement instead of taking the likeliest ("sum" only). The
+            items are returned in the order in which they were sampled, with `ordered_by` "generation". Their score is
+            the log-probability of being sampled first. Items that share a leaf are equally likely.
+        allowed: the items that may be returned, as sets of the trie's positions: one set for all requests or one for
+            each. It replaces the batch's allow-lists, so a filter that is stored as bits is not read again.
+        watch: callback for diagnostics, called after each level with the depth (from 1 on) and the nodes [B, W] of
+            the beams that are kept there; -1 for dead beams.
 
-    Returns [B, k]: fewer items where fewer may be returned or where the generator gives -inf to the others, then
-    padding. `beam_width` is raised to k where it is smaller and m is 1. Equal scores: the better parent, then the
-    smaller code; among complete items the smaller item number. ValueError for logits that are NaN or +inf.
+    Returns:
+        Lists [B, k]. A list has fewer items, and then padding, if the request allows fewer or if the generator gives
+        -inf to the others. Equal scores: the better parent first, then the smaller code; among complete items the
+        smaller item number.
+
+    Raises:
+        ValueError: an option is out of range, or a logit is NaN or +inf.
+
     """
     _check_options(k, beam_width, items_per_list)
     if accumulate == "last" and renormalise:
         raise ValueError('renormalise needs accumulate="sum": "last" takes logits as they are')
     if accumulate == "last" and sampling is not None:
         raise ValueError('sampling needs accumulate="sum": the scores of "last" are no probabilities')
-    device, alone = batch.items.offsets.device, items_per_list == 1
+    device, is_single_item = batch.items.offsets.device, items_per_list == 1
     item_ids = torch.zeros((batch.num_requests, k), dtype=torch.int64, device=device)
     scores = torch.full((batch.num_requests, k), -torch.inf, device=device)
-    ordered_by: Literal["score", "generation"] = "score" if alone and sampling is None else "generation"
+    ordered_by: Literal["score", "generation"] = "score" if is_single_item and sampling is None else "generation"
     if batch.num_requests == 0 or trie.num_items == 0:
         return Recommendations(item_ids, scores, ordered_by=ordered_by)
-    width = max(beam_width, k) if alone else beam_width
+    width = max(beam_width, k) if is_single_item else beam_width
     search = Search(trie, Constraints(trie, batch, allowed), width, accumulate, renormalise, sampling, watch)
     beams, state = Beams.at_root(batch.num_requests, device), generator.start(batch)
     for count in range(1, items_per_list + 1):
-        beams, state = search.spell_item(generator, state, beams, keep=k if alone else width)
-        found = beams.scores.shape[1]
-        if found == 0:
+        beams, state = search.generate_item(generator, state, beams, max_beams=k if is_single_item else width)
+        num_beams = beams.scores.shape[1]
+        if num_beams == 0:
             break
         alive = beams.scores > -torch.inf
-        if alone:
-            spelt = trie.items[beams.held[..., 0].clamp(min=0)].long()
-            item_ids[:, :found], scores[:, :found] = spelt.masked_fill(~alive, 0), beams.scores
+        if is_single_item:
+            items = trie.items[beams.item_positions[..., 0].clamp(min=0)].long()
+            item_ids[:, :num_beams], scores[:, :num_beams] = items.masked_fill(~alive, 0), beams.scores
         else:
-            # The first beam is the best. A request that has run out of items keeps the list that it has.
+            # The first beam is the best. A request without further items keeps the list that it has.
             row = alive[:, 0]
-            item_ids[row, :count] = trie.items[beams.held[row, 0]].long()
-            scores[row, :count] = beams.marks[row, 0].diff(prepend=torch.zeros_like(scores[row, :1]))
+            item_ids[row, :count] = trie.items[beams.item_positions[row, 0]].long()
+            scores[row, :count] = beams.item_scores[row, 0].diff(prepend=torch.zeros_like(scores[row, :1]))
     return Recommendations(item_ids, scores, ordered_by=ordered_by)
 
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """The moves of the search: one code deeper, from leaves to items, and both together: an item further."""
+    """The moves of a search: one level deeper, from leaves to items, and both together: one item further.
+
+    The fields are the arguments of `beam_search` of the same names; `width` is the number of beams (W).
+    """
 
     trie: PrefixTrie
     constraints: Constraints
@@ -144,18 +166,24 @@ class Search:
     sampling: Sampling | None = None
     watch: Callable[[int, Tensor], None] | None = None
 
-    def spell_item(
-        self, generator: Generator, state: GeneratorState, beams: Beams, *, keep: int
+    def generate_item(
+        self, generator: Generator, state: GeneratorState, beams: Beams, *, max_beams: int
     ) -> tuple[Beams, GeneratorState]:
-        """From the root to the root by way of the `keep` best next items; no beams (W = 0) where none is left."""
-        looks_ahead = generator if isinstance(generator, ParallelGenerator) else None
+        """Append one item to each beam: walk from the root to the leaves, and return to the root.
+
+        Returns the best `max_beams` continuations and the generator's state. There are no beams (W = 0) if no item is
+        left.
+        """
+        parallel = generator if isinstance(generator, ParallelGenerator) else None
         levels, depth = self.trie.num_levels, 0
         while depth < levels:
             children = self.trie.expand(beams.nodes, depth=depth)
-            known = looks_ahead is not None and beams.codes is not None and depth + 1 < levels
-            ahead = _few_children(children, limit=self.width + self.width // _AHEAD_SHARE) if known else None
-            if looks_ahead is not None and ahead is not None:
-                beams, state = self.two_deeper(looks_ahead, state, beams, children, ahead, depth)
+            can_look_ahead = parallel is not None and beams.codes is not None and depth + 1 < levels
+            lookahead = (
+                _few_children(children, limit=self.width + self.width // _LOOKAHEAD_DIVISOR) if can_look_ahead else None
+            )
+            if parallel is not None and lookahead is not None:
+                beams, state = self.enter_two_levels(parallel, state, beams, children, lookahead, depth)
                 depth += 2
             else:
                 if beams.codes is not None:
@@ -165,197 +193,227 @@ class Search:
                 depth += 1
             if beams.scores.shape[1] == 0:
                 return beams, state
-        return self.complete_items(beams, keep), state
+        return self.complete_items(beams, max_beams), state
 
-    def two_deeper(
+    def enter_two_levels(
         self,
         generator: ParallelGenerator,
         state: GeneratorState,
         beams: Beams,
         children: Children,
-        ahead: _Ahead,
+        lookahead: _Lookahead,
         depth: int,
     ) -> tuple[Beams, GeneratorState]:
-        """Two codes deeper by one call of the generator, which is given all children before one is chosen."""
+        """Move two levels deeper by one call of the generator, which reads all children before any is selected.
+
+        Args:
+            generator: a generator that can read several codes at once.
+            state: its state, before the codes of `beams`.
+            beams: beams of the given depth.
+            children: their children.
+            lookahead: the same children side by side, without gaps.
+            depth: depth of `beams` in the trie.
+
+        Returns:
+            The beams two levels deeper, and the generator's state.
+
+        """
         assert beams.codes is not None
-        state = state.reorder(beams.parents.gather(1, ahead.parents))
-        codes = torch.stack([beams.codes.gather(1, ahead.parents), ahead.codes], dim=2)
+        state = state.reorder(beams.parents.gather(1, lookahead.parents))
+        codes = torch.stack([beams.codes.gather(1, lookahead.parents), lookahead.codes], dim=2)
         (logits, next_logits), state = generator.steps(state, codes)
-        chosen = self.enter_children(beams, children, _rows(logits, ahead.first), depth)
-        # Beams of one node differ in what they hold, so a child is known by its node and its parent together.
-        same = chosen.nodes[..., None] == ahead.nodes[:, None, :]
-        same &= chosen.parents[..., None] == ahead.parents[:, None, :]
-        places = same.int().argmax(2) if same.numel() else chosen.parents
-        if chosen.scores.shape[1] == 0:
-            return chosen, state
-        next_children = self.trie.expand(chosen.nodes, depth=depth + 1)
-        found = self.enter_children(chosen, next_children, _rows(next_logits, places), depth + 1)
-        return replace(found, parents=places.gather(1, found.parents)), state
+        entered = self.enter_children(beams, children, _rows(logits, lookahead.starts), depth)
+        # Beams of one node differ in the items that they contain, so node and parent together identify a child.
+        same = entered.nodes[..., None] == lookahead.nodes[:, None, :]
+        same &= entered.parents[..., None] == lookahead.parents[:, None, :]
+        columns = same.int().argmax(2) if same.numel() else entered.parents
+        if entered.scores.shape[1] == 0:
+            return entered, state
+        next_children = self.trie.expand(entered.nodes, depth=depth + 1)
+        deeper = self.enter_children(entered, next_children, _rows(next_logits, columns), depth + 1)
+        return replace(deeper, parents=columns.gather(1, deeper.parents)), state
 
     def enter_children(
         self, beams: Beams, children: Children, logits: Tensor, depth: int, *, discount: Tensor | None = None
     ) -> Beams:
-        """The best live `children` of beams of the given depth, by `logits [B, W, C]`.
+        """Return the best live children of the beams, one level deeper.
 
-        A `discount [B, W, D]` of children counts in the selection, and not in the scores.
+        Args:
+            beams: beams of the given depth.
+            children: their children.
+            logits: [B, W, C], of the next code.
+            depth: depth of `beams` in the trie.
+            discount: [B, W, D], subtracted from the children's scores for the selection only, not in the scores.
+
         """
         assert logits.shape == (*beams.nodes.shape, self.trie.codebook_sizes[depth]), f"logits {logits.shape}"
         logits = logits.float()
         scores = children_logits(logits, children)
-        self.constraints.strike(scores, beams.nodes, children, depth=depth, held=beams.held)
-        if self._wants_all:
-            every = torch.arange(len(scores), device=scores.device)
-            self.constraints.forbid(scores, every, beams.nodes, children, depth=depth)
+        self.constraints.mask_excluded(scores, beams.nodes, children, depth=depth, item_positions=beams.item_positions)
+        if self._needs_all_children:
+            all_rows = torch.arange(len(scores), device=scores.device)
+            self.constraints.mask_disallowed(scores, all_rows, beams.nodes, children, depth=depth)
         if self.sampling is not None:
             scores = self.sampling.log_probs(scores, level=depth)
             shift = beams.scores
         elif self.accumulate == "sum":
             # log-softmax and the beam's score in one addition per child. A beam whose codes are all -inf dies:
-            # without the first fill it would score -inf + inf.
+            # without the first masked_fill it would score -inf + inf.
             total = (scores if self.renormalise else logits).logsumexp(-1)
             shift = beams.scores - total.masked_fill(total == -torch.inf, 0)
         else:
             shift = beams.completed()
-        # What the generator makes of dead beams, even NaN, must not reach the selection.
+        # Whatever the generator returns for dead beams, even NaN, must not reach the selection.
         scores += shift.masked_fill(beams.nodes < 0, 0)[..., None]
         keys = scores if discount is None else scores - discount
         if self.sampling is not None:
-            keys = self.sampling.keys(scores, beams.keys)
-        slots = scores.shape[2]
-        best, picks = _trimmed(*self._best(keys, beams.nodes, children, depth))
+            keys = self.sampling.keys(scores, beams.sort_keys)
+        num_children = scores.shape[2]
+        best, picks = _without_dead_columns(*self._best(keys, beams.nodes, children, depth))
         alive = best > -torch.inf
-        parents = picks // max(slots, 1)
-        codes = picks % max(slots, 1) if children.codes is None else children.codes.flatten(1).gather(1, picks)
+        parents = picks // max(num_children, 1)
+        codes = picks % max(num_children, 1) if children.codes is None else children.codes.flatten(1).gather(1, picks)
         nodes = children.nodes.flatten(1).gather(1, picks).masked_fill(~alive, -1)
         if self.watch is not None:
             self.watch(depth + 1, nodes)
         return Beams(
             nodes=nodes,
             scores=best if keys is scores else scores.flatten(1).gather(1, picks).masked_fill(~alive, -torch.inf),
-            keys=best,
+            sort_keys=best,
             codes=codes.masked_fill(~alive, 0),
             parents=parents,
-            held=_rows(beams.held, parents),
-            marks=_rows(beams.marks, parents),
+            item_positions=_rows(beams.item_positions, parents),
+            item_scores=_rows(beams.item_scores, parents),
         )
 
     def _best(self, keys: Tensor, parents: Tensor, children: Children, depth: int) -> tuple[Tensor, Tensor]:
-        """The W highest `keys [B, W, D]` of live children, and where they stand in a row; fewer, then -inf."""
+        """Select the W highest `keys [B, W, D]` of live children.
+
+        Returns the keys and their flat indices into W x D, [B, W]. Rows with fewer live children end in -inf.
+        """
         flat = keys.flatten(1)
         width = min(self.width, flat.shape[1])
-        if not self.constraints.has_allow_lists or self._wants_all or not width:
+        if not self.constraints.has_allow_lists or self._needs_all_children or not width:
             return stable_topk(flat, width)
-        best, picks = stable_topk(flat, min(_LOOK * width, flat.shape[1]))
-        more = best[:, -1] > -torch.inf
+        best, picks = stable_topk(flat, min(_CHECK_FACTOR * width, flat.shape[1]))
+        has_more = best[:, -1] > -torch.inf
         nodes = children.nodes.flatten(1).gather(1, picks).masked_fill(best == -torch.inf, -1)
         rows = torch.arange(len(nodes), device=nodes.device)
         best = best.masked_fill(~self.constraints.allows(rows[:, None].expand_as(nodes), nodes), -torch.inf)
-        short = (more & ((best > -torch.inf).sum(1) < width)).nonzero()[:, 0]
+        short_rows = (has_more & ((best > -torch.inf).sum(1) < width)).nonzero()[:, 0]
         best, order = best.sort(dim=1, descending=True, stable=True)
         best, picks = best[:, :width], picks.gather(1, order)[:, :width]
-        if len(short):
-            rest = keys[short]
-            self.constraints.forbid(rest, short, parents[short], children, depth=depth)
-            best[short], picks[short] = stable_topk(rest.flatten(1), width)
+        if len(short_rows):
+            all_keys = keys[short_rows]
+            self.constraints.mask_disallowed(all_keys, short_rows, parents[short_rows], children, depth=depth)
+            best[short_rows], picks[short_rows] = stable_topk(all_keys.flatten(1), width)
         return best, picks
 
     @property
-    def _wants_all(self) -> bool:
-        """Whether what is made of scores depends on all live children, so that none may stay unasked."""
+    def _needs_all_children(self) -> bool:
+        """Whether the scores depend on all live children, so that allow-lists must be checked for every one."""
         return self.sampling is not None or self.renormalise
 
-    def complete_items(self, beams: Beams, keep: int) -> Beams:
-        """The `keep` best items under the leaves that the beams have reached; the beams return to the root."""
+    def complete_items(self, beams: Beams, max_beams: int) -> Beams:
+        """Return the best `max_beams` items below the leaves that the beams have reached, as beams at the root."""
         assert beams.codes is not None
         rows, width = beams.nodes.shape
-        limit = keep if self.sampling is None else self.trie.num_items
-        owners, positions = self.constraints.items_of_leaves(beams.nodes, limit=limit, held=beams.held)
+        limit = max_beams if self.sampling is None else self.trie.num_items
+        owners, positions = self.constraints.items_of_leaves(
+            beams.nodes, limit=limit, item_positions=beams.item_positions
+        )
         values = keys = beams.scores.flatten()[owners]
         if self.sampling is not None:
             values = values - torch.bincount(owners)[owners].log()  # the items of a leaf are equally likely
-            keys = self.sampling.keys_of_groups(values, owners, beams.keys.flatten()[owners])
-        # Lexicographic by request, falling key, item number: stable sorts from the last to the first.
+            keys = self.sampling.keys_of_groups(values, owners, beams.sort_keys.flatten()[owners])
+        # Lexicographic by request, descending key, item number: stable sorts from the last to the first.
         order = self.trie.items[positions].argsort(stable=True)
         order = order[keys[order].argsort(descending=True, stable=True)]
         order = order[(owners[order] // width).argsort(stable=True)]
         owners, positions, values, keys = owners[order], positions[order], values[order], keys[order]
         row = owners // width
         counts = torch.bincount(row, minlength=rows)
-        place = torch.arange(len(row), device=row.device) - offsets_of(counts)[row]
-        kept = place < keep
-        row, place, owners = row[kept], place[kept], owners[kept]
+        column = torch.arange(len(row), device=row.device) - offsets_of(counts)[row]
+        is_selected = column < max_beams
+        row, column, owners = row[is_selected], column[is_selected], owners[is_selected]
 
-        shape = (rows, int(counts.clamp(max=keep).max()))
+        shape = (rows, int(counts.clamp(max=max_beams).max()))
         parents = torch.zeros(shape, dtype=torch.int64, device=row.device)
         scores = torch.full(shape, -torch.inf, device=row.device)
-        sorted_by = torch.full(shape, -torch.inf, dtype=keys.dtype, device=row.device)
-        found = torch.full(shape, -1, dtype=torch.int64, device=row.device)
-        parents[row, place] = owners % width
-        scores[row, place] = values[kept]
-        sorted_by[row, place] = keys[kept]
-        found[row, place] = positions[kept]
+        sort_keys = torch.full(shape, -torch.inf, dtype=keys.dtype, device=row.device)
+        new_positions = torch.full(shape, -1, dtype=torch.int64, device=row.device)
+        parents[row, column] = owners % width
+        scores[row, column] = values[is_selected]
+        sort_keys[row, column] = keys[is_selected]
+        new_positions[row, column] = positions[is_selected]
         return Beams(
-            nodes=torch.where(found >= 0, self.trie.root, -1),
+            nodes=torch.where(new_positions >= 0, self.trie.root, -1),
             scores=scores,
-            keys=sorted_by,
+            sort_keys=sort_keys,
             codes=beams.codes.gather(1, parents),
             parents=beams.parents.gather(1, parents),
-            held=torch.cat([_rows(beams.held, parents), found[..., None]], dim=2),
-            marks=torch.cat([_rows(beams.marks, parents), scores[..., None]], dim=2),
+            item_positions=torch.cat([_rows(beams.item_positions, parents), new_positions[..., None]], dim=2),
+            item_scores=torch.cat([_rows(beams.item_scores, parents), scores[..., None]], dim=2),
         )
 
 
 @dataclass(frozen=True, eq=False)
-class _Ahead:
-    """All children of the beams of B requests, side by side; the tail of a row with fewer is dead.
+class _Lookahead:
+    """All children (X) of the beams of B requests, side by side. Shorter rows end in dead children.
 
-    nodes    [B, X] int64; -1 dead
-    codes    [B, X] int64; 0 where dead
-    parents  [B, X] int64, the beam that each is a child of
-    first    [B, W] int64, where the children of each beam start; 0 where it has none
+    Attributes:
+        nodes: [B, X] int64; -1 for a dead child.
+        codes: [B, X] int64; 0 for a dead child.
+        parents: [B, X] int64, the beam that each is a child of.
+        starts: [B, W] int64, the column of the first child of each beam; 0 if it has none.
+
     """
 
     nodes: Tensor
     codes: Tensor
     parents: Tensor
-    first: Tensor
+    starts: Tensor
 
 
-def _few_children(children: Children, *, limit: int) -> _Ahead | None:
-    """The children of all beams, in order; None where a request has more than `limit`, or all too many."""
-    limit = min(limit, _AHEAD_ROWS // len(children.nodes))
-    if children.nodes.shape[1] > limit:  # one request at least has a child for each beam
+def _few_children(children: Children, *, limit: int) -> _Lookahead | None:
+    """Return the children of all beams, in order, if they are few.
+
+    Returns None if a request has more than `limit` children, if all requests together would need more than
+    `_MAX_LOOKAHEAD_ROWS` rows, or if there is no child.
+    """
+    limit = min(limit, _MAX_LOOKAHEAD_ROWS // len(children.nodes))
+    if children.nodes.shape[1] > limit:  # at least one request has a child for each beam
         return None
     alive = children.nodes.flatten(1) >= 0
     counts = alive.sum(1)
-    most = int(counts.max())
-    if not 0 < most <= limit:
+    max_count = int(counts.max())
+    if not 0 < max_count <= limit:
         return None
-    slots = alive.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-    real = torch.arange(most, device=slots.device) < counts[:, None]
+    slots = alive.int().argsort(dim=1, descending=True, stable=True)[:, :max_count]
+    is_child = torch.arange(max_count, device=slots.device) < counts[:, None]
     width = children.nodes.shape[2]
     codes = slots % width if children.codes is None else children.codes.flatten(1).gather(1, slots)
     degrees = alive.view(children.nodes.shape).sum(2)
-    first = degrees.cumsum(1) - degrees
-    return _Ahead(
-        nodes=children.nodes.flatten(1).gather(1, slots).masked_fill(~real, -1),
-        codes=codes.masked_fill(~real, 0),
+    starts = degrees.cumsum(1) - degrees
+    return _Lookahead(
+        nodes=children.nodes.flatten(1).gather(1, slots).masked_fill(~is_child, -1),
+        codes=codes.masked_fill(~is_child, 0),
         parents=slots // width,
-        first=first.masked_fill(degrees == 0, 0),
+        starts=starts.masked_fill(degrees == 0, 0),
     )
 
 
 def _rows(values: Tensor, parents: Tensor) -> Tensor:
-    """`values [B, W, J]` of the beams that `parents [B, W']` name."""
+    """Return the rows of `values [B, W, J]` of the beams `parents [B, W']`, [B, W', J]."""
     return values.gather(1, parents[..., None].expand(-1, -1, values.shape[2]))
 
 
-def _trimmed(values: Tensor, picks: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the columns in which every beam is dead."""
+def _without_dead_columns(values: Tensor, picks: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop the columns in which every beam is dead; ValueError for values that are NaN."""
     if bool(values.isnan().any()):
         raise ValueError("the generator returned logits that are NaN or +inf")
-    widest = int((values > -torch.inf).sum(1).max())
-    return values[:, :widest], picks[:, :widest]
+    max_count = int((values > -torch.inf).sum(1).max())
+    return values[:, :max_count], picks[:, :max_count]
 
 
 def _check_options(k: int, beam_width: int, items_per_list: int) -> None:

@@ -1,6 +1,8 @@
-"""Bucket search: code sequences name buckets of items, and a vector for each bucket ranks what lies in them.
+"""Bucket search: code sequences name buckets of items, and a vector for each bucket ranks the items in it.
 
-COBRA's BeamFusion (arXiv 2503.02453, section 3.4). An item lies in one bucket, so none is found twice.
+COBRA's BeamFusion (arXiv 2503.02453, section 3.4). An item lies in one bucket, so none is returned twice.
+
+Shapes: B requests, W beams, D width of the vectors, N items, T items below the beams.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ from nextitem.decoding.sets_on_demand import SetsOnDemand
 from nextitem.decoding.trie import PrefixTrie
 
 
-class Pointing(Generator, Protocol):
+class VectorGenerator(Generator, Protocol):
     """A generator that ends each code sequence with a vector."""
 
     def vectors_of(self, state: GeneratorState, codes: Tensor) -> Tensor:
-        """Unit vectors [B, W, D] after complete sequences, whose last codes are `codes [B, W]`."""
+        """Return unit vectors [B, W, D] after complete sequences, whose last codes are `codes [B, W]`."""
 
     def item_vectors(self) -> Tensor:
-        """Unit vectors [N + 1, D]."""
+        """Return the unit vectors of all items, [N + 1, D]; row 0 is padding."""
 
 
 @torch.no_grad()
 def bucket_search(
-    model: Pointing,
+    model: VectorGenerator,
     batch: SequenceBatch,
     trie: PrefixTrie,
     *,
@@ -44,11 +46,26 @@ def bucket_search(
     pooled: bool = False,
     allowed: SetsOnDemand | None = None,
 ) -> Recommendations:
-    """The k best items under the `beam_width` likeliest code sequences, [B, k]; beam_width >= k finds k where it may.
+    """Return the k best items under the `beam_width` likeliest code sequences.
 
-    An item under beam w scores log softmax_w(sparse_sharpness log-probability) + log softmax(dense_sharpness cosine),
-    the second one over the items of its bucket, or `pooled`, over all items under the beams of its request. `prior
-    [N + 1]` is added to an item's cosines; `allowed` as in beam_search. Equal scores: the smaller item number.
+    The score of an item under beam w is
+    log softmax_w(sparse_sharpness log-probability) + log softmax(dense_sharpness cosine).
+
+    Args:
+        model: generates the codes and the vectors.
+        batch: the requests, with their allow-lists and exclusions.
+        trie: the code sequences of the catalogue; a leaf is a bucket.
+        k: number of items to return.
+        beam_width: number of code sequences. With beam_width >= k the search returns k items if k are allowed.
+        sparse_sharpness: factor of the log-probabilities of code sequences.
+        dense_sharpness: factor of the cosines.
+        prior: [N + 1], added to the cosines of each item.
+        pooled: compute the second softmax over all items under the beams of a request, not over the items of a bucket.
+        allowed: the items that may be returned, as in beam_search.
+
+    Returns:
+        Lists [B, k], best first. Equal scores: the smaller item number first.
+
     """
     rows, device = batch.num_requests, batch.items.offsets.device
     items = torch.zeros((rows, k), dtype=torch.int64, device=device)
@@ -67,27 +84,29 @@ def bucket_search(
             return Recommendations(items, scores)
     assert beams.codes is not None
     vectors = model.vectors_of(state.reorder(beams.parents), beams.codes)
-    owners, positions = constraints.items_of_leaves(beams.nodes, limit=trie.num_items, held=beams.held)
-    found = trie.items[positions].long()
-    cosines = (vectors.flatten(0, 1)[owners] * model.item_vectors()[found]).sum(1)
+    owners, positions = constraints.items_of_leaves(
+        beams.nodes, limit=trie.num_items, item_positions=beams.item_positions
+    )
+    candidates = trie.items[positions].long()
+    cosines = (vectors.flatten(0, 1)[owners] * model.item_vectors()[candidates]).sum(1)
     if prior is not None:
-        cosines = cosines + prior[found]
+        cosines = cosines + prior[candidates]
     row = owners // beams.nodes.shape[1]
     sparse = (sparse_sharpness * beams.scores).masked_fill(beams.nodes < 0, -torch.inf).log_softmax(1).flatten()[owners]
     group = row if pooled else owners
     fused = sparse + _log_softmax_by(dense_sharpness * cosines, group, rows if pooled else beams.nodes.numel())
-    order = found.argsort(stable=True)
+    order = candidates.argsort(stable=True)
     order = order[fused[order].argsort(descending=True, stable=True)]
     order = order[row[order].argsort(stable=True)]
-    place = torch.arange(len(order), device=device) - offsets_of(torch.bincount(row, minlength=rows))[row[order]]
-    kept = place < k
-    where = row[order][kept], place[kept]
-    items[where], scores[where] = found[order][kept], fused[order][kept]
+    slot = torch.arange(len(order), device=device) - offsets_of(torch.bincount(row, minlength=rows))[row[order]]
+    is_listed = slot < k
+    cells = row[order][is_listed], slot[is_listed]
+    items[cells], scores[cells] = candidates[order][is_listed], fused[order][is_listed]
     return Recommendations(items, scores)
 
 
-def _log_softmax_by(values: Tensor, row: Tensor, rows: int) -> Tensor:
-    """log softmax over the values of each of so many rows, [T]."""
-    highest = values.new_full((rows,), -torch.inf).scatter_reduce_(0, row, values, "amax")
-    total = torch.zeros_like(highest).index_add_(0, row, (values - highest[row]).exp())
-    return values - highest[row] - total.log()[row]
+def _log_softmax_by(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
+    """Return the log-softmax of `values [T]` within each group; `groups [T]` are numbers below `num_groups`."""
+    highest = values.new_full((num_groups,), -torch.inf).scatter_reduce_(0, groups, values, "amax")
+    total = torch.zeros_like(highest).index_add_(0, groups, (values - highest[groups]).exp())
+    return values - highest[groups] - total.log()[groups]

@@ -1,14 +1,16 @@
 """PrefixTrie: all code sequences of a catalogue, as a few flat integer tensors.
 
-Items are sorted by their code sequences (equal sequences by item number). Then every node of the trie, at every
-depth, is one contiguous range of sorted **positions**, and the nodes of one depth follow one another in the same
-order. So a node needs three numbers: where its items start, where its children start, and the code that leads to
-it. Whatever a request forbids is counted over ranges of positions (constraints.py), never node by node.
+Items are sorted by their code sequences (equal sequences by item number); an index into this order is a **position**.
+Every node of the trie, at every depth, is one contiguous range of positions. The nodes of one depth follow one another
+in the same order. So a node needs three numbers: where its items start, where its children start, and the code that
+leads to it. Whatever a request forbids is counted over ranges of positions (constraints.py), never node by node.
 
-Nodes are numbered breadth first: 0 is the root; the nodes of depth d are level_starts[d] .. level_starts[d + 1] - 2,
-and the last number of each depth is a sentinel that only ends the range of the node before it. The first
-levels, where the table is small or mostly full, are also kept as a dense table (node, code) -> child. Layout after
-STATIC (arXiv:2602.22647): dense head, CSR tail.
+Nodes are numbered breadth first: 0 is the root, and depth d has the nodes level_starts[d] .. level_starts[d + 1] - 2.
+The last number of each depth is a sentinel, which only ends the range of the node before it. The first levels are also
+stored as a dense table (node, code) -> child, if the table is small or mostly full. The layout follows STATIC
+(arXiv:2602.22647): dense head, CSR tail.
+
+Shapes: N items of the trie, M levels, C codes of a level, B requests, W beams.
 """
 
 from __future__ import annotations
@@ -26,24 +28,27 @@ from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.tensor_files import save_tensors
 from nextitem.ops.trie_step import Children, dense_children, listed_children
 
-# A level is kept dense up to this many entries (int32: 512 KiB), or where at least half of them are children.
+# A level is stored densely up to this many entries (int32: 512 KiB), or if at least half of them are children.
 _DENSE_ENTRIES = 2**17
 _FORMAT = "nextitem-trie-1"
 
 
 class PrefixTrie(nn.Module):
-    """The legal code sequences of a catalogue; a module only so that it moves with its model's device.
+    """The legal code sequences of a catalogue. It is a module only to move between devices with its model.
 
-    codebook_sizes  codes per level; `num_levels` M; `num_items` N, those that it can return
-    items           [N] int32, position -> item number
-    positions       [items of the table + 1] int32, item number -> position; -1 for 0 and for items that it leaves out
-    item_starts     [nodes] int32, the first position under a node; node v holds positions
-                    item_starts[v] .. item_starts[v + 1] - 1
-    first_child     [inner nodes] int32, children of v are first_child[v] .. first_child[v + 1] - 1
-    codes           [nodes] int16 (int32 for codebooks above 32,768), the code that leads to a node
-    level_starts    M + 2 numbers, the first node of each depth, and the number of nodes
+    A bundle contains the IdentifierTable from which it is built; `save` writes the trie itself (docs/formats.md).
 
-    A bundle keeps the IdentifierTable that it is built from; `save` writes it as it stands (docs/formats.md).
+    Attributes:
+        codebook_sizes: number of codes of each level.
+        items: [N] int32, position -> item number.
+        positions: [items of the table + 1] int32, item number -> position; -1 for 0 and for items that the trie does
+            not contain.
+        item_starts: [nodes] int32, the first position under a node. Node v contains the positions
+            item_starts[v] .. item_starts[v + 1] - 1.
+        first_child: [inner nodes] int32, the children of v are first_child[v] .. first_child[v + 1] - 1.
+        codes: [nodes] int16 (int32 for codebooks above 32,768), the code that leads to a node.
+        level_starts: M + 2 numbers, the first node of each depth, and the number of nodes.
+
     """
 
     items: Tensor
@@ -64,28 +69,28 @@ class PrefixTrie(nn.Module):
 
     @classmethod
     def from_table(cls, table: IdentifierTable, *, live: Tensor | None = None) -> PrefixTrie:
-        """Builds the trie of a table; rows may collide: their leaf then holds several items.
+        """Build the trie of a table. Items with equal codes share a leaf.
 
-        `live`, bool [items + 1]: the items that may be returned at all; None: every item.
+        `live`, bool [items + 1], are the items that may be returned at all; None: every item.
         """
         sizes = table.codebook_sizes
-        real, numbers = table.codes[1:], None
+        rows, numbers = table.codes[1:], None
         if live is not None:
             numbers = live[1:].nonzero()[:, 0]
-            real = real[numbers]
-        order = _sorted_rows(real, sizes)
-        small = torch.int16 if max(sizes) <= 2**15 else torch.int32
-        columns = [real[:, level].to(small)[order] for level in range(table.num_levels)]
+            rows = rows[numbers]
+        order = _sorted_rows(rows, sizes)
+        code_type = torch.int16 if max(sizes) <= 2**15 else torch.int32
+        columns = [rows[:, level].to(code_type)[order] for level in range(table.num_levels)]
         starts, child_ranks = _node_starts(columns, len(order))
         order = order if numbers is None else numbers[order]
-        level_starts = tuple(accumulate((len(each) for each in starts), initial=0))
+        level_starts = tuple(accumulate((len(part) for part in starts), initial=0))
 
         first_child = [level_starts[depth + 1] + child_ranks[depth][starts[depth]] for depth in range(table.num_levels)]
-        # The sentinel's entry of a code is never read; -1 keeps it apart from real ones.
-        end = torch.full((1,), -1, dtype=small)
-        codes = [torch.full((2,), -1, dtype=small)]
-        for column, begins in zip(columns, starts[1:], strict=True):
-            codes += [column[begins[:-1]], end]
+        # The code of a sentinel is never read; -1 distinguishes it from real codes.
+        end = torch.full((1,), -1, dtype=code_type)
+        codes = [torch.full((2,), -1, dtype=code_type)]
+        for column, node_starts in zip(columns, starts[1:], strict=True):
+            codes += [column[node_starts[:-1]], end]
         positions = torch.full((table.num_items + 1,), -1, dtype=torch.int32)
         positions[order + 1] = torch.arange(len(order), dtype=torch.int32)
         tensors = {
@@ -98,65 +103,72 @@ class PrefixTrie(nn.Module):
         return cls(sizes, level_starts, tensors | _heads(tensors, level_starts, sizes))
 
     def save(self, file: Path) -> None:
-        """Writes the trie as one safetensors file, the format of docs/formats.md."""
+        """Write the trie as one safetensors file, in the format of docs/formats.md."""
         numbers = {"codebook_sizes": self.codebook_sizes, "level_starts": self.level_starts}
         meta = {"format": _FORMAT, **{name: json.dumps(value) for name, value in numbers.items()}}
         save_tensors({name: part.cpu().contiguous() for name, part in self.named_buffers()}, file, metadata=meta)
 
     @classmethod
     def open(cls, file: Path) -> PrefixTrie:
-        """Opens what `save` wrote. Tensors are mapped from the file: processes share them, and what is not used may go.
+        """Open a file that `save` wrote.
 
-        All of them are read once, to check that no number leads out of the file's tensors. UserError where the file is
-        missing, damaged, or another format.
+        Tensors are mapped from the file: processes share them, and the system may drop unused pages from memory. All of
+        them are read once, to check that no number points outside the file's tensors.
+
+        Raises:
+            UserError: the file is missing, damaged, or has another format.
+
         """
         try:
             with safe_open(file, framework="pt") as opened:
                 meta = opened.metadata() or {}
                 if meta.get("format") != _FORMAT:
-                    raise UserError(f"{file} is no trie ({_FORMAT})")
+                    raise UserError(f"{file} is no trie ({_FORMAT}); make one with: nextitem tokenize")
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             sizes, starts = (tuple(json.loads(meta[name])) for name in ("codebook_sizes", "level_starts"))
-            found = cls(sizes, starts, tensors)
+            trie = cls(sizes, starts, tensors)
         except (FileNotFoundError, SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"{file} is missing or damaged ({error}); make it again with: nextitem tokenize") from None
-        _check(found, file)
-        return found
+        _check(trie, file)
+        return trie
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """Return the number of items in the trie, which a search can return (N)."""
         return self.items.numel()
 
     @property
     def num_levels(self) -> int:
-        """M."""
+        """Return the number of levels, which is the number of codes of an item (M)."""
         return len(self.codebook_sizes)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all tensors together."""
+        """Return the memory of all tensors together, in bytes."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def expand(self, nodes: Tensor, *, depth: int) -> Children:
-        """Children of `nodes [B, W]`, all of the given depth (0 is the root's) or -1 for dead ones."""
+        """Return the children of `nodes [B, W]`.
+
+        All nodes have the given depth (0 for the root), or are -1 for dead beams.
+        """
         head = getattr(self, f"head_{depth}", None)
         if head is not None:
             return dense_children(nodes, head, self.level_starts[depth])
         return listed_children(nodes, self.first_child, self.codes)
 
     def allowed(self, nodes: Tensor, *, depth: int) -> Tensor:
-        """bool [..., C]: the codes that may follow nodes [...] of the given depth; none follow node -1."""
+        """Return bool [..., C]: the codes that may follow nodes [...] of the given depth; none follow node -1."""
         children = listed_children(nodes, self.first_child, self.codes)
         size = self.codebook_sizes[depth]
         assert children.codes is not None
-        # Slots without a child write into a column of their own, which is cut off.
+        # Slots without a child write into an additional column, which is cut off.
         codes = torch.where(children.nodes >= 0, children.codes, size)
         mask = torch.zeros((*nodes.shape, size + 1), dtype=torch.bool, device=nodes.device)
         return mask.scatter_(-1, codes, True)[..., :size]
 
     def advance(self, nodes: Tensor, codes: Tensor) -> Tensor:
-        """The children that `codes` [...] lead to from `nodes` [...], int64; -1 where there is none."""
+        """Return the children to which `codes` [...] lead from `nodes` [...], int64; -1 if there is none."""
         inner = (nodes >= 0) & (nodes < self.level_starts[self.num_levels])
         safe = torch.where(inner, nodes, 0)
         low = self.first_child[safe].long()
@@ -166,47 +178,47 @@ class PrefixTrie(nn.Module):
             middle = (low + high) // 2
             before = (low < high) & (self.codes[middle] < codes)
             low, high = torch.where(before, middle + 1, low), torch.where(before, high, middle)
-        found = inner & (low < end) & (self.codes[low.clamp(max=self.codes.numel() - 1)] == codes)
-        return torch.where(found, low, -1)
+        is_child = inner & (low < end) & (self.codes[low.clamp(max=self.codes.numel() - 1)] == codes)
+        return torch.where(is_child, low, -1)
 
     def item_ranges(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions under nodes [...] (none may be -1): starts and ends [...], int64."""
+        """Return the ranges of positions under nodes [...] (none may be -1): starts and ends [...], int64."""
         return self.item_starts[nodes].long(), self.item_starts[nodes + 1].long()
 
     def ancestors(self, positions: Tensor, *, depth: int) -> Tensor:
-        """The nodes of the given depth that hold `positions` [...], int64."""
+        """Return the nodes of the given depth that contain `positions` [...], int64."""
         start, end = self.level_starts[depth], self.level_starts[depth + 1] - 1
         queries = positions.to(torch.int32)
         return torch.searchsorted(self.item_starts[start:end], queries, right=True) + (start - 1)
 
     def items_under(self, node: int) -> Tensor:
-        """The items of one node, int64, in order of their code sequences."""
+        """Return the items of one node, int64, in order of their code sequences."""
         return self.items[int(self.item_starts[node]) : int(self.item_starts[node + 1])].long()
 
 
 def _check(trie: PrefixTrie, file: Path) -> None:
-    """UserError where the numbers of a file would lead a walk out of its tensors."""
+    """Raise UserError if the numbers of a file would lead a walk out of its tensors."""
     levels, starts = len(trie.codebook_sizes), trie.level_starts
-    sound = len(starts) == levels + 2 and starts[0] == 0 and all(low < high for low, high in pairwise(starts))
-    sound = sound and starts[-1] == len(trie.item_starts) == len(trie.codes)
-    sound = sound and len(trie.first_child) == starts[levels]
+    is_valid = len(starts) == levels + 2 and starts[0] == 0 and all(low < high for low, high in pairwise(starts))
+    is_valid = is_valid and starts[-1] == len(trie.item_starts) == len(trie.codes)
+    is_valid = is_valid and len(trie.first_child) == starts[levels]
     inner = trie.first_child[: starts[levels]].long()
-    sound = sound and bool((inner >= 0).all()) and bool((inner < starts[-1]).all())
-    sound = sound and bool((trie.item_starts >= 0).all()) and bool((trie.item_starts <= trie.num_items).all())
-    sound = sound and bool((trie.items > 0).all()) and bool((trie.items < len(trie.positions)).all())
+    is_valid = is_valid and bool((inner >= 0).all()) and bool((inner < starts[-1]).all())
+    is_valid = is_valid and bool((trie.item_starts >= 0).all()) and bool((trie.item_starts <= trie.num_items).all())
+    is_valid = is_valid and bool((trie.items > 0).all()) and bool((trie.items < len(trie.positions)).all())
     for depth, size in enumerate(trie.codebook_sizes):
         head = getattr(trie, f"head_{depth}", None)
         if head is not None:
-            sound = sound and head.shape == (starts[depth + 1] - starts[depth] - 1, size)
-            sound = sound and bool((head < starts[depth + 2]).all()) and bool((head >= -1).all())
-    if not sound:
+            is_valid = is_valid and head.shape == (starts[depth + 1] - starts[depth] - 1, size)
+            is_valid = is_valid and bool((head < starts[depth + 2]).all()) and bool((head >= -1).all())
+    if not is_valid:
         raise UserError(f"{file} is damaged: its tensors do not fit together; make it again with: nextitem tokenize")
 
 
 def _sorted_rows(codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The stable order of `codes [N, M]` by rows, int64 [N].
+    """Return the stable order of `codes [N, M]` by rows, int64 [N].
 
-    Neighbouring levels are packed into one int64 key while it holds them: one sort for most tables.
+    Neighbouring levels are packed into one int64 key as long as they fit. So most tables need one sort.
     """
     order = torch.arange(codes.shape[0])
     key, span = torch.zeros(codes.shape[0], dtype=torch.int64), 1
@@ -220,8 +232,16 @@ def _sorted_rows(codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def _node_starts(columns: list[Tensor], num_items: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Per depth 0..M the first position of each node, and the end N for the sentinel, int64;
-    per depth 0..M - 1 the rank [N + 1], among the nodes one deeper, of the node that holds a position.
+    """Return where the nodes of each depth start, and the node below of each position.
+
+    Args:
+        columns: for each level, the codes [N] of the sorted items.
+        num_items: number of items (N).
+
+    Returns:
+        For depths 0..M, the first position of each node, and the end N for the sentinel, int64. For depths 0..M - 1,
+        the rank [N + 1] of the node that contains a position, among the nodes one deeper.
+
     """
     differs = torch.zeros(num_items, dtype=torch.bool)
     differs[:1] = True
@@ -237,7 +257,10 @@ def _node_starts(columns: list[Tensor], num_items: int) -> tuple[list[Tensor], l
 
 
 def _heads(tensors: dict[str, Tensor], level_starts: tuple[int, ...], sizes: tuple[int, ...]) -> dict[str, Tensor]:
-    """Dense tables (node of the level, code) -> child or -1, int32, of the levels that merit one."""
+    """Return dense tables (node of the level, code) -> child or -1, int32.
+
+    A level has a table if it is small or mostly full, see `_DENSE_ENTRIES`.
+    """
     heads = {}
     counts = [end - start - 1 for start, end in pairwise(level_starts)]
     for depth, size in enumerate(sizes):

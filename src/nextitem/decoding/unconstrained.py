@@ -1,6 +1,7 @@
-"""Free decoding: what a generator spells when nothing keeps it to the catalogue. For evaluation alone.
+"""Unconstrained search: generate codes without the constraint to the catalogue. For evaluation only.
 
-TIGER (arXiv 2305.05065) searches so, drops what is no item, and proposes to repair it by its longest prefix that is.
+TIGER (arXiv 2305.05065) searches in this way and drops sequences that no item has. It proposes to repair such a
+sequence by its longest prefix that some item has.
 
 Shapes: B requests, W beams, M levels.
 """
@@ -19,13 +20,16 @@ from nextitem.ops.topk import stable_topk
 
 
 @dataclass(frozen=True, eq=False)
-class Spelt:
-    """The likeliest code sequences of each request, best first.
+class GeneratedCodes:
+    """The likeliest code sequences of each request, best first, whether or not an item has them.
 
-    codes      [B, W, M] int64
-    log_probs  [B, W]
-    nodes      [B, W] where the longest prefix that the catalogue has ends in the trie: a leaf where all of it has
-    valid      bool [B, W]: some item has exactly these codes
+    Attributes:
+        codes: [B, W, M] int64.
+        log_probs: [B, W].
+        nodes: [B, W], the trie node at the end of the longest prefix that some item has; a leaf if some item has the
+            whole sequence.
+        valid: bool [B, W], whether some item has exactly these codes.
+
     """
 
     codes: Tensor
@@ -35,9 +39,13 @@ class Spelt:
 
 
 @torch.no_grad()
-def unconstrained_search(generator: Generator, batch: SequenceBatch, trie: PrefixTrie, *, beam_width: int) -> Spelt:
-    """A beam search over all code sequences, real or not; `trie` only says how many codes there are, and which are
-    real.
+def unconstrained_search(
+    generator: Generator, batch: SequenceBatch, trie: PrefixTrie, *, beam_width: int
+) -> GeneratedCodes:
+    """Run a beam search over all code sequences, whether or not an item has them.
+
+    `trie` only provides the codebook sizes, and which sequences items have. Returns the `beam_width` likeliest
+    sequences of each request.
     """
     state = generator.start(batch)
     scores = torch.zeros((batch.num_requests, 1), device=batch.items.offsets.device)
@@ -48,34 +56,34 @@ def unconstrained_search(generator: Generator, batch: SequenceBatch, trie: Prefi
         scores, picks = stable_topk(totals, min(beam_width, totals.shape[1]))
         parents = picks // size
         state = state.reorder(parents)
-        kept = codes.gather(1, parents[..., None].expand(-1, -1, codes.shape[2]))
-        codes = torch.cat([kept, (picks % size)[..., None]], dim=2)
+        prefixes = codes.gather(1, parents[..., None].expand(-1, -1, codes.shape[2]))
+        codes = torch.cat([prefixes, (picks % size)[..., None]], dim=2)
     nodes, valid = torch.zeros_like(parents), torch.ones(parents.shape, dtype=torch.bool, device=scores.device)
     for level in range(codes.shape[2]):
         deeper = trie.advance(nodes, codes[..., level])
         valid &= deeper >= 0
         nodes = torch.where(valid, deeper, nodes)
-    return Spelt(codes, scores, nodes, valid)
+    return GeneratedCodes(codes, scores, nodes, valid)
 
 
-def items_of(spelt: Spelt, trie: PrefixTrie, *, k: int, repair: bool) -> Tensor:
-    """The first k different items that the sequences stand for, [B, k], 0 where there are no more.
+def items_of(generated: GeneratedCodes, trie: PrefixTrie, *, k: int, repair: bool) -> Tensor:
+    """Return the first k different items of the generated sequences, [B, k]; 0 if there are no more.
 
-    Sequences of no item are dropped; with `repair` such a one stands for the items under its longest real prefix, in
-    order of their codes.
+    Sequences that no item has are dropped. With `repair` such a sequence stands for the items under its longest prefix
+    that some item has, in order of their codes.
     """
-    found = torch.zeros((len(spelt.nodes), k), dtype=torch.int64)
-    starts, ends = (part.tolist() for part in trie.item_ranges(spelt.nodes))
-    valid = spelt.valid.tolist()
-    for row in range(len(found)):
-        listed: dict[int, None] = {}
+    items = torch.zeros((len(generated.nodes), k), dtype=torch.int64)
+    starts, ends = (part.tolist() for part in trie.item_ranges(generated.nodes))
+    valid = generated.valid.tolist()
+    for row in range(len(items)):
+        distinct: dict[int, None] = {}
         for beam, start in enumerate(starts[row]):
             if not valid[row][beam] and not repair:
                 continue
             for item in trie.items[start : min(ends[row][beam], start + k)].tolist():
-                listed.setdefault(item)
-            if len(listed) >= k:
+                distinct.setdefault(item)
+            if len(distinct) >= k:
                 break
-        kept = list(listed)[:k]
-        found[row, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
-    return found.to(spelt.nodes.device)
+        first_items = list(distinct)[:k]
+        items[row, : len(first_items)] = torch.tensor(first_items, dtype=torch.int64)
+    return items.to(generated.nodes.device)

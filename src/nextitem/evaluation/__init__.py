@@ -1,1 +1,1 @@
-"""One protocol, one set of metrics, for everything that recommends."""
+"""Evaluation by one protocol and one set of metrics, the same for every model."""

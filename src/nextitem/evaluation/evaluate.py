@@ -1,4 +1,4 @@
-"""evaluate: the figures of one model on one set of requests, over the full catalogue."""
+"""Evaluation of recommended lists: figures of one model on one set of requests, over the full catalogue."""
 
 from __future__ import annotations
 
@@ -35,31 +35,38 @@ ACCURACY = {
     "precision": accuracy.precision,
 }
 
-NOTABLE_TIES = 0.01  # share of lists that are cut inside a tie, from which on it is said
-MOST_REQUESTS = 512  # that are answered together
-LEAST_REQUESTS = 16
-SCORES = 2**25  # of requests that are answered together, if each item has one: 128 MiB
-DIVERSITY_WIDTH = 32  # of the vectors that diversity is measured by
+NOTABLE_TIES = 0.01  # share of lists that are cut inside a tie, from which on a note is written
+MAX_BATCH_SIZE = 512  # requests that are answered together
+MIN_BATCH_SIZE = 16
+SCORES_AT_ONCE = 2**25  # number of scores of a batch, one for each request and item: 128 MiB
+DIVERSITY_WIDTH = 32  # width of the content vectors that diversity is measured by
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Figures of one model.
+    """Figures of one model on one set of requests.
 
-    metrics    name@k -> mean over the requests that it is defined on
-    intervals  name@k -> 95% bootstrap interval of that mean; for metrics that are means over requests
-    slices     slice -> {"requests": n, metric -> mean}
-    values     name@k -> one value a request, [requests] float64 (NaN: not defined): for paired comparisons
-    lists      the recommendations, [requests, K] int64
-    generation how a generator spells (evaluation.generation), where that was asked for
-    funnel     what each stage of a staged model keeps (evaluation.funnel), plain values
+    Attributes:
+        model: name of the model.
+        protocol: name of the protocol.
+        refit: whether the model was trained on validation events, too.
+        requests: number of requests that were judged.
+        users: number of users who made them; None if users are anonymous.
+        metrics: name@k -> mean over the requests on which the metric is defined.
+        intervals: name@k -> 95% bootstrap interval of that mean; only for metrics that are means over requests.
+        slices: slice -> {"requests": number of requests, metric -> mean}.
+        values: name@k -> one value per request, [requests] float64 (NaN: not defined), for paired comparisons.
+        lists: the recommended item ids, [requests, K] int64.
+        generation: generation quality (evaluation.generation), if it was measured.
+        funnel: figures of each stage of a staged model (evaluation.funnel), as JSON values.
+
     """
 
     model: str
     protocol: str
     refit: bool
-    requests: int  # that were judged
-    users: int | None  # that made them; None: users are anonymous
+    requests: int
+    users: int | None
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     slices: dict[str, dict[str, float]]
@@ -70,26 +77,30 @@ class Evaluation:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the figures should know, one sentence each."""
+        """What a reader of the figures should know, one sentence for each note."""
         share = self.metrics.get("ties@10", 0.0)
         if share < NOTABLE_TIES:
             return []
         return [
-            f"{self.model or 'the model'}: {share:.0%} of the lists of 10 are cut inside a tie; which of the equally "
-            "good items they hold follows the item numbers, so figures may be off in either direction"
+            f"{self.model or 'the model'}: {share:.0%} of the lists of 10 are cut inside a tie; item numbers "
+            "decide which of the equally good items they contain, so figures may be off in either direction"
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """The public format of `nextitem evaluate --json`."""
+        """Return the public format of `nextitem evaluate --json`."""
         return {
             "model": self.model,
             "protocol": self.protocol,
             "refit": self.refit,
             "users": self.users,
             "requests": self.requests,
-            "metrics": {name: _plain(value) for name, value in self.metrics.items()},
-            "intervals": {name: [_plain(low), _plain(high)] for name, (low, high) in self.intervals.items()},
-            "slices": {name: {key: _plain(value) for key, value in part.items()} for name, part in self.slices.items()},
+            "metrics": {name: _json_number(value) for name, value in self.metrics.items()},
+            "intervals": {
+                name: [_json_number(low), _json_number(high)] for name, (low, high) in self.intervals.items()
+            },
+            "slices": {
+                name: {key: _json_number(value) for key, value in part.items()} for name, part in self.slices.items()
+            },
             **({} if self.generation is None else {"generation": self.generation}),
             **({} if self.funnel is None else {"funnel": self.funnel}),
         }
@@ -108,17 +119,33 @@ def evaluate_lists(
     refit: bool = False,
     progress: bool = False,
 ) -> Evaluation:
-    """Figures of `model` on `requests` (their targets, exclusions and allow-lists), over the full catalogue.
+    """Return the figures of a model on requests, over the full catalogue. Deterministic.
 
-    `set_requests` holds the same requests with all later events as targets (`time` protocol): it adds
-    set_recall@k, set_ndcg@k, ... from the same lists. Where some targets are cold and some warm, cold_warm_recall@10
-    is the harmonic mean of the two slices' figures. ties@k (k below the largest) is the share of lists that are cut
-    inside a tie at k: which of the equally good items they hold follows the item numbers, and these are not random.
-    `train` gives popularity and transitions for beyond-accuracy metrics and slices; it is never learnt from here.
-    Deterministic.
+    If some targets are cold and some warm, cold_warm_recall@10 is the harmonic mean of the two slices' figures. ties@k
+    (k below the largest) is the share of lists that are cut inside a tie at k. Item numbers decide which of the equally
+    good items such a list contains, and item numbers are not random.
+
+    Args:
+        model: the model.
+        requests: requests with targets, and with exclusions and allow-lists if there are any.
+        train: training data, read for the popularity and transitions of beyond-accuracy metrics and slices. Nothing is
+            trained on it here.
+        ks: cutoffs of the metrics.
+        batch_size: number of requests that are answered together. None: chosen by the number of items, see
+            `recommend_all`.
+        set_requests: the same requests with all later events as targets (`time` protocol). They add set_recall@k,
+            set_ndcg@k, ... of the same lists.
+        model_name: name of the model in the result.
+        protocol: name of the protocol in the result.
+        refit: whether the model was trained on validation events, too.
+        progress: print a progress bar if stderr is a terminal.
+
+    Returns:
+        The figures.
+
     """
     assert requests.targets is not None, "requests must have targets"
-    lists, is_tied = _answers(model, requests, max(ks), batch_size=batch_size, progress=progress)
+    lists, is_tied = _lists_and_ties(model, requests, max(ks), batch_size=batch_size, progress=progress)
     popularity = torch.from_numpy(train.interactions.item_counts()).double()
     values: dict[str, Tensor] = {}
     metrics: dict[str, float] = {}
@@ -161,45 +188,58 @@ def recommend_all(
 ) -> Tensor:
     """Return the lists of all requests, [B, k] int64.
 
-    `batch_size` requests are answered together; None: as many as have SCORES items, 16 to 512.
+    Args:
+        model: the model.
+        requests: B requests.
+        k: length of the lists.
+        batch_size: number of requests that are answered together. None: the number whose scores of all items amount to
+            SCORES_AT_ONCE, within 16 and 512.
+        progress: print a progress bar if stderr is a terminal.
+
+    Returns:
+        Item ids, best first, 0 is padding.
+
     """
-    return _answers(model, requests, k, batch_size=batch_size, progress=progress)[0]
+    return _lists_and_ties(model, requests, k, batch_size=batch_size, progress=progress)[0]
 
 
-def _answers(
+def _lists_and_ties(
     model: Recommender, requests: SequenceBatch, k: int, *, batch_size: int | None, progress: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the lists of all requests, [B, k] int64, and whether an item scores as the next one, [B, k - 1] bool."""
+    """Return all lists, [B, k] int64, and whether an item has the score of the next one, bool [B, k - 1]."""
     if batch_size is None:
-        batch_size = min(MOST_REQUESTS, max(LEAST_REQUESTS, SCORES // (model.num_items + 1)))
-    # Of several processes each answers its share of the batches, and all of them get all lists.
-    rank, count = processes.rank(), processes.count()
-    starts = range(rank * batch_size, requests.num_requests, count * batch_size)
-    total = len(starts)
+        batch_size = min(MAX_BATCH_SIZE, max(MIN_BATCH_SIZE, SCORES_AT_ONCE // (model.num_items + 1)))
+    # Each of several processes answers its share of the batches. Then every process gathers all lists.
+    rank, num_processes = processes.rank(), processes.count()
+    starts = range(rank * batch_size, requests.num_requests, num_processes * batch_size)
+    num_batches = len(starts)
     batches: Iterable[SequenceBatch] = (
         requests.select(torch.arange(start, min(start + batch_size, requests.num_requests))) for start in starts
     )
     console = Console(stderr=True)
     if progress and console.is_terminal and rank == 0:
-        batches = track(batches, "evaluating", total=total, console=console, transient=True)
+        batches = track(batches, "evaluating", total=num_batches, console=console, transient=True)
     device = model.popularity.device
     parts = [_items_and_ties(model.recommend(batch.to(device), k)) for batch in batches]
-    own = torch.cat(parts) if parts else torch.zeros(0, 2 * k - 1, dtype=torch.int64)
-    if count > 1:
-        turns = [torch.split(part, batch_size) for part in processes.gather(own)]
-        own = torch.cat([part for turn in zip_longest(*turns) for part in turn if part is not None])
-    return own[:, :k].contiguous(), own[:, k:] > 0
+    answers = torch.cat(parts) if parts else torch.zeros(0, 2 * k - 1, dtype=torch.int64)
+    if num_processes > 1:
+        batches_of_ranks = [torch.split(part, batch_size) for part in processes.gather(answers)]
+        answers = torch.cat([part for turn in zip_longest(*batches_of_ranks) for part in turn if part is not None])
+    return answers[:, :k].contiguous(), answers[:, k:] > 0
 
 
 def _items_and_ties(answer: Recommendations) -> Tensor:
-    """Return the items and, if scores order them, whether each of them scores as the next one, [B, 2 k - 1] int64."""
+    """Return items and ties side by side, [B, 2 k - 1] int64: k items, and k - 1 times 1 or 0.
+
+    A 1 means that an item has the score of the next one. There are no ties in lists that a re-ranker has ordered.
+    """
     items, scores = answer.item_ids, answer.scores
     is_tied = (scores[:, 1:] == scores[:, :-1]) & (items[:, 1:] > 0) & (answer.ordered_by != "reranking")
     return torch.cat([items, is_tied.long()], 1).cpu()
 
 
 def quick_score(model: Recommender, requests: SequenceBatch, *, metric: str = "ndcg@10") -> float:
-    """One figure, for choosing an epoch: `metric` is name@k of an accuracy metric."""
+    """Return one figure, to select the best epoch by; `metric` is name@k of an accuracy metric."""
     assert requests.targets is not None, "requests must have targets"
     name, _, k = metric.partition("@")
     lists = recommend_all(model, requests, int(k))
@@ -207,23 +247,27 @@ def quick_score(model: Recommender, requests: SequenceBatch, *, metric: str = "n
 
 
 def latency(model: Recommender, requests: SequenceBatch, *, k: int = 10, count: int = 100) -> tuple[float, float]:
-    """Milliseconds of one request alone, median and 99th percentile over `count` requests, after ten warm ones."""
+    """Return the milliseconds of one request alone: median and 99th percentile.
+
+    `count` requests are measured, after ten warm-up requests.
+    """
     device = model.popularity.device
     singles = [single.to(device) for single in requests.sample(count + 10).split(1)]
     times = []
     for single in islice(cycle(singles), count + 10):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         model.recommend(single, k)
-        times.append(1000 * (time.perf_counter() - began))
-    spent = torch.tensor(times[10:], dtype=torch.float64)
-    return float(spent.median()), float(spent.quantile(0.99))
+        times.append(1000 * (time.perf_counter() - start_time))
+    milliseconds = torch.tensor(times[10:], dtype=torch.float64)
+    return float(milliseconds.median()), float(milliseconds.quantile(0.99))
 
 
 @lru_cache(maxsize=1)
 def item_vectors(catalog: Catalog) -> Tensor | None:
-    """What diversity measures distance by, [N + 1, D]: TF-IDF of the items' text, else of their features; else None.
+    """Return the item vectors between which diversity measures distances, [N + 1, D].
 
-    Never what one model reads: on a scoreboard, diversity has to mean the same for every model.
+    They are TF-IDF vectors of the items' text, else of their features; None if items have neither. They never depend on
+    what one model reads: on a scoreboard, diversity has to mean the same for every model.
     """
     try:
         return content_vectors(catalog, ContentConfig(dim=DIVERSITY_WIDTH))
@@ -234,10 +278,11 @@ def item_vectors(catalog: Catalog) -> Tensor | None:
 def _slices(
     masks: Mapping[str, Tensor], values: Mapping[str, Tensor], ks: Sequence[int]
 ) -> dict[str, dict[str, float]]:
+    """Return the number of requests and the means of recall and NDCG for each slice that is not empty."""
     k = 10 if 10 in ks else ks[0]
-    shown = [name for name in (f"recall@{k}", f"ndcg@{k}") if name in values]
+    metrics = [name for name in (f"recall@{k}", f"ndcg@{k}") if name in values]
     return {
-        name: {"requests": int(mask.sum()), **{metric: _mean(values[metric][mask]) for metric in shown}}
+        name: {"requests": int(mask.sum()), **{metric: _mean(values[metric][mask]) for metric in metrics}}
         for name, mask in masks.items()
         if bool(mask.any())
     }
@@ -247,19 +292,20 @@ def num_users(requests: SequenceBatch) -> int | None:
     """Count the users who made the requests, each unknown visitor as one; None if users are anonymous."""
     if requests.user_ids is None:
         return None
-    known = requests.user_ids[requests.user_ids > 0]
-    return int(torch.unique(known).numel()) + requests.num_requests - len(known)
+    users = requests.user_ids[requests.user_ids > 0]
+    return int(torch.unique(users).numel()) + requests.num_requests - len(users)
 
 
 def _harmonic(left: float, right: float) -> float:
-    """Harmonic mean: high only where both are."""
+    """Return the harmonic mean, which is high only if both values are."""
     return 0.0 if left + right == 0 else 2 * left * right / (left + right)
 
 
 def _mean(values: Tensor) -> float:
+    """Return the mean of the values that are not NaN; NaN if there is none."""
     return float(values.nanmean()) if values.numel() else float("nan")
 
 
-def _plain(value: float) -> float | None:
-    """JSON has no NaN."""
+def _json_number(value: float) -> float | None:
+    """Return the value, or None for NaN, which JSON lacks."""
     return None if value != value else value

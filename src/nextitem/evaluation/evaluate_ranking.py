@@ -1,4 +1,4 @@
-"""evaluate_ranking: figures of scores given to what was shown (`impressions` protocol)."""
+"""Evaluation of rankers: figures of the scores of logged impressions (`impressions` protocol)."""
 
 from __future__ import annotations
 
@@ -21,38 +21,56 @@ from nextitem.evaluation.metrics import ranking
 def evaluate_ranker(
     model: Ranker, requests: SequenceBatch, *, model_name: str = "", refit: bool = False, progress: bool = False
 ) -> Evaluation:
-    """Figures of a ranker on what was shown: each of its tasks against the label of that name.
+    """Return the figures of a ranker on logged impressions: each task is judged by the label of its name.
 
-    A ranker that does not name its tasks is judged by the first label. Figures of further tasks carry their name,
-    auc_purchase. UserError where no task has a label.
+    A ranker with one task that is no label is judged by the first label. Names of figures of further tasks end with
+    the task, such as auc_purchase.
+
+    Args:
+        model: the ranker.
+        requests: requests with candidates and their labels.
+        model_name: name of the model in the result.
+        refit: whether the model was trained on validation events, too.
+        progress: print a progress bar if stderr is a terminal.
+
+    Returns:
+        The figures of the first task, with those of further tasks added to its metrics and intervals.
+
+    Raises:
+        UserError: no task has a label.
+
     """
     scores = score_all(model, requests, progress=progress)
     labels = list(requests.candidate_labels)
-    judged = [task for task in scores if task in labels]
-    if not judged and len(scores) == 1 and labels:
-        scores, judged = {labels[0]: next(iter(scores.values()))}, labels[:1]
-    if not judged:
-        raise UserError(f"the model scores {', '.join(scores)}, and impressions have the labels {', '.join(labels)}")
-    first, *others = [
-        evaluate_ranking(scores[task], requests, label=task, model_name=model_name, refit=refit) for task in judged
+    judged_tasks = [task for task in scores if task in labels]
+    if not judged_tasks and len(scores) == 1 and labels:
+        scores, judged_tasks = {labels[0]: next(iter(scores.values()))}, labels[:1]
+    if not judged_tasks:
+        raise UserError(
+            f"impressions: the model scores {', '.join(scores)}, the labels are {', '.join(labels)}; "
+            "train a model on one of these"
+        )
+    figures, *further_figures = [
+        evaluate_ranking(scores[task], requests, label=task, model_name=model_name, refit=refit)
+        for task in judged_tasks
     ]
-    for task, figures in zip(judged[1:], others, strict=True):
-        first.metrics.update({f"{name}_{task}": value for name, value in figures.metrics.items()})
-        first.intervals.update({f"{name}_{task}": value for name, value in figures.intervals.items()})
-    return first
+    for task, further in zip(judged_tasks[1:], further_figures, strict=True):
+        figures.metrics.update({f"{name}_{task}": value for name, value in further.metrics.items()})
+        figures.intervals.update({f"{name}_{task}": value for name, value in further.intervals.items()})
+    return figures
 
 
 @torch.inference_mode()
 def score_all(
     model: Ranker, requests: SequenceBatch, *, batch_size: int = 1024, progress: bool = False
 ) -> dict[str, Jagged]:
-    """Task -> a score for each candidate of the requests, with the candidates' offsets."""
+    """Return a score for each candidate of the requests: task -> scores, with the candidates' offsets."""
     assert requests.candidates is not None, "requests must have candidates"
     batches: Iterable[SequenceBatch] = requests.split(batch_size)
     console = Console(stderr=True)
     if progress and console.is_terminal:
-        total = -(-requests.num_requests // batch_size)
-        batches = track(batches, "scoring", total=total, console=console, transient=True)
+        num_batches = -(-requests.num_requests // batch_size)
+        batches = track(batches, "scoring", total=num_batches, console=console, transient=True)
     parts: dict[str, list[Tensor]] = {}
     device = next(iter(model.buffers())).device if isinstance(model, nn.Module) else torch.device("cpu")
     for batch in batches:
@@ -63,46 +81,63 @@ def score_all(
 
 
 def quick_auc(model: Ranker, requests: SequenceBatch) -> float:
-    """Return one figure, for choosing an epoch: the AUC of the first task; NaN if all its labels are alike."""
-    first = next(iter(score_all(model, requests).items()))
+    """Return one figure, to select the best epoch by: the AUC of the first task; NaN if all its labels are alike."""
+    task, scores = next(iter(score_all(model, requests).items()))
     labels = requests.candidate_labels
-    values = labels[first[0] if first[0] in labels else next(iter(labels))].values
+    values = labels[task if task in labels else next(iter(labels))].values
     has_label = ~values.isnan()
-    return ranking.auc(first[1].values[has_label], values[has_label] > 0)
+    return ranking.auc(scores.values[has_label], values[has_label] > 0)
 
 
 def evaluate_ranking(
     scores: Jagged, requests: SequenceBatch, *, label: str, model_name: str = "", refit: bool = False
 ) -> Evaluation:
-    """AUC, GAUC, log-loss, normalised entropy and calibration error of `scores` against the candidates' labels.
+    """Return AUC, GAUC, log-loss, normalised entropy and calibration error of scores against labels.
 
-    `scores` shares the candidates' offsets and holds probabilities; where any score lies outside 0..1, the last
-    three are left out. The interval of AUC is a bootstrap over the groups of GAUC. A label above 0 is positive;
-    candidates whose label is not known (NaN) are left out. GAUC is over users, for requests of unknown users over
-    the requests themselves, that have both labels. A figure that is not defined (no group has both labels) is NaN,
-    null in JSON. `slices` says what was judged: {"judged by gauc":
-    {"groups": n}, "left out of gauc": {"groups": n}}. Requests without a known label are not counted.
+    A label above 0 is positive. Candidates without a label (NaN) are skipped, and requests without any label are not
+    counted. GAUC is over the groups that have both labels; a group is a user, or a request if its user is unknown. The
+    interval of AUC is a bootstrap over the same groups. A figure that is not defined (no group has both labels) is NaN,
+    null in JSON.
+
+    Args:
+        scores: probabilities, with the candidates' offsets. If any score lies outside 0..1, log-loss, normalised
+            entropy and calibration error are skipped.
+        requests: requests with candidates and their labels.
+        label: name of the label.
+        model_name: name of the model in the result.
+        refit: whether the model was trained on validation events, too.
+
+    Returns:
+        The figures. `slices` contains the numbers of groups: {"judged by gauc": {"groups": n}, "left out of gauc":
+        {"groups": n}}.
+
+    Raises:
+        ValueError: the candidates lack the label, or scores have other offsets or are not finite.
+        UserError: no candidate has a value of the label.
+
     """
     if requests.candidates is None or label not in requests.candidate_labels:
         raise ValueError(f"no label {label!r}; the candidates have: {', '.join(requests.candidate_labels) or 'none'}")
     if not torch.equal(scores.offsets, requests.candidates.offsets):
-        count = len(requests.candidates.values)
-        raise ValueError(f"scores must share the candidates' offsets: {count} scores, got {len(scores.values)}")
+        num_candidates = len(requests.candidates.values)
+        raise ValueError(
+            f"scores must share the candidates' offsets: {num_candidates} scores, got {len(scores.values)}"
+        )
     if not bool(scores.values.isfinite().all()):
         raise ValueError("scores must be finite")
     has_label = ~requests.candidate_labels[label].values.isnan()
     if not bool(has_label.any()):
-        raise UserError(f"label {label!r} is not known of any candidate that is judged; fill it in or judge others")
+        raise UserError(f"label {label!r} is not known of any candidate; fill it in, or evaluate other requests")
     values, labels = scores.values[has_label], requests.candidate_labels[label].values[has_label] > 0
     groups = ranking_groups(requests)[has_label]
-    mean, left_out = ranking.gauc(values, labels, groups)
+    mean, num_skipped = ranking.gauc(values, labels, groups)
     metrics = {"auc": ranking.auc(values, labels), "gauc": mean}
     if bool(((values >= 0) & (values <= 1)).all()):
         metrics["log_loss"] = ranking.log_loss(values, labels)
         metrics["normalised_entropy"] = ranking.normalised_entropy(values, labels)
         metrics["calibration_error"] = ranking.calibration_error(values, labels)
     rows = torch.unique(requests.candidates.row_ids()[has_label])
-    judged = int(torch.unique(groups).numel()) - left_out
+    num_judged = int(torch.unique(groups).numel()) - num_skipped
     return Evaluation(
         model=model_name,
         protocol="impressions",
@@ -111,12 +146,12 @@ def evaluate_ranking(
         users=num_users(requests.select(rows)),
         metrics=metrics,
         intervals={"auc": auc_interval(values, labels, groups)},
-        slices={"judged by gauc": {"groups": judged}, "left out of gauc": {"groups": left_out}},
+        slices={"judged by gauc": {"groups": num_judged}, "left out of gauc": {"groups": num_skipped}},
     )
 
 
 def ranking_groups(requests: SequenceBatch) -> Tensor:
-    """What each candidate is grouped by, [T] int64: its user, else (below 0) its request."""
+    """Return the group of each candidate, [T] int64: its user, or (below 0) its request if the user is unknown."""
     assert requests.candidates is not None
     request = requests.candidates.row_ids()
     if requests.user_ids is None:

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: how far a figure, or a difference of two, may be chance (Efron and Tibshirani 1993)."""
+"""Bootstrap intervals of a figure or of the difference of two figures (Efron and Tibshirani 1993)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 RESAMPLES = 1000
 AUC_RESAMPLES = 300
-# Above this many requests the mean is normal to more digits than are shown, and its interval is had at once.
+# From this number of requests on, the mean is normal to more digits than are printed: no resampling is needed.
 EXACT_BELOW = 5000
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a less mean of b over the requests that both are defined on, with its 95% interval."""
+    """Mean of a minus mean of b, over the requests on which both are defined, with its 95% interval."""
 
     mean: float
     low: float
@@ -23,52 +23,68 @@ class Difference:
 
     @property
     def is_noise(self) -> bool:
-        """True where the interval holds 0: these requests cannot tell the two apart."""
+        """Whether the interval contains 0: these requests do not show which of the two is better."""
         return self.low <= 0 <= self.high
 
 
 def interval(values: Tensor, *, seed: int = 0) -> tuple[float, float]:
-    """95% interval of the mean of `values` [B] (NaN: left out); (nan, nan) where there is none.
+    """Return the 95% interval (low, high) of the mean of `values` [B].
 
-    Percentile bootstrap over requests; above 5,000 requests its normal limit, mean +- 1.96 standard errors.
+    NaN values are skipped; the interval is (nan, nan) if no other value remains. Percentile bootstrap over requests.
+    From 5,000 requests on it is the normal limit of that: mean +- 1.96 standard errors.
     """
-    known = values[~values.isnan()].double()
-    if not known.numel():
+    defined = values[~values.isnan()].double()
+    if not defined.numel():
         return float("nan"), float("nan")
-    if known.numel() >= EXACT_BELOW:
-        mean, error = float(known.mean()), float(known.std() / known.numel() ** 0.5)
+    if defined.numel() >= EXACT_BELOW:
+        mean, error = float(defined.mean()), float(defined.std() / defined.numel() ** 0.5)
         return mean - 1.96 * error, mean + 1.96 * error
-    means = _resampled_means(known, seed)
+    means = _resampled_means(defined, seed)
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
 
 def paired_difference(a: Tensor, b: Tensor, *, seed: int = 0) -> Difference:
-    """How much better `a` is than `b`, request by request: the same resamples for both."""
-    both = (a - b)[~(a.isnan() | b.isnan())].double()
-    if not both.numel():
+    """Return how much greater `a` [B] is than `b` [B], request by request, with its 95% interval.
+
+    Both are resampled together. Requests on which either is NaN are skipped. If no request remains, the mean is NaN and
+    the interval unbounded.
+    """
+    differences = (a - b)[~(a.isnan() | b.isnan())].double()
+    if not differences.numel():
         return Difference(float("nan"), float("-inf"), float("inf"))
-    low, high = interval(both, seed=seed)
-    return Difference(float(both.mean()), low, high)
+    low, high = interval(differences, seed=seed)
+    return Difference(float(differences.mean()), low, high)
 
 
 def auc_interval(scores: Tensor, labels: Tensor, groups: Tensor, *, seed: int = 0) -> tuple[float, float]:
-    """95% interval of the AUC of `scores` [T] for `labels` [T], by a bootstrap over whole groups (users) [T]."""
+    """Return the 95% interval (low, high) of an AUC, by a bootstrap over groups.
+
+    Args:
+        scores: scores of the candidates, [T].
+        labels: labels of the candidates, 0 or 1, [T].
+        groups: group of each candidate, such as its user, [T]. A group is resampled as a whole.
+        seed: seed of the bootstrap.
+
+    Returns:
+        The interval; (nan, nan) if one of the two labels does not occur.
+
+    """
     order = scores.argsort()
     ordered = scores[order]
-    run = nn.functional.pad((ordered[1:] != ordered[:-1]).long().cumsum(0), (1, 0))  # equal scores share a place
+    run = nn.functional.pad((ordered[1:] != ordered[:-1]).long().cumsum(0), (1, 0))  # equal scores share a rank
     positive = labels[order].bool()
     distinct, group = torch.unique(groups[order], return_inverse=True)
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(AUC_RESAMPLES):
-        drawn = torch.randint(len(distinct), (len(distinct),), generator=generator)
-        weight = torch.bincount(drawn, minlength=len(distinct)).double()[group]
+        sampled_groups = torch.randint(len(distinct), (len(distinct),), generator=generator)
+        weight = torch.bincount(sampled_groups, minlength=len(distinct)).double()[group]
         above = torch.bincount(run, weights=weight * positive)
         below = torch.bincount(run, weights=weight * ~positive)
-        pairs = above.sum() * below.sum()
-        if pairs > 0:
-            values.append((above * (below.cumsum(0) - below / 2)).sum() / pairs)
+        num_pairs = above.sum() * below.sum()
+        if num_pairs > 0:
+            values.append((above * (below.cumsum(0) - below / 2)).sum() / num_pairs)
     if not values:
         return float("nan"), float("nan")
     low, high = torch.stack(values).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
@@ -76,6 +92,7 @@ def auc_interval(scores: Tensor, labels: Tensor, groups: Tensor, *, seed: int = 
 
 
 def _resampled_means(values: Tensor, seed: int) -> Tensor:
+    """Return the means of RESAMPLES bootstrap samples of `values`, [RESAMPLES]."""
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(values.numel(), (RESAMPLES, values.numel()), generator=generator)
-    return values[draws].mean(1)
+    samples = torch.randint(values.numel(), (RESAMPLES, values.numel()), generator=generator)
+    return values[samples].mean(1)

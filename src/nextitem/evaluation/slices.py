@@ -1,4 +1,4 @@
-"""Slices of requests: where a model is good, and where it is not."""
+"""Slices of requests, which show where a model is good and where it is not."""
 
 from __future__ import annotations
 
@@ -11,13 +11,24 @@ from nextitem.core.dataset import Dataset
 
 
 def slice_masks(requests: SequenceBatch, train: Dataset, catalog: Catalog) -> dict[str, Tensor]:
-    """Slice -> bool [B]. A request with several targets is sliced by its first.
+    """Return the requests of each slice as masks: slice name -> bool [B].
 
-    activity: by the length of the history (thirds). popularity: targets among the fifth of the training events that
-    fall on the most popular items, the next three fifths, the last. cold: targets unseen in training; warm: the others.
-    memorization: the step from the last item of the history to the target was seen in training; generalization: it was
-    not. new_category: the target's category (else its first categorical feature) is not in the history. siblings: how
-    many other items share all codes but the last of the target's semantic ID.
+    A request with several targets is sliced by its first. A request without targets is in no slice.
+
+    * history (activity): thirds of the requests by the length of the history.
+    * popular, middle, rare: targets among the items with the first fifth of the training events (most popular first),
+      the next three fifths, the last fifth.
+    * cold: targets without training events. warm: the others.
+    * memorization: the step from the last item of the history to the target occurs in training. generalization: it does
+      not.
+    * new_category: the target's category (else its first categorical feature) is not in the history.
+    * siblings: number of other items that share all codes but the last of the target's semantic ID.
+
+    Args:
+        requests: requests with targets.
+        train: training data, for popularity and steps.
+        catalog: catalogue, for categories and semantic IDs.
+
     """
     assert requests.targets is not None
     has_target = requests.targets.lengths > 0
@@ -29,6 +40,7 @@ def slice_masks(requests: SequenceBatch, train: Dataset, catalog: Catalog) -> di
 
 
 def _activity(requests: SequenceBatch) -> dict[str, Tensor]:
+    """Return the thirds of the requests by the length of the history."""
     lengths = requests.items.lengths
     if not lengths.numel():
         return {}
@@ -42,48 +54,52 @@ def _activity(requests: SequenceBatch) -> dict[str, Tensor]:
 
 
 def _popularity(first: Tensor, train: Dataset) -> dict[str, Tensor]:
+    """Return the slices by the training events of the first targets [B]."""
     counts = torch.from_numpy(train.interactions.item_counts())
     order = counts.argsort(descending=True, stable=True)
     before = counts[order].cumsum(0) - counts[order]  # events on more popular items
     share = torch.empty(len(counts), dtype=torch.float64)
     share[order] = before.double() / max(1, int(counts.sum()))
-    warm = counts[first] > 0
+    is_warm = counts[first] > 0
     return {
-        "popular": warm & (share[first] < 0.2),
-        "middle": warm & (share[first] >= 0.2) & (share[first] < 0.8),
-        "rare": warm & (share[first] >= 0.8),
-        "warm": warm,
-        "cold": ~warm,
+        "popular": is_warm & (share[first] < 0.2),
+        "middle": is_warm & (share[first] >= 0.2) & (share[first] < 0.8),
+        "rare": is_warm & (share[first] >= 0.8),
+        "warm": is_warm,
+        "cold": ~is_warm,
     }
 
 
 def _memorization(requests: SequenceBatch, first: Tensor, train: Dataset) -> dict[str, Tensor]:
+    """Return the requests whose step from the last item to the first target [B] occurs in training, and the others."""
     log = train.interactions.targets_only()
     span = log.num_items + 1
-    same = torch.from_numpy(log.user_ids[1:] == log.user_ids[:-1])
+    is_same_user = torch.from_numpy(log.user_ids[1:] == log.user_ids[:-1])
     items = torch.from_numpy(log.item_ids).long()
-    seen = torch.unique((items[:-1] * span + items[1:])[same])
+    training_steps = torch.unique((items[:-1] * span + items[1:])[is_same_user])
     has_history = requests.items.lengths > 0
     last = torch.zeros(requests.num_requests, dtype=torch.int64)
     last[has_history] = requests.items.values[requests.items.offsets[1:][has_history] - 1]
-    known = torch.isin(last * span + first, seen)
-    return {"memorization": known & has_history, "generalization": ~known & has_history}
+    is_in_training = torch.isin(last * span + first, training_steps)
+    return {"memorization": is_in_training & has_history, "generalization": ~is_in_training & has_history}
 
 
 def _new_category(requests: SequenceBatch, first: Tensor, catalog: Catalog) -> dict[str, Tensor]:
+    """Return the requests whose history lacks the category of the first target [B]."""
     columns = [name for name, kind in catalog.features.items() if kind == "categorical"]
     if not columns:
         return {}
     column = next((name for name in columns if "categor" in name.lower()), columns[0])
-    ranked = catalog.table[column].cast(str).fill_null("").rank("dense").to_numpy().astype("int64")
-    category = torch.cat([torch.zeros(1, dtype=torch.int64), torch.from_numpy(ranked)])
+    category_of_item = catalog.table[column].cast(str).fill_null("").rank("dense").to_numpy().astype("int64")
+    category = torch.cat([torch.zeros(1, dtype=torch.int64), torch.from_numpy(category_of_item)])
     span = int(category.max()) + 1
-    held = requests.items.row_ids() * span + category[requests.items.values]
-    wanted = torch.arange(requests.num_requests) * span + category[first]
-    return {"new_category": ~torch.isin(wanted, held)}
+    history_keys = requests.items.row_ids() * span + category[requests.items.values]
+    target_keys = torch.arange(requests.num_requests) * span + category[first]
+    return {"new_category": ~torch.isin(target_keys, history_keys)}
 
 
 def _siblings(first: Tensor, catalog: Catalog) -> dict[str, Tensor]:
+    """Return the slices by the number of items that share all codes but the last of the first target [B]."""
     if catalog.identifiers is None:
         return {}
     prefixes = catalog.identifiers.codes[1:, :-1]

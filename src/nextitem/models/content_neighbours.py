@@ -76,6 +76,10 @@ class ContentNeighbours(Recommender):
         scores[rows, history.indices] -= torch.from_numpy(own_scores).to(scores)
         return scores
 
+    def similarity_to(self, item: int) -> Tensor:
+        """Return the cosine of every item's content with that of an item, [N + 1] (roles.KnowsSimilarItems)."""
+        return self.directions @ self.directions[item]
+
     def _history(self, batch: SequenceBatch) -> sp.csr_matrix:
         """Return the recent items of each request and their weights, [B, N + 1]."""
         config = self.config

@@ -51,7 +51,7 @@ from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
 from nextitem.core.roles import LossTerms
 from nextitem.core.vector_model import VectorModel
-from nextitem.data.examples.augmentations import augmented
+from nextitem.data.examples.augmentations import augment
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.negatives import draw_negatives
 from nextitem.losses.bce import bce
@@ -161,11 +161,11 @@ class SASRec(VectorModel):
             return LossTerms(loss)
         views = []
         for _ in range(2):
-            view = augmented(
+            view = augment(
                 batch.items,
-                cropped=views_config.crop,
-                masked=views_config.mask,
-                reordered=views_config.reorder,
+                crop_share=views_config.crop,
+                mask_share=views_config.mask,
+                reorder_share=views_config.reorder,
                 generator=generator,
             )
             views.append(self._flat_hidden(view)[view.offsets[1:] - 1])
@@ -269,5 +269,5 @@ class SASRec(VectorModel):
             caches = [KeyValueCache(state.cache[f"block{n}"], further) for n in range(len(self.blocks))]
         hidden_BLD = self._padded_hidden(items, caches, num_cached=num_cached)
         last_BD = hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), items.lengths - 1]
-        cache = {f"block{n}": layer.kept for n, layer in enumerate(caches) if layer.kept is not None}
+        cache = {f"block{n}": layer.keys_values for n, layer in enumerate(caches) if layer.keys_values is not None}
         return HistoryState(batch.items.lengths, self.scale_users(self.norm(last_BD)), cache)

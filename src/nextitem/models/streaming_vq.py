@@ -174,8 +174,8 @@ class StreamingVQ(Recommender):
         bias, cached = self.bias.weight, self._index
         versions = tuple(version_of(tensor) for tensor in (self.assigned, bias, self.popularity))
         if cached is None or cached[0] is not self.assigned or cached[1] != versions:
-            sorted_lists = SortedLists.of(
-                self.assigned, bias.detach()[:, 0], count=self.config.clusters, hidden=self.unseen_items()
+            sorted_lists = SortedLists.from_list_numbers(
+                self.assigned, bias.detach()[:, 0], num_lists=self.config.clusters, is_hidden=self.unseen_items()
             )
             self._index = cached = (self.assigned, versions, sorted_lists)
         return cached[2]

@@ -1,1 +1,1 @@
-"""Neighbourhoods of items and users: sparse rows, votes, similarity, vector indexes."""
+"""Neighbourhoods of items and users: sparse rows, votes of neighbours, item similarity, vector indexes."""

@@ -1,13 +1,14 @@
-"""An index for approximate search among item vectors, with its recall against exact search measured when it is built.
+"""AnnIndex: approximate nearest-neighbour search among item vectors, with its recall measured when it is built.
 
 kinds   exact  ops.vector_search, which misses nothing
-        flat   faiss, every vector in float32: the yardstick
-        ivf    faiss, the vectors of the nearest of some clusters
-        hnsw   faiss, a walk on a graph of neighbours (Malkov, Yashunin, arXiv 1603.09320)
-        pq     faiss, every vector in a few bytes (Jegou et al. 2011)
+        flat   faiss, scans every vector in float32: the yardstick of the faiss kinds
+        ivf    faiss, scans the vectors of the nearest clusters
+        hnsw   faiss, walks on a graph of neighbours (Malkov, Yashunin, arXiv 1603.09320)
+        pq     faiss, scans every vector, compressed to a few bytes (Jegou et al. 2011)
 
-What an index finds is scored by the vectors themselves, so scores are true ones whatever the kind. A request with an
-allow-list, or one for which the index finds too few items, is answered by exact search.
+The candidates of an index are scored again by their own vectors, so scores are exact for every kind. Exact search
+answers a request that has an allow-list, or for which the index returns too few items. Recall is measured against
+exact search.
 
 Shapes: B queries, N items, D width.
 """
@@ -34,31 +35,31 @@ from nextitem.ops.vector_search import VectorTable
 
 
 class AnnIndexConfig(configs.Config):
-    """Settings of AnnIndex."""
+    """Settings of AnnIndex, the nearest-neighbour search among item vectors."""
 
     kind: Literal["exact", "flat", "ivf", "hnsw", "pq"] = "exact"
-    """Kind of index."""
+    """Kind of index: exact search, or a faiss index (flat: all vectors, ivf: clusters, hnsw: graph, pq: compressed)."""
     clusters: int = Field(256, ge=1)
-    """Ivf: clusters of vectors; fewer where there are few items."""
+    """Number of clusters of vectors (kind ivf); fewer if there are few items."""
     probes: int = Field(16, ge=1)
-    """Ivf: clusters that are searched."""
+    """Number of clusters that a query searches (kind ivf)."""
     links: int = Field(32, ge=2)
-    """Hnsw: neighbours of a vector."""
+    """Number of neighbours of each vector in the graph (kind hnsw)."""
     build_width: int = Field(80, ge=1)
-    """Hnsw: candidates kept while building."""
+    """Number of candidates that the search keeps while the graph is built (kind hnsw)."""
     search_width: int = Field(128, ge=1)
-    """Hnsw: candidates kept while searching, at least as many as are asked for."""
+    """Number of candidates that a query keeps (kind hnsw); at least the number of items that it has to return."""
     code_bytes: int = Field(16, ge=1)
-    """Pq: bytes of a vector, at most D."""
+    """Number of bytes of a compressed vector (kind pq), at most its width (D)."""
     oversampling: int = Field(4, ge=1)
-    """Candidates for each item returned, scored by their true vectors."""
+    """Number of candidates for each item returned; all are scored by their uncompressed vectors."""
     recall_at: int = Field(100, ge=1)
-    """Items of the lists that recall is measured on."""
+    """Length of the lists (items) on which the recall of the index is measured."""
     recall_queries: int = Field(200, ge=1)
-    """Queries that recall is measured on."""
+    """Number of queries on which the recall of the index is measured."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        """Return the settings that have no effect with this `kind`, each with the reason."""
         kind = f"kind is {self.kind}"
         approximate = ("oversampling", "recall_at", "recall_queries")
         return {
@@ -70,9 +71,10 @@ class AnnIndexConfig(configs.Config):
 
 
 class AnnIndex(nn.Module):
-    """Finds the items of largest inner product. What faiss has built is a buffer, so that a bundle holds it.
+    """Index that returns the items with the largest inner products with query vectors.
 
-    `recall` is the share of exact search's first `recall_at` items that it found when it was built; NaN before.
+    The serialised faiss index is a buffer, so it is saved in a bundle. `recall` is the fraction of the first
+    `recall_at` items of exact search that the index returned when it was built; NaN before.
     """
 
     packed: Tensor
@@ -83,19 +85,20 @@ class AnnIndex(nn.Module):
         self.settings = config
         self.register_buffer("packed", torch.zeros(0, dtype=torch.uint8))
         self.register_buffer("recall", torch.tensor(torch.nan))
-        self._table: tuple[VectorTable, int] | None = None  # and the version of the vectors that it was made of
-        self._index: tuple[Tensor, int, Any] | None = None  # the buffer that it was unpacked from, its version, and it
+        self._table: tuple[VectorTable, int] | None = None  # table, version of the vectors that it was built from
+        self._index: tuple[Tensor, int, Any] | None = None  # source buffer, its version, deserialised index
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moved as any module; what was made of tensors on another device stays behind."""
+        """Move or convert the module, and drop caches that were built from tensors on the former device."""
         self._table = self._index = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def build(self, vectors: Tensor, queries: Tensor | None = None) -> None:
-        """Indexes `vectors [N + 1, D]` (row 0 is padding) and measures recall.
+        """Build the index of `vectors [N + 1, D]` (row 0 is padding) and measure its recall.
 
-        `queries [Q, D]` is what users' vectors look like; None: item vectors ask. A seeded sample of them is used.
+        Recall is measured on a seeded sample of `queries [Q, D]`, vectors of typical users, or of item vectors if that
+        is None.
         """
         if self.settings.kind != "exact":
             import faiss
@@ -105,19 +108,20 @@ class AnnIndex(nn.Module):
             index.train(points)
             index.add(points)
             self.packed = torch.from_numpy(faiss.serialize_index(index))
-        asking = vectors[1:] if queries is None else queries
-        draw = torch.Generator().manual_seed(0)
-        asking = asking[torch.randperm(len(asking), generator=draw)[: self.settings.recall_queries]].cpu()
-        self.recall = torch.tensor(self.measure(vectors, asking, self.settings.recall_at))
+        if queries is None:
+            queries = vectors[1:]
+        generator = torch.Generator().manual_seed(0)
+        sample = queries[torch.randperm(len(queries), generator=generator)[: self.settings.recall_queries]].cpu()
+        self.recall = torch.tensor(self.measure(vectors, sample, self.settings.recall_at))
 
     def measure(self, vectors: Tensor, queries: Tensor, k: int) -> float:
-        """Share of exact search's first k items that the index finds."""
+        """Return the recall at k: the fraction of the first k items of exact search that the index returns."""
         if self.settings.kind == "exact":
             return 1.0
-        exact = self._exact(vectors).search(queries, k)[0]
-        found = self._candidates(vectors, queries, k)[0]
-        hits = (exact[:, :, None] == found[:, None, :]).any(2) & (exact > 0)
-        return float(hits.sum() / (exact > 0).sum().clamp(min=1))
+        exact = self._exact_index(vectors).search(queries, k)[0]
+        approximate = self._candidates(vectors, queries, k)[0]
+        is_hit = (exact[:, :, None] == approximate[:, None, :]).any(2) & (exact > 0)
+        return float(is_hit.sum() / (exact > 0).sum().clamp(min=1))
 
     def search(
         self,
@@ -129,32 +133,49 @@ class AnnIndex(nn.Module):
         excluded: Jagged | None = None,
         hidden: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Items [B, k] int64 and scores [B, k] for `queries [B, D]`; 0 and -inf where there are no more.
+        """Return the items with the largest inner products with the queries, and these products.
 
-        `vectors` are those of `build`; `allowed` and `excluded` as in SequenceBatch. `hidden` items, bool [N + 1], are
-        never found, whoever asks. Ties go to the smaller number.
+        Ties go to the smaller item number.
+
+        Args:
+            vectors: item vectors [N + 1, D], the same as in `build`.
+            queries: query vectors [B, D].
+            k: number of items to return for each query.
+            allowed: allow-lists, as in SequenceBatch.
+            excluded: excluded items of each query, as in SequenceBatch.
+            hidden: items, bool [N + 1], that are returned for no query.
+
+        Returns:
+            Items [B, k] int64 and scores [B, k]; 0 and -inf at the end of a list if there are fewer than k items.
+
         """
         legal = allowed
         if hidden is not None:
             legal = ~hidden[None] if allowed is None else allowed & ~hidden
         if self.settings.kind == "exact" or allowed is not None or not self.packed.numel():
-            return self._exact(vectors).search(queries, k, allowed=legal, excluded=_rows(excluded))
+            return self._exact_index(vectors).search(queries, k, allowed=legal, excluded=_jagged_parts(excluded))
         items, scores = self._candidates(vectors, queries, k, excluded, hidden)
         short = (items[:, -1] == 0).nonzero()[:, 0]
         if len(short):
-            own = None if excluded is None else _rows(excluded.select(short))
-            items[short], scores[short] = self._exact(vectors).search(queries[short], k, allowed=legal, excluded=own)
+            exclusions = None if excluded is None else _jagged_parts(excluded.select(short))
+            items[short], scores[short] = self._exact_index(vectors).search(
+                queries[short], k, allowed=legal, excluded=exclusions
+            )
         return items, scores
 
     def nearest(self, model: VectorModel, queries: Tensor, batch: SequenceBatch, k: int) -> Recommendations:
-        """Return the k items of largest inner product with `queries [B, D]`; items unseen by the model follow."""
+        """Return the k items with the largest inner products with `queries [B, D]`.
+
+        Items that the model has not seen in training follow at the end of the lists.
+        """
         unseen = model.unseen_items()
-        found = self.search(
+        items, scores = self.search(
             model.item_vectors(), queries, k, allowed=batch.allowed, excluded=batch.excluded, hidden=unseen
         )
-        return append_unseen(Recommendations(*found), batch, unseen)
+        return append_unseen(Recommendations(items, scores), batch, unseen)
 
-    def _exact(self, vectors: Tensor) -> VectorTable:
+    def _exact_index(self, vectors: Tensor) -> VectorTable:
+        """Return the table for exact search, cached for this version of the vectors."""
         version = version_of(vectors)
         if self._table is None or self._table[0].vectors is not vectors or self._table[1] != version:
             self._table = (VectorTable(vectors), version)
@@ -168,27 +189,28 @@ class AnnIndex(nn.Module):
         excluded: Jagged | None = None,
         hidden: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The best of what the index finds, as `search` returns it."""
-        index = self._unpacked()
-        left_out = 0 if excluded is None else int(excluded.lengths.max())
-        count = min(k * self.settings.oversampling + left_out, index.ntotal)
+        """Return the k best candidates of the faiss index, in the form of `search`."""
+        index = self._faiss_index()
+        num_excluded = 0 if excluded is None else int(excluded.lengths.max())
+        count = min(k * self.settings.oversampling + num_excluded, index.ntotal)
         if self.settings.kind == "hnsw":
             index.hnsw.efSearch = max(self.settings.search_width, count)
-        asked = np.ascontiguousarray(queries.detach().cpu().float().numpy())
-        items = torch.from_numpy(index.search(asked, count)[1]) + 1  # 0 where faiss found no more
-        items = items.sort(dim=1).values  # so that ties go to the smaller number
+        query_array = np.ascontiguousarray(queries.detach().cpu().float().numpy())
+        items = torch.from_numpy(index.search(query_array, count)[1]) + 1  # 0 at the end if faiss returns fewer
+        items = items.sort(dim=1).values  # so that ties go to the smaller item number
         scores = torch.bmm(vectors[items], queries[:, :, None].to(vectors.dtype))[:, :, 0].float()
         scores.masked_fill_(items == 0 if hidden is None else (items == 0) | hidden[items], -torch.inf)
         if excluded is not None:
             span = len(vectors)
             keys = torch.arange(len(items))[:, None] * span + items
             scores.masked_fill_(torch.isin(keys, excluded.row_ids() * span + excluded.values), -torch.inf)
-        values, places = stable_topk(scores, min(k, count))
-        found = items.gather(1, places).masked_fill(values == -torch.inf, 0)
-        missing = (0, k - values.shape[1])
-        return nn.functional.pad(found, missing), nn.functional.pad(values, missing, value=-torch.inf)
+        top_scores, places = stable_topk(scores, min(k, count))
+        top_items = items.gather(1, places).masked_fill(top_scores == -torch.inf, 0)
+        padding = (0, k - top_scores.shape[1])
+        return nn.functional.pad(top_items, padding), nn.functional.pad(top_scores, padding, value=-torch.inf)
 
-    def _unpacked(self) -> Any:
+    def _faiss_index(self) -> Any:
+        """Return the deserialised faiss index, cached for this version of its buffer."""
         version = version_of(self.packed)
         if self._index is None or self._index[0] is not self.packed or self._index[1] != version:
             import faiss
@@ -197,17 +219,18 @@ class AnnIndex(nn.Module):
         return self._index[2]
 
 
-def _rows(excluded: Jagged | None) -> tuple[Tensor, Tensor] | None:
+def _jagged_parts(excluded: Jagged | None) -> tuple[Tensor, Tensor] | None:
+    """Return values and offsets of exclusions, or None if there are none."""
     return None if excluded is None else (excluded.values, excluded.offsets)
 
 
 def _new_index(settings: AnnIndexConfig, count: int, width: int) -> Any:
-    """An empty faiss index for `count` vectors of `width` numbers, by inner product."""
+    """Return an empty faiss index for `count` vectors of `width` numbers, by inner product."""
     import faiss
 
     product = faiss.METRIC_INNER_PRODUCT
     if settings.kind == "ivf":
-        clusters = max(1, min(settings.clusters, count // 39))  # faiss wants 39 points a cluster
+        clusters = max(1, min(settings.clusters, count // 39))  # faiss asks for at least 39 points for each cluster
         inverted = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, clusters, product)
         inverted.nprobe = min(settings.probes, clusters)
         return inverted

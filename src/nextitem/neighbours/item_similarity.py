@@ -1,6 +1,6 @@
-"""How alike items are: the cosine of their content vectors, else of what their categories say.
+"""Item similarity: the cosine of content vectors, or of sets of categorical values if there are none.
 
-Shapes: B requests, K candidates, N items, D content width, S values of an item.
+Shapes: B requests, K candidates, N items, D content width, S values of each item.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from nextitem.nn.fields.item_features import category_codes, category_lists
 
 
 class ItemSimilarity(nn.Module):
-    """Cosines between the candidates of a request; nothing of the size of the catalogue squared is ever made.
+    """Cosines between the candidates of a request, without any matrix of all pairs of items.
 
-    Reads the catalogue's content vectors where it has them; else every categorical and categorical-list feature, an
-    item being the set of its values: the cosine of two such sets (of their multi-hot vectors) is the number of values
-    that they share over the root of the product of their sizes. An item without content or values is like no other.
-    UserError where the catalogue has neither.
+    They are those of the catalogue's content vectors, if it has any. Otherwise an item is the set of its values of all
+    categorical and categorical-list features. The cosine of two such sets (of their multi-hot vectors) is the number of
+    values that they share, divided by the square root of the product of their sizes. An item without content or values
+    has cosine 0 to all items.
+
+    Raises:
+        UserError: the catalogue has neither content vectors nor categorical features.
+
     """
 
     table: Tensor
@@ -29,24 +33,30 @@ class ItemSimilarity(nn.Module):
     def __init__(self, catalog: Catalog) -> None:
         super().__init__()
         self.by_content = catalog.content is not None
-        # Derived from the catalogue, so no part of the weights.
+        # Derived from the catalogue, so not saved with the weights.
         table = catalog.content if catalog.content is not None else _values(catalog)  # [N + 1, D] or [N + 1, S]
         self.register_buffer("table", table, persistent=False)
 
     def among(self, item_ids: Tensor) -> Callable[[Tensor], Tensor]:
-        """Of candidates [B, K], a function: positions [B] of one candidate each -> its cosines to all, [B, K] float64.
+        """Return a function that computes cosines between candidates `item_ids [B, K]`.
 
-        The cosine of a candidate to itself is 1, or 0 where nothing is known of it.
+        Its argument is the position [B] of one candidate of each request. It returns the cosines of this candidate to
+        all candidates of the request, [B, K] float64. The cosine of a candidate to itself is 1, or 0 if it has neither
+        content nor values.
         """
         entries = self.table[item_ids]
-        # In float64 from here on, so that equal items have cosine 1 to the last digits.
+        # In float64 from here on, so that the cosine of equal items is 1 up to the last digits.
         return _by_content(nn.functional.normalize(entries.double(), dim=2)) if self.by_content else _by_values(entries)
 
 
 def column_values(catalog: Catalog, column: str) -> Tensor:
-    """Codes [N + 1, S] of a categorical (S = 1) or categorical-list feature: 0 is missing, and pads shorter lists.
+    """Return the codes [N + 1, S] of a categorical (S = 1) or categorical-list feature.
 
-    UserError where the items have no such feature, or one of another kind.
+    Code 0 stands for missing values and pads shorter lists.
+
+    Raises:
+        UserError: the items have no such feature, or it is of another kind.
+
     """
     if categorical_kind(catalog, column) == "categorical":
         return one_value(catalog, column)[:, None]
@@ -54,58 +64,74 @@ def column_values(catalog: Catalog, column: str) -> Tensor:
 
 
 def one_value(catalog: Catalog, column: str) -> Tensor:
-    """Codes [N + 1] of a categorical feature, 0: missing. UserError as above."""
-    categorical_kind(catalog, column, among=("categorical",))
+    """Return the codes [N + 1] of a categorical feature; code 0 stands for missing values.
+
+    Raises:
+        UserError: the items have no such feature, or it is of another kind.
+
+    """
+    categorical_kind(catalog, column, kinds=("categorical",))
     return nn.functional.pad(category_codes(catalog.table[column])[0], (1, 0))
 
 
 def categorical_kind(
-    catalog: Catalog, column: str, *, among: tuple[str, ...] = ("categorical", "categorical-list")
+    catalog: Catalog, column: str, *, kinds: tuple[str, ...] = ("categorical", "categorical-list")
 ) -> str:
-    """The kind of a feature of the items; UserError where there is none of these kinds."""
-    if catalog.features.get(column) in among:
+    """Return the kind of a feature of the items, which has to be one of `kinds`.
+
+    Raises:
+        UserError: the items have no such feature, or it is of another kind.
+
+    """
+    if catalog.features.get(column) in kinds:
         return catalog.features[column]
-    known = f"of type {catalog.features[column]}" if column in catalog.features else "no feature of the items"
-    choices = [name for name, kind in catalog.features.items() if kind in among]
+    problem = f"of type {catalog.features[column]}" if column in catalog.features else "no feature of the items"
+    choices = [name for name, kind in catalog.features.items() if kind in kinds]
     raise UserError(
-        f"column {column!r} is {known}; choose a {' or '.join(among)} one ({', '.join(choices) or 'there is none'}), "
+        f"column {column!r} is {problem}; choose a {' or '.join(kinds)} one ({', '.join(choices) or 'there is none'}), "
         "or declare it under [items] features in dataset.toml"
     )
 
 
 def _values(catalog: Catalog) -> Tensor:
-    """All values of each item, [N + 1, S] int64, 0 pads; the same value of two columns is two values."""
+    """Return the codes of all categorical values of each item, [N + 1, S] int64, padded with 0.
+
+    The same value in two columns counts as two values.
+    """
     columns = [name for name, kind in catalog.features.items() if kind.startswith("categorical")]
     if not columns:
         raise UserError(
-            "how alike items are cannot be told: the catalogue has neither content vectors nor categorical features; "
-            "declare some under [items] features in dataset.toml"
+            "similarity of items cannot be computed: the catalogue has neither content vectors nor categorical "
+            "features; declare some under [items] features in dataset.toml"
         )
-    parts, used = [], 0
+    parts, num_codes = [], 0
     for column in columns:
         codes = column_values(catalog, column)
-        parts.append(torch.where(codes > 0, codes + used, 0))
-        used += int(codes.max())
+        parts.append(torch.where(codes > 0, codes + num_codes, 0))
+        num_codes += int(codes.max())
     rows = torch.cat(parts, 1).sort(dim=1).values
-    rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = 0  # a value that a list names twice counts once
+    rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = 0  # a value that a list contains twice counts once
     return rows
 
 
 def _by_content(vectors: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function of `ItemSimilarity.among` for candidates with unit vectors [B, K, D]."""
+
     def cosines(positions: Tensor) -> Tensor:
-        own = vectors.gather(1, positions[:, None, None].expand(-1, 1, vectors.shape[2]))
-        return torch.bmm(vectors, own.transpose(1, 2))[:, :, 0]
+        references = vectors.gather(1, positions[:, None, None].expand(-1, 1, vectors.shape[2]))
+        return torch.bmm(vectors, references.transpose(1, 2))[:, :, 0]
 
     return cosines
 
 
 def _by_values(codes: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function of `ItemSimilarity.among` for candidates with sets of values [B, K, S]."""
     lengths = (codes > 0).sum(2).double()
     scale = lengths.clamp(min=1).rsqrt()
 
     def cosines(positions: Tensor) -> Tensor:
-        own = codes.gather(1, positions[:, None, None].expand(-1, 1, codes.shape[2]))
-        shared = ((codes[:, :, :, None] == own[:, :, None, :]) & (codes[..., None] > 0)).sum((2, 3))
-        return shared * scale * scale.gather(1, positions[:, None])
+        references = codes.gather(1, positions[:, None, None].expand(-1, 1, codes.shape[2]))
+        num_shared = ((codes[:, :, :, None] == references[:, :, None, :]) & (codes[..., None] > 0)).sum((2, 3))
+        return num_shared * scale * scale.gather(1, positions[:, None])
 
     return cosines

@@ -1,4 +1,4 @@
-"""SparseRows: a sparse matrix as buffers of a module, so that it is saved and loaded with the weights."""
+"""Sparse matrices of neighbourhood models: storage with the weights, largest entries of rows, padded rows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from nextitem.core.interactions import Interactions
 
-GROUP = 16  # entries whose maximum is looked at first
-PADDED_ENTRIES = 2**22  # entries that are padded at a time: 16 MiB of values
+GROUP = 16  # number of entries whose common maximum is compared first
+PADDED_ENTRIES = 2**22  # number of entries in a padded block: 16 MiB of values
 
 
 class SparseRows(nn.Module):
-    """A CSR matrix. Its buffers are empty until `store`; a bundle gives them the saved size."""
+    """CSR matrix whose parts are buffers of a module, so that it is saved and loaded with the weights.
+
+    The buffers are empty until `store` is called. Loading a bundle gives them their saved size.
+    """
 
     shape: Tensor
     offsets: Tensor
@@ -33,7 +36,7 @@ class SparseRows(nn.Module):
         self.register_buffer("values", torch.zeros(0))
 
     def store(self, matrix: sp.csr_matrix) -> None:
-        """Takes over the entries of a scipy CSR matrix, as float32."""
+        """Store the entries of a scipy CSR matrix as float32."""
         matrix.sort_indices()
         self.shape = torch.tensor(matrix.shape, dtype=torch.int64)
         self.offsets = torch.from_numpy(matrix.indptr.astype(np.int64))
@@ -41,20 +44,20 @@ class SparseRows(nn.Module):
         self.values = torch.from_numpy(matrix.data.astype(np.float32))
 
     def row(self, number: int, *, missing: float = 0.0) -> Tensor:
-        """One row as a dense tensor; entries that are not stored are `missing`."""
+        """Return one row as a dense tensor; entries that are not stored become `missing`."""
         low, high = int(self.offsets[number]), int(self.offsets[number + 1])
         dense = self.values.new_full((int(self.shape[1]),), missing)
         dense[self.columns[low:high].long()] = self.values[low:high]
         return dense
 
     def matrix(self) -> sp.csr_matrix:
-        """The matrix, sharing memory with the buffers."""
+        """Return the scipy matrix, which shares memory with the buffers if they are on the CPU."""
         parts = (self.values.cpu().numpy(), self.columns.cpu().numpy(), self.offsets.cpu().numpy())
         return sp.csr_matrix(parts, shape=tuple(self.shape.tolist()))
 
 
 def weighted_histories(items: Tensor, offsets: Tensor, weights: Tensor, *, num_items: int) -> sp.csr_matrix:
-    """Jagged item ids as a sparse matrix [B, N + 1]; weights of an item that stands twice are added."""
+    """Return jagged item ids as a sparse matrix of weights [B, N + 1]; weights of a repeated item are added."""
     parts = (weights.cpu().numpy(), items.cpu().numpy(), offsets.cpu().numpy())
     matrix = sp.csr_matrix(parts, shape=(len(offsets) - 1, num_items + 1), copy=True)
     matrix.sum_duplicates()
@@ -62,50 +65,61 @@ def weighted_histories(items: Tensor, offsets: Tensor, weights: Tensor, *, num_i
 
 
 def users_by_items(log: Interactions) -> sp.csr_matrix:
-    """Binary users x items [U + 1, N + 1]: who took what."""
+    """Return a binary matrix of users x items [U + 1, N + 1]: 1 if a user has an event with the item."""
     shape = (log.num_users + 1, log.num_items + 1)
-    taken = sp.csr_matrix((np.ones(len(log), np.float32), (log.user_ids, log.item_ids)), shape=shape)
-    taken.data[:] = 1
-    return taken
+    has_event = sp.csr_matrix((np.ones(len(log), np.float32), (log.user_ids, log.item_ids)), shape=shape)
+    has_event.data[:] = 1
+    return has_event
 
 
-def ages(items_offsets: Tensor) -> Tensor:
-    """How many events of the same row follow each value, [T]: 0 for a row's last."""
-    lengths = items_offsets[1:] - items_offsets[:-1]
-    ends = items_offsets[1:].repeat_interleave(lengths)
+def ages(offsets: Tensor) -> Tensor:
+    """Return the number of events of the same row that follow each event, [T]: 0 for the last event of a row."""
+    lengths = offsets[1:] - offsets[:-1]
+    ends = offsets[1:].repeat_interleave(lengths)
     return ends - 1 - torch.arange(ends.numel(), device=ends.device)
 
 
 def padded_places(matrix: sp.csr_matrix, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Room for the given rows side by side: which places are filled, bool [R, longest], and by which entries."""
+    """Return how the stored entries of some rows fit into a padded array.
+
+    Returns:
+        Which places of the array are no padding, bool [R, longest], and the indices of the entries in `matrix.data`
+        that go to these places, in order.
+
+    """
     lengths = np.diff(matrix.indptr)[rows]
-    filled = np.arange(max(1, lengths.max(initial=0))) < lengths[:, None]
+    is_filled = np.arange(max(1, lengths.max(initial=0))) < lengths[:, None]
     starts = matrix.indptr[rows] - np.cumsum(lengths) + lengths
-    return filled, np.repeat(starts, lengths) + np.arange(lengths.sum())
+    return is_filled, np.repeat(starts, lengths) + np.arange(lengths.sum())
 
 
 def padded_rows(matrix: sp.csr_matrix, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """The stored entries of the given rows: values [R, longest] float32, -inf in padding, and columns, 0 there."""
-    filled, entries = padded_places(matrix, rows)
-    values, columns = np.full(filled.shape, -np.inf, np.float32), np.zeros(filled.shape, np.int64)
-    values[filled], columns[filled] = matrix.data[entries], matrix.indices[entries]
+    """Return the stored entries of some rows as padded arrays.
+
+    Returns:
+        Values [R, longest] float32, -inf in padding, and their columns [R, longest] int64, 0 in padding.
+
+    """
+    is_filled, entries = padded_places(matrix, rows)
+    values, columns = np.full(is_filled.shape, -np.inf, np.float32), np.zeros(is_filled.shape, np.int64)
+    values[is_filled], columns[is_filled] = matrix.data[entries], matrix.indices[entries]
     return torch.from_numpy(values), torch.from_numpy(columns)
 
 
-def row_blocks(costs: NDArray[Any], most: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of rows whose `costs [R]` (0 or more) sum to `most` at most, or that hold one row."""
+def row_blocks(costs: NDArray[Any], max_cost: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows whose `costs [R]` (0 or more) sum to at most `max_cost`; a costlier row is alone."""
     total, low = np.cumsum(costs, dtype=np.float64), 0
     while low < len(costs):
         before = total[low - 1] if low else 0.0
-        high = max(low + 1, int(np.searchsorted(total, before + most, side="right")))
+        high = max(low + 1, int(np.searchsorted(total, before + max_cost, side="right")))
         yield low, high
         low = high
 
 
 def keep_largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
-    """The `count` largest entries of each row; of equal ones those with the smaller column.
+    """Return a matrix with the `count` largest entries of each row; of equal ones those with the smaller column.
 
-    Columns of the answer rise within each row.
+    Columns are sorted within each row of the result.
     """
     lengths = np.diff(matrix.indptr)
     rows = [np.flatnonzero(lengths <= count)]
@@ -113,48 +127,54 @@ def keep_largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
     rows[0] = np.repeat(rows[0], lengths[rows[0]])
     by_length = np.argsort(lengths, kind="stable")[::-1]
     long = by_length[: int((lengths > count).sum())]
-    while len(long):  # rows of about equal lengths together: little padding
+    while len(long):  # rows of similar length are processed together, so there is little padding
         part = long[: max(1, PADDED_ENTRIES // int(lengths[long[0]]))]
         entries.append(_largest_entries(matrix, part, count))
         rows.append(np.repeat(part, count))
         long = long[len(part) :]
     row, entry = np.concatenate(rows), np.concatenate(entries)
-    kept = sp.csr_matrix((matrix.data[entry], (row, matrix.indices[entry])), shape=matrix.shape)
-    kept.sort_indices()
-    return kept
+    largest = sp.csr_matrix((matrix.data[entry], (row, matrix.indices[entry])), shape=matrix.shape)
+    largest.sort_indices()
+    return largest
 
 
 def keep_largest_of_dense(values: NDArray[np.float32], count: int) -> sp.csr_matrix:
-    """The same for an array [R, N] of which most entries are positive; those that are not are never kept."""
+    """Return the `count` largest positive entries of each row of a dense array [R, N] as a sparse matrix.
+
+    Ties are as in `keep_largest`. It is fast for arrays of which most entries are positive.
+    """
     rows, columns = values.shape
     width = columns // GROUP
-    least = np.zeros((rows, 1), np.float32)
+    threshold = np.zeros((rows, 1), np.float32)
     if width > count:
-        # `count` groups hold an entry as large as the least of the `count` largest maxima: smaller ones are out.
+        # At least `count` groups have a maximum of this threshold or more, so smaller entries cannot be selected.
         maxima = values[:, : width * GROUP].reshape(rows, GROUP, width).max(axis=1)
-        least = np.partition(maxima, -count, axis=1)[:, -count][:, None]
-    kept = values >= least
-    kept &= values > 0
-    entries = np.flatnonzero(kept)
-    ends = np.concatenate([[0], np.cumsum(np.count_nonzero(kept, axis=1))])
+        threshold = np.partition(maxima, -count, axis=1)[:, -count][:, None]
+    is_candidate = values >= threshold
+    is_candidate &= values > 0
+    entries = np.flatnonzero(is_candidate)
+    ends = np.concatenate([[0], np.cumsum(np.count_nonzero(is_candidate, axis=1))])
     return keep_largest(sp.csr_matrix((values.ravel()[entries], entries % columns, ends), shape=values.shape), count)
 
 
 def _largest_entries(matrix: sp.csr_matrix, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Where the `count` largest entries of each row stand in `matrix.data`, row after row; all rows are longer."""
-    # NumPy throughout: blocks run on threads of their own, and torch would start a team of threads in each.
-    filled, entries = padded_places(matrix, rows)
-    values = np.full(filled.shape, -np.inf, np.float32)
-    values[filled] = matrix.data[entries]
-    last = np.partition(values, -count, axis=1)[:, -count][:, None]
-    kept = values > last
-    tied_row, place = np.nonzero(values == last)
-    # Of the entries that equal the last one, only the first by column fit.
-    room = count - kept.sum(axis=1)
+    """Return the indices in `matrix.data` of the `count` largest entries of each row, row after row.
+
+    Each of the rows has to have more than `count` entries.
+    """
+    # NumPy only: blocks run on threads of their own, and torch would start a team of threads in each.
+    is_filled, entries = padded_places(matrix, rows)
+    values = np.full(is_filled.shape, -np.inf, np.float32)
+    values[is_filled] = matrix.data[entries]
+    smallest = np.partition(values, -count, axis=1)[:, -count][:, None]
+    is_selected = values > smallest
+    tied_row, place = np.nonzero(values == smallest)
+    # Of the entries that equal the smallest selected value, only the first by column fit.
+    num_free = count - is_selected.sum(axis=1)
     order = np.lexsort((matrix.indices[matrix.indptr[rows[tied_row]] + place], tied_row))
     rank = np.arange(len(order)) - np.searchsorted(tied_row, tied_row)
-    fits = order[rank < room[tied_row]]
-    kept[tied_row[fits], place[fits]] = True
-    row, place = np.nonzero(kept)
-    found: NDArray[np.int64] = matrix.indptr[rows[row]] + place
-    return found
+    fitting = order[rank < num_free[tied_row]]
+    is_selected[tied_row[fitting], place[fitting]] = True
+    row, place = np.nonzero(is_selected)
+    selected_entries: NDArray[np.int64] = matrix.indptr[rows[row]] + place
+    return selected_entries

@@ -1,1 +1,1 @@
-"""Parts that models are composed of, in folders by what they are."""
+"""Building blocks of models: attention, fields, ranking layers and quantisation, one folder each."""

@@ -1,4 +1,4 @@
-"""How weights begin, where several models begin alike."""
+"""Weight initialisation that several models share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from torch import nn
 
 
 def truncated_normal_(module: nn.Module, *, std: float = 0.02) -> None:
-    """Matrices and tables from a truncated normal, biases 0, in place; a table's row of padding is 0."""
+    """Fill matrices and tables from a truncated normal and biases with 0, in place.
+
+    The padding row of an embedding table becomes 0.
+    """
     for name, parameter in module.named_parameters():
         if parameter.dim() >= 2:
             nn.init.trunc_normal_(parameter, std=std)

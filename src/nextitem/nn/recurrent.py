@@ -1,6 +1,6 @@
-"""Gated recurrent layers that read whole sequences at request time and single steps in training.
+"""Gated recurrent layers that process whole sequences at request time and single steps in training.
 
-Shapes: B sequences, T events of all of them, E input width, D hidden width.
+Shapes: B sequences, T events of all sequences, E input width, D hidden width.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 class GRULayer(nn.Module):
-    """A GRU layer: n = tanh(W x + b + r * (U h + b')); h' = (1 - z) n + z h."""
+    """GRU layer: n = tanh(W x + b + r * (U h + b')); h' = (1 - z) n + z h."""
 
     def __init__(self, input_width: int, width: int) -> None:
         super().__init__()
@@ -24,19 +24,19 @@ class GRULayer(nn.Module):
                     glorot_(gate)
 
     def step(self, inputs_BE: Tensor, state_BD: Tensor) -> Tensor:
-        """The next state after one event of each sequence, [B, D]."""
+        """Return the next state [B, D] after one event of each sequence."""
         return torch.gru_cell(inputs_BE, state_BD, *self.gru.parameters())
 
     def forward(self, inputs: PackedSequence, state_BD: Tensor) -> tuple[PackedSequence, Tensor]:
-        """The states after every event, and each sequence's last one [B, D]."""
+        """Return the states after every event, and the last state of each sequence [B, D]."""
         out, last = self.gru(inputs, state_BD[None])
         return out, last[0]
 
 
 class OneHotGRULayer(nn.Module):
-    """A GRU layer over one-hot items, the "no embedding" mode of GRU4Rec's authors, whose cell is another one:
+    """GRU layer over one-hot items: the "no embedding" mode of GRU4Rec's authors.
 
-    n = tanh(W x + U (r * h)); h' = (1 - z) h + z n.
+    Its cell differs from that of GRULayer: n = tanh(W x + U (r * h)); h' = (1 - z) h + z n.
     """
 
     def __init__(self, num_rows: int, width: int) -> None:
@@ -49,7 +49,7 @@ class OneHotGRULayer(nn.Module):
             glorot_(gate)
 
     def step(self, items_B: Tensor, state_BD: Tensor) -> Tensor:
-        """The next state after one item of each sequence, [B, D]."""
+        """Return the next state [B, D] after one item of each sequence."""
         new, reset, update = (self.inputs(items_B) + self.bias).chunk(3, dim=1)
         from_reset, from_update = (state_BD @ self.gates.T).chunk(2, dim=1)
         reset, update = torch.sigmoid(reset + from_reset), torch.sigmoid(update + from_update)
@@ -57,12 +57,14 @@ class OneHotGRULayer(nn.Module):
         return (1 - update) * state_BD + update * candidate
 
     def forward(self, inputs: PackedSequence, state_BD: Tensor) -> tuple[PackedSequence, Tensor]:
-        """The states after every event, and each sequence's last one [B, D]; `inputs` packs item ids."""
+        """Return the states after every event, and the last state of each sequence [B, D].
+
+        `inputs` packs item ids.
+        """
         states = state_BD if inputs.sorted_indices is None else state_BD[inputs.sorted_indices]
         states, out = states.clone(), []
-        for items in torch.split(
-            inputs.data, inputs.batch_sizes.tolist()
-        ):  # sorted by length: who goes on stands first
+        # Sequences are sorted by length, so those that continue come first.
+        for items in torch.split(inputs.data, inputs.batch_sizes.tolist()):
             out.append(self.step(items, states[: len(items)]))
             states[: len(items)] = out[-1]
         packed = PackedSequence(torch.cat(out), *inputs[1:])
@@ -70,6 +72,6 @@ class OneHotGRULayer(nn.Module):
 
 
 def glorot_(matrix: Tensor) -> None:
-    """Uniform within sqrt(6 / (rows + columns)), in place, for one gate's matrix."""
+    """Fill the matrix of one gate uniformly within +- sqrt(6 / (rows + columns)), in place."""
     bound = (6 / sum(matrix.shape)) ** 0.5
     nn.init.uniform_(matrix, -bound, bound)

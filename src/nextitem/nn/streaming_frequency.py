@@ -1,13 +1,13 @@
-"""StreamingFrequency: how likely an item is to be in a batch, learnt while the stream passes.
+"""StreamingFrequency: an online estimate of how likely a batch is to contain an item.
 
-Yi et al., Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations, RecSys 2019, algorithm 2: an
-item's mean gap between two steps that hold it is a moving average, B <- (1 - alpha) B + alpha (t - A), A <- t, and its
-probability is 1 / B.
+Yi et al., Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations, RecSys 2019, algorithm 2. The
+mean gap between two steps that contain an item is a moving average: B <- (1 - alpha) B + alpha (t - A), A <- t. The
+probability of the item is 1 / B.
 
 Notable
-- One exact entry an item, where the paper hashes (and takes the largest B of several tables): items are numbered
-  1..N here and have vectors of their own, beside which two numbers are nothing.
-- An item's n-th gap has the weight max(alpha, 1 / n), so that B is the plain mean of the first 1 / alpha gaps; the
+- Each item has one exact entry. The paper hashes items, and takes the largest B of several tables. Here items are
+  numbered 1..N and have vectors of their own, so two more numbers each cost next to nothing.
+- The n-th gap of an item has the weight max(alpha, 1 / n), so B is the plain mean of the first 1 / alpha gaps. The
   paper starts from a guess. The first gap counts from the start of the stream.
 """
 
@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 
 class StreamingFrequency(nn.Module):
-    """Probabilities of items 1..N; `rate` is alpha: about 1 / rate occurrences are remembered."""
+    """Running estimates of the probabilities of items 1..N.
+
+    `rate` is alpha: an estimate covers about the last 1 / rate occurrences of an item.
+    """
 
     gaps: Tensor
     last: Tensor
@@ -35,7 +38,7 @@ class StreamingFrequency(nn.Module):
 
     @torch.no_grad()
     def update(self, item_ids: Tensor) -> None:
-        """One step that holds these distinct items [n]."""
+        """Update the estimates by one step that contains these distinct items [n]."""
         self.step += 1
         self.seen[item_ids] += 1
         gap = (self.step - self.last[item_ids]).float()
@@ -45,5 +48,8 @@ class StreamingFrequency(nn.Module):
         self.last[item_ids] = self.step
 
     def probability(self, item_ids: Tensor) -> Tensor:
-        """How likely a step is to hold each of the items, in the shape of `item_ids`; 0 where none has yet."""
+        """Return the probability that a step contains each item, in the shape of `item_ids`.
+
+        The probability is 0 for items that no step has contained yet.
+        """
         return 1 / self.gaps[item_ids]

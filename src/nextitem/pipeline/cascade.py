@@ -89,7 +89,7 @@ class StageTrainer:
                 progress=self.options.progress,
                 label=name,
             )
-            if result.stopped == "interrupted":
+            if result.stop_reason == "interrupted":
                 raise KeyboardInterrupt
             for note in result.notes:
                 self.options.log(f"note: {name}: {note}")
@@ -130,7 +130,11 @@ def fit_cascade(model: Cascade, train: Dataset, split: Split | None, recipe: Rec
         recipe, options, epochs_folder=None if split is not None else options.folder.parent / "stages"
     )
     recent = recent_events(
-        train, share=config.recent_share, most=config.recent_events, seed=recipe.seed, returns=config.returns
+        train,
+        share=config.recent_share,
+        max_requests=config.recent_events,
+        seed=recipe.seed,
+        num_return_times=config.returns,
     )
     if not recent.requests.num_requests:
         raise UserError(f"{train.name}: no recent event has an earlier one, so rankers have nothing to learn from")

@@ -92,7 +92,7 @@ def compare(
         drop_unknown_items: leave out events of items that the items table lacks.
         resume: continue a comparison that was interrupted.
         overwrite: replace a comparison that is in `out`.
-        progress: show progress bars on a terminal.
+        progress: show a bar on a terminal, a line an epoch elsewhere.
         log: receives lines of progress and notes.
 
     Raises:
@@ -127,6 +127,7 @@ def compare(
                 out=place,
                 protocol=protocol,
                 minutes=minutes_per_model,
+                drop_unknown_items=drop_unknown_items,
                 seed=seed,
                 device=device,
                 resume=resume and place.exists(),

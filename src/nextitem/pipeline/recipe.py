@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,12 @@ def model_name(model: str | type[Recommender]) -> str:
     if isinstance(model, str):
         return model
     name = f"{model.__module__}:{model.__qualname__}"
+    if model.__module__ == "__main__":
+        warnings.warn(
+            f"{model.__qualname__} is defined in the script or notebook itself, so its run cannot be opened again; "
+            "put the class into a module and import it",
+            stacklevel=3,
+        )
     registered = {entry.path: own for own, entry in registry.MODELS.items()}
     if name not in registered:
         registry.entry("model", name)  # can it be imported again, when the run is opened?

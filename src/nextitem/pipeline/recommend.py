@@ -106,7 +106,7 @@ def history_requests(
     unknown = ids.filter(pl.Series(item_ids == 0)).to_list()
     if unknown and len(unknown) == len(ids):
         known = ", ".join(str(item) for item in catalog.ids.external.head(3))
-        raise UserError(f"--history: no item is called {', '.join(unknown[:5])}; item ids look like {known}")
+        raise UserError(f"history: no item is called {', '.join(unknown[:5])}; item ids look like {known}")
     frame, item_ids = frame.filter(pl.Series(item_ids > 0)), item_ids[item_ids > 0]
     times = _milliseconds(frame["timestamp"]) if "timestamp" in frame.columns else None
     log = Interactions(

@@ -109,7 +109,7 @@ def tokenize(
         overrides: settings as text, "tokenizer.levels=4".
         drop_unknown_items: leave out events of items that the items table lacks.
         resume, overwrite: as for `train`.
-        progress: show progress bars on a terminal.
+        progress: show a bar on a terminal, a line an epoch elsewhere.
         log: receives lines of progress, and a warning if the IDs have collapsed.
 
     Returns:
@@ -136,12 +136,17 @@ def tokenize(
     if resolved.tokenizer is None or resolved.tokenizer["name"] != tokenizer_name:
         raise UserError(f"recipe {recipe} is not for {tokenizer_name}")
     dataset = data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=drop_unknown_items)
-    split = make_split(dataset, resolved.data.protocol, seed=resolved.seed)
-    resolved = resolved.model_copy(update={"data": data_table(resolved.data, dataset, split)})
+    train = dataset
+    if resolved.content.collaborative:  # otherwise the IDs depend on items alone, and even a tiny log will do
+        split = make_split(dataset, resolved.data.protocol, seed=resolved.seed)
+        resolved, train = resolved.model_copy(update={"data": data_table(resolved.data, dataset, split)}), split.train
+    else:
+        own = resolved.data.model_copy(update={"fingerprint": dataset.fingerprint})
+        resolved = resolved.model_copy(update={"data": own})
     for note in dataset.notes:
         log(f"note: {note}")
     folder = prepare_out(out, resume=resume, overwrite=overwrite)
-    return tokenize_items(split.train, resolved, out=folder, log=log, progress=progress)
+    return tokenize_items(train, resolved, out=folder, log=log, progress=progress)
 
 
 def tokenize_items(train: Dataset, recipe: Recipe, *, out: Path, log: Log, progress: bool = True) -> IdentifierTable:

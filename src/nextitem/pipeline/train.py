@@ -16,7 +16,7 @@ import torch
 from nextitem.cascade.cascade import Cascade
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.components import build_component, component_class
-from nextitem.core.config import Config, read_toml, to_toml_values
+from nextitem.core.config import Config, apply_overrides, read_toml, to_toml_values
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
@@ -88,8 +88,8 @@ def train(
         drop_unknown_items: leave out events of items that the items table lacks; otherwise they are an error.
         resume: continue a run that was interrupted; it ends with the weights that it would have had.
         overwrite: replace a run that is in `out`.
-        progress: show progress bars on a terminal.
-        log: receives lines of progress and notes; None: nothing is printed.
+        progress: show a bar on a terminal, a line an epoch elsewhere; False: neither.
+        log: function that receives other messages and notes; None: they are dropped.
 
     Raises:
         UserError: a mistake in the data, the settings or the arguments; the message says what, where, and the way out.
@@ -140,7 +140,7 @@ def train_split(
     began = time.perf_counter()
     model, result = _fit(train_data, split, recipe, options, start_from=start_from)
     results = [result]
-    if recipe.data.refit and (result is None or result.stopped != "interrupted"):
+    if recipe.data.refit and (result is None or result.stop_reason != "interrupted"):
         enlarged = split.refit().with_catalog(train_data.catalog)
         epochs = None if result is None else max(1, result.best_epoch)
         options.log("refit on training and validation events" + (f" for {epochs} epochs" if epochs else ""))
@@ -149,7 +149,7 @@ def train_split(
         results.append(refit_result)
     for note in () if result is None else result.notes:
         options.log(f"note: {note}")
-    is_interrupted = any(part is not None and part.stopped == "interrupted" for part in results)
+    is_interrupted = any(part is not None and part.stop_reason == "interrupted" for part in results)
     if is_interrupted:
         options.log("interrupted: what has been learnt is saved and evaluated; continue with --resume")
     _finish(model, split, options.log)
@@ -157,13 +157,13 @@ def train_split(
     processes.run_on_rank_zero(lambda: save_model(options.folder, model))
     run = Run(options.folder, recipe, model, _dataset=aligned(dataset, model))
     run.evaluation = evaluate_split(run, split, progress=options.progress)
-    run.epoch_log = [] if result is None else result.history
+    run.epoch_log = [] if result is None else result.epoch_log
     run.metrics = {
         **run.evaluation.to_json(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "train_seconds": round(seconds, 2),
         **_index_recall(model),
-        "stopped": None if result is None else result.stopped,
+        "stopped": None if result is None else result.stop_reason,
         "best_epoch": None if result is None else result.best_epoch,
     }
     if not is_interrupted:
@@ -200,10 +200,16 @@ def _say_unused_settings(
     """Warn of settings that the user wrote and that have no effect beside the others."""
     written = {key for layer in layers for key in layer.get("model", {}) if key != "name"}
     written |= {each.partition("=")[0].strip().split(".")[1] for each in overrides if each.startswith("model.")}
-    config = component_class("model", resolved.model)[1]
+    cls, config = component_class("model", resolved.model)
     values = {name: getattr(config, name) for name in type(config).model_fields}
     for sentence in type(config).model_construct(_fields_set=written, **values).unused_settings():
         log(f"warning: {sentence}")
+    if issubclass(cls, ClosedForm) and not issubclass(cls, Cascade):
+        tables = [*layers, apply_overrides({}, overrides)]
+        names = {key for table in tables for key in table.get("training", {})} - {"max_minutes"}
+        for key in sorted(names):
+            name = resolved.model["name"]
+            log(f"warning: training.{key} has no effect: {name} learns in one pass, without gradients")
 
 
 def _with_requirements(train: Dataset, recipe: Recipe, needs: frozenset[str], options: FitOptions) -> Dataset:

@@ -1,1 +1,1 @@
-"""Shows what evaluation measured: tables on the terminal, plots, the HTML report."""
+"""Presentation of evaluations: tables on the terminal, plots, the HTML report."""

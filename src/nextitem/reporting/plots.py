@@ -1,7 +1,7 @@
-"""The report's plots, as SVG text that stands inside a page.
+"""Plots of the report, as SVG text to be embedded in a page.
 
-Text and axes take the page's colour, so that one drawing serves light and dark; nothing refers to a file or address.
-matplotlib is imported when a plot is drawn: evaluation alone does not pay for it.
+Text and axes take the page's colours, so that one drawing fits light and dark pages. Nothing refers to a file or
+address. matplotlib is imported when a plot is drawn, so that evaluation alone does not wait for it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.evaluation.evaluate import Evaluation
 
-# Told apart on white and on near-black, and by most colour-blind readers; markers differ too.
+# Distinct on white and on near-black, and for most colour-blind readers; markers differ, too.
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#d946ef", "#eab308", "#ef4444", "#06b6d4", "#8b7355", "#84cc16", "#94a3b8")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-SIGNS = "●■▲◆▼✚✖◀▶⬢"  # the same marks in text
-TEXT, LINE = "#010203", "#040506"  # stand-ins, replaced by the page's colours
+TEXT_MARKERS = "●■▲◆▼✚✖◀▶⬢"  # the same markers in text
+TEXT, LINE = "#010203", "#040506"  # placeholders, replaced by the page's colours
 SLICE_FAMILIES = (
     ("memorization", "generalization"),
     ("warm", "cold"),
@@ -34,28 +34,32 @@ SLICE_FAMILIES = (
 
 
 def color(index: int) -> str:
-    """The colour of the model at that place on the scoreboard."""
+    """Return the colour of the model in row `index` of the scoreboard."""
     return COLORS[index % len(COLORS)]
 
 
-def sign(index: int) -> str:
-    """The mark of the model at that place, as text."""
-    return SIGNS[index % len(SIGNS)]
+def text_marker(index: int) -> str:
+    """Return the marker of the model in row `index` of the scoreboard, as a character."""
+    return TEXT_MARKERS[index % len(TEXT_MARKERS)]
 
 
 def metric_curve(evaluations: Sequence[Evaluation], name: str) -> str | None:
-    """Metric `name` over k with 95% intervals, a line for each model; None where no model has it."""
-    ks = sorted({int(key.split("@")[1]) for one in evaluations for key in one.metrics if key.split("@")[0] == name})
+    """Plot metric `name` over k with 95% intervals, one line per model, as SVG; None if none has it."""
+    keys = [key for evaluation in evaluations for key in evaluation.metrics if key.split("@")[0] == name]
+    ks = sorted({int(key.split("@")[1]) for key in keys})
     if not ks:
         return None
     figure, axes = _figure(4.3, 3.1)
-    for index, one in enumerate(evaluations):
-        known = [k for k in ks if one.metrics.get(f"{name}@{k}", float("nan")) == one.metrics.get(f"{name}@{k}")]
-        means = np.array([one.metrics[f"{name}@{k}"] for k in known])
-        axes.plot(known, means, **_line(index))
-        pairs = [one.intervals.get(f"{name}@{k}", (mean, mean)) for k, mean in zip(known, means, strict=True)]
+    for index, evaluation in enumerate(evaluations):
+        values = {k: evaluation.metrics.get(f"{name}@{k}", float("nan")) for k in ks}
+        defined_ks = [k for k in ks if values[k] == values[k]]  # NaN is not
+        means = np.array([values[k] for k in defined_ks])
+        axes.plot(defined_ks, means, **_line(index))
+        pairs = [
+            evaluation.intervals.get(f"{name}@{k}", (mean, mean)) for k, mean in zip(defined_ks, means, strict=True)
+        ]
         bounds = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-        axes.fill_between(known, bounds[:, 0], bounds[:, 1], color=color(index), alpha=0.15, linewidth=0)
+        axes.fill_between(defined_ks, bounds[:, 0], bounds[:, 1], color=color(index), alpha=0.15, linewidth=0)
     axes.set_xticks(ks)
     axes.set_xlabel("k")
     axes.set_ylabel(f"{name}@k")
@@ -64,47 +68,66 @@ def metric_curve(evaluations: Sequence[Evaluation], name: str) -> str | None:
 
 
 def slice_order(evaluations: Sequence[Evaluation]) -> list[str]:
-    """All slices that occur, families together, in the order in which they are read."""
-    seen = list(dict.fromkeys(name for one in evaluations for name in one.slices))
+    """Return the names of all slices that occur in the evaluations, those of one family side by side."""
+    slices = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.slices))
     ordered = []
     for family in SLICE_FAMILIES:
-        for start in family:
-            ordered += [name for name in seen if name.startswith(start) and name not in ordered]
-    return ordered + [name for name in seen if name not in ordered]
+        for prefix in family:
+            ordered += [name for name in slices if name.startswith(prefix) and name not in ordered]
+    return ordered + [name for name in slices if name not in ordered]
 
 
 def slices_chart(evaluations: Sequence[Evaluation], metric: str) -> str | None:
-    """A row for each slice with its requests, a mark for each model at its figure; None without slices."""
-    known = {name for one in evaluations for name, part in one.slices.items() if metric in part}
-    names = [name for name in slice_order(evaluations) if name in known]
+    """Plot `metric` by slice as SVG, one row per slice and one marker per model; None without slices.
+
+    The label of a row contains the number of requests of its slice.
+    """
+    measured = {name for evaluation in evaluations for name, part in evaluation.slices.items() if metric in part}
+    names = [name for name in slice_order(evaluations) if name in measured]
     if not names:
         return None
     figure, axes = _figure(4.6, 0.9 + 0.3 * len(names))
-    places = {name: -row for row, name in enumerate(names)}
-    for index, one in enumerate(evaluations):
-        points = [(one.slices[name][metric], places[name]) for name in names if metric in one.slices.get(name, {})]
-        shown = np.array([point for point in points if point[0] is not None], dtype=float).reshape(-1, 2)
-        axes.plot(shown[:, 0], shown[:, 1], **(_line(index) | {"linestyle": "none", "alpha": 0.85}))
-    requests = [next(int(one.slices[name]["requests"]) for one in evaluations if name in one.slices) for name in names]
+    heights = {name: -row for row, name in enumerate(names)}
+    for index, evaluation in enumerate(evaluations):
+        points = [
+            (evaluation.slices[name][metric], heights[name])
+            for name in names
+            if metric in evaluation.slices.get(name, {})
+        ]
+        coordinates = np.array([point for point in points if point[0] is not None], dtype=float).reshape(-1, 2)
+        axes.plot(coordinates[:, 0], coordinates[:, 1], **(_line(index) | {"linestyle": "none", "alpha": 0.85}))
+    requests = [
+        next(int(evaluation.slices[name]["requests"]) for evaluation in evaluations if name in evaluation.slices)
+        for name in names
+    ]
     labels = [f"{name.replace('_', ' ')} ({count:,})" for name, count in zip(names, requests, strict=True)]
-    axes.set_yticks(list(places.values()), labels)
+    axes.set_yticks(list(heights.values()), labels)
     axes.set_ylim(-len(names) + 0.4, 0.6)
     axes.set_xlim(left=0)
     axes.set_xlabel(metric)
     return _svg(figure, f"{metric} by slice")
 
 
-def training_curve(histories: Mapping[str, Sequence[Mapping[str, float]]], models: Sequence[str]) -> str | None:
-    """The validation figure of each epoch, a line for each model that trained; None where none did."""
+def training_curve(epoch_logs: Mapping[str, Sequence[Mapping[str, float]]], models: Sequence[str]) -> str | None:
+    """Plot the validation figure of each epoch, one line per model, as SVG.
+
+    Args:
+        epoch_logs: model name -> its epochs, each with "epoch" and, if it was validated, "validation".
+        models: names of the models in the order of the scoreboard, for their colours.
+
+    Returns:
+        The plot, or None if no model was validated.
+
+    """
     figure, axes = _figure(4.3, 3.1)
-    drawn = False
-    for name, history in histories.items():
-        points = [(entry["epoch"], entry["validation"]) for entry in history if "validation" in entry]
+    has_points = False
+    for name, epoch_log in epoch_logs.items():
+        points = [(entry["epoch"], entry["validation"]) for entry in epoch_log if "validation" in entry]
         if points:
-            drawn = True
+            has_points = True
             index = models.index(name) if name in models else len(models)
             axes.plot(*zip(*points, strict=True), **(_line(index) | {"markersize": 3}))
-    if not drawn:
+    if not has_points:
         return None
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation ndcg@10")
@@ -114,24 +137,25 @@ def training_curve(histories: Mapping[str, Sequence[Mapping[str, float]]], model
 
 
 def codebook_usage(table: IdentifierTable, level: int) -> str:
-    """Items by code at one level (0-based), codes from the most to the least used."""
+    """Plot the number of items of each code at one level (0-based) as SVG, from the most to the least used code."""
     counts = torch.bincount(table.codes[1:, level].long(), minlength=table.codebook_sizes[level])
     used = counts[counts > 0].sort(descending=True).values.numpy()
     figure, axes = _figure(3.2, 2.2)
     axes.fill_between(np.arange(len(used) + 1), np.append(used, used[-1]), step="post", color=COLORS[0], linewidth=0)
     axes.set_xlim(0, table.codebook_sizes[level])
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"codes of level {level + 1}, by use")
+    axes.set_xlabel(f"codes of level {level + 1}, most used first")
     axes.set_ylabel("items")
-    return _svg(figure, f"use of the codes of level {level + 1}")
+    return _svg(figure, f"usage of the codes of level {level + 1}")
 
 
 def _line(index: int) -> dict[str, Any]:
+    """Return matplotlib's settings of the line of the model in row `index` of the scoreboard."""
     return {"color": color(index), "marker": MARKERS[index % len(MARKERS)], "markersize": 5, "linewidth": 1.6}
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure of that size in inches. It belongs to no window and no global state."""
+    """Return a matplotlib figure of that size in inches, and its axes. It belongs to no window and no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -153,18 +177,18 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, label: str) -> str:
-    """The figure as SVG that may stand in HTML beside others; the same text for the same figure."""
+    """Return a figure as SVG that can be embedded in HTML beside others; the same text for the same figure."""
     import matplotlib
 
-    written = io.StringIO()
+    buffer = io.StringIO()
     # Text stays text (small, searchable), and names are never read as formulas.
     settings = {"svg.fonttype": "none", "svg.hashsalt": label, "text.parse_math": False}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
-        figure.savefig(written, format="svg", metadata={"Date": None})
-    text = written.getvalue()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # repeated from figure to figure, and never referred to
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # repeated in every figure, and never referred to
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # HTML knows these; the page then names no address
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg role="img" aria-label="{label}" viewBox="\1">', text)

@@ -1,4 +1,4 @@
-"""The report: the scoreboard and what is behind it, as one HTML page that needs nothing but itself."""
+"""HTML report: the scoreboard and the details behind it, as one self-contained page."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from nextitem.reporting.tree_map import LABELLED, groups, tree_map
 
 CURVES = ("recall", "ndcg", "set_recall", "coverage", "novelty", "diversity")
 SLICE_METRICS = ("recall@10", "ndcg@10")
-COLD = "recall@10"
+COLD_METRIC = "recall@10"
 
 
 @dataclass(frozen=True)
 class CustomerExample:
-    """One customer as titles: what they had (oldest first), what they took next, what each model offered."""
+    """Titles of one customer's history and held-out items, and of the items that each model recommended."""
 
     name: str
-    history: list[str]
-    held_out: list[str]
+    history: list[str]  # titles, oldest first
+    held_out: list[str]  # titles of the events that follow the history
     recommended: dict[str, list[str]]  # model -> titles, best first
 
 
@@ -53,11 +53,21 @@ def write_report(
     epoch_logs: Mapping[str, list[dict[str, float]]] = {},
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes the report: scoreboard, curves over k, slices, stages, spelling, training, customers, codebooks, map.
+    """Write the report: scoreboard, curves over k, slices, stages, generation, training, customers, codebooks, map.
 
-    `item_titles` names items 1..N in the tree; `epoch_logs` maps a row's name to its epochs, each with "epoch" and,
-    if one was judged, "validation"; `notes` are printed under the title. A section without data is left out. The file
-    holds no script and no address; all text is escaped. The same arguments give the same bytes.
+    A section without data is skipped. The file contains no script and no address, and all text is escaped. The same
+    arguments give the same bytes.
+
+    Args:
+        path: the file to write.
+        title: title of the page.
+        rows: rows of the scoreboard.
+        examples: customers whose lists are printed.
+        identifiers: semantic IDs, for the codebooks and the map.
+        item_titles: titles of items 1..N, for the map.
+        epoch_logs: name of a row -> its epochs, each with "epoch" and, if it was validated, "validation".
+        notes: sentences that are printed below the title.
+
     """
     evaluations = [row.evaluation for row in rows]
     sections = [
@@ -66,8 +76,8 @@ def write_report(
         _curves(evaluations),
         _slices(evaluations),
         _funnels(evaluations),
-        _spelling(evaluations),
-        _training(epoch_logs, [one.model for one in evaluations]),
+        _generation(evaluations),
+        _training(epoch_logs, [evaluation.model for evaluation in evaluations]),
         _customers(examples),
         "" if identifiers is None else _codebooks(identifiers),
         "" if identifiers is None else _tree(identifiers, item_titles),
@@ -82,65 +92,70 @@ def write_report(
 
 
 def _head(title: str, evaluations: Sequence[Evaluation], notes: Sequence[str]) -> str:
+    """Return the title, the facts on requests and protocol, and the notes."""
     facts = ""
     if evaluations:
         first = evaluations[0]
-        learnt = "training and validation events" if first.refit else "training events only"
-        ranked = "ranks the full catalogue; hits are counted on items."
+        training_events = "training and validation events" if first.refit else "training events only"
+        task = "ranks the full catalogue; hits are counted on items."
         if first.protocol == "impressions":
-            ranked = "scores what was shown, whatever its slot."
+            task = "scores the logged impressions, without their slot."
         facts = (
-            f"<p>{first.requests:,} test requests, protocol {escape(first.protocol)}, learnt from {learnt}. Every "
-            f"model {ranked}</p>"
+            f"<p>{first.requests:,} test requests, protocol {escape(first.protocol)}, trained on "
+            f"{training_events}. Every model {task}</p>"
         )
-    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f"<h1>{escape(title)}</h1>{facts}" + (f'<ul class="soft">{listed}</ul>' if listed else "")
+    note_lines = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f"<h1>{escape(title)}</h1>{facts}" + (f'<ul class="soft">{note_lines}</ul>' if note_lines else "")
 
 
 def _scoreboard(rows: Sequence[ReportRow]) -> str:
+    """Return the table of all models with its legend and verdict."""
     if not rows:
         return ""
-    used = [column for column in COLUMNS if any(column.metric in row.evaluation.metrics for row in rows)]
-    colds = [row.evaluation.slices.get("cold", {}) for row in rows]
-    cold_requests = max((int(cold.get("requests", 0)) for cold in colds), default=0)
-    cold = [cold.get(COLD) for cold in colds]
-    titles = ["model", *(column.title for column in used)]
-    titles += [f"cold {COLD} (of {cold_requests:,})", "parameters", "train s", "p50 ms", "p99 ms"]
-    columns = [_figures(rows, column) for column in used]
-    columns.append(_table_cells(["-" if value is None else f"{value:.4f}" for value in cold], best_marks(cold)))
-    for digits, cost in (
+    metric_columns = [column for column in COLUMNS if any(column.metric in row.evaluation.metrics for row in rows)]
+    cold_slices = [row.evaluation.slices.get("cold", {}) for row in rows]
+    num_cold_requests = max((int(part.get("requests", 0)) for part in cold_slices), default=0)
+    cold_values = [part.get(COLD_METRIC) for part in cold_slices]
+    titles = ["model", *(column.title for column in metric_columns)]
+    titles += [f"cold {COLD_METRIC} (of {num_cold_requests:,})", "parameters", "train s", "p50 ms", "p99 ms"]
+    columns = [_figures(rows, column) for column in metric_columns]
+    columns.append(
+        _table_cells(["-" if value is None else f"{value:.4f}" for value in cold_values], best_marks(cold_values))
+    )
+    for digits, costs in (
         (0, [float(row.parameters) for row in rows]),
         (1, [row.train_seconds for row in rows]),
         (2, [row.p50_ms for row in rows]),
         (2, [row.p99_ms for row in rows]),
     ):
-        columns.append([f"<td>{value:,.{digits}f}</td>" for value in cost])
+        columns.append([f"<td>{value:,.{digits}f}</td>" for value in costs])
     names = [_legend_name(index, row.evaluation.model) for index, row in enumerate(rows)]
-    lines = [f"<td>{name}</td>" + "".join(column[place] for column in columns) for place, name in enumerate(names)]
+    lines = [f"<td>{name}</td>" + "".join(column[index] for column in columns) for index, name in enumerate(names)]
     return (
         f"<h2>Scoreboard</h2>{_table(titles, lines)}"
         '<p class="soft"><span class="best">★</span> best of its column. <b>≈</b> within noise of the best: the 95% '
-        "interval of the difference, request by request (paired bootstrap), holds zero, so these requests cannot tell "
-        f"the two apart. Small figures are 95% intervals. p50 and p99 are for one request alone.</p>{_verdict(rows)}"
+        "interval of the difference, request by request (paired bootstrap), contains zero, so these requests do not "
+        "show which of the two is better. Small figures are 95% intervals. p50 and p99 are the median and the 99th "
+        f"percentile of the time of one request alone.</p>{_verdict(rows)}"
     )
 
 
 def _figures(rows: Sequence[ReportRow], column: Column) -> list[str]:
-    """The cells of one metric, with intervals and marks."""
+    """Return the table cells of one metric, with intervals and marks."""
     cells, marks = [], column_marks(rows, column)
     for row, mark in zip(rows, marks, strict=True):
         value = row.evaluation.metrics.get(column.metric)
         text = "-" if value is None or value != value else f"{value:.{column.digits}f}"
         low, high = row.evaluation.intervals.get(column.metric, (float("nan"), float("nan")))
-        between = ""
+        interval_text = ""
         if low == low and column.higher_is_better:
-            between = f'<span class="between">{low:.{column.digits}f} .. {high:.{column.digits}f}</span>'
-        cells.append(text + ("&nbsp;≈" if mark == "noise" else "") + between)
+            interval_text = f'<span class="between">{low:.{column.digits}f} .. {high:.{column.digits}f}</span>'
+        cells.append(text + ("&nbsp;≈" if mark == "noise" else "") + interval_text)
     return _table_cells(cells, marks)
 
 
 def _table_cells(cells: Sequence[str], marks: Sequence[Mark]) -> list[str]:
-    """Table cells; the best ones are marked."""
+    """Return table cells in which the best figures are marked."""
     return [
         f'<td class="best">★&nbsp;{text}</td>' if mark == "best" else f"<td>{text}</td>"
         for text, mark in zip(cells, marks, strict=True)
@@ -148,30 +163,33 @@ def _table_cells(cells: Sequence[str], marks: Sequence[Mark]) -> list[str]:
 
 
 def _verdict(rows: Sequence[ReportRow]) -> str:
-    """In words: who leads by the first metric, and who cannot be told from the leader."""
+    """Return a sentence: which models lead by the first metric, and which are within noise of them."""
     metric = COLUMNS[0].metric
-    known = [place for place, row in enumerate(rows) if row.evaluation.metrics.get(metric, float("nan")) >= 0]
-    if len(known) < 2:
+    judged = [index for index, row in enumerate(rows) if row.evaluation.metrics.get(metric, float("nan")) >= 0]
+    if len(judged) < 2:
         return ""
-    top = max(rows[place].evaluation.metrics[metric] for place in known)
-    leaders = [place for place in known if rows[place].evaluation.metrics[metric] == top]
-    close = [place for place, noise in noise_marks(rows, metric).items() if noise and place not in leaders]
-    leader = f"{_named(rows, leaders)} {'leads' if len(leaders) == 1 else 'lead'} by {metric}"
-    if close:
-        them = "it" if len(leaders) == 1 else "them"
-        return f"<p>{leader}; {_named(rows, close)} cannot be told from {them} on these requests.</p>"
+    best = max(rows[index].evaluation.metrics[metric] for index in judged)
+    leaders = [index for index in judged if rows[index].evaluation.metrics[metric] == best]
+    followers = [index for index, is_noise in noise_marks(rows, metric).items() if is_noise and index not in leaders]
+    leader = f"{_names(rows, leaders)} {'leads' if len(leaders) == 1 else 'lead'} by {metric}"
+    if followers:
+        verb = "is" if len(followers) == 1 else "are"
+        pronoun = "it" if len(leaders) == 1 else "them"
+        return f"<p>{leader}; {_names(rows, followers)} {verb} within noise of {pronoun}.</p>"
     return f"<p>{leader}, beyond noise.</p>" if len(leaders) == 1 else f"<p>{leader}.</p>"
 
 
-def _named(rows: Sequence[ReportRow], places: Sequence[int]) -> str:
-    return ", ".join(f"<b>{escape(rows[place].evaluation.model)}</b>" for place in places)
+def _names(rows: Sequence[ReportRow], indices: Sequence[int]) -> str:
+    """Return the names of some rows in bold, separated by commas."""
+    return ", ".join(f"<b>{escape(rows[index].evaluation.model)}</b>" for index in indices)
 
 
 def _curves(evaluations: Sequence[Evaluation]) -> str:
-    drawn = [plot for name in CURVES if (plot := plots.metric_curve(evaluations, name)) is not None]
-    if not drawn:
+    """Return the plots of metrics over k."""
+    charts = [plot for name in CURVES if (plot := plots.metric_curve(evaluations, name)) is not None]
+    if not charts:
         return ""
-    figures = "".join(f'<figure class="card">{plot}</figure>' for plot in drawn)
+    figures = "".join(f'<figure class="card">{plot}</figure>' for plot in charts)
     return (
         f'<h2>Metrics over k</h2>{_legend(evaluations)}<div class="grid">{figures}</div>'
         '<p class="soft">Bands are 95% bootstrap intervals over requests.</p>'
@@ -179,43 +197,44 @@ def _curves(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _slices(evaluations: Sequence[Evaluation]) -> str:
-    drawn = [plot for metric in SLICE_METRICS if (plot := plots.slices_chart(evaluations, metric)) is not None]
-    if not drawn:
+    """Return plots and table of the figures by slice."""
+    charts = [plot for metric in SLICE_METRICS if (plot := plots.slices_chart(evaluations, metric)) is not None]
+    if not charts:
         return ""
-    figures = "".join(f'<figure class="card">{plot}</figure>' for plot in drawn)
-    names = plots.slice_order(evaluations)
+    figures = "".join(f'<figure class="card">{plot}</figure>' for plot in charts)
     lines = []
-    for name in names:
-        parts = [one.slices.get(name, {}) for one in evaluations]
-        count = next(int(slice_size(part)) for part in parts if part)
-        cells = [part.get(SLICE_METRICS[0]) for part in parts]
-        figures_of = [None if cell is None or cell != cell else cell for cell in cells]
-        shown = ["-" if cell is None else f"{cell:.4f}" for cell in figures_of]
+    for name in plots.slice_order(evaluations):
+        parts = [evaluation.slices.get(name, {}) for evaluation in evaluations]
+        num_requests = next(int(slice_size(part)) for part in parts if part)
+        raw_values = [part.get(SLICE_METRICS[0]) for part in parts]
+        values = [None if value is None or value != value else value for value in raw_values]
+        cells = ["-" if value is None else f"{value:.4f}" for value in values]
         label = escape(name.replace("_", " "))
-        lines.append(f"<td>{label}</td><td>{count:,}</td>" + "".join(_table_cells(shown, best_marks(figures_of))))
-    titles = ["slice", "requests", *(one.model for one in evaluations)]
+        lines.append(f"<td>{label}</td><td>{num_requests:,}</td>" + "".join(_table_cells(cells, best_marks(values))))
+    titles = ["slice", "requests", *(evaluation.model for evaluation in evaluations)]
     return (
         f'<h2>Where each model is good</h2>{_legend(evaluations)}<div class="grid">{figures}</div>'
         '<p class="soft">Memorization: the step from the last item to the target occurs in training; generalization: '
-        "it does not. Cold: the target does not occur in training. Popular, middle, rare: targets that share the "
-        "first 20%, the next 60% and the last 20% of the training events. History: its length. In brackets: "
-        f"requests.</p><details><summary>{SLICE_METRICS[0]} in figures</summary>{_table(titles, lines)}</details>"
+        "it does not. Cold: the target does not occur in training. Popular, middle, rare: targets among the items "
+        "with the first 20%, the next 60% and the last 20% of the training events, most popular first. History: number "
+        f"of its events. In brackets: number of requests.</p><details><summary>{SLICE_METRICS[0]} in figures</summary>"
+        f"{_table(titles, lines)}</details>"
     )
 
 
 def _funnels(evaluations: Sequence[Evaluation]) -> str:
-    """What each stage of a cascade keeps, and what it throws away too early."""
+    """Return the funnel of each cascade: how many candidates and targets each stage keeps or drops."""
     parts = []
-    for one in evaluations:
-        if one.funnel is None:
+    for evaluation in evaluations:
+        if evaluation.funnel is None:
             continue
         lines = [
             f"<td>{escape(stage['name'])}</td><td>{stage['candidates']:,.0f}</td><td>{stage['recall']:.4f}</td>"
             f"<td>{stage['kept']:.1%}</td><td>{stage['ndcg']:.4f}</td><td>{stage['p50_ms']:.1f}</td>"
-            for stage in one.funnel
+            for stage in evaluation.funnel
         ]
-        titles = ["stage", "items left", "targets among them", "kept of what came in", "NDCG@10", "p50 ms"]
-        parts.append(f"<h3>{escape(one.model)}</h3>{_table(titles, lines)}")
+        titles = ["stage", "items left", "targets among them", "share of received targets kept", "NDCG@10", "p50 ms"]
+        parts.append(f"<h3>{escape(evaluation.model)}</h3>{_table(titles, lines)}")
     if not parts:
         return ""
     return (
@@ -224,60 +243,66 @@ def _funnels(evaluations: Sequence[Evaluation]) -> str:
     )
 
 
-def _spelling(evaluations: Sequence[Evaluation]) -> str:
-    """Where a model that spells items leaves the true codes, and how often it would spell no item."""
+def _generation(evaluations: Sequence[Evaluation]) -> str:
+    """Return the generation quality of each model that generates codes."""
     parts = []
-    for one in evaluations:
-        if one.generation is None:
+    for evaluation in evaluations:
+        if evaluation.generation is None:
             continue
-        titles = ["level", "right after the true codes", "right after its own", "true codes among the beams"]
+        titles = ["level", "correct after the true codes", "correct after its own codes", "true codes among the beams"]
         lines = [
             f"<td>{number}</td>" + "".join(f"<td>{level[name]:.1%}</td>" for name in LEVEL_FIGURES)
-            for number, level in enumerate(one.generation["levels"], start=1)
+            for number, level in enumerate(evaluation.generation["levels"], start=1)
         ]
-        found = one.generation
+        report = evaluation.generation
         parts.append(
-            f"<h3>{escape(one.model)}</h3>{_table(titles, lines)}<p>{found['beam_width']} beams, {found['requests']:,} "
-            f"requests. Without the constraint {found['invalid@10']:.1%} of the first 10 sequences are no item: "
-            f"recall@10 {found['free_recall@10']:.4f} where those are dropped, {found['repaired_recall@10']:.4f} where "
-            f"they are put right by their longest prefix, {found['recall@10']:.4f} with it, by codes alone.</p>"
+            f"<h3>{escape(evaluation.model)}</h3>{_table(titles, lines)}<p>{report['beam_width']} beams, "
+            f"{report['requests']:,} requests. Without the constraint {report['invalid@10']:.1%} of the first 10 "
+            f"sequences are no item: recall@10 {report['free_recall@10']:.4f} if those are dropped, "
+            f"{report['repaired_recall@10']:.4f} if the items below their longest existing prefix replace them. "
+            f"With the constraint, recall@10 by codes alone is {report['recall@10']:.4f}.</p>"
         )
     if not parts:
         return ""
     return (
-        f"<h2>Spelling</h2>{''.join(parts)}"
-        '<p class="soft">Training predicts a code after the true ones, a search after its own: the columns say how '
-        "far the two part.</p>"
+        f"<h2>Generation of codes</h2>{''.join(parts)}"
+        '<p class="soft">Training predicts a code after the true codes, a search after the codes that it generated '
+        "itself: the columns show how far the two differ.</p>"
     )
 
 
-def _training(histories: Mapping[str, list[dict[str, float]]], models: Sequence[str]) -> str:
-    plot = plots.training_curve(histories, models)
+def _training(epoch_logs: Mapping[str, list[dict[str, float]]], models: Sequence[str]) -> str:
+    """Return the plot of validation by epoch."""
+    plot = plots.training_curve(epoch_logs, models)
     if plot is None:
         return ""
-    names = [name for name in histories if name in models]
+    names = [name for name in epoch_logs if name in models]
     legend = "".join(f"<li>{_legend_name(models.index(name), name)}</li>" for name in names)
     return (
         f'<h2>Training</h2><ul class="legend">{legend}</ul><div class="grid"><figure class="card">{plot}</figure></div>'
-        '<p class="soft">The epoch that counts is chosen on validation requests, never on test requests.</p>'
+        '<p class="soft">The best epoch is selected on validation requests, never on test requests.</p>'
     )
 
 
 def _customers(examples: Sequence[CustomerExample]) -> str:
+    """Return the history, the held-out items and the lists of each example customer."""
     parts = []
     for example in examples:
-        wanted = set(example.held_out)
-        cards = _titles("had, newest last", example.history) + _titles("took next", example.held_out, marked=wanted)
+        targets = set(example.held_out)
+        cards = _titles("history, newest last", example.history) + _titles(
+            "held-out items", example.held_out, marked=targets
+        )
         for model, titles in example.recommended.items():
-            cards += _titles(model, titles, marked=wanted)
+            cards += _titles(model, titles, marked=targets)
         parts.append(f'<h3>{escape(example.name)}</h3><div class="grid narrow">{cards}</div>')
     if not parts:
         return ""
-    words = '<p class="soft">What they took next is <span class="hit">marked</span>.</p>'
-    return f"<h2>Customers</h2>{words}{''.join(parts)}"
+    legend = '<p class="soft">Held-out items, which the customer chose next, are <span class="hit">marked</span>.</p>'
+    return f"<h2>Customers</h2>{legend}{''.join(parts)}"
 
 
 def _titles(head: str, titles: Sequence[str], *, marked: set[str] | frozenset[str] = frozenset()) -> str:
+    """Return a card with a heading and a list of titles, of which those in `marked` are highlighted."""
     lines = "".join(
         f'<li><span class="hit">{escape(title)}</span></li>' if title in marked else f"<li>{escape(title)}</li>"
         for title in titles
@@ -286,6 +311,7 @@ def _titles(head: str, titles: Sequence[str], *, marked: set[str] | frozenset[st
 
 
 def _codebooks(table: IdentifierTable) -> str:
+    """Return plots and table of how often the codes of each level are used."""
     figures, lines = "", []
     for level, size in enumerate(table.codebook_sizes):
         counts = torch.bincount(table.codes[1:, level].long(), minlength=size).double()
@@ -296,21 +322,22 @@ def _codebooks(table: IdentifierTable) -> str:
             f"<td>level {level + 1}</td><td>{size:,}</td><td>{len(shares):,}</td><td>{effective:,.1f}</td>"
             f"<td>{int(counts.max()):,}</td>"
         )
-    titles = ["level", "codes", "used", "as if evenly used", "items at the most used"]
+    titles = ["level", "codes", "used", "effective codes", "items at the most used code"]
     name = f" ({escape(table.tokenizer)})" if table.tokenizer else ""
     return (
         f'<h2>Codebooks{name}</h2><div class="grid">{figures}</div>{_table(titles, lines)}'
-        '<p class="soft">As if evenly used: the number of codes that, each used equally often, would have the same '
-        "entropy. A last level that tells items with equal codes apart is used little, and should be.</p>"
+        '<p class="soft">Effective codes: the number of codes that, each used equally often, would have the same '
+        "entropy. A last level that only separates items of equal codes is used little, as it should be.</p>"
     )
 
 
 def _tree(table: IdentifierTable, titles: pl.Series | None) -> str:
+    """Return the treemap of the semantic IDs with the table of its largest groups."""
     tree = groups(table, titles)
     lines = [
-        f'<td><span class="swatch" style="background:hsl({place * 137 % 360} 55% 50%)"></span>{group.code}</td>'
+        f'<td><span class="swatch" style="background:hsl({index * 137 % 360} 55% 50%)"></span>{group.code}</td>'
         f'<td>{group.items:,}</td><td>{len(group.cells):,}</td><td class="words">{escape("; ".join(group.titles))}</td>'
-        for place, group in enumerate(tree[:LABELLED])
+        for index, group in enumerate(tree[:LABELLED])
     ]
     return (
         f"<h2>Map of the semantic IDs</h2><figure>{tree_map(tree)}<figcaption>{len(tree):,} first codes in colours, "
@@ -320,14 +347,17 @@ def _tree(table: IdentifierTable, titles: pl.Series | None) -> str:
 
 
 def _legend(evaluations: Sequence[Evaluation]) -> str:
-    names = "".join(f"<li>{_legend_name(place, one.model)}</li>" for place, one in enumerate(evaluations))
+    """Return the list of all models with their markers."""
+    names = "".join(f"<li>{_legend_name(index, evaluation.model)}</li>" for index, evaluation in enumerate(evaluations))
     return f'<ul class="legend">{names}</ul>'
 
 
-def _legend_name(place: int, name: str) -> str:
-    return f'<span class="mark" style="color:{plots.color(place)}">{plots.sign(place)}</span>{escape(name)}'
+def _legend_name(index: int, name: str) -> str:
+    """Return a model's name behind the marker of row `index`."""
+    return f'<span class="mark" style="color:{plots.color(index)}">{plots.text_marker(index)}</span>{escape(name)}'
 
 
 def _table(titles: Sequence[str], lines: Sequence[str]) -> str:
+    """Return a table of column titles and rows of cells."""
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'

@@ -1,4 +1,4 @@
-"""The report's style sheet: light and dark, phone and desk."""
+"""Style sheet of the HTML report, for light and dark pages, small and large screens."""
 
 STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --text: #1b1f24; --soft: #5b6470; --line: #c9d0d8;

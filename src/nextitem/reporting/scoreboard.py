@@ -1,4 +1,4 @@
-"""The scoreboard: models side by side, and what these requests cannot tell apart."""
+"""Scoreboard: figures of models side by side, with marks of the best and of those within noise of it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from nextitem.evaluation.intervals import paired_difference
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One run on the scoreboard. `evaluation.model` names the row, so that no two rows share a name."""
+    """One run on the scoreboard. `evaluation.model` is the name of the row; no two rows have the same."""
 
     evaluation: Evaluation
-    parameters: int  # trained numbers
+    parameters: int  # number of trained values
     train_seconds: float
-    p50_ms: float  # of one request alone
-    p99_ms: float
-    model: str = ""  # name of the model; empty: that of the row
-    folder: str = ""  # of the run
+    p50_ms: float  # median milliseconds of one request alone
+    p99_ms: float  # 99th percentile of the same
+    model: str = ""  # name of the model; empty: the name of the row
+    folder: str = ""  # folder of the run
 
     @property
     def name(self) -> str:
-        """What tables, lists and curves call the row: the model, and the run if there are several of it."""
+        """Name of the row in tables, lists and curves: the model, with the run if the model has several rows."""
         return self.evaluation.model
 
     def to_json(self) -> dict[str, Any]:
-        """The public format of a row of scoreboard.json."""
+        """Return the public format of a row of scoreboard.json."""
         return {
             **self.evaluation.to_json(),
             "model": self.model or self.name,
@@ -45,17 +45,17 @@ class ReportRow:
         }
 
 
-Mark = Literal["best", "noise", ""]  # what a figure is within its column
+Mark = Literal["best", "noise", ""]  # mark of a figure within its column
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the printed scoreboard."""
+    """A metric column of the scoreboard."""
 
     title: str
     metric: str
-    digits: int
-    higher_is_better: bool | None  # None: neither is better
+    digits: int  # after the decimal point
+    higher_is_better: bool | None  # None: neither direction is better
 
 
 COLUMNS = (
@@ -72,43 +72,44 @@ COLUMNS = (
 
 
 def scoreboard_json(rows: Sequence[ReportRow]) -> dict[str, Any]:
-    """The public format of scoreboard.json."""
+    """Return the public format of scoreboard.json."""
     return {"rows": [row.to_json() for row in rows]}
 
 
 def noise_marks(rows: Sequence[ReportRow], metric: str) -> dict[int, bool]:
-    """For each row but the best: can its distance to the best be chance? (95% paired bootstrap over requests.)
+    """Return for each row but the best whether its distance to the best is within noise: row index -> bool.
 
-    Empty where the metric is no mean over requests, or some row lacks it.
+    Judged by a 95% paired bootstrap over requests. Empty if the metric is no mean over requests, or if a row lacks it.
     """
     if not rows or any(metric not in row.evaluation.values for row in rows):
         return {}
-    known = [index for index, row in enumerate(rows) if row.evaluation.metrics[metric] >= 0]  # NaN is not
-    if not known:
+    defined = [index for index, row in enumerate(rows) if row.evaluation.metrics[metric] >= 0]  # NaN is not
+    if not defined:
         return {}
-    best = max(known, key=lambda index: rows[index].evaluation.metrics[metric])
+    best = max(defined, key=lambda index: rows[index].evaluation.metrics[metric])
     reference = rows[best].evaluation.values[metric]
     return {
         index: paired_difference(reference, row.evaluation.values[metric]).is_noise
         for index, row in enumerate(rows)
-        if index in known and index != best
+        if index in defined and index != best
     }
 
 
 def print_scoreboard(rows: Sequence[ReportRow], *, console: Console | None = None) -> None:
-    """The scoreboard on the terminal; * marks a column's best, ~ what lies within noise of it."""
+    """Print the scoreboard; * marks the best of a column, ~ figures within noise of it."""
     first = rows[0].evaluation
-    used = [column for column in COLUMNS if any(column.metric in row.evaluation.metrics for row in rows)]
-    refit = "training and validation events" if first.refit else "training events only"
+    metric_columns = [column for column in COLUMNS if any(column.metric in row.evaluation.metrics for row in rows)]
+    training_events = "training and validation events" if first.refit else "training events only"
     table = Table(
-        title=f"protocol {first.protocol}, {first.requests:,} requests, learnt from {refit}", title_justify="left"
+        title=f"protocol {first.protocol}, {first.requests:,} requests, trained on {training_events}",
+        title_justify="left",
     )
     table.add_column("model")
-    for column in used:
+    for column in metric_columns:
         table.add_column(column.title, justify="right")
     for title in ("cold recall@10", "parameters", "train s", "p50 ms", "p99 ms"):
         table.add_column(title, justify="right")
-    cells = [_cells(rows, column) for column in used]
+    cells = [_cells(rows, column) for column in metric_columns]
     for index, row in enumerate(rows):
         cold = row.evaluation.slices.get("cold", {}).get("recall@10")
         table.add_row(
@@ -120,14 +121,14 @@ def print_scoreboard(rows: Sequence[ReportRow], *, console: Console | None = Non
             f"{row.p50_ms:.1f}",
             f"{row.p99_ms:.1f}",
         )
-    out = console or Console(width=None if Console().is_terminal else 160)
-    out.print(table)
-    out.print("* best   ~ within noise of the best (95% paired bootstrap over requests)", highlight=False)
+    output = console or Console(width=None if Console().is_terminal else 160)
+    output.print(table)
+    output.print("* best   ~ within noise of the best (95% paired bootstrap over requests)", highlight=False)
     for row in rows:
         for note in row.evaluation.notes:
-            out.print(note, highlight=False)
+            output.print(note, highlight=False)
         if row.evaluation.funnel is not None:
-            print_funnel(row.evaluation.funnel, title=f"{row.evaluation.model}: funnel", console=out)
+            print_funnel(row.evaluation.funnel, title=f"{row.evaluation.model}: funnel", console=output)
 
 
 def column_marks(rows: Sequence[ReportRow], column: Column) -> list[Mark]:
@@ -137,49 +138,53 @@ def column_marks(rows: Sequence[ReportRow], column: Column) -> list[Mark]:
         return [""] * len(rows)
     marks = best_marks(values, higher_is_better=column.higher_is_better)
     noise = noise_marks(rows, column.metric) if column.higher_is_better else {}
-    return ["noise" if noise.get(place, False) and not mark else mark for place, mark in enumerate(marks)]
+    return ["noise" if noise.get(index, False) and not mark else mark for index, mark in enumerate(marks)]
 
 
 def best_marks(values: Sequence[float | None], *, higher_is_better: bool = True) -> list[Mark]:
-    """Mark the best of some values; None and NaN are not known, and a best value of 0 by which all fail is no best."""
-    known = [value for value in values if value is not None and value == value]
-    best = (max(known) if higher_is_better else min(known)) if known else None
+    """Return the mark of each value, "best" or "".
+
+    None and NaN are never best. If higher is better and the best value is 0, all fail, and none is marked.
+    """
+    defined = [value for value in values if value is not None and value == value]
+    best = (max(defined) if higher_is_better else min(defined)) if defined else None
     if best == 0 and higher_is_better:
         best = None
     return ["best" if value is not None and value == best else "" for value in values]
 
 
 def slice_size(part: Mapping[str, float]) -> int:
-    """How many requests a slice holds; of a ranker's figures, how many groups."""
+    """Return the number of requests of a slice, or the number of groups for a ranker."""
     return int(part.get("requests", part.get("groups", 0)))
 
 
 def _cells(rows: Sequence[ReportRow], column: Column) -> list[str]:
-    signs = {"best": "*", "noise": "~", "": " "}
+    """Return the figures of a column with their marks, for the terminal."""
+    mark_signs = {"best": "*", "noise": "~", "": " "}
     cells = []
     for row, mark in zip(rows, column_marks(rows, column), strict=True):
         value = row.evaluation.metrics.get(column.metric, float("nan"))
-        cells.append("- " if value != value else f"{value:.{column.digits}f}{signs[mark]}")
+        cells.append("- " if value != value else f"{value:.{column.digits}f}{mark_signs[mark]}")
     return cells
 
 
 def print_evaluation(evaluation: Evaluation, *, console: Console | None = None) -> None:
-    """One model's figures and slices on the terminal."""
-    out = console or Console()
-    refit = "training and validation events" if evaluation.refit else "training events only"
+    """Print the figures and slices of one model, and its funnel and generation quality if they were measured."""
+    output = console or Console()
+    training_events = "training and validation events" if evaluation.refit else "training events only"
     table = Table(
-        title=f"{evaluation.model}: protocol {evaluation.protocol}, {evaluation.requests:,} requests, {refit}"
+        title=f"{evaluation.model}: protocol {evaluation.protocol}, {evaluation.requests:,} requests, {training_events}"
     )
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("95% interval", justify="right")
     for name, value in evaluation.metrics.items():
         low, high = evaluation.intervals.get(name, (None, None))
-        between = "" if low is None or low != low else f"{low:.4f} .. {high:.4f}"
-        table.add_row(name, f"{value:.4f}", between)
-    out.print(table)
+        interval_text = "" if low is None or low != low else f"{low:.4f} .. {high:.4f}"
+        table.add_row(name, f"{value:.4f}", interval_text)
+    output.print(table)
     for note in evaluation.notes:
-        out.print(note, highlight=False)
+        output.print(note, highlight=False)
     parts = Table(title="slices")
     parts.add_column("slice")
     for title in ("requests", "recall@10", "ndcg@10"):
@@ -187,22 +192,22 @@ def print_evaluation(evaluation: Evaluation, *, console: Console | None = None) 
     for name, part in evaluation.slices.items():
         figures = [f"{part[metric]:.4f}" if metric in part else "-" for metric in ("recall@10", "ndcg@10")]
         parts.add_row(name, f"{slice_size(part):,}", *figures)
-    out.print(parts)
+    output.print(parts)
     if evaluation.funnel is not None:
-        print_funnel(evaluation.funnel, console=out)
+        print_funnel(evaluation.funnel, console=output)
     if evaluation.generation is not None:
-        print_generation(evaluation.generation, console=out)
+        print_generation(evaluation.generation, console=output)
 
 
 def print_funnel(stages: Sequence[Mapping[str, Any]], *, title: str = "funnel", console: Console | None = None) -> None:
-    """What each stage of a cascade keeps, on the terminal."""
-    out = console or Console()
-    shown = Table(title=title)
-    shown.add_column("stage")
-    for title in ("candidates", "targets among them", "kept of what came in", "ndcg@10", "p50 ms"):
-        shown.add_column(title, justify="right")
+    """Print the funnel of a cascade: candidates, targets, order and time of each stage."""
+    output = console or Console()
+    table = Table(title=title)
+    table.add_column("stage")
+    for title in ("candidates", "targets among them", "share of received targets kept", "ndcg@10", "p50 ms"):
+        table.add_column(title, justify="right")
     for stage in stages:
-        shown.add_row(
+        table.add_row(
             stage["name"],
             f"{stage['candidates']:.0f}",
             f"{stage['recall']:.4f}",
@@ -210,32 +215,32 @@ def print_funnel(stages: Sequence[Mapping[str, Any]], *, title: str = "funnel", 
             f"{stage['ndcg']:.4f}",
             f"{stage['p50_ms']:.1f}",
         )
-    out.print(shown)
+    output.print(table)
 
 
 def print_generation(report: Mapping[str, Any], *, console: Console | None = None) -> None:
-    """How a generator spells, on the terminal."""
-    out = console or Console()
-    shown = Table(title=f"spelling, {report['requests']:,} requests, {report['beam_width']} beams")
-    for title in ("level", "right after the true codes", "right after its own", "true codes among the beams"):
-        shown.add_column(title, justify="right")
+    """Print the generation quality of a model that generates codes."""
+    output = console or Console()
+    table = Table(title=f"generation of codes, {report['requests']:,} requests, {report['beam_width']} beams")
+    for title in ("level", "correct after the true codes", "correct after its own codes", "true codes among the beams"):
+        table.add_column(title, justify="right")
     for number, level in enumerate(report["levels"], start=1):
-        shown.add_row(str(number), *(f"{value:.4f}" for value in level.values()))
-    out.print(shown)
+        table.add_row(str(number), *(f"{value:.4f}" for value in level.values()))
+    output.print(table)
     for name, value in report.items():
         if "@" in name:
-            out.print(f"{name}: {value:.4f}", highlight=False)
+            output.print(f"{name}: {value:.4f}", highlight=False)
 
 
-def print_quality(table: IdentifierTable, *, console: Console | None = None) -> None:
-    """The quality report of semantic IDs on the terminal."""
-    out = console or Console()
-    report = table.report or {}
-    shown = Table(title=f"{table.tokenizer}: {report.get('items', table.num_items):,} items")
+def print_quality(identifiers: IdentifierTable, *, console: Console | None = None) -> None:
+    """Print the quality report of semantic IDs."""
+    output = console or Console()
+    report = identifiers.report or {}
+    table = Table(title=f"{identifiers.tokenizer}: {report.get('items', identifiers.num_items):,} items")
     for title in ("level", "codes", "used", "usage", "entropy (share)", "gini"):
-        shown.add_column(title, justify="right")
+        table.add_column(title, justify="right")
     for number, level in enumerate(report.get("levels", []), start=1):
-        shown.add_row(
+        table.add_row(
             str(number),
             str(level["codebook_size"]),
             str(level["used"]),
@@ -243,17 +248,17 @@ def print_quality(table: IdentifierTable, *, console: Console | None = None) -> 
             f"{level['entropy_bits']:.2f} bits ({level['entropy_share']:.0%})",
             f"{level['gini']:.2f}",
         )
-    out.print(shown)
+    output.print(table)
     shares = report.get("neighbours_sharing_prefix") or []
     facts = [
         f"collisions before resolution: {report.get('collision_rate', 0):.1%} of items, "
         f"largest group {report.get('largest_group', 1)}",
     ]
-    if "reconstruction_error" in report:  # codes from elsewhere have none
+    if "reconstruction_error" in report:  # imported codes have none
         facts.append(f"reconstruction error: {report['reconstruction_error']:.3f} of the variance")
     facts += [
         f"nearest neighbours that share the first {depth} code{'s' if depth > 1 else ''}: {share:.1%}"
         for depth, share in enumerate(shares, start=1)
     ]
     for fact in facts:
-        out.print(fact, highlight=False)
+        output.print(fact, highlight=False)

@@ -1,4 +1,4 @@
-"""The contract tests of the package, for models of your own.
+"""Contract tests of the package, to be run on models of your own.
 
 from nextitem.testing import check_recommender
 

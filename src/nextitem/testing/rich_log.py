@@ -1,4 +1,4 @@
-"""A small log with everything that a request can carry: actions, times, context, labels, user features, searches."""
+"""Small log with every kind of data that a request can have: actions, times, context, labels, users, searches."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ SETTINGS: dict[str, Any] = {
 }
 NUM_ITEMS = 12
 WORDS = ["tent canvas", "kettle steel", "violin bow"]
-HOUR = 3600
+HOUR = 3600  # seconds
 
 
 def rich_log(*, num_users: int = 60, seed: int = 0) -> Dataset:
-    """The log as it is when a model is trained: items follow one another in a circle."""
+    """Return the log at the time of training: each item is followed by the next, and the last by the first.
+
+    A user's items are consecutive; actions, context, labels and features are random or missing for some.
+    """
     return dataset_from_frames(rich_frames(num_users=num_users, seed=seed), SETTINGS, name="rich")
 
 
 def longer_log(*, num_users: int = 60, seed: int = 0) -> Dataset:
-    """The same log some time later: new users whose ids sort first, new items, actions and values of context.
+    """Return the log at a later time: with new users, whose ids sort first, new items, actions and values of context.
 
     The events of the users of `rich_log` are the same.
     """
@@ -59,7 +62,7 @@ def longer_log(*, num_users: int = 60, seed: int = 0) -> Dataset:
 
 
 def rich_frames(*, num_users: int = 60, seed: int = 0) -> dict[str, pl.DataFrame]:
-    """Tables interactions, items and users of `rich_log`."""
+    """Return the tables interactions, items and users of `rich_log`."""
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
     for user in range(num_users):

@@ -1,1 +1,1 @@
-"""Semantic-ID tokenizers, one per file."""
+"""Tokenizers, which turn content vectors of items into semantic IDs; one per file."""

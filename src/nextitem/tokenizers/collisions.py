@@ -1,8 +1,9 @@
-"""From codes to an identifier table: items with equal codes are told apart by one more level.
+"""Build identifier tables from codes: one more level distinguishes items with equal codes.
 
-TIGER (arXiv 2305.05065, section 3.1): the further code is the running index among items with equal codes, 0
-for an item that is alone. It is computed once over the catalogue, in item order, so it depends on nothing
-else.
+TIGER (arXiv 2305.05065, section 3.1): the additional code is the running index among items with equal codes, 0 for an
+item that has its codes alone. It is computed once over the catalogue, in item order, so it depends on nothing else.
+
+Shapes: n rows, M levels.
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ from nextitem.tokenizers.tokenizer import Tokenizer, content_of
 
 
 def build_table(tokenizer: Tokenizer, catalog: Catalog, *, extra_level: bool = True) -> IdentifierTable:
-    """Semantic IDs of the catalogue's items by a tokenizer that has learnt, with its quality report.
+    """Return the semantic IDs of the catalogue's items, with the tokenizer's quality report.
 
-    The extra level makes every code sequence unique. It has as many codes as the largest other level, or as
-    the largest group of equal codes where that is more: the spare ones are for items appended later, which
-    must not change the sizes that a trained model is built on. Without it, or where the tokenizer tells
-    all items apart itself, items with equal codes share a sequence.
+    Without an additional level items with equal codes share a sequence. With it every sequence is unique. The level has
+    as many codes as the largest other level, or as the largest group of equal codes if that is larger. The spare codes
+    are for items that are appended later: those must not change the sizes on which a trained model is built.
+
+    Args:
+        tokenizer: a trained tokenizer.
+        catalog: the items that it was trained on.
+        extra_level: whether to add the level. It is never added if the tokenizer itself gives all items different
+            codes.
+
     """
-    codes = tokenizer.spell(catalog)
+    codes = tokenizer.encode_catalog(catalog)
     report = quality_report(tokenizer, catalog, codes)
     sizes = tokenizer.codebook_sizes
-    if extra_level and not tokenizer.tells_apart:
+    if extra_level and not tokenizer.has_unique_codes:
         sizes = (*sizes, max(*sizes, report["largest_group"]))
         codes = torch.cat([codes, running_index(codes)[:, None]], dim=1)
     return IdentifierTable.from_item_codes(
@@ -41,32 +48,40 @@ def build_table(tokenizer: Tokenizer, catalog: Catalog, *, extra_level: bool = T
 
 
 def append_items(tokenizer: Tokenizer, table: IdentifierTable, catalog: Catalog) -> IdentifierTable:
-    """A new version of `table` with codes for the items of `catalog` that follow those it has.
+    """Return a new version of `table`, with codes for the additional items of `catalog`.
 
-    The tokenizer that made the table codes the new content vectors; old codes stay as they are. A new item
-    takes the next free running index of its codes; where the extra level is full it shares the sequence of an
-    old one. UserError where the catalogue does not begin with the table's items, in their order.
+    Old codes stay as they are. A new item gets the next free running index of its codes. If the additional level is
+    full, it shares the sequence of an old item.
+
+    Args:
+        tokenizer: the tokenizer with which the table was made; it encodes the new content vectors.
+        table: the identifiers of the old items.
+        catalog: the old items, in their order, followed by the new ones.
+
+    Raises:
+        UserError: the catalogue does not begin with the table's items in their order, or the tokenizer is another one.
+
     """
-    known = table.num_items
-    head = catalog.ids.external.head(known)
-    if len(head) != known or ids_fingerprint(head) != table.catalog_fingerprint:
+    num_old = table.num_items
+    head = catalog.ids.external.head(num_old)
+    if len(head) != num_old or ids_fingerprint(head) != table.catalog_fingerprint:
         raise UserError("the items of the identifier table must come first in the catalogue, in their old order")
     levels = len(tokenizer.codebook_sizes)
     if tokenizer.codebook_sizes != table.codebook_sizes[:levels]:
         raise UserError(
-            f"the table has codebooks of {table.codebook_sizes[:levels]}, the tokenizer of "
+            f"the identifier table has codebooks of sizes {table.codebook_sizes[:levels]}, the tokenizer of sizes "
             f"{tokenizer.codebook_sizes}: append with the tokenizer that made the table"
         )
-    codes = tokenizer.encode(content_of(catalog)[known:])
+    codes = tokenizer.encode(content_of(catalog)[num_old:])
     if table.num_levels > levels:
-        old = table.codes[1:, :levels].to(torch.int64)
-        index = running_index(torch.cat([old, codes]))[known:]
+        old_codes = table.codes[1:, :levels].to(torch.int64)
+        index = running_index(torch.cat([old_codes, codes]))[num_old:]
         codes = torch.cat([codes, (index % table.codebook_sizes[-1])[:, None]], dim=1)
     return table.append(codes, catalog_fingerprint=catalog.fingerprint)
 
 
 def running_index(codes: Tensor) -> Tensor:
-    """[n] int64: how many earlier rows of `codes [n, M]` are equal to each row."""
+    """Return how many earlier rows of `codes [n, M]` are equal to each row, [n] int64."""
     group, sizes = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)[1:]
     by_group = group.argsort(stable=True)
     starts = sizes.cumsum(0) - sizes

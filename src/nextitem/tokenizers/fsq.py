@@ -1,12 +1,12 @@
 """FSQ: an auto-encoder whose latent dimensions are rounded to a few values each.
 
-Paper: Mentzer et al., Finite Scalar Quantization, arXiv 2309.15505. Idea: no codebook is learnt, so none can collapse;
-every dimension of a small latent vector takes one of a few values, and the values of some dimensions together are a
+Paper: Mentzer et al., Finite Scalar Quantization, arXiv 2309.15505. Idea: no codebook is learned, so none can collapse.
+Every dimension of a small latent vector takes one of a few values, and the values of some dimensions together are a
 code. The rounding passes its gradient straight through.
 
 Notable
-- A level is a group of dimensions with `values`, (8, 8) giving 64 codes; the paper has one group.
-- Codes do not go from coarse to fine: each level says something of its own.
+- A level is a group of dimensions with `values`; (8, 8) gives 64 codes. The paper has one group.
+- Codes do not go from coarse to fine: the levels are independent.
 
 Shapes: B rows, D content width, E latent width, M levels.
 """
@@ -24,20 +24,20 @@ from nextitem.tokenizers.auto_encoding import AutoEncoding
 
 
 class FSQConfig(configs.Config):
-    """Sizes of an FSQ auto-encoder."""
+    """Settings of an FSQ auto-encoder."""
 
     levels: int = Field(3, ge=1)
-    """Codes an item."""
+    """Number of codes of an item (M)."""
     values: tuple[int, ...] = Field((8, 8), min_length=1)
-    """Of each dimension of a level; their product is its codes."""
+    """Number of values of each latent dimension of a level; their product is the number of codes of the level."""
     hidden: tuple[int, ...] = (256, 128)
     """Widths of the encoder's hidden layers; the decoder mirrors them."""
     standardise: bool = True
-    """Give every content dimension the same weight."""
+    """Whether to scale every content dimension to the same variance, so that all have the same weight."""
 
 
 class FSQ(AutoEncoding):
-    """Its loss is the reconstruction's alone: there is no codebook to learn."""
+    """FSQ tokenizer. The loss is the reconstruction error alone: there is no codebook to learn."""
 
     name = "fsq"
     Config = FSQConfig
@@ -46,7 +46,7 @@ class FSQ(AutoEncoding):
 
     def __init__(self, config: FSQConfig, catalog: Catalog) -> None:
         if min(config.values) < 2:
-            raise ValueError(f"values = {config.values}: a dimension needs at least two")
+            raise ValueError(f"values = {config.values}: each dimension needs at least two values")
         super().__init__(
             config,
             catalog,
@@ -57,5 +57,5 @@ class FSQ(AutoEncoding):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes of each level: the same number."""
+        """Return the number of codes of each level: the same for all levels."""
         return cast(FiniteScalars, self.network.quantizer).codebook_sizes

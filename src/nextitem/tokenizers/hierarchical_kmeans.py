@@ -1,12 +1,12 @@
 """Hierarchical k-means: clusters of the content, clusters within each of them, and so on.
 
 Paper: Tay et al., Transformer Memory as a Differentiable Search Index, arXiv 2202.06991, section 3.2. Idea: the first
-code is the cluster of an item's content vector, the second its cluster within that cluster; a code has a meaning of its
-own below every prefix. A path ends where the items of a cluster are as many as codes: each gets one.
+code is the cluster of an item's content vector, the second its cluster within that cluster. So a code has a different
+meaning below every prefix. A path ends at a cluster that has no more items than codes: each item gets a code.
 
 Notable
-- A cluster with no more different contents than codes gives each a code of its own, and code 0 below that.
-- A level that no prefix needs has one code; there are as many levels as asked.
+- If a cluster has no more different contents than codes, each content gets a code of its own, and code 0 below that.
+- A level that no prefix needs has one code; there are always as many levels as configured.
 
 Shapes: n items, D content width, M levels, P prefixes of a level, C codes.
 """
@@ -24,24 +24,24 @@ from nextitem.core.jagged import offsets_of
 from nextitem.nn.quantisation.quantizers import kmeans, nearest_code
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
-_CHUNK = 1 << 24  # numbers of a comparison of items with codes that are held at once
+_CHUNK = 1 << 24  # numbers in memory at once when items are compared with codes
 
 
 class HierarchicalKMeansConfig(configs.Config):
     """Settings of hierarchical k-means."""
 
     levels: int = Field(3, ge=1)
-    """Codes an item."""
+    """Number of codes of an item (M)."""
     codebook_size: int = Field(64, ge=2)
-    """Codes below a prefix."""
+    """Maximum number of codes below a prefix (C)."""
     iterations: int = Field(25, ge=1)
-    """Rounds of k-means a cluster."""
+    """Number of rounds of k-means in each cluster."""
     standardise: bool = True
-    """Give every content dimension the same weight."""
+    """Whether to scale every content dimension to the same variance, so that all have the same weight."""
 
 
 class HierarchicalKMeans(Tokenizer):
-    """Closed form; the same seed and content give the same codes."""
+    """Hierarchical k-means tokenizer (closed form). The same seed and content give the same codes."""
 
     name = "hierarchical-kmeans"
     Config = HierarchicalKMeansConfig
@@ -51,18 +51,18 @@ class HierarchicalKMeans(Tokenizer):
         super().__init__(config, catalog)
         self.standardizer = Standardizer(self.content_dim)
         for level in range(self.config.levels):
-            # The centroids of all clusters of a level, cluster by cluster, and where each cluster's begin.
+            # The centroids below all clusters of the level above, cluster by cluster, and the start of each cluster's.
             self.register_buffer(f"centroids_{level}", torch.empty(0, self.content_dim))
             self.register_buffer(f"offsets_{level}", torch.zeros(1, dtype=torch.int64))
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes of each level: the most that a prefix has."""
+        """Return the number of codes of each level: the maximum over its prefixes."""
         return tuple(int(self._offsets(level).diff().max()) for level in range(self.config.levels))
 
     @torch.no_grad()
     def fit(self, train: Dataset) -> None:
-        """Clusters the content vectors of `train.catalog`, level by level."""
+        """Cluster the content vectors of `train.catalog`, level by level."""
         content = content_of(train.catalog)
         if self.config.standardise:
             self.standardizer.fit(content)
@@ -71,11 +71,11 @@ class HierarchicalKMeans(Tokenizer):
         for level in range(self.config.levels):
             tables = []
             sizes = torch.bincount(cluster, minlength=1 if level == 0 else int(self._offsets(level - 1)[-1])).tolist()
-            for place, members in enumerate(torch.split(cluster.argsort(stable=True), sizes)):
-                if not len(members):  # rounding has moved a row to its second nearest centroid
-                    tables.append(self.get_buffer(f"centroids_{level - 1}")[place : place + 1])
+            for number, members in enumerate(torch.split(cluster.argsort(stable=True), sizes)):
+                if not len(members):  # by rounding, its rows have moved to their second nearest centroid
+                    tables.append(self.get_buffer(f"centroids_{level - 1}")[number : number + 1])
                     continue
-                seed = (int(self.seed) + level + 131 * place) % 2**31
+                seed = (int(self.seed) + level + 131 * number) % 2**31
                 tables.append(
                     kmeans(
                         vectors[members],
@@ -90,7 +90,7 @@ class HierarchicalKMeans(Tokenizer):
 
     @torch.no_grad()
     def encode(self, content: Tensor) -> Tensor:
-        """Codes [n, M] of content vectors [n, D]."""
+        """Return codes [n, M] of content vectors [n, D]."""
         vectors = self.standardizer(content)
         cluster = torch.zeros(len(vectors), dtype=torch.int64)
         levels = []
@@ -101,7 +101,7 @@ class HierarchicalKMeans(Tokenizer):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Content vectors [n, D] of codes [n, M]: the centroid at the end of the path."""
+        """Return content vectors [n, D] of codes [n, M]: the centroid at the end of each path."""
         cluster = torch.zeros(len(codes), dtype=torch.int64)
         for level in range(self.config.levels):
             cluster = self._offsets(level)[cluster] + codes[:, level]
@@ -111,17 +111,17 @@ class HierarchicalKMeans(Tokenizer):
         return self.get_buffer(f"offsets_{level}")
 
     def _codes(self, vectors: Tensor, cluster: Tensor, level: int) -> Tensor:
-        """The nearest of the centroids below each row's `cluster [n]`, int64 [n]; the smaller code of equals."""
+        """Return the nearest of the centroids below each row's `cluster [n]`, [n] int64; if equal, the smaller code."""
         centroids, offsets = self.get_buffer(f"centroids_{level}"), self._offsets(level)
         if len(offsets) == 2:
             return nearest_code(vectors, centroids)
         codes = torch.empty_like(cluster)
-        most = int(offsets.diff().max())
-        for rows in torch.split(torch.arange(len(vectors)), max(1, _CHUNK // (most * self.content_dim))):
-            begins = offsets[cluster[rows]]
-            counts = offsets[cluster[rows] + 1] - begins
-            slots = torch.arange(most)
-            listed = (begins[:, None] + slots).clamp(max=len(centroids) - 1)
-            distances = (vectors[rows, None] - centroids[listed]).square().sum(2)
-            codes[rows] = distances.masked_fill(slots >= counts[:, None], torch.inf).argmin(1)
+        max_codes = int(offsets.diff().max())
+        for rows in torch.split(torch.arange(len(vectors)), max(1, _CHUNK // (max_codes * self.content_dim))):
+            starts = offsets[cluster[rows]]
+            counts = offsets[cluster[rows] + 1] - starts
+            codes_of_cluster = torch.arange(max_codes)
+            indices = (starts[:, None] + codes_of_cluster).clamp(max=len(centroids) - 1)
+            distances = (vectors[rows, None] - centroids[indices]).square().sum(2)
+            codes[rows] = distances.masked_fill(codes_of_cluster >= counts[:, None], torch.inf).argmin(1)
         return codes

@@ -1,16 +1,15 @@
-"""Residual k-means: k-means on content vectors, then on what each level leaves over.
+"""Residual k-means: k-means on content vectors, then on the residuals that each level leaves.
 
-Paper: OneRec, arXiv 2502.18965, section 3.1 (as RK-means elsewhere); a training-free stand-in for an RQ-VAE.
-Idea: the first level's codes are the clusters of the content vectors; each further level clusters the
-distances that are left between vectors and their code vectors; an item's codes are its clusters from coarse
-to fine.
+Paper: OneRec, arXiv 2502.18965, section 3.1 (as RK-means elsewhere); a training-free stand-in for an RQ-VAE. Idea: the
+codes of the first level are the clusters of the content vectors. Each further level clusters the differences between
+vectors and their code vectors (residuals). An item's codes are its clusters from coarse to fine.
 
 Notable
-- Plain k-means, or with `balanced` OneRec's: every code of a level has equally many items, up to one. Cluster after
-  cluster takes the nearest residuals that are left, so items with equal content may get different codes, and the last
-  clusters what is left over. A further item takes its nearest codes.
-- A level has fewer codes than asked where there are fewer distinct residuals, and none that no item uses.
-- Large catalogues are clustered on a seeded sample of 256 items a code (faiss's limit).
+- Plain k-means, or with `balanced` OneRec's: all codes of a level have the same number of items, plus or minus one. One
+  cluster after another takes the nearest of the remaining residuals. So items with equal content may get different
+  codes, and the last clusters take whatever remains. A new item takes its nearest codes.
+- A level has fewer codes than configured if there are fewer distinct residuals, and none that no item uses.
+- Large catalogues are clustered on a seeded sample of 256 items for each code (faiss's limit).
 
 Shapes: n items, D content width, M levels, C codes.
 """
@@ -29,22 +28,22 @@ from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
 
 class ResidualKMeansConfig(configs.Config):
-    """Settings of residual k-means; 3 levels x 256 codes are usual for ten thousand items and more."""
+    """Settings of residual k-means. 3 levels x 256 codes are usual for ten thousand items and more."""
 
     levels: int = Field(3, ge=1)
-    """Codes an item."""
+    """Number of codes of an item (M)."""
     codebook_size: int = Field(64, ge=1)
-    """Codes a level."""
+    """Number of codes of each level (C)."""
     iterations: int = Field(25, ge=1)
-    """Rounds of k-means a level."""
+    """Number of rounds of k-means at each level."""
     balanced: bool = False
-    """Equally many items a code."""
+    """Whether all codes of a level have the same number of items (plus or minus one)."""
     standardise: bool = True
-    """Give every content dimension the same weight."""
+    """Whether to scale every content dimension to the same variance, so that all have the same weight."""
 
 
 class ResidualKMeans(Tokenizer):
-    """Closed form; the same seed and content give the same codes."""
+    """Residual k-means tokenizer (closed form). The same seed and content give the same codes."""
 
     name = "residual-kmeans"
     Config = ResidualKMeansConfig
@@ -54,27 +53,27 @@ class ResidualKMeans(Tokenizer):
         super().__init__(config, catalog)
         self.standardizer = Standardizer(self.content_dim)
         for level in range(self.config.levels):
-            # How many codes there are is known after fit.
+            # The number of codes is known after fit.
             self.register_buffer(f"codebook_{level}", torch.empty(0, self.content_dim))
-        self._dealt: Tensor | None = None  # codes of the items that it learnt from, where they are balanced
+        self._balanced_codes: Tensor | None = None  # codes of the items that it was fitted to, if they are balanced
 
     @property
     def codebooks(self) -> list[Tensor]:
-        """M code tables [C, D]; C may differ by level."""
+        """Return the M tables of code vectors, [C, D]; C may differ by level."""
         return [self.get_buffer(f"codebook_{level}") for level in range(self.config.levels)]
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes of each level."""
+        """Return the number of codes of each level."""
         return tuple(len(codebook) for codebook in self.codebooks)
 
     @torch.no_grad()
     def fit(self, train: Dataset) -> None:
-        """Clusters the content vectors of `train.catalog`, level by level."""
+        """Cluster the content vectors of `train.catalog`, level by level."""
         content = content_of(train.catalog)
         if self.config.standardise:
             self.standardizer.fit(content)
-        residual, dealt = self.standardizer(content), []
+        residual, level_codes = self.standardizer(content), []
         for level in range(self.config.levels):
             codebook = kmeans(
                 residual,
@@ -88,22 +87,22 @@ class ResidualKMeans(Tokenizer):
                 codes = nearest_code(residual, codebook)
             setattr(self, f"codebook_{level}", codebook)
             residual = residual - codebook[codes]
-            dealt.append(codes)
-        self._dealt = torch.stack(dealt, dim=1) if self.config.balanced else None
+            level_codes.append(codes)
+        self._balanced_codes = torch.stack(level_codes, dim=1) if self.config.balanced else None
 
-    def spell(self, catalog: Catalog) -> Tensor:
-        """Codes [N, M] of the items that it has learnt from."""
-        if self._dealt is None:
-            return super().spell(catalog)
-        assert len(self._dealt) == catalog.num_items
-        return self._dealt
+    def encode_catalog(self, catalog: Catalog) -> Tensor:
+        """Return codes [N, M] of the items to which the tokenizer was fitted."""
+        if self._balanced_codes is None:
+            return super().encode_catalog(catalog)
+        assert len(self._balanced_codes) == catalog.num_items
+        return self._balanced_codes
 
     @torch.no_grad()
     def encode(self, content: Tensor) -> Tensor:
-        """Codes [n, M] of content vectors [n, D]."""
+        """Return codes [n, M] of content vectors [n, D]."""
         return residual_quantise(self.standardizer(content), self.codebooks).codes
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Content vectors [n, D] of codes [n, M]."""
+        """Return content vectors [n, D] of codes [n, M]."""
         return self.standardizer.inverse(sum_of_codes(codes, self.codebooks))

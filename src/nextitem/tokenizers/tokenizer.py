@@ -14,16 +14,24 @@ from nextitem.core.errors import UserError
 
 
 class Tokenizer(nn.Module, ABC):
-    """Spells content vectors [n, D] as codes [n, M] and back.
+    """Turns content vectors [n, D] into codes [n, M] and back.
 
-    It learns as a ClosedForm (`fit`) or as a Trainable (`examples`, `training_loss`) from the content vectors
-    of `train.catalog`. What it learns sits in parameters and buffers. Its random numbers follow from `seed`,
-    a buffer drawn from torch's generator on construction. `name` is its name in the registry.
+    It learns as a ClosedForm (`fit`) or as a Trainable (`examples`, `training_loss`) from the content vectors of
+    `train.catalog`. What it learns is stored in parameters and buffers. Its random numbers depend on `seed` alone, a
+    buffer that is sampled from torch's generator on construction.
+
+    Attributes:
+        name: name in the registry.
+        coarse_to_fine: True: a code refines the codes before it. False: levels are independent.
+        has_unique_codes: True: items in the training catalogue never share a code sequence.
+        Config: class of the settings.
+        seed: seed of all random numbers of the tokenizer.
+
     """
 
     name: ClassVar[str]
-    coarse_to_fine: ClassVar[bool] = True  # a code refines those before it; False: each level says something of its own
-    tells_apart: ClassVar[bool] = False  # no two items that it has learnt from ever have the same codes
+    coarse_to_fine: ClassVar[bool] = True
+    has_unique_codes: ClassVar[bool] = False
     Config: ClassVar[type[configs.Config]]
     seed: Tensor
 
@@ -36,28 +44,34 @@ class Tokenizer(nn.Module, ABC):
     @property
     @abstractmethod
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes of each of the M levels, known once it has learnt."""
+        """Return the number of codes of each of the M levels; valid once the tokenizer is trained."""
 
     @abstractmethod
     def encode(self, content: Tensor) -> Tensor:
-        """Codes [n, M] int64 of content vectors [n, D]; a pure function of each row."""
+        """Return codes [n, M] int64 of content vectors [n, D]; a pure function of each row."""
 
-    def spell(self, catalog: Catalog) -> Tensor:
-        """Codes [N, M] of the items of the catalogue that it has just learnt from.
+    def encode_catalog(self, catalog: Catalog) -> Tensor:
+        """Return codes [N, M] of the items of the catalogue on which the tokenizer has just been trained.
 
-        Those of `encode`, unless codes are dealt out evenly: then who gets which depends on the others.
+        These are the codes of `encode`, unless codes are distributed evenly over the items: then the codes of an item
+        depend on the other items.
         """
         return self.encode(content_of(catalog))
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """The content vectors [n, D] that codes [n, M] stand for."""
+        """Return the content vectors [n, D] that codes [n, M] represent."""
 
 
 class Standardizer(nn.Module):
-    """Centres each dimension and divides by its standard deviation, measured once by `fit`.
+    """Centres each dimension and divides it by its standard deviation, both computed once by `fit`.
 
-    Dimensions that do not vary are only centred. Without `fit` it changes nothing.
+    Dimensions that do not vary are only centred. Before `fit` vectors are returned unchanged.
+
+    Attributes:
+        mean: [D], subtracted from vectors.
+        scale: [D], the divisor.
+
     """
 
     mean: Tensor
@@ -69,23 +83,23 @@ class Standardizer(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
 
     def fit(self, vectors: Tensor) -> None:
-        """Measures `vectors [n, D]`."""
+        """Compute mean and scale of `vectors [n, D]`."""
         deviation = vectors.std(0, correction=0)
         self.mean.copy_(vectors.mean(0))
-        # Below this the spread is rounding error of the mean, not information.
+        # A smaller deviation is rounding error of the mean, not information.
         self.scale.copy_(deviation.where(deviation > 1e-6 * (1 + self.mean.abs()), torch.ones_like(deviation)))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Standardised vectors, [n, D]."""
+        """Return the standardised `vectors [n, D]`."""
         return (vectors - self.mean) / self.scale
 
     def inverse(self, vectors: Tensor) -> Tensor:
-        """What `forward` was given, [n, D]."""
+        """Return the original vectors [n, D] of standardised ones: the inverse of `forward`."""
         return vectors * self.scale + self.mean
 
 
 def content_of(catalog: Catalog) -> Tensor:
-    """Content vectors [N, D] of items 1..N; UserError where the catalogue has none."""
+    """Return the content vectors [N, D] of items 1..N; UserError if the catalogue has none."""
     if catalog.content is None:
         raise UserError("semantic IDs are made from content vectors, and this catalogue has none; see [content]")
     return catalog.content[1:]

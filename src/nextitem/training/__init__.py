@@ -1,1 +1,1 @@
-"""The one training path."""
+"""Training of every model by one path: optimizers, schedules, checkpoints, progress."""

@@ -1,4 +1,4 @@
-"""Adagrad with momentum, as GRU4Rec's authors train: rows of a table that a step has not looked up stay as they are."""
+"""Adagrad with momentum, as used by GRU4Rec's authors; rows of a table that a step does not read stay unchanged."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-EPSILON = 1e-6  # within the root
+EPSILON = 1e-6  # added within the square root
 
 
 class Adagrad(torch.optim.Optimizer):
-    """acc += g ** 2 (from 0); m = momentum * m - lr * g / sqrt(acc + 1e-6); p += m.
+    """Adagrad with momentum, for dense and sparse gradients.
 
-    A sparse gradient (`nn.Embedding(sparse=True)`) updates the rows that it holds, their sums and their momentum.
-    torch's own Adagrad has no momentum and another epsilon. Weight decay is added to dense gradients.
+    For a gradient g: acc += g ** 2 (from 0); m = momentum * m - lr * g / sqrt(acc + 1e-6); p += m.
+
+    A sparse gradient (`nn.Embedding(sparse=True)`) updates only the rows that it contains, their sums and their
+    momentum. torch's own Adagrad has no momentum and another epsilon. Weight decay is added to dense gradients only.
     """
 
     def __init__(self, params: Iterable[Any], *, lr: float, momentum: float = 0.0) -> None:
@@ -23,7 +25,7 @@ class Adagrad(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient; return the loss of `closure`, if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -35,6 +37,7 @@ class Adagrad(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        """Update one parameter and its state in place."""
         state, rate, momentum = self.state[parameter], group["lr"], group["momentum"]
         if not state:
             state["sum"] = torch.zeros_like(parameter)
@@ -50,7 +53,7 @@ class Adagrad(torch.optim.Optimizer):
             parameter.add_(change)
             return
         rows, values = grad._indices()[0], grad._values()
-        if not bool((rows[1:] > rows[:-1]).all()):  # else there is nothing to sort or add up
+        if not bool((rows[1:] > rows[:-1]).all()):  # else the rows are sorted and distinct already
             grad = grad.coalesce()
             rows, values = grad.indices()[0], grad.values()
         state["sum"].index_add_(0, rows, values.square())

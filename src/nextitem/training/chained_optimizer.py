@@ -1,4 +1,4 @@
-"""ChainedOptimizer: several optimizers, each over parameters of its own, as one."""
+"""Several optimizers, each with its own parameters, behind the interface of one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 
 
 class ChainedOptimizer(torch.optim.Optimizer):
-    """Steps its parts one after the other; its groups are theirs, so that a schedule reaches each of them."""
+    """Optimizer that steps several optimizers one after the other.
+
+    Its parameter groups are those of its parts, so that a learning-rate schedule changes all of them.
+    """
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         self.parts = list(parts)
@@ -17,7 +20,7 @@ class ChainedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of every part."""
+        """Step every part; return the loss of `closure`, if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -27,12 +30,12 @@ class ChainedOptimizer(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """What each part remembers."""
+        """Return the state of each part."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restore a state that `state_dict` returned."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        # Loading makes new groups.
+        # Loading replaces the groups of a part by new objects.
         self.param_groups = [group for part in self.parts for group in part.param_groups]

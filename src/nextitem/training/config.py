@@ -1,4 +1,4 @@
-"""TrainingConfig: everything that the one training path can be told."""
+"""Settings of training: optimizers, schedule, epochs, precision, early stopping, checkpoints."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from nextitem.core import config as configs
 
 
 class OptimizerConfig(configs.Config):
-    """How parameters follow their gradients."""
+    """Settings of one optimizer."""
 
     optimizer: Literal["adamw", "adam", "adagrad", "sgd", "ftrl"] = "adamw"
     """Name of the optimizer."""
     learning_rate: float = Field(1e-3, gt=0)
-    """At its highest point."""
+    """Learning rate at the highest point of the schedule."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of adam and adamw."""
+    """Decay rates of the first and second moment, for adam and adamw."""
     momentum: float = Field(0.0, ge=0, lt=1)
-    """Of adagrad and sgd."""
+    """Momentum, for adagrad and sgd."""
     weight_decay: float = Field(0.0, ge=0)
-    """On matrices only, never on biases and norms."""
+    """Weight decay of matrices; biases and norms have none."""
     l1: float = Field(0.0, ge=0)
-    """Of ftrl, on matrices only: weights whose gradients sum to less are exactly 0."""
+    """L1 penalty of matrices, for ftrl: weights whose accumulated gradients sum to less are exactly 0."""
 
 
 class TrainingConfig(OptimizerConfig):
-    """How a Trainable learns. One epoch is one pass over its examples."""
+    """Settings of training. One epoch is one pass over the examples."""
 
     groups: dict[str, OptimizerConfig] = {}
-    """Optimizers of parameters whose names begin so, up to a dot."""
+    """Settings of optimizers for some parameters: the first parts of their names, up to a dot -> settings."""
     max_epochs: int = Field(30, ge=1)
-    """Passes over the examples, and the length of the cosine schedule."""
+    """Maximum number of epochs, and the length of the cosine schedule."""
     batch_size: int = Field(128, ge=1)
-    """Examples in a batch."""
+    """Number of examples in a batch."""
     schedule: Literal["constant", "cosine", "inverse-sqrt"] = "constant"
-    """After warm-up."""
+    """Schedule of the learning rate after warm-up."""
     warmup_steps: int = Field(0, ge=0)
-    """Optimizer steps over which the rate rises from 0."""
+    """Number of optimizer steps over which the learning rate rises from 0."""
     gradient_clip: float | None = Field(None, gt=0)
-    """Largest norm of the gradient; None: no limit."""
+    """Maximum norm of the gradient; None: no limit."""
     accumulate: int = Field(1, ge=1)
-    """Batches whose gradients make one optimizer step."""
+    """Number of batches whose gradients are accumulated for one optimizer step."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """On CPUs without AMX 32-true is fastest."""
+    """Floating-point precision of training. On CPUs without AMX, 32-true is fastest."""
     validate_every: int = Field(1, ge=1)
-    """Epochs between validations."""
+    """Number of epochs from one validation to the next."""
     patience: int | None = Field(5, ge=1)
-    """Validations without a better value before stopping; None: never."""
+    """Number of validations without a better value after which training stops; None: never."""
     max_minutes: float | None = Field(None, gt=0)
-    """Stop after so long, whatever the epoch; None: no limit."""
+    """Time budget in minutes, after which training stops, even within an epoch; None: no limit."""
     checkpoint_minutes: float = Field(5.0, gt=0)
-    """Minutes between two resume points."""
+    """Minutes between two checkpoints from which training can be resumed."""

@@ -1,4 +1,4 @@
-"""fit: the one training path."""
+"""Training of a Trainable by Lightning, the same for every model."""
 
 from __future__ import annotations
 
@@ -33,19 +33,26 @@ from nextitem.training.training_state import TrainingState
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How training went.
+    """Outcome of a training run.
 
-    `epochs` counts complete ones. `best_epoch` counts from 1; without validation it is the last one begun.
-    `history` has an entry an epoch: epoch, loss and its named parts (means over the batches), and validation
-    where there was one. `notes` are sentences for the user: what validation could not do.
+    Attributes:
+        epochs: number of complete epochs.
+        best_epoch: best epoch by validation, from 1; without validation the last one that was started.
+        best_value: validation value of that epoch; None without validation.
+        seconds: duration of training, over all parts of a resumed run.
+        stop_reason: "finished", "patience", "time" or "interrupted".
+        epoch_log: one entry for each epoch: epoch, loss and its named parts (means over the batches), and validation
+            if the epoch was validated.
+        notes: sentences for the user on epochs that validation could not judge.
+
     """
 
     epochs: int
     best_epoch: int
     best_value: float | None
     seconds: float
-    stopped: str  # finished, patience, time, interrupted
-    history: list[dict[str, float]]
+    stop_reason: str
+    epoch_log: list[dict[str, float]]
     notes: tuple[str, ...] = ()
 
 
@@ -63,51 +70,70 @@ def fit(
     progress: bool = True,
     label: str = "",
 ) -> TrainingResult:
-    """Trains `model` (a Trainable) and leaves in it the weights of the best epoch.
+    """Train a model, and load the weights of the best epoch into it.
 
-    `validate` returns the value to be maximised, NaN if there is nothing to judge by: such an epoch is neither better
-    nor worse, and counts nothing towards `patience`. Without any value the last weights are the best. `stop_after` ends
-    after so many epochs while schedules keep the length of `config.max_epochs` (a refit for a chosen number of
-    epochs). `out` takes TensorBoard events and, under checkpoints/, the resume point; with `resume` training
-    goes on from there and ends, on a CPU, with the weights of an uninterrupted run. Ctrl-C and the time budget
-    stop it after the current optimizer step; what the budget leaves of an epoch is validated as an epoch, and so
-    may be the best. Raises UserError where there are no examples, a device is missing, its precision is, or the
-    loss diverges.
+    Ctrl-C and the time budget stop training after the current optimizer step. If the time budget ends within an epoch,
+    the partial epoch is validated, and can be selected as the best. On a CPU, a resumed run ends with the weights of an
+    uninterrupted run.
+
+    Args:
+        model: the model, a Trainable. Its weights are changed in place.
+        examples: the training examples.
+        config: settings of training.
+        seed: seed of the order of examples, of dropout and of negatives.
+        out: folder for TensorBoard events and, under checkpoints/, the checkpoint to resume from; None: neither.
+        validate: returns the value of the present weights, to be maximised. NaN means that there is nothing to judge
+            by: such an epoch is neither better nor worse, and does not count for `patience`. Without any value, the
+            last weights are the best.
+        stop_after: number of epochs after which training ends, while schedules keep the length of `config.max_epochs`
+            (a refit with the best number of epochs).
+        resume: continue from the checkpoint in `out`, if there is one.
+        device: "auto", "cpu" or "cuda".
+        progress: print a progress bar, or a line for each epoch if stderr is no terminal.
+        label: name of the model in the progress; if empty, the name of its class.
+
+    Returns:
+        The outcome, with the log of all epochs.
+
+    Raises:
+        UserError: there are no examples, the device is missing or lacks the precision, the checkpoint is damaged, or
+            the loss diverges.
+
     """
     accelerator = _accelerator(device, config.precision)
     if accelerator == "cpu":
         keep_freed_memory()
     epochs = config.max_epochs if stop_after is None else min(stop_after, config.max_epochs)
     checkpoint = None if out is None else out / "checkpoints" / "last.ckpt"
-    saved = _read(checkpoint) if resume and checkpoint is not None else None
+    saved = _read_checkpoint(checkpoint) if resume and checkpoint is not None else None
     logger = None if out is None or processes.rank() else TensorBoardLogger(out, name="", version="")
     state = TrainingState(
         config,
-        progress_for(label or type(model).__name__, shown=progress and processes.rank() == 0),
+        progress_for(label or type(model).__name__, is_enabled=progress and processes.rank() == 0),
         validate=validate,
         checkpoint=checkpoint,
         record=lambda values, epoch: None if logger is None else logger.log_metrics(values, step=epoch),
     )
     if saved is not None:
         state.load_state_dict(saved["callbacks"][state.state_key])
-        if state.stopped == "interrupted" or (state.stopped == "time" and not _spent(state, config)):
-            state.stopped = None
+        if state.stop_reason == "interrupted" or (state.stop_reason == "time" and not _is_budget_spent(state, config)):
+            state.stop_reason = None
     stream = BatchStream(
         examples, batch_size=config.batch_size, seed=seed, epochs=epochs, epoch=state.epoch, start=state.batch
     )
     if stream.per_epoch == 0:
-        raise UserError("there is nothing to train on: no user has two events that may be learnt from")
+        raise UserError("there is nothing to train on: no user has two training events; use a longer log")
     total_steps = max(1, config.max_epochs * stream.per_epoch // config.accumulate)
     module = TrainingModule(model, config, seed=seed, total_steps=total_steps)
-    if state.stopped is None and len(stream):
+    if state.stop_reason is None and len(stream):
         try:
             _train(module, stream, state, config, saved=saved, accelerator=accelerator, epochs=epochs)
         finally:
-            if logger is not None and state.history:
+            if logger is not None and state.epoch_log:
                 logger.experiment.close()
     elif saved is not None:
         module.load_state_dict(saved["state_dict"])
-        state.judge_rest(module)
+        state.validate_partial_epoch(module)
     if state.best_weights:
         model.load_state_dict(state.best_weights)
     model.eval()
@@ -116,22 +142,22 @@ def fit(
         best_epoch=state.best_epoch if state.best_weights else state.epoch + (state.batch > 0),
         best_value=state.best_value if state.best_weights else None,
         seconds=state.seconds,
-        stopped=state.stopped or "finished",
-        history=state.history,
+        stop_reason=state.stop_reason or "finished",
+        epoch_log=state.epoch_log,
         notes=_notes(state, config),
     )
 
 
 def _notes(state: TrainingState, config: TrainingConfig) -> tuple[str, ...]:
-    """Return what the user should know of validation."""
+    """Return a sentence on the epochs that validation could not judge, if there are any."""
     if not state.num_undefined:
         return ()
-    judged = sum("validation" in entry for entry in state.history)
+    num_judged = sum("validation" in entry for entry in state.epoch_log)
     patience = "" if config.patience is None else f", and training.patience = {config.patience} did not count them"
     return (
-        f"validation gave no figure after {state.num_undefined} of {judged + state.num_undefined} epochs, since "
-        f"what it holds cannot be judged (all labels alike, or nothing asked){patience}; "
-        + (f"the best of the others is epoch {state.best_epoch}" if judged else "the last weights are kept"),
+        f"validation returned no figure after {state.num_undefined} of {num_judged + state.num_undefined} epochs, "
+        f"since its requests cannot be judged (all labels alike, or no requests){patience}; "
+        + (f"the best of the other epochs is epoch {state.best_epoch}" if num_judged else "the last weights are used"),
     )
 
 
@@ -145,14 +171,15 @@ def _train(
     accelerator: str,
     epochs: int,
 ) -> None:
-    restore = [] if saved is None else [_Restore(saved)]
+    """Run Lightning's trainer from the cursor of `state`, and move the model to the CPU afterwards."""
+    restore_callbacks = [] if saved is None else [_Restore(saved)]
     with _quiet():
-        # All epochs are one epoch to Lightning: the cursor is ours, so no loop state has to be restored.
+        # Lightning sees all epochs as one. TrainingState has the cursor, so no loop state has to be restored.
         trainer = lightning.Trainer(
             accelerator=accelerator,
-            **_together(),
+            **_process_settings(),
             max_epochs=1,
-            callbacks=[*restore, state],
+            callbacks=[*restore_callbacks, state],
             precision=config.precision,
             gradient_clip_val=config.gradient_clip,
             accumulate_grad_batches=config.accumulate,
@@ -162,8 +189,8 @@ def _train(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        done = state.epoch * stream.per_epoch + state.batch
-        state.progress.start(done, epochs * stream.per_epoch, per_epoch=stream.per_epoch)
+        num_done = state.epoch * stream.per_epoch + state.batch
+        state.progress.start(num_done, epochs * stream.per_epoch, per_epoch=stream.per_epoch)
         module.model.train()
         try:
             with _ctrl_c(state):
@@ -174,28 +201,28 @@ def _train(
     module.model.to("cpu")
 
 
-def _together() -> dict[str, Any]:
-    """Lightning's settings for the processes that torchrun has started, or for this one alone."""
+def _process_settings() -> dict[str, Any]:
+    """Return Lightning's settings for the processes that torchrun has started, or for a single process."""
     if processes.count() == 1:
         return {"devices": 1}
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    num_local = int(os.environ["LOCAL_WORLD_SIZE"])
     return {
-        "devices": here,
-        "num_nodes": processes.count() // here,
-        # What a model carries between steps is each process's own. Not every step has a gradient for every parameter:
-        # an undated log has none for biases by time.
+        "devices": num_local,
+        "num_nodes": processes.count() // num_local,
+        # Each process has its own state between steps, so buffers are not broadcast. Not every step has a gradient for
+        # every parameter: biases by time have none if the log is undated.
         "strategy": DDPStrategy(broadcast_buffers=False, find_unused_parameters=True),
     }
 
 
 class _Restore(lightning.Callback):
-    """Puts a checkpoint's weights, optimizer and schedule into a trainer that is about to begin."""
+    """Callback that loads weights, optimizer and schedule of a checkpoint when training starts."""
 
     def __init__(self, saved: dict[str, Any]) -> None:
         self.saved = saved
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
-        """Lightning's hook: optimizers are made by now."""
+        """Lightning's hook: load the checkpoint; the optimizers exist by now."""
         module.load_state_dict(self.saved["state_dict"])
         if "step_state" in self.saved:
             module.model.step_state = self.saved["step_state"].to(module.device)
@@ -205,52 +232,55 @@ class _Restore(lightning.Callback):
             entry.scheduler.load_state_dict(state)
 
 
-def _read(checkpoint: Path) -> dict[str, Any] | None:
+def _read_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
+    """Return the contents of a checkpoint, or None if there is no file; raise UserError if it is damaged."""
     if not checkpoint.is_file():
         return None
     try:
-        loaded: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        contents: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, UnpicklingError) as error:
-        raise UserError(f"{checkpoint} is damaged ({error}); begin again with --overwrite") from None
-    return loaded
+        raise UserError(f"{checkpoint} is damaged ({error}); train from scratch with --overwrite") from None
+    return contents
 
 
-def _spent(state: TrainingState, config: TrainingConfig) -> bool:
+def _is_budget_spent(state: TrainingState, config: TrainingConfig) -> bool:
+    """Return whether earlier parts of the run have used up the time budget."""
     return config.max_minutes is not None and state.seconds > 60 * config.max_minutes
 
 
 def _accelerator(device: str, precision: str) -> str:
+    """Return "cuda" or "cpu"; raise UserError if the device is missing or lacks the precision."""
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device {device!r}: choose auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda': torch finds no GPU here; use --device cpu, or install a CUDA build of torch")
-    found = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    if found == "cpu" and precision == "16-mixed":
+    accelerator = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if accelerator == "cpu" and precision == "16-mixed":
         raise UserError("training.precision '16-mixed' needs a GPU; use 'bf16-mixed' or '32-true' on a CPU")
-    return found
+    return accelerator
 
 
 @contextmanager
 def _ctrl_c(state: TrainingState) -> Iterator[None]:
-    """The first Ctrl-C stops after the current batch; a second one stops at once."""
+    """Stop after the current optimizer step at the first Ctrl-C, and at once at the second."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def ask_to_stop(signum: int, frame: Any) -> None:
-        state.interrupted = True
-        signal.signal(signal.SIGINT, former)
+    def request_stop(signum: int, frame: Any) -> None:
+        state.is_interrupted = True
+        signal.signal(signal.SIGINT, former_handler)
 
-    former = signal.signal(signal.SIGINT, ask_to_stop)
+    former_handler = signal.signal(signal.SIGINT, request_stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, former_handler)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's banners and hints are not for our users."""
+    """Hide Lightning's banners, hints and warnings, which are not for our users."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [entry.level for entry in loggers]
     for entry in loggers:

@@ -1,4 +1,4 @@
-"""The stream of training batches: all epochs in one, from any point."""
+"""Stream of training batches over all epochs, which can start at any batch of any epoch."""
 
 from __future__ import annotations
 
@@ -14,23 +14,32 @@ from nextitem.distributed import processes
 
 @dataclass(frozen=True)
 class ScheduledBatch(Generic[BatchT]):
-    """A batch that knows its place: from it follows every random number that its step draws."""
+    """A batch with its position in training, from which every random number of its step follows.
+
+    Attributes:
+        epoch: epoch, from 0.
+        index: index of the batch within its epoch, from 0.
+        is_last: whether it is the last batch of its epoch.
+        batch: this process's part of the batch; the whole batch if there is one process.
+        weight: factor of the part's loss, such that the mean over processes is the loss of the whole batch.
+
+    """
 
     epoch: int
     index: int
     is_last: bool
-    batch: BatchT  # of several processes, this one's part ...
-    weight: float = 1.0  # ... whose loss counts so much, that the mean over processes is the loss of the whole batch
+    batch: BatchT
+    weight: float = 1.0
 
     def to(self, device: torch.device | str) -> ScheduledBatch[BatchT]:
-        """The same on another device."""
+        """Return the same batch on another device."""
         return ScheduledBatch(self.epoch, self.index, self.is_last, self.batch.to(device), self.weight)
 
 
 class BatchStream(Generic[BatchT]):
-    """Batches of epochs `epoch` .. `epochs` - 1, beginning with batch `start` of the first.
+    """Batches of epochs `epoch` .. `epochs` - 1, starting at batch `start` of the first of them.
 
-    Examples are pure functions of (seed, epoch, index), so these two numbers are the whole cursor of a run.
+    Examples are pure functions of (seed, epoch, index), so `epoch` and `start` are the whole cursor of a run.
     """
 
     def __init__(
@@ -52,11 +61,11 @@ class BatchStream(Generic[BatchT]):
         for epoch in range(self.epoch, self.epochs):
             batches = self.examples.batches(self.batch_size, epoch=epoch, seed=self.seed, start=start)
             for index, batch in enumerate(batches, start=start):
-                yield ScheduledBatch(epoch, index, index + 1 == self.per_epoch, *_own_part(batch))
+                yield ScheduledBatch(epoch, index, index + 1 == self.per_epoch, *_local_part(batch))
             start = 0
 
 
-def _own_part(batch: BatchT) -> tuple[BatchT, float]:
+def _local_part(batch: BatchT) -> tuple[BatchT, float]:
     """Return this process's part of the batch and its weight; all build the same batch, so nothing is communicated."""
     if processes.count() == 1:
         return batch, 1.0

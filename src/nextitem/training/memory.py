@@ -1,4 +1,4 @@
-"""Memory that a training step frees is kept for the next one."""
+"""Setting of the C library that keeps the memory which a training step frees for the next step."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library hold on to up to 1 GiB of freed memory, where it can be told (glibc).
+    """Tell glibc to keep up to 1 GiB of freed memory; do nothing on another C library.
 
-    Left alone, glibc gives blocks of a megabyte back to the system and takes them anew, page by page, at every step on
-    a CPU.
+    Otherwise, glibc returns blocks of a megabyte to the system, and requests them again, page by page, at every
+    training step on a CPU.
     """
     try:
-        tell = ctypes.CDLL(None).mallopt
+        set_option = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    tell(_MMAP_THRESHOLD, 32 * MIB)  # the highest that glibc takes
-    tell(_TRIM_THRESHOLD, 1024 * MIB)
-    tell(_TOP_PAD, 16 * MIB)
+    set_option(_MMAP_THRESHOLD, 32 * MIB)  # the maximum that glibc accepts
+    set_option(_TRIM_THRESHOLD, 1024 * MIB)
+    set_option(_TOP_PAD, 16 * MIB)

@@ -1,4 +1,4 @@
-"""The one LightningModule: any Trainable, one step."""
+"""LightningModule that trains any Trainable."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import ScheduledBatch
 from nextitem.training.optimizers import build_optimizer, build_schedule, sparse_tables
 
-_MIX = 0x9E3779B97F4A7C15  # odd 64-bit constant: spreads neighbouring cursors over all seeds
+_MIX = 0x9E3779B97F4A7C15  # odd 64-bit constant that spreads neighbouring cursors over all seeds
 
 
 class TrainingModule(lightning.LightningModule):
-    """Gives a Trainable to Lightning.
+    """Adapter of a Trainable to Lightning.
 
-    Each step seeds torch from (seed, epoch, batch). So dropout is a function of the cursor, a resumed run
-    draws what the uninterrupted one drew, and no generator state is ever saved.
+    Each step seeds torch from (seed, epoch, batch). So dropout is a function of the cursor, a resumed run samples the
+    same numbers as an uninterrupted one, and no generator state is ever saved.
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig, *, seed: int, total_steps: int) -> None:
@@ -31,15 +31,15 @@ class TrainingModule(lightning.LightningModule):
         self.config = config
         self.seed = seed
         self.total_steps = total_steps
-        self.terms: dict[str, Tensor] = {}  # of the last batch, detached: the loss and its named parts
-        # Several processes add sparse gradients up in on_before_optimizer_step: gloo's own way of it, which
-        # DistributedDataParallel takes, corrupts memory now and then (torch 2.13).
+        self.terms: dict[str, Tensor] = {}  # loss of the last batch and its named parts, detached
+        # Several processes add up their sparse gradients in on_before_optimizer_step. gloo's own reduction, which
+        # DistributedDataParallel uses, corrupts memory now and then (torch 2.13).
         self._sparse = sparse_tables(model, config)
         self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in self._sparse]
 
     def training_step(self, scheduled: ScheduledBatch[Any], batch_idx: int) -> Tensor:
-        """The loss of one batch; UserError where it is not finite."""
-        # torch.manual_seed would format a stack trace for every kind of device, longer than a small step takes.
+        """Return the loss of one batch; raise UserError if it is not finite."""
+        # torch.manual_seed formats a stack trace for every kind of device, which takes longer than a small step.
         seed = step_seed(self.seed, scheduled.epoch, scheduled.index, rank=processes.rank())
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -55,10 +55,15 @@ class TrainingModule(lightning.LightningModule):
         return terms.total
 
     def _terms(self, scheduled: ScheduledBatch[Any]) -> LossTerms:
-        """Loss terms of this process's part; 0, with gradients that the others wait for, where it is empty."""
+        """Return the loss terms of this process's part.
+
+        If the part is empty, the loss is 0, with zero gradients: the other processes wait for them.
+        """
         if scheduled.weight == 0:
-            own = [p for name, p in self.model.named_parameters() if p.requires_grad and name not in self._sparse]
-            return LossTerms(torch.stack([parameter.sum() * 0 for parameter in own]).sum())
+            parameters = [
+                p for name, p in self.model.named_parameters() if p.requires_grad and name not in self._sparse
+            ]
+            return LossTerms(torch.stack([parameter.sum() * 0 for parameter in parameters]).sum())
         terms = cast(Trainable[Any], self.model).training_loss(scheduled.batch)
         if scheduled.weight == 1:
             return terms
@@ -66,34 +71,34 @@ class TrainingModule(lightning.LightningModule):
         return LossTerms(terms.total * scheduled.weight, named)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Lightning's hook: the mean of the sparse gradients of all processes."""
+        """Lightning's hook: replace sparse gradients by their mean over all processes."""
         if processes.count() == 1:
             return
         for table in self._sparse.values():
             rows, values = torch.zeros(0, dtype=torch.int64), torch.zeros(0, table.shape[1])
-            if table.grad is not None:  # None where this process's part of the batch was empty
-                own = table.grad.coalesce().cpu()
-                rows, values = own.indices()[0], own.values()
+            if table.grad is not None:  # None if this process's part of the batch was empty
+                grad = table.grad.coalesce().cpu()
+                rows, values = grad.indices()[0], grad.values()
             rows, values = (torch.cat(processes.gather(part)) for part in (rows, values / processes.count()))
             table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape).to(table.device)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Lightning's hook: batches know how to move."""
+        """Lightning's hook: move a batch to the device."""
         return batch.to(device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook: what the model carries between steps."""
+        """Lightning's hook: save the state that the model keeps between steps."""
         if has_step_state(self.model):
             parts = processes.gather(self.model.step_state.cpu())
             checkpoint["step_state"] = torch.stack([parts[lane % len(parts)][lane] for lane in range(len(parts[0]))])
 
     def configure_optimizers(self) -> Any:
-        """Lightning's hook: optimizer and per-step schedule."""
+        """Lightning's hook: return the optimizer and its schedule, which changes at every step."""
         optimizer = build_optimizer(self.model, self.config)
         schedule = build_schedule(optimizer, self.config, total_steps=self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def step_seed(seed: int, epoch: int, index: int, *, rank: int = 0) -> int:
-    """The seed of one training step, of its own for each process."""
+    """Return the seed of one training step, which differs between processes."""
     return (((seed * _MIX + epoch) * _MIX + index) + rank * _MIX**2) % 2**63

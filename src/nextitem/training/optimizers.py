@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, by config."""
+"""Optimizers and learning-rate schedules, built from a TrainingConfig."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from nextitem.training.ftrl import FTRL
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer over all parameters that want a gradient; weight decay acts on matrices only.
+    """Return the optimizer of all parameters that require a gradient; weight decay applies to matrices only.
 
-    Parameters whose names begin with a name in `config.groups` are that group's, with an optimizer of its own.
-    UserError where a group has no parameter, or ftrl is given rates that change.
+    Parameters whose names begin with a name in `config.groups` have the optimizer of that group. Embeddings get sparse
+    gradients if their optimizer supports them, see `sparse_tables`.
+
+    Raises:
+        UserError: a group has no parameter, or the learning rate of ftrl would change.
+
     """
     sparse = sparse_tables(model, config)
     for name, module in model.named_modules():
@@ -31,47 +35,54 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
             parts[_group_of(name, config)].append(parameter)
     for name in config.groups:
         if not parts[name]:
-            there = ", ".join(child for child, _ in model.named_children())
-            raise UserError(f"training.groups.{name}: no parameter's name begins so; there are: {there}")
-    # One pass over memory: on a CPU eight times as fast. Under mixed precision it would forbid gradient clipping.
+            children = ", ".join(child for child, _ in model.named_children())
+            raise UserError(f"training.groups.{name}: no parameter's name begins with {name}; there are: {children}")
+    # A fused step is one pass over memory, on a CPU eight times as fast. It forbids gradient clipping under mixed
+    # precision.
     fused = True if config.precision == "32-true" else None
-    optimizers = [_optimizer(own, config.groups.get(name, config), fused=fused) for name, own in parts.items() if own]
-    if any(isinstance(one, FTRL) for one in optimizers) and (config.schedule != "constant" or config.warmup_steps):
+    optimizers = [
+        _optimizer(group, config.groups.get(name, config), fused=fused) for name, group in parts.items() if group
+    ]
+    if any(isinstance(optimizer, FTRL) for optimizer in optimizers) and (
+        config.schedule != "constant" or config.warmup_steps
+    ):
         raise UserError('ftrl lowers its rates by itself: set training.schedule = "constant" and warmup_steps = 0')
     return optimizers[0] if len(optimizers) == 1 else ChainedOptimizer(optimizers)
 
 
 def sparse_tables(model: nn.Module, config: TrainingConfig) -> dict[str, Tensor]:
-    """The tables that ask for sparse gradients and get them, by name.
+    """Return the embedding tables with sparse gradients: parameter name -> weights.
 
-    Only adagrad leaves the rows that a step has not looked up as they are.
+    These are the tables that request sparse gradients (`nn.Embedding(sparse=True)`) and are trained by adagrad: no
+    other optimizer leaves the rows that a step does not read unchanged.
     """
-    asked = {
+    candidates = {
         f"{name}.weight".lstrip("."): part.weight
         for name, part in model.named_modules()
         if isinstance(part, nn.Embedding) and part.sparse
     }
     return {
         name: weight
-        for name, weight in asked.items()
+        for name, weight in candidates.items()
         if config.groups.get(_group_of(name, config), config).optimizer == "adagrad"
     }
 
 
-def forget(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
-    """Drops the moments that an optimizer has kept of a parameter."""
+def clear_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """Delete the state (moments) that an optimizer has of a parameter."""
     for part in optimizer.parts if isinstance(optimizer, ChainedOptimizer) else [optimizer]:
         part.state.pop(parameter, None)
 
 
 def _group_of(parameter: str, config: TrainingConfig) -> str:
-    """The longest name in `config.groups` that a parameter's name begins with, "" where none is."""
-    fitting = [name for name in config.groups if f"{parameter}.".startswith(f"{name}.")]
-    return max(fitting, key=len, default="")
+    """Return the longest name in `config.groups` that a parameter's name begins with, or "" if there is none."""
+    prefixes = [name for name in config.groups if f"{parameter}.".startswith(f"{name}.")]
+    return max(prefixes, key=len, default="")
 
 
 def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig, *, fused: bool | None) -> torch.optim.Optimizer:
-    matrices, others = ([p for p in parameters if (p.dim() >= 2) == wanted] for wanted in (True, False))
+    """Return one optimizer by its config; `fused` is for adam and adamw."""
+    matrices, others = ([p for p in parameters if (p.dim() >= 2) == is_matrix] for is_matrix in (True, False))
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -91,22 +102,22 @@ def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig, *, fused
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, *, total_steps: int) -> LambdaLR:
-    """The learning rate of each optimizer step."""
+    """Return the schedule of the learning rate, which changes at every optimizer step."""
     return LambdaLR(optimizer, lambda step: rate_factor(step, config, total_steps=total_steps))
 
 
 def rate_factor(step: int, config: TrainingConfig, *, total_steps: int) -> float:
-    """Share of the highest learning rate at optimizer step `step`, counted from 0.
+    """Return the factor of the highest learning rate at optimizer step `step`, counted from 0.
 
-    Linear warm-up, then constant; or half a cosine to 0 at `total_steps`; or 1 / sqrt(step), 1 at the end of
-    warm-up (at step 10,000 without one, as in TIGER).
+    After a linear warm-up, the factor is constant, or falls as half a cosine to 0 at `total_steps`, or falls as
+    1 / sqrt(step). The latter is 1 until the end of warm-up (until step 10,000 without one, as in TIGER).
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "cosine":
-        done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     if config.schedule == "inverse-sqrt":
-        flat = config.warmup_steps or 10_000
-        return min(1.0, math.sqrt(flat / max(1, step)))
+        num_flat_steps = config.warmup_steps or 10_000
+        return min(1.0, math.sqrt(num_flat_steps / max(1, step)))
     return 1.0

@@ -1,4 +1,4 @@
-"""Event requests: what was known at the time of each event, and nothing of what came later."""
+"""Event requests contain what was known at the time of each event, and nothing of what came later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nextitem.data.readers import dataset_from_frames
 
 
 def log(items: list[str]) -> Dataset:
-    """Two users with five events each; item "" is a search."""
+    """Return a data set of two users with five events each; `items` are the items of all events."""
     frame = pl.DataFrame(
         {
             "user_id": [1] * 5 + [2] * 5,
@@ -26,11 +26,11 @@ def log(items: list[str]) -> Dataset:
         "interactions": {"positive_actions": ["click"]},
         "users": {"features": {"country": "categorical"}},
     }
-    every = pl.DataFrame({"item_id": list("abcdefgh")})
-    return dataset_from_frames({"interactions": frame, "users": users, "items": every}, settings)
+    all_items = pl.DataFrame({"item_id": list("abcdefgh")})
+    return dataset_from_frames({"interactions": frame, "users": users, "items": all_items}, settings)
 
 
-def test_requests_hold_history_time_and_user() -> None:
+def test_requests_contain_history_time_and_user_features() -> None:
     requests = EventRequests(log(list("abcde") + list("fghab")), max_history_length=3)
     batch = requests.sample(99)
     assert batch.targets is not None
@@ -41,12 +41,12 @@ def test_requests_hold_history_time_and_user() -> None:
     assert batch.context["user.country"].tolist() == [2, 2, 2, 1, 1, 1]
 
 
-def test_what_comes_later_changes_nothing() -> None:
+def test_later_events_do_not_change_a_request() -> None:
     items = list("abcde") + list("fghab")
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for cut in range(1, 5):
-        other = [*items[:cut], *draw.choice(list("abcdefgh"), 5 - cut), *items[5:]]
-        first, second = (EventRequests(log(each), max_history_length=9) for each in (items, other))
+        other = [*items[:cut], *rng.choice(list("abcdefgh"), 5 - cut), *items[5:]]
+        first, second = (EventRequests(log(item_list), max_history_length=9) for item_list in (items, other))
         rows = np.flatnonzero(first.places < cut)  # targets of the first user before the change
         assert len(rows) or cut == 1
         for row in rows:
@@ -57,9 +57,9 @@ def test_what_comes_later_changes_nothing() -> None:
             assert torch.equal(one.timestamps.values, two.timestamps.values)
 
 
-def test_epochs_pass_over_every_target_once_and_can_begin_anywhere() -> None:
+def test_an_epoch_contains_every_target_once_and_can_start_at_any_batch() -> None:
     requests = EventRequests(log(list("abcde") + list("fghab")), max_history_length=3)
     whole = [batch.targets.values for batch in requests.batches(4, epoch=1, seed=5) if batch.targets is not None]
     assert sorted(torch.cat(whole).tolist()) == [1, 2, 2, 4, 5, 7]
     rest = [b.targets.values for b in requests.batches(4, epoch=1, seed=5, start=1) if b.targets is not None]
-    assert [each.tolist() for each in rest] == [each.tolist() for each in whole[1:]]
+    assert [targets.tolist() for targets in rest] == [targets.tolist() for targets in whole[1:]]

@@ -1,4 +1,4 @@
-"""Labelled candidates: what was shown, what is drawn, whose labels are ripe, how slots are weighed."""
+"""Labelled candidates: impressions, sampled candidates, labels that are final, and examination of slots."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def shop() -> Dataset:
         }
     )
     users = pl.DataFrame({"user_id": [1, 2], "country": ["NL", "FR"]})
-    shown = pl.DataFrame(
+    impressions = pl.DataFrame(
         {
             "impression_id": [7, 7, 8, 8],
             "item_id": ["a", "c", "b", "c"],
@@ -52,16 +52,16 @@ def shop() -> Dataset:
         "users": {"features": {"country": "categorical"}},
         "impressions": {"labels": ["click"]},
     }
-    return dataset_from_frames({"interactions": log, "users": users, "impressions": shown}, settings)
+    return dataset_from_frames({"interactions": log, "users": users, "impressions": impressions}, settings)
 
 
-def test_what_was_shown_comes_with_the_history_before_it() -> None:
-    found = shown_requests(shop())
-    assert found.items.to_lists() == [[1, 2], [2, 1]]
-    assert found.candidates is not None
-    assert found.candidates.to_lists() == [[1, 3], [2, 3]]
-    assert found.candidate_labels["click"].values.tolist() == [0, 1, 1, 0]
-    assert found.context["user.country"].tolist() == [2, 1]
+def test_requests_of_impressions_contain_the_history_before_them() -> None:
+    requests = shown_requests(shop())
+    assert requests.items.to_lists() == [[1, 2], [2, 1]]
+    assert requests.candidates is not None
+    assert requests.candidates.to_lists() == [[1, 3], [2, 3]]
+    assert requests.candidate_labels["click"].values.tolist() == [0, 1, 1, 0]
+    assert requests.context["user.country"].tolist() == [2, 1]
 
 
 def with_labels(labels: list[float | None]) -> Dataset:
@@ -71,41 +71,43 @@ def with_labels(labels: list[float | None]) -> Dataset:
     return replace(data, impressions=replace(data.impressions, columns=columns))
 
 
-def test_labels_that_are_not_known_are_nan_and_requests_without_any_are_left_out() -> None:
-    found = shown_requests(with_labels([None, 1, None, 0]))
-    assert found.candidate_labels["click"].values.isnan().tolist() == [True, False, True, False]
-    only = shown_requests(with_labels([None, None, 1, 0]))
-    assert only.candidates is not None
-    assert only.candidates.to_lists() == [[2, 3]]
+def test_unknown_labels_are_nan_and_requests_without_a_label_are_left_out() -> None:
+    requests = shown_requests(with_labels([None, 1, None, 0]))
+    assert requests.candidate_labels["click"].values.isnan().tolist() == [True, False, True, False]
+    labelled_requests = shown_requests(with_labels([None, None, 1, 0]))
+    assert labelled_requests.candidates is not None
+    assert labelled_requests.candidates.to_lists() == [[2, 3]]
     with pytest.raises(UserError, match="no label of the impressions to learn from is known"):
         shown_requests(with_labels([None] * 4))
 
 
-def test_slots_are_weighed_by_known_labels() -> None:
+def test_examination_of_slots_is_computed_from_known_labels() -> None:
     whole = shown_requests(with_labels([1, 1, 1, 0]))
     assert examination(whole, "click").tolist() == [1, 1, 0.5]
     assert examination(shown_requests(with_labels([1, 1, 1, None])), "click").tolist() == [1, 1, 1]
-    unplaced = replace(whole, candidate_features={"slot": whole.candidate_features["slot"].with_values(torch.zeros(4))})
-    assert examination(unplaced, "click").tolist() == [1, 1]  # no place is known
+    without_slots = replace(
+        whole, candidate_features={"slot": whole.candidate_features["slot"].with_values(torch.zeros(4))}
+    )
+    assert examination(without_slots, "click").tolist() == [1, 1]  # no slot is known
 
 
-def test_labels_that_may_still_come_are_left_out() -> None:
+def test_labels_that_may_still_arrive_are_left_out() -> None:
     assert shown_requests(shop(), delay_hours=4).num_requests == 1
-    late = shop()
-    assert late.impressions is not None
+    data_set = shop()
+    assert data_set.impressions is not None
     with pytest.raises(UserError, match="there are no impressions"):
-        shown_requests(replace(late, impressions=None))
-    last = late.impressions.select(np.array([False, False, True, True]))
+        shown_requests(replace(data_set, impressions=None))
+    last = data_set.impressions.select(np.array([False, False, True, True]))
     with pytest.raises(UserError, match="leaves no impressions to learn from"):
-        shown_requests(replace(late, impressions=last), delay_hours=1)
+        shown_requests(replace(data_set, impressions=last), delay_hours=1)
 
 
-def test_a_page_dated_a_century_ahead_makes_no_label_ripe() -> None:
+def test_a_page_dated_a_century_ahead_makes_no_label_final() -> None:
     data = shop()
     assert data.impressions is not None
     hours = np.repeat(np.arange(1, 201), 2)
     rows = np.tile([0, 1, 2, 3], 100)
-    shown = replace(
+    impressions = replace(
         data.impressions,
         request_ids=hours.astype(np.int64),
         item_ids=data.impressions.item_ids[rows],
@@ -113,16 +115,16 @@ def test_a_page_dated_a_century_ahead_makes_no_label_ripe() -> None:
         timestamps=hours * HOUR_S * 1000,
         columns=data.impressions.columns[rows],
     )
-    assert shown_requests(replace(data, impressions=shown), delay_hours=48).num_requests == 152
-    assert shown.timestamps is not None
-    times = shown.timestamps.copy()
+    assert shown_requests(replace(data, impressions=impressions), delay_hours=48).num_requests == 152
+    assert impressions.timestamps is not None
+    times = impressions.timestamps.copy()
     times[-2:] += 876_000 * HOUR_S * 1000
-    shown = replace(shown, timestamps=times)
-    # The end of the log is now hour 199; the stray page itself is no riper than the last ones.
-    assert shown_requests(replace(data, impressions=shown), delay_hours=48).num_requests == 151
+    impressions = replace(impressions, timestamps=times)
+    # The end of the log is now hour 199; the stray page itself is later than that, so its labels are not final.
+    assert shown_requests(replace(data, impressions=impressions), delay_hours=48).num_requests == 151
 
 
-def test_one_label_is_named() -> None:
+def test_a_label_with_a_single_value_is_refused() -> None:
     requests = shown_requests(shop())
     require_both_labels(requests, "click")
     with pytest.raises(UserError, match="none of the 2 candidates to learn from has the label 'click'"):
@@ -131,23 +133,23 @@ def test_one_label_is_named() -> None:
         )
 
 
-def test_sampled_candidates_hold_the_target_first_and_no_future() -> None:
+def test_sampled_candidates_begin_with_the_target_and_contain_no_later_event() -> None:
     examples = SampledCandidates(shop(), num_negatives=5, power=0.5, max_history_length=2)
     batches = list(examples.batches(2, epoch=0, seed=3))
     assert sum(batch.num_requests for batch in batches) == 2  # b and c of user 1; a return is no target
-    seen = {}
+    examples_by_target = {}
     for batch in batches:
         assert batch.candidates is not None
         assert batch.request_times is not None
         for row, candidates in enumerate(batch.candidates.to_lists()):
             labels = batch.candidate_labels[TARGET].to_lists()[row]
             assert [float(item == candidates[0]) for item in candidates] == labels
-            seen[candidates[0]] = (batch.items.to_lists()[row], int(batch.request_times[row]))
-    assert seen == {2: ([1], 2 * HOUR_S * 1000), 3: ([1, 2], 9 * HOUR_S * 1000)}
+            examples_by_target[candidates[0]] = (batch.items.to_lists()[row], int(batch.request_times[row]))
+    assert examples_by_target == {2: ([1], 2 * HOUR_S * 1000), 3: ([1, 2], 9 * HOUR_S * 1000)}
 
 
 @pytest.mark.parametrize("is_dated", [True, False])
-def test_undated_examples_mark_the_event_that_they_are_of(is_dated: bool) -> None:
+def test_undated_examples_mark_their_own_event(is_dated: bool) -> None:
     dataset = shop()
     if not is_dated:
         dataset = dataset.with_interactions(replace(dataset.interactions, timestamps=None))
@@ -166,7 +168,7 @@ def test_batches_are_a_function_of_seed_epoch_and_index() -> None:
     assert torch.equal(not_none(whole[1].candidates).values, not_none(rest[0].candidates).values)
 
 
-def test_standing_requests_are_all_seen_once_an_epoch() -> None:
+def test_precomputed_requests_all_occur_once_an_epoch() -> None:
     requests = SequenceBatch(Jagged.from_rows([[1] * n for n in range(1, 12)]), user_ids=torch.arange(1, 12))
 
     def users(epoch: int) -> list[list[int]]:
@@ -178,7 +180,7 @@ def test_standing_requests_are_all_seen_once_an_epoch() -> None:
     assert users(1) != first
 
 
-def test_examination_is_the_share_of_labels_by_slot() -> None:
+def test_examination_is_the_label_rate_of_a_slot_relative_to_slot_1() -> None:
     rows = 400
     slots = torch.tensor([1.0, 2.0]).repeat(rows)
     labels = torch.stack([torch.ones(rows), (torch.arange(rows) % 4 == 0).float()], 1).flatten()

@@ -1,4 +1,4 @@
-"""Batches of similar length: every example once an epoch, resumable, and hardly any padding."""
+"""Batches of similar length contain every example once an epoch, can be resumed, and need hardly any padding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nextitem.data.examples.length_pools import POOL_BATCHES, batches_by_length
     seed=st.integers(0, 100),
     count=st.none() | st.integers(1, 80),
 )
-def test_an_epoch_has_each_example_once_and_begins_anywhere(
+def test_an_epoch_contains_each_example_once_and_can_start_at_any_batch(
     lengths: list[int], batch_size: int, seed: int, count: int | None
 ) -> None:
     array = np.array(lengths)

@@ -1,4 +1,4 @@
-"""Recent events: what is past, what is asked, and that what is asked never holds its target's future."""
+"""Recent events: the past, the requests, and that no request contains events after its target."""
 
 from __future__ import annotations
 
@@ -28,51 +28,55 @@ def dataset(users: list[int], items: list[int], times: list[int] | None, *, repe
 
 
 def test_a_dated_log_is_cut_between_times() -> None:
-    found = recent_events(dataset([1, 1, 1, 2, 2], [1, 2, 3, 2, 4], [10, 20, 90, 30, 80]), share=0.4, most=10, seed=0)
-    assert found.past.interactions.item_ids.tolist() == [1, 2, 2]
-    assert found.requests.targets is not None
-    assert found.requests.targets.to_lists() == [[4], [3]]  # by time
-    assert found.requests.items.to_lists() == [[2], [1, 2]]
-    assert found.requests.request_times is not None
-    assert found.requests.request_times.tolist() == [80, 90]
-
-
-def test_an_undated_log_gives_the_last_three_targets_of_users_who_keep_one() -> None:
-    users, items = [1] * 5 + [2] * 2 + [3], [1, 2, 3, 4, 5, 1, 2, 3]
-    found = recent_events(dataset(users, items, None), share=0.2, most=10, seed=0)
-    assert found.requests.targets is not None
-    assert sorted(found.requests.targets.values.tolist()) == [2, 3, 4, 5]
-    assert found.past.interactions.item_ids.tolist() == [1, 2, 1, 3]
-
-
-def test_a_seen_target_is_not_asked_where_it_may_not_be_recommended() -> None:
-    found = recent_events(
-        dataset([1, 1, 1, 2, 2], [1, 2, 1, 2, 3], [1, 2, 9, 3, 8], repeats=False), share=0.4, most=10, seed=0
+    recent = recent_events(
+        dataset([1, 1, 1, 2, 2], [1, 2, 3, 2, 4], [10, 20, 90, 30, 80]), share=0.4, max_requests=10, seed=0
     )
-    assert found.requests.targets is not None
-    assert found.requests.targets.to_lists() == [[3]]
-    assert found.requests.excluded is not None
+    assert recent.past.interactions.item_ids.tolist() == [1, 2, 2]
+    assert recent.requests.targets is not None
+    assert recent.requests.targets.to_lists() == [[4], [3]]  # by time
+    assert recent.requests.items.to_lists() == [[2], [1, 2]]
+    assert recent.requests.request_times is not None
+    assert recent.requests.request_times.tolist() == [80, 90]
+
+
+def test_recent_events_of_an_undated_log_are_the_last_three_targets_of_users() -> None:
+    users, items = [1] * 5 + [2] * 2 + [3], [1, 2, 3, 4, 5, 1, 2, 3]
+    recent = recent_events(dataset(users, items, None), share=0.2, max_requests=10, seed=0)
+    assert recent.requests.targets is not None
+    assert sorted(recent.requests.targets.values.tolist()) == [2, 3, 4, 5]
+    assert recent.past.interactions.item_ids.tolist() == [1, 2, 1, 3]
+
+
+def test_a_seen_target_is_not_requested_if_seen_items_may_not_be_recommended() -> None:
+    recent = recent_events(
+        dataset([1, 1, 1, 2, 2], [1, 2, 1, 2, 3], [1, 2, 9, 3, 8], repeats=False), share=0.4, max_requests=10, seed=0
+    )
+    assert recent.requests.targets is not None
+    assert recent.requests.targets.to_lists() == [[3]]
+    assert recent.requests.excluded is not None
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.booleans())
-def test_histories_are_all_that_came_before_and_no_more(seed: int, dated: bool) -> None:
+def test_histories_contain_all_earlier_events_and_no_others(seed: int, is_dated: bool) -> None:
     rng = np.random.default_rng(seed)
     users = np.sort(rng.integers(1, 6, 50)).tolist()
     items = rng.integers(1, 9, 50).tolist()
     times = None
-    if dated:
-        drawn = rng.integers(0, 1000, 50)
-        times = np.concatenate([np.sort(drawn[np.array(users) == user]) for user in sorted(set(users))]).tolist()
+    if is_dated:
+        sampled_times = rng.integers(0, 1000, 50)
+        times = np.concatenate(
+            [np.sort(sampled_times[np.array(users) == user]) for user in sorted(set(users))]
+        ).tolist()
     data = dataset(users, items, times)
-    found = recent_events(data, share=0.3, most=20, seed=seed)
-    assert found.requests.num_requests <= 20
-    assert found.requests.user_ids is not None
-    assert found.requests.targets is not None
+    recent = recent_events(data, share=0.3, max_requests=20, seed=seed)
+    assert recent.requests.num_requests <= 20
+    assert recent.requests.user_ids is not None
+    assert recent.requests.targets is not None
     for history, target, user in zip(
-        found.requests.items.to_lists(),
-        found.requests.targets.values.tolist(),
-        data.users.numbers_of(found.requests.user_ids.numpy()).tolist(),
+        recent.requests.items.to_lists(),
+        recent.requests.targets.values.tolist(),
+        data.users.numbers_of(recent.requests.user_ids.numpy()).tolist(),
         strict=True,
     ):
         whole = [item for item, owner in zip(items, users, strict=True) if owner == user]
@@ -80,22 +84,26 @@ def test_histories_are_all_that_came_before_and_no_more(seed: int, dated: bool) 
         assert history
 
 
-def test_returns_are_first_events_after_evenly_spread_times() -> None:
+def test_return_requests_are_first_events_after_evenly_spaced_times() -> None:
     users, items = [1] * 6 + [2] * 2, [1, 2, 3, 4, 5, 6, 1, 2]
     times = [0, 100, 101, 102, 150, 199, 0, 160]
-    found = recent_events(dataset(users, items, times), share=0.75, most=10, seed=0, returns=2)
-    assert found.requests.targets is not None
+    recent = recent_events(dataset(users, items, times), share=0.75, max_requests=10, seed=0, num_return_times=2)
+    assert recent.requests.targets is not None
     # Cuts at 100 and 149.5: user 1 returns with items 2 and 5, user 2 with item 2 both times.
-    assert found.requests.targets.values.tolist() == [2, 5, 2]
+    assert recent.requests.targets.values.tolist() == [2, 5, 2]
 
 
-def test_returns_are_asked_for_though_one_event_is_dated_a_century_ahead() -> None:
+def test_a_date_a_century_ahead_does_not_reduce_return_requests() -> None:
     day = 86_400_000
     users = [user for user in range(1, 11) for _ in range(20)]
     items = [number % 7 + 1 for number in range(len(users))]
     times = [day * (step + 1) for _ in range(10) for step in range(20)]
-    plain = recent_events(dataset(users, items, times), share=0.5, most=1000, seed=0, returns=5).requests
+    plain = recent_events(
+        dataset(users, items, times), share=0.5, max_requests=1000, seed=0, num_return_times=5
+    ).requests
     times[-1] = 36_500 * day
-    stray = recent_events(dataset(users, items, times), share=0.5, most=1000, seed=0, returns=5).requests
+    with_stray_date = recent_events(
+        dataset(users, items, times), share=0.5, max_requests=1000, seed=0, num_return_times=5
+    ).requests
     assert plain.num_requests == 10 * 5
-    assert stray.num_requests >= plain.num_requests - 1
+    assert with_stray_date.num_requests >= plain.num_requests - 1

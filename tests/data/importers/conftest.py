@@ -1,4 +1,4 @@
-"""Files for a test, and an import that is loaded again."""
+"""Fixtures of importer tests: a folder for files, and a function that imports files and loads the result."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from nextitem.data.readers import load_dataset
 
 @pytest.fixture
 def layouts(tmp_path: Path) -> Layouts:
-    """Files for this test."""
+    """Return a builder of files for this test."""
     return Layouts(tmp_path)
 
 
 @pytest.fixture
 def imported(tmp_path: Path) -> Imported:
-    """Imports paths under a name and loads the result: (data set, everything that was said)."""
+    """Return a function that imports paths under a name, and returns the data set and all logged messages."""
 
     def run(name: str, *paths: Path) -> tuple[Dataset, str]:
         lines: list[str] = []
         folder = import_dataset(name, paths, tmp_path / "data", say=lines.append)
-        assert not list(tmp_path.glob(".*")), "nothing is left beside the data set"
+        assert not list(tmp_path.glob(".*")), "no temporary file remains beside the data set"
         assert {file.suffix for file in folder.iterdir()} <= {".parquet", ".toml", ".md"}
         return load_dataset(folder), "\n".join(lines)
 

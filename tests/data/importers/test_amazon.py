@@ -1,4 +1,4 @@
-"""Amazon's reviews of 2014, 2018 and 2023: JSON, Python literals, ratings alone, and the benchmark's split."""
+"""Import of Amazon reviews of 2014, 2018 and 2023: JSON, Python literals, ratings alone, the benchmark's split."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ META_23: list[dict[str, Any]] = [
 
 def test_2014_reviews_with_metadata(imported: Imported, layouts: Layouts, tmp_path: Path) -> None:
     reviews = layouts.json_gz([*REVIEWS_14, {"asin": "B1", "unixReviewTime": 1}], "reviews_Beauty_5.json.gz")
-    dataset, said = imported("amazon14", reviews, layouts.literals_gz(META_14, "meta_Beauty.json.gz"))
+    dataset, messages = imported("amazon14", reviews, layouts.literals_gz(META_14, "meta_Beauty.json.gz"))
     assert (dataset.name, dataset.repeats, len(dataset.interactions)) == ("amazon14-beauty", False, 4)
     items = dataset.catalog.table
     assert items["title"].to_list() == ["It's soap", None]
@@ -59,28 +59,28 @@ def test_2014_reviews_with_metadata(imported: Imported, layouts: Layouts, tmp_pa
         "left out 1 further descriptions",
         "1 items of the log are not described in meta_Beauty.json.gz",
     ):
-        assert note in said
+        assert note in messages
     assert "left out 1 reviews without" in (tmp_path / "data" / "README.md").read_text()
 
 
-def test_2014_takes_the_5_core_of_a_folder_with_both(imported: Imported, layouts: Layouts) -> None:
+def test_2014_reads_the_5_core_if_a_folder_contains_all_reviews_too(imported: Imported, layouts: Layouts) -> None:
     layouts.json_gz(REVIEWS_14, "reviews_Beauty_5.json.gz")
     layouts.json_gz([*REVIEWS_14, {**REVIEWS_14[0], "asin": "B7"}], "reviews_Beauty.json.gz")
     files = [layouts.root / "reviews_Beauty_5.json.gz", layouts.root / "reviews_Beauty.json.gz"]
-    dataset, said = imported("amazon14", *files)
+    dataset, messages = imported("amazon14", *files)
     assert dataset.catalog.num_items == 2
-    assert "reviews_Beauty_5.json.gz was read, reviews_Beauty.json.gz was not" in said
+    assert "reviews_Beauty_5.json.gz was read, reviews_Beauty.json.gz was not" in messages
 
 
 def test_ratings_alone_are_in_another_order_in_2018(imported: Imported, layouts: Layouts, tmp_path: Path) -> None:
     rows = [f"{user},{item},5.0,{1369699200 + step}" for step, (user, item) in enumerate(PAIRS)]
     layouts.folder({"ratings_Beauty.csv": "\n".join([*rows, "A3,B1,,", "A1,B1,2.0,1469699200"])}, "a")
-    dataset, said = imported("amazon14", tmp_path / "a" / "ratings_Beauty.csv")
+    dataset, messages = imported("amazon14", tmp_path / "a" / "ratings_Beauty.csv")
     assert dataset.users.ids.external.to_list() == ["A1", "A2"]
-    assert "left out 1 ratings without user, product, rating or time" in said
-    assert "left out 1 later reviews of a product by the same user" in said
-    turned = [",".join([row.split(",")[1], row.split(",")[0], *row.split(",")[2:]]) for row in rows]
-    layouts.folder({"Beauty.csv": "\n".join(turned)}, "b")
+    assert "left out 1 ratings without user, product, rating or time" in messages
+    assert "left out 1 later reviews of a product by the same user" in messages
+    swapped = [",".join([row.split(",")[1], row.split(",")[0], *row.split(",")[2:]]) for row in rows]
+    layouts.folder({"Beauty.csv": "\n".join(swapped)}, "b")
     (tmp_path / "data").rename(tmp_path / "first")
     dataset, _ = imported("amazon18", tmp_path / "b")
     assert dataset.users.ids.external.to_list() == ["A1", "A2"]
@@ -110,10 +110,10 @@ def test_2018_metadata(imported: Imported, layouts: Layouts) -> None:
 def test_2023_reviews(imported: Imported, layouts: Layouts) -> None:
     again = {**REVIEWS_23[0], "timestamp": 1688615855070, "rating": 1.0}
     reviews = layouts.json_gz([again, *REVIEWS_23], "Video_Games.jsonl.gz")
-    dataset, said = imported("amazon23", reviews, layouts.json_gz(META_23, "meta_Video_Games.jsonl.gz"))
+    dataset, messages = imported("amazon23", reviews, layouts.json_gz(META_23, "meta_Video_Games.jsonl.gz"))
     assert (dataset.name, len(dataset.interactions)) == ("amazon23-video-games", 4)
     assert dataset.interactions.columns["rating"].to_list() == [4.0] * 4, "the earliest review of a pair is kept"
-    assert "left out 1 later reviews of a product by the same user" in said
+    assert "left out 1 later reviews of a product by the same user" in messages
     assert dataset.interactions.timestamps is not None
     assert dataset.interactions.timestamps[0] == 1588615855070
     items = dataset.catalog.table
@@ -137,10 +137,10 @@ def test_2023_benchmark(imported: Imported, layouts: Layouts, has_header: bool, 
         "Toys.valid.csv": part([("A1", "B2", start + 2, "B1"), ("A2", "B1", start + 2, "B2 B3")]),
         "Toys.test.csv": part([("A1", "B3", start + 3, "B1 B2"), ("A2", "B4", start + 3, "B0 B2 B3 B1")]),
     }
-    dataset, said = imported("amazon23", layouts.folder(files))
+    dataset, messages = imported("amazon23", layouts.folder(files))
     assert len(dataset.interactions) == 7
-    assert "--protocol published" in said
-    assert ("the histories of 1 users name items" in said) == has_history
+    assert "--protocol published" in messages
+    assert ("the histories of 1 users contain items" in messages) == has_history
     split = make_split(dataset, "published")
     assert split.test.num_requests == 2
 
@@ -148,9 +148,9 @@ def test_2023_benchmark(imported: Imported, layouts: Layouts, has_header: bool, 
 def test_2023_ratings_alone(imported: Imported, layouts: Layouts) -> None:
     rows = [f"{user},{item},5.0,{1588615855070 + step}" for step, (user, item) in enumerate(PAIRS)]
     text = "\n".join(["user_id,parent_asin,rating,timestamp", *rows])
-    dataset, said = imported("amazon23", layouts.gz(text, "Toys_and_Games.csv.gz"))
+    dataset, messages = imported("amazon23", layouts.gz(text, "Toys_and_Games.csv.gz"))
     assert (dataset.name, len(dataset.interactions)) == ("amazon23-toys-and-games", 4)
-    assert "no metadata were given" in said
+    assert "no metadata file was given" in messages
 
 
 def test_several_logs_are_refused(imported: Imported, layouts: Layouts) -> None:
@@ -176,13 +176,13 @@ def test_a_few_unreadable_lines_are_counted(imported: Imported, layouts: Layouts
     lines = [json.dumps({**REVIEWS_14[0], "reviewerID": f"A{number}"}) for number in range(300)]
     lines[7], lines[9] = '{"reviewerID": "A7", "asin": ', "[1, 2]"
     lines.append(json.dumps(REVIEWS_14[1]))
-    dataset, said = imported("amazon14", layouts.gz("\n".join(lines), "reviews_Beauty_5.json.gz"))
+    dataset, messages = imported("amazon14", layouts.gz("\n".join(lines), "reviews_Beauty_5.json.gz"))
     assert len(dataset.interactions) == 299
-    assert "left out 2 unreadable lines of reviews_Beauty_5.json.gz (the first: line 8)" in said
+    assert "left out 2 unreadable lines of reviews_Beauty_5.json.gz (the first: line 8)" in messages
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.9])
-def test_a_cut_off_file_is_named(imported: Imported, layouts: Layouts, tmp_path: Path, cut: float) -> None:
+def test_a_truncated_file_is_named(imported: Imported, layouts: Layouts, tmp_path: Path, cut: float) -> None:
     whole = gzip.compress("".join(json.dumps({**row, "x": str(row)}) + "\n" for row in REVIEWS_14 * 100).encode())
     file = layouts.root / "reviews_Beauty_5.json.gz"
     file.write_bytes(whole[: int(len(whole) * cut)])
@@ -204,19 +204,19 @@ def test_wide_and_long_files_are_written_in_chunks(
     assert log["user_id"].to_list() == [f"A{number}" for number in range(20)], "rows keep their order"
 
 
-def test_texts_that_python_2_wrote_and_times_without_end(imported: Imported, layouts: Layouts) -> None:
+def test_texts_written_by_python_2_and_impossible_times(imported: Imported, layouts: Layouts) -> None:
     rows = [
         *REVIEWS_14,
         {**REVIEWS_14[0], "reviewerID": "A\ud83d\ude00"},
         {**REVIEWS_14[0], "reviewerID": "A4", "unixReviewTime": 10**30},
         {**REVIEWS_14[0], "reviewerID": "A5", "unixReviewTime": True},
     ]
-    dataset, said = imported("amazon14", layouts.json_gz(rows, "reviews_Beauty_5.json.gz"))
+    dataset, messages = imported("amazon14", layouts.json_gz(rows, "reviews_Beauty_5.json.gz"))
     assert dataset.users.ids.external.to_list() == ["A1", "A2", "A\U0001f600"]
-    assert "left out 2 reviews without" in said
+    assert "left out 2 reviews without" in messages
 
 
-def test_numbers_and_texts() -> None:
+def test_values_of_json_are_parsed_to_ids_numbers_and_texts() -> None:
     assert json_lines.id_of(" a ") == " a "
     assert json_lines.id_of(7) == "7"
     assert json_lines.id_of("") is None

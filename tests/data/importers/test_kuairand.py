@@ -1,4 +1,4 @@
-"""KuaiRand: impressions with every signal, random exposures, clicks as the log, features of users and videos."""
+"""Import of KuaiRand: impressions with all signals, random exposures, clicks as the log, features."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def files(version: str = "pure") -> Files:
 
 @pytest.mark.parametrize(("name", "version"), [("kuairand-pure", "pure"), ("kuairand-1k", "1k")])
 def test_impressions_and_clicks(imported: Imported, layouts: Layouts, name: str, version: str) -> None:
-    dataset, said = imported(name, layouts.tar(files(version)))
-    shown = dataset.impressions
-    assert shown is not None
-    assert len(shown.item_ids) == 5
-    assert shown.request_ids.tolist() == [0, 0, 1, 2, 3], "rows of one user at one time were shown together"
-    assert shown.columns["policy"].to_list() == ["standard"] * 4 + ["random"]
-    assert shown.labels[0] == "is_click"
-    assert {"long_view", "is_like", "is_hate", "play_time_ms", "is_profile_enter"} <= set(shown.labels)
-    assert shown.context == {"tab": "categorical"}
-    assert not [note for note in dataset.notes if "holds grades" in note], "durations are declared: above 0 is yes"
+    dataset, messages = imported(name, layouts.tar(files(version)))
+    impressions = dataset.impressions
+    assert impressions is not None
+    assert len(impressions.item_ids) == 5
+    assert impressions.request_ids.tolist() == [0, 0, 1, 2, 3], "rows of one user at one time were shown together"
+    assert impressions.columns["policy"].to_list() == ["standard"] * 4 + ["random"]
+    assert impressions.labels[0] == "is_click"
+    assert {"long_view", "is_like", "is_hate", "play_time_ms", "is_profile_enter"} <= set(impressions.labels)
+    assert impressions.context == {"tab": "categorical"}
+    assert not [note for note in dataset.notes if "contains grades" in note], "durations are declared: above 0 is yes"
     assert (len(dataset.interactions), dataset.repeats) == (4, False)
     assert dataset.users.features == {
         "user_active_degree": "categorical",
@@ -70,25 +70,27 @@ def test_impressions_and_clicks(imported: Imported, layouts: Layouts, name: str,
     assert items["video_duration"].to_list() == [17200.0, None, None, 1.0]
     assert dataset.catalog.released_ms is not None
     assert dataset.catalog.released_ms.tolist() == [1594166400000, 0, 0, 1594166400000]
-    assert "left out 1 rows of KuaiRand/data/log_standard_4_22_to_5_08_pure.csv".replace("pure", version) in said
-    assert "1 videos that were shown are not described" in said
-    assert "left out 1 further descriptions of a video" in said
-    assert "video_features_statistic is left out" in said
+    assert "left out 1 rows of KuaiRand/data/log_standard_4_22_to_5_08_pure.csv".replace("pure", version) in messages
+    assert "1 videos that were shown are not described" in messages
+    assert "left out 1 further descriptions of a video" in messages
+    assert "video_features_statistic is left out" in messages
 
 
-def test_parts_of_27k(imported: Imported, layouts: Layouts) -> None:
+def test_27k_has_logs_in_several_parts(imported: Imported, layouts: Layouts) -> None:
     parts = {name.replace("21_27k", "21_27k_part1"): content for name, content in files("27k").items()}
     parts["KuaiRand/data/log_standard_4_08_to_4_21_27k_part2.csv"] = LOG + row(1, 11, 1650485899999, click=1)
     dataset, _ = imported("kuairand-27k", layouts.folder(parts))
     assert len(dataset.interactions) == 5
 
 
-def test_what_is_missing_is_said(imported: Imported, layouts: Layouts) -> None:
-    kept = {name: content for name, content in files().items() if "random" not in name and "video" not in name}
-    dataset, said = imported("kuairand-pure", layouts.folder(kept))
+def test_missing_files_are_noted(imported: Imported, layouts: Layouts) -> None:
+    remaining_files = {
+        name: content for name, content in files().items() if "random" not in name and "video" not in name
+    }
+    dataset, messages = imported("kuairand-pure", layouts.folder(remaining_files))
     assert dataset.catalog.features == {}
-    assert "there are no random exposures" in said
-    assert "videos have no features" in said
+    assert "there are no random exposures" in messages
+    assert "videos have no features" in messages
 
 
 def test_another_version_is_named(imported: Imported, layouts: Layouts) -> None:

@@ -1,4 +1,4 @@
-"""MovieLens of every layout: ids as in the files, genres, years, and archives of another size."""
+"""Import of MovieLens in every layout: ids as in the files, genres, years, and archives of another size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CSV = {
 
 
 def test_1m(imported: Imported, layouts: Layouts) -> None:
-    dataset, said = imported("ml-1m", layouts.zip(ML_1M))
+    dataset, messages = imported("ml-1m", layouts.zip(ML_1M))
     assert (dataset.name, dataset.repeats, len(dataset.interactions)) == ("ml-1m", False, 4)
     assert dataset.catalog.ids.external.to_list() == ["10", "20"]
     assert dataset.catalog.titles().to_list() == ["Léon (1994)", "Toy Story"]
@@ -32,8 +32,8 @@ def test_1m(imported: Imported, layouts: Layouts) -> None:
     assert dataset.catalog.text[0] == "Léon (1994). Action, Drama"
     assert dataset.users.features == {"gender": "categorical", "age": "categorical", "occupation": "categorical"}
     assert dataset.interactions.columns["rating"].to_list() == [5.0, 3.0, 4.0, 1.0]
-    assert "4 rows were read; the published log has 1,000,209" in said
-    assert "is not the published archive" in said
+    assert "4 rows were read; the published log has 1,000,209" in messages
+    assert "is not the published archive" in messages
 
 
 def test_100k(imported: Imported, layouts: Layouts) -> None:
@@ -43,11 +43,11 @@ def test_100k(imported: Imported, layouts: Layouts) -> None:
         "u.user": "1|24|M|technician|85711\n2|53|F|other|94043\n",
         "u.genre": "Action|0\nDrama|1\n",
     }
-    dataset, said = imported("ml-100k", layouts.folder(files))
+    dataset, messages = imported("ml-100k", layouts.folder(files))
     assert dataset.catalog.table["genres"].to_list() == [["Drama"], ["Action", "Drama"]]
     assert dataset.catalog.titles()[0] == "Café (1995)"
     assert dataset.users.features["age"] == "numeric"
-    assert "left out 1 lines of u.data that are no rating" in said
+    assert "left out 1 lines of u.data that are no rating" in messages
 
 
 def test_10m_is_utf8_and_has_no_users(imported: Imported, layouts: Layouts) -> None:
@@ -73,9 +73,9 @@ def test_csv(imported: Imported, layouts: Layouts, name: str, is_folder: bool) -
 
 def test_rows_that_are_no_rating_are_counted(imported: Imported, layouts: Layouts) -> None:
     files: Files = {**CSV, "ratings.csv": str(CSV["ratings.csv"]) + "3,,4,1112480000\n3,2,four,1112480000\n"}
-    dataset, said = imported("ml-latest", layouts.folder(files))
+    dataset, messages = imported("ml-latest", layouts.folder(files))
     assert len(dataset.interactions) == 3
-    assert "left out 2 ratings without user, movie, rating or time" in said
+    assert "left out 2 ratings without user, movie, rating or time" in messages
 
 
 @pytest.mark.parametrize(
@@ -88,29 +88,29 @@ def test_rows_that_are_no_rating_are_counted(imported: Imported, layouts: Layout
     ],
 )
 def test_a_damaged_table_is_named(imported: Imported, layouts: Layouts, tmp_path: Path, ratings: bytes) -> None:
-    with pytest.raises(UserError, match=r"ratings\.csv: (cannot be read as a table|holds no usable row)"):
+    with pytest.raises(UserError, match=r"ratings\.csv: (cannot be read as a table|contains no usable row)"):
         imported("ml-latest", layouts.folder({**CSV, "ratings.csv": ratings}))
     assert not (tmp_path / "data").exists()
 
 
-def test_numbers_that_are_none_are_left_out(imported: Imported, layouts: Layouts) -> None:
+def test_rows_with_invalid_numbers_are_left_out(imported: Imported, layouts: Layouts) -> None:
     more = f"{CSV['ratings.csv']}3,2,nan,1112486027\n3,2,inf,1112486027\n3,2,5,{10**30}\n"
-    dataset, said = imported("ml-latest", layouts.folder({**CSV, "ratings.csv": more}))
+    dataset, messages = imported("ml-latest", layouts.folder({**CSV, "ratings.csv": more}))
     assert len(dataset.interactions) == 3
-    assert "left out 3 ratings without" in said
+    assert "left out 3 ratings without" in messages
     lines = f"{RATINGS_1M}3::10::nan::1\n3::10::5::{10**30}\n3::::5::978300760\n"
     (layouts.root / "data").rename(layouts.root / "first")
-    dataset, said = imported("ml-1m", layouts.zip({**ML_1M, "ml-1m/ratings.dat": lines}))
+    dataset, messages = imported("ml-1m", layouts.zip({**ML_1M, "ml-1m/ratings.dat": lines}))
     assert len(dataset.interactions) == 4
-    assert "left out 3 lines of ml-1m/ratings.dat that are no rating" in said
+    assert "left out 3 lines of ml-1m/ratings.dat that are no rating" in messages
 
 
-def test_items_are_described_once_and_all(imported: Imported, layouts: Layouts) -> None:
+def test_every_item_of_the_log_gets_one_row(imported: Imported, layouts: Layouts) -> None:
     movies = "movieId,title,genres\n2,First,Drama\n2,Second,Drama\n,Nameless,Drama\n"
-    dataset, said = imported("ml-latest", layouts.folder({**CSV, "movies.csv": movies}))
+    dataset, messages = imported("ml-latest", layouts.folder({**CSV, "movies.csv": movies}))
     assert dataset.catalog.titles().to_list() == ["First", "29"]
-    assert "left out 2 rows of movies.csv without item_id, or with one that occurs earlier" in said
-    assert "1 values of item_id in the log are not described in movies.csv" in said
+    assert "left out 2 rows of movies.csv without item_id, or with one that occurs earlier" in messages
+    assert "1 values of item_id in the log are not described in movies.csv" in messages
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_items_are_described_once_and_all(imported: Imported, layouts: Layouts) 
     [
         ("ml-10m", "this is ml-1m, not ml-10m: nextitem import ml-1m"),
         ("ml-20m", r"no ratings\.csv, movies\.csv; ml-20m expects .*it looks like ml-1m, .*: nextitem import ml-1m"),
-        ("ml-100k", r"holds no u\.data"),
+        ("ml-100k", r"contains no u\.data"),
     ],
 )
 def test_an_archive_of_another_size_is_named(layouts: Layouts, imported: Imported, name: str, message: str) -> None:
@@ -126,7 +126,7 @@ def test_an_archive_of_another_size_is_named(layouts: Layouts, imported: Importe
         imported(name, layouts.zip(ML_1M))
 
 
-def test_ids_stay_as_they_are(imported: Imported, layouts: Layouts, tmp_path: Path) -> None:
+def test_ids_are_not_changed(imported: Imported, layouts: Layouts, tmp_path: Path) -> None:
     imported("ml-latest", layouts.folder(CSV))
     log = pl.read_parquet(tmp_path / "data" / "interactions.parquet")
     assert log["user_id"].to_list() == ["1", "1", "2"]

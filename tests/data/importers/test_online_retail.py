@@ -1,4 +1,4 @@
-"""Online Retail, one and two: workbooks of one and of two sheets, and text in the encodings in which it goes around."""
+"""Import of Online Retail I and II: workbooks of one and two sheets, and CSV in the encodings of common copies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS: list[list[object]] = [
 
 
 def workbook(*sheets: list[list[object]]) -> bytes:
-    """A minimal .xlsx: shared strings for text, numbers as they are, empty cells left out."""
+    """Return a minimal .xlsx: shared strings for text, unchanged numbers, no empty cells."""
     space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
     texts: list[str] = []
     files = {}
@@ -54,7 +54,7 @@ def workbook(*sheets: list[list[object]]) -> bytes:
 def test_workbook(imported: Imported, layouts: Layouts, is_zip: bool) -> None:
     files: Files = {"Online Retail.xlsx": workbook([[*HEADER], *ROWS])}
     path = layouts.zip(files) if is_zip else layouts.folder(files) / "Online Retail.xlsx"
-    dataset, said = imported("online-retail", path)
+    dataset, messages = imported("online-retail", path)
     log = dataset.interactions
     assert dataset.users.ids.external.to_list() == ["12583", "17850"]
     assert log.columns["action"].to_list() == ["purchase", "purchase", "purchase", "cancel"]
@@ -68,8 +68,8 @@ def test_workbook(imported: Imported, layouts: Layouts, is_zip: bool) -> None:
     assert dataset.catalog.released_ms[0] == 1291191960000
     assert dataset.users.table["country"].to_list() == ["France", "United Kingdom"]
     assert dataset.repeats
-    assert "left out 1 lines without a customer" in said
-    assert "left out 1 lines that are no product" in said
+    assert "left out 1 lines without a customer" in messages
+    assert "left out 1 lines that are no product" in messages
 
 
 def csv_text(header: list[str], dates: list[str], *, customer: str = "17850.0") -> str:
@@ -88,25 +88,25 @@ def test_csv(imported: Imported, layouts: Layouts, encoding: str, dates: list[st
     assert dataset.interactions.timestamps.tolist() == [1291191960000, 1291191960000, 1292228760000]
 
 
-def test_the_sheets_of_two_overlap(imported: Imported, layouts: Layouts) -> None:
+def test_lines_in_both_sheets_are_imported_once(imported: Imported, layouts: Layouts) -> None:
     first = [[489434, "85048", "LIGHTS", 12, 40148.32, 6.95, 13085, "UK"], *ROWS[:2]]
     files: Files = {"online_retail_II.xlsx": workbook([[*HEADER_II], *first], [[*HEADER_II], *ROWS])}
-    dataset, said = imported("online-retail-ii", layouts.zip(files))
+    dataset, messages = imported("online-retail-ii", layouts.zip(files))
     assert len(dataset.interactions) == 5
-    assert "left out 2 lines of invoices that a later part of the file repeats" in said
+    assert "left out 2 lines of invoices that a later part of the file repeats" in messages
 
 
-def test_the_overlap_is_found_in_one_table_too(imported: Imported, layouts: Layouts) -> None:
+def test_lines_that_occur_twice_in_one_table_are_imported_once(imported: Imported, layouts: Layouts) -> None:
     dates = ["2009-12-01 07:45:00", "2010-12-01 08:26:00", "2010-12-09 20:01:00"]
     text = csv_text(HEADER_II, dates)
     header, *rows = text.splitlines()
     text = "\n".join([header, *rows[:3], *rows[1:3], rows[3].replace("2009", "2011")]) + "\n"
-    dataset, said = imported("online-retail-ii", layouts.folder({"online_retail_II.csv": text}))
+    dataset, messages = imported("online-retail-ii", layouts.folder({"online_retail_II.csv": text}))
     assert len(dataset.interactions) == 4
-    assert "left out 2 lines of invoices" in said
+    assert "left out 2 lines of invoices" in messages
 
 
-def test_the_other_of_the_two_is_named(imported: Imported, layouts: Layouts) -> None:
+def test_the_importer_of_the_other_data_set_is_named(imported: Imported, layouts: Layouts) -> None:
     files: Files = {"online_retail_II.xlsx": workbook([[*HEADER_II], *ROWS])}
     with pytest.raises(UserError, match="this is online-retail-ii: nextitem import online-retail-ii"):
         imported("online-retail", layouts.zip(files))

@@ -1,4 +1,4 @@
-"""RecBole's atomic files: typed headers, splits, sequences, content vectors, what is missing."""
+"""Import of RecBole's atomic files: typed headers, splits, sequences, content vectors, missing values."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ITEM = (
 USER = "user_id:token\tage:float\tgender:token\n007\t24\tM\n8\t53\tF\n"
 
 
-def test_typed_tables(imported: Imported, layouts: Layouts) -> None:
+def test_columns_are_read_by_the_types_in_the_header(imported: Imported, layouts: Layouts) -> None:
     files: Files = {"ml/ml.inter": INTER, "ml/ml.item": ITEM, "ml/ml.user": USER, "ml/ml.kg": "head_id:token\n"}
-    dataset, said = imported("recbole", layouts.zip(files))
+    dataset, messages = imported("recbole", layouts.zip(files))
     assert (dataset.name, dataset.repeats, len(dataset.interactions)) == ("ml", False, 3)
     assert dataset.users.ids.external.to_list() == ["007", "8"]
     assert dataset.context == {"weather": "categorical", "tags": "categorical-list"}
@@ -40,30 +40,30 @@ def test_typed_tables(imported: Imported, layouts: Layouts) -> None:
     assert dataset.catalog.text is not None
     assert dataset.catalog.text[1] == 'Toy "Story. Animation, Comedy'
     assert dataset.users.features == {"age": "numeric", "gender": "categorical"}
-    assert "left out 1 rows of ml/ml.inter without user_id or item_id or timestamp" in said
-    assert "ml/ml.kg is left out" in said
+    assert "left out 1 rows of ml/ml.inter without user_id or item_id or timestamp" in messages
+    assert "ml/ml.kg is left out" in messages
 
 
-def test_a_published_split(imported: Imported, layouts: Layouts) -> None:
+def test_a_published_split_becomes_the_column_split(imported: Imported, layouts: Layouts) -> None:
     header, *rows = INTER.splitlines()[:4]
     files: Files = {
         "x.train.inter": "\n".join([header, rows[0], rows[2]]),
         "x.valid.inter": "\n".join([header, rows[1]]),
         "x.test.inter": "\n".join([header, "8\t10\t1\t881250952\tsun\t"]),
     }
-    dataset, said = imported("recbole", layouts.folder(files))
+    dataset, messages = imported("recbole", layouts.folder(files))
     assert dataset.interactions.columns["split"].to_list() == ["train", "valid", "train", "test"]
-    assert "--protocol published" in said
+    assert "--protocol published" in messages
 
 
 def test_sessions_without_times_keep_their_order(imported: Imported, layouts: Layouts) -> None:
     rows = "session_id:token\titem_id:token\n1\tb\n1\ta\n2\tb\n"
-    dataset, said = imported("recbole", layouts.folder({"s.inter": rows, "s.user": USER}))
-    assert "s.user is left out" in said
+    dataset, messages = imported("recbole", layouts.folder({"s.inter": rows, "s.user": USER}))
+    assert "s.user is left out" in messages
     assert dataset.anonymous
     assert dataset.repeats
     assert dataset.catalog.ids.decode(dataset.interactions.item_ids).to_list() == ["b", "a", "b"]
-    assert "there are no times" in said
+    assert "there are no times" in messages
 
 
 def test_number_lists_are_content_vectors(imported: Imported, layouts: Layouts) -> None:
@@ -71,12 +71,12 @@ def test_number_lists_are_content_vectors(imported: Imported, layouts: Layouts) 
         "x.inter": INTER,
         "x.item": "item_id:token\temb:float_seq\tother:float_seq\n9\t0.5 1\t1\n10\t0 -1\t1 2\n",
     }
-    dataset, said = imported("recbole", layouts.folder(files))
+    dataset, messages = imported("recbole", layouts.folder(files))
     assert dataset.catalog.table["content_emb"].to_list() == [[0.0, -1.0], [0.5, 1.0]]
-    assert "other is left out: some rows have none, or its number lists are not of one length" in said
+    assert "other is left out: some rows have none, or its number lists are not of one length" in messages
 
 
-def test_names_that_mean_something_else_are_changed(imported: Imported, layouts: Layouts) -> None:
+def test_names_with_another_meaning_are_changed(imported: Imported, layouts: Layouts) -> None:
     files: Files = {
         "x.inter": "user_id:token\titem_id:token\ttimestamp:float\tposition:float\tsplit:token\n"
         "1\t9\t5\t7\ta\n2\t8\t6\t7\tb\n",
@@ -87,18 +87,18 @@ def test_names_that_mean_something_else_are_changed(imported: Imported, layouts:
     assert dataset.catalog.features == {"popularity_value": "numeric", "genre_main": "categorical"}
 
 
-def test_numbers_that_are_none_are_missing(imported: Imported, layouts: Layouts) -> None:
+def test_invalid_numbers_are_missing_values(imported: Imported, layouts: Layouts) -> None:
     items = "item_id:token\tprice:float\n9\tnan\n10\t1.5\n"
     dataset, _ = imported("recbole", layouts.folder({"x.inter": INTER, "x.item": items}))
     assert dataset.catalog.table["price"].to_list() == [1.5, None]
 
 
-def test_items_that_are_not_described_get_a_row(imported: Imported, layouts: Layouts) -> None:
-    dataset, said = imported(
+def test_items_without_a_description_get_a_row(imported: Imported, layouts: Layouts) -> None:
+    dataset, messages = imported(
         "recbole", layouts.folder({"x.inter": INTER, "x.item": "item_id:token\tname:token\n9\tA\n"})
     )
     assert dataset.catalog.table["title"].to_list() == [None, "A"]
-    assert "1 values of item_id in the log are not described" in said
+    assert "1 values of item_id in the log are not described" in messages
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,17 @@ def test_items_that_are_not_described_get_a_row(imported: Imported, layouts: Lay
     [
         ({"x.inter": "user_id\titem_id\n1\t2\n"}, "the header 'user_id' is not name:type"),
         ({"x.inter": "uid:token\titem_id:token\n1\t2\n"}, "a log has item_id:token and user_id:token"),
-        ({"x.inter": "user_id:token\titem_id_list:token_seq\titem_id:token\n1\t2 3\t4\n"}, "every row holds a history"),
-        ({"x.inter": INTER, "y.inter": INTER}, "holds several logs"),
+        (
+            {"x.inter": "user_id:token\titem_id_list:token_seq\titem_id:token\n1\t2 3\t4\n"},
+            "every row contains a history",
+        ),
+        ({"x.inter": INTER, "y.inter": INTER}, "contains several logs"),
         ({"x.inter": "user_id:token\titem_id:token\ta.b:token\ta_b:float\n"}, "two columns have one name"),
         ({"x.train.inter": INTER}, r"a split is \.train\.inter, \.valid\.inter and \.test\.inter"),
         ({"x.inter": INTER, "x.item": "id:token\n1\n"}, "has no item_id:token"),
         ({"x.inter": ""}, "the file is empty"),
-        ({"x.item": ITEM}, r"holds no \*\.inter; recbole expects NAME\.inter"),
-        ({"x.inter": "user_id:token\titem_id:token\n\t\n\t2\n"}, "holds no usable row"),
+        ({"x.item": ITEM}, r"contains no \*\.inter; recbole expects NAME\.inter"),
+        ({"x.inter": "user_id:token\titem_id:token\n\t\n\t2\n"}, "contains no usable row"),
     ],
 )
 def test_mistakes_are_named(imported: Imported, layouts: Layouts, files: Files, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Shops: Retailrocket, Yoochoose, Diginetica."""
+"""Import of shop logs: Retailrocket, Yoochoose, Diginetica."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ PROPERTIES: Files = {
 
 
 def test_retailrocket(imported: Imported, layouts: Layouts) -> None:
-    dataset, said = imported("retailrocket", layouts.zip({"events.csv": EVENTS, **PROPERTIES}))
+    dataset, messages = imported("retailrocket", layouts.zip({"events.csv": EVENTS, **PROPERTIES}))
     assert (len(dataset.interactions), dataset.repeats) == (4, True)
     assert set(dataset.interactions.columns["action"].to_list()) == {"view", "addtocart", "transaction"}
     assert dataset.interactions.positive is None or bool(dataset.interactions.positive.all())
     items = dataset.catalog.table
     assert items["item_id"].to_list() == ["248676", "318965", "355908"]
-    assert items["categories"].to_list() == [None, None, ["169", "209"]], "the earliest category, with those above it"
+    assert items["categories"].to_list() == [None, None, ["169", "209"]], "the earliest category, with its ancestors"
     assert items["properties"].to_list() == ["n1200.000", None, "679677 1116713 n277.200"]
-    assert "left out 1 events without visitor, item, time or kind" in said
-    assert "1 properties change over time" in said
-    assert "1 items of the log have no properties" in said
+    assert "left out 1 events without visitor, item, time or kind" in messages
+    assert "1 properties change over time" in messages
+    assert "1 items of the log have no properties" in messages
 
 
 def test_retailrocket_without_properties(imported: Imported, layouts: Layouts) -> None:
-    dataset, said = imported(
+    dataset, messages = imported(
         "retailrocket", layouts.folder({"events.csv": EVENTS.replace("transaction,2", "refund,2")})
     )
     assert dataset.interactions.positive is not None
     assert int(dataset.interactions.positive.sum()) == 3
-    assert "events of an unknown kind are context: refund" in said
+    assert "events of an unknown kind are context: refund" in messages
 
 
 def test_another_events_file_is_refused(imported: Imported, layouts: Layouts) -> None:
@@ -59,7 +59,7 @@ BUYS = "1,2014-04-07T11:04:11.417Z,214536500,12462,1\n2,2014-04-07T14:04:11.417Z
 
 def test_yoochoose(imported: Imported, layouts: Layouts) -> None:
     files: Files = {"yoochoose-clicks.dat": CLICKS, "yoochoose-buys.dat": BUYS, "yoochoose-test.dat": CLICKS}
-    dataset, said = imported("yoochoose", layouts.zip(files))
+    dataset, messages = imported("yoochoose", layouts.zip(files))
     assert dataset.anonymous
     assert dataset.interactions.columns["action"].to_list() == ["click", "click", "buy", "click", "buy"]
     assert dataset.interactions.positive is not None
@@ -68,12 +68,12 @@ def test_yoochoose(imported: Imported, layouts: Layouts) -> None:
     assert dataset.interactions.timestamps[0] == 1396867869277
     assert dataset.interactions.columns["price"].to_list() == [None, None, 12462.0, None, None]
     assert dataset.context == {"category": "categorical", "price": "numeric", "quantity": "numeric"}
-    assert "left out 1 clicks without session, item or time" in said
-    assert "yoochoose-test.dat is left out" in said
-    assert "4 rows were read; the published log has 33,003,944" in said
+    assert "left out 1 clicks without session, item or time" in messages
+    assert "yoochoose-test.dat is left out" in messages
+    assert "4 rows were read; the published log has 33,003,944" in messages
 
 
-def test_yoochoose_as_published_has_to_be_unpacked_first(imported: Imported, layouts: Layouts) -> None:
+def test_the_published_archive_of_yoochoose_must_be_unpacked_first(imported: Imported, layouts: Layouts) -> None:
     archive = layouts.root / "yoochoose-data.7z"
     archive.write_bytes(b"7z\xbc\xaf'\x1c" + bytes(100))
     with pytest.raises(UserError, match=r"unpack it first \(7z x yoochoose-data\.7z\), then give the folder"):
@@ -97,7 +97,7 @@ def test_diginetica(imported: Imported, layouts: Layouts, header: str, separator
         "product-categories.csv": "itemId;categoryId\n81766;12\n",
         "train-queries.csv": "queryId;sessionId\n",
     }
-    dataset, said = imported("diginetica", layouts.folder(files))
+    dataset, messages = imported("diginetica", layouts.folder(files))
     assert dataset.anonymous
     assert len(dataset.interactions) == 4
     assert dataset.interactions.timestamps is not None
@@ -110,11 +110,11 @@ def test_diginetica(imported: Imported, layouts: Layouts, header: str, separator
     assert items["category"].to_list() == [None, "12"]
     assert dataset.catalog.text is not None
     assert dataset.catalog.text[1] == "4875 776 56689"
-    assert "left out 1 views without session, item or day" in said
-    assert "train-queries.csv: left out" in said
+    assert "left out 1 views without session, item or day" in messages
+    assert "train-queries.csv: left out" in messages
 
 
-def test_diginetica_views_alone(imported: Imported, layouts: Layouts) -> None:
-    dataset, said = imported("diginetica", layouts.folder({"train-item-views.csv": VIEWS}))
+def test_diginetica_without_other_files_than_views(imported: Imported, layouts: Layouts) -> None:
+    dataset, messages = imported("diginetica", layouts.folder({"train-item-views.csv": VIEWS}))
     assert len(dataset.interactions) == 3
-    assert "items have no features" in said
+    assert "items have no features" in messages

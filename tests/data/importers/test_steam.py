@@ -1,4 +1,4 @@
-"""Steam: Python 2 literals, days, prices in words."""
+"""Import of Steam: literals of Python 2, days, and prices in words."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GAMES: list[dict[str, Any]] = [
 
 def test_reviews_and_games(imported: Imported, layouts: Layouts) -> None:
     reviews = layouts.gz(REVIEWS, "steam_reviews.json.gz")
-    dataset, said = imported("steam", reviews, layouts.literals_gz(GAMES, "steam_games.json.gz"))
+    dataset, messages = imported("steam", reviews, layouts.literals_gz(GAMES, "steam_games.json.gz"))
     assert (len(dataset.interactions), dataset.repeats) == (3, False)
     assert dataset.users.ids.external.to_list() == ["Chaos Syren", "ハ"]
     assert dataset.context == {"hours": "numeric"}
@@ -46,18 +46,18 @@ def test_reviews_and_games(imported: Imported, layouts: Layouts) -> None:
     assert items["genres"].to_list() == [[], ["Indie"]]
     assert dataset.catalog.released_ms is not None
     assert dataset.catalog.released_ms.tolist() == [0, 1512086400000]
-    assert "left out 1 reviews without username, product_id or date" in said
-    assert "left out 1 later reviews of a game by the same user" in said
-    assert "left out 2 games of steam_games.json.gz that nobody in the log has reviewed" in said
+    assert "left out 1 reviews without username, product_id or date" in messages
+    assert "left out 1 later reviews of a game by the same user" in messages
+    assert "left out 2 games of steam_games.json.gz that nobody in the log has reviewed" in messages
 
 
 def test_games_may_be_missing(imported: Imported, layouts: Layouts) -> None:
-    dataset, said = imported("steam", layouts.gz(REVIEWS, "steam_reviews.json.gz"))
+    dataset, messages = imported("steam", layouts.gz(REVIEWS, "steam_reviews.json.gz"))
     assert dataset.catalog.features == {}
-    assert "games have no features" in said
+    assert "games have no features" in messages
 
 
 def test_another_log_is_refused(imported: Imported, layouts: Layouts) -> None:
     other = layouts.json_gz([{"user_id": "76561197970982479", "reviews": []}], "steam_reviews.json.gz")
-    with pytest.raises(UserError, match="holds no review with username, product_id and date"):
+    with pytest.raises(UserError, match="contains no review with username, product_id and date"):
         imported("steam", other)

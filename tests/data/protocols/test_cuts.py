@@ -1,4 +1,4 @@
-"""Cuts in time lie between distinct times, as near as possible to the share that is wanted."""
+"""Cuts in time are between distinct times, as near as possible to the share."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Protocol impressions: requests of what was shown, cut by time."""
+"""Protocol impressions: requests with the items shown, cut by time."""
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
 import pytest
-from support.protocol_logs import impression_log, learnt
+from support.protocol_logs import impression_log, training_items
 
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import dataset_from_frames
@@ -13,7 +13,7 @@ from nextitem.data.readers import dataset_from_frames
 PURCHASES = {"interactions": {"positive_actions": ["purchase"]}}
 
 
-def test_impressions_learn_before_the_cut_and_rank_after_it() -> None:
+def test_impressions_before_the_cut_are_training_data_and_later_ones_are_ranked() -> None:
     dataset = impression_log()
     split = make_split(dataset, "impressions")
     assert split.train.impressions is not None
@@ -28,12 +28,12 @@ def test_impressions_learn_before_the_cut_and_rank_after_it() -> None:
     assert split.test.items.to_lists() == [[1, 2], [1, 2]]
     assert split.test.user_ids is not None
     assert split.train.users.numbers_of(split.test.user_ids.numpy()).tolist() == [2, 2]
-    assert learnt(split.train) == ["a", "a"]
+    assert training_items(split.train) == ["a", "a"]
 
 
-@pytest.mark.parametrize(("clicks", "told"), [([1, 0], False), ([1, 1], True), ([0, 0], True), ([1, None], True)])
-def test_impressions_say_where_gauc_is_not_possible(clicks: list[int | None], told: bool) -> None:
-    shown = pl.DataFrame(
+@pytest.mark.parametrize(("clicks", "has_note"), [([1, 0], False), ([1, 1], True), ([0, 0], True), ([1, None], True)])
+def test_a_note_tells_if_gauc_is_not_possible(clicks: list[int | None], has_note: bool) -> None:
+    impressions = pl.DataFrame(
         {
             "impression_id": np.repeat(np.arange(20), 2),
             "item_id": [*"ab"] * 20,
@@ -41,13 +41,13 @@ def test_impressions_say_where_gauc_is_not_possible(clicks: list[int | None], to
             "click": clicks * 20,
         }
     )
-    dataset = dataset_from_frames({"impressions": shown}, {"impressions": {"labels": ["click"]}})
+    dataset = dataset_from_frames({"impressions": impressions}, {"impressions": {"labels": ["click"]}})
     notes = make_split(dataset).notes
-    assert any("GAUC" in note for note in notes) == told
+    assert any("GAUC" in note for note in notes) == has_note
 
 
-def test_undated_events_are_no_history_of_impressions() -> None:
-    split = make_split(impression_log(events_dated=False), "impressions")
+def test_undated_events_are_not_in_histories_of_impressions() -> None:
+    split = make_split(impression_log(has_event_times=False), "impressions")
     assert split.test.items.lengths.tolist() == [0, 0]
     assert len(split.train.interactions) == 0
     assert "undated" in split.notes[0]

@@ -1,9 +1,9 @@
-"""Protocol leave-one-out: the last two events of each user are not learned from."""
+"""Protocol leave-one-out: the last two events of each user are not training data."""
 
 from __future__ import annotations
 
 import polars as pl
-from support.protocol_logs import data, learnt, logs, words
+from support.protocol_logs import data, logs, training_items, words
 
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import dataset_from_frames
@@ -11,13 +11,13 @@ from nextitem.data.readers import dataset_from_frames
 PURCHASES = {"interactions": {"positive_actions": ["purchase"]}}
 
 
-def test_leave_one_out_takes_the_last_two() -> None:
+def test_the_last_two_events_are_the_targets_of_validation_and_test() -> None:
     dataset = logs("abcd", "xyz")
     split = make_split(dataset, "leave-one-out")
-    assert learnt(split.train) == ["ab", "x"]
+    assert training_items(split.train) == ["ab", "x"]
     assert words(dataset, split.validation) == [("ab", "c"), ("x", "y")]
     assert words(dataset, split.test) == [("abc", "d"), ("xy", "z")]
-    assert learnt(split.refit()) == ["abc", "xy"]
+    assert training_items(split.refit()) == ["abc", "xy"]
 
 
 def test_last_training_item_is_not_the_validation_target() -> None:
@@ -29,16 +29,16 @@ def test_last_training_item_is_not_the_validation_target() -> None:
     assert split.validation.targets.values.tolist() != split.test.targets.values.tolist()
 
 
-def test_leave_one_out_keeps_short_users_for_learning_and_says_so() -> None:
+def test_users_with_few_events_are_in_training_only_and_are_noted() -> None:
     dataset = logs("abc", "xy", "z")
     split = make_split(dataset, "leave-one-out")
-    assert learnt(split.train) == ["a", "xy", "z"]
+    assert training_items(split.train) == ["a", "xy", "z"]
     assert split.test.user_ids is not None
     assert dataset.users.numbers_of(split.test.user_ids.numpy()).tolist() == [1]
     assert "2 users with fewer than three" in split.notes[0]
 
 
-def test_context_stays_in_histories_and_never_becomes_a_target() -> None:
+def test_context_events_are_in_histories_and_are_never_targets() -> None:
     actions = ["purchase", "purchase", "view", "purchase", "view", "purchase", "view"]
     dataset = data(
         PURCHASES,
@@ -48,7 +48,7 @@ def test_context_stays_in_histories_and_never_becomes_a_target() -> None:
         action=[*actions, "view"],
     )
     split = make_split(dataset, "leave-one-out")
-    assert learnt(split.train) == ["abc", "h"]
+    assert training_items(split.train) == ["abc", "h"]
     assert words(dataset, split.validation) == [("abc", "d")]
     assert words(dataset, split.test) == [("abcde", "f")]
     assert split.test.actions is not None
@@ -72,11 +72,11 @@ def test_searches_are_left_out_of_histories_but_not_of_training() -> None:
     )
     dataset = dataset_from_frames({"interactions": frame})
     split = make_split(dataset, "leave-one-out")
-    assert learnt(split.train) == ["a?", "d"]
+    assert training_items(split.train) == ["a?", "d"]
     assert words(dataset, split.test) == [("ab", "c")]
 
 
-def test_seen_items_are_excluded_where_they_may_not_recur() -> None:
+def test_seen_items_are_excluded_if_they_may_not_recur() -> None:
     dataset = logs("abca", "xyzx", settings={"repeats": False})
     split = make_split(dataset, "leave-one-out")
     assert split.test.excluded is split.test.items

@@ -1,4 +1,4 @@
-"""make_split: default protocols, errors, and what every split has in common."""
+"""Splits of all protocols: defaults, errors, and common properties."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from nextitem.data.requests import event_values
 PURCHASES = {"interactions": {"positive_actions": ["purchase"]}}
 
 
-def test_default_protocols() -> None:
+def test_the_default_protocol_depends_on_the_columns() -> None:
     assert default_protocol(logs("abc", "abd"))[0] == "leave-one-out"
     assert default_protocol(data(user_id=[1, 2], item_id=[1, 2], timestamp=[1, 2]))[0] == "time"
     assert default_protocol(data(session_id=[1, 2], item_id=[1, 2], timestamp=[1, 2]))[0] == "session"
     dataset = impression_log()
-    only = dataset.with_interactions(dataset.interactions.select(np.zeros(5, dtype=np.bool_)))
-    assert default_protocol(only)[0] == "impressions"
+    impressions_only = dataset.with_interactions(dataset.interactions.select(np.zeros(5, dtype=np.bool_)))
+    assert default_protocol(impressions_only)[0] == "impressions"
 
 
 @pytest.mark.parametrize(
-    ("dataset", "protocol", "told"),
+    ("dataset", "protocol", "message"),
     [
         (logs("abc", "abd"), "random", "choose one of time, leave-one-out"),
         (logs("abc", "abd"), "time", "timestamp for every event"),
@@ -41,12 +41,12 @@ def test_default_protocols() -> None:
         (logs_with_impressions(), "impressions", "labels"),
     ],
 )
-def test_protocols_say_what_they_need(dataset: Dataset, protocol: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_protocol_that_the_data_do_not_allow_is_refused(dataset: Dataset, protocol: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make_split(dataset, protocol)
 
 
-def test_context_columns_travel_with_histories() -> None:
+def test_requests_contain_the_context_columns_of_their_histories() -> None:
     dataset = data(
         {"interactions": {"context": {"price": "numeric", "shop": "categorical"}}},
         user_id=[1, 1, 1, 2],
@@ -61,24 +61,24 @@ def test_context_columns_travel_with_histories() -> None:
     assert test.features["shop"].to_lists() == [[2, 0]]
     values = event_values(dataset.interactions, dataset.catalog)
     assert values["shop"].tolist() == [2, 0, 1, 2]
-    assert test.context == {}  # the target's own price would tell the target
+    assert test.context == {}  # the target's own price would reveal the target
 
 
-def test_the_names_of_protocols_and_the_default_need_no_torch() -> None:
+def test_the_names_of_protocols_and_the_default_are_available_without_torch() -> None:
     imports = "import sys; from nextitem.data.protocols import PROTOCOLS, default_protocol"
     code = f"{imports}; print('torch' in sys.modules, *PROTOCOLS)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["False", *PROTOCOLS]
 
 
-def test_a_split_knows_the_seed_that_it_was_sampled_with() -> None:
+def test_a_split_stores_the_seed_of_its_sample() -> None:
     dataset = logs(*["abcdefg"] * 20)
     assert make_split(dataset, "user-split", seed=3).seed == 3
     assert make_split(dataset, "leave-one-out", seed=3).seed is None
     assert make_split(impression_log(), "time", seed=3).seed is None
 
 
-def test_only_impressions_judge_scores() -> None:
+def test_only_the_protocol_impressions_evaluates_scores() -> None:
     assert make_split(impression_log(), "impressions").judges_scores
     assert not make_split(impression_log(), "time").judges_scores
     assert not make_split(logs("abcd", "dcba"), "leave-one-out").judges_scores

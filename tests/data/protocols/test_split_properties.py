@@ -1,4 +1,4 @@
-"""What holds for splits of any log: disjoint, independent of the order of rows, blind to the future."""
+"""Properties of splits of random logs: disjoint, independent of the order of rows, without future events."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Event = tuple[Any, ...]
 
 
 def random_log(seed: int, *, distinct_times: bool, users: int = 30, events: int = 1_000) -> pl.DataFrame:
-    draw = np.random.default_rng(seed)
-    times = draw.permutation(events * 3)[:events] if distinct_times else draw.integers(0, events // 4, events)
+    rng = np.random.default_rng(seed)
+    times = rng.permutation(events * 3)[:events] if distinct_times else rng.integers(0, events // 4, events)
     return pl.DataFrame(
         {
-            "user_id": draw.integers(0, users, events),
-            "session_id": times * 5 // (times.max() + 1),  # each with enough events to be asked about
-            "item_id": draw.integers(100, 130, events),
+            "user_id": rng.integers(0, users, events),
+            "session_id": times * 5 // (times.max() + 1),  # sessions with enough events for requests
+            "item_id": rng.integers(100, 130, events),
             "timestamp": times,
-            "action": draw.choice(["view", "purchase"], events),
-            "split": draw.choice(["train", "valid", "test"], events, p=[0.8, 0.1, 0.1]),
+            "action": rng.choice(["view", "purchase"], events),
+            "split": rng.choice(["train", "valid", "test"], events, p=[0.8, 0.1, 0.1]),
         }
     )
 
@@ -45,22 +45,22 @@ def parts(split: Split) -> list[SequenceBatch]:
 
 
 def identity(dataset: Dataset, split: Split) -> list[Any]:
-    """A split in the owner's ids, comparable between numberings."""
+    """Return a split in the owner's ids, so that splits with different numberings can be compared."""
     users, items = dataset.users.ids, dataset.catalog.ids
     log = split.train.interactions
-    seen: list[Any] = [users.decode(log.user_ids).to_list(), items.decode(log.item_ids).to_list()]
+    columns: list[Any] = [users.decode(log.user_ids).to_list(), items.decode(log.item_ids).to_list()]
     for requests in parts(split):
         assert requests.targets is not None
-        seen.append([items.decode(np.array(h)).to_list() for h in requests.items.to_lists()])
-        seen.append([items.decode(np.array(t)).to_list() for t in requests.targets.to_lists()])
-        seen.append(None if requests.user_ids is None else requests.user_ids.tolist())
-    return seen
+        columns.append([items.decode(np.array(h)).to_list() for h in requests.items.to_lists()])
+        columns.append([items.decode(np.array(t)).to_list() for t in requests.targets.to_lists()])
+        columns.append(None if requests.user_ids is None else requests.user_ids.tolist())
+    return columns
 
 
 @pytest.mark.parametrize("protocol", LOG_PROTOCOLS)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_shuffled_rows_with_distinct_times_give_the_same_split(protocol: str, seed: int) -> None:
+def test_shuffled_rows_with_distinct_times_have_the_same_split(protocol: str, seed: int) -> None:
     frame = random_log(seed, distinct_times=True)
     shuffled = frame.sample(fraction=1.0, shuffle=True, seed=seed)
     first, second = (dataset_from_frames({"interactions": f}, PURCHASES) for f in (frame, shuffled))
@@ -68,7 +68,7 @@ def test_shuffled_rows_with_distinct_times_give_the_same_split(protocol: str, se
 
 
 def events_of(dataset: Dataset) -> dict[int, list[Event]]:
-    """Each user's events in order: (time, item, action code)."""
+    """Return each user's events in order: (time, item, action code)."""
     log = dataset.interactions
     assert log.timestamps is not None
     actions = action_codes(dataset)
@@ -83,9 +83,9 @@ def events_of(dataset: Dataset) -> dict[int, list[Event]]:
 
 @pytest.mark.parametrize("protocol", ["time", "leave-one-out", "user-split", "published"])
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), distinct=st.booleans())
-def test_history_and_target_are_a_prefix_of_the_log(protocol: str, seed: int, distinct: bool) -> None:
-    dataset = dataset_from_frames({"interactions": random_log(seed, distinct_times=distinct)}, PURCHASES)
+@given(seed=st.integers(0, 10_000), is_distinct=st.booleans())
+def test_history_and_target_are_a_prefix_of_the_log(protocol: str, seed: int, is_distinct: bool) -> None:
+    dataset = dataset_from_frames({"interactions": random_log(seed, distinct_times=is_distinct)}, PURCHASES)
     split, log = make_split(dataset, protocol), events_of(dataset)
     for requests in (split.validation, split.test):
         assert requests.targets is not None
@@ -98,15 +98,15 @@ def test_history_and_target_are_a_prefix_of_the_log(protocol: str, seed: int, di
         users = dataset.users.numbers_of(requests.user_ids.numpy()).tolist()
         for user, history, targets in zip(users, histories, requests.targets.to_lists(), strict=True):
             events = list(zip(*history, strict=True))
-            own = log[user]
-            assert own[: len(events)] == events
+            user_events = log[user]
+            assert user_events[: len(events)] == events
             assert events
             if protocol != "user-split":
-                assert own[len(events)][1:] == (targets[0], 1)
+                assert user_events[len(events)][1:] == (targets[0], 1)
 
 
 def anonymous(frame: pl.DataFrame) -> pl.DataFrame:
-    """The same log with users as sessions: nearly all of them continue past any cut."""
+    """Return the log with users as anonymous sessions: nearly all of them continue past any cut."""
     return frame.drop("session_id").rename({"user_id": "session_id"})
 
 
@@ -117,10 +117,12 @@ def without_valid_rows(frame: pl.DataFrame) -> pl.DataFrame:
 @pytest.mark.parametrize("protocol", LOG_PROTOCOLS)
 @pytest.mark.parametrize("form", [pl.DataFrame, anonymous, without_valid_rows])
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), distinct=st.booleans())
-def test_no_target_is_learnt_from(form: Callable[..., pl.DataFrame], protocol: str, seed: int, distinct: bool) -> None:
-    # Every event has an item of its own, so that an item tells the event.
-    frame = form(random_log(seed, distinct_times=distinct).with_columns(item_id=pl.int_range(pl.len())))
+@given(seed=st.integers(0, 10_000), is_distinct=st.booleans())
+def test_no_target_is_training_data(
+    form: Callable[..., pl.DataFrame], protocol: str, seed: int, is_distinct: bool
+) -> None:
+    # Every event has a different item, so that an item identifies the event.
+    frame = form(random_log(seed, distinct_times=is_distinct).with_columns(item_id=pl.int_range(pl.len())))
     dataset = dataset_from_frames({"interactions": frame}, PURCHASES)
     split = make_split(dataset, protocol)
     assert split.validation.targets is not None
@@ -153,15 +155,17 @@ def test_no_target_is_learnt_from(form: Callable[..., pl.DataFrame], protocol: s
     ],
 )
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), distinct=st.booleans())
+@given(seed=st.integers(0, 10_000), is_distinct=st.booleans())
 def test_no_training_event_is_as_late_as_a_request(
-    form: Callable[..., pl.DataFrame], protocol: str, seed: int, distinct: bool
+    form: Callable[..., pl.DataFrame], protocol: str, seed: int, is_distinct: bool
 ) -> None:
-    frame = random_log(seed, distinct_times=distinct)
-    shown = frame.select("item_id", "timestamp", impression_id=pl.int_range(pl.len()))
-    split = make_split(dataset_from_frames({"interactions": form(frame), "impressions": shown}, PURCHASES), protocol)
+    frame = random_log(seed, distinct_times=is_distinct)
+    impressions = frame.select("item_id", "timestamp", impression_id=pl.int_range(pl.len()))
+    split = make_split(
+        dataset_from_frames({"interactions": form(frame), "impressions": impressions}, PURCHASES), protocol
+    )
     stages = [(split.train, split.validation)]
-    if protocol != "published":  # where the owner's marks say what a refit and a test are
+    if protocol != "published":  # in which the owner's marks decide what a refit and a test are
         stages.append((split.refit(), split.test))
     for train, requests in stages:
         assert requests.request_times is not None
@@ -176,7 +180,7 @@ def test_no_training_event_is_as_late_as_a_request(
 @pytest.mark.parametrize("protocol", ["time", "leave-one-out", "session"])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_what_happens_later_changes_no_history(protocol: str, seed: int) -> None:
+def test_later_events_do_not_change_a_history(protocol: str, seed: int) -> None:
     frame = random_log(seed, distinct_times=True)
     dataset = dataset_from_frames({"interactions": frame})
     before = make_split(dataset, protocol).test
@@ -209,7 +213,7 @@ def test_no_time_is_on_both_sides_of_a_cut() -> None:
         assert refit.max() < split.test.request_times.min()
 
 
-def test_histories_of_sessions_hold_only_their_own_events() -> None:
+def test_histories_of_sessions_contain_only_their_own_events() -> None:
     for seed in range(10):
         frame = random_log(seed, distinct_times=True)
         dataset = dataset_from_frames({"interactions": frame}, PURCHASES)
@@ -220,13 +224,13 @@ def test_histories_of_sessions_hold_only_their_own_events() -> None:
             assert requests.request_times is not None
             for times, now in zip(requests.timestamps.to_lists(), requests.request_times.tolist(), strict=True):
                 target = by_time[now]
-                own = [
+                session_times = [
                     time
                     for time, row in sorted(by_time.items())
                     if (row["user_id"], row["session_id"]) == (target["user_id"], target["session_id"])
                 ]
                 assert target["action"] == "purchase"
-                assert times == own[: own.index(now)]
+                assert times == session_times[: session_times.index(now)]
                 assert times
 
 
@@ -237,15 +241,15 @@ def test_dated_sessions_split_by_their_start() -> None:
     starts = frame.group_by("user_id", "session_id").agg(pl.col("timestamp").min())
     assert split.test.timestamps is not None
     assert split.validation.timestamps is not None
-    first_asked = min(times[0] for times in split.test.timestamps.to_lists()) // 1000
-    last_asked = max(times[0] for times in split.validation.timestamps.to_lists()) // 1000
-    trained = split.train.interactions.timestamps
-    assert trained is not None
-    begun = set(starts["timestamp"].to_list()) & set((trained // 1000).tolist())
-    asked = [times[0] // 1000 for times in split.validation.timestamps.to_lists()]
-    assert max(begun) < min(asked)
-    assert last_asked < first_asked
-    assert abs(len(begun) - 0.81 * len(starts)) <= 1
+    first_test_start = min(times[0] for times in split.test.timestamps.to_lists()) // 1000
+    last_validation_start = max(times[0] for times in split.validation.timestamps.to_lists()) // 1000
+    training_times = split.train.interactions.timestamps
+    assert training_times is not None
+    training_starts = set(starts["timestamp"].to_list()) & set((training_times // 1000).tolist())
+    validation_starts = [times[0] // 1000 for times in split.validation.timestamps.to_lists()]
+    assert max(training_starts) < min(validation_starts)
+    assert last_validation_start < first_test_start
+    assert abs(len(training_starts) - 0.81 * len(starts)) <= 1
 
 
 # --- real data
@@ -266,7 +270,7 @@ def test_tmall_has_its_published_prefixes() -> None:
 
 
 @pytest.mark.parametrize("name", ["amazon14-beauty", "amazon14-sports", "amazon18-office"])
-def test_amazon_asks_every_user(name: str) -> None:
+def test_every_user_of_amazon_has_a_request(name: str) -> None:
     dataset = real(name)
     split = make_split(dataset)
     users = len(dataset.users.ids)
@@ -290,9 +294,9 @@ def test_default_split_of_real_data(name: str, protocol: str) -> None:
     assert split.protocol == protocol
     if protocol == "impressions":
         assert split.train.impressions is not None
-        shown = len(split.train.impressions.item_ids)
+        num_rows = len(split.train.impressions.item_ids)
         assert split.test.candidates is not None
-        assert abs(shown / 20_000 - 0.8) < 0.01
+        assert abs(num_rows / 20_000 - 0.8) < 0.01
         assert abs(split.test.num_requests / 20_000 - 0.1) < 0.01
     else:
         assert 0.65 < len(split.train.interactions) / len(dataset.interactions) < 0.85

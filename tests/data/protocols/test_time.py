@@ -1,4 +1,4 @@
-"""Protocol time: a date cuts the log, and no time is on both sides of it."""
+"""Protocol time: a date cuts the log, and no time occurs on both sides of it."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
-from support.protocol_logs import data, impression_log, learnt, logs_with_impressions, words
+from support.protocol_logs import data, impression_log, logs_with_impressions, training_items, words
 
 from nextitem.data.protocols import make_split
 
 PURCHASES = {"interactions": {"positive_actions": ["purchase"]}}
 
 
-def test_time_cuts_the_log_and_asks_users_with_earlier_events() -> None:
-    # Ten times: train below 8, validation at 8, test at 9; user 3 comes too late to be asked.
+def test_users_with_earlier_events_have_a_request_after_the_cut() -> None:
+    # Ten times: train below 8, validation at 8, test at 9; user 3 has no event before the cut, so no request.
     dataset = data(
         user_id=[1, 2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 3],
         item_id=[*"aabbccddefgf"],
         timestamp=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9],
     )
     split = make_split(dataset, "time")
-    assert learnt(split.train) == ["abcd", "abcd"]
+    assert training_items(split.train) == ["abcd", "abcd"]
     assert words(dataset, split.validation) == [("abcd", "e")]
     assert words(dataset, split.test) == [("abcde", "f")]
     assert split.test_later is not None
     assert words(dataset, split.test_later) == [("abcde", "fg")]
-    assert learnt(split.refit()) == ["abcde", "abcd"]
+    assert training_items(split.refit()) == ["abcde", "abcd"]
     assert any("test: left out 1 users" in note for note in split.notes)
 
 
-def test_time_sets_hold_each_item_once_and_only_positives() -> None:
+def test_target_sets_contain_each_positive_item_once() -> None:
     dataset = data(
         PURCHASES,
         user_id=[1] * 24 + [2],
@@ -40,7 +40,7 @@ def test_time_sets_hold_each_item_once_and_only_positives() -> None:
     )
     split = make_split(dataset, "time")
     assert split.test_later is not None
-    # Cuts at 19 (20 of 25 events) and 21: the history holds the view of x, the set holds x once.
+    # Cuts at 19 (20 of 25 events) and 21: the history contains the view of x, the set contains x once.
     assert words(dataset, split.validation) == [("abcdefghijklmnopqrx", "y")]
     assert words(dataset, split.test_later) == [("abcdefghijklmnopqrxyx", "zx")]
 
@@ -52,7 +52,7 @@ def test_ties_leave_three_parts(times: list[int]) -> None:
     assert split.validation.num_requests == split.test.num_requests == 1
 
 
-def test_time_learns_from_earlier_impressions_only() -> None:
+def test_training_data_contain_only_earlier_impressions() -> None:
     split = make_split(impression_log(), "time")
     assert split.train.impressions is not None
     assert split.validation.request_times is not None
@@ -65,6 +65,6 @@ def test_time_learns_from_earlier_impressions_only() -> None:
     earlier = make_split(bare, "time").train.impressions
     assert earlier is not None
     assert len(earlier.item_ids) == len(split.train.impressions.item_ids)
-    left_out = make_split(logs_with_impressions(), "leave-one-out")
-    assert left_out.train.impressions is None
-    assert any("impressions are not learnt from" in note for note in left_out.notes)
+    without_impressions = make_split(logs_with_impressions(), "leave-one-out")
+    assert without_impressions.train.impressions is None
+    assert any("training ignores impressions" in note for note in without_impressions.notes)

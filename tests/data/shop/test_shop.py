@@ -1,4 +1,4 @@
-"""The simulated shop: its layout, its realism, and that its log agrees with its ground truth."""
+"""The simulated shop: its layout, its realism, and the agreement of its log with its ground truth."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shop() -> Shop:
 
 @pytest.fixture(scope="module")
 def events(shop: Shop) -> pl.DataFrame:
-    """What customers chose, by customer and time, with rows of the frames."""
+    """Return clicks and purchases by customer and time, with row numbers of the frames."""
     return (
         shop.interactions.filter(pl.col("action") != "return")
         .with_columns(user=pl.col("user_id") - FIRST_USER, item=pl.col("item_id") - FIRST_ITEM)
@@ -46,10 +46,12 @@ def events(shop: Shop) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def slates(shop: Shop, events: pl.DataFrame) -> pl.DataFrame:
-    """Impressions with rows of the frames and the customer's last item before the slate (-1: none)."""
-    shown = shop.impressions.with_columns(user=pl.col("user_id") - FIRST_USER, item=pl.col("item_id") - FIRST_ITEM)
+    """Return impressions with row numbers of the frames and the customer's last item before the slate (-1: none)."""
+    impressions = shop.impressions.with_columns(
+        user=pl.col("user_id") - FIRST_USER, item=pl.col("item_id") - FIRST_ITEM
+    )
     past = events.select("user", "timestamp", last="item").sort("timestamp", maintain_order=True)
-    joined = shown.sort("timestamp", maintain_order=True).join_asof(
+    joined = impressions.sort("timestamp", maintain_order=True).join_asof(
         past, on="timestamp", by="user", allow_exact_matches=False, check_sortedness=False
     )
     return joined.with_columns(pl.col("last").fill_null(-1)).sort("impression_id", "slot")
@@ -59,7 +61,7 @@ def column(frame: pl.DataFrame, name: str) -> np.ndarray:
     return frame[name].to_numpy()
 
 
-def test_the_same_seed_gives_the_same_bits() -> None:
+def test_the_same_seed_generates_the_same_shop_bit_for_bit() -> None:
     one, again, other = (generate_shop(seed, num_items=240, num_users=100) for seed in (1, 1, 2))
     for table in TABLES:
         assert getattr(one, table).equals(getattr(again, table))
@@ -68,7 +70,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
         assert np.array_equal(getattr(one.truth, entry.name), getattr(again.truth, entry.name))
 
 
-def test_the_folder_that_it_writes_is_the_same_data_set(tmp_path: Path) -> None:
+def test_the_written_folder_is_the_same_data_set(tmp_path: Path) -> None:
     shop = generate_shop(num_items=240, num_users=100)
     shop.write(tmp_path / "shop")
     written = load_dataset(tmp_path / "shop")
@@ -86,12 +88,12 @@ def test_the_folder_that_it_writes_is_the_same_data_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"), [({"num_items": 50}, "num_items = 50"), ({"num_users": 0}, "num_users = 0")]
 )
-def test_sizes_that_make_no_shop_are_refused(sizes: dict[str, int], message: str) -> None:
+def test_sizes_that_are_too_small_are_refused(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         generate_shop(**sizes)
 
 
-def test_events_lie_in_the_year_and_respect_release_country_and_order(shop: Shop, events: pl.DataFrame) -> None:
+def test_events_are_in_the_year_and_respect_release_country_and_order(shop: Shop, events: pl.DataFrame) -> None:
     times, truth = column(shop.interactions, "timestamp"), shop.truth
     assert (np.diff(times) >= 0).all()
     assert times[0] >= START
@@ -130,7 +132,7 @@ def test_returns_follow_their_purchase(shop: Shop) -> None:
     assert (returned["timestamp"] > returned["first"]).all()
 
 
-def test_titles_tell_brand_style_and_kind(shop: Shop) -> None:
+def test_titles_contain_brand_style_and_category(shop: Shop) -> None:
     truth, titles = shop.truth, shop.items["title"].to_list()
     style_words = list(STYLES.values())
     for row in range(0, 900, 7):
@@ -142,12 +144,12 @@ def test_titles_tell_brand_style_and_kind(shop: Shop) -> None:
     assert shop.items["title"].n_unique() > 0.97 * 900
 
 
-def test_new_items_come_late_and_are_wanted(shop: Shop, events: pl.DataFrame) -> None:
+def test_some_late_events_are_of_new_items(shop: Shop, events: pl.DataFrame) -> None:
     cut = events["timestamp"].quantile(0.8)
     assert cut is not None
-    known = events.filter(pl.col("timestamp") <= cut)["item"].unique()
+    early_items = events.filter(pl.col("timestamp") <= cut)["item"].unique()
     later = events.filter(pl.col("timestamp") > cut)
-    cold = (~later["item"].is_in(known.to_list())).to_numpy().mean()
+    cold = (~later["item"].is_in(early_items.to_list())).to_numpy().mean()
     assert 0.02 < cold < 0.2
 
 
@@ -194,51 +196,51 @@ def test_propensities_are_those_of_the_policies(shop: Shop, slates: pl.DataFrame
         user, time = (column(some, name)[::NUM_SLOTS] for name in ("user", "timestamp"))
         item = column(some, "item").reshape(-1, NUM_SLOTS)
         chance = shop.truth.policy_probabilities(user, time, policy=policy)
-        free = shop.truth.available(user, time)
+        is_available = shop.truth.available(user, time)
         assert np.allclose(chance.sum(axis=1), 1)
-        assert (chance[~free] == 0).all()
-        # No item is less likely than the exploration promises: weights of uniform choice stay bounded.
-        assert (chance * free.sum(axis=1, keepdims=True))[free].min() >= EXPLORATION - 1e-9
+        assert (chance[~is_available] == 0).all()
+        # Exploration guarantees a minimal probability of each item, so importance weights stay bounded.
+        assert (chance * is_available.sum(axis=1, keepdims=True))[is_available].min() >= EXPLORATION - 1e-9
         above = np.zeros(len(item))
         for slot in range(NUM_SLOTS):
-            own = chance[np.arange(len(item)), item[:, slot]]
+            slot_chance = chance[np.arange(len(item)), item[:, slot]]
             logged = column(some, "propensity").reshape(-1, NUM_SLOTS)[:, slot]
-            assert np.allclose(logged, own / (1 - above), rtol=1e-9)
-            above += own
+            assert np.allclose(logged, slot_chance / (1 - above), rtol=1e-9)
+            above += slot_chance
         assert (np.sort(item, axis=1)[:, 1:] != np.sort(item, axis=1)[:, :-1]).all()
     with pytest.raises(ValueError, match="policy 'best'"):
         shop.truth.policy_probabilities([0], [START], policy="best")
 
 
 def test_inverse_propensities_recover_the_value_of_the_uniform_policy(shop: Shop, slates: pl.DataFrame) -> None:
-    """Clicks in slot 1, logged by the segment policy, as if items had been drawn uniformly."""
+    """Estimate the click rate in slot 1 of the uniform policy from slates of the segment policy."""
     top = slates.filter((pl.col("slot") == 1) & (pl.col("policy") == "segment"))
     user, time, last = (column(top, name) for name in ("user", "timestamp", "last"))
-    free = shop.truth.available(user, time)
-    weight = 1 / free.sum(axis=1) / column(top, "propensity")
-    everything = np.arange(free.shape[1])
+    is_available = shop.truth.available(user, time)
+    weight = 1 / is_available.sum(axis=1) / column(top, "propensity")
+    everything = np.arange(is_available.shape[1])
     true = np.zeros(len(user))
     for part in np.array_split(np.arange(len(user)), 10):
         click = shop.truth.click_probability(
             user[part, None], everything, time[part, None], slots=1, last_items=last[part, None]
         )
-        true[part] = (click * free[part]).sum(axis=1) / free[part].sum(axis=1)
+        true[part] = (click * is_available[part]).sum(axis=1) / is_available[part].sum(axis=1)
     terms = weight * column(top, "click")
     error = terms.std() / np.sqrt(len(terms))
     assert abs(terms.mean() - true.mean()) < 4 * error
     assert error < 0.15 * true.mean()
-    # Without the weights the estimate is wrong: the logging policy shows better items than chance.
+    # Without the weights the estimate is wrong: the logging policy shows better items than the uniform one.
     assert column(top, "click").mean() > true.mean() + 2 * error
 
 
 def session_steps(shop: Shop, events: pl.DataFrame, lag: int) -> tuple[np.ndarray, ...]:
-    """Categories of items `lag`, ..., 0 events apart in one session."""
+    """Return the categories of events and of the events 1, ..., `lag` later in the same session."""
     category, session = shop.truth.category[column(events, "item")], column(events, "session_id")
     same = session[lag:] == session[:-lag]
     return tuple(category[part : len(category) - lag + part][same] for part in range(lag + 1))
 
 
-def test_complements_show_in_the_log(shop: Shop, events: pl.DataFrame) -> None:
+def test_the_log_contains_the_complements(shop: Shop, events: pl.DataFrame) -> None:
     earlier, later = session_steps(shop, events, 1)
     counts = np.zeros_like(shop.truth.complements)
     np.add.at(counts, (earlier, later), 1)
@@ -252,12 +254,14 @@ def test_complements_show_in_the_log(shop: Shop, events: pl.DataFrame) -> None:
     assert shop.truth.complementarity(first, second) == shop.truth.complements[0, 1] > 0
 
 
-def test_the_way_on_depends_on_more_than_the_last_item(shop: Shop, events: pl.DataFrame) -> None:
-    """The category before and the number of items compared so far tell the next category better than the last item."""
+def test_the_next_category_depends_on_more_than_the_last_item(shop: Shop, events: pl.DataFrame) -> None:
+    """Previous category and number of compared items predict the next category better than the last item alone."""
     category, session = shop.truth.category[column(events, "item")], column(events, "session_id")
     new_session = np.append(True, session[1:] != session[:-1])
     new_run = new_session | np.append(True, category[1:] != category[:-1])
-    first = np.maximum.accumulate(np.where(new_run, np.arange(len(category)), 0))  # of the run of one category
+    first = np.maximum.accumulate(
+        np.where(new_run, np.arange(len(category)), 0)
+    )  # first event of the run of one category
     before = np.where(new_session[first], len(CATEGORIES), category[first - 1])
     compared = np.minimum(np.arange(len(category)) - first, 1)
     rows = np.flatnonzero(~new_session[1:])
@@ -288,8 +292,10 @@ def test_price_style_and_brand_matter(shop: Shop, events: pl.DataFrame) -> None:
 
 
 def test_interests_drift(shop: Shop, events: pl.DataFrame) -> None:
-    """Late events agree with late interests better than with early ones."""
-    late = events.filter(pl.Series(shop.truth.changed(column(events, "user"), column(events, "timestamp")) > 0.95))
+    """Check that late events agree with late interests better than with early ones."""
+    late = events.filter(
+        pl.Series(shop.truth.change_progress(column(events, "user"), column(events, "timestamp")) > 0.95)
+    )
     user, time = column(late, "user"), column(late, "timestamp")
     rows, department = np.arange(len(user)), shop.truth.department[column(late, "item")]
     now = shop.truth.interests(user, time)[rows, department].mean()
@@ -298,7 +304,7 @@ def test_interests_drift(shop: Shop, events: pl.DataFrame) -> None:
 
 
 def next_items(shop: Shop, events: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
-    """Training events, and the last item and the target of the steps inside later sessions."""
+    """Return training events, and the last item and the target of steps within later sessions."""
     cut = events["timestamp"].quantile(0.8)
     assert cut is not None
     train, later = events.filter(pl.col("timestamp") <= cut), events.filter(pl.col("timestamp") > cut)
@@ -312,8 +318,8 @@ def recall(scores: np.ndarray, targets: np.ndarray) -> float:
     return float((top == targets[:, None]).any(axis=1).mean())
 
 
-def test_simple_recommenders_separate(shop: Shop, events: pl.DataFrame) -> None:
-    """popularity < the last item's transitions < transitions with content; content alone finds cold items."""
+def test_simple_recommenders_differ_in_quality(shop: Shop, events: pl.DataFrame) -> None:
+    """Check popularity < transitions of the last item < transitions with content; content alone finds cold items."""
     train, last, target = next_items(shop, events)
     num_items = shop.items.height
     item, session = column(train, "item"), column(train, "session_id")
@@ -322,7 +328,7 @@ def test_simple_recommenders_separate(shop: Shop, events: pl.DataFrame) -> None:
     shape = (num_items, num_items)
     moves = sp.csr_matrix((np.ones(same.sum()), (item[:-1][same], item[1:][same])), shape=shape).toarray()
     truth = shop.truth
-    # What a content model can read: brand, style (from the title) and price band.
+    # The inputs of a content model: brand, style (from the title) and price band.
     content = np.concatenate([np.eye(len(BRANDS))[truth.brand], np.eye(len(STYLES))[truth.style]], axis=1)
     look = content @ content.T
     alike = look - 0.5 * np.abs(truth.item_price_level[:, None] - truth.item_price_level)
@@ -342,21 +348,21 @@ def test_simple_recommenders_separate(shop: Shop, events: pl.DataFrame) -> None:
     assert recall(moves[last[cold]] + 1e-6 * popular, target[cold]) < 0.03
 
 
-def fitted(model: Popularity | ItemCF | ItemGraph, train: Dataset) -> Popularity | ItemCF | ItemGraph:
+def fit_model(model: Popularity | ItemCF | ItemGraph, train: Dataset) -> Popularity | ItemCF | ItemGraph:
     model.set_popularity(torch.from_numpy(train.interactions.item_counts()).float())
     model.fit(train)
     return model
 
 
-def test_the_models_separate(shop: Shop) -> None:
-    """By protocol time: popularity < item-cf < item-graph, and content helps the graph where items are rare."""
+def test_models_differ_in_quality(shop: Shop) -> None:
+    """Check popularity < item-cf < item-graph under protocol time, and that content helps the graph for rare items."""
     dataset = dataset_from_frames({name: getattr(shop, name) for name in TABLES}, shop.settings)
     split = make_split(dataset, "time")
     catalog = dataset.catalog
-    graph = fitted(ItemGraph(ItemGraph.Config(), catalog), split.train)
-    blind = fitted(ItemGraph(ItemGraph.Config(use_content=False), catalog), split.train)
-    popular = fitted(Popularity(Popularity.Config(), catalog), split.train)
-    item_cf = fitted(ItemCF(ItemCF.Config(), catalog), split.train)
+    graph = fit_model(ItemGraph(ItemGraph.Config(), catalog), split.train)
+    blind = fit_model(ItemGraph(ItemGraph.Config(use_content=False), catalog), split.train)
+    popular = fit_model(Popularity(Popularity.Config(), catalog), split.train)
+    item_cf = fit_model(ItemCF(ItemCF.Config(), catalog), split.train)
     by_popularity, by_cf, by_graph = (
         quick_score(model, split.test, metric="recall@10") for model in (popular, item_cf, graph)
     )
@@ -370,11 +376,11 @@ def test_the_models_separate(shop: Shop) -> None:
     assert with_content > 1.05 * without
 
 
-def test_a_customer_s_own_items_do_not_answer_the_next_one(shop: Shop) -> None:
-    """Repeat purchases are there to be found, but a list of the last ten items seen is no recommender."""
+def test_the_items_of_the_history_are_bad_recommendations(shop: Shop) -> None:
+    """Check that there are repeat purchases, but that the last ten items are a bad list of recommendations."""
     dataset = dataset_from_frames({name: getattr(shop, name) for name in TABLES}, shop.settings)
     test = make_split(dataset, "time").test
     assert test.targets is not None
     recent = [list(dict.fromkeys(reversed(history)))[:10] for history in test.items.to_lists()]
-    found = [target in own for own, (target,) in zip(recent, test.targets.to_lists(), strict=True)]
-    assert 0 < np.mean(found) < 0.1
+    hits = [target in items for items, (target,) in zip(recent, test.targets.to_lists(), strict=True)]
+    assert 0 < np.mean(hits) < 0.1

@@ -1,4 +1,4 @@
-"""Accuracy against numbers worked out by hand, and against torchmetrics."""
+"""Tests of accuracy metrics, against figures computed by hand and against torchmetrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.evaluation.metrics import accuracy
 from nextitem.evaluation.metrics.accuracy import average_precision, hit_rate, hits, mrr, ndcg, precision, recall
 
-# Hits at places 2 and 4; one hit at 1; nothing; no targets.
+# Hits in slots 2 and 4; a hit in slot 1; no hit; no targets.
 LISTS = torch.tensor([[9, 1, 8, 2, 7], [3, 1, 2, 4, 5], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5]])
 TARGETS = Jagged.from_rows([[1, 2, 6], [3], [9], []])
 NAN = float("nan")
@@ -35,20 +35,20 @@ BY_HAND: dict[tuple[Metric, int], list[float]] = {
 
 
 @pytest.mark.parametrize(("metric", "k"), BY_HAND, ids=lambda part: getattr(part, "__name__", part))
-def test_worked_out_by_hand(metric: Metric, k: int) -> None:
-    found = metric(LISTS, TARGETS, k)
-    assert found.dtype == torch.float64
+def test_metrics_equal_values_computed_by_hand(metric: Metric, k: int) -> None:
+    values = metric(LISTS, TARGETS, k)
+    assert values.dtype == torch.float64
     torch.testing.assert_close(
-        found, torch.tensor(BY_HAND[metric, k], dtype=torch.float64), rtol=1e-12, atol=0, equal_nan=True
+        values, torch.tensor(BY_HAND[metric, k], dtype=torch.float64), rtol=1e-12, atol=0, equal_nan=True
     )
 
 
 @pytest.mark.parametrize("k", [1, 3, 10])
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_as_torchmetrics_says(k: int, count: int) -> None:
-    draw = torch.Generator().manual_seed(100 * k + count)
-    lists = torch.stack([torch.randperm(20, generator=draw)[:10] + 1 for _ in range(30)])
-    targets = Jagged.from_rows([(torch.randperm(20, generator=draw)[:count] + 1).tolist() for _ in range(30)])
+def test_metrics_equal_those_of_torchmetrics(k: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(100 * k + count)
+    lists = torch.stack([torch.randperm(20, generator=generator)[:10] + 1 for _ in range(30)])
+    targets = Jagged.from_rows([(torch.randperm(20, generator=generator)[:count] + 1).tolist() for _ in range(30)])
     pairs = {
         "recall": retrieval.retrieval_recall,
         "hit_rate": retrieval.retrieval_hit_rate,
@@ -61,18 +61,18 @@ def test_as_torchmetrics_says(k: int, count: int) -> None:
         for row in range(30):
             scores = torch.zeros(20)
             scores[lists[row] - 1] = torch.arange(10, 0, -1).float()
-            wanted = torch.zeros(20, dtype=torch.long)
-            wanted[targets.select(torch.tensor([row])).values - 1] = 1
-            # Their ties below the list are arbitrary: only what the list holds is judged.
-            held = torch.cat([lists[row] - 1, (scores == 0).nonzero()[:, 0]])
+            relevance = torch.zeros(20, dtype=torch.long)
+            relevance[targets.select(torch.tensor([row])).values - 1] = 1
+            # Ties below the list are arbitrary in torchmetrics: only the items of the list are judged.
+            order = torch.cat([lists[row] - 1, (scores == 0).nonzero()[:, 0]])
             ranked = torch.arange(20, 0, -1).float()
-            wanted_ranked = wanted[held]
-            expected.append(float(theirs(ranked, wanted_ranked, top_k=k)))
-        found = getattr(accuracy, name)(lists, targets, k)
-        assert found.tolist() == pytest.approx(expected, abs=1e-6), name
+            ranked_relevance = relevance[order]
+            expected.append(float(theirs(ranked, ranked_relevance, top_k=k)))
+        values = getattr(accuracy, name)(lists, targets, k)
+        assert values.tolist() == pytest.approx(expected, abs=1e-6), name
 
 
-def test_one_target_makes_recall_and_hit_rate_equal_and_ndcg_the_discount() -> None:
+def test_with_one_target_recall_equals_hit_rate_and_ndcg_is_the_discount() -> None:
     lists = torch.tensor([[4, 5, 6], [4, 5, 6], [4, 5, 6]])
     targets = Jagged.from_rows([[4], [6], [1]])
     assert torch.equal(recall(lists, targets, 3), hit_rate(lists, targets, 3))
@@ -85,7 +85,7 @@ def test_padding_is_never_a_hit() -> None:
     assert recall(lists, Jagged.from_rows([[1], [2]]), 2).tolist() == [0, 1]
 
 
-def test_a_short_list_is_judged_as_one_with_misses_at_the_end() -> None:
+def test_a_short_list_counts_as_one_with_misses_at_the_end() -> None:
     short, padded = torch.tensor([[3, 1]]), torch.tensor([[3, 1, 0, 0, 0]])
     targets = Jagged.from_rows([[1, 2]])
     for name in ("recall", "hit_rate", "precision", "ndcg", "mrr", "average_precision"):
@@ -94,9 +94,9 @@ def test_a_short_list_is_judged_as_one_with_misses_at_the_end() -> None:
     assert precision(short, targets, 5).item() == 0.2
 
 
-def test_no_requests_and_no_places() -> None:
-    none = Jagged.from_rows([])
+def test_metrics_accept_no_requests_and_empty_lists() -> None:
+    no_targets = Jagged.from_rows([])
     for name in ("recall", "hit_rate", "precision", "ndcg", "mrr", "average_precision"):
-        assert getattr(accuracy, name)(torch.zeros(0, 5, dtype=torch.int64), none, 5).shape == (0,), name
+        assert getattr(accuracy, name)(torch.zeros(0, 5, dtype=torch.int64), no_targets, 5).shape == (0,), name
     assert recall(torch.zeros(1, 0, dtype=torch.int64), Jagged.from_rows([[1]]), 5).tolist() == [0]
     assert mrr(torch.zeros(1, 0, dtype=torch.int64), Jagged.from_rows([[1]]), 5).tolist() == [0]

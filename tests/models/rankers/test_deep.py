@@ -1,4 +1,4 @@
-"""What the rankers with a deep part share: options, and that a candidate's score is its own."""
+"""Rankers with a deep part: common settings, training, and scores that are independent of other candidates."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ NAMES = ["wide-and-deep", "deepfm", "dcn", "din", "multi-behaviour", "sim"]
 SMALL = {"width": 4, "hidden": (8,)}
 
 
-def kind_of(name: str) -> type[RankingModel]:
+def ranker_class(name: str) -> type[RankingModel]:
+    """Return the class of a registered ranker."""
     kind: type[RankingModel] = entry("model", name).load()
     return kind
 
 
 @pytest.mark.parametrize("name", [*NAMES, "lr"])
-def test_a_score_does_not_depend_on_what_else_is_scored(
+def test_a_score_does_not_depend_on_other_candidates_or_requests(
     name: str, ranker: BuildRanker, requests: SequenceBatch
 ) -> None:
-    """Neither on other candidates nor on other requests: positives and negatives may come apart (see din.py)."""
-    model = ranker(kind_of(name), **({} if name == "lr" else SMALL))
+    """Positives and negatives can be scored in separate batches (see the withdrawn results in din.py)."""
+    model = ranker(ranker_class(name), **({} if name == "lr" else SMALL))
     together = model.score(requests)["target"]
-    given = requests.candidates
-    assert given is not None
-    for positive in (True, False):
+    candidates = requests.candidates
+    assert candidates is not None
+    for is_positive in (True, False):
         labels = requests.candidate_labels["click"].values > 0
-        kept = labels == positive
-        rows = given.row_ids()[kept]
+        mask = labels == is_positive
+        rows = candidates.row_ids()[mask]
         lengths = torch.bincount(rows, minlength=requests.num_requests)
         part = replace(
             requests,
-            candidates=Jagged.from_lengths(given.values[kept], lengths),
+            candidates=Jagged.from_lengths(candidates.values[mask], lengths),
             candidate_features={},
             candidate_labels={},
         )
-        found = Jagged.from_padded(model.score(part)["target"], lengths).values
-        expected = Jagged.from_padded(together, given.lengths).values[kept]
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        scores = Jagged.from_padded(model.score(part)["target"], lengths).values
+        expected = Jagged.from_padded(together, candidates.lengths).values[mask]
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-6)
     alone = torch.cat([model.score(requests.select(torch.tensor([row])))["target"] for row in range(5)])
     torch.testing.assert_close(alone, together[:5], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("sharing", ["shared-bottom", "mmoe", "ple"])
 @pytest.mark.parametrize("gates", [None, "relu", "sigmoid"])
-def test_tasks_and_field_gates_are_options_of_all(
+def test_every_ranker_supports_several_tasks_and_field_gates(
     sharing: str, gates: str | None, ranker: BuildRanker, requests: SequenceBatch
 ) -> None:
     for name in NAMES:
         model = ranker(
-            kind_of(name), **SMALL, sharing=sharing, tower=(4,), field_gates=gates, tasks=("click", "purchase")
+            ranker_class(name), **SMALL, sharing=sharing, tower=(4,), field_gates=gates, tasks=("click", "purchase")
         )
         scores = model.score(requests)
         assert set(scores) == {"click", "purchase"}
@@ -67,18 +68,18 @@ def test_tasks_and_field_gates_are_options_of_all(
         terms = model.train().training_loss(requests)
         assert set(terms.named) == {"click", "purchase"}
         terms.total.backward()
-        lacking = [key for key, parameter in model.named_parameters() if parameter.grad is None]
-        assert not lacking
+        without_gradient = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+        assert not without_gradient
 
 
 @pytest.mark.parametrize("name", [*NAMES, "lr"])
-def test_the_loss_falls(name: str, ranker: BuildRanker, shown: Split) -> None:
+def test_the_loss_decreases_in_training(name: str, ranker: BuildRanker, impressions: Split) -> None:
     torch.manual_seed(0)
-    model = ranker(kind_of(name), **({} if name == "lr" else SMALL), l2=0.01).train()
+    model = ranker(ranker_class(name), **({} if name == "lr" else SMALL), l2=0.01).train()
     for module in model.modules():
         if (reset := getattr(module, "reset_parameters", None)) is not None:
             reset()
-    examples = model.examples(shown.train)
+    examples = model.examples(impressions.train)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     means = []
     for epoch in range(4):
@@ -93,9 +94,11 @@ def test_the_loss_falls(name: str, ranker: BuildRanker, shown: Split) -> None:
     assert means[-1] < means[0]
 
 
-def test_l2_pulls_what_a_batch_reads(ranker: BuildRanker, shown: Split, requests: SequenceBatch) -> None:
+def test_the_l2_penalty_has_a_gradient_for_the_codes_of_the_batch_alone(
+    ranker: BuildRanker, impressions: Split, requests: SequenceBatch
+) -> None:
     model = ranker(DeepFM, **SMALL, l2=0.5)
-    examples = model.examples(shown.train)
+    examples = model.examples(impressions.train)
     model.train()
     codes = model.fields(requests)
     rows = codes.looked_up()[0].unique()
@@ -107,15 +110,17 @@ def test_l2_pulls_what_a_batch_reads(ranker: BuildRanker, shown: Split, requests
     # An item's own code is counted as often as the item was shown.
     batch = next(iter(examples.batches(10_000, epoch=0, seed=0)))
     assert batch.candidates is not None
-    place = model.fields.names.index("item.id")
-    start, item = int(model.fields.starts[place]), int(batch.candidates.values[0])
+    field = model.fields.names.index("item.id")
+    start, item = int(model.fields.starts[field]), int(batch.candidates.values[0])
     assert int(model.counts[start + item]) == int((batch.candidates.values == item).sum())
 
 
 @pytest.mark.parametrize("name", ["din", "multi-behaviour", "sim"])
-def test_a_history_without_anything_to_read_is_named(name: str, ranker: BuildRanker, requests: SequenceBatch) -> None:
-    with pytest.raises(UserError, match=r"model\.fields names nothing of items alone"):
-        ranker(kind_of(name), **SMALL, fields=("user.country", "cross.category"))
-    nothing = Jagged.from_rows([[]] * requests.num_requests)
-    empty = replace(requests, items=nothing, actions=None, timestamps=None, features={})
-    assert bool(ranker(kind_of(name), **SMALL).score(empty)["target"].isfinite().any(1).all())
+def test_fields_without_an_item_field_are_refused_and_empty_histories_are_scored(
+    name: str, ranker: BuildRanker, requests: SequenceBatch
+) -> None:
+    with pytest.raises(UserError, match=r"model\.fields names no field of items alone"):
+        ranker(ranker_class(name), **SMALL, fields=("user.country", "cross.category"))
+    no_items = Jagged.from_rows([[]] * requests.num_requests)
+    empty = replace(requests, items=no_items, actions=None, timestamps=None, features={})
+    assert bool(ranker(ranker_class(name), **SMALL).score(empty)["target"].isfinite().any(1).all())

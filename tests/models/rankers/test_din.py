@@ -1,4 +1,4 @@
-"""DIN: the history as a candidate sees it, by the plain loop; what the withdrawn results got wrong."""
+"""DIN: attention equals a plain loop, and training batches share statistics, unlike the withdrawn results."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from nextitem.nn.ranking.dice import Dice
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-def test_interest_is_the_plain_loop(normalise: bool, ranker: BuildRanker, requests: SequenceBatch) -> None:
+def test_interest_equals_a_plain_loop(normalise: bool, ranker: BuildRanker, requests: SequenceBatch) -> None:
     model = ranker(DIN, width=2, hidden=(5,), unit=(6, 3), normalise=normalise, max_history_length=7)
     codes = model.fields(requests)
-    found = model.interest(requests, codes)
+    interest = model.interest(requests, codes)
     unit, histories = model.attention.unit, requests.items.last(7).to_lists()
     assert requests.candidates is not None
-    width = found.shape[1]
+    width = interest.shape[1]
     for p, (item, row) in enumerate(zip(requests.candidates.values, codes.rows.tolist(), strict=True)):
         q = model.vectors.of_items(item[None])[0]
         keys = model.vectors.of_items(torch.tensor(histories[row], dtype=torch.int64)).view(-1, width)
@@ -31,17 +31,19 @@ def test_interest_is_the_plain_loop(normalise: bool, ranker: BuildRanker, reques
         if weights:
             w = torch.stack(weights)
             expected = (torch.softmax(w / width**0.5, 0) if normalise else w) @ keys
-        torch.testing.assert_close(found[p], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(interest[p], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_events_before_the_latest_are_not_read(ranker: BuildRanker, requests: SequenceBatch) -> None:
+def test_only_the_latest_events_of_the_history_are_read(ranker: BuildRanker, requests: SequenceBatch) -> None:
     model = ranker(DIN, width=2, hidden=(5,), max_history_length=3, fields=("item.id", "user.country"))
     torch.testing.assert_close(model.score(requests)["target"], model.score(requests.last(3))["target"])
     assert not torch.allclose(model.score(requests)["target"], model.score(requests.last(1))["target"])
 
 
-def test_a_training_batch_is_normalised_as_a_whole(ranker: BuildRanker, requests: SequenceBatch) -> None:
-    """Positives and negatives share statistics: logits of the batch are those of one pass over all candidates."""
+def test_positives_and_negatives_of_a_training_batch_share_statistics(
+    ranker: BuildRanker, requests: SequenceBatch
+) -> None:
+    """The logits of the batch are those of one pass over all candidates."""
     model = ranker(DIN, width=2, hidden=(5,)).train()
     codes = model.fields(requests)
     inputs = torch.cat([model.vectors(codes).flatten(1), model.interest(requests, codes)], 1)

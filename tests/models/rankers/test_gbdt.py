@@ -1,4 +1,4 @@
-"""GBDT: LightGBM called as it is, its text kept, leaves weighed by what they have not seen."""
+"""GBDT: equal to LightGBM, trees stored as text, leaf weights fitted to requests that have not grown the trees."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from nextitem.evaluation.metrics.ranking import auc
 from nextitem.models.rankers.gbdt import GBDT, GBDTConfig
 
 
-def fitted(shown: Split, **settings: object) -> GBDT:
-    model = GBDT(GBDTConfig(**{"trees": 20, "leaf_examples": 20, **settings}), shown.train.catalog)
-    model.fit(shown.train)
+def fitted(impressions: Split, **settings: object) -> GBDT:
+    """Return a small model with these settings, fitted to the impressions of the shop."""
+    model = GBDT(GBDTConfig(**{"trees": 20, "leaf_examples": 20, **settings}), impressions.train.catalog)
+    model.fit(impressions.train)
     return model.eval()
 
 
-class Fixed:
-    """Examples that are one batch."""
+class OneBatch:
+    """Training examples that consist of one batch."""
 
     def __init__(self, batch: SequenceBatch) -> None:
         self.batch = batch
@@ -37,20 +38,23 @@ class Fixed:
         yield self.batch
 
 
-def learnt_from(model: GBDT, shown: Split) -> SequenceBatch:
-    return next(iter(model.examples(shown.train).batches(10_000, epoch=0, seed=0)))
+def training_batch(model: GBDT, impressions: Split) -> SequenceBatch:
+    """Return all training examples of the model as one batch."""
+    return next(iter(model.examples(impressions.train).batches(10_000, epoch=0, seed=0)))
 
 
 @pytest.mark.parametrize("objective", ["pointwise", "listwise"])
-def test_it_is_lightgbm_on_the_codes(objective: str, shown: Split, requests: SequenceBatch) -> None:
-    model = fitted(shown, objective=objective)
-    batch = learnt_from(model, shown)
+def test_logits_equal_those_of_lightgbm_on_the_field_codes(
+    objective: str, impressions: Split, requests: SequenceBatch
+) -> None:
+    model = fitted(impressions, objective=objective)
+    batch = training_batch(model, impressions)
     assert batch.candidates is not None
     data = lightgbm.Dataset(
-        model.fields(batch).matrix().numpy()[:, model.read],
+        model.fields(batch).matrix().numpy()[:, model.columns],
         batch.candidate_labels["click"].values.numpy(),
         group=batch.candidates.lengths.numpy() if objective == "listwise" else None,
-        categorical_feature=model.categories,
+        categorical_feature=model.categorical,
     )
     settings = {
         "objective": "lambdarank" if objective == "listwise" else "binary",
@@ -63,29 +67,29 @@ def test_it_is_lightgbm_on_the_codes(objective: str, shown: Split, requests: Seq
         "force_row_wise": True,
         "verbosity": -1,
     }
-    theirs = lightgbm.train(settings, data, num_boost_round=20)
+    booster = lightgbm.train(settings, data, num_boost_round=20)
     codes = model.fields(requests)
-    expected = theirs.predict(codes.matrix().numpy()[:, model.read], raw_score=True)
+    expected = booster.predict(codes.matrix().numpy()[:, model.columns], raw_score=True)
     np.testing.assert_allclose(model.logits(requests, codes)[:, 0].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": "listwise"}, {"leaf_regression": True}])
-def test_candidates_without_a_known_label_are_no_examples(shown: Split, settings: dict[str, object]) -> None:
-    model = fitted(shown, **settings)
-    hidden = hide_labels(learnt_from(model, shown))
-    # All at once, so that both have the same requests in the same order.
+def test_candidates_without_a_label_are_no_examples(impressions: Split, settings: dict[str, object]) -> None:
+    model = fitted(impressions, **settings)
+    hidden = hide_labels(training_batch(model, impressions))
+    # Sorted and in one batch, so that both have the same requests in the same order.
     hidden = hidden.select(hidden.items.lengths.argsort(stable=True))
     trees = []
     for requests in (hidden, drop_unlabelled(hidden)):
-        model.fit_to(Fixed(requests))
+        model.fit_to(OneBatch(requests))
         trees.append(bytes(model.trees.numpy().tobytes()))
     assert trees[0] == trees[1]
     assert b"tree_sizes" in trees[0]
 
 
-def test_it_orders_what_it_learnt_from_and_its_probabilities_have_the_right_mean(shown: Split) -> None:
-    model = fitted(shown, trees=60, tasks=("click", "purchase"))
-    batch = learnt_from(model, shown)
+def test_training_examples_are_ordered_well_and_the_mean_probability_is_right(impressions: Split) -> None:
+    model = fitted(impressions, trees=60, tasks=("click", "purchase"))
+    batch = training_batch(model, impressions)
     scores = score_all(model, batch)
     assert set(scores) == {"click", "purchase"}
     clicks = batch.candidate_labels["click"].values
@@ -93,10 +97,12 @@ def test_it_orders_what_it_learnt_from_and_its_probabilities_have_the_right_mean
     assert float(scores["click"].values.mean()) == pytest.approx(float(clicks.mean()), rel=0.3)
 
 
-def test_the_regression_has_not_seen_what_grew_the_trees(shown: Split, requests: SequenceBatch) -> None:
-    model = fitted(shown, leaf_regression=True)
-    plain = fitted(shown)
-    assert not torch.equal(model.trees, plain.trees)  # half of the requests grew them
+def test_half_of_the_requests_grows_the_trees_and_logits_are_sums_of_leaf_weights(
+    impressions: Split, requests: SequenceBatch
+) -> None:
+    model = fitted(impressions, leaf_regression=True)
+    plain = fitted(impressions)
+    assert not torch.equal(model.trees, plain.trees)  # half of the requests grew the trees
     assert model.leaf_weights.shape == (1, 20, 15)
     codes = model.fields(requests)
     leaves = model._boosters()[0].predict(model._matrix(codes), pred_leaf=True)
@@ -107,36 +113,36 @@ def test_the_regression_has_not_seen_what_grew_the_trees(shown: Split, requests:
     torch.testing.assert_close(model.logits(requests, codes)[:, 0], torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_leaves_cannot_be_weighed_by_one_label(shown: Split, requests: SequenceBatch) -> None:
-    model = fitted(shown, leaf_regression=True)
+def test_fitting_leaf_weights_to_one_label_is_refused(impressions: Split, requests: SequenceBatch) -> None:
+    model = fitted(impressions, leaf_regression=True)
     matrix = model._matrix(model.fields(requests))
     for value in (False, True):
         labels = np.full((len(matrix), 1), value)
         with pytest.raises(UserError, match=r"model\.leaf_regression: .* differ in the label of 'target'"):
-            model._weigh_leaves(matrix, labels, np.ones(labels.shape, np.float32), np.ones(labels.shape, np.bool_))
+            model._fit_leaf_weights(matrix, labels, np.ones(labels.shape, np.float32), np.ones(labels.shape, np.bool_))
 
 
-def test_the_trees_are_kept_as_text(shown: Split, requests: SequenceBatch) -> None:
-    model = fitted(shown)
+def test_trees_are_stored_as_text_and_restored_from_it(impressions: Split, requests: SequenceBatch) -> None:
+    model = fitted(impressions)
     assert model.trees.dtype == torch.uint8
-    again = GBDT(GBDTConfig(trees=20, leaf_examples=20), shown.train.catalog).eval()
+    restored = GBDT(GBDTConfig(trees=20, leaf_examples=20), impressions.train.catalog).eval()
     for name, value in model.state_dict().items():
         owner, _, leaf = name.rpartition(".")
-        again.get_submodule(owner)._buffers[leaf] = value
-    assert torch.equal(again.score(requests)["target"], model.score(requests)["target"])
+        restored.get_submodule(owner)._buffers[leaf] = value
+    assert torch.equal(restored.score(requests)["target"], model.score(requests)["target"])
 
 
-def test_other_trees_of_the_same_length_answer_at_once(shown: Split, requests: SequenceBatch) -> None:
-    model, other = fitted(shown), fitted(shown, learning_rate=0.2)
+def test_loaded_trees_of_the_same_length_replace_the_parsed_ones(impressions: Split, requests: SequenceBatch) -> None:
+    model, other = fitted(impressions), fitted(impressions, learning_rate=0.2)
     size = max(len(model.trees), len(other.trees))
-    for each in (model, other):  # JSON may end in spaces
-        each.trees = torch.nn.functional.pad(each.trees, (0, size - len(each.trees)), value=ord(" "))
-    before, expected = (each.score(requests)["target"] for each in (model, other))
+    for ranker in (model, other):  # JSON may end in spaces
+        ranker.trees = torch.nn.functional.pad(ranker.trees, (0, size - len(ranker.trees)), value=ord(" "))
+    before, expected = (ranker.score(requests)["target"] for ranker in (model, other))
     assert not torch.equal(before, expected)
     model.load_state_dict(other.state_dict())
     assert torch.equal(model.score(requests)["target"], expected)
 
 
-def test_before_it_is_fitted_it_says_nothing(shown: Split, requests: SequenceBatch) -> None:
-    scores = GBDT(GBDTConfig(), shown.train.catalog).eval().score(requests)["target"]
+def test_every_probability_is_a_half_before_the_trees_are_fitted(impressions: Split, requests: SequenceBatch) -> None:
+    scores = GBDT(GBDTConfig(), impressions.train.catalog).eval().score(requests)["target"]
     assert scores[scores > -torch.inf].unique().tolist() == [0.5]

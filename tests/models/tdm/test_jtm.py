@@ -154,9 +154,9 @@ def test_no_item_has_more_targets_than_the_limit_and_all_are_real() -> None:
     items = np.random.default_rng(0).integers(1, 5, 48).astype(np.int32)
     log = Interactions(users, items, 8, 4)
     examples = NextTargets(log, max_length=3)
-    batches = list(examples.of_each_item(3, batch_size=4, seed=0))
+    batches = list(examples.item_capped_batches(3, batch_size=4, seed=0))
     targets = torch.cat([batch.targets.values for batch in batches if batch.targets is not None])
     possible = torch.bincount(examples.items[torch.from_numpy(examples.places)], minlength=5)
     assert torch.bincount(targets, minlength=5).tolist() == possible.clamp(max=3).tolist()
-    again = list(examples.of_each_item(3, batch_size=4, seed=0))
+    again = list(examples.item_capped_batches(3, batch_size=4, seed=0))
     assert [batch.items.to_lists() for batch in batches] == [batch.items.to_lists() for batch in again]

@@ -1,4 +1,4 @@
-"""Which rows are extended, which read from the start, which left alone, and that they come back in order."""
+"""Incremental encoding: which rows are extended, read from the start or unchanged, and the order of the results."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from nextitem.nn.attention.incremental import Window, extend_history_state
 LIMIT = 4
 
 
-class Summing:
-    """Its vector is the sum of the items that it reads; its cache holds those items, right-padded."""
+class SummingModel:
+    """Model whose user vector is the sum of the items that it reads, and whose cache contains these items.
+
+    The cache is right-padded. `reads` logs what the model had to read, and whether it extended a state.
+    """
 
     def __init__(self, step: int = 1) -> None:
         self.window = Window(LIMIT, step)
@@ -24,71 +27,71 @@ class Summing:
 
     def __call__(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
         assert batch.state is None
-        self.reads.append(("start" if state is None else "on", batch.items.to_lists()))
+        self.reads.append(("start" if state is None else "extended", batch.items.to_lists()))
         items = self.window.of(batch.items)
         if state is None:
             total = items.to_padded().sum(1)
         else:
-            further = batch.items.last(batch.items.lengths - state.lengths)
-            total = state.user_vectors[:, 0].long() + further.to_padded().sum(1)
+            new_items = batch.items.last(batch.items.lengths - state.lengths)
+            total = state.user_vectors[:, 0].long() + new_items.to_padded().sum(1)
         return HistoryState(batch.items.lengths, total[:, None].float(), {"items": items.to_padded()})
 
 
-def read(
-    reader: Summing, histories: list[list[int]], state: HistoryState | None = None, *, is_extensible: bool = True
+def encode(
+    model: SummingModel, histories: list[list[int]], state: HistoryState | None = None, *, is_extensible: bool = True
 ) -> HistoryState:
     batch = SequenceBatch(Jagged.from_rows(histories), state=state)
     empty = torch.zeros(1)
     return extend_history_state(
-        batch, state, reader, window=reader.window, version="v1", empty=empty, is_extensible=is_extensible
+        batch, state, model, window=model.window, version="v1", empty=empty, is_extensible=is_extensible
     )
 
 
-def test_each_row_is_read_in_its_own_way_and_comes_back_in_its_place() -> None:
-    reader = Summing()
-    state = read(reader, [[], [1], [1, 2, 3, 4], [5, 6], []])
-    reader.reads.clear()
+def test_rows_are_extended_or_read_from_the_start_and_keep_their_order() -> None:
+    model = SummingModel()
+    state = encode(model, [[], [1], [1, 2, 3, 4], [5, 6], []])
+    model.reads.clear()
     longer = [[7], [1, 1], [1, 2, 3, 4, 5], [5, 6], []]
-    found = read(reader, longer, state)
-    assert reader.reads == [("on", [[1, 1]]), ("start", [[7], [1, 2, 3, 4, 5]])]
-    assert found.user_vectors[:, 0].tolist() == [7, 2, 14, 11, 0]
-    assert found.lengths.tolist() == [1, 2, 5, 2, 0]
-    assert found.starts.tolist() == [0, 0, 1, 0, 0]
-    assert found.version == "v1"
-    assert found.cache["items"].tolist() == [[7, 0, 0, 0], [1, 1, 0, 0], [2, 3, 4, 5], [5, 6, 0, 0], [0, 0, 0, 0]]
+    new_state = encode(model, longer, state)
+    assert model.reads == [("extended", [[1, 1]]), ("start", [[7], [1, 2, 3, 4, 5]])]
+    assert new_state.user_vectors[:, 0].tolist() == [7, 2, 14, 11, 0]
+    assert new_state.lengths.tolist() == [1, 2, 5, 2, 0]
+    assert new_state.starts.tolist() == [0, 0, 1, 0, 0]
+    assert new_state.version == "v1"
+    assert new_state.cache["items"].tolist() == [[7, 0, 0, 0], [1, 1, 0, 0], [2, 3, 4, 5], [5, 6, 0, 0], [0, 0, 0, 0]]
 
 
-def test_where_all_rows_go_one_way_nothing_is_copied() -> None:
-    reader = Summing()
-    state = read(reader, [[1], [2, 3]])
-    assert read(reader, [[1], [2, 3]], state).vectors is state.vectors
-    read(reader, [[1, 1], [2, 3, 1]], state)
-    assert [kind for kind, _ in reader.reads] == ["start", "on"]
+def test_rows_that_are_all_treated_alike_are_not_copied() -> None:
+    model = SummingModel()
+    state = encode(model, [[1], [2, 3]])
+    assert encode(model, [[1], [2, 3]], state).vectors is state.vectors
+    encode(model, [[1, 1], [2, 3, 1]], state)
+    assert [kind for kind, _ in model.reads] == ["start", "extended"]
 
 
-def test_no_histories_at_all() -> None:
-    assert read(Summing(), []).user_vectors.shape == (0, 1)
-    assert read(Summing(), [[], []]).user_vectors.tolist() == [[0], [0]]
+def test_batch_without_events() -> None:
+    assert encode(SummingModel(), []).user_vectors.shape == (0, 1)
+    assert encode(SummingModel(), [[], []]).user_vectors.tolist() == [[0], [0]]
 
 
-def test_a_state_that_has_read_more_than_there_is() -> None:
-    reader = Summing()
-    state = read(reader, [[1, 2]])
+def test_state_with_more_events_than_the_history_is_refused() -> None:
+    model = SummingModel()
+    state = encode(model, [[1, 2]])
     with pytest.raises(ValueError, match="histories in full"):
-        read(reader, [[1]], state)
+        encode(model, [[1]], state)
 
 
-def test_a_state_of_another_version_is_refused_unless_it_is_empty() -> None:
-    reader = Summing()
-    state = read(reader, [[1, 2], []])
+def test_state_of_another_version_is_refused_unless_it_is_empty() -> None:
+    model = SummingModel()
+    state = encode(model, [[1, 2], []])
     with pytest.raises(StaleStateError, match="other weights"):
-        read(reader, [[1, 2, 3], [4]], replace(state, version="v0"))
-    found = read(reader, [[4], [5, 6]], HistoryState.unread(2))
-    assert found.user_vectors[:, 0].tolist() == [4, 11]
-    assert found.version == "v1"
+        encode(model, [[1, 2, 3], [4]], replace(state, version="v0"))
+    new_state = encode(model, [[4], [5, 6]], HistoryState.unread(2))
+    assert new_state.user_vectors[:, 0].tolist() == [4, 11]
+    assert new_state.version == "v1"
 
 
-def test_where_a_window_begins_depends_on_the_number_of_events_alone() -> None:
+def test_start_of_a_window_depends_only_on_the_number_of_events() -> None:
     lengths = torch.arange(12)
     assert Window(4).starts(lengths).tolist() == [0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7]
     assert Window(4, 2).starts(lengths).tolist() == [0, 0, 0, 0, 0, 2, 2, 4, 4, 6, 6, 8]
@@ -107,20 +110,20 @@ def test_where_a_window_begins_depends_on_the_number_of_events_alone() -> None:
             Window(4, step)
 
 
-def test_a_window_that_slides_in_steps_is_read_on_in_between() -> None:
-    reader = Summing(step=2)
+def test_history_is_extended_until_its_window_slides() -> None:
+    model = SummingModel(step=2)
     history = [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    state = read(reader, [history[:1]])
+    state = encode(model, [history[:1]])
     for length in range(2, len(history) + 1):
-        state = read(reader, [history[:length]], state)
-        assert state.user_vectors.tolist() == read(Summing(step=2), [history[:length]]).user_vectors.tolist()
-    kinds = [kind for kind, _ in reader.reads]
-    assert kinds == ["start", "on", "on", "on", "start", "on", "start", "on", "start"]
+        state = encode(model, [history[:length]], state)
+        assert state.user_vectors.tolist() == encode(SummingModel(step=2), [history[:length]]).user_vectors.tolist()
+    kinds = [kind for kind, _ in model.reads]
+    assert kinds == ["start", "extended", "extended", "extended", "start", "extended", "start", "extended", "start"]
 
 
-def test_where_a_new_event_changes_the_earlier_ones_nothing_is_extended() -> None:
-    reader = Summing()
-    state = read(reader, [[1], [2, 3]], is_extensible=False)
-    found = read(reader, [[1, 5], [2, 3]], state, is_extensible=False)
-    assert [kind for kind, _ in reader.reads] == ["start", "start"]
-    assert found.user_vectors.tolist() == [[6], [5]]
+def test_model_that_is_not_extensible_reads_from_the_start() -> None:
+    model = SummingModel()
+    state = encode(model, [[1], [2, 3]], is_extensible=False)
+    new_state = encode(model, [[1, 5], [2, 3]], state, is_extensible=False)
+    assert [kind for kind, _ in model.reads] == ["start", "start"]
+    assert new_state.user_vectors.tolist() == [[6], [5]]

@@ -1,4 +1,4 @@
-"""T5's layers against the transformers library's and against plain definitions."""
+"""Layers of T5 against those of the transformers library and against plain definitions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nextitem.nn.attention.t5 import (
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-def test_buckets_are_the_published_ones(bidirectional: bool) -> None:
+def test_position_buckets_equal_those_of_transformers(bidirectional: bool) -> None:
     layer = RelativePositionBias(1, bidirectional=bidirectional)
     with torch.no_grad():
         layer.weight.weight[:, 0] = torch.arange(32)
@@ -28,7 +28,7 @@ def test_buckets_are_the_published_ones(bidirectional: bool) -> None:
     assert ours.long().tolist() == theirs.tolist()
 
 
-def test_a_bias_depends_on_the_distance_and_its_sign() -> None:
+def test_position_bias_depends_only_on_the_signed_distance() -> None:
     torch.manual_seed(0)
     bias = RelativePositionBias(3, bidirectional=True)(torch.arange(6), torch.arange(6))
     assert bias.shape == (3, 6, 6)
@@ -39,7 +39,7 @@ def test_a_bias_depends_on_the_distance_and_its_sign() -> None:
 
 
 @torch.no_grad()
-def test_attention_has_no_scale_and_obeys_its_bias() -> None:
+def test_cross_attention_has_no_scale_and_adds_its_bias() -> None:
     torch.manual_seed(0)
     layer = T5CrossAttention(8, heads=2, head_width=4, dropout=0.0)
     target, source = torch.randn(3, 5, 8), torch.randn(3, 7, 8)
@@ -49,51 +49,62 @@ def test_attention_has_no_scale_and_obeys_its_bias() -> None:
     key, value = layer.key_value(source).view(3, 7, 2, 2, 4).unbind(2)
     weights = (torch.einsum("bshe,blhe->bhsl", query, key) + bias).softmax(-1)
     expected = layer.output(torch.einsum("bhsl,blhe->bshe", weights, value).flatten(2))
-    found = layer(target, layer.keys_values(source), bias)
-    torch.testing.assert_close(found, expected)
+    output = layer(target, layer.keys_values(source), bias)
+    torch.testing.assert_close(output, expected)
     source[:, 6] = 100.0
-    torch.testing.assert_close(layer(target, layer.keys_values(source), bias), found)
+    torch.testing.assert_close(layer(target, layer.keys_values(source), bias), output)
 
 
 @torch.no_grad()
-def test_self_attention_is_attention_to_itself() -> None:
+def test_self_attention_equals_cross_attention_to_the_same_sequence() -> None:
     torch.manual_seed(0)
-    own = T5SelfAttention(8, heads=2, head_width=4, dropout=0.0)
-    cross = T5CrossAttention(8, heads=2, head_width=4, dropout=0.0)
-    cross.query.weight.copy_(own.query_key_value.weight[:8])
-    cross.key_value.weight.copy_(own.query_key_value.weight[8:])
-    cross.output.weight.copy_(own.output.weight)
+    self_attention = T5SelfAttention(8, heads=2, head_width=4, dropout=0.0)
+    cross_attention = T5CrossAttention(8, heads=2, head_width=4, dropout=0.0)
+    cross_attention.query.weight.copy_(self_attention.query_key_value.weight[:8])
+    cross_attention.key_value.weight.copy_(self_attention.query_key_value.weight[8:])
+    cross_attention.output.weight.copy_(self_attention.output.weight)
     hidden, bias = torch.randn(3, 5, 8), torch.randn(1, 2, 5, 5)
-    torch.testing.assert_close(own(hidden, bias), cross(hidden, cross.keys_values(hidden), bias))
+    torch.testing.assert_close(
+        self_attention(hidden, bias), cross_attention(hidden, cross_attention.keys_values(hidden), bias)
+    )
 
 
 @torch.no_grad()
-def test_steps_of_beams_equal_whole_sequences() -> None:
-    """Two beams share their first position, then part; each hidden state is that of its own whole sequence."""
+def test_stepwise_decoding_of_beams_equals_whole_sequences() -> None:
+    """Two beams share their first position and differ in the second one.
+
+    Each hidden state equals that of the whole sequence of its beam.
+    """
     torch.manual_seed(0)
     layer = DecoderLayer(8, heads=2, head_width=4, inner=16, hidden_layers=1, dropout=0.0)
     source, cross_bias = torch.randn(3, 7, 8), torch.randn(3, 1, 1, 7)
-    cross = layer.cross.keys_values(source)
+    cross_keys_values = layer.cross.keys_values(source)
     first, second = torch.randn(3, 1, 8), torch.randn(3, 2, 8)
     causal = torch.randn(1, 2, 2, 2).masked_fill(torch.tensor([[False, True], [False, False]]), -torch.inf)
-    along = causal[0, :, 1]  # [H, 2]: what the second position adds to the first and to itself
-    outside = torch.full((3, 2), -torch.inf)
-    tree = torch.stack([torch.stack([row[0], row[1], outside[0, 0]]) for row in along])
-    other = torch.stack([torch.stack([row[0], outside[0, 0], row[1]]) for row in along])
-    bias = torch.stack([tree, other], dim=1)[None].expand(3, -1, -1, -1)
-    alone = causal[:, :, :1, :1].expand(3, -1, -1, -1).flatten(0, 1)
-    start, known = layer.step(first.flatten(0, 1), cross, None, bias=alone, cross_bias=cross_bias)
-    found, known = layer.step(second.flatten(0, 1), cross, known, bias=bias.flatten(0, 1), cross_bias=cross_bias)
-    assert known.shape == (2, 3 * 2, 3, 4)
-    start, found = start.view(3, 1, 8), found.view(3, 2, 8)
+    second_bias = causal[0, :, 1]  # [H, 2]: biases of the second position towards the first one and itself
+    masked = torch.tensor(-torch.inf)
+    beam_0 = torch.stack([torch.stack([row[0], row[1], masked]) for row in second_bias])
+    beam_1 = torch.stack([torch.stack([row[0], masked, row[1]]) for row in second_bias])
+    bias = torch.stack([beam_0, beam_1], dim=1)[None].expand(3, -1, -1, -1)
+    first_bias = causal[:, :, :1, :1].expand(3, -1, -1, -1).flatten(0, 1)
+    start, keys_values = layer.step(
+        first.flatten(0, 1), cross_keys_values, None, bias=first_bias, cross_bias=cross_bias
+    )
+    output, keys_values = layer.step(
+        second.flatten(0, 1), cross_keys_values, keys_values, bias=bias.flatten(0, 1), cross_bias=cross_bias
+    )
+    assert keys_values.shape == (2, 3 * 2, 3, 4)
+    start, output = start.view(3, 1, 8), output.view(3, 2, 8)
     for beam in (0, 1):
-        whole = layer(torch.cat([first, second[:, beam : beam + 1]], 1), cross, bias=causal, cross_bias=cross_bias)
+        whole = layer(
+            torch.cat([first, second[:, beam : beam + 1]], 1), cross_keys_values, bias=causal, cross_bias=cross_bias
+        )
         torch.testing.assert_close(start[:, 0], whole[:, 0])
-        torch.testing.assert_close(found[:, beam], whole[:, 1])
+        torch.testing.assert_close(output[:, beam], whole[:, 1])
 
 
 @pytest.mark.parametrize("hidden_layers", [1, 2])
-def test_feed_forward_has_the_hidden_layers_that_it_is_told(hidden_layers: int) -> None:
+def test_feed_forward_has_the_configured_number_of_hidden_layers(hidden_layers: int) -> None:
     block = FeedForward(6, inner=10, hidden_layers=hidden_layers, dropout=0.0)
     weights = [layer.get_parameter("weight") for layer in block.layers]
     shapes = [tuple(weight.shape) for weight in weights]
@@ -105,7 +116,7 @@ def test_feed_forward_has_the_hidden_layers_that_it_is_told(hidden_layers: int) 
     torch.testing.assert_close(block(x), expected @ weights[-1].T)
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_is_active_only_in_training() -> None:
     torch.manual_seed(0)
     layer = EncoderLayer(8, heads=2, head_width=4, inner=16, hidden_layers=1, dropout=0.5)
     hidden, bias = torch.randn(2, 3, 8), torch.zeros(1, 1, 1, 3)

@@ -1,4 +1,4 @@
-"""Target attention against the plain loop over candidates and history items."""
+"""Target and cross attention against plain loops and torch's attention, and their treatment of padding."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ LENGTHS = torch.tensor([4, 0, 7, 1])
 REQUEST = torch.tensor([0, 0, 1, 2, 2, 2, 3])
 
 
-def made(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    draw = torch.Generator().manual_seed(seed)
+def random_queries_and_keys(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return (
-        torch.randn(len(REQUEST), D, generator=draw, dtype=torch.float64),
-        torch.randn(4, 7, D, generator=draw, dtype=torch.float64),
+        torch.randn(len(REQUEST), D, generator=generator, dtype=torch.float64),
+        torch.randn(4, 7, D, generator=generator, dtype=torch.float64),
     )
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-def test_it_equals_the_plain_loop(normalise: bool) -> None:
+def test_target_attention_equals_a_loop_over_candidates_and_items(normalise: bool) -> None:
     torch.manual_seed(0)
     attention = TargetAttention(D, normalise=normalise).double()
-    queries, keys = made()
+    queries, keys = random_queries_and_keys()
     unit = attention.unit
     assert (unit.first.out_features, unit.second.out_features, unit.last.out_features) == (80, 40, 1)
-    found = attention(queries, keys, LENGTHS, REQUEST)
+    output = attention(queries, keys, LENGTHS, REQUEST)
     for p, q in enumerate(queries):
         history = keys[REQUEST[p], : LENGTHS[REQUEST[p]]]
         weights = []
@@ -43,34 +43,34 @@ def test_it_equals_the_plain_loop(normalise: bool) -> None:
             w = torch.stack(weights)
             w = torch.softmax(w / math.sqrt(D), 0) if normalise else w
             expected = sum((a * k for a, k in zip(w, history, strict=True)), expected)
-        torch.testing.assert_close(found[p], expected)
+        torch.testing.assert_close(output[p], expected)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-def test_padding_says_nothing_and_takes_no_gradient(normalise: bool) -> None:
+def test_padding_has_no_effect_and_no_gradient(normalise: bool) -> None:
     torch.manual_seed(0)
     attention = TargetAttention(D, normalise=normalise).double()
-    queries, keys = made()
-    padding = torch.arange(7) >= LENGTHS[:, None]
+    queries, keys = random_queries_and_keys()
+    is_padding = torch.arange(7) >= LENGTHS[:, None]
     keys.requires_grad_()
-    found = attention(queries, keys, LENGTHS, REQUEST)
-    found.sum().backward()
+    output = attention(queries, keys, LENGTHS, REQUEST)
+    output.sum().backward()
     assert keys.grad is not None
-    assert not keys.grad[padding].any()
-    other = torch.where(padding[..., None], torch.full_like(keys, 9.0), keys)
-    torch.testing.assert_close(attention(queries, other, LENGTHS, REQUEST), found)
+    assert not keys.grad[is_padding].any()
+    other = torch.where(is_padding[..., None], torch.full_like(keys, 9.0), keys)
+    torch.testing.assert_close(attention(queries, other, LENGTHS, REQUEST), output)
 
 
-def test_multi_head_attention_equals_torchs_own() -> None:
+def test_multi_head_target_attention_equals_that_of_torch() -> None:
     torch.manual_seed(0)
     attention = MultiHeadTargetAttention(D, key_width=4, heads=2).double()
-    queries, keys = made()[0], torch.randn(len(REQUEST), 5, 4, dtype=torch.float64)
-    real = torch.rand(len(REQUEST), 5) < 0.6
-    real[:, 0] = True
-    real[2] = False
-    found = attention(queries, keys, real)
-    assert not found[2].any()
-    rows = real.any(1)
+    queries, keys = random_queries_and_keys()[0], torch.randn(len(REQUEST), 5, 4, dtype=torch.float64)
+    is_real = torch.rand(len(REQUEST), 5) < 0.6
+    is_real[:, 0] = True
+    is_real[2] = False
+    output = attention(queries, keys, is_real)
+    assert not output[2].any()
+    rows = is_real.any(1)
     key, value = attention.key_value(keys).chunk(2, -1)
     expected, _ = F.multi_head_attention_forward(
         attention.query(queries)[None],
@@ -78,7 +78,7 @@ def test_multi_head_attention_equals_torchs_own() -> None:
         value.transpose(0, 1),
         embed_dim_to_check=D,
         num_heads=2,
-        key_padding_mask=~real,
+        key_padding_mask=~is_real,
         in_proj_weight=None,
         in_proj_bias=torch.zeros(3 * D, dtype=torch.float64),
         bias_k=None,
@@ -92,19 +92,19 @@ def test_multi_head_attention_equals_torchs_own() -> None:
         k_proj_weight=torch.eye(D, dtype=torch.float64),
         v_proj_weight=torch.eye(D, dtype=torch.float64),
     )
-    torch.testing.assert_close(found[rows], expected[0][rows])
+    torch.testing.assert_close(output[rows], expected[0][rows])
 
 
-def test_cross_attention_takes_from_the_other_sequence_only_what_is_real() -> None:
+def test_cross_attention_ignores_padding_of_the_other_sequence() -> None:
     torch.manual_seed(0)
     attention = CrossAttention(D, heads=2).double()
     hidden, other = torch.randn(3, 4, D, dtype=torch.float64), torch.randn(3, 5, D, dtype=torch.float64)
     lengths = torch.tensor([5, 2, 0])
-    found = attention(hidden, other, lengths)
-    torch.testing.assert_close(found[2], hidden[2])
-    torch.testing.assert_close(attention(hidden[1:2], other[1:2, :2], torch.tensor([2]))[0], found[1])
+    output = attention(hidden, other, lengths)
+    torch.testing.assert_close(output[2], hidden[2])
+    torch.testing.assert_close(attention(hidden[1:2], other[1:2, :2], torch.tensor([2]))[0], output[1])
     shuffled = attention(hidden[:1], other[:1, [3, 1, 4, 0, 2]], lengths[:1])
-    torch.testing.assert_close(shuffled[0], found[0])
-    one = attention(hidden[:1], other[:1, :1], torch.tensor([1]))  # one key: every event takes its value
+    torch.testing.assert_close(shuffled[0], output[0])
+    single = attention(hidden[:1], other[:1, :1], torch.tensor([1]))  # with one key, every event gets its value
     value = attention.key_value(other[0, 0])[D:]
-    torch.testing.assert_close(one[0] - hidden[0], attention.output(value).expand(4, D))
+    torch.testing.assert_close(single[0] - hidden[0], attention.output(value).expand(4, D))

@@ -1,4 +1,4 @@
-"""Attention blocks: each against its equations written out, and none looks ahead."""
+"""Transformer blocks: equal their equations, attend to no later position, and continue from a cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def attend(layer: SelfAttention, x: Tensor) -> Tensor:
-    """Position by position and head by head: nothing after t is touched."""
+    """Return causal attention, computed position by position and head by head."""
     query, key, value = linear(layer.query_key_value, x).split(D, dim=-1)
     mixed = torch.zeros(L, D, dtype=x.dtype)
     for head in range(H):
@@ -36,7 +36,7 @@ def attend(layer: SelfAttention, x: Tensor) -> Tensor:
     return linear(layer.output, mixed)
 
 
-def written_out(block: nn.Module, x: Tensor) -> Tensor:
+def block_by_its_equations(block: nn.Module, x: Tensor) -> Tensor:
     if isinstance(block, PreNormBlock):
         x = x + attend(block.attention, norm(block.norm_attention, x))
         inner = linear(part(block, "feed.0", nn.Linear), norm(block.norm_feed, x))
@@ -51,49 +51,49 @@ def written_out(block: nn.Module, x: Tensor) -> Tensor:
 def block_of(name: str) -> nn.Module:
     torch.manual_seed(0)
     block = BLOCKS[name](D, heads=H, dropout=0.4).double()
-    with torch.no_grad():  # norms and biases away from where they begin, so that leaving one out would show
+    with torch.no_grad():  # norms and biases differ from their initial values, so that a missing one would show
         for parameter in block.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, dtype=parameter.dtype))
     return block
 
 
 @pytest.mark.parametrize("name", ["pre-norm", "ligr"])
-def test_a_block_is_its_equations(name: str) -> None:
-    """The published block has its own reference in tests/models/test_sasrec.py."""
+def test_block_equals_its_equations(name: str) -> None:
+    """The block of SASRec's authors has its own reference in tests/models/test_sasrec.py."""
     block = block_of(name).eval()
     x = torch.randn(2, L, D, dtype=torch.float64)
-    expected = torch.stack([written_out(block, row) for row in x])
+    expected = torch.stack([block_by_its_equations(block, row) for row in x])
     torch.testing.assert_close(block(x), expected)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_no_gradient_comes_from_later_positions(name: str) -> None:
+def test_output_of_a_position_depends_on_no_later_position(name: str) -> None:
     block = block_of(name).eval()
     x = torch.randn(1, L, D, dtype=torch.float64)
     for t in range(L):
         tracked = x.clone().requires_grad_()
         block(tracked)[0, t].sum().backward()
         assert tracked.grad is not None
-        seen = tracked.grad[0].abs().sum(1) > 0
-        assert seen.tolist() == [s <= t for s in range(L)]
+        has_gradient = tracked.grad[0].abs().sum(1) > 0
+        assert has_gradient.tolist() == [s <= t for s in range(L)]
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_positions_after_kept_ones_are_those_of_the_whole_sequence(name: str) -> None:
-    """Two rows, of which 3 and 1 positions have been read, get 1 and 4 more."""
+def test_new_positions_with_a_cache_equal_those_of_the_whole_sequence(name: str) -> None:
+    """Two rows with 3 and 1 cached positions get 1 and 4 more."""
     block = block_of(name).eval()
     x = torch.randn(2, L, D, dtype=torch.float64)
     first = KeyValueCache()
     block(x[:, :3], first)
-    kept, new = torch.tensor([3, 1]), torch.tensor([1, 4])
-    fed = torch.stack([torch.cat([x[0, 3:4], torch.randn(3, D)]), x[1, 1:]])
-    found = block(fed, KeyValueCache(first.kept, FurtherPositions(kept, new)))
-    torch.testing.assert_close(found[0, :1], block(x)[0, 3:4])
-    torch.testing.assert_close(found[1], block(x)[1, 1:])
+    num_cached, num_new = torch.tensor([3, 1]), torch.tensor([1, 4])
+    new_positions = torch.stack([torch.cat([x[0, 3:4], torch.randn(3, D)]), x[1, 1:]])
+    output = block(new_positions, KeyValueCache(first.keys_values, FurtherPositions(num_cached, num_new)))
+    torch.testing.assert_close(output[0, :1], block(x)[0, 3:4])
+    torch.testing.assert_close(output[1], block(x)[1, 1:])
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_dropout_acts_in_training_only_and_follows_the_seed(name: str) -> None:
+def test_dropout_is_active_only_in_training_and_depends_on_the_seed(name: str) -> None:
     block = block_of(name)
     x = torch.randn(1, L, D, dtype=torch.float64)
 
@@ -109,7 +109,7 @@ def test_dropout_acts_in_training_only_and_follows_the_seed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_every_parameter_learns(name: str) -> None:
+def test_every_parameter_has_a_gradient(name: str) -> None:
     block = block_of(name).eval()
     block(torch.randn(2, L, D, dtype=torch.float64)).pow(2).sum().backward()
     for label, parameter in block.named_parameters():

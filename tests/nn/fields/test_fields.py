@@ -1,4 +1,4 @@
-"""Fields: their codes worked out by hand, what is missing, and that no example sees its future."""
+"""Fields: hand-computed codes, missing values, and no dependence of examples on future events."""
 
 from __future__ import annotations
 
@@ -71,49 +71,50 @@ def log() -> Interactions:
 
 
 def codes_of(*names: str) -> dict[str, list[Any]]:
-    fields = Fields(catalog(), names, brought=("rank", "slot"))
+    """Return the codes of fields for `batch`, by name, each counted from the first code of the field."""
+    fields = Fields(catalog(), names, candidate_features=("rank", "slot"))
     fields.fit(replace(batch(), context={**batch().context, "user.country": torch.tensor([2, 2])}), log())
     fields.eval()
-    found = fields(batch())
-    columns = [*found.request.T, *found.request_bags, *found.candidate.T, *found.candidate_bags]
+    codes = fields(batch())
+    columns = [*codes.request.T, *codes.request_bags, *codes.candidate.T, *codes.candidate_bags]
     starts = dict(zip(fields.names, fields.starts.tolist(), strict=False))
-    order = list(fields.names)
-    singles = [c - starts[n] for n, c in zip(order, columns, strict=True) if isinstance(c, torch.Tensor)]
-    assert all(bool((c >= 0).all()) for c in singles)
+    named = list(zip(fields.names, columns, strict=True))
+    single_codes = [column - starts[name] for name, column in named if isinstance(column, torch.Tensor)]
+    assert all(bool((column >= 0).all()) for column in single_codes)
     return {
         name: (column - starts[name]).tolist()
         if isinstance(column, torch.Tensor)
-        else [[v - starts[name] for v in row] for row in column.to_lists()]
-        for name, column in zip(order, columns, strict=True)
+        else [[code - starts[name] for code in row] for row in column.to_lists()]
+        for name, column in named
     }
 
 
-def test_what_the_catalogue_says_of_candidates() -> None:
-    found = codes_of("item.id", "item.colour", "item.tags", "item.price", "item.age")
-    assert found["item.id"] == [1, 3, 2]
-    assert found["item.colour"] == [2, 2, 1]
-    assert found["item.tags"] == [[1, 2], [0], [2]]
-    assert found["item.price"][1] == 0
-    assert 0 < found["item.price"][0] < found["item.price"][2]
-    # 3 hours + 1 is 4, 2 hours + 1 is 3, and item b has no release.
-    assert found["item.age"] == [5, 4, 0]
+def test_item_fields_encode_the_columns_of_the_catalogue() -> None:
+    codes = codes_of("item.id", "item.colour", "item.tags", "item.price", "item.age")
+    assert codes["item.id"] == [1, 3, 2]
+    assert codes["item.colour"] == [2, 2, 1]
+    assert codes["item.tags"] == [[1, 2], [0], [2]]
+    assert codes["item.price"][1] == 0
+    assert 0 < codes["item.price"][0] < codes["item.price"][2]
+    # Codes are those of 3 + 1 hours and 2 + 1 hours; item b has no release time.
+    assert codes["item.age"] == [5, 4, 0]
 
 
-def test_an_item_that_training_has_not_seen_has_code_0() -> None:
+def test_item_unseen_in_training_has_code_0() -> None:
     fields = Fields(catalog(), ("item.id",))
     fields.fit(replace(batch(), candidates=None), log())
-    asked = replace(batch(), candidates=Jagged.from_rows([[4], [3]]), candidate_features={})
-    assert fields(asked).candidate[:, 0].tolist() == [0, 3]
+    requests = replace(batch(), candidates=Jagged.from_rows([[4], [3]]), candidate_features={})
+    assert fields(requests).candidate[:, 0].tolist() == [0, 3]
 
 
-def test_counts_stop_at_the_time_of_each_request() -> None:
-    found = codes_of("item.popularity", "item.trend")
+def test_popularity_counts_only_events_before_the_request() -> None:
+    codes = codes_of("item.popularity", "item.trend")
     one, two = (int(logarithmic(torch.tensor(float(n)))) for n in (1, 2))
-    assert found["item.popularity"] == [two, one, one]  # the third event of item a lies in the future
-    assert found["item.trend"] == [one, one, one]
+    assert codes["item.popularity"] == [two, one, one]  # the third event of item a is in the future
+    assert codes["item.trend"] == [one, one, one]
 
 
-def undated_examples() -> tuple[Interactions, list[SequenceBatch]]:
+def examples_without_times() -> tuple[Interactions, list[SequenceBatch]]:
     rows = [
         (user, item) for user, items in enumerate([[1, 2, 3], [2, 1, 2], [3, 2], [1, 4]], start=1) for item in items
     ]
@@ -126,8 +127,8 @@ def undated_examples() -> tuple[Interactions, list[SequenceBatch]]:
     return events, list(examples.batches(1, epoch=0, seed=0))
 
 
-def test_counts_of_an_undated_log_leave_out_the_example_itself() -> None:
-    events, batches = undated_examples()
+def test_popularity_without_times_does_not_count_the_example_itself() -> None:
+    events, batches = examples_without_times()
     fields = Fields(catalog(), ("item.popularity", "item.trend"))
     fields.fit(batches[0], events)
     counts = np.bincount(events.item_ids, minlength=5)
@@ -136,88 +137,88 @@ def test_counts_of_an_undated_log_leave_out_the_example_itself() -> None:
         assert example.candidates is not None
         assert example.targets is not None
         others = counts - (np.arange(5) == int(example.targets.values[0]))
-        # An item without another event has the code that it has as a negative, not one that only targets have.
+        # A target without another event has the code that it has as a negative, so the code does not reveal the label.
         expected = logarithmic(torch.from_numpy(others).clamp(min=1).double())[example.candidates.values]
         for column, start in zip(fields(example).candidate.T, fields.starts.tolist(), strict=False):
             assert torch.equal(column - start, expected)
 
 
-def test_an_item_without_an_event_has_code_0_in_an_undated_log() -> None:
-    events, batches = undated_examples()
+def test_popularity_without_times_is_code_0_for_an_item_without_events() -> None:
+    events, batches = examples_without_times()
     fields = Fields(catalog(), ("item.popularity",))
     fields.fit(batches[0], events.select(events.item_ids != 4))
-    asked = SequenceBatch(Jagged.from_rows([[1]]), candidates=Jagged.from_rows([[4, 3]]))
-    assert fields(asked).candidate[:, 0].tolist() == [0, int(logarithmic(torch.tensor(2.0)))]
+    requests = SequenceBatch(Jagged.from_rows([[1]]), candidates=Jagged.from_rows([[4, 3]]))
+    assert fields(requests).candidate[:, 0].tolist() == [0, int(logarithmic(torch.tensor(2.0)))]
 
 
-def test_what_is_known_of_requests() -> None:
-    found = codes_of("user.country", "user.age", "user.hobbies", "user.since", "request.hour", "request.weekday")
-    assert found["user.country"] == [2, 0]  # US was not seen in training
-    assert found["user.age"][0] > 0
-    assert found["user.age"][1] == 0
-    assert found["user.hobbies"] == [[1, 2], []]
-    assert found["user.since"] == [int(logarithmic(torch.tensor(3.0))), 0]
-    assert found["request.hour"] == [4, 1]
-    assert found["request.weekday"] == [1, 2]
+def test_request_fields_encode_context_and_time() -> None:
+    codes = codes_of("user.country", "user.age", "user.hobbies", "user.since", "request.hour", "request.weekday")
+    assert codes["user.country"] == [2, 0]  # training has not seen US
+    assert codes["user.age"][0] > 0
+    assert codes["user.age"][1] == 0
+    assert codes["user.hobbies"] == [[1, 2], []]
+    assert codes["user.since"] == [int(logarithmic(torch.tensor(3.0))), 0]
+    assert codes["request.hour"] == [4, 1]
+    assert codes["request.weekday"] == [1, 2]
 
 
-def test_histories_and_what_candidates_share_with_them() -> None:
-    found = codes_of("history.id", "history.length", "cross.id", "cross.id.since", "cross.colour", "cross.colour.last")
-    assert found["history.id"] == [[1, 2, 1], [0]]  # item d has no training event
-    assert found["history.length"] == [int(logarithmic(torch.tensor(3.0))), 1]
-    assert found["cross.id"] == [int(logarithmic(torch.tensor(2.0))), 0, 0]
-    assert found["cross.id.since"] == [1, 0, 0]
-    assert found["cross.colour"] == [int(logarithmic(torch.tensor(2.0)))] * 2 + [0]
-    red_red = 1 + 2 * 3 + 2
-    assert found["cross.colour.last"] == [red_red, red_red, 0]
+def test_history_and_cross_fields() -> None:
+    codes = codes_of("history.id", "history.length", "cross.id", "cross.id.since", "cross.colour", "cross.colour.last")
+    assert codes["history.id"] == [[1, 2, 1], [0]]  # item d has no training event
+    assert codes["history.length"] == [int(logarithmic(torch.tensor(3.0))), 1]
+    assert codes["cross.id"] == [int(logarithmic(torch.tensor(2.0))), 0, 0]
+    assert codes["cross.id.since"] == [1, 0, 0]
+    assert codes["cross.colour"] == [int(logarithmic(torch.tensor(2.0)))] * 2 + [0]
+    pair_red_red = 1 + 2 * 3 + 2
+    assert codes["cross.colour.last"] == [pair_red_red, pair_red_red, 0]
 
 
-def test_what_came_with_the_candidates() -> None:
-    found = codes_of("candidate.rank", "candidate.slot")
-    assert found["candidate.rank"] == [1, 0, 5]
-    assert found["candidate.slot"] == [1, 1, 1]  # none given: as if all stood first
+def test_candidate_features_and_their_defaults() -> None:
+    codes = codes_of("candidate.rank", "candidate.slot")
+    assert codes["candidate.rank"] == [1, 0, 5]
+    assert codes["candidate.slot"] == [1, 1, 1]  # without slots, as if all were in the first one
 
 
-def test_a_column_that_is_missing_is_counted_and_has_code_0() -> None:
+def test_missing_column_has_code_0_and_is_counted() -> None:
     fields = Fields(catalog(), ("user.country", "user.age", "user.hobbies"))
     fields.fit(batch(), log())
     fields.eval()
-    found = fields(replace(batch(), context={}))
-    assert found.request.tolist() == [[0, fields.starts[1]]] * 2
-    assert found.request_bags[0].to_lists() == [[], []]
+    codes = fields(replace(batch(), context={}))
+    assert codes.request.tolist() == [[0, fields.starts[1]]] * 2
+    assert codes.request_bags[0].to_lists() == [[], []]
     assert fields.missing == {"user.country": 2, "user.age": 2}
 
 
-def test_an_unknown_field_is_named_with_what_there_is() -> None:
+def test_error_for_an_unknown_field_names_it_and_the_available_ones() -> None:
     with pytest.raises(UserError, match=r"no field 'item.color'; this data has .*item.colour"):
         Fields(catalog(), ("item.color",))
 
 
-def test_vectors_stand_in_the_order_of_names_and_bags_have_means() -> None:
+def test_vectors_are_in_the_order_of_names_and_bags_are_means() -> None:
     fields = Fields(catalog(), ("item.tags", "item.id", "user.country"))
     fields.fit(batch(), log())
     vectors = FieldVectors(fields, 5)
-    found = vectors(fields(batch()))
+    field_vectors = vectors(fields(batch()))
     assert fields.names == ("user.country", "item.id", "item.tags")
-    assert found.shape == (3, 3, 5)
+    assert field_vectors.shape == (3, 3, 5)
     start = fields.starts.tolist()
     table = vectors.table.weight
-    torch.testing.assert_close(found[0, 0], table[start[0] + 2])
-    torch.testing.assert_close(found[2, 1], table[start[1] + 2])
-    torch.testing.assert_close(found[0, 2], table[[start[2] + 1, start[2] + 2]].mean(0))
+    torch.testing.assert_close(field_vectors[0, 0], table[start[0] + 2])
+    torch.testing.assert_close(field_vectors[2, 1], table[start[1] + 2])
+    torch.testing.assert_close(field_vectors[0, 2], table[[start[2] + 1, start[2] + 2]].mean(0))
     of_items = vectors.of_items(torch.tensor([[1, 3], [2, 0]]))
     assert of_items.shape == (2, 2, vectors.item_width)
-    torch.testing.assert_close(of_items[0, 0], found[0, 1:].flatten())
+    torch.testing.assert_close(of_items[0, 0], field_vectors[0, 1:].flatten())
 
 
-def test_quantiles_leave_out_what_is_missing() -> None:
+def test_quantiles_ignore_missing_values() -> None:
     borders = quantiles(torch.tensor([float("nan"), *range(100)]), 4)
     assert borders.tolist() == [25.0, 50.0, 75.0]
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31))
-def test_shuffling_the_future_changes_no_code(seed: int) -> None:
+def test_codes_do_not_depend_on_future_events(seed: int) -> None:
     rng = np.random.default_rng(seed)
     count = 40
     users = np.sort(rng.integers(1, 6, count)).astype(np.int32)
@@ -226,16 +227,16 @@ def test_shuffling_the_future_changes_no_code(seed: int) -> None:
     future = times >= now
     shuffled = items.copy()
     shuffled[future] = rng.permutation(items[future])
-    found = []
-    for each in (items, shuffled):
+    codes = []
+    for log_items in (items, shuffled):
         fields = Fields(catalog(), ("item.popularity", "item.trend"))
-        asked = replace(batch(), request_times=torch.tensor([now, now - 3 * DAY_MS]))
-        fields.fit(asked, Interactions(users, each, 5, 4, times))
-        found.append(fields(asked).candidate)
-    assert torch.equal(*found)
+        requests = replace(batch(), request_times=torch.tensor([now, now - 3 * DAY_MS]))
+        fields.fit(requests, Interactions(users, log_items, 5, 4, times))
+        codes.append(fields(requests).candidate)
+    assert torch.equal(*codes)
 
 
-def test_ages_before_1970_are_ages_and_a_missing_date_is_none() -> None:
+def test_item_ages_before_1970_are_valid_and_missing_dates_have_code_0() -> None:
     base = catalog()
     day = pl.Series("born", [-DAY_MS, None, 0, MONDAY]).cast(pl.Datetime("ms"))
     dated = replace(
@@ -253,18 +254,18 @@ def test_ages_before_1970_are_ages_and_a_missing_date_is_none() -> None:
         assert codes == [expected[0], 0, expected[1], expected[2]]
 
 
-def test_times_of_items_are_ages_and_histories_are_lists() -> None:
+def test_timestamp_columns_are_ages_and_history_columns_are_lists() -> None:
     day = pl.Series([MONDAY, None, MONDAY - DAY_MS, MONDAY]).cast(pl.Datetime("ms"))
-    made = catalog()
-    table = made.table.with_columns(day.alias("shipped"), pl.Series("seen_with", [["b"], ["a", "c"], [], None]))
-    there = replace(made, table=table, features={"shipped": "timestamp", "seen_with": "history"})
-    fields = Fields(there, ("item.shipped", "item.seen_with"))
-    found = fields(batch())
+    base = catalog()
+    table = base.table.with_columns(day.alias("shipped"), pl.Series("seen_with", [["b"], ["a", "c"], [], None]))
+    extended = replace(base, table=table, features={"shipped": "timestamp", "seen_with": "history"})
+    fields = Fields(extended, ("item.shipped", "item.seen_with"))
+    codes = fields(batch())
     start = fields.starts.tolist()
-    # 3 hours and a day and 3 hours before the first request; item b has no time.
-    assert (found.candidate[:, 0] - start[0]).tolist() == [
+    # Items a and c were shipped 3 hours, and a day and 3 hours before the first request; item b has no time.
+    assert (codes.candidate[:, 0] - start[0]).tolist() == [
         int(logarithmic(torch.tensor(4.0))),
         int(logarithmic(torch.tensor(28.0))),
         0,
     ]
-    assert [[code - start[1] for code in row] for row in found.candidate_bags[0].to_lists()] == [[2], [0], [1, 3]]
+    assert [[code - start[1] for code in row] for row in codes.candidate_bags[0].to_lists()] == [[2], [0], [1, 3]]

@@ -1,4 +1,4 @@
-"""Cross networks against their formulas; identity at zero weights; the degree of the polynomial."""
+"""Cross networks: equal their formulas, identity with zero weights, degree of the polynomial."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nextitem.nn.ranking.cross_network import CrossMixture, CrossNetwork
 X = 5
 
 
-def filled(network: nn.Module, scale: float = 1.0) -> nn.Module:
+def with_random_parameters(network: nn.Module, scale: float = 1.0) -> nn.Module:
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -31,12 +31,12 @@ def inputs() -> Tensor:
 
 
 @pytest.mark.parametrize("version", ["v1", "v2", "v2-mixture"])
-def test_zero_weights_are_the_identity(version: str) -> None:
-    torch.testing.assert_close(filled(network(version, 3), 0.0)(inputs()), inputs())
+def test_network_with_zero_weights_is_the_identity(version: str) -> None:
+    torch.testing.assert_close(with_random_parameters(network(version, 3), 0.0)(inputs()), inputs())
 
 
-def test_version_1_is_its_formula_element_by_element() -> None:
-    cross = filled(network("v1", 3))
+def test_version_1_equals_its_formula_element_by_element() -> None:
+    cross = with_random_parameters(network("v1", 3))
     start = inputs()
     for row in range(len(start)):
         x = x0 = start[row]
@@ -47,8 +47,8 @@ def test_version_1_is_its_formula_element_by_element() -> None:
         torch.testing.assert_close(cross(start)[row], x)
 
 
-def test_version_2_is_its_formula_element_by_element() -> None:
-    cross = filled(network("v2", 2))
+def test_version_2_equals_its_formula_element_by_element() -> None:
+    cross = with_random_parameters(network("v2", 2))
     start = inputs()
     x = start.clone()
     for layer in range(2):
@@ -59,8 +59,8 @@ def test_version_2_is_its_formula_element_by_element() -> None:
     torch.testing.assert_close(cross(start), x)
 
 
-def test_the_mixture_is_its_formula_expert_by_expert() -> None:
-    cross = filled(network("v2-mixture", 2), 0.5)
+def test_mixture_equals_its_formula_expert_by_expert() -> None:
+    cross = with_random_parameters(network("v2-mixture", 2), 0.5)
     start = inputs()
     for row in range(len(start)):
         x = x0 = start[row]
@@ -78,9 +78,9 @@ def test_the_mixture_is_its_formula_expert_by_expert() -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_the_degree_is_one_more_than_the_layers(version: str, layers: int) -> None:
-    """Along a line the differences of order degree + 1 of a polynomial are zero, those of order degree are not."""
-    cross = filled(network(version, layers))
+def test_polynomial_degree_is_the_number_of_layers_plus_one(version: str, layers: int) -> None:
+    """Along a line, differences of a polynomial of order degree + 1 are zero, and those of order degree are not."""
+    cross = with_random_parameters(network(version, layers))
     line = torch.linspace(0, 1, layers + 3, dtype=torch.float64)[:, None] * inputs()[:1]
     differences = cross(line).detach()
     for _ in range(layers + 1):

@@ -1,4 +1,4 @@
-"""Dice: its formula, and that a row's answer is its own."""
+"""Dice: equals its formula, and in evaluation the output of a row does not depend on other rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from nextitem.nn.ranking.dice import Dice
 
 
-def trained() -> Dice:
+def trained_dice() -> Dice:
     torch.manual_seed(0)
     dice = Dice(3)
     for _ in range(50):
@@ -18,35 +18,35 @@ def trained() -> Dice:
     return dice
 
 
-def test_it_is_its_formula_over_the_batch_while_training() -> None:
-    dice, inputs = trained(), torch.randn(16, 3)
+def test_training_output_equals_the_formula_over_the_batch() -> None:
+    dice, inputs = trained_dice(), torch.randn(16, 3)
     mean, variance = inputs.mean(0), inputs.var(0, correction=0)
-    share = 1 / (1 + torch.exp(-(inputs - mean) / (variance + 1e-8).sqrt()))
-    torch.testing.assert_close(dice(inputs), share * inputs + (1 - share) * dice.alpha * inputs)
+    gate = 1 / (1 + torch.exp(-(inputs - mean) / (variance + 1e-8).sqrt()))
+    torch.testing.assert_close(dice(inputs), gate * inputs + (1 - gate) * dice.alpha * inputs)
 
 
-def test_afterwards_a_row_does_not_depend_on_the_rows_beside_it() -> None:
-    dice, inputs = trained().eval(), torch.randn(16, 3)
-    together = dice(inputs)
-    torch.testing.assert_close(torch.cat([dice(inputs[:5]), dice(inputs[5:])]), together, rtol=0, atol=0)
-    torch.testing.assert_close(torch.cat([dice(row[None]) for row in inputs]), together)
-    beside = dice(torch.cat([inputs[:1], 1000 * torch.ones(9, 3)]))
-    torch.testing.assert_close(beside[0], together[0])
-    # Not so while training: what stands beside a row tells of it.
+def test_evaluation_output_of_a_row_does_not_depend_on_other_rows() -> None:
+    dice, inputs = trained_dice().eval(), torch.randn(16, 3)
+    whole_batch = dice(inputs)
+    torch.testing.assert_close(torch.cat([dice(inputs[:5]), dice(inputs[5:])]), whole_batch, rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat([dice(row[None]) for row in inputs]), whole_batch)
+    other_batch = dice(torch.cat([inputs[:1], 1000 * torch.ones(9, 3)]))
+    torch.testing.assert_close(other_batch[0], whole_batch[0])
+    # In training it does: the output of a row depends on the other rows.
     dice.train()
     assert not torch.allclose(dice(torch.cat([inputs[:1], torch.ones(9, 3)]))[0], dice(inputs)[0])
 
 
 def test_alpha_1_is_the_identity() -> None:
-    dice, inputs = trained().eval(), torch.randn(6, 3)
+    dice, inputs = trained_dice().eval(), torch.randn(6, 3)
     torch.testing.assert_close(dice(inputs)[:, 2], inputs[:, 2])
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_a_training_batch_without_a_variance(rows: int) -> None:
-    dice = trained()
+def test_training_batch_without_a_variance_uses_the_running_statistics(rows: int) -> None:
+    dice = trained_dice()
     assert dice.norm.running_mean is not None
-    before = dice.norm.running_mean.clone()
-    found = dice(torch.ones(rows, 3))
-    assert torch.equal(found, dice.eval()(torch.ones(rows, 3)))
-    assert torch.equal(dice.norm.running_mean, before)
+    mean_before = dice.norm.running_mean.clone()
+    output = dice(torch.ones(rows, 3))
+    assert torch.equal(output, dice.eval()(torch.ones(rows, 3)))
+    assert torch.equal(dice.norm.running_mean, mean_before)

@@ -1,4 +1,4 @@
-"""SENet by its formula, and what its two gates do to a field."""
+"""SENet: equals its formula, and the effects of its two gates on a field."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from nextitem.nn.ranking.senet import SENet
 
 
-def test_it_is_its_formula() -> None:
+def test_gates_equal_their_formula() -> None:
     torch.manual_seed(0)
     gate, fields = SENet(7), torch.randn(4, 7, 5)
     assert gate.squeeze.weight.shape == (2, 7)  # reduction 3
@@ -17,7 +17,7 @@ def test_it_is_its_formula() -> None:
         torch.testing.assert_close(gate(fields)[row], torch.stack([a[f] * fields[row, f] for f in range(7)]))
 
 
-def test_the_sigmoid_gate_begins_at_one_and_silences_nothing() -> None:
+def test_only_the_relu_gate_can_set_fields_to_zero() -> None:
     gate, fields = SENet(4, gate="sigmoid"), torch.randn(3, 4, 2)
     with torch.no_grad():
         gate.excite.weight.zero_()
@@ -28,5 +28,5 @@ def test_the_sigmoid_gate_begins_at_one_and_silences_nothing() -> None:
     assert not paper(fields).any()
 
 
-def test_fewer_fields_than_the_reduction_keep_one_inner_unit() -> None:
+def test_there_is_at_least_one_inner_unit() -> None:
     assert SENet(2)(torch.randn(3, 2, 4)).shape == (3, 2, 4)

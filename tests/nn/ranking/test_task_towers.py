@@ -1,4 +1,4 @@
-"""Multi-task towers: one expert is a shared bottom, gates are means, ple as its equations say."""
+"""Multi-task towers: one expert equals a shared bottom, gates are means, ple equals its equations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def inputs() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sharing", ["shared-bottom", "mmoe", "ple"])
-def test_a_logit_a_task_and_a_gradient_for_every_weight(sharing: str) -> None:
+def test_every_task_has_a_logit_and_every_weight_a_gradient(sharing: str) -> None:
     network = towers(sharing)
     logits = network(inputs())
     assert logits.shape == (9, T)
@@ -43,7 +43,7 @@ def test_mmoe_with_one_expert_is_a_shared_bottom() -> None:
     torch.testing.assert_close(single(inputs()), shared(inputs()))
 
 
-def test_gates_sum_to_one() -> None:
+def test_mix_equals_a_mean_weighted_by_the_softmax_of_the_gate() -> None:
     gate = torch.randn(4, 3)
     torch.testing.assert_close(mix(gate, torch.ones(4, 3, 2)), torch.ones(4, 2))
     experts = torch.randn(4, 3, 2)
@@ -53,36 +53,36 @@ def test_gates_sum_to_one() -> None:
     torch.testing.assert_close(mix(gate, experts), expected)
 
 
-def test_ple_with_two_levels_as_its_equations_say() -> None:
+def test_ple_with_two_levels_equals_its_equations() -> None:
     network, x = towers("ple", experts=2), inputs()
     first, second = part(network, "shared.levels", nn.ModuleList)
 
-    def run(level: nn.Module, own: list[torch.Tensor], shared: torch.Tensor) -> list[torch.Tensor]:
+    def run(level: nn.Module, task_inputs: list[torch.Tensor], shared: torch.Tensor) -> list[torch.Tensor]:
         experts = [part(level, f"experts.{t}", nn.ModuleList) for t in range(T + 1)]
         gates = part(level, "gates", nn.ModuleList)
-        per_task = [[expert(own[t]) for expert in experts[t]] for t in range(T)]
+        per_task = [[expert(task_inputs[t]) for expert in experts[t]] for t in range(T)]
         common = [expert(shared) for expert in experts[T]]
         out = []
         for t in range(T):
-            seen = torch.stack([*per_task[t], *common], dim=1)
-            weight = torch.softmax(gates[t](own[t]), 1)
-            out.append((weight[..., None] * seen).sum(1))
+            visible = torch.stack([*per_task[t], *common], dim=1)
+            weight = torch.softmax(gates[t](task_inputs[t]), 1)
+            out.append((weight[..., None] * visible).sum(1))
         if len(gates) > T:
-            seen = torch.stack([*(made for own_experts in per_task for made in own_experts), *common], dim=1)
+            visible = torch.stack([*(output for outputs in per_task for output in outputs), *common], dim=1)
             weight = torch.softmax(gates[T](shared), 1)
-            out.append((weight[..., None] * seen).sum(1))
+            out.append((weight[..., None] * visible).sum(1))
         return out
 
-    made = run(first, [x] * T, x)
-    each = run(second, made[:T], made[T])
-    expected = torch.cat([tower(own) for tower, own in zip(network.towers, each, strict=True)], dim=1)
+    first_outputs = run(first, [x] * T, x)
+    second_outputs = run(second, first_outputs[:T], first_outputs[T])
+    expected = torch.cat([tower(hidden) for tower, hidden in zip(network.towers, second_outputs, strict=True)], dim=1)
     torch.testing.assert_close(network(x), expected)
 
 
-def test_a_tasks_own_experts_are_its_own() -> None:
+def test_experts_of_a_task_do_not_affect_other_tasks() -> None:
     network = towers("ple", levels=1)
-    before = network(inputs())
+    logits = network(inputs())
     with torch.no_grad():
         for parameter in network.get_submodule("shared.levels.0.experts.1").parameters():
             parameter.add_(1)
-    assert (network(inputs()) != before).any(0).tolist() == [False, True, False]
+    assert (network(inputs()) != logits).any(0).tolist() == [False, True, False]

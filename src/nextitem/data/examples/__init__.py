@@ -1,1 +1,1 @@
-"""One file per kind of training example, each with its own frozen batch."""
+"""Training examples: one file for each kind, with its own frozen batch type."""

@@ -1,7 +1,8 @@
-"""Other views of histories: a part of each, with items hidden, or with a stretch in another order.
+"""Augmented views of histories for contrastive learning: cropped, masked or partly reordered.
 
-Xie et al., Contrastive Learning for Sequential Recommendation, arXiv 2010.14395, section 3.3. All rows at once; `share`
-is one number a row [B], of the row's length n; what is drawn comes from the generator.
+Xie et al., Contrastive Learning for Sequential Recommendation, arXiv 2010.14395, section 3.3. All rows are augmented at
+once. `share` is one number per row [B]: the share of the row's length n that changes. All random numbers come from the
+generator.
 """
 
 from __future__ import annotations
@@ -13,51 +14,58 @@ from nextitem.core.jagged import Jagged, ranges
 
 
 def crop(histories: Jagged, share: Tensor, generator: torch.Generator) -> Jagged:
-    """A contiguous part of floor(share * n) values, at least one where there is one, beginning anywhere."""
+    """Return a contiguous part of each row, of floor(share * n) values, that begins at a random place.
+
+    A row that is not empty keeps at least one value.
+    """
     lengths = histories.lengths
-    kept = torch.maximum((share * lengths).long(), lengths.clamp(max=1))
-    starts = histories.offsets[:-1] + _below(lengths - kept + 1, generator)
-    return Jagged.from_lengths(histories.values[ranges(starts, kept)], kept)
+    crop_lengths = torch.maximum((share * lengths).long(), lengths.clamp(max=1))
+    starts = histories.offsets[:-1] + _random_below(lengths - crop_lengths + 1, generator)
+    return Jagged.from_lengths(histories.values[ranges(starts, crop_lengths)], crop_lengths)
 
 
 def mask(histories: Jagged, share: Tensor, generator: torch.Generator, *, symbol: int = 0) -> Jagged:
-    """floor(share * n) values, drawn without replacement, are replaced by `symbol`; lengths stay."""
+    """Replace floor(share * n) values of each row, sampled without replacement, by `symbol`; lengths stay."""
     rows = histories.row_ids()
     order = (rows + _uniform(rows, generator)).argsort()  # a permutation of each row's values
     rank = torch.arange(len(rows), device=rows.device) - histories.offsets[rows]
-    hidden = order[rank < (share * histories.lengths).long()[rows]]
-    return histories.with_values(histories.values.index_fill(0, hidden, symbol))
+    masked_places = order[rank < (share * histories.lengths).long()[rows]]
+    return histories.with_values(histories.values.index_fill(0, masked_places, symbol))
 
 
 def reorder(histories: Jagged, share: Tensor, generator: torch.Generator) -> Jagged:
-    """floor(share * n) successive values, from anywhere in the row, are permuted; all others stay in place."""
+    """Permute floor(share * n) successive values from a random place in each row; all others stay in place."""
     rows, lengths = histories.row_ids(), histories.lengths
-    moved = (share * lengths).long()
-    starts = histories.offsets[:-1] + _below(lengths - moved + 1, generator)
+    part_lengths = (share * lengths).long()
+    starts = histories.offsets[:-1] + _random_below(lengths - part_lengths + 1, generator)
     place = torch.arange(len(rows), device=rows.device)
     step = place - starts[rows]
-    inside = (step >= 0) & (step < moved[rows])
-    drawn = starts[rows] + _uniform(rows, generator) * moved[rows]  # within the stretch, and so between its neighbours
-    order = torch.where(inside, drawn, place.double()).argsort(stable=True)
+    is_inside = (step >= 0) & (step < part_lengths[rows])
+    # Random places within the part that is permuted, so between its neighbours.
+    random_places = starts[rows] + _uniform(rows, generator) * part_lengths[rows]
+    order = torch.where(is_inside, random_places, place.double()).argsort(stable=True)
     return histories.with_values(histories.values[order])
 
 
-def augmented(
-    histories: Jagged, *, cropped: float, masked: float, reordered: float, generator: torch.Generator
+def augment(
+    histories: Jagged, *, crop_share: float, mask_share: float, reorder_share: float, generator: torch.Generator
 ) -> Jagged:
-    """Each row cropped, masked or reordered, with equal chances, by the given share; 0 hides an item."""
-    shares = [[cropped, 0.0, 0.0], [1.0, masked, 0.0], [1.0, 0.0, reordered]]
-    way = torch.randint(3, (histories.num_rows,), generator=generator)
-    crops, masks, reorders = torch.tensor(shares, dtype=torch.float64)[way].to(histories.offsets.device).unbind(1)
+    """Crop, mask or reorder each row, with equal probability, by the share of that way; 0 replaces a masked item."""
+    shares = [[crop_share, 0.0, 0.0], [1.0, mask_share, 0.0], [1.0, 0.0, reorder_share]]
+    choice = torch.randint(3, (histories.num_rows,), generator=generator)
+    crops, masks, reorders = torch.tensor(shares, dtype=torch.float64)[choice].to(histories.offsets.device).unbind(1)
     views = mask(crop(histories, crops, generator), masks, generator)
     return reorder(views, reorders, generator)
 
 
 def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """[0, 1) in float64: a row number added to it keeps its digits."""
+    """Sample numbers in [0, 1), one for each value of `like`; in float64, so that an added row number loses no digits.
+
+    They are sampled on the CPU, where the generator is, and moved to the device of `like`.
+    """
     return torch.rand(like.shape, generator=generator, dtype=torch.float64).to(like.device)
 
 
-def _below(bounds: Tensor, generator: torch.Generator) -> Tensor:
-    """An integer from 0 to bound - 1 for each bound."""
+def _random_below(bounds: Tensor, generator: torch.Generator) -> Tensor:
+    """Sample an integer from 0 to bound - 1 for each bound."""
     return (_uniform(bounds, generator) * bounds).long()

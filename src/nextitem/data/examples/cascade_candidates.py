@@ -1,4 +1,4 @@
-"""Labelled candidates for the rankers of a cascade: what its channels retrieve for recent events."""
+"""Labelled candidates for the rankers of a cascade: items that its channels retrieve for recent events."""
 
 from __future__ import annotations
 
@@ -14,48 +14,52 @@ from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.labelled_candidates import TARGET
 
-TEACHER = "teacher"  # the label that holds the scores of a better ranker
-BLOCK = 256  # requests whose candidates are retrieved at a time
-VALIDATION_SHARE = 0.1  # of the recent events, the last ones: rankers are validated on them
-VALIDATION_REQUESTS = 500  # at most
-RetrievedCandidates = tuple[Tensor, Tensor]  # items [B, C], 0 is padding, and their places in the channels [B, C, c]
+TEACHER = "teacher"  # name of the label that contains the scores of a better ranker
+BLOCK = 256  # number of requests whose candidates are retrieved at a time
+VALIDATION_SHARE = 0.1  # share of the recent events, the last ones, on which rankers are validated
+VALIDATION_REQUESTS = 500  # maximal number of validation requests
+RetrievedCandidates = tuple[Tensor, Tensor]  # items [B, C], 0 is padding, and their ranks in the channels [B, C, c]
 
 
 class CandidateSource(Protocol):
-    """What retrieves candidates, and turns them into requests that a ranker reads."""
+    """Retrieval stage of a cascade: retrieves candidates, and adds them to the requests that a ranker reads."""
 
     def retrieved(self, batch: SequenceBatch) -> RetrievedCandidates:
-        """Candidates of each request."""
+        """Return the candidates of each request: items [B, C] and their ranks in the channels [B, C, c]."""
 
     def with_candidates(self, batch: SequenceBatch, items: Tensor, ranks: Tensor) -> SequenceBatch:
-        """The requests with these candidates."""
+        """Return the requests with these candidates: items [B, C] and their ranks in the channels [B, C, c]."""
 
 
 @dataclass(frozen=True, eq=False)
 class RankerRequests:
-    """Requests with labelled candidates: to learn from, and to validate on."""
+    """Requests with labelled candidates, for training and for validation of a ranker."""
 
     train: SequenceBatch
     validation: SequenceBatch
 
 
 def ranker_requests(source: CandidateSource, requests: SequenceBatch, *, num_negatives: int) -> RankerRequests:
-    """Retrieve candidates for each request, label them, and split them into training and validation.
+    """Retrieve candidates for each request, label them, and split the requests into training and validation.
 
-    Training keeps the requests whose target was retrieved, with `num_negatives` sampled other candidates; the label
-    says whether a candidate is the target, wherever it stands. Validation takes the last tenth of the requests,
-    with all candidates. Raises UserError if no target was retrieved.
+    The last tenth of the requests, at most VALIDATION_REQUESTS of them, validates with all candidates. Of the others,
+    training keeps the requests whose target was retrieved, with `num_negatives` sampled other candidates. The label
+    is 1 for the target and 0 for other candidates; the target can be at any place among them.
+
+    Raises UserError if no target was retrieved.
     """
     cut = int(requests.num_requests * (1 - VALIDATION_SHARE))
     first, last = (requests.select(rows) for rows in (torch.arange(cut), torch.arange(cut, requests.num_requests)))
     generator = torch.Generator().manual_seed(0)
-    train = [_labelled(source, part, num_negatives, generator) for part in first.split(BLOCK)]
-    validation = [_labelled(source, part, None, generator) for part in last.sample(VALIDATION_REQUESTS).split(BLOCK)]
-    return RankerRequests(_joined(train), _joined(validation))
+    train = [_label_candidates(source, part, num_negatives, generator) for part in first.split(BLOCK)]
+    validation = [
+        _label_candidates(source, part, None, generator) for part in last.sample(VALIDATION_REQUESTS).split(BLOCK)
+    ]
+    return RankerRequests(_concat(train), _concat(validation))
 
 
 def with_teacher(requests: SequenceBatch, score: Callable[[SequenceBatch], Mapping[str, Tensor]]) -> SequenceBatch:
-    """Add the scores of a ranker, of its first task, as a further label (distillation)."""
+    """Return the requests with a further label: the scores of a ranker for its first task (distillation)."""
     assert requests.candidates is not None
     parts = []
     with torch.inference_mode():
@@ -67,10 +71,13 @@ def with_teacher(requests: SequenceBatch, score: Callable[[SequenceBatch], Mappi
     return replace(requests, candidate_labels={**requests.candidate_labels, TEACHER: label})
 
 
-def _labelled(
+def _label_candidates(
     source: CandidateSource, requests: SequenceBatch, num_negatives: int | None, generator: torch.Generator
 ) -> SequenceBatch:
-    """The requests with candidates and labels; with `num_negatives`, those with a target, and a sample of the rest."""
+    """Return the requests with candidates and labels.
+
+    With `num_negatives`, only requests whose target was retrieved remain, with a sample of their other candidates.
+    """
     assert requests.targets is not None
     items, ranks = source.retrieved(requests)
     is_target = items == requests.targets.values[:, None]
@@ -81,7 +88,7 @@ def _labelled(
         places = keys.argsort(1)[:, : num_negatives + 1].sort(1).values
         items, is_target = items.gather(1, places), is_target.gather(1, places)
         ranks = ranks.gather(1, places[..., None].expand(-1, -1, ranks.shape[2]))
-        order = (items == 0).to(torch.uint8).argsort(dim=1, stable=True)  # padding to the tail
+        order = (items == 0).to(torch.uint8).argsort(dim=1, stable=True)  # move padding to the end
         items, is_target = items.gather(1, order), is_target.gather(1, order)
         ranks = ranks.gather(1, order[..., None].expand(ranks.shape))
     labelled = source.with_candidates(requests, items, ranks)
@@ -89,8 +96,9 @@ def _labelled(
     return replace(labelled, candidate_labels={TARGET: labelled.candidates.with_values(is_target[items > 0].float())})
 
 
-def _joined(parts: list[SequenceBatch]) -> SequenceBatch:
+def _concat(parts: list[SequenceBatch]) -> SequenceBatch:
+    """Concatenate the parts that have requests; raise UserError if none has."""
     parts = [part for part in parts if part.num_requests]
     if not parts:
-        raise UserError("the channels found no target of any recent event: rankers have nothing to learn from")
+        raise UserError("the channels retrieved no target of any recent event: rankers have nothing to learn from")
     return SequenceBatch.concat(parts)

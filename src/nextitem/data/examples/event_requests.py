@@ -1,4 +1,4 @@
-"""Event requests: every event that may be a target, asked for as it was at its time."""
+"""Event requests: one request per target event, with the history up to that event and its time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from nextitem.data.requests import RequestBuilder, single_targets
 
 
 class EventRequests:
-    """Requests with the `max_history_length` events before a target, its time, and what is known of its user.
+    """Stream of requests with the `max_history_length` events before a target, its time, and the user's features.
 
-    The same that a split asks, so that training reads what serving will read (data/examples/next_target.py holds items
-    alone). Batches hold histories of similar length; all is drawn from (seed, epoch).
+    Requests have the same columns as those of a split, so that training reads what serving will read. (The examples of
+    data/examples/next_target.py contain items alone.) A batch contains histories of similar length. All random choices
+    depend on (seed, epoch) alone.
     """
 
     def __init__(self, train: Dataset, *, max_history_length: int) -> None:
@@ -30,20 +31,20 @@ class EventRequests:
         self.anonymous = train.anonymous
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches in one epoch."""
+        """Return the number of batches in one epoch."""
         return -(-len(self.places) // batch_size)
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[SequenceBatch]:
-        """Batches `start`, ... of an epoch."""
-        for rows in self.orders(batch_size, epoch=epoch, seed=seed, start=start):
+        """Yield the batches `start`, `start + 1`, ... of an epoch."""
+        for rows in self.batch_rows(batch_size, epoch=epoch, seed=seed, start=start):
             yield self.batch(rows)
 
-    def orders(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
-        """Which targets meet in batches `start`, ... of an epoch."""
+    def batch_rows(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
+        """Yield the indices of the targets in each of the batches `start`, `start + 1`, ... of an epoch, [B]."""
         return batches_by_length(self.lengths, batch_size, epoch=epoch, seed=seed, start=start)
 
     def batch(self, rows: NDArray[np.int64]) -> SequenceBatch:
-        """The requests of these targets."""
+        """Return the requests of the targets with these indices, [B]."""
         log, places = self.builder.log, self.places[rows]
         return self.builder.build(
             self.starts[rows],
@@ -53,6 +54,6 @@ class EventRequests:
             user_ids=None if self.anonymous else log.user_ids[places],
         )
 
-    def sample(self, most: int) -> SequenceBatch:
-        """At most so many requests, evenly out of the log: what vocabularies and quantiles are taken from."""
-        return self.batch(np.linspace(0, len(self.places) - 1, min(most, len(self.places))).astype(np.int64))
+    def sample(self, max_count: int) -> SequenceBatch:
+        """Return at most `max_count` requests, evenly spaced in the log, to compute vocabularies and quantiles from."""
+        return self.batch(np.linspace(0, len(self.places) - 1, min(max_count, len(self.places))).astype(np.int64))

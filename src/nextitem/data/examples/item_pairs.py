@@ -1,4 +1,4 @@
-"""Pairs of items that users took one after the other."""
+"""Item pairs: two items of successive events of a user."""
 
 from __future__ import annotations
 
@@ -14,44 +14,45 @@ from nextitem.core.interactions import Interactions
 
 @dataclass(frozen=True, eq=False)
 class ItemPairBatch:
-    """B pairs: `left [B]` and `right [B]`, item numbers."""
+    """Item pairs of one batch: `left [B]` and `right [B]`, numbers of the earlier and the later item."""
 
     left: Tensor
     right: Tensor
 
     def to(self, device: torch.device | str) -> ItemPairBatch:
-        """The same on another device."""
+        """Return the same batch on another device."""
         return ItemPairBatch(self.left.to(device), self.right.to(device))
 
     def share(self, rank: int, count: int) -> ItemPairBatch:
-        """Every `count`-th pair from `rank` on."""
+        """Return this process's part of the batch: every `count`-th pair from pair `rank` on."""
         return ItemPairBatch(self.left[rank::count], self.right[rank::count])
 
     @property
     def loss_count(self) -> int:
-        """Pairs."""
+        """Return the number of pairs, over which the loss is averaged."""
         return len(self.left)
 
 
 class ItemPairs:
-    """Every event of a user with the one before it, once an epoch, in an order that follows from seed and epoch.
+    """Stream of every event of a user with the event before it, once an epoch.
 
-    Events that may not be targets, and steps from an item to itself, are left out.
+    The order depends on seed and epoch alone. Events that may not be targets, and steps from an item to itself, are
+    left out.
     """
 
     def __init__(self, log: Interactions) -> None:
-        kept = log.targets_only()
-        same_user = kept.user_ids[1:] == kept.user_ids[:-1]
-        steps = np.flatnonzero(same_user & (kept.item_ids[1:] != kept.item_ids[:-1]))
-        items = torch.from_numpy(kept.item_ids.astype(np.int64))
+        target_events = log.targets_only()
+        is_same_user = target_events.user_ids[1:] == target_events.user_ids[:-1]
+        steps = np.flatnonzero(is_same_user & (target_events.item_ids[1:] != target_events.item_ids[:-1]))
+        items = torch.from_numpy(target_events.item_ids.astype(np.int64))
         self.left, self.right = items[steps], items[steps + 1]
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches in one epoch."""
+        """Return the number of batches in one epoch."""
         return -(-len(self.left) // batch_size)
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[ItemPairBatch]:
-        """Batches `start`, ... of an epoch."""
+        """Yield the batches `start`, `start + 1`, ... of an epoch."""
         order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(self.left)))
         for index in range(start, self.num_batches(batch_size)):
             rows = order[index * batch_size : (index + 1) * batch_size]

@@ -1,4 +1,4 @@
-"""Labelled candidates: requests with items to rank, and what became of them."""
+"""Labelled candidates: requests with items to rank, and labels such as clicks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from nextitem.data.examples.length_pools import batches_by_length
 from nextitem.data.impression_requests import impression_requests
 from nextitem.data.last_time import last_time
 
-TARGET = "target"  # the label of sampled candidates: is it the item that came next?
+TARGET = "target"  # name of the label of sampled candidates: 1 for the item that came next, 0 for others
 HOUR_MS = 3_600_000
 
 
 class LabelledRequests:
-    """Requests that stand: what was shown, or what the channels of a cascade found.
+    """Stream of precomputed requests with candidates: impressions, or the output of a cascade's channels.
 
-    Batches hold requests with histories of similar length; who meets whom, and the order of batches, follow from
-    (seed, epoch).
+    A batch contains requests with histories of similar length. The composition and the order of batches depend on
+    (seed, epoch) alone.
     """
 
     def __init__(self, requests: SequenceBatch) -> None:
@@ -34,21 +34,22 @@ class LabelledRequests:
         self.lengths = requests.items.lengths.numpy()
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches in one epoch."""
+        """Return the number of batches in one epoch."""
         return -(-self.requests.num_requests // batch_size)
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[SequenceBatch]:
-        """Batches `start`, ... of an epoch."""
+        """Yield the batches `start`, `start + 1`, ... of an epoch."""
         for rows in batches_by_length(self.lengths, batch_size, epoch=epoch, seed=seed, start=start):
             yield self.requests.select(torch.from_numpy(rows))
 
 
 class SampledCandidates:
-    """Every event that may be a target as a request, with negatives drawn from the catalogue as its other candidates.
+    """Stream of requests for every event that may be a target, with sampled negatives as further candidates.
 
-    For logs without impressions. What a user was never shown counts as a negative: whoever ranks what was chosen for
-    showing should learn from that instead (sample selection bias). Negatives are drawn by popularity ** `power`.
-    Examples of an undated log carry OWN_EVENTS, so that no count of the log contains the example itself.
+    For logs without impressions. Items that a user was never shown count as negatives. A model that ranks items
+    selected for display should learn from impressions instead (sample selection bias). Negatives are sampled from the
+    catalogue with probabilities proportional to popularity ** `power`. Examples of an undated log have the feature
+    OWN_EVENTS, so that counts of the log can exclude the example itself.
     """
 
     def __init__(self, train: Dataset, *, num_negatives: int, power: float, max_history_length: int) -> None:
@@ -60,21 +61,23 @@ class SampledCandidates:
         self.cumulative = np.cumsum(weights / weights.sum())
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches in one epoch."""
+        """Return the number of batches in one epoch."""
         return self.events.num_batches(batch_size)
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[SequenceBatch]:
-        """Batches `start`, ... of an epoch."""
-        for number, rows in enumerate(self.events.orders(batch_size, epoch=epoch, seed=seed, start=start), start=start):
+        """Yield the batches `start`, `start + 1`, ... of an epoch."""
+        for number, rows in enumerate(
+            self.events.batch_rows(batch_size, epoch=epoch, seed=seed, start=start), start=start
+        ):
             yield self.batch(rows, np.random.default_rng([seed, epoch, number]))
 
     def batch(self, rows: NDArray[np.int64], rng: np.random.Generator) -> SequenceBatch:
-        """The requests of these targets; the target stands first among its candidates."""
+        """Return the requests of the targets with these indices, [B]; the target is the first candidate."""
         batch = self.events.batch(rows)
         assert batch.targets is not None
         targets = batch.targets.values.numpy()
-        drawn = np.searchsorted(self.cumulative, rng.random((len(rows), self.num_negatives)), side="right")
-        items = np.concatenate([targets[:, None], np.minimum(drawn, len(self.cumulative) - 1)], axis=1)
+        negatives = np.searchsorted(self.cumulative, rng.random((len(rows), self.num_negatives)), side="right")
+        items = np.concatenate([targets[:, None], np.minimum(negatives, len(self.cumulative) - 1)], axis=1)
         candidates = torch.from_numpy(items.astype(np.int64))
         labels = (candidates == candidates[:, :1]).float()
         labelled = with_candidates(batch, candidates, {TARGET: labels})
@@ -84,7 +87,7 @@ class SampledCandidates:
 
 
 def with_candidates(batch: SequenceBatch, items: torch.Tensor, labels: dict[str, torch.Tensor]) -> SequenceBatch:
-    """The requests with the same number of candidates each, `items [B, K]`, and labels [B, K]."""
+    """Return the requests with the candidates `items [B, K]`, the same number for each, and labels [B, K] by name."""
     offsets = torch.arange(items.shape[0] + 1) * items.shape[1]
     return replace(
         batch,
@@ -94,27 +97,28 @@ def with_candidates(batch: SequenceBatch, items: torch.Tensor, labels: dict[str,
 
 
 def shown_requests(train: Dataset, *, delay_hours: float = 0.0) -> SequenceBatch:
-    """What training saw shown, as requests, each with the history before it.
+    """Return the impressions of the training data as requests, each with the history before it.
 
-    Labels come late: what was shown later than `delay_hours` before the end of the log is left out, since a missing
-    click may still come. So are requests of which no label is known. UserError if there are no impressions, or
-    nothing is left.
+    Labels arrive late. Impressions later than `delay_hours` before the end of the log are left out, since a missing
+    click may still arrive. Requests without any known label are left out too.
+
+    Raises UserError if there are no impressions, or none remain.
     """
-    shown = train.impressions
-    if shown is None or shown.timestamps is None or not len(shown.request_ids):
-        raise UserError(f"{train.name}: there are no impressions to learn from before the first request that is asked")
-    if not shown.labels:
+    impressions = train.impressions
+    if impressions is None or impressions.timestamps is None or not len(impressions.request_ids):
+        raise UserError(f"{train.name}: there are no impressions to learn from before the first evaluated request")
+    if not impressions.labels:
         raise UserError(f"{train.name}: name the label columns: [impressions] labels = [...] in dataset.toml")
-    times = np.full(int(shown.request_ids.max()) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(times, shown.request_ids, shown.timestamps)
-    asked = np.zeros(len(times), dtype=np.bool_)
-    asked[shown.request_ids] = True
+    times = np.full(int(impressions.request_ids.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(times, impressions.request_ids, impressions.timestamps)
+    is_requested = np.zeros(len(times), dtype=np.bool_)
+    is_requested[impressions.request_ids] = True
     delay_ms = delay_hours * HOUR_MS
-    # `last_time`: if one page is dated years ahead, the labels of today's pages are no riper for that.
-    ripe = asked & (times <= last_time(shown.timestamps) - delay_ms) if delay_ms else asked
-    if not ripe.any():
+    # `last_time` ignores stray dates: one page dated years ahead must not make the labels of today's pages final.
+    is_final = is_requested & (times <= last_time(impressions.timestamps) - delay_ms) if delay_ms else is_requested
+    if not is_final.any():
         raise UserError(f"{train.name}: delay_hours = {delay_hours} leaves no impressions to learn from; lower it")
-    requests = impression_requests(train, times, ripe)
+    requests = impression_requests(train, times, is_final)
     has_label = torch.zeros(requests.num_requests, dtype=torch.bool)
     for labels in requests.candidate_labels.values():
         has_label[labels.row_ids()[~labels.values.isnan()]] = True
@@ -124,33 +128,34 @@ def shown_requests(train: Dataset, *, delay_hours: float = 0.0) -> SequenceBatch
 
 
 def require_both_labels(requests: SequenceBatch, label: str) -> None:
-    """Raise UserError if all candidates have the label, or none has: then there is nothing to tell apart."""
+    """Raise UserError if all candidates have the label or none has: a model cannot learn from a single class."""
     values = requests.candidate_labels[label].values
     values = values[~values.isnan()]
     count = int((values > 0).sum())
     if not len(values):
-        raise UserError(f"label {label!r} is not known of any impression to learn from; fill it in or learn others")
+        raise UserError(f"label {label!r} is not known of any impression to learn from; fill it in, or use others")
     if not 0 < count < len(values):
         raise UserError(
             f"{'none' if not count else 'each'} of the {len(values)} candidates to learn from has the label {label!r}, "
-            "so nothing can be learnt from it; leave it out of model.tasks and [impressions] labels, or learn from "
+            "so a model cannot learn from it; leave it out of model.tasks and [impressions] labels, or learn from "
             'events with model.learn_from = "events"'
         )
 
 
 def examination(requests: SequenceBatch, label: str) -> torch.Tensor:
-    """How likely a slot is looked at, [slots + 1], slot 1 being 1: its share of the label over that of slot 1.
+    """Estimate the probability that a slot is examined relative to slot 1, [slots + 1]: its label rate / slot 1's rate.
 
-    Right where slots are filled at random; where better items stand higher it is too steep, and a model that weighs by
-    its inverse (position-based model, Joachims et al. 2017) corrects too much. Slot 0 stands for "unknown" and has 1.
+    The estimate is right if slots are filled at random. If better items have higher slots it is too steep, and a model
+    that weights by its inverse (position-based model, Joachims et al. 2017) corrects too much. Slot 0 is an unknown
+    slot, and has the value 1.
     """
     labels = requests.candidate_labels[label].values
     has_label = ~labels.isnan()
     slots = requests.candidate_features["slot"].values.long()
     count = max(1, int(slots.max())) + 1
-    shown = torch.bincount(slots[has_label], minlength=count)
+    num_shown = torch.bincount(slots[has_label], minlength=count)
     clicks = torch.bincount(slots[has_label], weights=(labels[has_label] > 0).double(), minlength=count)
-    rate = clicks / shown.clamp(min=1)
-    seen = torch.where(shown > 0, rate / rate[1].clamp(min=1e-9), torch.ones_like(rate)).clamp(0.01, 1)
-    seen[0] = 1
-    return seen.float()
+    rate = clicks / num_shown.clamp(min=1)
+    probability = torch.where(num_shown > 0, rate / rate[1].clamp(min=1e-9), torch.ones_like(rate)).clamp(0.01, 1)
+    probability[0] = 1
+    return probability.float()

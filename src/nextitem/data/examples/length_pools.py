@@ -1,6 +1,6 @@
-"""Batches of similar length: examples are shuffled, then sorted by length within pools of some batches.
+"""Batches of examples of similar length: examples are shuffled, then sorted by length within pools of some batches.
 
-So little work falls on padding, and an example still meets others in every epoch.
+Little work is wasted on padding, and an example is still combined with different ones in every epoch.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-POOL_BATCHES = 50  # batches whose examples are sorted by length together
+POOL_BATCHES = 50  # number of batches whose examples are sorted by length together
 
 
 def order_by_length(
     lengths: NDArray[np.int64], batch_size: int, rng: np.random.Generator, *, count: int | None = None
 ) -> NDArray[np.int64]:
-    """Return `count` of the examples (None: all), shuffled and sorted by length within each pool.
+    """Return the indices of `count` examples (None: all), shuffled and then sorted by length within each pool.
 
-    A pool is the next POOL_BATCHES * batch_size of the examples returned.
+    A pool consists of the next POOL_BATCHES * batch_size of the shuffled examples.
     """
     shuffled = rng.permutation(len(lengths))[:count]
     pool = np.arange(len(shuffled)) // (POOL_BATCHES * batch_size)
@@ -29,11 +29,15 @@ def order_by_length(
 def batches_by_length(
     lengths: NDArray[np.int64], batch_size: int, *, epoch: int, seed: int, start: int = 0, count: int | None = None
 ) -> Iterator[NDArray[np.int64]]:
-    """Generate the examples of the batches `start`, `start` + 1, ... of an epoch.
+    """Yield the indices of the examples in each of the batches `start`, `start + 1`, ... of an epoch, [B].
 
     Args:
-        lengths: of each example.
-        count: the number of examples in an epoch, sampled without replacement; None: all.
+        lengths: length of each example.
+        batch_size: number of examples in a batch.
+        epoch: number of the epoch; with `seed` it determines the order.
+        seed: seed of the order.
+        start: number of the first batch.
+        count: number of examples in an epoch, sampled without replacement; None: all.
 
     """
     rng = np.random.default_rng([seed, epoch])

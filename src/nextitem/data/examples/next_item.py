@@ -1,4 +1,4 @@
-"""Next-item sequences: a user's events, each predicting the next one."""
+"""Next-item sequences: the events of a user, in which each event predicts the next one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from nextitem.data.requests import tensor
 
 @dataclass(frozen=True, eq=False)
 class NextItemBatch:
-    """Sequences of one batch.
+    """Next-item sequences of one batch.
 
     items             inputs, Jagged int64: all events of a sequence but its last
-    targets           Jagged int64, same offsets: the event after each input; 0 where it may not be a target
-    seed              of what is drawn for this batch (negatives)
-    timestamps        times of the inputs, Jagged int64, milliseconds, same offsets; None where the log is undated
-    next_timestamps   times of the events after them
+    targets           Jagged int64, same offsets: the event after each input; 0 if that event may not be a target
+    seed              seed of the random samples of this batch (negatives)
+    timestamps        times of the inputs, Jagged int64, milliseconds, same offsets; None if the log is undated
+    next_timestamps   times of the targets, as `timestamps`
     actions           action codes of the inputs (Catalog.events); None if the model reads none
     """
 
@@ -37,21 +37,21 @@ class NextItemBatch:
     actions: Jagged | None = None
 
     def to(self, device: torch.device | str) -> NextItemBatch:
-        """The same on another device."""
+        """Return the same batch on another device."""
         return self.map(lambda column: column.to(device))
 
     def share(self, rank: int, count: int) -> NextItemBatch:
-        """Every `count`-th sequence from `rank` on."""
+        """Return this process's part of the batch: every `count`-th sequence from sequence `rank` on."""
         rows = torch.arange(rank, self.items.num_rows, count)
         return self.map(lambda column: column.select(rows))
 
     @property
     def loss_count(self) -> int:
-        """Real targets."""
+        """Return the number of targets that are not 0, over which the loss is averaged."""
         return int((self.targets.values > 0).sum())
 
     def map(self, change: Callable[[Jagged], Jagged]) -> NextItemBatch:
-        """The same change to every column."""
+        """Return the batch with the same change applied to every column."""
         columns: dict[str, Any] = {
             entry.name: change(column)
             for entry in fields(self)
@@ -59,40 +59,40 @@ class NextItemBatch:
         }
         return replace(self, **columns)
 
-    def holds(self, item_ids: Tensor) -> Tensor:
-        """Which of the given items [B, S] are among the inputs and targets of their row's sequence, bool [B, S]."""
-        count = self.items.num_rows  # item * count + row tells pairs apart
+    def contains(self, item_ids: Tensor) -> Tensor:
+        """Return which items [B, S] are among the inputs and targets of their row's sequence, bool [B, S]."""
+        count = self.items.num_rows  # item * count + row is a distinct number for each pair
         events = torch.cat([self.items.values, self.targets.values]) * count + self.items.row_ids().repeat(2)
         rows = torch.arange(count, device=item_ids.device)[:, None]
         return torch.isin(item_ids * count + rows, events)
 
 
 class NextItemSequences:
-    """Sequences of at most `max_length` inputs from a log; a longer history is cut into windows from its end.
+    """Stream of sequences of at most `max_length` inputs; a longer history is cut into windows from its end.
 
-    Events that may not be targets stay as inputs. Sequences without any target are left out. Batches hold sequences of
-    similar length, so that little work falls on padding, and about the same number of events, so that every event
-    weighs the same in training: `batch_size` is the mean number of sequences. Which sequences meet, and the order of
-    batches, are drawn anew each epoch from (seed, epoch).
+    Events that may not be targets stay as inputs. Sequences without any target are left out. A batch contains sequences
+    of similar length, so that little work is wasted on padding. All batches have about the same number of events, so
+    that every event has the same weight in training; `batch_size` is the mean number of sequences. The composition and
+    the order of batches are random, and depend on (seed, epoch) alone.
     """
 
     def __init__(self, log: Interactions, *, max_length: int, actions: NDArray[np.int64] | None = None) -> None:
-        """`actions [T]`: the action code of each event of the log, if the model reads actions."""
+        """Cut the log into windows; `actions [T]` are the action codes of its events, if the model reads actions."""
         with_item = log.with_items()
         self.items = torch.from_numpy(with_item.item_ids.astype(np.int64))
         self.targets = self.items * torch.from_numpy(with_item.is_target())
         self.timestamps = None if with_item.timestamps is None else torch.from_numpy(with_item.timestamps)
         self.actions = None if actions is None else tensor(actions[log.item_ids > 0])
         self.starts, self.lengths = _windows(with_item.offsets, max_length)
-        keep = self._has_target()
-        self.starts, self.lengths = self.starts[keep], self.lengths[keep]
+        has_target = self._has_target()
+        self.starts, self.lengths = self.starts[has_target], self.lengths[has_target]
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches in one epoch."""
+        """Return the number of batches in one epoch."""
         return -(-len(self.starts) // batch_size)
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[NextItemBatch]:
-        """Batches `start`, ... of an epoch."""
+        """Yield the batches `start`, `start + 1`, ... of an epoch."""
         order, bounds, batch_order = self._order(batch_size, epoch, seed)
         for place in range(start, len(batch_order)):
             rows = order[bounds[batch_order[place]] : bounds[batch_order[place] + 1]]
@@ -111,7 +111,10 @@ class NextItemSequences:
     def _order(
         self, batch_size: int, epoch: int, seed: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The order of sequences, where in it each batch begins (and the last ends), and the order of batches."""
+        """Return the order of sequences, the bounds of the batches in it, and the order of batches.
+
+        The bounds are the place at which each batch begins, and the place at which the last one ends.
+        """
         rng = np.random.default_rng([seed, epoch])
         order = order_by_length(self.lengths, batch_size, rng)
         size = POOL_BATCHES * batch_size
@@ -123,28 +126,32 @@ class NextItemSequences:
         return order, bounds, rng.permutation(len(bounds) - 1)
 
     def _has_target(self) -> NDArray[np.bool_]:
+        """Return which windows contain a target, bool [windows]."""
         if not len(self.starts):
             return np.zeros(0, np.bool_)
-        seen = np.concatenate([[0], np.cumsum(self.targets.numpy() > 0)])
-        found: NDArray[np.bool_] = seen[self.starts + self.lengths + 1] > seen[self.starts + 1]
-        return found
+        num_targets = np.concatenate([[0], np.cumsum(self.targets.numpy() > 0)])
+        has_target: NDArray[np.bool_] = num_targets[self.starts + self.lengths + 1] > num_targets[self.starts + 1]
+        return has_target
 
 
 def _even_cuts(lengths: NDArray[np.int64], parts: int) -> NDArray[np.int64]:
-    """Where each of so many parts of the sequences begins, so that all have about the same number of events.
+    """Return the index at which each of `parts` parts of the sequences begins, [parts].
 
-    No part is empty.
+    All parts have about the same number of events, and none is empty.
     """
-    whole = lengths.sum()
-    cuts = np.searchsorted(lengths.cumsum() - lengths / 2, whole * np.arange(parts) / parts)
+    num_events = lengths.sum()
+    cuts = np.searchsorted(lengths.cumsum() - lengths / 2, num_events * np.arange(parts) / parts)
     ranks = np.arange(parts)
     cuts = np.maximum.accumulate(cuts - ranks) + ranks
-    within: NDArray[np.int64] = np.minimum(cuts, len(lengths) - parts + ranks)
-    return within
+    bounded_cuts: NDArray[np.int64] = np.minimum(cuts, len(lengths) - parts + ranks)
+    return bounded_cuts
 
 
 def _windows(offsets: NDArray[np.int64], max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First input and number of inputs of every window; the last of a user ends with the user's last event."""
+    """Return the first input and the number of inputs of every window, [windows] each.
+
+    The target of the last input of a user's last window is the user's last event.
+    """
     inputs = np.maximum(np.diff(offsets) - 1, 0)
     counts = -(-inputs // max_length)
     user = np.repeat(np.arange(len(inputs)), counts)

@@ -1,4 +1,4 @@
-"""Next targets: a history and the one item that followed it."""
+"""Next targets: a history, and the one item that followed it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from nextitem.data.examples.length_pools import batches_by_length
 
 
 class NextTargets:
-    """Every event that may be a target, with the `max_length` events before it, as a SequenceBatch.
+    """Stream of every event that may be a target, with the `max_length` events before it, as a SequenceBatch.
 
-    All prefixes of a user's history are examples, not its last alone. Batches hold histories of similar length, so
-    that little work falls on padding. An epoch passes over `per_epoch` targets drawn without replacement (None: all);
-    shorter epochs are the same learning with more validations. Everything is drawn from (seed, epoch).
+    All prefixes of a user's history are examples, not only the longest. A batch contains histories of similar length,
+    so that little work is wasted on padding. An epoch passes over `per_epoch` targets sampled without replacement
+    (None: all); shorter epochs change only how often a model is validated. All random choices depend on (seed, epoch)
+    alone.
 
-    `in_order`: nothing is drawn; targets stream by time and user, or by their place in the history and user where the
-    log is undated.
+    With `in_order` nothing is random: targets stream by time and user. If the log is undated, they stream by their
+    place in the history and user.
     """
 
     def __init__(
@@ -34,12 +35,12 @@ class NextTargets:
         in_order: bool = False,
         user_keys: NDArray[np.int64] | None = None,
     ) -> None:
-        """`user_keys [U + 1]`: the stable key of each user of the log, if the model reads users."""
+        """Collect the targets of a log; `user_keys [U + 1]` are the stable keys of its users, if a model reads them."""
         with_item = log.with_items()
         self.items = torch.from_numpy(with_item.item_ids.astype(np.int64))
         first = with_item.offsets[with_item.user_ids - 1]
         before = np.arange(len(with_item)) - first
-        self.places = np.flatnonzero(with_item.is_target() & (before > 0))  # of the targets within the log
+        self.places = np.flatnonzero(with_item.is_target() & (before > 0))  # rows of the targets in the log
         self.in_order = in_order
         if in_order:
             moments = before if with_item.timestamps is None else with_item.timestamps
@@ -49,11 +50,11 @@ class NextTargets:
         self.per_epoch = len(self.places) if per_epoch is None else min(per_epoch, len(self.places))
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches in one epoch."""
+        """Return the number of batches in one epoch."""
         return -(-self.per_epoch // batch_size)
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[SequenceBatch]:
-        """Batches `start`, ... of an epoch."""
+        """Yield the batches `start`, `start + 1`, ... of an epoch."""
         if self.in_order:
             for number in range(start, self.num_batches(batch_size)):
                 yield self._batch(np.arange(number * batch_size, min((number + 1) * batch_size, self.per_epoch)))
@@ -63,18 +64,19 @@ class NextTargets:
         ):
             yield self._batch(rows)
 
-    def of_each_item(self, most: int, *, batch_size: int, seed: int) -> Iterator[SequenceBatch]:
-        """Batches with at most `most` targets of each item, drawn by seed; histories of similar length together."""
-        drawn = np.random.default_rng(seed).permutation(len(self.places))
-        items = self.items.numpy()[self.places[drawn]]
+    def item_capped_batches(self, max_per_item: int, *, batch_size: int, seed: int) -> Iterator[SequenceBatch]:
+        """Yield batches with at most `max_per_item` targets of each item, sampled by seed, sorted by history length."""
+        order = np.random.default_rng(seed).permutation(len(self.places))
+        items = self.items.numpy()[self.places[order]]
         by_item = np.argsort(items, kind="stable")
         first = np.searchsorted(items[by_item], items[by_item])
-        kept = drawn[by_item[np.arange(len(drawn)) - first < most]]
-        kept = kept[np.argsort(self.lengths[kept], kind="stable")]
-        for start in range(0, len(kept), batch_size):
-            yield self._batch(kept[start : start + batch_size])
+        rows = order[by_item[np.arange(len(order)) - first < max_per_item]]
+        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+        for start in range(0, len(rows), batch_size):
+            yield self._batch(rows[start : start + batch_size])
 
     def _batch(self, rows: np.ndarray) -> SequenceBatch:
+        """Return the examples of the targets with these indices, [B]."""
         places, lengths = torch.from_numpy(self.places[rows]), torch.from_numpy(self.lengths[rows])
         return SequenceBatch(
             Jagged.from_lengths(self.items[ranges(places - lengths, lengths)], lengths),

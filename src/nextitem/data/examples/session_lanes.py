@@ -1,4 +1,4 @@
-"""Session-parallel lanes: sessions run side by side, one event a step (GRU4Rec, arXiv 1511.06939, section 3.2)."""
+"""Session-parallel batches: sessions advance in parallel lanes, one event per step (arXiv 1511.06939, section 3.2)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from nextitem.core.interactions import Interactions
 
 @dataclass(frozen=True, eq=False)
 class LaneBatch:
-    """One step of all lanes that still have a session, B of `num_lanes`.
+    """One step of all lanes that still have a session: B of the `num_lanes` lanes.
 
-    items      [B] int64: the event that is read
-    targets    [B] int64: the event after it; 0 where it may not be a target
-    lanes      [B] int64, rising: the lane of each row, 0..num_lanes - 1
-    begins     [B] bool: a session begins here, so nothing of the lane's former session may be remembered
-    num_lanes  of a full batch
-    seed       of what is drawn for this batch (negatives)
+    items      [B] int64: the item of the event that is read
+    targets    [B] int64: the item of the event after it; 0 if that event may not be a target
+    lanes      [B] int64, ascending: the lane of each row, 0..num_lanes - 1
+    begins     [B] bool: a session begins here, so the state of the lane's former session must be reset
+    num_lanes  number of lanes of a full batch
+    seed       seed of the random samples of this batch (negatives)
     """
 
     items: Tensor
@@ -34,31 +34,34 @@ class LaneBatch:
     seed: int
 
     def to(self, device: torch.device | str) -> LaneBatch:
-        """The same on another device."""
+        """Return the same batch on another device."""
         items, targets, lanes, begins = (
             part.to(device) for part in (self.items, self.targets, self.lanes, self.begins)
         )
         return LaneBatch(items, targets, lanes, begins, self.num_lanes, self.seed)
 
     def share(self, rank: int, count: int) -> LaneBatch:
-        """The lanes whose number leaves `rank` when divided by `count`: a lane stays where its state is."""
-        own = self.lanes % count == rank
+        """Return this process's part of the batch: the lanes whose number modulo `count` is `rank`.
+
+        A lane always belongs to the same process, which stores its state.
+        """
+        rows = self.lanes % count == rank
         return replace(
-            self, items=self.items[own], targets=self.targets[own], lanes=self.lanes[own], begins=self.begins[own]
+            self, items=self.items[rows], targets=self.targets[rows], lanes=self.lanes[rows], begins=self.begins[rows]
         )
 
     @property
     def loss_count(self) -> int:
-        """Lanes of a full batch: what the sum over rows is divided by, in a part of a batch too."""
+        """Return the number of lanes of a full batch, by which the loss of a part of a batch is divided too."""
         return self.num_lanes
 
 
 class SessionLanes:
-    """Every session of a log (a user's history where the log has users), in order of their start, never shuffled.
+    """Stream of all sessions of a log (histories of users, if the log has users), in the order of their start.
 
-    A lane whose session has ended takes the next one at the following step, whatever the other lanes do; when no
-    session is left, the batch shrinks. So an epoch reads every event that has a successor exactly once. `batch_size`
-    is the number of lanes. Sessions of one event are left out.
+    Sessions are never shuffled. A lane whose session has ended starts the next one at the following step, independently
+    of other lanes. If no session remains, the batch shrinks. So an epoch reads every event that has a successor exactly
+    once. `batch_size` is the number of lanes. Sessions of one event are left out.
     """
 
     def __init__(self, log: Interactions) -> None:
@@ -74,11 +77,11 @@ class SessionLanes:
         self._plans: dict[int, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def num_batches(self, batch_size: int) -> int:
-        """Steps in one epoch."""
+        """Return the number of steps in one epoch."""
         return len(self._plan(batch_size)[2]) - 1
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[LaneBatch]:
-        """Steps `start`, ... of an epoch. The events are those of every epoch; what is drawn is not."""
+        """Yield the steps `start`, `start + 1`, ... of an epoch; epochs differ in the seeds, not in the events."""
         lanes, places, offsets = self._plan(batch_size)
         first = np.zeros(len(self.items), np.bool_)
         first[self.starts] = True
@@ -99,7 +102,10 @@ class SessionLanes:
             )
 
     def _plan(self, num_lanes: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Lane and place in the log of every event that is read, by step and lane, and each step's offsets."""
+        """Return lane and row in the log of every event that is read, in the order of step and lane, and step offsets.
+
+        Events of step s are those from offsets[s] to offsets[s + 1] - 1.
+        """
         if num_lanes not in self._plans:
             lane, begin = _schedule(self.steps, num_lanes)
             within = np.arange(int(self.steps.sum())) - np.repeat(np.cumsum(self.steps) - self.steps, self.steps)
@@ -113,11 +119,14 @@ class SessionLanes:
 
 
 def _schedule(steps: NDArray[np.int64], num_lanes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The lane of each session, and the step at which it begins: the lane that is free first, the lowest of those."""
+    """Return the lane of each session, and the step at which it begins: in the first free lane, the lowest of those.
+
+    `steps` are the number of steps of each session.
+    """
     lanes, begins = np.zeros(len(steps), np.int64), np.zeros(len(steps), np.int64)
-    free = [(0, lane) for lane in range(num_lanes)]  # a heap: the step from which a lane is free
+    free_lanes = [(0, lane) for lane in range(num_lanes)]  # heap of (step from which the lane is free, lane)
     for session, count in enumerate(steps.tolist()):
-        begin, lane = free[0]
+        begin, lane = free_lanes[0]
         lanes[session], begins[session] = lane, begin
-        heapreplace(free, (begin + count, lane))
+        heapreplace(free_lanes, (begin + count, lane))
     return lanes, begins

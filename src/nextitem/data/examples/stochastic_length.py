@@ -1,4 +1,4 @@
-"""Stochastic length: training reads a part of each long history (HSTU, arXiv 2402.17152, section 3.2)."""
+"""Stochastic length: training reads a random part of each long history (HSTU, arXiv 2402.17152, section 3.2)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,27 @@ from nextitem.data.examples.next_item import NextItemBatch
 
 
 def stochastic_length(batch: NextItemBatch, *, longest: int, alpha: float, generator: torch.Generator) -> NextItemBatch:
-    """Each sequence of n events with at most `longest ** (alpha / 2)` of them, most of the time.
+    """Shorten most sequences with more than `longest ** (alpha / 2)` events to that number of events.
 
-    A sequence that is longer is kept whole with probability longest ** alpha / n ** 2 (eq. 5), so that the cost of
-    attention grows with longest ** alpha. Else as many events are drawn without replacement, in proportion to how
-    recent they are: age / total age, taken from one. What is drawn keeps its order, its time and its true successor.
+    A longer sequence of n events stays whole with probability longest ** alpha / n ** 2 (eq. 5), so that the cost of
+    attention grows with longest ** alpha. Otherwise events are sampled without replacement, with weights
+    1 - age / total age, so that recent ones are more likely. Sampled events keep their order, their time and their true
+    successor.
+
+    Args:
+        batch: sequences of any length.
+        longest: maximal length of a sequence (N of the paper).
+        alpha: exponent between 1 and 2 that controls the sparsity.
+        generator: source of random numbers, on the CPU.
+
     """
     lengths = batch.items.lengths
-    most = max(1, int(longest ** (alpha / 2)))
-    whole = torch.rand(len(lengths), generator=generator).to(lengths.device) < longest**alpha / lengths.double() ** 2
-    counts = torch.where((lengths <= most) | whole, lengths, most)
-    # Gumbel noise over log weights: the `counts` highest are a draw without replacement.
+    max_count = max(1, int(longest ** (alpha / 2)))
+    stays_whole = (
+        torch.rand(len(lengths), generator=generator).to(lengths.device) < longest**alpha / lengths.double() ** 2
+    )
+    counts = torch.where((lengths <= max_count) | stays_whole, lengths, max_count)
+    # Gumbel noise plus log weights: the `counts` highest are a sample without replacement.
     noise = -torch.log(-torch.log(torch.rand(len(batch.items.values), generator=generator).clamp_(1e-20, 1 - 1e-7)))
     keys = noise.to(lengths.device) + _recency(batch).clamp(min=1e-6).log()
     rows = batch.items.row_ids()
@@ -28,13 +38,13 @@ def stochastic_length(batch: NextItemBatch, *, longest: int, alpha: float, gener
     by_row = by_key[torch.argsort(rows[by_key], stable=True)]
     place = torch.empty_like(rows)
     place[by_row] = torch.arange(len(rows), device=rows.device) - batch.items.offsets[rows]
-    kept = place < counts[rows]
+    is_sampled = place < counts[rows]
     offsets = offsets_of(counts)
-    return batch.map(lambda column: Jagged(column.values[kept], offsets))
+    return batch.map(lambda column: Jagged(column.values[is_sampled], offsets))
 
 
 def _recency(batch: NextItemBatch) -> Tensor:
-    """1 - age / total age of the sequence, by time where the log has times, else by position, [T]."""
+    """Return 1 - age / total age of the sequence, by time if the log has times, otherwise by position, [T]."""
     rows, ends = batch.items.row_ids(), batch.items.offsets[1:] - 1
     if batch.timestamps is not None:
         last = batch.timestamps.values[ends.clamp(min=0)]

@@ -1,1 +1,1 @@
-"""Files as people download them -> dataset folders: one file per family of layout, and what they share."""
+"""Importers of downloaded files to dataset folders: one module for each family of layouts, and shared helpers."""

@@ -1,4 +1,4 @@
-"""Amazon reviews of 2014 and 2018: lines of JSON or of Python literals, or ratings alone as text with commas."""
+"""Importers of Amazon reviews of 2014 and 2018: lines of JSON or of Python literals, or ratings alone as CSV."""
 
 from __future__ import annotations
 
@@ -26,19 +26,28 @@ _MARKUP = re.compile(r"<[^>]*>")
 
 
 def import_amazon_2014(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
-    """reviews_X.json.gz or ratings_X.csv (user, item, rating, time), and meta_X.json.gz of Python literals."""
+    """Import Amazon 2014: reviews_X.json.gz or ratings_X.csv, and meta_X.json.gz of Python literals.
+
+    Columns of ratings are user, item, rating, time. Returns the settings of dataset.toml.
+    """
     log = _log_member(archive, report, "reviews_*.json", "ratings_*.csv")
     return _import(archive, log, folder, report, name=name, columns=["user_id", "item_id", "rating", "timestamp"])
 
 
 def import_amazon_2018(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
-    """X.json.gz or X.csv (item, user, rating, time), and meta_X.json.gz of JSON."""
+    """Import Amazon 2018: X.json.gz or X.csv, and meta_X.json.gz of JSON.
+
+    Columns of ratings are item, user, rating, time. Returns the settings of dataset.toml.
+    """
     log = _log_member(archive, report, "*.json", "*.csv", "!meta_*")
     return _import(archive, log, folder, report, name=name, columns=["item_id", "user_id", "rating", "timestamp"])
 
 
 def _log_member(archive: Archive, report: Report, *patterns: str) -> Member:
-    """The reviews; if several files fit, the JSON, and of them the 5-core; UserError if that is not a single one."""
+    """Return the file of reviews; of several, the JSON file, and of several JSON files, the 5-core.
+
+    Raises UserError if that is not a single file.
+    """
     logs = archive.find(*patterns)
     for choice in (
         [member for member in logs if member.base.endswith("_5.json")],
@@ -51,7 +60,7 @@ def _log_member(archive: Archive, report: Report, *patterns: str) -> Member:
                 report.note(f"{choice[0].name} was read, {', '.join(other_names)} was not")
             return choice[0]
     names = ", ".join(member.name for member in logs[:5])
-    raise UserError(f"{archive.where}: holds the reviews of several categories ({names}); give the files of one")
+    raise UserError(f"{archive.where}: contains the reviews of several categories ({names}); give the files of one")
 
 
 def _import(
@@ -68,22 +77,24 @@ def _import(
 
 
 def _write_reviews(archive: Archive, member: Member, folder: Path, report: Report) -> None:
-    unusable = 0
+    """Write interactions.parquet from lines of JSON or of Python literals."""
+    num_unusable = 0
     with TableWriter(folder / "interactions.parquet", LOG) as writer:
         for row in json_rows(archive, member, report):
             report.rows += 1
             user, item = id_of(row.get("reviewerID")), id_of(row.get("asin"))
             time = whole_number_of(row.get("unixReviewTime"))
             if user is None or item is None or time is None:
-                unusable += 1
+                num_unusable += 1
                 continue
             writer.add([user, item, number_of(row.get("overall")), time])
     if not writer.num_rows:
-        raise UserError(f"{member.where}: holds no review with reviewerID, asin and unixReviewTime")
-    report.left_out(unusable, "reviews without reviewerID, asin or unixReviewTime")
+        raise UserError(f"{member.where}: contains no review with reviewerID, asin and unixReviewTime")
+    report.note_left_out(num_unusable, "reviews without reviewerID, asin or unixReviewTime")
 
 
 def _write_ratings(archive: Archive, member: Member, folder: Path, report: Report, columns: list[str]) -> None:
+    """Write interactions.parquet from a CSV file without a header, whose columns are `columns`."""
     with archive.file(member) as file:
         frame = scan_text(file, member, columns=columns, has_header=False).select(
             "user_id",
@@ -97,20 +108,20 @@ def _write_ratings(archive: Archive, member: Member, folder: Path, report: Repor
 
 
 def _product(row: dict[str, Any]) -> list[Any]:
-    """Title, brand, price, categories (the distinct names on all paths, in order), description."""
+    """Return title, brand, price, categories (the distinct names on all paths, in order) and description."""
     description = row.get("description")
     if isinstance(description, list):
         description = " ".join(texts_of(description))
     categories = texts_of(row.get("categories") or row.get("category"))
     return [
-        _plain(text_of(row.get("title"))),
-        _plain(text_of(row.get("brand"))),
+        _without_markup(text_of(row.get("title"))),
+        _without_markup(text_of(row.get("brand"))),
         number_of(row.get("price")),
         [name for name in categories if "</span>" not in name],
-        _plain(text_of(description)),
+        _without_markup(text_of(description)),
     ]
 
 
-def _plain(text: str | None) -> str | None:
-    """Text without markup, of which the metadata of 2018 hold some."""
+def _without_markup(text: str | None) -> str | None:
+    """Return a text without markup, which the metadata of 2018 contain."""
     return None if text is None else _MARKUP.sub("", text).strip() or None

@@ -1,6 +1,6 @@
-"""Amazon reviews of 2023: lines of JSON, ratings alone, or the benchmark's train, valid and test files.
+"""Importer of Amazon reviews of 2023: lines of JSON, ratings alone, or the benchmark's train, valid and test files.
 
-Items are the parent_asin, by which the metadata are keyed: the variants of a product are one item.
+Item ids are the parent_asin, the key of the metadata: the variants of a product are one item.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ _PARTS = ("train", "valid", "test")
 
 
 def import_amazon_2023(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
-    """X.jsonl(.gz), X.csv(.gz), or X.train/.valid/.test.csv(.gz), with or without histories; meta_X.jsonl(.gz)."""
+    """Import Amazon 2023, and return the settings of dataset.toml.
+
+    Files are X.jsonl(.gz), X.csv(.gz), or X.train/.valid/.test.csv(.gz), with or without histories, and
+    meta_X.jsonl(.gz).
+    """
     parts = {part: archive.find(f"*.{part}.csv") for part in _PARTS}
     excluded = [f"!*.{part}.csv" for part in _PARTS]
     kinds = {
@@ -60,33 +64,37 @@ def import_amazon_2023(archive: Archive, folder: Path, report: Report, *, name: 
 
 
 def _one_kind(archive: Archive, kinds: dict[str, list[Member]]) -> str:
-    """The kind of log there is; UserError if there are files of several kinds, or several categories."""
-    kinds_there = [kind for kind, members in kinds.items() if members]
-    kind = kinds_there[0]
-    if len(kinds_there) > 1 or (kind != "benchmark" and len(kinds[kind]) > 1):
+    """Return the kind of the log; raise UserError if there are files of several kinds, or of several categories."""
+    present_kinds = [kind for kind, members in kinds.items() if members]
+    kind = present_kinds[0]
+    if len(present_kinds) > 1 or (kind != "benchmark" and len(kinds[kind]) > 1):
         names = ", ".join(member.name for members in kinds.values() for member in members[:3])
-        raise UserError(f"{archive.where}: holds several logs ({names}); give the files of one of them")
+        raise UserError(f"{archive.where}: contains several logs ({names}); give the files of one of them")
     return kind
 
 
 def _write_reviews(archive: Archive, member: Member, folder: Path, report: Report) -> None:
-    unusable = 0
+    """Write interactions.parquet from lines of JSON."""
+    num_unusable = 0
     with TableWriter(folder / "interactions.parquet", LOG) as writer:
         for row in json_rows(archive, member, report):
             report.rows += 1
             user, item = id_of(row.get("user_id")), id_of(row.get("parent_asin"))
             time = whole_number_of(row.get("timestamp"))
             if user is None or item is None or time is None:
-                unusable += 1
+                num_unusable += 1
                 continue
             writer.add([user, item, number_of(row.get("rating")), time])
     if not writer.num_rows:
-        raise UserError(f"{member.where}: holds no review with user_id, parent_asin and timestamp")
-    report.left_out(unusable, "reviews without user_id, parent_asin or timestamp")
+        raise UserError(f"{member.where}: contains no review with user_id, parent_asin and timestamp")
+    report.note_left_out(num_unusable, "reviews without user_id, parent_asin or timestamp")
 
 
 def _ratings(archive: Archive, member: Member, file: Path, report: Report, *, history: bool = False) -> pl.LazyFrame:
-    """The rows of a file of ratings; the published ones have a header, those of the publishers' scripts have none."""
+    """Return the rows of a file of ratings; published files have a header, those of the publishers' scripts have none.
+
+    With `history`, the rows have a column of the items of the history, "" if the file has none.
+    """
     with archive.stream(member) as stream:
         first = stream.readline(1 << 20).decode("utf-8", errors="replace").strip()
     has_header = first.split(",")[0] == "user_id"
@@ -104,7 +112,10 @@ def _ratings(archive: Archive, member: Member, file: Path, report: Report, *, hi
 
 
 def _write_benchmark(archive: Archive, parts: dict[str, Member], folder: Path, report: Report) -> None:
-    """All rows with the part they are of; histories repeat earlier rows, so they are only compared with them."""
+    """Write interactions.parquet with the part of the split of each row.
+
+    Histories repeat earlier rows, so they are not imported, only compared with these rows.
+    """
     files = []
     for part, member in parts.items():
         with archive.file(member) as file:
@@ -118,14 +129,14 @@ def _write_benchmark(archive: Archive, parts: dict[str, Member], folder: Path, r
     num_incomplete = users.select((pl.col("longest") >= pl.col("events")).sum()).collect(engine="streaming").item()
     if num_incomplete:
         report.note(
-            f"the histories of {num_incomplete:,} users name items that no row is about: they are left out, since "
-            "nothing but their order is known"
+            f"the histories of {num_incomplete:,} users contain items without a row of their own: they are left out, "
+            "since nothing but their order is known"
         )
     report.note("the published split is in the column split: use --protocol published")
 
 
 def _product(row: dict[str, Any]) -> list[Any]:
-    """Title, brand (the brand in the details, else the store), price, categories, description."""
+    """Return title, brand (the brand in the details, else the store), price, categories and description."""
     details = row.get("details")
     brand = text_of(details.get("Brand")) if isinstance(details, dict) else None
     description = row.get("description")

@@ -1,4 +1,4 @@
-"""What the importers of Amazon's reviews share: the table of products."""
+"""Table of products, shared by the importers of Amazon reviews."""
 
 from __future__ import annotations
 
@@ -34,13 +34,21 @@ def write_products(
     id_column: str,
     product: Callable[[dict[str, Any]], list[Any]],
 ) -> None:
-    """Write items.parquet: the products of the log, with what the metadata say of them.
+    """Write items.parquet: the products of the log, with their metadata.
 
-    `product` makes the values of PRODUCTS after item_id. Products that are not in the log, and a second description of
-    the same product, are left out and counted.
+    Products that are not in the log, and a second description of the same product, are left out and counted.
+
+    Args:
+        archive: the files.
+        member: the file of metadata, or None if there is none.
+        folder: the new dataset folder, which contains interactions.parquet.
+        report: gets the notes.
+        id_column: the key of the item id in a row of metadata.
+        product: returns the values of PRODUCTS after item_id for a row of metadata.
+
     """
     if member is None:
-        report.note("no metadata were given: items have no features")
+        report.note("no metadata file was given: items have no features")
         return
     ids = distinct_values(folder / "interactions.parquet", "item_id")
     described_ids: set[str] = set()
@@ -58,13 +66,13 @@ def write_products(
                 described_ids.add(item)
                 writer.add([item, *product(row)])
         complete_items(ids, writer, described_ids, report, where=member.name)
-    report.left_out(num_others, f"products of {member.name} that nobody in the log has reviewed")
-    report.left_out(num_repeated, f"further descriptions of a product in {member.name}")
-    report.left_out(num_without_id, f"rows of {member.name} without {id_column}")
+    report.note_left_out(num_others, f"products of {member.name} that nobody in the log has reviewed")
+    report.note_left_out(num_repeated, f"further descriptions of a product in {member.name}")
+    report.note_left_out(num_without_id, f"rows of {member.name} without {id_column}")
 
 
 def metadata_of(archive: Archive, log: Member, extension: str) -> Member | None:
-    """The metadata beside a log: the one file there is, or of several the one of the log's category."""
+    """Return the file of metadata that belongs to a log: the only one, or of several the one of the log's category."""
     metadata = archive.find(f"meta_*.{extension}")
     if len(metadata) <= 1:
         return metadata[0] if metadata else None
@@ -72,13 +80,13 @@ def metadata_of(archive: Archive, log: Member, extension: str) -> Member | None:
 
 
 def category_of(log: Member) -> str:
-    """The category in a log's name, in lower case: reviews_Beauty_5.json.gz is of "beauty"."""
+    """Return the category in a log's name, in lower case: "beauty" for reviews_Beauty_5.json.gz."""
     stem = log.base.split(".")[0].removeprefix("reviews_").removeprefix("ratings_")
     return stem.removesuffix("_5")
 
 
 def settings(name: str, log: Member, *, has_products: bool) -> dict[str, Any]:
-    """dataset.toml: a product is reviewed once, so what a user has seen is not recommended."""
+    """Return the settings of dataset.toml: a product is reviewed once, so seen items are not recommended."""
     top = {
         "name": f"{name}-{category_of(log).replace('_', '-')}",
         "repeats": False,

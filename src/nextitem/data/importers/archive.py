@@ -1,7 +1,7 @@
-"""Archive: a folder, an archive or loose files as named members, read as streams and never trusted.
+"""Archive: a folder, an archive or loose files as named members, which are read as streams and never trusted.
 
-Nothing is unpacked to the path that a member claims, an archive whose names point outside of it is refused, and what
-unpacks to more than a limit is refused while it is read, whatever size the archive declares.
+No member is unpacked to the path that it declares. An archive with names that point outside of it is refused. A member
+that unpacks to more than a limit is refused while it is read, independently of the size that the archive declares.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from nextitem.core.errors import UserError
 
 Say = Callable[[str], None]
 
-MAX_LINE = 64 << 20  # bytes of one line
-MAX_FILES = 100_000  # files of a folder: more of them are no download
+MAX_LINE = 64 << 20  # maximal number of bytes of one line
+MAX_FILES = 100_000  # maximal number of files of a folder: no download has more
 SECONDS_BETWEEN_REPORTS = 5.0
 
-# What reading a damaged, cut-off, encrypted or unknown archive raises.
+# Errors that reading a damaged, truncated, encrypted or unknown archive raises.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -43,20 +43,21 @@ _DAMAGE = (
     NotImplementedError,
 )
 _CHUNK = 1 << 20
-_UNREAD = {b"7z\xbc\xaf'\x1c": "7z x", b"Rar!": "unrar x", b"(\xb5/\xfd": "unzstd"}  # first bytes -> what unpacks it
-_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in the place of a large file
+# First bytes of formats that are not read -> the command that unpacks them.
+_UNPACK_COMMANDS = {b"7z\xbc\xaf'\x1c": "7z x", b"Rar!": "unrar x", b"(\xb5/\xfd": "unzstd"}
+_POINTER = b"version https://git-lfs"  # first bytes of the file that replaces a large one in a clone without Git LFS
 _TAR_ENDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file.
+    """One file of an archive.
 
     name   its path inside the folder or archive, with /
-    where  what messages call it
-    open   opens its bytes as they are stored (a .gz member: still compressed)
-    size   bytes as stored
-    path   the file itself, if it lies on the disk
+    where  its name in messages
+    open   opens its stored bytes (of a .gz member: still compressed)
+    size   number of stored bytes
+    path   the file itself, if it is on the disk
     """
 
     name: str
@@ -67,20 +68,27 @@ class Member:
 
     @property
     def is_gzip(self) -> bool:
-        """True for a member that is compressed by itself."""
+        """Tell whether the member is itself compressed by gzip."""
         return self.name.lower().endswith(".gz")
 
     @property
     def base(self) -> str:
-        """The name without folders, in lower case, without .gz."""
+        """Return the name without folders and without .gz, in lower case."""
         return PurePosixPath(self.name).name.lower().removesuffix(".gz")
 
 
 class Archive:
-    """The members of one or more folders, archives (zip, tar) or loose files.
+    """The members of one or more folders, archives (zip, tar) or loose files. Use it with `with`.
 
-    `scratch` is an empty folder of the caller's for what has to be unpacked; `max_bytes` is the limit of one unpacked
-    file. UserError if a path does not exist, is damaged, or holds a name that points outside of it. Use it with `with`.
+    Args:
+        paths: the folders, archives or files.
+        scratch: an empty folder of the caller for files that must be unpacked.
+        max_bytes: maximal number of bytes of one unpacked file.
+        say: callback that prints one line of progress.
+
+    Raises:
+        UserError: a path does not exist, is damaged, or contains a name that points outside of it.
+
     """
 
     def __init__(
@@ -104,7 +112,7 @@ class Archive:
         self._open.close()
 
     def find(self, *patterns: str) -> list[Member]:
-        """Members whose base name fits a pattern, in the order of their names; patterns that begin with ! exclude."""
+        """Return the members whose base name matches a pattern, by name; patterns that begin with ! exclude."""
         included = [pattern for pattern in patterns if not pattern.startswith("!")]
         excluded = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
         matches = [
@@ -116,84 +124,87 @@ class Archive:
         return sorted(matches, key=lambda member: member.name)
 
     def get(self, *patterns: str) -> Member | None:
-        """The one member that fits, or None; UserError if several do."""
+        """Return the only member that matches the patterns, or None; raise UserError if several match."""
         matches = self.find(*patterns)
         if len(matches) > 1:
             names = ", ".join(member.name for member in matches[:4])
-            raise UserError(f"{self.where}: holds {len(matches)} files for {patterns[0]} ({names}); give one of them")
+            raise UserError(
+                f"{self.where}: contains {len(matches)} files for {patterns[0]} ({names}); give one of them"
+            )
         return matches[0] if matches else None
 
     def require(self, *patterns: str) -> Member:
-        """The one member that fits; UserError if there is none or several."""
+        """Return the only member that matches the patterns; raise UserError if none or several match."""
         member = self.get(*patterns)
         if member is None:
-            raise UserError(f"{self.where}: holds no {patterns[0]}; it holds {self.contents()}")
+            raise UserError(f"{self.where}: contains no {patterns[0]}; it contains {self.contents()}")
         return member
 
     def contents(self) -> str:
-        """The first names, for messages."""
+        """Return the first names of members, for messages."""
         names = [member.name for member in self.members[:5]]
         more = f" and {len(self.members) - 5:,} more files" if len(self.members) > 5 else ""
         return ", ".join(names) + more if names else "no file"
 
     def stream(self, member: Member) -> io.BufferedReader:
-        """The bytes of a member, uncompressed; reading raises UserError at damage and beyond the limit."""
+        """Return the uncompressed bytes of a member; reading raises UserError if it is damaged or exceeds the limit."""
         _refuse_pointer(member)
-        with _damage(member.where):
+        with _damage_as_user_error(member.where):
             stored = member.open()
             stream = gzip.GzipFile(fileobj=stored) if member.is_gzip else stored
-        return io.BufferedReader(_Checked(stream, stored, member.where, self.max_bytes), _CHUNK)
+        return io.BufferedReader(_CheckedStream(stream, stored, member.where, self.max_bytes), _CHUNK)
 
     def text(self, member: Member, encoding: str) -> io.TextIOWrapper:
-        """The member as text; both line ends, of Unix and of Windows, end a line."""
+        """Return the member as text; line endings of Unix and of Windows are accepted."""
         return io.TextIOWrapper(self.stream(member), encoding=encoding, newline="")
 
     def lines(self, member: Member) -> Iterator[bytes]:
-        """The lines of a member without their ends, with reports of progress."""
-        reported, count = time.monotonic(), 0
+        """Yield the lines of a member without their endings, and report progress."""
+        last_report, count = time.monotonic(), 0
         with self.stream(member) as stream:
             while line := stream.readline(MAX_LINE):
                 if len(line) == MAX_LINE:
                     raise UserError(f"{member.where}: line {count + 1} is longer than {MAX_LINE >> 20} MiB")
                 count += 1
-                if count % 10_000 == 0 and time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
+                if count % 10_000 == 0 and time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
                     self.say(f"{member.name}: {count:,} lines")
-                    reported = time.monotonic()
+                    last_report = time.monotonic()
                 yield line.rstrip(b"\r\n")
 
     @contextmanager
     def file(self, member: Member) -> Iterator[Path]:
-        """The member as a file on the disk, uncompressed; what had to be unpacked is removed at the end."""
+        """Return the member as an uncompressed file on the disk; remove it at the end if it had to be unpacked."""
         if member.path is not None and not member.is_gzip:
             _refuse_pointer(member)
             yield member.path
             return
         self._num_copies += 1
         copy = self.scratch / f"{self._num_copies}-{member.base}"
-        reported, done = time.monotonic(), 0
+        last_report, num_bytes = time.monotonic(), 0
         try:
             with self.stream(member) as stream, copy.open("wb") as out:
                 while chunk := stream.read(_CHUNK):
                     out.write(chunk)
-                    done += len(chunk)
-                    if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
-                        self.say(f"unpacking {member.name}: {done / 1e6:,.0f} MB")
-                        reported = time.monotonic()
+                    num_bytes += len(chunk)
+                    if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
+                        self.say(f"unpacking {member.name}: {num_bytes / 1e6:,.0f} MB")
+                        last_report = time.monotonic()
             yield copy
         finally:
             copy.unlink(missing_ok=True)
 
     def _members(self, path: Path) -> Iterator[Member]:
+        """Return the members of a folder, an archive or a file; raise UserError if it cannot be read."""
         if path.is_dir():
             return _folder_members(path)
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        with _damage(str(path)), path.open("rb") as file:
+        with _damage_as_user_error(str(path)), path.open("rb") as file:
             start = file.read(512)
         if not start:
             raise UserError(f"{path}: the file is empty")
-        for mark, program in _UNREAD.items():
-            if start.startswith(mark):
+        for first_bytes, program in _UNPACK_COMMANDS.items():
+            if start.startswith(first_bytes):
                 raise UserError(f"{path}: unpack it first ({program} {path.name}), then give the folder")
         lower = path.name.lower()
         if lower.endswith((".zip", ".gz", ".tgz")) and not start.startswith((b"PK", b"\x1f\x8b")):
@@ -205,7 +216,8 @@ class Archive:
         return iter([Member(path.name, str(path), partial(_open_file, path), path.stat().st_size, path)])
 
     def _zip_members(self, path: Path) -> Iterator[Member]:
-        with _damage(str(path)):
+        """Yield the files of a zip archive; raise UserError if one is encrypted."""
+        with _damage_as_user_error(str(path)):
             archive = self._open.enter_context(zipfile.ZipFile(path))
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         for entry in entries:
@@ -218,7 +230,8 @@ class Archive:
             yield Member(name, where, partial(archive.open, entry), entry.file_size)
 
     def _tar_members(self, path: Path) -> Iterator[Member]:
-        with _damage(str(path)):
+        """Yield the regular files of a tar archive."""
+        with _damage_as_user_error(str(path)):
             archive = self._open.enter_context(tarfile.open(path, "r:*"))  # noqa: SIM115
             entries = archive.getmembers()
         for entry in entries:
@@ -238,21 +251,21 @@ def _open_tar_member(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[byt
     return stream
 
 
-class _Checked(io.RawIOBase):
-    """A stream that says where damage is, and ends in a UserError beyond a number of bytes."""
+class _CheckedStream(io.RawIOBase):
+    """Stream whose reads raise a UserError that names the file, if it is damaged or exceeds a number of bytes."""
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile, stored: IO[bytes], where: str, max_bytes: int) -> None:
         self._stream, self._stored, self._where = stream, stored, where
-        self._left, self._max = max_bytes, max_bytes
+        self._num_remaining, self._max = max_bytes, max_bytes
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        with _damage(self._where):
+        with _damage_as_user_error(self._where):
             data = self._stream.read(len(buffer))
-        self._left -= len(data)
-        if self._left < 0:
+        self._num_remaining -= len(data)
+        if self._num_remaining < 0:
             limit = f"{self._max / (1 << 30):.3g} GiB"
             raise UserError(f"{self._where}: unpacks to more than {limit}, which no file of this data set has")
         buffer[: len(data)] = data
@@ -266,8 +279,8 @@ class _Checked(io.RawIOBase):
 
 
 @contextmanager
-def _damage(where: str) -> Iterator[None]:
-    """Turns what a damaged file raises into a UserError that names it."""
+def _damage_as_user_error(where: str) -> Iterator[None]:
+    """Turn errors of a damaged file into a UserError that names the file."""
     try:
         yield
     except UserError:
@@ -280,12 +293,13 @@ def _damage(where: str) -> Iterator[None]:
 
 
 def _refuse_pointer(member: Member) -> None:
-    """UserError if a file of a folder is what Git LFS leaves in the place of the file itself."""
+    """Raise UserError if a file of a folder is the pointer that Git LFS puts in the place of the file itself."""
     if member.path is not None and member.size < 1024 and member.path.read_bytes().startswith(_POINTER):
         raise UserError(f"{member.where}: is a pointer of Git LFS, not the file; fetch that with: git lfs pull")
 
 
 def _folder_members(folder: Path) -> Iterator[Member]:
+    """Yield the files of a folder and its folders, without hidden ones, in the order of their paths."""
     count = 0
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
@@ -296,24 +310,27 @@ def _folder_members(folder: Path) -> Iterator[Member]:
                 continue
             count += 1
             if count > MAX_FILES:
-                raise UserError(f"{folder}: holds more than {MAX_FILES:,} files; give the folder of the data set alone")
+                raise UserError(
+                    f"{folder}: contains more than {MAX_FILES:,} files; give the folder of the data set alone"
+                )
             yield Member(name_inside, str(path), partial(_open_file, path), path.stat().st_size, path)
 
 
 def _checked_name(name: str, path: Path) -> str:
-    """The name of a member with /; UserError if it is absolute or climbs out of the archive."""
+    """Return the name of a member with /; raise UserError if it is absolute or points outside of the archive."""
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or (len(name) > 1 and name[1] == ":") or "\0" in name:
-        raise UserError(f"{path}: holds a file named {name!r}, outside of the archive: it is not the published one")
+        raise UserError(f"{path}: contains a file named {name!r}, outside of the archive: it is not the published one")
     return parts.as_posix()
 
 
 def _is_hidden(name: str) -> bool:
-    """What operating systems leave in folders and archives: .DS_Store, ._x, __MACOSX."""
+    """Tell whether a file is one that operating systems add to folders and archives: .DS_Store, ._x, __MACOSX."""
     parts = PurePosixPath(name).parts
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def _no_archive(start: bytes) -> str:
+    """Return the message for a file with the name of an archive and other contents, which begin with `start`."""
     text = start[:40].decode("utf-8", errors="replace").split("\n")[0]
     return f"is no archive, it begins with {text!r}: perhaps an error page was saved; download it again"

@@ -1,4 +1,4 @@
-"""Diginetica (CIKM Cup 2016): views and purchases of anonymous sessions, text with semicolons."""
+"""Importer of Diginetica (CIKM Cup 2016): views and purchases of anonymous sessions, text with semicolons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import polars as pl
 from nextitem.data.importers.archive import Archive, Member
 from nextitem.data.importers.report import Report
 from nextitem.data.importers.tables import (
-    collected,
+    collect_rows,
     finite_number,
     scan_text,
     usable_rows,
@@ -22,10 +22,11 @@ _NAMES = {"sessionid": "session_id", "itemid": "item_id", "categoryid": "categor
 
 
 def import_diginetica(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
-    """train-item-views.csv and train-purchases.csv; products.csv and product-categories.csv.
+    """Import Diginetica, and return the settings of dataset.toml.
 
-    A time is the day of the event plus `timeframe`, milliseconds since the session began. Most rows have no user, so
-    the log is one of sessions.
+    Files are train-item-views.csv and train-purchases.csv, products.csv and product-categories.csv. A time is the day
+    of the event plus `timeframe`, milliseconds since the session began. Most rows have no user, so the log is one of
+    anonymous sessions.
     """
     views, purchases = archive.require("train-item-views.csv"), archive.get("train-purchases.csv")
     parts = [archive.scratch / "views.parquet"]
@@ -48,6 +49,7 @@ def import_diginetica(archive: Archive, folder: Path, report: Report, *, name: s
 
 
 def _write_part(archive: Archive, member: Member, part: Path, report: Report, *, action: str) -> None:
+    """Write the events of one file, all of one action, to the Parquet file `part`."""
     with archive.file(member) as file:
         frame = _scan(archive, member, file, columns=["session_id", "item_id", "timeframe", "eventdate"])
         day = pl.col("eventdate").str.to_date("%Y-%m-%d", strict=False).cast(pl.Int32).cast(pl.Int64)
@@ -62,31 +64,38 @@ def _write_part(archive: Archive, member: Member, part: Path, report: Report, *,
 
 
 def _scan(archive: Archive, member: Member, file: Path, *, columns: list[str]) -> pl.LazyFrame:
-    """A file under our names: headers are spelled sessionId or session_id, and separated by semicolons or commas."""
+    """Scan a file under the standard names.
+
+    Names of the header are written sessionId or session_id, and are separated by semicolons or commas.
+    """
     with archive.stream(member) as stream:
         header = stream.readline(1 << 16).decode("utf-8", errors="replace")
     separator = ";" if ";" in header else ","
-    spelling = {name: _our_name(name) for name in header.strip().split(separator)}
-    theirs = [name for name, ours in spelling.items() if ours in columns]
-    missing_columns = [name for name in columns if name not in spelling.values()]
-    frame = scan_text(file, member, columns=[*theirs, *missing_columns], separator=separator)
-    return frame.rename(spelling).with_columns(pl.col(columns).replace("NA", None))
+    standard_names = {name: _standard_name(name) for name in header.strip().split(separator)}
+    file_columns = [name for name, standard_name in standard_names.items() if standard_name in columns]
+    missing_columns = [name for name in columns if name not in standard_names.values()]
+    frame = scan_text(file, member, columns=[*file_columns, *missing_columns], separator=separator)
+    return frame.rename(standard_names).with_columns(pl.col(columns).replace("NA", None))
 
 
-def _our_name(name: str) -> str:
+def _standard_name(name: str) -> str:
+    """Return the standard name of a column."""
     plain = name.strip().strip('"').lower().replace("_", "").replace(".", "")
     return _NAMES.get(plain, "name_tokens" if plain == "productnametokens" else plain)
 
 
 def _write_items(archive: Archive, folder: Path, report: Report) -> dict[str, Any]:
-    """Items of the log with the logarithm of the price, category and name (hashed words); returns their settings."""
+    """Write items.parquet: the logarithm of the price, category and name (hashed words) of the items of the log.
+
+    Returns the table [items] of dataset.toml.
+    """
     items = pl.scan_parquet(folder / "interactions.parquet").select(pl.col("item_id").unique()).collect()
     features: dict[str, str] = {}
     products, categories = archive.get("products.csv", "product.csv"), archive.get("product-categories.csv")
     if products is not None:
         with archive.file(products) as file:
             columns = ["item_id", "price_log2", "name_tokens"]
-            table = collected(_scan(archive, products, file, columns=columns), products)
+            table = collect_rows(_scan(archive, products, file, columns=columns), products)
         table = table.unique("item_id", keep="first").select(
             "item_id",
             finite_number(pl.col("price_log2")).alias("price_log2"),
@@ -96,7 +105,7 @@ def _write_items(archive: Archive, folder: Path, report: Report) -> dict[str, An
         features["price_log2"] = "numeric"
     if categories is not None:
         with archive.file(categories) as file:
-            table = collected(_scan(archive, categories, file, columns=["item_id", "category"]), categories)
+            table = collect_rows(_scan(archive, categories, file, columns=["item_id", "category"]), categories)
         items = items.join(table.unique("item_id", keep="first"), on="item_id", how="left")
         features["category"] = "categorical"
     if not features:

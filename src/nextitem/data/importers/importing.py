@@ -1,5 +1,6 @@
-"""From downloaded files to a dataset folder that appears when it is complete: `nextitem import`, and the end of
-`nextitem data download`.
+"""Convert downloaded files to a dataset folder that appears only when it is complete.
+
+`nextitem import` and the last step of `nextitem data download` use it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from nextitem.data.importers.report import Report
 Say = Callable[[str], None]
 
 _CHUNK = 1 << 20
-_COMMON = ("*.csv", "*.json", "*.jsonl")  # names that tell nothing of what is in a file
+_COMMON = ("*.csv", "*.json", "*.jsonl")  # names that occur in many data sets, so they identify none
 
 
 def import_dataset(
@@ -33,11 +34,20 @@ def import_dataset(
     overwrite: bool = False,
     say: Say = lambda text: None,
 ) -> Path:
-    """Import downloaded files as the dataset folder `out`, and return it.
+    """Import downloaded files as a dataset folder, and return the path of the folder.
 
-    `name` is one of names.DATASETS; `paths` are the files, archives or folders that it expects. `out` appears when the
-    import is complete. With `resume`, a complete `out` stays as it is. UserError if the files are not those of the data
-    set, are damaged or cut off, or `out` stands and may not be replaced.
+    Args:
+        name: a key of names.DATASETS.
+        paths: the files, archives or folders that this importer expects.
+        out: the dataset folder, which appears only when the import is complete.
+        resume: if `out` is complete already, return without importing.
+        overwrite: replace an existing data set in `out`.
+        say: callback that prints one line of progress.
+
+    Raises:
+        UserError: the files are not those of the data set, are damaged or truncated, or `out` exists and may not be
+            replaced.
+
     """
     find_importer(name)
     folder = Path(out)
@@ -58,9 +68,9 @@ def import_dataset(
 
 
 def is_complete(folder: Path, *, resume: bool, overwrite: bool) -> bool:
-    """True if `folder` holds a complete data set and `resume` keeps it; False if it may be written.
+    """Return True if the folder contains a complete data set that `resume` keeps, and False if it may be written.
 
-    UserError if it holds something that may not be replaced.
+    Raises UserError if it contains something that may not be replaced.
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
@@ -74,16 +84,18 @@ def is_complete(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     if not overwrite:
         raise UserError(f"{folder} is not empty; choose another --out, or add --overwrite")
     if not is_dataset:
-        raise UserError(f"{folder} holds something else than a data set: it is not overwritten; choose another --out")
+        raise UserError(
+            f"{folder} contains something else than a data set: it is not overwritten; choose another --out"
+        )
     return False
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, which takes its place when the block ends without an error."""
+    """Create an empty folder beside `folder`, and move it to that path when the block ends without an error."""
     fresh = folder.with_name(f".{folder.name}.importing")
     if fresh.exists():
-        shutil.rmtree(fresh)  # of an import that was cut off
+        shutil.rmtree(fresh)  # of an import that was interrupted
     fresh.mkdir(parents=True)
     try:
         yield fresh
@@ -98,7 +110,19 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def fill_folder(
     name: str, paths: Sequence[str | Path], folder: Path, *, dataset_name: str | None = None, say: Say
 ) -> Report:
-    """Write tables and dataset.toml into an empty folder; UserError if the files are not those of importer `name`."""
+    """Write tables and dataset.toml into an empty folder, and return the report of the import.
+
+    Args:
+        name: a key of names.DATASETS.
+        paths: the files, archives or folders that this importer expects.
+        folder: an empty folder.
+        dataset_name: name of the data set in dataset.toml; None: the importer's choice.
+        say: callback that prints one line of progress.
+
+    Raises:
+        UserError: the files are not those of the importer.
+
+    """
     importer = find_importer(name)
     report = Report(say)
     scratch = folder / ".scratch"
@@ -116,14 +140,14 @@ def fill_folder(
 
 
 def write_readme(folder: Path, paragraphs: Sequence[str], report: Report) -> None:
-    """Write README.md: where the data comes from, and what the import left out."""
+    """Write README.md: paragraphs on the origin of the data, and the notes on what the import left out."""
     lines = "\n".join(f"* {note}" for note in report.notes)
     text = "\n\n".join([*paragraphs, *([lines] if lines else [])])
     (folder / "README.md").write_text(text + "\n", encoding="utf-8")
 
 
 def _check_files(name: str, importer: Importer, archive: Archive) -> None:
-    """UserError unless all files that the importer needs are there; it names the importer that would fit."""
+    """Raise UserError unless all files that the importer needs exist; it names another importer that they match."""
     missing_groups = [group for group in importer.files if not archive.find(*group)]
     if not missing_groups:
         return
@@ -139,13 +163,16 @@ def _check_files(name: str, importer: Importer, archive: Archive) -> None:
         hint = f"; give the archive itself: {archives[0]}"
     first_patterns = ", ".join(group[0] for group in missing_groups)
     raise UserError(
-        f"{archive.where}: holds no {first_patterns}; {name} expects {importer.expects}; it holds "
+        f"{archive.where}: contains no {first_patterns}; {name} expects {importer.expects}; it contains "
         f"{archive.contents()}{hint}"
     )
 
 
 def _check_md5(importer: Importer, archive: Archive, report: Report) -> None:
-    """Compare an archive with the MD5 beside it (an error if it differs), else with the published one (a note)."""
+    """Compare the MD5 of an archive with the one in the file beside it, or with the published one.
+
+    Raises UserError if it differs from the first, and adds a note if it differs from the second.
+    """
     if len(archive.paths) != 1 or not archive.paths[0].is_file():
         return
     file = archive.paths[0]
@@ -163,17 +190,17 @@ def _check_md5(importer: Importer, archive: Archive, report: Report) -> None:
 
 
 def _check_rows(importer: Importer, folder: Path, report: Report, *, where: str) -> None:
-    """UserError if no table of events was filled; a note if the number of rows is not the published one."""
+    """Raise UserError if no event was imported; add a note if the number of rows differs from the published one."""
     logs = [folder / f"{table}.parquet" for table in ("interactions", "impressions")]
     num_rows = sum(pl.scan_parquet(log).select(pl.len()).collect().item() for log in logs if log.exists())
     if not num_rows:
-        raise UserError(f"{where}: holds no usable event")
+        raise UserError(f"{where}: contains no usable event")
     if importer.published_rows is not None and report.rows != importer.published_rows:
         report.note(f"{report.rows:,} rows were read; the published log has {importer.published_rows:,}")
 
 
 def published_md5(text: str) -> str | None:
-    """The first 32 hexadecimal digits in a row: `MD5 (file) = digest` and `digest  file` both occur."""
+    """Return the first word of 32 hexadecimal digits: `MD5 (file) = digest` and `digest  file` are both common."""
     for word in text.replace("=", " ").split():
         if len(word) == 32 and all(letter in "0123456789abcdef" for letter in word.lower()):
             return word.lower()
@@ -181,7 +208,7 @@ def published_md5(text: str) -> str | None:
 
 
 def md5(file: Path) -> str:
-    """The MD5 of a file, in hexadecimal digits."""
+    """Return the MD5 of a file, in hexadecimal digits."""
     digest = hashlib.md5(usedforsecurity=False)
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):

@@ -1,4 +1,4 @@
-"""Lines of JSON, or of Python literals as old files have them: parsed, never evaluated."""
+"""Read lines of JSON, or of Python literals as in old files; lines are parsed, never evaluated."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from nextitem.data.importers.report import Report
 
 _DECODER = json.JSONDecoder()
 
-MAX_UNREADABLE = 0.01  # share of lines that may be unreadable; beyond it the file is another one, or damaged
+MAX_UNREADABLE = 0.01  # share of lines that may be unreadable; a file with more is another one, or damaged
 
 
 def json_rows(archive: Archive, member: Member, report: Report) -> Iterator[dict[str, Any]]:
-    """The objects of a file, one a line; empty lines are skipped.
+    """Yield the objects of a file with one object per line; skip empty lines.
 
-    A line that is neither a JSON object nor a Python dict of literals is left out, counted and noted. UserError if more
-    than a hundredth of the lines are such.
+    A line that is neither a JSON object nor a Python dict of literals is left out; a note counts these lines. Raises
+    UserError if they are more than a hundredth of all lines.
     """
     num_lines = num_unreadable = first_unreadable = 0
     for number, line in enumerate(archive.lines(member), start=1):
         if not line.strip():
             continue
         num_lines += 1
-        row = _parsed(line)
+        row = _parse_line(line)
         if row is None:
             num_unreadable += 1
             first_unreadable = first_unreadable or number
@@ -39,11 +39,11 @@ def json_rows(archive: Archive, member: Member, report: Report) -> Iterator[dict
             f"{member.where}: {num_unreadable:,} of {num_lines:,} lines, the first of them line {first_unreadable}, "
             "are neither JSON objects nor Python dicts; it is another file, or a damaged one"
         )
-    report.left_out(num_unreadable, f"unreadable lines of {member.name} (the first: line {first_unreadable})")
+    report.note_left_out(num_unreadable, f"unreadable lines of {member.name} (the first: line {first_unreadable})")
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """The object of a line; None if there is none. Python literals may be of Python 2: u'text'."""
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """Return the object of a line, or None if it has none. Literals may be of Python 2: u'text'."""
     try:
         text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError:
@@ -59,28 +59,28 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def id_of(value: object) -> str | None:
-    """An id as text, spaces and all; None if it is empty, or neither text nor a whole number."""
+    """Return an id as text, with its spaces; None if it is empty, or neither text nor a whole number."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     return _encodable(str(value)) or None
 
 
 def whole_number_of(value: object) -> int | None:
-    """A whole number that fits into 63 bits; None for anything else."""
+    """Return a whole number of absolute value below 2**62; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if abs(value) < 2**62 else None
 
 
 def text_of(value: object) -> str | None:
-    """A value as stripped text; None if it is missing, empty, or no text or number."""
+    """Return a value as text without spaces at its ends; None if it is missing, empty, or neither text nor number."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     return _encodable(str(value)).strip() or None
 
 
 def _encodable(text: str) -> str:
-    """Text without halves of surrogate pairs: pairs, as Python 2 writes them, are joined, single halves replaced."""
+    """Return a text that UTF-8 can encode: join surrogate pairs, as Python 2 writes them, and replace single halves."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -89,7 +89,7 @@ def _encodable(text: str) -> str:
 
 
 def number_of(value: object) -> float | None:
-    """A finite number, also as text with a currency sign ("$12.99"); None if it is none."""
+    """Return a finite number, also from text with a currency sign ("$12.99"); None for anything else."""
     if isinstance(value, str):
         value = value.strip().removeprefix("$").replace(",", "")
     try:
@@ -100,7 +100,7 @@ def number_of(value: object) -> float | None:
 
 
 def texts_of(value: object) -> list[str]:
-    """The distinct texts of a list, or of lists in it, in order."""
+    """Return the distinct texts of a list, or of lists in it, in order."""
     if isinstance(value, str):
         text = text_of(value)
         return [] if text is None else [text]

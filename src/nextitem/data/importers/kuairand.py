@@ -1,4 +1,4 @@
-"""KuaiRand (Pure, 1K, 27K): what was shown on a video app, some of it at random, with every signal of the user."""
+"""Importer of KuaiRand (Pure, 1K, 27K): impressions of a video app, some of them random, with all signals of users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import polars as pl
 from nextitem.data.importers.archive import Archive, Member
 from nextitem.data.importers.report import Report
 from nextitem.data.importers.tables import (
-    collected,
+    collect_rows,
     finite_number,
     scan_text,
     usable_rows,
@@ -18,7 +18,7 @@ from nextitem.data.importers.tables import (
 )
 
 _DURATIONS = ("play_time_ms", "profile_stay_time", "comment_stay_time")
-# The click comes first: it is what rankers learn unless told otherwise.
+# The click is first: rankers learn the first label by default.
 _SIGNALS = (
     "is_click",
     "long_view",
@@ -46,22 +46,22 @@ _USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "registe
 
 
 def import_pure(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
-    """Import KuaiRand-Pure."""
+    """Import KuaiRand-Pure, and return the settings of dataset.toml."""
     return _import(archive, folder, report, version="pure")
 
 
 def import_1k(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
-    """Import KuaiRand-1K."""
+    """Import KuaiRand-1K, and return the settings of dataset.toml."""
     return _import(archive, folder, report, version="1k")
 
 
 def import_27k(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
-    """Import KuaiRand-27K, whose files are in parts."""
+    """Import KuaiRand-27K, whose files are in parts, and return the settings of dataset.toml."""
     return _import(archive, folder, report, version="27k")
 
 
 def _import(archive: Archive, folder: Path, report: Report, *, version: str) -> dict[str, Any]:
-    """Every row of the logs as an impression, the clicked ones as interactions too.
+    """Write every row of the logs as an impression, and the clicked rows as interactions too.
 
     Rows of one user at one time were shown together: their impression_id is the user's number followed by the time.
     """
@@ -87,14 +87,15 @@ def _import(archive: Archive, folder: Path, report: Report, *, version: str) -> 
         _write_videos(archive, videos, folder, report)
         settings["items"] = {"text": "{tags}", "features": _VIDEO_FEATURES, "released": "upload_dt"}
     if archive.find(f"video_features_statistic_{version}*.csv"):
-        report.note("video_features_statistic is left out: its means over the month of the log know the answers")
+        report.note("video_features_statistic is left out: its means over the month of the log contain the labels")
     return settings
 
 
 def _write_impressions(archive: Archive, folder: Path, report: Report, version: str) -> None:
-    random = archive.find(f"log_random_*_{version}*.csv")
-    logs = archive.find(f"log_standard_*_{version}*.csv") + random
-    if not random:
+    """Write impressions.parquet from the standard logs and the log of random exposures."""
+    random_logs = archive.find(f"log_random_*_{version}*.csv")
+    logs = archive.find(f"log_standard_*_{version}*.csv") + random_logs
+    if not random_logs:
         report.note("no log_random file was given: there are no random exposures")
     parts = []
     for number, log in enumerate(logs):
@@ -107,6 +108,7 @@ def _write_impressions(archive: Archive, folder: Path, report: Report, version: 
 
 
 def _write_part(archive: Archive, log: Member, part: Path, report: Report) -> None:
+    """Write the rows of one log to the Parquet file `part`."""
     required = ["user_id", "video_id", "time_ms", "tab", "is_rand", *_SIGNALS]
     with archive.file(log) as file:
         whole = {name: pl.col(name).cast(pl.Int64, strict=False) for name in ("user_id", "time_ms", *_SIGNALS)}
@@ -125,10 +127,10 @@ def _write_part(archive: Archive, log: Member, part: Path, report: Report) -> No
 
 
 def _write_users(archive: Archive, folder: Path, version: str) -> dict[str, str]:
-    """Write users.parquet; returns the type of every feature."""
+    """Write users.parquet, and return the type of every feature."""
     member = archive.require(f"user_features_{version}.csv")
     with archive.file(member) as file:
-        table = collected(scan_text(file, member, columns=["user_id"]), member)
+        table = collect_rows(scan_text(file, member, columns=["user_id"]), member)
     numbers = [name for name in _USER_NUMBERS if name in table.columns]
     table = table.with_columns(finite_number(pl.col(name)).alias(name) for name in numbers)
     table.unique("user_id", keep="first", maintain_order=True).write_parquet(folder / "users.parquet")
@@ -136,7 +138,7 @@ def _write_users(archive: Archive, folder: Path, version: str) -> dict[str, str]
 
 
 def _write_videos(archive: Archive, member: Member, folder: Path, report: Report) -> None:
-    """Write items.parquet: all videos described, and a row of nulls for each that was shown and is not."""
+    """Write items.parquet: all described videos, and a row of nulls for each shown video without a description."""
     descriptions = archive.scratch / "videos.parquet"
     with archive.file(member) as file:
         source = ["video_id", "upload_dt", "tag", *(name for name in _VIDEO_FEATURES if name != "tags")]
@@ -154,7 +156,7 @@ def _write_videos(archive: Archive, member: Member, folder: Path, report: Report
     counts = hashes.collect(engine="streaming")
     num_repeated = int(counts["rows"][0] - counts["ids"][0])
     if num_repeated:
-        report.left_out(num_repeated, f"further descriptions of a video in {member.name}")
+        report.note_left_out(num_repeated, f"further descriptions of a video in {member.name}")
         rows = rows.unique("item_id", keep="first", maintain_order=True)
     shown_ids = pl.scan_parquet(folder / "impressions.parquet").select(pl.col("item_id").unique())
     undescribed_ids = shown_ids.join(rows.select("item_id"), on="item_id", how="anti").collect(engine="streaming")

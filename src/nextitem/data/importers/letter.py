@@ -1,4 +1,4 @@
-"""The data of LETTER and LC-Rec: JSON of item numbers by user, and of texts by item number."""
+"""Importer of the data of LETTER and LC-Rec: JSON of item numbers by user, and of texts by item number."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ _ITEMS: Schema = {
 
 
 def import_letter(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
-    """NAME.inter.json ("3": [12, 7, ...]: the items of user 3 in their order) and NAME.item.json (title, ...)."""
+    """Import NAME.inter.json and NAME.item.json, and return the settings of dataset.toml.
+
+    In the first, "3": [12, 7, ...] are the items of user 3 in their order. The second contains title, brand,
+    categories and description by item number.
+    """
     log = archive.require("*.inter.json")
     has_repeats = False
     with TableWriter(folder / "interactions.parquet", _LOG) as writer:
@@ -60,13 +64,14 @@ def import_letter(archive: Archive, folder: Path, report: Report, *, name: str) 
 
 
 def _table(archive: Archive, member: Member) -> dict[str, Any]:
+    """Return the JSON object of a file; raise UserError if it contains something else."""
     with archive.stream(member) as stream:
         try:
             table = json.load(stream)
         except (ValueError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{member.where}: is no JSON, or is cut off ({error})") from None
+            raise UserError(f"{member.where}: is no JSON, or is truncated ({error})") from None
     if not isinstance(table, dict):
         raise UserError(f"{member.where}: is no JSON object of users or items by number")
     return table

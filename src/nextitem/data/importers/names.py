@@ -1,4 +1,4 @@
-"""The importers by name: a literal table, so that listing them loads nothing else."""
+"""Table of the importers by name; importing it loads no other module of the package's importers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Importer:
-    """One importer: where its code is, what it expects, and what becomes of it.
+    """One importer: its code, the files that it expects, and the data set that it writes.
 
     path            "module:function" in nextitem.data.importers; the function fills a folder with tables
-    expects         the files, in words
-    becomes         the data set, in words
-    files           groups of file name patterns (! excludes); of every group at least one file must be there
+    expects         the expected files, in words
+    becomes         the resulting data set, in words
+    files           groups of file name patterns (! excludes); of every group at least one file must exist
     published_rows  number of rows of the published log, if it is known
     published_md5   MD5 of the published archive, if there is a single one
-    max_bytes       size from which on a single unpacked file is refused
+    max_bytes       size limit of a single unpacked file, in bytes; a larger one is refused
     """
 
     path: str
@@ -35,7 +35,7 @@ class Importer:
     max_bytes: int = 4 * _GIB
 
     def load(self) -> Callable[..., dict[str, Any]]:
-        """Import the module and return the function."""
+        """Import the module, and return the function that fills a folder with tables."""
         module, _, name = self.path.partition(":")
         function: Callable[..., dict[str, Any]] = getattr(import_module(f"nextitem.data.importers.{module}"), name)
         return function
@@ -208,7 +208,11 @@ DATASETS: dict[str, Importer] = {
 
 @dataclass(frozen=True)
 class IdentifierFormat:
-    """A file of semantic IDs of another project: what it expects, and what becomes of it."""
+    """Format of semantic IDs of another project.
+
+    expects  the expected files, in words
+    becomes  the result, in words
+    """
 
     expects: str
     becomes: str
@@ -231,7 +235,7 @@ IDENTIFIERS: dict[str, IdentifierFormat] = {
 
 
 def find_importer(name: str) -> Importer:
-    """The data set importer of that name; UserError that lists the names there are."""
+    """Return the importer of a data set; raise UserError that lists all names if the name is unknown."""
     if name in DATASETS:
         return DATASETS[name]
     names = [*DATASETS, *IDENTIFIERS]

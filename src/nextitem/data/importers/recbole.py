@@ -1,4 +1,4 @@
-"""RecBole's atomic files: text with tabs, whose header names a type for every column."""
+"""Importer of RecBole's atomic files: text with tabs, with the type of every column in the header."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nextitem.core.errors import UserError
 from nextitem.data.importers.archive import Archive, Member
 from nextitem.data.importers.report import Report
 from nextitem.data.importers.tables import (
-    collected,
+    collect_rows,
     finite_number,
     scan_text,
     unique_and_complete,
@@ -26,13 +26,17 @@ _IGNORED = ("*.kg", "*.link", "*.net")
 _TITLES = ("title", "name", "movie_title", "product_title", "app_name", "item_name", "news_title")
 _TEXTS = (*_TITLES, "description", "abstract", "text")
 _SECONDS_BELOW = 10**11  # smaller numbers are seconds
-_OWN_COLUMNS = ("user_id", "session_id", "item_id", "timestamp", "action", "query", "rating", "label")
-# Names that mean something else in a dataset folder, in the log and as features of items.
+_STANDARD_COLUMNS = ("user_id", "session_id", "item_id", "timestamp", "action", "query", "rating", "label")
+# Names that have another meaning in a dataset folder, in the log or as features of items.
 _RESERVED = ("position", "split", "slot", "propensity", "id", "popularity", "trend")
 
 
 def import_recbole(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
-    """NAME.inter, or .train.inter with .valid.inter and .test.inter; NAME.item, NAME.user. Others are left out."""
+    """Import a data set of RecBole, and return the settings of dataset.toml.
+
+    Files are NAME.inter, or NAME.train.inter with .valid.inter and .test.inter, and NAME.item and NAME.user. Others are
+    left out.
+    """
     logs = _logs(archive)
     title = logs[0][1].base.split(".")[0]
     settings: dict[str, Any] = {"name": title, "interactions": _write_log(archive, logs, folder, report)}
@@ -52,12 +56,12 @@ def import_recbole(archive: Archive, folder: Path, report: Report, *, name: str)
 
 
 def _logs(archive: Archive) -> list[tuple[str | None, Member]]:
-    """(part of the split or None, file): the one log, or the parts of a split."""
+    """Return (part of the split or None, file) of the only log, or of each part of a split."""
     parts = [(part, member) for part in _PARTS for member in archive.find(f"*.{part}.inter")]
     whole = archive.find("*.inter", *(f"!*.{part}.inter" for part in _PARTS))
     if len(whole) > 1 or (whole and parts) or len({member.base.split(".")[0] for _, member in parts}) > 1:
         names = ", ".join(member.name for member in [*whole, *(member for _, member in parts)][:5])
-        raise UserError(f"{archive.where}: holds several logs ({names}); give the folder of one of them")
+        raise UserError(f"{archive.where}: contains several logs ({names}); give the folder of one of them")
     if whole:
         return [(None, whole[0])]
     if [part for part, _ in parts] not in (["train", "test"], ["train", "valid", "test"]):
@@ -69,7 +73,7 @@ def _logs(archive: Archive) -> list[tuple[str | None, Member]]:
 
 
 def _scan(archive: Archive, member: Member, file: Path) -> tuple[pl.LazyFrame, dict[str, str]]:
-    """The table under plain names, and the type of each; UserError if a header lacks a type."""
+    """Return the table under plain names, and the type of each column; raise UserError if a header lacks a type."""
     frame = scan_text(file, member, columns=[], separator="\t", quote=None)
     titles = frame.collect_schema().names()
     types: dict[str, str] = {}
@@ -88,13 +92,13 @@ def _scan(archive: Archive, member: Member, file: Path) -> tuple[pl.LazyFrame, d
 
 
 def _column_name(name: str) -> str:
-    """The name of a column in our tables; names that mean something else there end in _value."""
+    """Return the name of a column in a dataset folder; names with another meaning there get the ending _value."""
     plain = name.replace(".", "_")
     return f"{plain}_value" if plain in _RESERVED else plain
 
 
 def _write_log(archive: Archive, logs: list[tuple[str | None, Member]], folder: Path, report: Report) -> dict[str, Any]:
-    """Write interactions.parquet; returns its table of dataset.toml: label columns and context."""
+    """Write interactions.parquet, and return the table [interactions] of dataset.toml: label columns and context."""
     parts: list[Path] = []
     types: dict[str, str] = {}
     for number, (part, member) in enumerate(logs):
@@ -122,7 +126,7 @@ def _write_log(archive: Archive, logs: list[tuple[str | None, Member]], folder: 
     context = {
         column: _FEATURE_OF[kind]
         for column, kind in types.items()
-        if kind in _FEATURE_OF and column not in _OWN_COLUMNS
+        if kind in _FEATURE_OF and column not in _STANDARD_COLUMNS
     }
     sequences = [column for column, kind in types.items() if kind == "float_seq"]
     if sequences:
@@ -133,10 +137,11 @@ def _write_log(archive: Archive, logs: list[tuple[str | None, Member]], folder: 
 
 
 def _check_log(member: Member, types: dict[str, str]) -> None:
+    """Raise UserError if a log lacks users (or sessions) or items, or if its rows contain whole histories."""
     if "item_id_list" in types:
         raise UserError(
-            f"{member.where}: every row holds a history (item_id_list), which repeats earlier rows; give the .inter of "
-            "single events"
+            f"{member.where}: every row contains a history (item_id_list), which repeats earlier rows; give the .inter "
+            "of single events"
         )
     if "item_id" not in types or not {"user_id", "session_id"} & set(types):
         raise UserError(
@@ -146,6 +151,7 @@ def _check_log(member: Member, types: dict[str, str]) -> None:
 
 
 def _value(column: str, kind: str) -> pl.Expr:
+    """Return a column of text as values of its type."""
     value = pl.col(column)
     if kind == "float":
         return finite_number(value).alias(column)
@@ -155,14 +161,14 @@ def _value(column: str, kind: str) -> pl.Expr:
 
 
 def _milliseconds(frame: pl.LazyFrame, member: Member) -> pl.Expr:
-    """Times as whole milliseconds: files have seconds, mostly, as numbers with a point."""
-    latest = collected(frame.select(pl.col("timestamp").max()), member)["timestamp"][0]
+    """Return times as whole milliseconds; most files contain seconds, as numbers with a decimal point."""
+    latest = collect_rows(frame.select(pl.col("timestamp").max()), member)["timestamp"][0]
     factor = 1000 if latest is not None and latest < _SECONDS_BELOW else 1
     return (pl.col("timestamp") * factor).round().cast(pl.Int64)
 
 
 def _has_repeats(file: Path) -> bool:
-    """Does somebody have an item twice? A log of sessions counts as one in which items recur."""
+    """Tell whether a user has two events with one item; a log of sessions counts as one with such users."""
     rows = pl.scan_parquet(file)
     if "user_id" not in rows.collect_schema().names():
         return True
@@ -172,7 +178,10 @@ def _has_repeats(file: Path) -> bool:
 
 
 def _write_features(archive: Archive, member: Member, target: Path, id_column: str, report: Report) -> dict[str, Any]:
-    """Write a table of items or users; returns its table of dataset.toml: features and, of items, the sentence."""
+    """Write a table of items or users, and return its table of dataset.toml.
+
+    That contains the features and, for items, the template of the content sentence.
+    """
     log = target.with_name("interactions.parquet")
     with archive.file(member) as file:
         frame, types = _scan(archive, member, file)
@@ -182,7 +191,7 @@ def _write_features(archive: Archive, member: Member, target: Path, id_column: s
         frame = frame.select(
             pl.col(column) if column in texts else _value(column, kind) for column, kind in types.items()
         )
-        table = collected(frame, member)
+        table = collect_rows(frame, member)
     table = unique_and_complete(table, id_column, log, report, where=member.name)
     table = _content_columns(table, [name for name, kind in types.items() if kind == "float_seq"], report)
     title = next((column for column in texts if column in _TITLES), None)
@@ -203,7 +212,7 @@ def _write_features(archive: Archive, member: Member, target: Path, id_column: s
 
 
 def _content_columns(table: pl.DataFrame, columns: list[str], report: Report) -> pl.DataFrame:
-    """Number lists as content_<name>, if every row has one and all are of one length; else they are left out."""
+    """Rename number lists to content_<name> if every row has one and all have one length; otherwise leave them out."""
     for column in columns:
         lengths = table[column].list.len()
         if table.height and not lengths.null_count() and lengths.n_unique() == 1:

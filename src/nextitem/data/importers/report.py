@@ -1,4 +1,4 @@
-"""Report: what an import has read and left out, in words."""
+"""Report of an import: what it has read and left out, in words."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 
 class Report:
-    """Collects what is to be said about an import.
+    """Notes and counts that an importer collects.
 
-    `say` prints progress at once; `notes` are said at the end and written into the data set's README. `rows` counts the
-    rows of the log as they were read, before anything was left out: it is compared with the published number.
+    say    callback that prints one line of progress at once
+    notes  sentences that are printed at the end and written into the data set's README
+    rows   number of rows of the log before anything was left out, to be compared with the published number
     """
 
     def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
@@ -18,10 +19,10 @@ class Report:
         self.rows = 0
 
     def note(self, text: str) -> None:
-        """Add a sentence, without a full stop."""
+        """Add a note: a sentence without a full stop."""
         self.notes.append(text)
 
-    def left_out(self, count: int, what: str) -> None:
-        """Add how many of `what` (in the plural) were left out; nothing if there were none."""
+    def note_left_out(self, count: int, what: str) -> None:
+        """Add a note that `count` of `what` (a plural) were left out; add nothing if the count is 0."""
         if count:
             self.note(f"left out {count:,} {what}")

@@ -1,4 +1,4 @@
-"""Retailrocket: events.csv, item_properties_part*.csv, category_tree.csv."""
+"""Importer of Retailrocket: events.csv, item_properties_part*.csv, category_tree.csv."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import polars as pl
 
 from nextitem.data.importers.archive import Archive
 from nextitem.data.importers.report import Report
-from nextitem.data.importers.tables import collected, distinct_values, scan_text, usable_rows, write_lazily
+from nextitem.data.importers.tables import collect_rows, distinct_values, scan_text, usable_rows, write_lazily
 
 _ACTIONS = ("view", "addtocart", "transaction")
 _MAX_DEPTH = 32  # levels of the category tree; a cycle would have no end
 
 
 def import_retailrocket(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
-    """Events as they are; of each item the first value of every property, since later ones would tell the future."""
+    """Import Retailrocket, and return the settings of dataset.toml.
+
+    Events are imported unchanged. Of each item the first value of every property is imported, since later values would
+    reveal the future.
+    """
     events = archive.require("events.csv")
     with archive.file(events) as file:
         frame = scan_text(file, events, columns=["timestamp", "visitorid", "event", "itemid"]).select(
@@ -46,7 +50,7 @@ def import_retailrocket(archive: Archive, folder: Path, report: Report, *, name:
 
 
 def _write_items(archive: Archive, folder: Path, report: Report) -> None:
-    """Items of the log: the category with those above it, and all other properties (hashed words) as text."""
+    """Write items.parquet: the path of categories of each item, and all other properties (hashed words) as text."""
     members = archive.find("item_properties*.csv")
     ids = distinct_values(folder / "interactions.parquet", "item_id")
     log_items = pl.LazyFrame({"itemid": sorted(ids)}, schema={"itemid": pl.String})
@@ -85,26 +89,26 @@ def _write_items(archive: Archive, folder: Path, report: Report) -> None:
     )
     table.write_parquet(folder / "items.parquet")
     if num_changed:
-        report.note(f"{num_changed:,} properties change over time: of each the first value is taken")
+        report.note(f"{num_changed:,} properties change over time: the first value of each is used")
     num_missing = int((items["category"].is_null() & items["properties"].is_null()).sum())
     if num_missing:
         report.note(f"{num_missing:,} items of the log have no properties")
 
 
 def _category_paths(archive: Archive, categories: pl.Series) -> pl.Series:
-    """Each category with those above it, from the root down; without category_tree.csv, alone."""
+    """Return the path of each category from the root down; without category_tree.csv, the category alone."""
     parents: dict[str, str | None] = {}
     member = archive.get("category_tree.csv")
     if member is not None:
         with archive.file(member) as file:
-            tree = collected(scan_text(file, member, columns=["categoryid", "parentid"]), member)
+            tree = collect_rows(scan_text(file, member, columns=["categoryid", "parentid"]), member)
         parents = dict(zip(tree["categoryid"].to_list(), tree["parentid"].to_list(), strict=True))
     paths: dict[str, list[str]] = {}
     for category in categories.drop_nulls().unique().to_list():
-        path, above = [category], parents.get(category)
-        while above is not None and len(path) < _MAX_DEPTH:
-            path.insert(0, above)
-            above = parents.get(above)
+        path, parent = [category], parents.get(category)
+        while parent is not None and len(path) < _MAX_DEPTH:
+            path.insert(0, parent)
+            parent = parents.get(parent)
         paths[category] = path
     return pl.Series(
         [None if category is None else paths[category] for category in categories], dtype=pl.List(pl.String)

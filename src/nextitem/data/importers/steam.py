@@ -1,4 +1,4 @@
-"""Steam: reviews and games as Python literals of Python 2, or as JSON."""
+"""Importer of Steam: reviews and games as Python literals of Python 2, or as JSON."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ _GAMES: Schema = {
 
 
 def import_steam(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
-    """steam_reviews.json.gz (username, product_id, date, hours) and steam_games.json.gz (id, title, genres, ...).
+    """Import Steam, and return the settings of dataset.toml.
 
-    Users are told apart by username, which every row has; the number of a user is in a few rows only.
+    Files are steam_reviews.json.gz (username, product_id, date, hours) and steam_games.json.gz (id, title, genres,
+    ...). Users are identified by username, which every row has; the number of a user is in a few rows only.
     """
     _write_reviews(archive, archive.require("steam_reviews.json", "steam_new.json"), folder, report)
     first_of_each_pair(folder / "interactions.parquet", report, what="later reviews of a game by the same user")
@@ -55,22 +56,24 @@ def import_steam(archive: Archive, folder: Path, report: Report, *, name: str) -
 
 
 def _write_reviews(archive: Archive, member: Member, folder: Path, report: Report) -> None:
-    unusable = 0
+    """Write interactions.parquet from lines of reviews."""
+    num_unusable = 0
     with TableWriter(folder / "interactions.parquet", _LOG) as writer:
         for row in json_rows(archive, member, report):
             report.rows += 1
             user, item, day = id_of(row.get("username")), id_of(row.get("product_id")), _day(row.get("date"))
             if user is None or item is None or day is None:
-                unusable += 1
+                num_unusable += 1
                 continue
             seconds = int(datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC).timestamp())
             writer.add([user, item, seconds, number_of(row.get("hours"))])
     if not writer.num_rows:
-        raise UserError(f"{member.where}: holds no review with username, product_id and date")
-    report.left_out(unusable, "reviews without username, product_id or date")
+        raise UserError(f"{member.where}: contains no review with username, product_id and date")
+    report.note_left_out(num_unusable, "reviews without username, product_id or date")
 
 
 def _write_games(archive: Archive, member: Member, folder: Path, report: Report) -> None:
+    """Write items.parquet: the games of the log with their descriptions."""
     ids = distinct_values(folder / "interactions.parquet", "item_id")
     described_ids: set[str] = set()
     num_others = num_repeated = 0
@@ -85,12 +88,12 @@ def _write_games(archive: Archive, member: Member, folder: Path, report: Report)
                 described_ids.add(item)
                 writer.add([item, *_game(row)])
         complete_items(ids, writer, described_ids, report, where=member.name)
-    report.left_out(num_others, f"games of {member.name} that nobody in the log has reviewed")
-    report.left_out(num_repeated, f"further descriptions of a game in {member.name}")
+    report.note_left_out(num_others, f"games of {member.name} that nobody in the log has reviewed")
+    report.note_left_out(num_repeated, f"further descriptions of a game in {member.name}")
 
 
 def _game(row: dict[str, Any]) -> list[Any]:
-    """The values of _GAMES after item_id; a game that is free has the price 0."""
+    """Return the values of _GAMES after item_id; a free game has the price 0."""
     price = row.get("price")
     is_free = isinstance(price, str) and "free" in price.lower()
     return [
@@ -105,7 +108,7 @@ def _game(row: dict[str, Any]) -> list[Any]:
 
 
 def _day(value: object) -> datetime.date | None:
-    """A day such as 2017-12-17 or "Dec 17, 2017", from 1970 on; None for anything else ("Soon..")."""
+    """Return a day such as 2017-12-17 or "Dec 17, 2017", from 1970 on; None for anything else ("Soon..")."""
     for form in ("%Y-%m-%d", "%b %d, %Y", "%d %b, %Y"):
         try:
             day = datetime.datetime.strptime(str(value), form).date()

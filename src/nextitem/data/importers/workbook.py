@@ -1,4 +1,4 @@
-"""Rows of Excel workbooks (.xlsx), read as a stream of XML: text of every cell, as far as it has some."""
+"""Read the rows of Excel workbooks (.xlsx) as a stream of XML; cells are text, or None if they are empty."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from xml.etree.ElementTree import Element, ParseError, iterparse
 
 from nextitem.core.errors import UserError
 
-MAX_PART = 4 << 30  # bytes of one unpacked part
+MAX_PART = 4 << 30  # maximal number of bytes of one unpacked part
 
 _NAMESPACE = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _SHEET = re.compile(r"xl/worksheets/sheet(\d+)\.xml")
 
 
 def sheets(file: Path, *, where: str) -> Iterator[Iterator[list[str | None]]]:
-    """The sheets of a workbook in their order; each gives its rows, all as long as its first.
+    """Yield the sheets of a workbook in their order; each is an iterator of rows, all as long as its first.
 
-    Numbers and dates come as Excel stores them: a date is a number of days since 1899-12-30. UserError if the file is
-    no workbook, or damaged.
+    Numbers and dates are returned as Excel stores them: a date is a number of days since 1899-12-30. Raises UserError
+    if the file is not a workbook, or is damaged.
     """
-    with _damage(where), zipfile.ZipFile(file) as archive:
+    with _damage_as_user_error(where), zipfile.ZipFile(file) as archive:
         parts = {int(match[1]): name for name in archive.namelist() if (match := _SHEET.fullmatch(name))}
         if not parts:
             raise UserError(f"{where}: is no Excel workbook: it has no sheet")
-        shared: list[str] = []
+        shared_texts: list[str] = []
         if "xl/sharedStrings.xml" in archive.namelist():
-            shared = ["".join(entry.itertext()) for entry in _elements(archive, "xl/sharedStrings.xml", "si")]
+            shared_texts = ["".join(entry.itertext()) for entry in _elements(archive, "xl/sharedStrings.xml", "si")]
         for _, name in sorted(parts.items()):
-            yield _rows(archive, name, shared, where)
+            yield _rows(archive, name, shared_texts, where)
 
 
-def _rows(archive: zipfile.ZipFile, name: str, shared: list[str], where: str) -> Iterator[list[str | None]]:
+def _rows(archive: zipfile.ZipFile, name: str, shared_texts: list[str], where: str) -> Iterator[list[str | None]]:
+    """Yield the rows of a sheet; `shared` are the texts of the workbook that cells refer to by number."""
     width = 0
-    with _damage(where):
+    with _damage_as_user_error(where):
         for row in _elements(archive, name, "row"):
             cells: dict[int, str] = {}
             for position, cell in enumerate(row.iter(f"{_NAMESPACE}c")):
@@ -46,14 +47,14 @@ def _rows(archive: zipfile.ZipFile, name: str, shared: list[str], where: str) ->
                 if text:
                     letters = re.sub(r"\d", "", cell.get("r", ""))
                     number = _column_number(letters) if letters else position
-                    cells[number] = shared[int(text)] if cell.get("t") == "s" else text
+                    cells[number] = shared_texts[int(text)] if cell.get("t") == "s" else text
             width = width or 1 + max(cells, default=-1)
             yield [cells.get(number) for number in range(width)]
 
 
 @contextmanager
-def _damage(where: str) -> Iterator[None]:
-    """Turns what reading a damaged workbook raises into a UserError that names it."""
+def _damage_as_user_error(where: str) -> Iterator[None]:
+    """Turn errors of a damaged workbook into a UserError that names the file."""
     try:
         yield
     except UserError:
@@ -63,7 +64,7 @@ def _damage(where: str) -> Iterator[None]:
 
 
 def _elements(archive: zipfile.ZipFile, name: str, tag: str) -> Iterator[Element]:
-    """Elements of a part of a workbook, one at a time; each is forgotten once it is used."""
+    """Yield the elements of a part of a workbook, one at a time; each is removed from memory after its use."""
     if archive.getinfo(name).file_size > MAX_PART:
         raise UserError(f"{archive.filename}: {name} unpacks to more than {MAX_PART >> 30} GiB")
     with archive.open(name) as stream:
@@ -74,7 +75,7 @@ def _elements(archive: zipfile.ZipFile, name: str, tag: str) -> Iterator[Element
 
 
 def _column_number(letters: str) -> int:
-    """The number of a column, from 0: A is 0, AA is 26."""
+    """Return the number of a column, from 0: A is 0, AA is 26."""
     number = 0
     for letter in letters:
         number = 26 * number + ord(letter) - ord("A") + 1

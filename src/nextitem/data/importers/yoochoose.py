@@ -1,4 +1,4 @@
-"""Yoochoose (RecSys Challenge 2015): clicks and buys of anonymous sessions, text with commas and no header."""
+"""Importer of Yoochoose (RecSys Challenge 2015): clicks and buys of anonymous sessions, CSV without a header."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ _BUYS = ["session_id", "timestamp", "item_id", "price", "quantity"]
 
 
 def import_yoochoose(archive: Archive, folder: Path, report: Report, *, name: str) -> dict[str, Any]:
-    """yoochoose-clicks.dat (session, time, item, category), yoochoose-buys.dat (session, time, item, price, quantity).
+    """Import Yoochoose, and return the settings of dataset.toml.
 
-    The category is that of the click ("S" is a special offer), not of the item. A price of 0 is one that is not known.
+    Files are yoochoose-clicks.dat (session, time, item, category) and yoochoose-buys.dat (session, time, item, price,
+    quantity). The category is that of the click ("S" is a special offer), not of the item. A price of 0 means that it
+    is unknown.
     """
     clicks, buys = archive.require("yoochoose-clicks.dat"), archive.get("yoochoose-buys.dat")
     parts = [archive.scratch / "clicks.parquet"]
@@ -39,7 +41,7 @@ def import_yoochoose(archive: Archive, folder: Path, report: Report, *, name: st
         settings["interactions"]["positive_actions"] = ["click"]
         settings["interactions"]["context"] |= {"price": "numeric", "quantity": "numeric"}
     for member in archive.find("yoochoose-test.dat"):
-        report.note(f"{member.name} is left out: its sessions were the challenge's questions, and lack their buys")
+        report.note(f"{member.name} is left out: its sessions are the test set of the challenge, without their buys")
     rows_of_all = pl.concat([pl.scan_parquet(part) for part in parts], how="diagonal")
     rows_of_all.sink_parquet(folder / "interactions.parquet", compression="zstd")
     return settings
@@ -48,6 +50,7 @@ def import_yoochoose(archive: Archive, folder: Path, report: Report, *, name: st
 def _write_part(
     archive: Archive, member: Member, part: Path, report: Report, *, columns: list[str], action: str
 ) -> None:
+    """Write the events of one file, all of one action, to the Parquet file `part`."""
     numbers = [name for name in ("price", "quantity") if name in columns]
     with archive.file(member) as file:
         frame = scan_text(file, member, columns=columns, has_header=False).select(
@@ -56,13 +59,13 @@ def _write_part(
             pl.col("timestamp").str.to_datetime("%Y-%m-%dT%H:%M:%S%.fZ", time_unit="ms", strict=False),
             pl.lit(action).alias("action"),
             *([pl.col("category")] if "category" in columns else []),
-            *(_known(finite_number(pl.col(name))).alias(name) for name in numbers),
+            *(_zero_as_null(finite_number(pl.col(name))).alias(name) for name in numbers),
         )
         required = [pl.col(name).is_null() for name in ("session_id", "item_id", "timestamp")]
         what = f"{action}s without session, item or time"
         write_lazily(usable_rows(frame, pl.any_horizontal(required), report, what=what, member=member), part, member)
 
 
-def _known(number: pl.Expr) -> pl.Expr:
-    """Null where a number is 0: the files have 0 for what is not known."""
+def _zero_as_null(number: pl.Expr) -> pl.Expr:
+    """Return the number, or null if it is 0: the files contain 0 for unknown values."""
     return pl.when(number != 0).then(number)

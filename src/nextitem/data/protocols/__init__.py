@@ -1,4 +1,4 @@
-"""Protocols: which events may be learned from, and which requests a model is judged on.
+"""Protocols: rules that split a data set into training data and requests for validation and test.
 
 Importing this package imports neither torch nor a protocol; `make_split` loads the protocol that it applies.
 """
@@ -16,21 +16,23 @@ if TYPE_CHECKING:
 __all__ = ["PROTOCOLS", "default_protocol", "make_split"]
 
 PROTOCOLS: dict[str, Entry] = {
-    "time": Entry("nextitem.data.protocols.time:split_by_time", "what users do after a date", "-"),
+    "time": Entry("nextitem.data.protocols.time:split_by_time", "users' next items after a date", "-"),
     "leave-one-out": Entry(
-        "nextitem.data.protocols.leave_one_out:split_last_events", "the last two events of each user", "-"
+        "nextitem.data.protocols.leave_one_out:split_last_events", "the last two positive events of each user", "-"
     ),
     "session": Entry(
         "nextitem.data.protocols.session:split_by_session",
-        "every next event of the latest sessions",
+        "every next event within the latest sessions",
         "arXiv 1511.06939",
     ),
     "user-split": Entry(
         "nextitem.data.protocols.user_split:split_by_user", "the later half of other users' events", "arXiv 1801.02294"
     ),
-    "published": Entry("nextitem.data.protocols.published:split_by_marks", "the rows that the column split marks", "-"),
+    "published": Entry(
+        "nextitem.data.protocols.published:split_by_marks", "the rows that the column split assigns", "-"
+    ),
     "impressions": Entry(
-        "nextitem.data.protocols.impressions:split_impressions", "the order of what was shown after a date", "-"
+        "nextitem.data.protocols.impressions:split_impressions", "the ranking of impressions after a date", "-"
     ),
 }
 
@@ -38,23 +40,23 @@ PROTOCOLS: dict[str, Entry] = {
 def make_split(dataset: Dataset, protocol: str | None = None, *, seed: int = 0) -> Split:
     """Split a data set by a protocol.
 
-    What each protocol does is documented at its function (`PROTOCOLS[name]`). For all of them:
+    The function of each protocol (`PROTOCOLS[name]`) documents it. These rules hold for all of them:
 
     * A history contains every earlier event that has an item, whether it may be a target or not, in the strict order
-      of the log. Of a basket whose lines share one time, the lines before the target are history. So no request
-      contains its own target, or anything after it.
+      of the log. If the events of a basket have one time, those before the target in the log are history. So no
+      request contains its own target, or anything after it.
     * Only positive events are targets. A request has the time of its target.
-    * If a seen item may not be recommended (`repeats` is false), the history is excluded.
-    * Impressions are learned from only as far as they precede every request (`time`, dated `session`, `impressions`);
-      the other protocols leave them out.
+    * If a seen item may not be recommended (`repeats` is false), requests exclude the items of the history.
+    * Training data contain only impressions that precede every request (`time`, dated `session`, `impressions`); the
+      other protocols leave impressions out.
 
     Args:
         dataset: events, impressions or both.
         protocol: a key of PROTOCOLS; None selects `default_protocol`.
-        seed: of the random sample of users, if the protocol samples (`user-split`).
+        seed: seed of the random sample of users, if the protocol samples users (`user-split`).
 
     Raises:
-        UserError: the data does not allow the protocol, or it leaves nothing to learn from or to judge on.
+        UserError: the data does not allow the protocol, or no training events, validation or test requests remain.
 
     """
     name = default_protocol(dataset)[0] if protocol is None else protocol
@@ -65,9 +67,10 @@ def make_split(dataset: Dataset, protocol: str | None = None, *, seed: int = 0) 
     split: Split = PROTOCOLS[name].load()(dataset, seed=seed)
     for part, requests in (("validation", split.validation), ("test", split.test)):
         if not requests.num_requests:
+            others = ", ".join(each for each in PROTOCOLS if each != name)
             raise UserError(
                 f"{dataset.name}: protocol {name} leaves no {part} requests; "
-                f"the log is too small for it, choose another of {', '.join(PROTOCOLS)}"
+                f"the log is too small for it, choose another of {others}"
             )
     if not split.judges_scores and not split.train.interactions.is_target().any():
         raise UserError(f"{dataset.name}: protocol {name} leaves no training events; choose another")
@@ -75,7 +78,7 @@ def make_split(dataset: Dataset, protocol: str | None = None, *, seed: int = 0) 
 
 
 def default_protocol(dataset: Dataset) -> tuple[str, str]:
-    """Return the protocol for a data set, and the reason in words."""
+    """Return the name of the default protocol of a data set, and the reason in words."""
     if not len(dataset.interactions):
         return "impressions", "there are impressions only"
     if dataset.anonymous:

@@ -1,4 +1,4 @@
-"""Protocol `impressions`: learn from what was shown before a date, and order what was shown after it."""
+"""Protocol `impressions`: train on impressions before a date, and rank the items of impressions after it."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ from nextitem.data.protocols.cuts import two_time_cuts
 def split_impressions(dataset: Dataset, *, seed: int) -> Split:
     """Cut after 80% and 90% of the requests, each time at the nearest border between distinct times.
 
-    Impressions and events before the first cut are learned from; the requests between the cuts validate, the rest
-    tests. Judged are the scores of the items shown (`Split.judges_scores`). `seed` is unused.
+    Impressions and events before the first cut are training data. The requests between the cuts are for validation,
+    later ones for the test. Evaluation is of the scores of the items shown (`Split.judges_scores`). `seed` is unused.
     """
-    shown = dataset.impressions
-    if shown is None or shown.timestamps is None:
+    impressions = dataset.impressions
+    if impressions is None or impressions.timestamps is None:
         raise UserError(f"{dataset.name}: protocol impressions needs a file of dated impressions")
-    if not shown.labels:
+    if not impressions.labels:
         raise UserError(f"{dataset.name}: name the label columns: [impressions] labels = [...] in dataset.toml")
     # Rows shown together stay together: the request has the time of its first row.
-    times = np.full(int(shown.request_ids.max()) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(times, shown.request_ids, shown.timestamps)
+    times = np.full(int(impressions.request_ids.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(times, impressions.request_ids, impressions.timestamps)
     first, second = two_time_cuts(times)
     log = dataset.interactions
     notes = []
     if log.timestamps is None and len(log):
-        notes.append("interactions are undated, so they are not learnt from")
+        notes.append("interactions are undated, so models do not learn from them")
 
-    def learned(cut: int) -> Dataset:
+    def training_data(cut: int) -> Dataset:
+        """Return the impressions and the events before a time."""
         events = np.zeros(len(log), np.bool_) if log.timestamps is None else log.timestamps < cut
-        earlier = shown.select((times < cut)[shown.request_ids])
+        earlier = impressions.select((times < cut)[impressions.request_ids])
         return replace(dataset.with_interactions(log.select(events)), impressions=earlier)
 
     test = impression_requests(dataset, times, times >= second)
-    label = shown.labels[0]
+    label = impressions.labels[0]
     if not _has_both_values(test, label):
         notes.append(f"test: no user (or request of an unknown user) has both values of {label}: no GAUC")
     return Split(
         "impressions",
-        learned(first),
+        training_data(first),
         impression_requests(dataset, times, (times >= first) & (times < second)),
         test,
-        lambda: learned(second),
+        lambda: training_data(second),
         notes=tuple(notes),
     )
 

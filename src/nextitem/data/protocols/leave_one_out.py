@@ -13,8 +13,8 @@ from nextitem.data.protocols.training_part import training_part
 def split_last_events(dataset: Dataset, *, seed: int) -> Split:
     """Test on the last positive event of each user, and validate on the one before it.
 
-    A user's events from the validation target on are not learned from. Users with fewer than three positive events
-    are learned from completely and never asked about. `seed` is unused.
+    Training data contain a user's events before the validation target, and all events of users with fewer than three
+    positive events, for whom there are no requests. `seed` is unused.
     """
     log = dataset.interactions
     rows, counts, ends = targets_by_user(log)
@@ -29,7 +29,7 @@ def split_last_events(dataset: Dataset, *, seed: int) -> Split:
         requests,
         lambda: training_part(dataset, rows_before(log, users, test)),
         notes=(
-            *count_note(num_short, "{} users with fewer than three positive events are learnt from and not asked"),
+            *count_note(num_short, "{} users with fewer than three positive events are in training only"),
             *unreachable_targets(dataset, requests),
             *unused_impressions(dataset),
         ),

@@ -1,4 +1,4 @@
-"""Requests for single events: the history of each is every earlier event of its user."""
+"""Requests for single events, whose history contains every earlier event of the user."""
 
 from __future__ import annotations
 
@@ -26,24 +26,28 @@ def next_event_requests(dataset: Dataset, targets: Rows) -> SequenceBatch:
     )
 
 
-def targets_by_user(log: Interactions, among: NDArray[np.bool_] | None = None) -> tuple[Rows, Rows, Rows]:
-    """Find the events that may be targets, user by user.
+def targets_by_user(log: Interactions, candidates: NDArray[np.bool_] | None = None) -> tuple[Rows, Rows, Rows]:
+    """Return the events that may be targets, user by user.
 
     Args:
-        among: mask of events [T] to choose from; None: all.
+        log: the events.
+        candidates: mask of events [T] to select from; None: all.
 
     Returns:
-        Rows of the log [n]; the number of them of each user 1..U, [U]; and the end of each user's among them, [U].
+        Rows of the log [n]; the number of them of each user 1..U, [U]; and the end of each user's part of them, [U].
 
     """
-    mask = log.is_target() if among is None else log.is_target() & among
+    mask = log.is_target() if candidates is None else log.is_target() & candidates
     rows = np.flatnonzero(mask)
     counts = np.bincount(log.user_ids[rows], minlength=log.num_users + 1)[1:]
     return rows, counts, np.cumsum(counts)
 
 
 def rows_before(log: Interactions, users: Rows, ends: Rows) -> NDArray[np.bool_]:
-    """Return a mask [T] of all events, but of each of `users` (counted from 0) only those before a row of the log."""
+    """Return a mask [T] of the events that are earlier than a row of the log, for some users; of others all events.
+
+    `users` [n] count from 0; `ends` [n] are the rows of the log.
+    """
     border = log.offsets[1:].copy()
     border[users] = ends
     return np.arange(len(log)) < border[log.user_ids - 1]

@@ -1,4 +1,4 @@
-"""Notes: what a split leaves out, in words that are printed."""
+"""Printed notes on what a split leaves out."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 
 
-def count_note(count: int, words: str) -> list[str]:
-    """Return `words` with the count in place of {}, or nothing if the count is 0."""
-    return [words.format(count)] if count else []
+def count_note(count: int, template: str) -> list[str]:
+    """Return the note `template` with the count in place of {}, or no note if the count is 0."""
+    return [template.format(count)] if count else []
 
 
 def unreachable_targets(dataset: Dataset, requests: SequenceBatch) -> list[str]:
-    """Return a note of the test targets that were seen before, if seen items may not be recommended."""
+    """Return a note with the number of test targets that are in the history, if seen items may not be recommended."""
     if dataset.repeats or requests.targets is None or not requests.num_requests:
         return []
     is_seen = requests.items.values == requests.targets.values[requests.items.row_ids()]
@@ -23,5 +23,5 @@ def unreachable_targets(dataset: Dataset, requests: SequenceBatch) -> list[str]:
 
 
 def unused_impressions(dataset: Dataset) -> list[str]:
-    """Return a note that impressions are left out, if there are some."""
-    return [] if dataset.impressions is None else ["impressions are not learnt from: they may show targets"]
+    """Return a note that training ignores impressions, if there are some."""
+    return [] if dataset.impressions is None else ["training ignores impressions: they may contain targets"]

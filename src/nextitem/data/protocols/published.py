@@ -1,4 +1,4 @@
-"""Protocol `published`: the owner's column `split` marks what is learned from, what validates and what tests."""
+"""Protocol `published`: the owner's column `split` assigns each row to training, validation or test."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ Mask = NDArray[np.bool_]
 
 
 def split_by_marks(dataset: Dataset, *, seed: int) -> Split:
-    """Learn from the rows marked train; every positive row marked valid or test that has an earlier item is a target.
+    """Train on rows marked train; each positive row marked valid or test that has an earlier item is a target.
 
-    Without rows marked valid, part of the training rows validates: the last tenth of anonymous sessions, by their
-    start (sessions of a dated log that continue past it are learned from up to there), or each user's last positive
-    event. The marks are the owner's: nothing checks that test rows are later than training rows. `seed` is unused.
+    If no row is marked valid, part of the training rows is for validation. Of users it is the last positive event. Of
+    anonymous sessions it is the last tenth, by their start; sessions of a dated log that continue past that time are
+    training data up to there. The marks are the owner's: nothing checks that test rows are later than training rows.
+    `seed` is unused.
     """
     log = dataset.interactions
     if "split" not in log.columns.columns:
@@ -30,20 +31,20 @@ def split_by_marks(dataset: Dataset, *, seed: int) -> Split:
     train, valid, test = (enum_codes(log.columns["split"]) == code for code in (1, 2, 3))
     notes: list[str] = []
     if valid.any():
-        learned, validation = train, _marked_requests(dataset, valid)
+        is_training, validation = train, _marked_requests(dataset, valid)
     elif dataset.anonymous:
-        learned, held_out, notes = _without_last_sessions(dataset, train)
+        is_training, held_out, notes = _without_last_sessions(dataset, train)
         validation = _marked_requests(dataset, held_out)
     else:
         rows, counts, ends = targets_by_user(log, train)
         users = np.flatnonzero(counts >= 2)
         targets = rows[ends[users] - 1]
-        learned, validation = train & rows_before(log, users, targets), next_event_requests(dataset, targets)
+        is_training, validation = train & rows_before(log, users, targets), next_event_requests(dataset, targets)
     requests = _marked_requests(dataset, test)
     num_without_history = int((test & log.is_target()).sum()) - requests.num_requests
     return Split(
         "published",
-        training_part(dataset, learned),
+        training_part(dataset, is_training),
         validation,
         requests,
         lambda: training_part(dataset, train | valid),
@@ -65,11 +66,13 @@ def _marked_requests(dataset: Dataset, rows: Mask) -> SequenceBatch:
 
 
 def _without_last_sessions(dataset: Dataset, train: Mask) -> tuple[Mask, Mask, list[str]]:
-    """Hold out the last tenth of the anonymous sessions in `train` [T], by start, else as they appear in the file.
+    """Hold out the last tenth of the anonymous sessions in the mask `train` [T].
+
+    Sessions of a dated log are ordered by their start, others as they appear in the file.
 
     Returns:
-        Masks of the events to learn from and of those held out, [T], and notes. No event of a dated log that is
-        learned from is as late as the first session held out.
+        Masks of the training events and of those held out, [T], and notes. All training events of a dated log are
+        earlier than the first session held out.
 
     """
     log = dataset.interactions
@@ -79,9 +82,9 @@ def _without_last_sessions(dataset: Dataset, train: Mask) -> tuple[Mask, Mask, l
     is_last = np.zeros(log.num_users + 1, dtype=np.bool_)
     is_last[sessions[begins >= cut]] = True
     held_out = train & is_last[log.user_ids]
-    learned = train & ~held_out
+    is_training = train & ~held_out
     if log.timestamps is None:
-        return learned, held_out, []
-    late = learned & (log.timestamps >= cut)
-    words = "training: {} sessions that continue past the cut end there"
-    return learned & ~late, held_out, count_note(len(np.unique(log.user_ids[late])), words)
+        return is_training, held_out, []
+    late = is_training & (log.timestamps >= cut)
+    template = "training: {} sessions that continue past the cut end there"
+    return is_training & ~late, held_out, count_note(len(np.unique(log.user_ids[late])), template)

@@ -1,4 +1,4 @@
-"""Protocol `session`: learn from what happened before the latest sessions, and predict each next event within them."""
+"""Protocol `session`: train on events before the latest sessions, and predict each next event within them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from nextitem.data.requests import Rows, build_requests, single_targets
 def split_by_session(dataset: Dataset, *, seed: int) -> Split:
     """Test on the last tenth of the sessions by their start, and validate on the last tenth of the others.
 
-    Undated sessions count in the order in which they first appear in the file. There is one request for every
-    positive event after a session's first item; its history is the session's own, and seen items may recur.
+    Undated sessions are ordered by their first appearance in the file. There is one request for every positive event
+    after a session's first item. Its history contains the events of the session alone, and seen items may recur.
 
-    Learned from are the sessions that start earlier. Of a dated log, a session that continues past the cut is
-    learned from only up to the cut, so that training contains no event that is as late as the first request.
-    `seed` is unused.
+    Training data are the sessions that start earlier. If the log is dated, a session that continues past the cut is
+    training data only up to the cut. So all training events are earlier than the first request. `seed` is unused.
     """
-    sessions = _Sessions.of(dataset)
+    sessions = _Sessions.from_dataset(dataset)
     if sessions.count < 3:
         raise UserError(f"{dataset.name}: protocol session needs three sessions or more, there are {sessions.count}")
     begins = sessions.begins
@@ -56,8 +55,8 @@ def split_by_session(dataset: Dataset, *, seed: int) -> Split:
 class _Sessions:
     """The sessions of a log, numbered from 0 in the order of their ids.
 
-    number  the session of each event of the log, [T]
-    order   rows of the log, grouped by session and in each in the order of the log, [T]
+    number  the number of each event's session, [T]
+    order   rows of the log, grouped by session, and within a session in the order of the log, [T]
     """
 
     dataset: Dataset
@@ -65,8 +64,8 @@ class _Sessions:
     order: Rows
 
     @classmethod
-    def of(cls, dataset: Dataset) -> _Sessions:
-        """Read the column session_id; in a log of anonymous sessions each user is one."""
+    def from_dataset(cls, dataset: Dataset) -> _Sessions:
+        """Return the sessions of a data set: from the column session_id, or one for each user of an anonymous log."""
         log = dataset.interactions
         if not dataset.anonymous and "session_id" not in log.columns.columns:
             raise UserError(f"{dataset.name}: protocol session needs a column session_id; use time or leave-one-out")
@@ -77,22 +76,22 @@ class _Sessions:
 
     @cached_property
     def starts(self) -> Rows:
-        """The place in `order` of each session's first event, [S]."""
+        """Return the place in `order` of each session's first event, [S]."""
         return np.flatnonzero(np.diff(self.number[self.order], prepend=-1))
 
     @property
     def count(self) -> int:
-        """S."""
+        """Return the number of sessions (S)."""
         return len(self.starts)
 
     @cached_property
     def begins(self) -> Rows:
-        """The time of each session's first event [S], milliseconds; undated: its number."""
+        """Return the time of each session's first event in milliseconds, [S]; in an undated log, its number."""
         times = self.dataset.interactions.timestamps
         return np.arange(self.count) if times is None else times[self.order[self.starts]]
 
     def training_part(self, cut: int) -> Dataset:
-        """Return what happened before the cut: events, or sessions if they are undated."""
+        """Return the training data: events before the cut, or, in an undated log, sessions with lower numbers."""
         times = self.dataset.interactions.timestamps
         if times is None:
             return training_part(self.dataset, (self.begins < cut)[self.number])
@@ -106,8 +105,8 @@ class _Sessions:
         return len(np.unique(self.number[(self.begins < cut)[self.number] & (times >= cut)]))
 
 
-def _next_event_requests(sessions: _Sessions, among: NDArray[np.bool_]) -> tuple[SequenceBatch, int]:
-    """Build one request for each next event of the sessions in the mask `among` [S].
+def _next_event_requests(sessions: _Sessions, is_included: NDArray[np.bool_]) -> tuple[SequenceBatch, int]:
+    """Build one request for each next event of the sessions in a mask [S].
 
     Returns:
         The requests in the order of the log, and the number of these sessions that have none.
@@ -115,7 +114,7 @@ def _next_event_requests(sessions: _Sessions, among: NDArray[np.bool_]) -> tuple
     """
     dataset, order = sessions.dataset, sessions.order
     log, number = dataset.interactions, sessions.number[order]
-    places = np.flatnonzero(among[number] & log.is_target()[order])
+    places = np.flatnonzero(is_included[number] & log.is_target()[order])
     starts = sessions.starts[number[places]]
     num_items = np.concatenate([[0], np.cumsum(log.item_ids[order] > 0)])
     has_history = num_items[places] > num_items[starts]
@@ -132,4 +131,4 @@ def _next_event_requests(sessions: _Sessions, among: NDArray[np.bool_]) -> tuple
         user_ids=None if dataset.anonymous else log.user_ids[rows],
         order=order,
     )
-    return requests, int(among.sum()) - len(np.unique(number[places]))
+    return requests, int(is_included.sum()) - len(np.unique(number[places]))

@@ -1,4 +1,4 @@
-"""Protocol `time`: learn from what happened before a date, and predict what users did after it."""
+"""Protocol `time`: train on events before a date, and predict users' events after it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from nextitem.data.requests import Rows, build_requests, earlier_items, single_t
 def split_by_time(dataset: Dataset, *, seed: int) -> Split:
     """Cut the log after 80% and 90% of its events, each time at the nearest border between distinct times.
 
-    Events before the first cut are learned from; those between the cuts validate, the rest tests. There is one
-    request for each user with an earlier item. Its target is the user's first positive event after the cut;
-    `test_later` has all their positive items after the cut as a set. `seed` is unused.
+    Events before the first cut are training data, those between the cuts are for validation, later ones for the test.
+    There is one request for each user with an earlier item. Its target is the user's first positive event after the
+    cut. The targets in `test_later` are all positive items of the user after the cut, as a set. `seed` is unused.
     """
     times = dataset.interactions.timestamps
     if times is None:
@@ -48,7 +48,9 @@ def _requests_after(dataset: Dataset, cut: int, end: int | None) -> tuple[Sequen
     """Build the requests of a period.
 
     Args:
-        cut, end: its begin and end (exclusive), milliseconds; None: the end of the log.
+        dataset: a dated log.
+        cut: begin of the period, in milliseconds.
+        end: end of the period (exclusive), in milliseconds; None: the end of the log.
 
     Returns:
         Requests for each user's first target; the number of users left out, who have no earlier item; and the same

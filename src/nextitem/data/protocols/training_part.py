@@ -1,4 +1,4 @@
-"""The part of a data set that a protocol lets models learn from."""
+"""The part of a data set that a protocol allows for training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ def training_part(dataset: Dataset, rows: NDArray[np.bool_], *, before: int | No
     """Return the data set with the events in the mask `rows` [T], and the impressions earlier than `before`.
 
     Args:
-        before: milliseconds; None leaves all impressions out.
+        dataset: the whole data set.
+        rows: mask of events, [T].
+        before: end of the impressions (exclusive), in milliseconds; None: leave out all impressions.
 
     """
-    shown, earlier = dataset.impressions, None
-    if shown is not None and shown.timestamps is not None and before is not None:
-        earlier = shown.select(shown.timestamps < before)
+    impressions, earlier = dataset.impressions, None
+    if impressions is not None and impressions.timestamps is not None and before is not None:
+        earlier = impressions.select(impressions.timestamps < before)
     return replace(dataset.with_interactions(dataset.interactions.select(rows)), impressions=earlier)

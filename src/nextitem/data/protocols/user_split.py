@@ -1,4 +1,4 @@
-"""Protocol `user-split`: learn from some users, and predict the later events of others from their earlier ones."""
+"""Protocol `user-split`: train on some users, and predict the later events of others from their earlier ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from nextitem.data.requests import Rows, build_requests, target_sets
 
 
 def split_by_user(dataset: Dataset, *, seed: int) -> Split:
-    """Learn from 80% of the users, sampled by `seed`; validate on another 10% and test on the rest.
+    """Train on 80% of the users, sampled by `seed`; validate on another 10%, and test on the rest.
 
-    Of the others, the first half of their events with an item (rounded down) is the history, and the positive items
-    of the second half are the set of targets (Zhu et al., TDM, KDD 2018).
+    For users of validation and test, the first half of their events with an item (rounded down) is the history, and
+    the positive items of the second half are the set of targets (Zhu et al., TDM, KDD 2018).
     """
     log = dataset.interactions
     users = np.random.default_rng(seed).permutation(np.flatnonzero(np.diff(log.offsets) > 0))
@@ -46,7 +46,9 @@ def _events_of(dataset: Dataset, users: Rows) -> Dataset:
 
 
 def _half_history_requests(dataset: Dataset, users: Rows) -> tuple[SequenceBatch, int]:
-    """Build one request for each of `users` (counted from 0, rising): the first half of their item events is history.
+    """Build one request for each user, whose history is the first half of the user's events with an item.
+
+    `users` count from 0, and are in ascending order.
 
     Returns:
         The requests, and the number of users without a history or a target.
@@ -59,10 +61,10 @@ def _half_history_requests(dataset: Dataset, users: Rows) -> tuple[SequenceBatch
     long_enough = users[counts[users] >= 2]
     border = log.offsets[1:].copy()
     border[long_enough] = with_item[begins[long_enough] + counts[long_enough] // 2]
-    is_asked = np.zeros(log.num_users, dtype=np.bool_)
-    is_asked[long_enough] = True
+    has_request = np.zeros(log.num_users, dtype=np.bool_)
+    has_request[long_enough] = True
     owner = log.user_ids - 1
-    rows = np.flatnonzero(log.is_target() & is_asked[owner] & (np.arange(len(log)) >= border[owner]))
+    rows = np.flatnonzero(log.is_target() & has_request[owner] & (np.arange(len(log)) >= border[owner]))
     owners, place = np.unique(owner[rows], return_inverse=True)
     requests = build_requests(
         dataset,

@@ -1,1 +1,1 @@
-"""The simulated shop: a data set whose truth is known."""
+"""The simulated shop: a data set whose ground truth is known."""

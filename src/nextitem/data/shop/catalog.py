@@ -1,4 +1,4 @@
-"""The simulated shop's items and customers, before anything happens."""
+"""Generate the items and customers of the simulated shop."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from nextitem.data.shop.words import (
     STYLES,
 )
 
-FIRST_ITEM, FIRST_USER = 10_001, 100_001  # ids are not rows
-WIDTH = 16  # of latent vectors
-NEW_SHARE = 0.5  # of the items are released during the year
-ADVANCE = np.array([0.9, 0.1])  # probability that the next category of a project lies 1, 2 steps on
+FIRST_ITEM, FIRST_USER = 10_001, 100_001  # first ids; ids differ from row numbers
+WIDTH = 16  # width of latent vectors (V)
+NEW_SHARE = 0.5  # share of the items that are released during the year
+ADVANCE = np.array([0.9, 0.1])  # probability that the next category of a project is 1 or 2 steps ahead
 CATEGORY_INDEX = {category.name: index for index, category in enumerate(CATEGORIES)}
 CATEGORY_DEPARTMENT = np.array([DEPARTMENTS.index(category.department) for category in CATEGORIES])
 PATHS: Ints = np.array([[CATEGORY_INDEX[name] for name in path] for path in PROJECTS])  # [projects, steps]
 
 
 def make_items(rng: Generator, num_items: int) -> tuple[pl.DataFrame, dict[str, Floats | Ints | Bools]]:
-    """The items frame and the fields of ShopTruth that describe items."""
+    """Return the items frame, and the fields of ShopTruth that describe items."""
     category = np.sort(rng.permutation(num_items) % len(CATEGORIES))
     department = CATEGORY_DEPARTMENT[category]
     homes = rng.permuted(np.tile(np.arange(len(DEPARTMENTS)), (len(BRANDS), 1)), axis=1)[:, :3]
-    homes[:, 0] = np.arange(len(BRANDS)) % len(DEPARTMENTS)  # every department has its own brands
+    homes[:, 0] = np.arange(len(BRANDS)) % len(DEPARTMENTS)  # every department has brands
     brand_style = rng.integers(len(STYLES), size=len(BRANDS))
     brand_tier = rng.normal(size=len(BRANDS))
-    brand = _draw_brands(rng, homes, department)
+    brand = _sample_brands(rng, homes, department)
     style = np.where(rng.random(num_items) < 0.6, brand_style[brand], rng.integers(len(STYLES), size=num_items))
     level = 0.8 * brand_tier[brand] + 0.6 * rng.normal(size=num_items)
     released = np.where(
@@ -44,8 +44,8 @@ def make_items(rng: Generator, num_items: int) -> tuple[pl.DataFrame, dict[str, 
         START + 86_400 + (rng.random(num_items) * (YEAR - 10 * 86_400)).astype(np.int64),
         START - (rng.random(num_items) * YEAR).astype(np.int64),
     )
-    sold = rng.random((len(BRANDS), len(COUNTRIES))) > 0.15  # a brand is sold in a country or it is not
-    sold[:, 0] = True
+    is_sold = rng.random((len(BRANDS), len(COUNTRIES))) > 0.15  # brand b is sold in country c
+    is_sold[:, 0] = True
     looks = (
         _unit(rng.normal(size=(len(STYLES), WIDTH)))[style] + 0.7 * _unit(rng.normal(size=(len(BRANDS), WIDTH)))[brand]
     )
@@ -59,15 +59,18 @@ def make_items(rng: Generator, num_items: int) -> tuple[pl.DataFrame, dict[str, 
         "popularity": _popularity(rng, category),
         "released": released,
         "consumable": np.array([shelf.consumable for shelf in CATEGORIES])[category],
-        "sold_in": sold[brand],
+        "sold_in": is_sold[brand],
         "policy_noise": 0.7 * rng.normal(size=num_items),
     }
     frame = _items_frame(rng, category, style, brand, level, released)
     return frame, truth
 
 
-def _draw_brands(rng: Generator, homes: Ints, department: Ints) -> Ints:
-    """A brand for each item, among those at home in its department."""
+def _sample_brands(rng: Generator, homes: Ints, department: Ints) -> Ints:
+    """Sample a brand for each item [N], among the brands of its department.
+
+    `homes [brands, 3]` are the departments of each brand; `department [N]` those of items.
+    """
     brand = np.zeros(len(department), dtype=np.int64)
     for index in range(len(DEPARTMENTS)):
         rows = np.flatnonzero(department == index)
@@ -76,7 +79,7 @@ def _draw_brands(rng: Generator, homes: Ints, department: Ints) -> Ints:
 
 
 def _popularity(rng: Generator, category: Ints) -> Floats:
-    """Log popularity: a power law of the rank within the category."""
+    """Sample the log popularity of items [N]: a power law of the rank within the category."""
     result = np.zeros(len(category))
     for index in range(len(CATEGORIES)):
         rows = np.flatnonzero(category == index)
@@ -88,6 +91,7 @@ def _popularity(rng: Generator, category: Ints) -> Floats:
 def _items_frame(
     rng: Generator, category: Ints, style: Ints, brand: Ints, level: Floats, released: Ints
 ) -> pl.DataFrame:
+    """Return the items frame; titles are composed of random words of the category, the style and the department."""
     styles = list(STYLES.values())
     titles = []
     for row in zip(category, style, brand, rng.integers(2**31, size=(len(category), 5)), strict=True):
@@ -118,13 +122,13 @@ def _items_frame(
 def make_users(
     rng: Generator, num_users: int, vectors: Floats
 ) -> tuple[pl.DataFrame, dict[str, Floats | Ints | Bools]]:
-    """The users frame and the fields of ShopTruth that describe users."""
+    """Return the users frame, and the fields of ShopTruth that describe users; `vectors [N, V]` are those of items."""
     shares = np.array(list(COUNTRIES.values()))
     country = rng.choice(len(COUNTRIES), size=num_users, p=shares / shares.sum())
-    fame = 0.8 * rng.normal(size=len(DEPARTMENTS))  # some departments draw more customers than others
-    interest = fame + 1.5 * rng.normal(size=(num_users, len(DEPARTMENTS)))
-    # Tastes are looks of existing items, so that every taste finds something.
-    liked = vectors[rng.integers(len(vectors), size=(2, num_users))]
+    department_popularity = 0.8 * rng.normal(size=len(DEPARTMENTS))  # some departments draw more customers than others
+    interest = department_popularity + 1.5 * rng.normal(size=(num_users, len(DEPARTMENTS)))
+    # Tastes are vectors of existing items, so that there are items for every taste.
+    liked_vectors = vectors[rng.integers(len(vectors), size=(2, num_users))]
     favourite = np.zeros_like(interest)
     guess = interest + 1.5 * rng.normal(size=interest.shape)
     favourite[np.arange(num_users), guess.argmax(axis=1)] = 1
@@ -132,9 +136,9 @@ def make_users(
         "country": country,
         "country_taste": _unit(rng.normal(size=(len(COUNTRIES), WIDTH))),
         "interest_before": interest,
-        "interest_after": 0.5 * (interest + fame) + 1.3 * rng.normal(size=interest.shape),
-        "taste_before": 2.0 * liked[0],
-        "taste_after": 2.0 * (0.65 * liked[0] + 0.35 * liked[1]),
+        "interest_after": 0.5 * (interest + department_popularity) + 1.3 * rng.normal(size=interest.shape),
+        "taste_before": 2.0 * liked_vectors[0],
+        "taste_after": 2.0 * (0.65 * liked_vectors[0] + 0.35 * liked_vectors[1]),
         "change_time": START + YEAR * rng.uniform(0.1, 0.9, size=num_users),
         "change_span": 86_400 * rng.uniform(3, 30, size=num_users),
         "season": 0.5 * rng.normal(size=(len(DEPARTMENTS), 2)),
@@ -148,7 +152,10 @@ def make_users(
 
 
 def complements() -> Floats:
-    """[C, C]: where projects go on from a category, all projects and steps alike; rows sum to 1."""
+    """Return the probability that a project continues from a category with another one, [C, C].
+
+    It is a mean over all projects and steps. Rows sum to 1, or to 0 if no project continues from the category.
+    """
     result = np.zeros((len(CATEGORIES), len(CATEGORIES)))
     for path in PATHS:
         for step in range(len(path) - 1):
@@ -160,5 +167,6 @@ def complements() -> Floats:
 
 
 def _unit(vectors: Floats) -> Floats:
+    """Return the rows scaled to length 1."""
     result: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return result

@@ -1,6 +1,6 @@
-"""The words of the simulated shop: departments, categories, projects, brands and styles.
+"""Words of the simulated shop: departments, categories, projects, brands and styles.
 
-Nothing here is drawn at random; data/shop/catalog.py makes items of it.
+Nothing in this file is random; data/shop/catalog.py generates items from it.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from typing import NamedTuple
 
 
 class Category(NamedTuple):
-    """A shelf of the shop."""
+    """A category of items in the shop, with the nouns of their titles."""
 
     department: str
     name: str
     nouns: tuple[str, ...]
     price: float  # typical price
-    consumable: bool  # used up and bought again
+    consumable: bool  # items are used up and bought again
 
 
-# department -> materials, and category -> nouns, typical price; a star marks what is used up.
+# department -> materials, and category -> nouns, typical price; a star marks consumables.
 _SHELVES: dict[str, tuple[str, dict[str, tuple[str, float]]]] = {
     "Camping & Hiking": (
         "Canvas Ripstop Titanium Nylon Aluminium",
@@ -140,8 +140,8 @@ CATEGORIES: tuple[Category, ...] = tuple(
     for name, (nouns, price) in shelves.items()
 )
 
-# What customers are up to: a project is a path through categories that go together. Most categories lie on
-# several paths with different ways on, so the last item alone does not tell the next category.
+# Projects of customers: a project is a path through related categories. Most categories are on several paths that
+# continue differently, so the last item alone does not determine the next category.
 PROJECTS: tuple[tuple[str, ...], ...] = (
     ("Tents", "Sleeping Bags", "Camp Stoves", "Headlamps", "Trail Food"),
     ("Backpacks", "Sleeping Bags", "Headlamps", "Water Bottles", "Trail Food"),
@@ -175,7 +175,7 @@ PROJECTS: tuple[tuple[str, ...], ...] = (
     ("Throws", "Cushions", "Wall Art", "Desk Lamps", "Candles"),
 )
 
-# style -> words that tell it in a title, and its colours
+# style -> words for it in titles, and its colours
 STYLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rustic": (("Rustic", "Farmhouse"), ("Rust", "Chestnut", "Cream")),
     "modern": (("Modern", "Urban"), ("Black", "Slate", "Silver")),

@@ -1,1 +1,1 @@
-"""Metrics on lists of items, one idea per file."""
+"""Metrics of recommended lists and of scored candidates, one idea per file."""

@@ -7,36 +7,41 @@ from torch import Tensor
 
 
 def auc(scores: Tensor, labels: Tensor) -> float:
-    """Chance that a random positive scores above a random negative, a tie counting half; NaN without both."""
+    """Return the probability that a random positive scores above a random negative; a tie counts half.
+
+    NaN if one of the two labels does not occur.
+    """
     group = torch.zeros(len(scores), dtype=torch.int64)
     return float(_auc_by_group(scores, labels, group, 1)[0])
 
 
 def gauc(scores: Tensor, labels: Tensor, groups: Tensor) -> tuple[float, int]:
-    """Mean AUC over the groups (users, else requests) that have both labels, weighted by their impressions.
+    """Return the mean AUC over groups, weighted by their impressions, and the number of skipped groups.
 
-    Returns the mean and the number of groups left out for having one label only. Zhu et al. 2017, eq. 4.
+    A group is a user, or a request if its user is unknown. Groups with one label only are skipped. The mean is NaN if
+    no group has both labels. Zhu et al. 2017, eq. 4.
     """
     distinct, group = torch.unique(groups, return_inverse=True)
     values = _auc_by_group(scores, labels, group, len(distinct))
     sizes = torch.bincount(group, minlength=len(distinct)).double()
-    judged = ~values.isnan()
-    if not bool(judged.any()):
+    is_defined = ~values.isnan()
+    if not bool(is_defined.any()):
         return float("nan"), len(distinct)
-    mean = (values[judged] * sizes[judged]).sum() / sizes[judged].sum()
-    return float(mean), int((~judged).sum())
+    mean = (values[is_defined] * sizes[is_defined]).sum() / sizes[is_defined].sum()
+    return float(mean), int((~is_defined).sum())
 
 
 def log_loss(probabilities: Tensor, labels: Tensor) -> float:
-    """Mean negative log-likelihood of 0/1 labels, in nats; probabilities are clipped to 1e-7 .. 1 - 1e-7."""
+    """Return the mean negative log-likelihood of 0/1 labels in nats; probabilities are clipped to 1e-7 .. 1 - 1e-7."""
     clipped = probabilities.double().clamp(1e-7, 1 - 1e-7)
     return float(-(labels.double() * clipped.log() + (1 - labels.double()) * (1 - clipped).log()).mean())
 
 
 def normalised_entropy(probabilities: Tensor, labels: Tensor) -> float:
-    """Log-loss over that of always saying the labels' mean: below 1 where the scores tell more; NaN without both.
+    """Return the log-loss over that of a constant prediction, the mean of the labels.
 
-    He et al., ADKDD 2014, eq. 1.
+    It is below 1 if the scores predict better than the constant, and NaN if one of the two labels does not occur. He et
+    al., ADKDD 2014, eq. 1.
     """
     mean = labels.double().mean()
     if not 0 < float(mean) < 1:
@@ -45,10 +50,10 @@ def normalised_entropy(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 10) -> float:
-    """Mean over bins of |mean probability - share of positives|, weighted by size; NaN for no scores.
+    """Return the mean over bins of |mean probability - share of positives|, weighted by the size of the bin.
 
-    Bins hold equally many scores, one more or less (ECE with equal mass: Nixon et al. 2019, arXiv 1904.01685);
-    scores that are equal have their labels spread evenly, so that their order does not matter.
+    NaN without scores. Bins contain the same number of scores, up to one (ECE with equal mass: Nixon et al. 2019, arXiv
+    1904.01685). The labels of equal scores are spread evenly over them, so that their order does not matter.
     """
     if not len(labels):
         return float("nan")
@@ -62,8 +67,8 @@ def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 10) 
     return float(sums.abs().sum() / len(gap))
 
 
-def _auc_by_group(scores: Tensor, labels: Tensor, group: Tensor, count: int) -> Tensor:
-    """AUC of each group by mid-ranks, [count] float64, NaN where a label is missing."""
+def _auc_by_group(scores: Tensor, labels: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Return the AUC of each group by mid-ranks, NaN if a label does not occur in it, [num_groups] float64."""
     order = scores.double().argsort(stable=True)
     order = order[group[order].argsort(stable=True)]  # by group, then by score
     ordered_group, ordered = group[order], scores.double()[order]
@@ -72,12 +77,13 @@ def _auc_by_group(scores: Tensor, labels: Tensor, group: Tensor, count: int) -> 
     run = new_run.cumsum(0) - 1
     run_length = torch.bincount(run) if len(run) else run
     run_start = run_length.cumsum(0) - run_length
-    sizes = torch.bincount(group, minlength=count)
+    sizes = torch.bincount(group, minlength=num_groups)
     group_start = sizes.cumsum(0) - sizes
     mid_rank = run_start[run] + (run_length[run] + 1) / 2 - group_start[ordered_group]
     positive = labels[order].double()
-    positives = torch.zeros(count, dtype=torch.float64).index_add_(0, ordered_group, positive)
-    rank_sum = torch.zeros(count, dtype=torch.float64).index_add_(0, ordered_group, mid_rank * positive)
-    negatives = sizes - positives
-    pairs = positives * negatives
-    return torch.where(pairs > 0, (rank_sum - positives * (positives + 1) / 2) / pairs.clamp(min=1), torch.nan)
+    num_positives = torch.zeros(num_groups, dtype=torch.float64).index_add_(0, ordered_group, positive)
+    rank_sum = torch.zeros(num_groups, dtype=torch.float64).index_add_(0, ordered_group, mid_rank * positive)
+    num_negatives = sizes - num_positives
+    num_pairs = num_positives * num_negatives
+    wins = rank_sum - num_positives * (num_positives + 1) / 2
+    return torch.where(num_pairs > 0, wins / num_pairs.clamp(min=1), torch.nan)

@@ -1,1 +1,1 @@
-"""Rankers: models that score given candidates. They share `ranking_model.py`; each file adds what is its own."""
+"""Rankers: models that score candidates. They share `ranking_model.py`; each other file adds one network."""

@@ -1,7 +1,8 @@
-"""DCN: a network of explicit feature crosses, each layer one degree higher.
+"""DCN: a network of explicit feature crosses, whose degree rises by one with each layer.
 
 Wang et al., arXiv 1708.05123 (v1), and DCN V2, arXiv 2008.13535 (v2, and its mixture of low-rank experts). The cross
-network reads all field vectors side by side; a deep network reads them beside it, or reads what the crosses give.
+network reads the concatenated vectors of all fields. A deep network reads the same vectors in parallel, or the output
+of the cross network.
 
 Shapes: P candidates, F fields, D width, X = F D, S tasks.
 """
@@ -26,25 +27,25 @@ class DCNConfig(DeepConfig):
     """Settings of DCN."""
 
     version: Literal["v1", "v2", "v2-mixture"] = "v2"
-    """Weights of a cross: a vector, a matrix, low-rank experts."""
+    """Weights of a cross layer: a vector (v1), a matrix (v2) or a mixture of low-rank experts (v2-mixture)."""
     crosses: int = Field(2, ge=1)
-    """Cross layers."""
+    """Number of cross layers."""
     structure: Literal["stacked", "parallel"] = "parallel"
-    """The deep part reads the crosses, or stands beside them."""
+    """Input of the deep part: the output of the cross layers (stacked) or the fields (parallel)."""
     rank: int = Field(32, ge=1)
-    """Of v2-mixture, of each expert."""
+    """Rank of the matrices of each expert in v2-mixture."""
     cross_experts: int = Field(4, ge=1)
-    """Of v2-mixture."""
+    """Number of experts of a cross layer in v2-mixture."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        """Return the fields that are unused with the present values of the other fields: name -> reason."""
         is_mixture = self.version == "v2-mixture"
         mixture = configs.idle_unless(is_mixture, f"version is {self.version}", "rank", "cross_experts")
         return {**super().idle_fields(), **mixture}
 
 
 class DCN(RankingModel):
-    """Ranks by crosses of fields and a deep part."""
+    """Ranker with cross layers over fields and a deep part."""
 
     Config = DCNConfig
 
@@ -59,11 +60,11 @@ class DCN(RankingModel):
         else:
             self.cross = CrossNetwork(width, layers=config.crosses, matrix=config.version == "v2")
         self.deep = deep_part(config, width, tasks=tasks)
-        # A linear layer over both, side by side, is the sum of one over each.
+        # A linear layer over the concatenation of both outputs is the sum of a linear layer over each.
         self.of_crosses = nn.Linear(width, tasks, bias=False) if config.structure == "parallel" else None
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """What crosses and network say together."""
+        """Return the logits [P, S] of the cross network and the deep part together."""
         inputs_PX = self.gates(self.vectors(codes)).flatten(1)
         crossed_PX = self.cross(inputs_PX)
         out: Tensor = self.deep(crossed_PX if self.of_crosses is None else inputs_PX)

@@ -1,4 +1,4 @@
-"""What rankers with a deep part share: its settings, and what they compose of them.
+"""Deep part of rankers: its settings, and the functions that build its parts from them.
 
 Shapes: P candidates, F fields, D width, X input width, S tasks.
 """
@@ -23,26 +23,26 @@ class DeepConfig(RankingConfig):
     """Settings of rankers with a deep part."""
 
     width: int = Field(16, ge=1)
-    """D, of a field's vector."""
+    """Width of the vector of a field (D)."""
     hidden: tuple[int, ...] = (128, 64)
-    """Widths of the layers that tasks share (of each expert)."""
+    """Widths of the layers that tasks share; with experts, those of each expert."""
     tower: tuple[int, ...] = ()
-    """Widths of the layers that each task has of its own."""
+    """Widths of the layers of each task's tower, above the shared layers."""
     activation: Activation = "relu"
-    """Of both."""
+    """Activation function of the shared layers and of the towers."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """After each shared layer."""
+    """Dropout rate after each shared layer."""
     sharing: Sharing = "shared-bottom"
-    """What several tasks share (nn/ranking/task_towers.py)."""
+    """Way in which several tasks share layers (nn/ranking/task_towers.py)."""
     experts: int = Field(4, ge=1)
-    """Of mmoe; of ple: shared ones, and each task's own."""
+    """Number of experts of mmoe; in ple the number of shared experts, and of those of each task."""
     levels: int = Field(2, ge=1)
-    """Extraction networks of ple."""
+    """Number of extraction networks of ple."""
     field_gates: Literal["relu", "sigmoid"] | None = None
-    """SENet over the fields that the deep part reads."""
+    """Activation of SENet gates, which weigh the fields that the deep part reads; none: no gates."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        """Return the fields that are unused with the present values of the other fields: name -> reason."""
         sharing = f"sharing is {self.sharing}"
         return {
             **super().idle_fields(),
@@ -51,22 +51,29 @@ class DeepConfig(RankingConfig):
         }
 
 
-def field_gates(config: DeepConfig, fields: int) -> nn.Module:
-    """What weighs the fields [P, F, D] before the deep part."""
-    return nn.Identity() if config.field_gates is None else SENet(fields, gate=config.field_gates)
+def field_gates(config: DeepConfig, num_fields: int) -> nn.Module:
+    """Build the module that weighs the vectors of the fields [P, F, D] before the deep part, or the identity."""
+    return nn.Identity() if config.field_gates is None else SENet(num_fields, gate=config.field_gates)
 
 
 def history_width(vectors: FieldVectors, *, heads: int = 1) -> int:
-    """X, the width of a history item's fields; UserError where there are none, or `heads` does not divide it."""
+    """Return the width of the concatenated fields of a history item (X).
+
+    Raises UserError if no field describes an item alone, or if `heads` does not divide the width.
+    """
     if not vectors.item_width:
-        raise UserError("model.fields names nothing of items alone (item.id, ...), so a history cannot be read")
+        raise UserError(
+            "model.fields names no field of items alone, so a history cannot be read; add one, such as item.id"
+        )
     if vectors.item_width % heads:
-        raise UserError(f"model.heads = {heads} does not divide {vectors.item_width}, the width of an item's fields")
+        raise UserError(
+            f"model.heads = {heads} does not divide {vectors.item_width}, the width of an item's fields; change either"
+        )
     return vectors.item_width
 
 
 def deep_part(config: DeepConfig, width: int, *, tasks: int) -> TaskTowers:
-    """[P, X] -> logits [P, S]."""
+    """Build the network that maps inputs [P, `width`] to the logits of all tasks [P, S]."""
     return TaskTowers(
         width,
         tasks=tasks,

@@ -1,12 +1,12 @@
 """DeepFM: a factorisation machine and a network over the same field vectors.
 
 Guo et al., arXiv 1703.04247. A candidate's logit is that of a linear model, plus the inner products of all pairs of
-field vectors, plus what a network makes of the vectors; so low-order interactions need no hand-made crosses.
+field vectors, plus the output of a network over the vectors. So low-order interactions need no hand-made crosses.
 
 Notable
-- Several tasks share the pairwise term: they share its vectors.
-- A bag (the items of a history) is one field whose vector is the mean of its members'.
-- Field gates, where chosen, act on what the network reads, not on the factorisation machine.
+- Several tasks share the pairwise term, since they share its vectors.
+- A bag (the items of a history) is one field. Its vector is the mean of its members' vectors.
+- Field gates, if there are any, act on the input of the network, not on the factorisation machine.
 
 Shapes: P candidates, F fields, D width, S tasks.
 """
@@ -28,7 +28,7 @@ class DeepFMConfig(DeepConfig):
 
 
 class DeepFM(RankingModel):
-    """Ranks by the sum of first-order, second-order and deep logits."""
+    """Ranker with the sum of first-order, second-order and deep logits."""
 
     Config = DeepFMConfig
 
@@ -42,7 +42,7 @@ class DeepFM(RankingModel):
         self.deep = deep_part(config, fields * config.width, tasks=tasks)
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """Eq. 1: y_FM + y_DNN."""
+        """Return the logits [P, S], y_FM + y_DNN (eq. 1)."""
         vectors_PFD = self.vectors(codes)
         shallow_PS = self.linear(codes).sum(1) + pairwise_interactions(vectors_PFD)[:, None]
         out: Tensor = shallow_PS + self.deep(self.gates(vectors_PFD).flatten(1))

@@ -1,15 +1,15 @@
-"""DIN: what a user has done is read with the candidate in view.
+"""DIN: attention of a candidate to the history of the user.
 
-Zhou et al., Deep Interest Network, arXiv 1706.06978. Each item of the history is weighed by how it goes with the
-candidate, and the weighted sum stands beside the other fields at the entrance of a network. Weights are not normalised,
-so that the strength of an interest shows in the sum.
+Zhou et al., Deep Interest Network, arXiv 1706.06978. Each item of the history gets a weight that depends on the
+candidate. A network reads the weighted sum beside the other fields. Weights are not normalised, so the sum expresses
+the strength of an interest.
 
 Notable
-- Both sides of the attention are the fields of the item alone (its id, its categories, ...), side by side.
-- Positives and negatives pass through the network in one batch. The authors' first results fed them as separate
-  batches, whose statistics (Dice, BatchNorm) told the label, and were withdrawn.
+- Both sides of the attention are the concatenated fields of an item alone (its id, its categories, ...).
+- Positives and negatives pass through the network in one batch. The authors' first results used separate batches,
+  whose statistics (Dice, BatchNorm) revealed the label. These results were withdrawn.
 - `l2` is the paper's mini-batch-aware regularisation as a term of the loss, so adaptive optimizers rescale its gradient
-  like any other. A history item is pulled by the batches in which it is a candidate.
+  like any other. The vector of a history item is regularised by the batches in which the item is a candidate.
 
 Shapes: B requests, L history, P candidates, F fields, D width, X width of an item's fields, S tasks.
 """
@@ -33,13 +33,13 @@ class DINConfig(DeepConfig):
 
     activation: Activation = "dice"
     unit: tuple[int, int] = (80, 40)
-    """Widths of the activation unit's hidden layers."""
+    """Widths of the hidden layers of the activation unit, which weighs history items."""
     normalise: bool = False
-    """A softmax of weights / sqrt(X) instead of the paper's plain sum."""
+    """Whether to sum the history by a softmax of weights / sqrt(X) instead of the paper's unnormalised weights."""
 
 
 class DIN(RankingModel):
-    """Ranks by fields and by the part of the history that goes with the candidate."""
+    """Ranker that reads fields and a sum of the history weighted by attention to the candidate."""
 
     Config = DINConfig
 
@@ -52,16 +52,16 @@ class DIN(RankingModel):
         self.deep = deep_part(config, len(self.fields) * config.width + width, tasks=len(self.tasks))
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """What the network makes of the fields and of the history as the candidate sees it."""
+        """Return the logits [P, S] of the network over the fields and the candidate's view of the history."""
         fields_PX = self.gates(self.vectors(codes)).flatten(1)
         out: Tensor = self.deep(torch.cat([fields_PX, self.interest(batch, codes)], 1))
         return out
 
     def interest(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """The recent history summed up for each candidate, [P, X]."""
+        """Return the weighted sum of the recent history for each candidate, [P, X]."""
         assert batch.candidates is not None
         recent = batch.items.last(self.config.max_history_length)
-        queries = self.vectors.of_items(batch.candidates.values)
+        queries_PX = self.vectors.of_items(batch.candidates.values)
         keys_BLX = self.vectors.of_items(recent.to_padded())
-        out: Tensor = self.attention(queries, keys_BLX, recent.lengths, codes.rows)
+        out: Tensor = self.attention(queries_PX, keys_BLX, recent.lengths, codes.rows)
         return out

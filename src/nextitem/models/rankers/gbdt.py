@@ -1,14 +1,14 @@
-"""GBDT: boosted trees over field codes, by LightGBM; alone, or with a logistic regression over their leaves.
+"""GBDT: boosted trees over field codes, by LightGBM, alone or with a logistic regression over their leaves.
 
 Friedman 2001; Ke et al., LightGBM, NeurIPS 2017; LambdaRank: Burges 2010; leaves as features: He et al., ADKDD 2014. A
 tree splits on ordered codes (quantiles, counts, times) and on sets of categories, so crosses need not be named.
 
 Notable
-- objective "listwise" is LambdaRank, whose scores order a list and are no log-odds unless calibrated.
+- Objective "listwise" is LambdaRank. Its scores order a list; they are no log-odds unless they are calibrated.
 - Bags (the items of a history) and hashed pairs of codes are not read; trees read counts and recency instead.
-- With `leaf_regression` half of the requests grows the trees and the other half weighs their leaves: leaves of what a
-  tree has learnt from would tell the label.
-- The trees are kept as LightGBM's text, in a buffer of bytes; nothing is pickled.
+- With `leaf_regression` half of the requests grows the trees, and the other half fits the weights of their leaves. The
+  leaves of a tree's own training examples would reveal the label.
+- The trees are stored as LightGBM's text, in a buffer of bytes; nothing is pickled.
 
 Shapes: P candidates, F columns, S tasks, E trees, V leaves of a tree.
 """
@@ -40,29 +40,29 @@ from nextitem.nn.fields.fields import FieldCodes
 from nextitem.nn.fields.kinds import CrossedWithLast, ItemCategory, ItemId, RequestCategory
 from nextitem.ops.tensor_version import version_of
 
-READ_AT_ONCE = 4096  # requests
+READ_BATCH = 4096  # requests in a batch of examples when training data is read
 
 
 class GBDTConfig(RankingConfig):
     """Settings of GBDT."""
 
     trees: int = Field(200, ge=1)
-    """E, of each task."""
+    """Number of trees for each task (E)."""
     leaves: int = Field(15, ge=2)
-    """V, most leaves of a tree."""
+    """Largest number of leaves of a tree (V)."""
     learning_rate: float = Field(0.05, gt=0)
-    """What a tree's answer counts."""
+    """Factor by which the output of each tree is multiplied (shrinkage)."""
     leaf_examples: int = Field(50, ge=1)
-    """Least candidates in a leaf."""
+    """Smallest number of training candidates in a leaf."""
     weight_l2: float = Field(10.0, ge=0)
-    """Lambda in a leaf's weight -G / (H + lambda)."""
+    """L2 penalty of leaf weights: lambda in the weight of a leaf, -G / (H + lambda)."""
     leaf_regression: bool = False
-    """A logistic regression over the leaves in place of the trees' sum."""
+    """Whether a logistic regression over the leaves replaces the sum of the trees' outputs."""
     leaf_l2: float = Field(10.0, gt=0)
-    """Of that regression."""
+    """L2 penalty of the logistic regression over the leaves."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        """Return the fields that are unused with the present values of the other fields: name -> reason."""
         return {
             **super().idle_fields(),
             **configs.idle_unless(self.leaf_regression, "leaf_regression is false", "leaf_l2"),
@@ -71,76 +71,81 @@ class GBDTConfig(RankingConfig):
 
 
 class GBDT(RankingModel):
-    """Ranks by trees."""
+    """Ranker with boosted trees over field codes."""
 
     Config = GBDTConfig
     config: GBDTConfig
-    known_answers: ClassVar[tuple[str, ...]] = ("cycle",)  # a checkerboard has no split that pays by itself
+    known_answers: ClassVar[tuple[str, ...]] = ("cycle",)  # a checkerboard has no single split that lowers the loss
     trees: Tensor
     leaf_weights: Tensor
     leaf_biases: Tensor
 
     def __init__(self, config: GBDTConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        single = [part for part in self.fields.parts if not part.is_bag]
-        self.read = [
-            place for place, part in enumerate(single) if not (isinstance(part, CrossedWithLast) and not part.exact)
+        parts = [part for part in self.fields.parts if not part.is_bag]  # the columns of `FieldCodes.matrix`
+        self.columns = [
+            index for index, part in enumerate(parts) if not (isinstance(part, CrossedWithLast) and not part.is_exact)
         ]
         kinds = (ItemId, ItemCategory, RequestCategory, CrossedWithLast)
-        self.categories = [place for place, at in enumerate(self.read) if isinstance(single[at], kinds)]
+        self.categorical = [number for number, index in enumerate(self.columns) if isinstance(parts[index], kinds)]
         self.register_buffer("trees", torch.zeros(0, dtype=torch.uint8))  # JSON: LightGBM's text for each task
         self.register_buffer("leaf_weights", torch.zeros(0))  # [S, E, V]
         self.register_buffer("leaf_biases", torch.zeros(0))  # [S]
-        self._parsed: tuple[Tensor, int, list[lightgbm.Booster]] | None = None  # text, its version, what it says
+        self._booster_cache: tuple[Tensor, int, list[lightgbm.Booster]] | None = None  # text, its version, trees
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moved as any module; the trees are read anew from the text that has moved."""
-        self._parsed = None
+        """Move or convert the module; the trees are parsed again from the converted text."""
+        self._booster_cache = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def fit(self, train: Dataset) -> None:
-        """Grows the trees of every task."""
+        """Fit the trees of every task to the training data."""
         self.fit_to(self.examples(train))
 
     def fit_to(self, examples: Examples[SequenceBatch]) -> None:
-        """The same, from examples that stand (`examples_of`)."""
+        """Fit the trees of every task to one epoch of the examples, such as those of `examples_of`."""
         parts = []
-        for batch in examples.batches(READ_AT_ONCE, epoch=0, seed=0):
+        for batch in examples.batches(READ_BATCH, epoch=0, seed=0):
             assert batch.candidates is not None
             values = torch.stack([batch.candidate_labels[label].values for label in self._labels(batch)], 1)
             labels = values > 0
             weights = torch.where(labels, torch.as_tensor(self._weights(batch))[..., None], 1.0)
-            known = ~values.isnan()
+            has_label = ~values.isnan()
             matrix = self._matrix(self.fields(batch))
-            parts.append((matrix, labels.numpy(), weights.numpy(), known.numpy(), batch.candidates.lengths.numpy()))
-        matrix, labels_PS, weights_PS, known_PS, sizes = (np.concatenate(part) for part in zip(*parts, strict=True))
-        grows = np.ones(len(matrix), np.bool_)
+            lengths = batch.candidates.lengths.numpy()
+            parts.append((matrix, labels.numpy(), weights.numpy(), has_label.numpy(), lengths))
+        matrix, labels_PS, weights_PS, has_label_PS, sizes = (np.concatenate(part) for part in zip(*parts, strict=True))
+        is_for_trees = np.ones(len(matrix), np.bool_)
         if self.config.leaf_regression:
-            grows = np.repeat(np.random.default_rng(0).random(len(sizes)) < 0.5, sizes)
+            is_for_trees = np.repeat(np.random.default_rng(0).random(len(sizes)) < 0.5, sizes)
         texts = []
         for column in range(len(self.tasks)):
-            rows = grows & known_PS[:, column]  # what is not known of a candidate teaches nothing
+            rows = is_for_trees & has_label_PS[:, column]  # candidates without a label are no examples
             data = lightgbm.Dataset(
                 matrix[rows],
                 labels_PS[rows, column],
                 weight=weights_PS[rows, column],
-                group=_sizes_of(sizes, rows) if self.config.objective == "listwise" else None,
-                categorical_feature=self.categories,
+                group=_group_sizes(sizes, rows) if self.config.objective == "listwise" else None,
+                categorical_feature=self.categorical,
             )
             texts.append(lightgbm.train(self._settings(), data, num_boost_round=self.config.trees).model_to_string())
         self.trees = torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
         if self.config.leaf_regression:
-            self._weigh_leaves(matrix[~grows], labels_PS[~grows], weights_PS[~grows], known_PS[~grows])
+            rest = ~is_for_trees
+            self._fit_leaf_weights(matrix[rest], labels_PS[rest], weights_PS[rest], has_label_PS[rest])
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """The sums of the trees' answers, or of their leaves' weights."""
+        """Return the logits [P, S]: the sums of the trees' outputs, or of the weights of their leaves.
+
+        Before the trees are fitted all logits are 0.
+        """
         boosters, matrix = self._boosters(), self._matrix(codes)
         if not boosters:
             return self.popularity.new_zeros(len(matrix), len(self.tasks))
         if not self.config.leaf_regression:
-            answers = [torch.from_numpy(booster.predict(matrix, raw_score=True)) for booster in boosters]
-            return torch.stack(answers, 1).to(self.popularity)
+            outputs = [torch.from_numpy(booster.predict(matrix, raw_score=True)) for booster in boosters]
+            return torch.stack(outputs, 1).to(self.popularity)
         logits = [
             weights[torch.arange(len(weights)), torch.from_numpy(_leaves(booster, matrix))].sum(1)
             for booster, weights in zip(boosters, self.leaf_weights, strict=True)
@@ -148,11 +153,12 @@ class GBDT(RankingModel):
         return torch.stack(logits, 1) + self.leaf_biases
 
     def _matrix(self, codes: FieldCodes) -> NDArray[np.int32]:
-        """What the trees read, [P, F]."""
-        matrix: NDArray[np.int32] = codes.matrix()[:, self.read].int().cpu().numpy()
+        """Return the codes that the trees read, [P, F]."""
+        matrix: NDArray[np.int32] = codes.matrix()[:, self.columns].int().cpu().numpy()
         return matrix
 
     def _settings(self) -> dict[str, Any]:
+        """Return the parameters of LightGBM."""
         settings = self.config
         return {
             "objective": "lambdarank" if self.config.objective == "listwise" else "binary",
@@ -167,52 +173,55 @@ class GBDT(RankingModel):
         }
 
     def _boosters(self) -> list[lightgbm.Booster]:
-        """Return the trees, read from their text once; anew if other weights have been loaded."""
+        """Return the trees of each task, parsed from their text once, and again if other weights are loaded."""
         version = version_of(self.trees)
-        if self._parsed is None or self._parsed[0] is not self.trees or self._parsed[1] != version:
+        if self._booster_cache is None or self._booster_cache[0] is not self.trees or self._booster_cache[1] != version:
             texts = json.loads(self.trees.cpu().numpy().tobytes()) if len(self.trees) else []
-            self._parsed = (self.trees, version, [lightgbm.Booster(model_str=text) for text in texts])
-        return self._parsed[2]
+            self._booster_cache = (self.trees, version, [lightgbm.Booster(model_str=text) for text in texts])
+        return self._booster_cache[2]
 
-    def _weigh_leaves(
+    def _fit_leaf_weights(
         self,
         matrix: NDArray[np.int32],
         labels_PS: NDArray[np.bool_],
         weights_PS: NDArray[np.float32],
-        known_PS: NDArray[np.bool_],
+        has_label_PS: NDArray[np.bool_],
     ) -> None:
-        """Logistic regression of the labels on the leaves of trees that have not seen them."""
+        """Fit a logistic regression of the labels on the leaves, from candidates that have not grown the trees.
+
+        Raises UserError if a task has one label only.
+        """
         weights, biases = [], []
         for column, booster in enumerate(self._boosters()):
-            known = known_PS[:, column]
-            if len(np.unique(labels_PS[known, column])) < 2:
+            rows = has_label_PS[:, column]
+            if len(np.unique(labels_PS[rows, column])) < 2:
                 raise UserError(
-                    "model.leaf_regression: of the half of the requests that weighs the leaves, no two candidates "
-                    f"differ in the label of {self.tasks[column]!r}; leave leaf_regression out"
+                    "model.leaf_regression: in the half of the requests that fits the leaves' weights, no two "
+                    f"candidates differ in the label of {self.tasks[column]!r}; leave leaf_regression out"
                 )
-            leaves_PE = _leaves(booster, matrix[known])
+            leaves_PE = _leaves(booster, matrix[rows])
             shape = (leaves_PE.shape[1], self.config.leaves)
-            places = leaves_PE + np.arange(shape[0]) * shape[1]
-            ones = csr_matrix(
-                (np.ones(places.size), places.ravel(), np.arange(len(places) + 1) * shape[0]),
-                (len(places), shape[0] * shape[1]),
+            columns_PE = leaves_PE + np.arange(shape[0]) * shape[1]
+            is_leaf = csr_matrix(
+                (np.ones(columns_PE.size), columns_PE.ravel(), np.arange(len(columns_PE) + 1) * shape[0]),
+                (len(columns_PE), shape[0] * shape[1]),
             )
-            fitted = LogisticRegression(C=1 / self.config.leaf_l2, max_iter=1000).fit(
-                ones, labels_PS[known, column], sample_weight=weights_PS[known, column]
+            regression = LogisticRegression(C=1 / self.config.leaf_l2, max_iter=1000).fit(
+                is_leaf, labels_PS[rows, column], sample_weight=weights_PS[rows, column]
             )
-            weights.append(torch.from_numpy(fitted.coef_[0].reshape(shape)).float())
-            biases.append(float(fitted.intercept_[0]))
+            weights.append(torch.from_numpy(regression.coef_[0].reshape(shape)).float())
+            biases.append(float(regression.intercept_[0]))
         self.leaf_weights, self.leaf_biases = torch.stack(weights), torch.tensor(biases)
 
 
 def _leaves(booster: lightgbm.Booster, matrix: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The leaf that each tree puts each candidate into, [P, E]."""
+    """Return the leaf of each candidate in each tree, [P, E]."""
     leaves = np.asarray(booster.predict(matrix, pred_leaf=True), np.int64)
     return leaves.reshape(len(matrix), -1)
 
 
-def _sizes_of(sizes: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Of the requests with candidates that are kept, how many of these each has."""
-    counts = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[kept], minlength=len(sizes))
-    left: NDArray[np.int64] = counts[counts > 0]
-    return left
+def _group_sizes(sizes: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the number of candidates in `mask [P]` of each request that has any; `sizes` are those of all requests."""
+    counts = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[mask], minlength=len(sizes))
+    nonzero: NDArray[np.int64] = counts[counts > 0]
+    return nonzero

@@ -1,11 +1,11 @@
 """LR: logistic regression over fields.
 
-McMahan et al., Ad Click Prediction: a View from the Trenches, KDD 2013. Each code of each field has one weight a task;
-a candidate's logit is their sum. With FTRL-proximal (training.optimizer = "ftrl") most weights of rare codes stay
-exactly 0.
+McMahan et al., Ad Click Prediction: a View from the Trenches, KDD 2013. Each code of each field has one weight for each
+task. A candidate's logit is the sum of the weights of its codes. With FTRL-proximal (training.optimizer = "ftrl") most
+weights of rare codes remain exactly 0.
 
 Notable
-- Codes of a bag (the items of a history) count with their mean.
+- The codes of a bag (the items of a history) contribute the mean of their weights.
 - Interactions between fields are crossed fields (nn/fields/fields.py, cross.*), as in the paper's system.
 
 Shapes: P candidates, F fields, S tasks.
@@ -28,7 +28,7 @@ class LRConfig(RankingConfig):
 
 
 class LR(RankingModel):
-    """Ranks by a weighted sum of fields."""
+    """Ranker with a sum of one weight for each field."""
 
     Config = LRConfig
 
@@ -39,6 +39,6 @@ class LR(RankingModel):
         self.bias = nn.Parameter(torch.zeros(len(self.tasks)))
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """Sum over fields of the weights of their codes, and a bias."""
+        """Return the logits [P, S]: the sum over fields of the weights of their codes, plus a bias."""
         out: Tensor = self.vectors(codes).sum(1) + self.bias
         return out

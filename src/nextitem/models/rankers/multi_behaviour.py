@@ -1,13 +1,13 @@
-"""Several behaviour sequences: clicks, purchases, ... each read with the others and the candidate in view.
+"""Several behaviour sequences (clicks, purchases, ...) that attend to one another and to the candidate.
 
-The history is split by action. By cross attention each event takes from the other sequences what goes with it (a click
-from the purchases that followed such clicks); target attention then sums each sequence up for the candidate, as in DIN
-(arXiv 1706.06978). Sequences by behaviour that attend to one another: e.g. Gu et al., DMT, CIKM 2020; Yuan et al.,
-MB-STR, SIGIR 2022.
+The history is split by action. By cross attention each event reads related events of the other sequences (a click reads
+the purchases that followed such clicks). Target attention then sums each sequence for the candidate, as in DIN
+(arXiv 1706.06978). Other models with sequences by behaviour that attend to one another: e.g. Gu et al., DMT, CIKM 2020;
+Yuan et al., MB-STR, SIGIR 2022.
 
 Notable
-- Cross attention acts between sequences only, and once: it does not depend on the candidate, so it is done once a
-  request.
+- Cross attention acts between sequences only, in one layer. It does not depend on the candidate, so it is computed once
+  for each request.
 
 Shapes: B requests, L history, P candidates, F fields, D width, X width of an item's fields, S tasks.
 """
@@ -31,24 +31,26 @@ from nextitem.nn.ranking.mlp import Activation
 
 
 class MultiBehaviourConfig(DeepConfig):
-    """Settings of MultiBehaviour."""
+    """Settings of the ranker with several behaviour sequences."""
 
     activation: Activation = "dice"
     behaviours: int = Field(2, ge=1)
-    """Sequences: the first actions by name have one each; the last takes the others."""
+    """Number of sequences: one for each of the first actions by name; the last sequence contains all other actions."""
     heads: int = Field(2, ge=1)
-    """Of cross attention."""
+    """Number of heads of the cross attention between sequences."""
     unit: tuple[int, int] = (80, 40)
-    """Widths of the activation units' hidden layers."""
+    """Widths of the hidden layers of the activation units, which weigh history items."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
-        alone = configs.idle_unless(self.behaviours > 1, "behaviours is 1: there is no other sequence", "heads")
-        return {**super().idle_fields(), **alone}
+        """Return the fields that are unused with the present values of the other fields: name -> reason."""
+        cross_settings = configs.idle_unless(
+            self.behaviours > 1, "behaviours is 1: there is no other sequence", "heads"
+        )
+        return {**super().idle_fields(), **cross_settings}
 
 
 class MultiBehaviour(RankingModel):
-    """Ranks by fields and by several histories as the candidate sees them."""
+    """Ranker that reads fields and one history for each behaviour, each weighted by attention to the candidate."""
 
     Config = MultiBehaviourConfig
 
@@ -70,7 +72,7 @@ class MultiBehaviour(RankingModel):
         self.deep = deep_part(config, len(self.fields) * config.width + count * width, tasks=len(self.tasks))
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """What the network makes of the fields and of each sequence as the candidate sees it."""
+        """Return the logits [P, S] of the network over the fields and the candidate's view of each sequence."""
         assert batch.candidates is not None
         sequences = self.sequences(batch)
         padded = [self.vectors.of_items(sequence.to_padded()) for sequence in sequences]
@@ -86,15 +88,18 @@ class MultiBehaviour(RankingModel):
         return out
 
     def sequences(self, batch: SequenceBatch) -> list[Jagged]:
-        """The recent items, split by their actions; events without one are in the first."""
+        """Split the recent items of the histories by action, into one Jagged for each behaviour.
+
+        Events without an action are in the first sequence.
+        """
         recent = batch.last(self.config.max_history_length)
         if recent.actions is None:
-            sequence = torch.zeros_like(recent.items.values)
+            behaviours = torch.zeros_like(recent.items.values)
         else:
-            sequence = (recent.actions.values - 1).clamp(min=0, max=self.behaviours - 1)
-        rows, found = recent.items.row_ids(), []
-        for number in range(self.behaviours):
-            kept = sequence == number
-            lengths = torch.bincount(rows[kept], minlength=batch.num_requests)
-            found.append(Jagged.from_lengths(recent.items.values[kept], lengths))
-        return found
+            behaviours = (recent.actions.values - 1).clamp(min=0, max=self.behaviours - 1)
+        rows, sequences = recent.items.row_ids(), []
+        for behaviour in range(self.behaviours):
+            mask = behaviours == behaviour
+            lengths = torch.bincount(rows[mask], minlength=batch.num_requests)
+            sequences.append(Jagged.from_lengths(recent.items.values[mask], lengths))
+        return sequences

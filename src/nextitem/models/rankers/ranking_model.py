@@ -1,9 +1,9 @@
-"""RankingModel: what all rankers share: fields, what they learn from, loss, scores, lists.
+"""RankingModel: base class of all rankers, with fields, training examples, loss, scores and lists.
 
-A ranker turns the fields of a request and its candidates into one logit for each task (`logits`). It learns from what
-was shown and what became of it, or, where a log has no impressions, from each event against drawn negatives.
+A ranker turns the fields of a request and its candidates into one logit for each task (`logits`). It learns from
+impressions and their labels. If a log has no impressions, it learns from each event against sampled negatives.
 
-Shapes: B requests, P candidates of all of them, K candidates of one, S tasks, N items.
+Shapes: B requests, P candidates of all requests, K candidates of one request, S tasks, N items.
 """
 
 from __future__ import annotations
@@ -41,54 +41,54 @@ from nextitem.nn.fields.fields import FieldCodes, Fields, FieldVectors
 from nextitem.nn.ranking.calibration import Curve, calibration
 from nextitem.nn.ranking.mini_batch_aware import mini_batch_aware_l2
 
-COUNTED_AT_ONCE = 1024  # requests
-BLOCK = 16_384  # candidates that are scored at a time
-TIE_SLOPE = 1e-9  # of a log-probability in its logit: decides between equal probabilities, and nothing else
-FITTED_ON = 20_000  # training requests that quantiles and vocabularies are taken from, where candidates are drawn
+COUNT_BATCH = 1024  # requests in a batch of examples when codes are counted
+BLOCK = 16_384  # number of candidates that are scored at a time
+TIE_SLOPE = 1e-9  # slope of a log-probability in its logit: only decides between equal probabilities
+NUM_FIT_REQUESTS = 20_000  # training requests for quantiles and vocabularies, if candidates are sampled
 
 
 class RankingModel(Recommender):
-    """Ranks candidates; without any, the whole catalogue. A subclass gives the logits."""
+    """Ranker of candidates, or of the whole catalogue without candidates. Subclasses compute the logits."""
 
     known_answers: ClassVar[tuple[str, ...]] = ("checkerboard",)
     config: RankingConfig
-    vectors: FieldVectors  # those of a subclass
+    vectors: FieldVectors  # created by subclasses
     counts: Tensor
 
     def __init__(self, config: RankingConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        brought = (*config.candidate_features, *(("slot",) if config.position == "field" else ()))
+        candidate_features = (*config.candidate_features, *(("slot",) if config.position == "field" else ()))
         self.fields = Fields(
             catalog,
             config.fields,
             max_history_length=config.max_history_length,
             buckets=config.buckets,
             pair_buckets=config.pair_buckets,
-            brought=brought,
+            candidate_features=candidate_features,
         )
-        self.register_buffer("counts", torch.zeros(self.fields.size if config.l2 else 0))  # candidates with each code
+        self.register_buffer("counts", torch.zeros(self.fields.size if config.l2 else 0))  # of candidates by code
         self.curves = nn.ModuleList(calibration(config.calibration) for _ in self.tasks if config.calibration)
-        self.register_buffer("examined", torch.ones(1))  # how likely each slot is looked at, where slots are weighed
+        self.register_buffer("examined", torch.ones(1))  # probability that a slot is looked at, for slot weights
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What the logits are of, in order."""
+        """Names of the tasks, in the order of the logits."""
         return self.config.task_names
 
     @property
-    def history_read(self) -> int:
-        """How many recent events of a history matter, at most."""
+    def max_read_events(self) -> int:
+        """Largest number of recent events of a history that the model reads."""
         return self.config.max_history_length
 
     @property
     def can_rank_unseen_items(self) -> bool:
-        """Whether a field reads a column of the catalogue: ids and counts alone say nothing of an item without one."""
+        """Whether a field reads a column of the catalogue: ids and counts do not describe items without events."""
         return self.fields.has_content
 
     def unseen_items(self) -> Tensor | None:
-        """Return the items that no event and no training request holds, if only ids and counts are read.
+        """Return the items in no event and no training request, bool [N + 1], if only ids and counts are read.
 
-        None too if candidates bring features of their own: then their sender knows more of them.
+        None if there are none, or if candidates come with features: their sender then knows more about them.
         """
         if self.can_rank_unseen_items or self.config.candidate_features:
             return None
@@ -96,29 +96,30 @@ class RankingModel(Recommender):
 
     @abstractmethod
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """[P, S] for the candidates of a batch, whose fields have these codes."""
+        """Return the logits [P, S] for the candidates of a batch, whose fields have these codes."""
 
     def examples(self, train: Dataset) -> Examples[SequenceBatch]:
-        """What was shown, or events with negatives; quantiles, vocabularies and counts are taken from them."""
-        chosen = self.config
-        if chosen.learn_from == "impressions" or (chosen.learn_from == "auto" and train.impressions is not None):
-            return self.examples_of(shown_requests(train, delay_hours=chosen.delay_hours), train.interactions)
-        if chosen.learn_from == "auto" and (chosen.delay_hours or chosen.position == "weight"):
-            name = "delay_hours" if chosen.delay_hours else "position"
+        """Return impressions, or events with negatives; fit quantiles, vocabularies and counts to them."""
+        config = self.config
+        if config.learn_from == "impressions" or (config.learn_from == "auto" and train.impressions is not None):
+            return self.examples_of(shown_requests(train, delay_hours=config.delay_hours), train.interactions)
+        if config.learn_from == "auto" and (config.delay_hours or config.position == "weight"):
+            name = "delay_hours" if config.delay_hours else "position"
             raise UserError(f"{train.name}: model.{name} is about impressions, and training has none; leave it out")
         sampled = SampledCandidates(
             train,
-            num_negatives=chosen.num_negatives,
-            power=chosen.negatives_power,
-            max_history_length=self.history_read,
+            num_negatives=config.num_negatives,
+            power=config.negatives_power,
+            max_history_length=self.max_read_events,
         )
-        self.fields.fit(sampled.events.sample(FITTED_ON), train.interactions)
-        return self._counted(sampled)
+        self.fields.fit(sampled.events.sample(NUM_FIT_REQUESTS), train.interactions)
+        return self._count_codes(sampled)
 
     def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples[SequenceBatch]:
-        """Training on requests that stand: what was shown, or what channels found.
+        """Return examples from precomputed requests: impressions, or candidates of the channels of a cascade.
 
-        Raises UserError if a task has one label only, or if slots are to be weighed and there are none.
+        Fields are fitted to the requests and the log. Raises UserError if a task has one label only, or if `position`
+        is "weight" and candidates have no slots.
         """
         for label in self._labels(requests):
             require_both_labels(requests, label)
@@ -130,60 +131,60 @@ class RankingModel(Recommender):
                 )
             self.examined = examination(requests, self._labels(requests)[0])
         self.fields.fit(requests, log)
-        return self._counted(LabelledRequests(requests))
+        return self._count_codes(LabelledRequests(requests))
 
     @property
     def prefers_impressions(self) -> bool:
-        """Whether it learns from what was shown, also as a stage of a cascade."""
+        """Whether the model learns from impressions even as a stage of a cascade."""
         return self.config.learn_from == "impressions"
 
-    def _counted(self, examples: Examples[SequenceBatch]) -> Examples[SequenceBatch]:
-        """The same, after counting for how many candidates of an epoch each code is read."""
+    def _count_codes(self, examples: Examples[SequenceBatch]) -> Examples[SequenceBatch]:
+        """Count the candidates of an epoch for which each code is read, if `l2` needs it; return the examples."""
         if self.config.l2:
             self.counts.zero_()
-            for batch in examples.batches(COUNTED_AT_ONCE, epoch=0, seed=0):
+            for batch in examples.batches(COUNT_BATCH, epoch=0, seed=0):
                 self.counts.index_add_(0, *self.fields(batch).looked_up())
         return examples
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
-        """Cross-entropy of every task, and what the ranker adds to it."""
+        """Return the cross-entropy of all tasks, plus the penalty."""
         codes = self.fields(batch)
         terms = self.cross_entropy(batch, self.logits(batch, codes))
         return LossTerms(terms.total + self.penalty(batch, codes), terms.named)
 
     def cross_entropy(self, batch: SequenceBatch, logits: Tensor) -> LossTerms:
-        """Loss of every task for logits [P, S]. Requests count alike; candidates without a known label are left out."""
+        """Return the loss of all tasks for logits [P, S]: requests count alike, unlabelled candidates not at all."""
         assert batch.candidates is not None
         rows = batch.candidates.row_ids()
         weights = self._weights(batch)
         losses = {}
         for column, label in enumerate(self._labels(batch)):
             labels = batch.candidate_labels[label].values
-            # A positive in a slot that is rarely looked at stands for those that were not seen there.
-            each = torch.where(labels > 0, weights, 1) * (
+            # A positive in a slot that is rarely looked at also represents those that were not looked at there.
+            values = torch.where(labels > 0, weights, 1) * (
                 listwise_softmax(logits[:, column], labels, rows, num_requests=batch.num_requests)
                 if self.config.objective == "listwise"
                 else F.binary_cross_entropy_with_logits(logits[:, column], (labels > 0).float(), reduction="none")
             )
             losses[self.tasks[column]] = mean_by_request(
-                each, rows, num_requests=batch.num_requests, is_known=~labels.isnan()
+                values, rows, num_requests=batch.num_requests, is_known=~labels.isnan()
             )
         total = torch.stack(list(losses.values())).sum()
-        shown = {name: value.detach() for name, value in losses.items()} if len(losses) > 1 else {}
-        return LossTerms(total, shown)
+        named = {name: value.detach() for name, value in losses.items()} if len(losses) > 1 else {}
+        return LossTerms(total, named)
 
     def penalty(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """What is added to the loss: the mini-batch-aware L2 of the field vectors."""
+        """Return the term added to the loss: the mini-batch-aware L2 penalty of the field vectors."""
         if not self.config.l2:
             return self.popularity.new_zeros(())
         return self.config.l2 * mini_batch_aware_l2(self.vectors.table.weight, codes.looked_up()[0], self.counts)
 
     @torch.no_grad()
     def calibrate(self, requests: SequenceBatch) -> tuple[str, ...]:
-        """Fit the curves to what became of requests that nothing was learnt from.
+        """Fit the calibration curves to labelled requests that are not in the training data.
 
-        A task whose labels are all alike keeps its probabilities as they were learnt: a curve through one label would
-        give every candidate the same. Returns a sentence for each such task. Raises UserError without labels.
+        If all labels of a task are equal, its probabilities stay uncalibrated: a curve through one label would give
+        every candidate the same. Returns a sentence for each such task. Raises UserError without labels.
         """
         if not self.curves:
             return ()
@@ -198,19 +199,19 @@ class RankingModel(Recommender):
                 cast(Curve, self.curves[column]).fit(logits[has_label, column], labels[has_label])
             else:
                 notes.append(
-                    f"model.calibration: the probabilities of {label!r} stay as they were learnt, since "
+                    f"model.calibration: the probabilities of {label!r} stay uncalibrated, since "
                     f"{'none' if not count else 'each'} of the {total} validation candidates has that label, "
                     "and a curve needs both kinds"
                 )
         return tuple(notes)
 
     def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
-        """Task -> probabilities [B, K], aligned with the padded candidates (-inf at padding); slots are not read."""
-        given = batch.candidates
-        assert given is not None, "there are no candidates to score"
+        """Return by task the probabilities of the padded candidates [B, K], -inf at padding; slots are ignored."""
+        candidates = batch.candidates
+        assert candidates is not None, "there are no candidates to score"
         probabilities = self._probabilities(self._all_logits(batch))
         return {
-            task: given.with_values(probabilities[:, column]).to_padded(fill=-torch.inf)
+            task: candidates.with_values(probabilities[:, column]).to_padded(fill=-torch.inf)
             for column, task in enumerate(self.tasks)
         }
 
@@ -222,7 +223,7 @@ class RankingModel(Recommender):
         return top_candidates(batch.candidates, scores, batch, k, num_items=self.num_items, unseen=unseen)
 
     def _from_catalogue(self, batch: SequenceBatch, k: int) -> Recommendations:
-        """Rank every item that is allowed, some requests at a time."""
+        """Rank all allowed items, for a block of requests at a time."""
         items = torch.arange(1, self.num_items + 1, device=batch.items.values.device)
         if batch.allowed is not None:
             items = batch.allowed.any(0).nonzero()[:, 0]
@@ -230,21 +231,21 @@ class RankingModel(Recommender):
         answers = []
         rows = torch.arange(batch.num_requests, device=items.device)
         for block in torch.split(rows, max(1, BLOCK // max(1, len(items)))):
-            asked = batch.select(block)
+            requests = batch.select(block)
             scores = torch.full((len(block), self.num_items + 1), -torch.inf, dtype=torch.float64, device=items.device)
             for part in torch.split(items, BLOCK):
                 offsets = torch.arange(len(block) + 1, device=items.device) * len(part)
                 candidates = Jagged(part.repeat(len(block)), offsets)
-                scores[:, part] = self._order(replace(asked, candidates=candidates)).view(-1, len(part)).double()
-            answers.append(top_items(scores, asked, k))
+                scores[:, part] = self._order(replace(requests, candidates=candidates)).view(-1, len(part)).double()
+            answers.append(top_items(scores, requests, k))
         return Recommendations(
             torch.cat([answer.item_ids for answer in answers]), torch.cat([answer.scores for answer in answers])
         )
 
     def _order(self, batch: SequenceBatch) -> Tensor:
-        """Return what candidates are ranked by [P]: the first task's logit, or the sum that `order_by` asks for.
+        """Return the scores that order candidates [P]: the first task's logit, or the weighted sum of `order_by`.
 
-        The sum is in float64, and each log-probability rises a little with its logit, so that candidates on one step of
+        The sum is in float64. Each log-probability rises a little with its logit, so that candidates on one step of
         an isotonic curve, or with a probability that rounds to 1, keep the order of their logits.
         """
         logits = self._all_logits(batch)
@@ -259,33 +260,34 @@ class RankingModel(Recommender):
         return order
 
     def _all_logits(self, batch: SequenceBatch) -> Tensor:
-        """[P, S], some BLOCK candidates at a time; slots are not read."""
-        given = batch.candidates
-        assert given is not None
+        """Return the logits [P, S], computed for about BLOCK candidates at a time; slots are ignored."""
+        candidates = batch.candidates
+        assert candidates is not None
         batch = _without_slots(batch)
-        if len(given.values) <= BLOCK:
+        if len(candidates.values) <= BLOCK:
             return self.logits(batch, self.fields(batch))
-        block = given.offsets[1:] // BLOCK
+        block = candidates.offsets[1:] // BLOCK
         rows = torch.arange(batch.num_requests, device=block.device)
         parts = [batch.select(rows[block == number]) for number in torch.unique(block)]
         return torch.cat([self.logits(part, self.fields(part)) for part in parts])
 
     def _probabilities(self, logits: Tensor) -> Tensor:
-        """[P, S], calibrated where a curve has been fitted."""
+        """Return the probabilities [P, S], by the calibration curves if there are any."""
         if not self.curves:
             return logits.sigmoid()
         return torch.stack([curve(logits[:, column]) for column, curve in enumerate(self.curves)], 1)
 
     def _labels(self, batch: SequenceBatch) -> list[str]:
-        """The label of each task. Without named tasks the first label that there is."""
-        given = batch.candidate_labels
-        names = self.config.tasks or tuple(given)[:1]
+        """Return the name of the label of each task; if no tasks are named, the first label of the data."""
+        labels = batch.candidate_labels
+        names = self.config.tasks or tuple(labels)[:1]
         for name in names:
-            if name not in given:
-                raise UserError(f"model.tasks: there is no label {name!r}; this data has {', '.join(given)}")
+            if name not in labels:
+                raise UserError(f"model.tasks: there is no label {name!r}; this data has {', '.join(labels)}")
         return list(names)
 
     def _weights(self, batch: SequenceBatch) -> Tensor | float:
+        """Return the weight of each candidate if it is positive [P]: one over the examination of its slot."""
         if self.config.position != "weight" or "slot" not in batch.candidate_features:
             return 1.0
         slots = batch.candidate_features["slot"].values.long().clamp(max=len(self.examined) - 1)
@@ -293,6 +295,6 @@ class RankingModel(Recommender):
 
 
 def _without_slots(batch: SequenceBatch) -> SequenceBatch:
-    """Where an item will stand is not known before it is ranked."""
-    kept = {name: column for name, column in batch.candidate_features.items() if name != "slot"}
-    return replace(batch, candidate_features=kept)
+    """Drop slot features: the slot is unknown at inference."""
+    features = {name: column for name, column in batch.candidate_features.items() if name != "slot"}
+    return replace(batch, candidate_features=features)

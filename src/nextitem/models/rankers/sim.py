@@ -1,18 +1,20 @@
-"""SIM: the few events of a lifelong history that matter to the candidate.
+"""SIM: attention to the events of a lifelong history that a search selects for the candidate.
 
-Pi et al., Search-based Interest Model, arXiv 2006.05639. A general search unit finds at most K events of a history of
-thousands: hard, those that share the candidate's category, or soft, those with the highest inner products. An exact
-search unit then attends to them with several heads, time gaps in view. The recent history is read as DIN reads it.
+Pi et al., Search-based Interest Model, arXiv 2006.05639. A general search unit selects at most K events from a history
+of thousands. The hard search selects events that share the candidate's category; the soft search selects those with the
+highest inner products. An exact search unit then attends to them with several heads and reads their time gaps. The
+recent history is read as in DIN.
 
 Notable
-- The soft search's vectors learn from an auxiliary task on the whole long history, as in the paper: its mean (the
-  paper: sum), weighed by the inner products, and the candidate must predict the labels too. The search itself passes no
-  gradient.
-- That mean is linear in the candidate, so it is made once a request, whatever the number of candidates.
+- The vectors of the soft search learn from an auxiliary task on the whole long history, as in the paper. The labels are
+  predicted from the candidate and the mean (the paper: sum) of the history, weighted by the inner products. The search
+  itself passes no gradient.
+- That mean is linear in the candidate. So the events are summed once for each request, whatever the number of
+  candidates.
 - The recent part is target attention (DIN); the paper's production model has DIEN there.
 
-Shapes: B requests, T events of all histories, P candidates, K found, F fields, D width, X width of an item's fields,
-G width of the search, S tasks.
+Shapes: B requests, T events of all histories, P candidates, K selected events, F fields, D width, X width of an item's
+fields, G width of the search, S tasks.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from nextitem.models.rankers.deep import DeepConfig, deep_part, field_gates, his
 from nextitem.models.rankers.ranking_model import RankingModel
 from nextitem.nn.attention.target_attention import MultiHeadTargetAttention, TargetAttention
 from nextitem.nn.fields.fields import FieldCodes, FieldVectors
-from nextitem.nn.fields.kinds import HOUR_MS, MOST, ItemCategory, ItemField, ItemId, logarithmic
+from nextitem.nn.fields.kinds import HOUR_MS, NUM_LOG_CODES, ItemCategory, ItemField, ItemId, logarithmic
 from nextitem.nn.ranking.behaviour_search import SearchResult, search_nearest, search_same
 from nextitem.nn.ranking.mlp import Activation, mlp
 
@@ -41,26 +43,26 @@ class SIMConfig(DeepConfig):
 
     activation: Activation = "dice"
     unit: tuple[int, int] = (80, 40)
-    """Widths of the activation unit's hidden layers, for the recent history."""
+    """Widths of the hidden layers of the activation unit, which weighs items of the recent history."""
     long_history_length: int = Field(10_000, ge=1)
-    """Most recent events that are searched."""
+    """Number of most recent events of a history that are searched."""
     search: Literal["hard", "soft"] = "hard"
-    """By category, or by inner product."""
+    """Search in the long history: by the candidate's category (hard) or by inner products (soft)."""
     category: str = ""
-    """Categorical column of the hard search; none named: the catalogue's with the most values."""
-    found: int = Field(50, ge=1)
-    """K, events that the search hands on at most."""
+    """Categorical feature of items for the hard search; empty: the one with the most values."""
+    max_search_results: int = Field(50, ge=1)
+    """Largest number of events that the search selects for a candidate (K)."""
     heads: int = Field(2, ge=1)
-    """Of the exact search unit."""
+    """Number of attention heads of the exact search unit."""
     time_width: int = Field(8, ge=1)
-    """Of the vector of a time gap."""
+    """Width of the vector of a time gap, between an event and the request."""
     search_width: int = Field(16, ge=1)
-    """G."""
+    """Width of the vectors of the soft search (G)."""
     search_loss: float = Field(0.2, ge=0)
-    """Alpha, the weight of the soft search's auxiliary task."""
+    """Weight of the loss of the soft search's auxiliary task (alpha)."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        """Return the fields that are unused with the present values of the other fields: name -> reason."""
         search, is_hard = f"search is {self.search}", self.search == "hard"
         return {
             **super().idle_fields(),
@@ -70,7 +72,7 @@ class SIMConfig(DeepConfig):
 
 
 class SIM(RankingModel):
-    """Ranks by fields, by the recent history, and by what a search finds in the long one."""
+    """Ranker that reads fields, the recent history, and the events that a search selects from the long history."""
 
     Config = SIMConfig
     config: SIMConfig
@@ -87,17 +89,17 @@ class SIM(RankingModel):
             self.auxiliary = mlp(2 * width, config.hidden, out=tasks)
         else:
             self.category = _category(catalog, config.category)
-        self.gaps = nn.Embedding(MOST, config.time_width)
+        self.gaps = nn.Embedding(NUM_LOG_CODES, config.time_width)
         self.exact = MultiHeadTargetAttention(width, key_width=width + config.time_width, heads=config.heads)
         self.deep = deep_part(config, len(self.fields) * config.width + 2 * width, tasks=tasks)
 
     @property
-    def history_read(self) -> int:
-        """The long history."""
+    def max_read_events(self) -> int:
+        """Largest number of recent events of a history that the model reads: those of the long history."""
         return max(self.config.max_history_length, self.config.long_history_length)
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """What the network makes of the fields, the recent and the long history."""
+        """Return the logits [P, S] of the network over the fields, the recent history and the long history."""
         assert batch.candidates is not None
         queries_PX = self.vectors.of_items(batch.candidates.values)
         recent = batch.items.last(self.config.max_history_length)
@@ -110,36 +112,40 @@ class SIM(RankingModel):
         return out
 
     def long_interest(self, batch: SequenceBatch, queries_PX: Tensor) -> Tensor:
-        """What the searches find in the long history for each candidate, summed up, [P, X]."""
+        """Return the attention of each candidate to the events that the search selects for it, [P, X]."""
         long = batch.last(self.config.long_history_length)
-        found = self.search(long, queries_PX)
-        events = nn.functional.pad(long.items.values, (0, 1))  # so that place 0 is one
-        keys_PKX = self.vectors.of_items(events[found.places])
-        gaps_PK = nn.functional.pad(self._gaps(long), (0, 1))[found.places]
-        out: Tensor = self.exact(queries_PX, torch.cat([keys_PKX, self.gaps(gaps_PK)], 2), found.real)
+        result = self.search(long, queries_PX)
+        events = nn.functional.pad(long.items.values, (0, 1))  # so that index 0 exists even without events
+        keys_PKX = self.vectors.of_items(events[result.places])
+        gaps_PK = nn.functional.pad(self._gaps(long), (0, 1))[result.places]
+        out: Tensor = self.exact(queries_PX, torch.cat([keys_PKX, self.gaps(gaps_PK)], 2), result.real)
         return out
 
     @torch.no_grad()
     def search(self, long: SequenceBatch, queries_PX: Tensor) -> SearchResult:
-        """At most K events for each candidate, among those of the histories."""
+        """Select at most K events of the request's history for each candidate; `queries_PX` are the candidates."""
         assert long.candidates is not None
         if self.config.search == "hard":
-            codes, wanted = (self._categories(ids) for ids in (long.items.values, long.candidates.values))
+            event_codes, candidate_codes = (
+                self._categories(ids) for ids in (long.items.values, long.candidates.values)
+            )
             rows = long.candidates.row_ids()
-            return search_same(long.items.with_values(codes), wanted, rows, self.config.found)
+            return search_same(
+                long.items.with_values(event_codes), candidate_codes, rows, self.config.max_search_results
+            )
         keys = self.of_event(self.vectors.of_items(long.items.values))
         queries = long.candidates.with_values(self.of_candidate(queries_PX))
-        return search_nearest(long.items.with_values(keys), queries, self.config.found)
+        return search_nearest(long.items.with_values(keys), queries, self.config.max_search_results)
 
     def penalty(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """As every ranker, and alpha times the loss of the soft search's own prediction."""
+        """Return the penalty of every ranker, plus alpha times the loss of the soft search's auxiliary task."""
         if self.config.search == "hard":
             return super().penalty(batch, codes)
         assert batch.candidates is not None
         queries_PX = self.vectors.of_items(batch.candidates.values)
         long = batch.items.last(self.config.long_history_length)
         events_BLX = self.vectors.of_items(long.to_padded()) * (long.to_padded() > 0)[..., None]
-        # Mean over events of <W_a q, W_b e> e, with that of (W_b e) e^T taken first.
+        # Mean over events of <W_a q, W_b e> e; the mean of (W_b e) e^T is computed first, once for each request.
         memory_BGX = self.of_event(events_BLX).transpose(1, 2) @ events_BLX / long.lengths.clamp(min=1)[:, None, None]
         sums_PX = (self.of_candidate(queries_PX)[:, None] @ memory_BGX[codes.rows])[:, 0]
         logits = self.auxiliary(torch.cat([sums_PX, queries_PX], 1))
@@ -151,7 +157,7 @@ class SIM(RankingModel):
         return codes
 
     def _gaps(self, long: SequenceBatch) -> Tensor:
-        """How long before the request each event was, [T]; 0 without times."""
+        """Return the code of the time from each event to its request, [T]: logarithmic in hours; 0 without times."""
         if long.timestamps is None or long.request_times is None:
             return torch.zeros_like(long.items.values)
         gaps = long.request_times[long.items.row_ids()] - long.timestamps.values
@@ -159,10 +165,15 @@ class SIM(RankingModel):
 
 
 def _category(catalog: Catalog, column: str) -> ItemField:
-    """The codes that the hard search goes by; without a categorical column the items themselves."""
-    known = [name for name, kind in catalog.features.items() if kind == "categorical"]
-    if column and column not in known:
-        raise UserError(f"model.category: there is no categorical feature {column!r}; this data has {', '.join(known)}")
-    if not known:
+    """Return the field by which the hard search matches items: a categorical feature, or the item ids without any.
+
+    Raises UserError if `column` is no categorical feature of the catalogue.
+    """
+    categorical = [name for name, kind in catalog.features.items() if kind == "categorical"]
+    if column and column not in categorical:
+        raise UserError(
+            f"model.category: there is no categorical feature {column!r}; this data has {', '.join(categorical)}"
+        )
+    if not categorical:
         return ItemId(catalog.num_items)
-    return ItemCategory(catalog.table[column or max(known, key=lambda name: catalog.table[name].n_unique())])
+    return ItemCategory(catalog.table[column or max(categorical, key=lambda name: catalog.table[name].n_unique())])

@@ -1,12 +1,12 @@
-"""Wide & Deep: a linear model that remembers beside a network that generalises.
+"""Wide & Deep: a linear model that memorises beside a network that generalises.
 
-Cheng et al., arXiv 1606.07792. The wide part has one weight for each code of each field, crossed fields among them; the
-deep part reads vectors of the same fields. Their logits are added and learnt together.
+Cheng et al., arXiv 1606.07792. The wide part has one weight for each code of each field, including crossed fields. The
+deep part reads vectors of the same fields. Both are trained jointly on the sum of their logits.
 
 Notable
-- The wide part reads every field that the deep part does, not crosses of installed and shown items alone.
-- Optimizers stand in the recipe. The paper's are optimizer = "adagrad", and "ftrl" in [training.groups.wide]; the
-  default recipe trains both parts by AdamW, which did better on the shop.
+- The wide part reads every field that the deep part reads; the paper's reads only crosses of installed and shown items.
+- Optimizers are set in the recipe. Those of the paper are optimizer = "adagrad", and "ftrl" in [training.groups.wide].
+  The default recipe trains both parts with AdamW, which gave better results on the simulated shop.
 
 Shapes: P candidates, F fields, D width, S tasks.
 """
@@ -23,11 +23,11 @@ from nextitem.nn.fields.fields import FieldCodes, FieldVectors
 
 
 class WideAndDeepConfig(DeepConfig):
-    """Settings of WideAndDeep."""
+    """Settings of Wide & Deep."""
 
 
 class WideAndDeep(RankingModel):
-    """Ranks by the sum of a linear and a deep logit."""
+    """Ranker with the sum of a linear and a deep logit."""
 
     Config = WideAndDeepConfig
 
@@ -41,6 +41,9 @@ class WideAndDeep(RankingModel):
         self.deep = deep_part(config, fields * config.width, tasks=tasks)
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
-        """The weights of the codes, and what the network makes of their vectors; its bias is that of both."""
+        """Return the logits [P, S]: the sum of the weights of the codes, plus the output of the network.
+
+        The bias of the network is the bias of both parts.
+        """
         out: Tensor = self.wide(codes).sum(1) + self.deep(self.gates(self.vectors(codes)).flatten(1))
         return out

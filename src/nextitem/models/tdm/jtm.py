@@ -107,7 +107,8 @@ class JTM(Recommender):
         if epoch not in self.config.relearn_after:
             return ()
         assert self._examples is not None
-        batches = list(self._examples.of_each_item(self.config.targets_per_item, batch_size=_BATCH_SIZE, seed=epoch))
+        count = self.config.targets_per_item
+        batches = list(self._examples.item_capped_batches(count, batch_size=_BATCH_SIZE, seed=epoch))
         was_training = self.training
         self.eval()
         codes = self.assigned_codes(batches)

@@ -1,1 +1,1 @@
-"""Attention blocks, their caches, and how a history is continued."""
+"""Attention blocks, their key/value caches, and incremental encoding of histories."""

@@ -1,6 +1,6 @@
-"""The HSTU layer: pointwise SiLU attention with a gate, over jagged sequences (arXiv 2402.17152, eq. 1 to 3).
+"""HSTU layer: pointwise SiLU attention with a gate, over jagged sequences (arXiv 2402.17152, eq. 1 to 3).
 
-Shapes: T tokens of all sequences, D width, H heads, P longest sequence.
+Shapes: T tokens of all sequences, D width, H heads, P length of the longest sequence.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from nextitem.ops.hstu_attention import TIME_BUCKETS, Layout, hstu_attention
 
 @dataclass(frozen=True, eq=False)
 class Past:
-    """Tokens that were read before: new ones stand at the end of each sequence.
+    """Cached keys and values of tokens that were read before; new tokens follow at the end of each sequence.
 
-    order    [all tokens] int64: puts cached tokens followed by new ones into the order of the sequences
+    order    [all tokens] int64: indices that put the cached tokens followed by the new ones into sequence order
     cache    [cached tokens, 2 x layers, H, width of a head]: keys and values, layer by layer
     """
 
@@ -27,12 +27,13 @@ class Past:
 
 
 class HSTULayer(nn.Module):
-    """x + W_o(dropout(U * LN(A V))), with U, V, Q, K = SiLU(W LN(x)) and A = SiLU(Q K + bias) / N, causal.
+    """Causal HSTU layer with a residual connection.
 
+    It computes x + W_o(dropout(U * LN(A V))), with U, V, Q, K = SiLU(W LN(x)) and A = SiLU(Q K + bias) / N.
     Neither LN has weights; W has no bias. There is no feed-forward: the gate U takes its place. N is
-    `longest`, not the true length. Position and time biases are the layer's own and shared by its heads.
+    `longest`, not the true length. Each layer has its own position and time biases, shared by its heads.
 
-    normed_residual: LN(x) is what the output is added to, in place of x, as in the block of SASRec's authors.
+    normed_residual: add the output to LN(x) instead of x, as in the block of SASRec's authors.
     """
 
     def __init__(
@@ -64,9 +65,17 @@ class HSTULayer(nn.Module):
     def forward(
         self, hidden_TD: Tensor, layout: Layout, past: Past | None = None, layer: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """New hidden states [T, D], and the keys and values [T, H, head width] of the given tokens.
+        """Return the new hidden states of tokens, and their keys and values for a cache.
 
-        With `past`, `hidden_TD` holds the new tokens only; `layer` chooses what is cached.
+        Args:
+            hidden_TD: hidden states of the tokens; with `past`, of the new tokens only.
+            layout: where the tokens are in their sequences.
+            past: cached tokens of the same sequences, or None.
+            layer: index of this layer in `past.cache`.
+
+        Returns:
+            Hidden states [T, D], keys and values [T, H, head width] of the tokens in `hidden_TD`.
+
         """
         normed = F.layer_norm(hidden_TD, hidden_TD.shape[-1:], eps=1e-6)
         gate, value, query, key = F.silu(self.project(normed)).chunk(4, dim=1)

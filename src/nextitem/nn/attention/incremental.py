@@ -1,4 +1,4 @@
-"""Incremental encoding: which histories extend what a model has kept of them, and which are read from the start."""
+"""Incremental encoding: decide which histories extend their cached state and which are read from the start."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Reader = Callable[[SequenceBatch, HistoryState | None], HistoryState]
 
 @dataclass(frozen=True)
 class Window:
-    """The events of a history that a model reads: at most `length`, the latest ones.
+    """Window of a history: the latest events, which are the only ones that a model reads.
 
-    length  events that are read at most
-    step    events by which the window slides once a history is longer; at most `length`
+    length  largest number of events that are read
+    step    number of events by which the window slides once a history is longer than `length`; at most `length`
 
-    A window that slides by one event at a time moves every position with each event, so nothing that was kept of it is
-    of use. One that slides by `step` events is full just before it slides, and `length - step + 1` events long
-    thereafter: in between a history can be extended. Where it begins depends on the number of events alone, so that a
-    history is read alike with a state and without one.
+    If a window slides by one event at a time, every position changes with each event, and no cached state can be
+    reused. A window that slides by `step` events is full just before it slides, and `length - step + 1` events long
+    just after. In between, a history can be extended. The start of the window depends on the number of events alone,
+    so a history is read the same way with a state and without one.
     """
 
     length: int
@@ -36,12 +36,12 @@ class Window:
             raise ValueError(f"window_step = {self.step} must be 1 to max_history_length = {self.length}")
 
     def starts(self, lengths: Tensor) -> Tensor:
-        """Return the first event that is read of histories of `lengths [B]`, [B]."""
-        beyond = (lengths - self.length).clamp(min=0)
-        return (beyond + self.step - 1) // self.step * self.step
+        """Return the index of the first event that is read, [B], for histories of `lengths [B]`."""
+        surplus = (lengths - self.length).clamp(min=0)
+        return (surplus + self.step - 1) // self.step * self.step
 
     def lengths(self, lengths: Tensor) -> Tensor:
-        """Return how many events are read of histories of `lengths [B]`, [B]."""
+        """Return the number of events that are read, [B], for histories of `lengths [B]`."""
         return lengths - self.starts(lengths)
 
     def of(self, histories: Jagged) -> Jagged:
@@ -59,20 +59,23 @@ def extend_history_state(
     empty: Tensor,
     is_extensible: bool = True,
 ) -> HistoryState:
-    """Return the state after all events of `batch`, of which `state` has read the first ones (None: none of them).
+    """Return the state after all events of `batch`, reusing the `state` after its first events.
 
-    A row is extended if something of it has been read and its window begins where it began then; a row without a new
-    event stays as it is; any other row is read from the start.
+    A row is extended if its state has read at least one event and its window still begins at the same event. A row
+    without a new event keeps its state. Any other row is read from the start.
 
     Args:
-        read: `read(rows, None)` reads histories from the start of their window; `read(rows, state)` reads what follows
-            in them.
+        batch: requests with the whole histories.
+        state: state after the first events of these histories, or None if none of them has been read.
+        read: function that encodes histories. `read(rows, None)` reads them from the start of their window,
+            `read(rows, state)` reads the events that follow those of `state`.
+        window: which events of a history the model reads.
         version: fingerprint of the model and its weights.
         empty: vector [D] of an empty history.
-        is_extensible: False if a new event changes what earlier ones have left, so that nothing can be extended.
+        is_extensible: False if a new event changes the state of earlier ones, so that nothing can be extended.
 
     Raises:
-        StaleStateError: `state` is of another model or of other weights.
+        StaleStateError: `state` belongs to another model or to other weights.
         ValueError: `state` has read more events than there are.
 
     """
@@ -80,11 +83,12 @@ def extend_history_state(
     if state is None:
         state = HistoryState(torch.zeros_like(lengths), empty.expand(len(lengths), -1), version=version)
     state.check_version(version)
-    new, starts = state.new_events(lengths), window.starts(lengths)
-    extended = (new > 0) & (state.lengths > 0) & (state.starts == starts) & is_extensible
+    num_new, starts = state.new_events(lengths), window.starts(lengths)
+    is_extended = (num_new > 0) & (state.lengths > 0) & (state.starts == starts) & is_extensible
+    is_fresh = (num_new > 0) & ~is_extended
     requests = replace(batch, state=None)
     parts, order = [], []
-    for mask, kind in ((extended, "extended"), ((new > 0) & ~extended, "from the start"), (new == 0, "unchanged")):
+    for mask, kind in ((is_extended, "extended"), (is_fresh, "from the start"), (num_new == 0, "unchanged")):
         rows = mask.nonzero()[:, 0]
         if not len(rows):
             continue

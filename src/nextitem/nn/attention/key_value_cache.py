@@ -1,7 +1,7 @@
-"""Keys and values of positions that have been read, so that a further position attends to them without reading them.
+"""Key/value cache: new positions attend to cached ones without recomputing them.
 
-Shapes: B histories, P positions kept, n further positions (of the row with the most), P' after them, H heads, d width
-of a head.
+Shapes: B histories, P cached positions, n new positions (of the row with the most), P' positions after them, H heads,
+d width of a head.
 """
 
 from __future__ import annotations
@@ -12,44 +12,47 @@ from torch.nn import functional as F
 
 
 class FurtherPositions:
-    """Where further positions of B histories go, and what each of them may see; shared by all layers.
+    """Cache columns of the new positions of B histories, and their attention mask; shared by all layers.
 
-    Row b has `lengths[b]` positions kept, at columns 0 .. lengths[b] - 1, and gets `new[b]` more (both [B] int64).
+    Row b has `lengths[b]` cached positions, at columns 0 .. lengths[b] - 1, and gets `num_new[b]` more (both [B]
+    int64).
     """
 
-    def __init__(self, lengths: Tensor, new: Tensor) -> None:
-        column = torch.arange(int(new.max()), device=new.device)
-        self.real = column < new[:, None]  # [B, n]
-        self.rows, steps = self.real.nonzero(as_tuple=True)
+    def __init__(self, lengths: Tensor, num_new: Tensor) -> None:
+        column = torch.arange(int(num_new.max()), device=num_new.device)
+        self.is_real = column < num_new[:, None]  # [B, n]
+        self.rows, steps = self.is_real.nonzero(as_tuple=True)
         self.columns = lengths[self.rows] + steps
-        self.size = int((lengths + new).max())  # P'
-        seen = torch.arange(self.size, device=new.device)
-        self.visible = (seen <= (lengths[:, None] + column)[..., None])[:, None]  # [B, 1, n, P']: itself and before
+        self.size = int((lengths + num_new).max())  # P'
+        keys = torch.arange(self.size, device=num_new.device)
+        # [B, 1, n, P']: each position sees itself and earlier ones.
+        self.visible = (keys <= (lengths[:, None] + column)[..., None])[:, None]
 
 
 class KeyValueCache:
-    """Keys and values of one layer: `kept [B, P, 2, H, d]` of earlier positions, None where there are none.
+    """Key/value cache of one layer, for one forward pass.
 
-    It serves one pass. Appending makes a new tensor: a state that a caller still holds never changes, so two
-    continuations of one state are independent. Right of a history's length stands what is never looked at.
+    `keys_values [B, P, 2, H, d]` are those of earlier positions, or None if there are none. Appending creates a new
+    tensor: a state that a caller still refers to never changes, so two continuations of one state are independent.
+    Columns beyond the length of a history contain values that are never read.
     """
 
-    def __init__(self, kept: Tensor | None = None, further: FurtherPositions | None = None) -> None:
-        self.kept = kept
+    def __init__(self, keys_values: Tensor | None = None, further: FurtherPositions | None = None) -> None:
+        self.keys_values = keys_values
         self.further = further
 
     @property
     def visible(self) -> Tensor | None:
-        """bool [B, 1, n, P'] of what each new position may see; None where positions are a history's first."""
+        """Attention mask of the new positions, bool [B, 1, n, P']; None if they are the first of their histories."""
         return None if self.further is None else self.further.visible
 
     def append(self, keys_values: Tensor) -> Tensor:
-        """Keeps those of new positions [B, n, 2, H, d], and returns all of them [B, P', 2, H, d]."""
-        if self.kept is None or self.further is None:
-            self.kept = keys_values.contiguous()
+        """Append keys and values of new positions [B, n, 2, H, d], and return all of them [B, P', 2, H, d]."""
+        if self.keys_values is None or self.further is None:
+            self.keys_values = keys_values.contiguous()
         else:
-            at = self.further
-            grown = F.pad(self.kept[:, : at.size], (0, 0, 0, 0, 0, 0, 0, max(0, at.size - self.kept.shape[1])))
-            grown[at.rows, at.columns] = keys_values[at.real]
-            self.kept = grown
-        return self.kept
+            new, former = self.further, self.keys_values
+            grown = F.pad(former[:, : new.size], (0, 0, 0, 0, 0, 0, 0, max(0, new.size - former.shape[1])))
+            grown[new.rows, new.columns] = keys_values[new.is_real]
+            self.keys_values = grown
+        return self.keys_values

@@ -1,4 +1,4 @@
-"""The layers of T5 (arXiv 1910.10683): root-mean-square norms, relative position buckets, no biases, no 1 / sqrt(d).
+"""Layers of T5 (arXiv 1910.10683): root-mean-square norms, relative position buckets, no biases, no 1 / sqrt(d).
 
 Shapes: B sequences, L or S positions, W beams, D width, H heads, E head width.
 """
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 class RelativePositionBias(nn.Module):
-    """A bias by head and bucket of the distance between key and query; one is shared by all layers of a stack."""
+    """Attention bias by head and bucket of the distance between key and query; all layers of a stack share one."""
 
     bucket_of: Tensor
 
@@ -29,14 +29,18 @@ class RelativePositionBias(nn.Module):
         )
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """[H, Q, K] for query positions [Q] and key positions [K]."""
+        """Return the biases [H, Q, K] for query positions [Q] and key positions [K]."""
         distance = (keys[None, :] - queries[:, None]).clamp(-self.max_distance, self.max_distance)
         bias: Tensor = self.weight(self.bucket_of[distance + self.max_distance])
         return bias.permute(2, 0, 1)
 
 
 def _buckets(distance: Tensor, buckets: int, max_distance: int, *, bidirectional: bool) -> Tensor:
-    """Half of the buckets are exact, the others grow with the logarithm of the distance up to max_distance."""
+    """Return the bucket of each distance.
+
+    Half of the buckets contain one distance each; the others grow with the logarithm of the distance up to
+    max_distance.
+    """
     base = torch.zeros_like(distance)
     if bidirectional:
         buckets //= 2
@@ -45,14 +49,14 @@ def _buckets(distance: Tensor, buckets: int, max_distance: int, *, bidirectional
     else:
         away = (-distance).clamp(min=0)
     exact = buckets // 2
-    # float64 would put some distances into another bucket than the published tables.
+    # With float64 some distances would be in another bucket than in the published tables.
     growth = torch.log(away.float().clamp(min=1) / exact) / math.log(max_distance / exact)
     large = (exact + (growth * (buckets - exact)).long()).clamp(max=buckets - 1)
     return base + torch.where(away < exact, away, large)
 
 
 class T5SelfAttention(nn.Module):
-    """Multi-head attention of a sequence to itself, without scale and biases."""
+    """Multi-head attention of a sequence to itself, without scaling and without bias terms in its projections."""
 
     def __init__(self, width: int, *, heads: int, head_width: int, dropout: float) -> None:
         super().__init__()
@@ -62,13 +66,16 @@ class T5SelfAttention(nn.Module):
         self.output = nn.Linear(heads * head_width, width, bias=False)
 
     def project(self, hidden_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries [B, H, L, E]; keys and values [2, B, H, L, E]."""
+        """Return queries [B, H, L, E], and keys and values [2, B, H, L, E]."""
         B, L, _ = hidden_BLD.shape
         parts = self.query_key_value(hidden_BLD).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return parts[0], parts[1:]
 
     def forward(self, hidden_BLD: Tensor, bias: Tensor) -> Tensor:
-        """[B, L, D]; `bias` [B or 1, H or 1, L, L] is added to the logits, -inf where attention is forbidden."""
+        """Return the attention output [B, L, D].
+
+        `bias` [B or 1, H or 1, L, L] is added to the logits; it is -inf where attention is forbidden.
+        """
         query, (key, value) = self.project(hidden_BLD)
         rate = self.rate if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=rate, scale=1.0)
@@ -77,7 +84,7 @@ class T5SelfAttention(nn.Module):
 
 
 class T5CrossAttention(nn.Module):
-    """Multi-head attention to another sequence, whose keys and values are made once and used many times."""
+    """Multi-head attention to another sequence, whose keys and values are computed once and used many times."""
 
     def __init__(self, width: int, *, heads: int, head_width: int, dropout: float) -> None:
         super().__init__()
@@ -88,19 +95,22 @@ class T5CrossAttention(nn.Module):
         self.output = nn.Linear(heads * head_width, width, bias=False)
 
     def keys_values(self, source_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, H, L, E] of what is attended to."""
+        """Return keys and values, each [B, H, L, E], of the sequence that is attended to."""
         B, L, _ = source_BLD.shape
         key, value = self.key_value(source_BLD).view(B, L, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         return key, value
 
     def project(self, target_BSD: Tensor) -> Tensor:
-        """Queries [B, H, S, E]."""
+        """Return the queries [B, H, S, E] of the attending sequence."""
         B, S, _ = target_BSD.shape
         query: Tensor = self.query(target_BSD).view(B, S, self.heads, -1).transpose(1, 2)
         return query
 
     def forward(self, target_BSD: Tensor, keys_values: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        """[B, S, D]; `bias` [B or 1, H or 1, S or 1, L] is added to the logits, -inf where attention is forbidden."""
+        """Return the attention output [B, S, D].
+
+        `bias` [B or 1, H or 1, S or 1, L] is added to the logits; it is -inf where attention is forbidden.
+        """
         query = self.project(target_BSD)
         rate = self.rate if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, *keys_values, attn_mask=bias, dropout_p=rate, scale=1.0)
@@ -109,7 +119,7 @@ class T5CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear layers with ReLU between them: T5 has one hidden layer."""
+    """Feed-forward network: linear layers with ReLU between them. T5 has one hidden layer."""
 
     def __init__(self, width: int, *, inner: int, hidden_layers: int, dropout: float) -> None:
         super().__init__()
@@ -118,16 +128,16 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., D]."""
+        """Return the transformed hidden states, [..., D] like the input."""
         for layer in self.layers[:-1]:
-            # In place: the widest tensor of the model is not made twice.
+            # In place, so that the widest tensor of the model is not allocated twice.
             hidden = self.dropout(layer(hidden).relu_())
         out: Tensor = self.layers[-1](hidden)
         return out
 
 
 class EncoderLayer(nn.Module):
-    """x + attention(norm x); x + feed-forward(norm x)."""
+    """Pre-norm encoder layer of T5: x + attention(norm x); x + feed-forward(norm x)."""
 
     def __init__(
         self, width: int, *, heads: int, head_width: int, inner: int, hidden_layers: int, dropout: float
@@ -140,14 +150,14 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_BLD: Tensor, bias: Tensor) -> Tensor:
-        """[B, L, D]."""
+        """Return the hidden states after the layer, [B, L, D]; `bias` as in T5SelfAttention."""
         hidden_BLD = hidden_BLD + self.dropout(self.attention(self.norm_attention(hidden_BLD), bias))
         out: Tensor = hidden_BLD + self.dropout(self.feed(self.norm_feed(hidden_BLD)))
         return out
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, attention to the encoder, feed-forward; each on the normed input, added to it."""
+    """Pre-norm decoder layer of T5: self-attention, attention to the encoder and feed-forward, each with a residual."""
 
     def __init__(
         self, width: int, *, heads: int, head_width: int, inner: int, hidden_layers: int, dropout: float
@@ -164,7 +174,11 @@ class DecoderLayer(nn.Module):
     def forward(
         self, hidden_BSD: Tensor, cross: tuple[Tensor, Tensor], *, bias: Tensor, cross_bias: Tensor | None
     ) -> Tensor:
-        """[B, S, D]; `cross` are the keys and values of the encoder's output."""
+        """Return the hidden states after the layer, [B, S, D].
+
+        `cross` contains the keys and values of the encoder's output; the biases are as in T5SelfAttention and
+        T5CrossAttention.
+        """
         hidden_BSD = hidden_BSD + self.dropout(self.attention(self.norm_attention(hidden_BSD), bias))
         hidden_BSD = hidden_BSD + self.dropout(self.cross(self.norm_cross(hidden_BSD), cross, cross_bias))
         out: Tensor = hidden_BSD + self.dropout(self.feed(self.norm_feed(hidden_BSD)))
@@ -179,31 +193,41 @@ class DecoderLayer(nn.Module):
         bias: Tensor,
         cross_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """More positions of beams, S a request: [B S, D], and the keys and values of all positions so far.
+        """Decode S more positions of each request's beams.
 
-        `earlier` [2, B H, n, E] holds keys and values of every position that any beam of the request has ever
-        stood at, and S more come to it: `bias` [B H, S, n + S] is -inf but at a position's own path. So nothing
-        is copied when beams are reordered, and the keys of a request, the encoder's too, are read once.
+        Nothing is copied when beams are reordered, since a request's beams share all its positions. The keys of a
+        request, the encoder's too, are read once.
 
-        What a handful of rows cost is the number of calls: there is one a product, sums are part of them, and no
-        submodule is entered.
+        For a handful of rows, time depends on the number of calls. So there is one call for each product, sums are
+        part of these calls, and no submodule is called.
+
+        Args:
+            hidden_ND: hidden states [B S, D] of the new positions, S for each request.
+            cross: keys and values of the encoder's output.
+            earlier: keys and values [2, B H, n, E] of every earlier position of any beam of the request, or None.
+            bias: [B H, S, n + S], added to the logits; -inf everywhere but on the path of a position.
+            cross_bias: added to the logits of the attention to the encoder, or None.
+
+        Returns:
+            Hidden states [B S, D], and the keys and values of all positions so far [2, B H, n + S, E].
+
         """
-        own, other, rows = self.attention, self.cross, len(hidden_ND)
-        B, heads = len(cross[0]), own.heads
-        parts = _normed(hidden_ND, self.norm_attention) @ own.query_key_value.weight.T
+        self_attention, cross_attention, rows = self.attention, self.cross, len(hidden_ND)
+        B, heads = len(cross[0]), self_attention.heads
+        parts = _normed(hidden_ND, self.norm_attention) @ self_attention.query_key_value.weight.T
         parts = parts.view(B, rows // B, 3, heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
         query, keys_values = parts[0], parts[1:]
         if earlier is not None:
             keys_values = torch.cat([earlier, keys_values], dim=2)
-        # For few queries plain products beat a fused kernel.
+        # Plain products are faster than a fused kernel if there are few queries.
         weights = torch.baddbmm(bias, query, keys_values[0].transpose(1, 2)).softmax(2)
         mixed = torch.bmm(weights, keys_values[1]).view(B, heads, rows // B, -1).transpose(1, 2).reshape(rows, -1)
-        hidden_ND = torch.addmm(hidden_ND, mixed, own.output.weight.T)
+        hidden_ND = torch.addmm(hidden_ND, mixed, self_attention.output.weight.T)
 
-        query = _normed(hidden_ND, self.norm_cross) @ other.query.weight.T
+        query = _normed(hidden_ND, self.norm_cross) @ cross_attention.query.weight.T
         query = query.view(B, rows // B, heads, -1).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(query, *cross, attn_mask=cross_bias, scale=1.0)
-        hidden_ND = torch.addmm(hidden_ND, mixed.transpose(1, 2).reshape(rows, -1), other.output.weight.T)
+        hidden_ND = torch.addmm(hidden_ND, mixed.transpose(1, 2).reshape(rows, -1), cross_attention.output.weight.T)
 
         inner = _normed(hidden_ND, self.norm_feed)
         *weights_in, weight_out = (cast(nn.Linear, layer).weight.T for layer in self.feed.layers)
@@ -217,10 +241,10 @@ def _normed(hidden_ND: Tensor, norm: nn.RMSNorm) -> Tensor:
 
 
 def initialise_as_t5(module: nn.Module, *, width: int, heads: int, head_width: int) -> None:
-    """Fill the parameters of a model made of these layers as T5 does, in place.
+    """Initialise the parameters of a model of these layers as T5 does, in place.
 
-    A product of two weights keeps unit variance without a scale in attention: queries have the standard deviation
-    (D E) ** -.5, other matrices that of their inputs, token embeddings (named `tokens`) 1, position biases D ** -.5.
+    Products keep unit variance without a scale in attention. Queries have the standard deviation (D E) ** -0.5, other
+    matrices (number of inputs) ** -0.5, token embeddings (named `tokens`) 1, position biases D ** -0.5.
     """
     inner = heads * head_width
     for name, parameter in module.named_parameters():

@@ -1,9 +1,9 @@
-"""Target attention: a history summed up by how its items go with a candidate.
+"""Target attention: a summary of a history, weighted by the relevance of its items to a candidate.
 
 The activation unit: Zhou et al., Deep Interest Network, arXiv 1706.06978, section 4.3. The multi-head form: Pi et al.,
 Search-based Interest Model, arXiv 2006.05639, section 3.3.
 
-Shapes: B requests, L history (right-padded), P candidates of all requests, D width, E width of keys, K keys of a
+Shapes: B requests, L history (right-padded), P candidates of all requests, D width, E width of keys, K keys of each
 candidate, H heads.
 """
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 class ActivationUnit(nn.Module):
-    """A small network on [q, k, q - k, q * k]: how much history item k matters to candidate q. It ends in a logit."""
+    """Small network on [q, k, q - k, q * k] that returns a logit: how much history item k matters to candidate q."""
 
     def __init__(self, width: int, *, hidden: tuple[int, int] = (80, 40)) -> None:
         super().__init__()
@@ -24,10 +24,10 @@ class ActivationUnit(nn.Module):
         self.last = nn.Linear(hidden[1], 1)
 
     def forward(self, queries_PD: Tensor, keys_BLD: Tensor, request_P: Tensor) -> Tensor:
-        """[P, L]; candidate p belongs to request `request_P[p]`."""
+        """Return the logits [P, L]; candidate p belongs to request `request_P[p]`."""
         D = queries_PD.shape[1]
-        # The first layer is linear, so its parts on q, on k and on their difference are made once a candidate and
-        # once a history item; only q * k is a pair's own.
+        # The first layer is linear, so its parts on q, on k and on their difference are computed once for each
+        # candidate and once for each history item; only q * k is computed for each pair.
         of_query, of_key, of_difference, of_product = self.first.weight.view(-1, 4, D).unbind(1)
         query = F.linear(queries_PD, of_query + of_difference, self.first.bias)
         key = F.linear(keys_BLD, of_key - of_difference)
@@ -38,10 +38,10 @@ class ActivationUnit(nn.Module):
 
 
 class TargetAttention(nn.Module):
-    """Sum over the history of w(q, k) k, with weights of an ActivationUnit.
+    """Target attention of DIN: the sum over the history of w(q, k) k, with weights w of an ActivationUnit.
 
-    The paper does not normalise the weights, so that how much a user has done of something shows in the sum;
-    `normalise` takes a softmax of w / sqrt(D) instead, as the authors' code does.
+    The paper does not normalise the weights, so that the sum shows the intensity of an interest. `normalise` uses a
+    softmax of w / sqrt(D) instead, as the authors' code does.
     """
 
     def __init__(self, width: int, *, hidden: tuple[int, int] = (80, 40), normalise: bool = False) -> None:
@@ -50,17 +50,17 @@ class TargetAttention(nn.Module):
         self.normalise = normalise
 
     def forward(self, queries_PD: Tensor, keys_BLD: Tensor, lengths_B: Tensor, request_P: Tensor) -> Tensor:
-        """[P, D]; zero for an empty history."""
-        real_PL = real_positions(lengths_B, keys_BLD.shape[1])[request_P]
+        """Return the summary of the history for each candidate, [P, D]; zero for an empty history."""
+        is_real_PL = real_positions(lengths_B, keys_BLD.shape[1])[request_P]
         weights = self.unit(queries_PD, keys_BLD, request_P)
         scaled = weights / queries_PD.shape[1] ** 0.5
-        weights = masked_softmax(scaled, real_PL) if self.normalise else weights * real_PL
+        weights = masked_softmax(scaled, is_real_PL) if self.normalise else weights * is_real_PL
         out: Tensor = (weights[:, None] @ keys_BLD[request_P])[:, 0]
         return out
 
 
 class MultiHeadTargetAttention(nn.Module):
-    """Scaled dot-product attention of a candidate to keys of its own, with an output projection."""
+    """Scaled dot-product attention of each candidate to its own keys, with an output projection."""
 
     def __init__(self, width: int, *, key_width: int, heads: int) -> None:
         super().__init__()
@@ -70,7 +70,10 @@ class MultiHeadTargetAttention(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, queries_PD: Tensor, keys_PKE: Tensor, real_PK: Tensor) -> Tensor:
-        """[P, D]; zero where no key is real."""
+        """Return the attention output [P, D]; zero for a candidate without a real key.
+
+        `real_PK` is False for padding among the keys.
+        """
         P, K, _ = keys_PKE.shape
         D, H = queries_PD.shape[1], self.heads
         query = self.query(queries_PD).view(P, H, 1, D // H)
@@ -82,11 +85,14 @@ class MultiHeadTargetAttention(nn.Module):
 
 
 def real_positions(lengths_B: Tensor, L: int) -> Tensor:
-    """Which positions of right-padded rows hold something, bool [B, L]."""
+    """Return which positions of right-padded rows are not padding, bool [B, L]."""
     return torch.arange(L, device=lengths_B.device) < lengths_B[:, None]
 
 
 def masked_softmax(scores: Tensor, real: Tensor) -> Tensor:
-    """Softmax over the real ones of the last dimension; all zero, not NaN, where none is."""
+    """Return the softmax over the entries of the last dimension that are `real`.
+
+    A row without a real entry gets all zeros, not NaN.
+    """
     lowest = torch.finfo(scores.dtype).min
     return scores.masked_fill(~real, lowest).softmax(-1) * real

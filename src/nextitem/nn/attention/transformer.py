@@ -1,6 +1,6 @@
 """Causal self-attention blocks over right-padded sequences: causality alone keeps padding out of real positions.
 
-With a cache, a block is given positions that follow those it has kept, and returns what it would have returned for them
+With a cache, a block receives the positions that follow the cached ones. It returns for them what it would return
 within the whole sequence.
 
 Shapes: B sequences, L positions, D width, H heads, d width of a head.
@@ -16,9 +16,9 @@ from nextitem.nn.attention.key_value_cache import KeyValueCache
 
 
 def attend(query: Tensor, keys_values: Tensor, *, dropout: float, cache: KeyValueCache | None) -> Tensor:
-    """Each position's mixture of the values of itself and earlier ones, those of the cache included, [B, L, D].
+    """Return causal attention: mix the values of each position, earlier ones and those in the cache, [B, L, D].
 
-    `query [B, L, H, d]`, `keys_values [B, L, 2, H, d]`; `dropout` of attention weights.
+    `query [B, L, H, d]`, `keys_values [B, L, 2, H, d]`; `dropout` is the rate of attention weights that are dropped.
     """
     B, L, H, d = query.shape
     if cache is not None:
@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, hidden_BLD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """[B, L, D]."""
+        """Return the attention output [B, L, D]."""
         B, L, D = hidden_BLD.shape
         projected = self.query_key_value(hidden_BLD).view(B, L, 3, self.heads, D // self.heads)
         rate = self.dropout if self.training else 0.0
@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
 
 
 class PublishedBlock(nn.Module):
-    """The block of SASRec's authors, which is neither pre- nor post-norm.
+    """Transformer block of SASRec's authors, which is neither pre-norm nor post-norm.
 
     q = LN(x); a = attention(query q, keys and values from the un-normalised x), without output projection;
     h = a + q; f = LN(h); out = f + W2 relu(W1 f). The residual comes from the normalised query.
@@ -70,7 +70,7 @@ class PublishedBlock(nn.Module):
         )
 
     def forward(self, hidden_BLD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """[B, L, D]."""
+        """Return the hidden states after the block, [B, L, D]."""
         B, L, D = hidden_BLD.shape
         normed = self.norm_query(hidden_BLD)
         query = self.query(normed).view(B, L, self.heads, D // self.heads)
@@ -82,7 +82,7 @@ class PublishedBlock(nn.Module):
 
 
 class PreNormBlock(nn.Module):
-    """x + attention(LN(x)); x + feed-forward(LN(x)), with GELU and a fourfold inner width."""
+    """Pre-norm block: x + attention(LN(x)); x + feed-forward(LN(x)), with GELU and a fourfold inner width."""
 
     def __init__(self, width: int, *, heads: int, dropout: float) -> None:
         super().__init__()
@@ -95,16 +95,16 @@ class PreNormBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_BLD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """[B, L, D]."""
+        """Return the hidden states after the block, [B, L, D]."""
         hidden_BLD = hidden_BLD + self.dropout(self.attention(self.norm_attention(hidden_BLD), cache))
         out: Tensor = hidden_BLD + self.dropout(self.feed(self.norm_feed(hidden_BLD)))
         return out
 
 
 class LiGRBlock(nn.Module):
-    """The LiGR block of eSASRec (arXiv 2508.06450): pre-norm, gated residuals, SwiGLU feed-forward.
+    """LiGR block of eSASRec (arXiv 2508.06450): pre-norm, gated residuals, SwiGLU feed-forward.
 
-    x + sigmoid(W x) * sublayer(LN(x)), for attention and for the feed-forward.
+    It computes x + sigmoid(W x) * sublayer(LN(x)), for attention and for the feed-forward.
     """
 
     def __init__(self, width: int, *, heads: int, dropout: float) -> None:
@@ -119,12 +119,12 @@ class LiGRBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_BLD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """[B, L, D]."""
+        """Return the hidden states after the block, [B, L, D]."""
         attended = self.dropout(self.attention(self.norm_attention(hidden_BLD), cache))
         hidden_BLD = hidden_BLD + torch.sigmoid(self.gate_attention(hidden_BLD)) * attended
-        left, right = self.up(self.norm_feed(hidden_BLD)).chunk(2, dim=-1)
-        fed = self.dropout(self.down(self.dropout(F.silu(left) * right)))
-        out: Tensor = hidden_BLD + torch.sigmoid(self.gate_feed(hidden_BLD)) * fed
+        gate, linear = self.up(self.norm_feed(hidden_BLD)).chunk(2, dim=-1)
+        transformed = self.dropout(self.down(self.dropout(F.silu(gate) * linear)))
+        out: Tensor = hidden_BLD + torch.sigmoid(self.gate_feed(hidden_BLD)) * transformed
         return out
 
 

@@ -1,1 +1,1 @@
-"""Fields of requests and items: what rankers and towers read, as codes and as vectors."""
+"""Fields of requests and items, the inputs of rankers and towers: as codes and as vectors."""

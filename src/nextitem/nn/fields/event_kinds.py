@@ -1,4 +1,4 @@
-"""Fields of the events of a history: their actions, context and labels (Catalog.events)."""
+"""Kinds of fields that read the events of a history: their actions, context and labels (Catalog.events)."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from nextitem.nn.fields.kinds import Field, FieldInputs, bucket_codes, quantiles
 
 
 class EventBag(Field):
-    """A categorical column of the latest events: their actions, their context."""
+    """Categorical column of the latest events, such as their actions or context, as a bag of codes."""
 
-    of: ClassVar[Literal["request", "candidate"]] = "request"
+    scope: ClassVar[Literal["request", "candidate"]] = "request"
     is_bag: ClassVar[bool] = True
 
     def __init__(self, name: str, encoding: ColumnEncoding) -> None:
         super().__init__()
         self.name, self.size = name, encoding.num_codes
 
-    def forward(self, asked: FieldInputs) -> Jagged:
-        """B rows."""
-        column = asked.event_column(self.name)
-        return asked.recent.with_values(torch.zeros_like(asked.recent.values) if column is None else column.values)
+    def forward(self, inputs: FieldInputs) -> Jagged:
+        """Return B rows of codes; all codes are 0 if the requests have no such column."""
+        column = inputs.event_column(self.name)
+        return inputs.recent.with_values(torch.zeros_like(inputs.recent.values) if column is None else column.values)
 
 
 class EventMean(Field):
-    """The mean of a numeric column over the latest events, by quantiles of training: prices, ratings."""
+    """Mean of a numeric column (prices, ratings) over the latest events, in buckets between quantiles of training."""
 
-    of: ClassVar[Literal["request", "candidate"]] = "request"
+    scope: ClassVar[Literal["request", "candidate"]] = "request"
     borders: Tensor
 
     def __init__(self, name: str, buckets: int) -> None:
@@ -42,22 +42,22 @@ class EventMean(Field):
         self.register_buffer("borders", torch.zeros(buckets - 1))
 
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
-        """Take the quantiles of the means of training requests."""
+        """Compute the quantiles of the means over training requests."""
         if self.name in requests.features:
             self.borders.copy_(quantiles(_means(requests.features[self.name]), self.size - 1))
 
-    def forward(self, asked: FieldInputs) -> Tensor:
-        """[B]; 0 if no event has a value."""
-        column = asked.event_column(self.name)
+    def forward(self, inputs: FieldInputs) -> Tensor:
+        """Return codes [B]; 0 if no event has a value."""
+        column = inputs.event_column(self.name)
         if column is None:
-            return torch.zeros_like(asked.recent.lengths)
+            return torch.zeros_like(inputs.recent.lengths)
         return bucket_codes(_means(column), self.borders)
 
 
 def _means(column: Jagged) -> Tensor:
-    """Mean of the known values of each row, [B] float32; NaN for a row without any."""
-    known = column.values.isfinite()
-    rows = column.row_ids()[known]
+    """Return the mean of the finite values of each row, [B] float32; NaN for a row without any."""
+    is_finite = column.values.isfinite()
+    rows = column.row_ids()[is_finite]
     sums = torch.zeros(column.num_rows, dtype=torch.float64, device=rows.device)
     counts = torch.bincount(rows, minlength=column.num_rows)
-    return (sums.index_add(0, rows, column.values[known].double()) / counts).float()
+    return (sums.index_add(0, rows, column.values[is_finite].double()) / counts).float()

@@ -1,7 +1,7 @@
-"""Kinds of fields: each turns one thing that is known of a request or a candidate into a code.
+"""Kinds of fields: each encodes one property of a request or a candidate as integer codes.
 
-Shapes: B requests, P candidates of all of them, L history length, N items. Code 0 is what is missing or was not seen in
-training.
+Shapes: B requests, P candidates of all requests, L history length, N items. Code 0 stands for values that are missing
+or unseen in training.
 """
 
 from __future__ import annotations
@@ -22,89 +22,101 @@ from nextitem.nn.fields.item_features import category_codes, category_lists
 
 DAY_MS, HOUR_MS = 86_400_000, 3_600_000
 FIRST_THURSDAY = 3  # 1970-01-01, counted from Monday
-MOST = 40  # codes of a logarithmic scale: 1, 1.4, 2, 2.8 ... 10^6
+NUM_LOG_CODES = 40  # codes of a logarithmic scale: 1, 1.4, 2, 2.8 ... 10^6
 
 
 @dataclass(frozen=True, eq=False)
 class FieldInputs:
-    """A batch of requests with candidates, and what several fields read of it."""
+    """Batch of requests with candidates, and cached values that several fields read from it.
+
+    max_history_length  number of latest events of each history that fields read
+    matches             results of `history_matches`, by item field
+    """
 
     batch: SequenceBatch
     max_history_length: int
-    compared: dict[ItemField, Tensor] = field(default_factory=dict)
+    matches: dict[ItemField, Tensor] = field(default_factory=dict)
 
     @cached_property
     def items(self) -> Tensor:
-        """The candidates [P]."""
+        """Item ids of the candidates [P]."""
         assert self.batch.candidates is not None, "requests need candidates"
         return self.batch.candidates.values
 
     @cached_property
     def rows(self) -> Tensor:
-        """The request of each candidate [P]."""
+        """Index of the request of each candidate [P]."""
         assert self.batch.candidates is not None, "requests need candidates"
         return self.batch.candidates.row_ids()
 
     @cached_property
     def recent(self) -> Jagged:
-        """The last items of the histories."""
+        """Latest `max_history_length` items of each history."""
         return self.batch.items.last(self.max_history_length)
 
     @cached_property
     def history(self) -> Tensor:
-        """The same, padded with 0 on the left [B, L]: the last event stands last."""
+        """Latest items of each history, padded with 0 on the left [B, L]: the last column is the last event."""
         return self.recent.to_padded(align="right")
 
     def event_column(self, name: str) -> Jagged | None:
-        """A column of the latest events, rows as in `recent`; None if the requests do not carry it."""
+        """Return a column of the latest events, rows as in `recent`; None if the requests have no such column."""
         column = self.batch.actions if name == ACTION else self.batch.features.get(name)
         return None if column is None else column.last(self.max_history_length)
 
-    def same(self, field: ItemField) -> Tensor:
-        """bool [P, L]: does an event of the history share the candidate's value of the field?"""
-        if field not in self.compared:
-            held, wanted = field.of_items(self.history.flatten()), field.of_items(self.items)
-            assert isinstance(held, Tensor)
-            assert isinstance(wanted, Tensor)
-            by_candidate = held.to(torch.int32).view(self.history.shape)[self.rows]
-            self.compared[field] = (by_candidate == wanted.to(torch.int32)[:, None]) & (wanted > 0)[:, None]
-        return self.compared[field]
+    def history_matches(self, field: ItemField) -> Tensor:
+        """Return which history events share the candidate's value of the field, bool [P, L].
+
+        A candidate without a value (code 0) matches nothing.
+        """
+        if field not in self.matches:
+            event_codes, codes = field.of_items(self.history.flatten()), field.of_items(self.items)
+            assert isinstance(event_codes, Tensor)
+            assert isinstance(codes, Tensor)
+            by_candidate = event_codes.to(torch.int32).view(self.history.shape)[self.rows]
+            self.matches[field] = (by_candidate == codes.to(torch.int32)[:, None]) & (codes > 0)[:, None]
+        return self.matches[field]
 
     @cached_property
     def times(self) -> Tensor | None:
-        """The time of each candidate's request [P], milliseconds."""
+        """Time of each candidate's request [P] in milliseconds, or None if requests have no times."""
         return None if self.batch.request_times is None else self.batch.request_times[self.rows]
 
 
 class Field(nn.Module):
-    """One field. `of` says what it has a code for: each request, or each candidate; a bag has any number of codes."""
+    """One property of requests or candidates, encoded as integer codes.
 
-    of: ClassVar[Literal["request", "candidate"]] = "candidate"
+    scope   what has a code: each request, or each candidate
+    is_bag  whether there can be any number of codes for each request or candidate, instead of exactly one
+    size    number of codes; codes are 0 .. size - 1
+    """
+
+    scope: ClassVar[Literal["request", "candidate"]] = "candidate"
     is_bag: ClassVar[bool] = False
-    size: int  # codes 0 .. size - 1
+    size: int
 
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
-        """Takes from training requests and events what codes depend on; most fields need nothing."""
+        """Learn what the codes depend on from training requests and events; by default, nothing."""
 
-    def forward(self, asked: FieldInputs) -> Tensor | Jagged:
-        """Codes [B] or [P]; of a bag, as many rows."""
-        raise AssertionError("each kind has its own")
+    def forward(self, inputs: FieldInputs) -> Tensor | Jagged:
+        """Return codes [B] or [P]; for a bag, a Jagged with B or P rows."""
+        raise AssertionError("each kind of field implements forward")
 
 
 class ItemField(Field):
-    """A field that a candidate's item alone decides, whatever the request: it is known of history items too."""
+    """Field that depends on the item alone, not on the request, and so is defined for history items too."""
 
     def of_items(self, item_ids: Tensor) -> Tensor | Jagged:
-        """Codes of any items [n]."""
-        raise AssertionError("each kind has its own")
+        """Return codes of any items [n]; for a bag, a Jagged with n rows."""
+        raise AssertionError("each kind of item field implements of_items")
 
-    def forward(self, asked: FieldInputs) -> Tensor | Jagged:
-        """Codes of the candidates."""
-        return self.of_items(asked.items)
+    def forward(self, inputs: FieldInputs) -> Tensor | Jagged:
+        """Return the codes of the candidates, [P] or P rows."""
+        return self.of_items(inputs.items)
 
 
 class ItemId(ItemField):
-    """The item itself; items without a training event share code 0."""
+    """Id of the item; items unseen in training share code 0."""
 
     codes: Tensor
 
@@ -114,36 +126,36 @@ class ItemId(ItemField):
         self.register_buffer("codes", torch.arange(num_items + 1))
 
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
-        """Items of training events, and those that training requests show."""
-        seen = torch.zeros(len(self.codes), dtype=torch.bool)
-        seen[torch.from_numpy(log.item_ids).long()] = True
+        """Give codes to the items of training events and to the candidates of training requests."""
+        is_seen = torch.zeros(len(self.codes), dtype=torch.bool)
+        is_seen[torch.from_numpy(log.item_ids).long()] = True
         if requests.candidates is not None:
-            seen[requests.candidates.values] = True
-        self.codes.copy_(torch.arange(len(seen)) * seen)
+            is_seen[requests.candidates.values] = True
+        self.codes.copy_(torch.arange(len(is_seen)) * is_seen)
 
     def of_items(self, item_ids: Tensor) -> Tensor:
-        """[n]."""
+        """Return the codes of any items [n]."""
         return self.codes[item_ids]
 
 
 class ItemCategory(ItemField):
-    """A categorical column of the catalogue."""
+    """Categorical column of the catalogue."""
 
     codes: Tensor
 
     def __init__(self, values: pl.Series) -> None:
         super().__init__()
-        codes, known = category_codes(values)
-        self.size = 1 + known
+        codes, num_values = category_codes(values)
+        self.size = 1 + num_values
         self.register_buffer("codes", nn.functional.pad(codes, (1, 0)), persistent=False)
 
     def of_items(self, item_ids: Tensor) -> Tensor:
-        """[n]."""
+        """Return the codes of any items [n]."""
         return self.codes[item_ids]
 
 
 class ItemList(ItemField):
-    """A column of lists of the catalogue."""
+    """Column of the catalogue whose values are lists."""
 
     is_bag: ClassVar[bool] = True
     members: Tensor
@@ -151,18 +163,18 @@ class ItemList(ItemField):
 
     def __init__(self, values: pl.Series) -> None:
         super().__init__()
-        lists, known = category_lists(values)
-        self.size = 1 + known
+        lists, num_values = category_lists(values)
+        self.size = 1 + num_values
         self.register_buffer("members", lists.values, persistent=False)
         self.register_buffer("offsets", lists.offsets, persistent=False)
 
     def of_items(self, item_ids: Tensor) -> Jagged:
-        """Rows of codes, n of them."""
+        """Return the codes of any items [n], one row for each item."""
         return Jagged(self.members, self.offsets).select(item_ids)
 
 
 class ItemNumber(ItemField):
-    """A numeric column of the catalogue, by quantiles of the catalogue."""
+    """Numeric column of the catalogue, in buckets between its quantiles over the catalogue."""
 
     codes: Tensor
 
@@ -173,31 +185,31 @@ class ItemNumber(ItemField):
         self.register_buffer("codes", bucket_codes(numbers, quantiles(numbers, buckets)), persistent=False)
 
     def of_items(self, item_ids: Tensor) -> Tensor:
-        """[n]."""
+        """Return the codes of any items [n]."""
         return self.codes[item_ids]
 
 
 class ItemAge(Field):
-    """Time since an item was released, at the time of the request, on a logarithmic scale of hours."""
+    """Time from the release of an item to the request, on a logarithmic scale of hours."""
 
     def __init__(self, released_ms: Tensor) -> None:
         super().__init__()
-        self.size = MOST
+        self.size = NUM_LOG_CODES
         self.register_buffer("released", nn.functional.pad(released_ms, (1, 0)), persistent=False)
 
-    def forward(self, asked: FieldInputs) -> Tensor:
-        """[P]; 0 without a release or a time."""
-        released: Tensor = self.released[asked.items]  # type: ignore[index]
-        if asked.times is None:
+    def forward(self, inputs: FieldInputs) -> Tensor:
+        """Return codes [P]; 0 for items without a release time and requests without a time."""
+        released: Tensor = self.released[inputs.items]  # type: ignore[index]
+        if inputs.times is None:
             return torch.zeros_like(released)
-        hours = (asked.times - released).clamp(min=0) / HOUR_MS
+        hours = (inputs.times - released).clamp(min=0) / HOUR_MS
         return logarithmic(hours + 1) * (released != 0)
 
 
 class RequestCategory(Field):
-    """A categorical column of the requests; what training did not see is missing."""
+    """Categorical column of the requests; values that training did not see count as missing."""
 
-    of: ClassVar[Literal["request", "candidate"]] = "request"
+    scope: ClassVar[Literal["request", "candidate"]] = "request"
     codes: Tensor
 
     def __init__(self, name: str, column: ColumnEncoding) -> None:
@@ -206,37 +218,37 @@ class RequestCategory(Field):
         self.register_buffer("codes", torch.arange(self.size))
 
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
-        """What training has seen."""
+        """Give codes to the values that training requests contain."""
         if self.name in requests.context:
-            seen = torch.bincount(_values(requests.context[self.name]), minlength=self.size) > 0
-            self.codes.copy_(torch.arange(self.size) * seen)
+            is_seen = torch.bincount(_values(requests.context[self.name]), minlength=self.size) > 0
+            self.codes.copy_(torch.arange(self.size) * is_seen)
 
-    def forward(self, asked: FieldInputs) -> Tensor | Jagged:
-        """[B]."""
-        given = asked.batch.context.get(self.name)
-        if given is None:
-            return torch.zeros(asked.batch.num_requests, dtype=torch.int64, device=self.codes.device)
-        out: Tensor = self.codes[given]
+    def forward(self, inputs: FieldInputs) -> Tensor | Jagged:
+        """Return codes [B]; 0 if the requests have no such column."""
+        column = inputs.batch.context.get(self.name)
+        if column is None:
+            return torch.zeros(inputs.batch.num_requests, dtype=torch.int64, device=self.codes.device)
+        out: Tensor = self.codes[column]
         return out
 
 
 class RequestList(RequestCategory):
-    """A column of lists of the requests."""
+    """Column of the requests whose values are lists."""
 
     is_bag: ClassVar[bool] = True
 
-    def forward(self, asked: FieldInputs) -> Jagged:
-        """B rows."""
-        given = asked.batch.context.get(self.name)
-        if given is None:
-            return Jagged.from_lengths(asked.items[:0], torch.zeros_like(asked.batch.items.lengths))
-        return given.with_values(self.codes[given.values])  # type: ignore[no-any-return]
+    def forward(self, inputs: FieldInputs) -> Jagged:
+        """Return B rows of codes; empty rows if the requests have no such column."""
+        column = inputs.batch.context.get(self.name)
+        if column is None:
+            return Jagged.from_lengths(inputs.items[:0], torch.zeros_like(inputs.batch.items.lengths))
+        return column.with_values(self.codes[column.values])  # type: ignore[no-any-return]
 
 
 class RequestNumber(Field):
-    """A numeric column of the requests, by quantiles of training."""
+    """Numeric column of the requests, in buckets between its quantiles over training requests."""
 
-    of: ClassVar[Literal["request", "candidate"]] = "request"
+    scope: ClassVar[Literal["request", "candidate"]] = "request"
     borders: Tensor
 
     def __init__(self, name: str, buckets: int) -> None:
@@ -245,168 +257,183 @@ class RequestNumber(Field):
         self.register_buffer("borders", torch.zeros(buckets - 1))
 
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
-        """The quantiles."""
+        """Compute the quantiles of the column over training requests."""
         if self.name in requests.context:
             self.borders.copy_(quantiles(requests.context[self.name], self.size - 1))
 
-    def forward(self, asked: FieldInputs) -> Tensor:
-        """[B]."""
-        given = asked.batch.context.get(self.name)
-        if given is None:
-            return torch.zeros(asked.batch.num_requests, dtype=torch.int64, device=self.borders.device)
-        return bucket_codes(given.float(), self.borders)
+    def forward(self, inputs: FieldInputs) -> Tensor:
+        """Return codes [B]; 0 if the requests have no such column, or no value in it."""
+        column = inputs.batch.context.get(self.name)
+        if column is None:
+            return torch.zeros(inputs.batch.num_requests, dtype=torch.int64, device=self.borders.device)
+        return bucket_codes(column.float(), self.borders)
 
 
 class RequestAge(Field):
-    """Time from a date of the requests (when a user registered) to the request, logarithmic in hours."""
+    """Time from a date column of the requests to the request, on a logarithmic scale of hours.
 
-    of: ClassVar[Literal["request", "candidate"]] = "request"
+    For example the time since the user registered.
+    """
+
+    scope: ClassVar[Literal["request", "candidate"]] = "request"
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name, self.size = name, MOST
+        self.name, self.size = name, NUM_LOG_CODES
 
-    def forward(self, asked: FieldInputs) -> Tensor:
-        """[B]."""
-        given, now = asked.batch.context.get(self.name), asked.batch.request_times
-        if given is None or now is None:
-            return torch.zeros_like(asked.batch.items.lengths)
-        hours: Tensor = (now - given).clamp(min=0) / HOUR_MS  # NaN without a date
+    def forward(self, inputs: FieldInputs) -> Tensor:
+        """Return codes [B]; 0 for requests without a date or a time."""
+        column, now = inputs.batch.context.get(self.name), inputs.batch.request_times
+        if column is None or now is None:
+            return torch.zeros_like(inputs.batch.items.lengths)
+        hours: Tensor = (now - column).clamp(min=0) / HOUR_MS  # NaN without a date
         return logarithmic(hours.nan_to_num(-1) + 1)
 
 
 class RequestTime(Field):
     """Hour of the day or day of the week of the request (UTC)."""
 
-    of: ClassVar[Literal["request", "candidate"]] = "request"
+    scope: ClassVar[Literal["request", "candidate"]] = "request"
 
-    def __init__(self, what: Literal["hour", "weekday"]) -> None:
+    def __init__(self, unit: Literal["hour", "weekday"]) -> None:
         super().__init__()
-        self.what = what
-        self.size = 25 if what == "hour" else 8
+        self.unit = unit
+        self.size = 25 if unit == "hour" else 8
 
-    def forward(self, asked: FieldInputs) -> Tensor:
-        """[B]."""
-        now = asked.batch.request_times
+    def forward(self, inputs: FieldInputs) -> Tensor:
+        """Return codes [B]; 0 if requests have no times."""
+        now = inputs.batch.request_times
         if now is None:
-            return torch.zeros_like(asked.batch.items.lengths)
-        return 1 + (now // HOUR_MS % 24 if self.what == "hour" else (now // DAY_MS + FIRST_THURSDAY) % 7)
+            return torch.zeros_like(inputs.batch.items.lengths)
+        return 1 + (now // HOUR_MS % 24 if self.unit == "hour" else (now // DAY_MS + FIRST_THURSDAY) % 7)
 
 
 class HistoryLength(Field):
-    """How many of the latest events there are, logarithmic; those before them are never read."""
+    """Number of latest events in the history, on a logarithmic scale; older events are never read."""
 
-    of: ClassVar[Literal["request", "candidate"]] = "request"
-    size = MOST
+    scope: ClassVar[Literal["request", "candidate"]] = "request"
+    size = NUM_LOG_CODES
 
-    def forward(self, asked: FieldInputs) -> Tensor:
-        """[B]."""
-        return logarithmic(asked.recent.lengths.double())
+    def forward(self, inputs: FieldInputs) -> Tensor:
+        """Return codes [B]."""
+        return logarithmic(inputs.recent.lengths.double())
 
 
-class Reading(Field):
-    """A field that reads items by a field of theirs."""
+class ItemFieldReader(Field):
+    """Field that is computed from an item field of candidates, of history items, or of both."""
 
-    def __init__(self, field: ItemField, size: int = MOST) -> None:
+    def __init__(self, field: ItemField, size: int = NUM_LOG_CODES) -> None:
         super().__init__()
         self.field, self.size = field, size
 
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
-        """What it reads by."""
+        """Fit the item field that it reads."""
         self.field.fit(requests, log)
 
 
-class HistoryBag(Reading):
-    """The latest items of the history, by an item field: their ids, their categories."""
+class HistoryBag(ItemFieldReader):
+    """Bag of the codes of an item field (ids, categories) for the latest items of the history."""
 
-    of: ClassVar[Literal["request", "candidate"]] = "request"
+    scope: ClassVar[Literal["request", "candidate"]] = "request"
     is_bag: ClassVar[bool] = True
 
     def __init__(self, field: ItemField) -> None:
         super().__init__(field, field.size)
 
-    def forward(self, asked: FieldInputs) -> Jagged:
-        """B rows."""
-        codes = self.field.of_items(asked.recent.values)
+    def forward(self, inputs: FieldInputs) -> Jagged:
+        """Return B rows of codes."""
+        codes = self.field.of_items(inputs.recent.values)
         assert isinstance(codes, Tensor)
-        return asked.recent.with_values(codes)
+        return inputs.recent.with_values(codes)
 
 
-class HistoryMatchCount(Reading):
-    """How many of the latest events share the candidate's value of an item field: 0, 1, 2, 3 - 4, 5 - 8, ..."""
+class HistoryMatchCount(ItemFieldReader):
+    """Number of latest events that share the candidate's value of an item field: 0, 1, 2, 3 - 4, 5 - 8, ..."""
 
-    def forward(self, asked: FieldInputs) -> Tensor:
-        """[P]."""
-        return logarithmic(asked.same(self.field).sum(1).double())
-
-
-class EventsSinceMatch(Reading):
-    """How many events ago the candidate's value of an item field stood in the history; 0: not among the latest."""
-
-    def forward(self, asked: FieldInputs) -> Tensor:
-        """[P]."""
-        same = asked.same(self.field)
-        if not same.shape[1]:
-            return asked.items * 0
-        last = same.flip(1).to(torch.uint8).argmax(1)  # the first of equal ones
-        return logarithmic(last.double() + 1) * same.any(1)
+    def forward(self, inputs: FieldInputs) -> Tensor:
+        """Return codes [P]."""
+        return logarithmic(inputs.history_matches(self.field).sum(1).double())
 
 
-class CrossedWithLast(Reading):
-    """The last event's value of an item field crossed with the candidate's, hashed where there are too many pairs."""
+class EventsSinceMatch(ItemFieldReader):
+    """Number of events since the candidate's value of an item field was last in the history.
+
+    Code 0: none of the latest events has it.
+    """
+
+    def forward(self, inputs: FieldInputs) -> Tensor:
+        """Return codes [P]."""
+        is_match = inputs.history_matches(self.field)
+        if not is_match.shape[1]:
+            return inputs.items * 0
+        last = is_match.flip(1).to(torch.uint8).argmax(1)  # the first of equal ones
+        return logarithmic(last.double() + 1) * is_match.any(1)
+
+
+class CrossedWithLast(ItemFieldReader):
+    """Pair of the last event's value of an item field and the candidate's value.
+
+    Pairs are hashed into `buckets` if there are too many of them.
+    """
 
     def __init__(self, field: ItemField, buckets: int) -> None:
-        exact = field.size**2 < buckets
-        super().__init__(field, 1 + (field.size**2 if exact else buckets))
-        self.exact = exact
+        is_exact = field.size**2 < buckets
+        super().__init__(field, 1 + (field.size**2 if is_exact else buckets))
+        self.is_exact = is_exact
 
-    def forward(self, asked: FieldInputs) -> Tensor:
-        """[P]."""
-        field, recent = self.field, asked.recent
+    def forward(self, inputs: FieldInputs) -> Tensor:
+        """Return codes [P]; 0 if either value is missing."""
+        field, recent = self.field, inputs.recent
         last = recent.values.new_zeros(recent.num_rows)
-        full = recent.lengths > 0
-        last[full] = recent.values[recent.offsets[1:][full] - 1]
-        before, now = field.of_items(last)[asked.rows], field.of_items(asked.items)  # type: ignore[index]
-        assert isinstance(before, Tensor)
-        assert isinstance(now, Tensor)
-        mixed = before * field.size + now
-        if not self.exact:
-            mixed = (mixed * 0x9E3779B1 >> 8) % (self.size - 1)
-        return (1 + mixed) * ((before > 0) & (now > 0))
+        has_events = recent.lengths > 0
+        last[has_events] = recent.values[recent.offsets[1:][has_events] - 1]
+        last_codes, codes = field.of_items(last)[inputs.rows], field.of_items(inputs.items)  # type: ignore[index]
+        assert isinstance(last_codes, Tensor)
+        assert isinstance(codes, Tensor)
+        pairs = last_codes * field.size + codes
+        if not self.is_exact:
+            pairs = (pairs * 0x9E3779B1 >> 8) % (self.size - 1)
+        return (1 + pairs) * ((last_codes > 0) & (codes > 0))
 
 
 class CandidateFeature(Field):
-    """A number that comes with the candidates (their rank in a channel), logarithmic; `default` where none comes."""
+    """Numeric feature that comes with the candidates (such as their rank in a channel), on a logarithmic scale.
+
+    `default` is the value of candidates of requests that lack the feature.
+    """
 
     def __init__(self, name: str, *, default: float = 0.0) -> None:
         super().__init__()
-        self.name, self.default, self.size = name, default, MOST
+        self.name, self.default, self.size = name, default, NUM_LOG_CODES
 
-    def forward(self, asked: FieldInputs) -> Tensor:
-        """[P]."""
-        given = asked.batch.candidate_features.get(self.name)
-        values = torch.full(asked.items.shape, self.default) if given is None else given.values
-        return logarithmic(values.to(asked.items.device).double())
+    def forward(self, inputs: FieldInputs) -> Tensor:
+        """Return codes [P]."""
+        column = inputs.batch.candidate_features.get(self.name)
+        values = torch.full(inputs.items.shape, self.default) if column is None else column.values
+        return logarithmic(values.to(inputs.items.device).double())
 
 
 def quantiles(values: Tensor, buckets: int) -> Tensor:
-    """The `buckets` - 1 borders of equally full buckets, NaN left out; 0 where there is no value."""
-    known = values[values.isfinite()].double().sort().values
-    if not len(known):
+    """Return the `buckets` - 1 borders between equally full buckets of `values`, NaN ignored.
+
+    All borders are 0 if there is no value.
+    """
+    finite = values[values.isfinite()].double().sort().values
+    if not len(finite):
         return torch.zeros(buckets - 1)
-    places = torch.arange(1, buckets) * len(known) // buckets
-    return known[places].float()
+    positions = torch.arange(1, buckets) * len(finite) // buckets
+    return finite[positions].float()
 
 
 def bucket_codes(values: Tensor, borders: Tensor) -> Tensor:
-    """1 + the number of borders at or below each value, 0 for NaN."""
+    """Return 1 + the number of borders at or below each value; 0 for NaN."""
     return (1 + torch.bucketize(values.float(), borders, right=True)) * values.isfinite()
 
 
 def logarithmic(values: Tensor) -> Tensor:
-    """1 + the whole part of 2 log2 of each value, at most MOST - 1; 0 below 1."""
+    """Return 1 + the whole part of 2 log2 of each value, at most NUM_LOG_CODES - 1; 0 for values below 1."""
     steps = (2 * values.clamp(min=1).log2() + 1e-9).long() + 1
-    return steps.clamp(max=MOST - 1) * (values >= 1)
+    return steps.clamp(max=NUM_LOG_CODES - 1) * (values >= 1)
 
 
 def _values(column: Tensor | Jagged) -> Tensor:

@@ -1,7 +1,7 @@
-"""A balanced binary tree over vectors: near vectors share long paths.
+"""Balanced binary tree over vectors: near vectors share long paths.
 
 Zhu et al., Learning Tree-based Deep Model for Recommender Systems, arXiv 1801.02294, section 3.5: 2-means at every
-node, made even. All nodes of a depth are split at once.
+node, with halves of equal size. All nodes of a depth are split at once.
 
 Shapes: n vectors, D width, M depth, P nodes of a depth.
 """
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_POWER_ROUNDS = 4  # towards the first principal direction of each node, where 2-means starts
+_POWER_ROUNDS = 4  # power iterations for the first principal direction of each node, with which 2-means starts
 
 
 @dataclass(frozen=True, eq=False)
 class BalancedTree:
-    """Paths of vectors, and what sends a further vector down.
+    """Paths of vectors in a balanced tree, and the planes that send other vectors down the tree.
 
-    bits        [n, M] int64, 0 or 1; M = ceil(log2 n), at least 1. No two rows have the same bits; a node that
-                holds one row goes on with 0
-    normals     M tensors [2 ** depth, D]: of the plane between the two halves of each node
-    thresholds  M tensors [2 ** depth]: a vector x goes to child 1 where x . normal > threshold; inf where no row did
+    bits        [n, M] int64, 0 or 1; M = ceil(log2 n), at least 1. No two rows have the same bits; the path continues
+                with 0 below a node that contains one row
+    normals     M tensors [2 ** depth, D]: normal of the plane between the two halves of each node
+    thresholds  M tensors [2 ** depth]: a vector x goes to child 1 if x . normal > threshold; inf if no row did
     """
 
     bits: Tensor
@@ -31,7 +31,10 @@ class BalancedTree:
     thresholds: tuple[Tensor, ...]
 
     def descend(self, vectors: Tensor) -> Tensor:
-        """Bits [B, M] of `vectors [B, D]`; for those that the tree was built from, up to ties at a plane, `bits`."""
+        """Return the paths [B, M] of `vectors [B, D]` as bits.
+
+        The vectors that the tree was built from get their `bits` again, except for ties at a plane.
+        """
         node = torch.zeros(len(vectors), dtype=torch.int64)
         bits = []
         for normals, thresholds in zip(self.normals, self.thresholds, strict=True):
@@ -41,10 +44,11 @@ class BalancedTree:
 
 
 def balanced_tree(vectors: Tensor, *, seed: int, iterations: int = 10) -> BalancedTree:
-    """Splits `vectors [n, D]` in halves whose sizes differ by at most one, again and again, down to single rows.
+    """Build a balanced tree: split `vectors [n, D]` recursively into halves, down to single rows.
 
-    Each split is 2-means whose every assignment is even: rows sorted by how much nearer they are to one centre, and cut
-    in the middle (equal rows in their order). The same seed gives the same tree.
+    The sizes of the halves differ by at most one. Each split is a 2-means whose every assignment is balanced: rows are
+    sorted by how much nearer they are to one centre, and cut in the middle (equal rows in their order). There are
+    `iterations` such assignments before the final one. The same seed returns the same tree.
     """
     count = len(vectors)
     depth = max(1, (count - 1).bit_length())
@@ -67,32 +71,42 @@ def balanced_tree(vectors: Tensor, *, seed: int, iterations: int = 10) -> Balanc
 
 
 class _Split:
-    """The rows of all nodes of one depth."""
+    """Rows of all nodes of one depth, and the steps of splitting the nodes in halves.
 
-    def __init__(self, vectors: Tensor, node: Tensor, nodes: int) -> None:
+    `node [n]` is the node of each row.
+    """
+
+    def __init__(self, vectors: Tensor, node: Tensor, num_nodes: int) -> None:
         self.vectors, self.node = vectors, node
-        self.counts = torch.bincount(node, minlength=nodes)
+        self.counts = torch.bincount(node, minlength=num_nodes)
         self.starts = self.counts.cumsum(0) - self.counts
 
     def mean(self, rows: Tensor | None = None) -> Tensor:
-        """Mean vectors of the nodes, [P, D]; of some rows only where given; 0 where there are none."""
+        """Return the mean vector of each node, [P, D]; 0 for a node without rows.
+
+        If `rows` is not None, only these rows count.
+        """
         vectors, node = (self.vectors, self.node) if rows is None else (self.vectors[rows], self.node[rows])
         sums = self.vectors.new_zeros(len(self.counts), self.vectors.shape[1]).index_add_(0, node, vectors)
         return sums / torch.bincount(node, minlength=len(self.counts)).clamp(min=1)[:, None]
 
     def principal(self, generator: torch.Generator) -> Tensor:
-        """About the first principal direction of each node, [P, D]."""
+        """Return the approximate first principal direction of each node, [P, D], by power iteration."""
         centred = self.vectors - self.mean()[self.node]
         shape = (len(self.counts), self.vectors.shape[1])
-        found = torch.randn(shape, generator=generator, dtype=self.vectors.dtype)
+        directions = torch.randn(shape, generator=generator, dtype=self.vectors.dtype)
         for _ in range(_POWER_ROUNDS):
-            along = (centred * found[self.node]).sum(1, keepdim=True)
-            turned = torch.zeros_like(found).index_add_(0, self.node, along * centred)
-            found = torch.where(turned.norm(dim=1, keepdim=True) > 0, torch.nn.functional.normalize(turned), found)
-        return found
+            along = (centred * directions[self.node]).sum(1, keepdim=True)
+            products = torch.zeros_like(directions).index_add_(0, self.node, along * centred)
+            has_length = products.norm(dim=1, keepdim=True) > 0
+            directions = torch.where(has_length, torch.nn.functional.normalize(products), directions)
+        return directions
 
     def halves(self, along: Tensor) -> Tensor:
-        """0 or 1 for each row, [n]: the upper half of its node's rows by `along [n]` is 1; the middle one is 0."""
+        """Return the half of each row within its node, [n]: 1 for the upper half by `along [n]`, else 0.
+
+        The middle row of an odd number of rows is in half 0.
+        """
         order = along.argsort(stable=True)
         order = order[self.node[order].argsort(stable=True)]
         place = torch.empty_like(order)
@@ -101,12 +115,12 @@ class _Split:
         return (place - self.starts[self.node] >= lower[self.node]).long()
 
     def between(self, side: Tensor) -> Tensor:
-        """From the mean of the lower half to that of the upper one, [P, D]."""
-        ones = side.bool()
-        return self.mean(ones.nonzero()[:, 0]) - self.mean((~ones).nonzero()[:, 0])
+        """Return the vector from the mean of each node's lower half to the mean of its upper half, [P, D]."""
+        is_upper = side.bool()
+        return self.mean(is_upper.nonzero()[:, 0]) - self.mean((~is_upper).nonzero()[:, 0])
 
     def middle(self, along: Tensor, side: Tensor) -> Tensor:
-        """Half-way between the halves, [P]; inf where there is no upper half."""
+        """Return the value of `along` half-way between the two halves of each node, [P]; inf without an upper half."""
         size = len(self.counts)
         low = along.new_full((size,), -torch.inf).scatter_reduce_(
             0, self.node, along.where(side == 0, -torch.inf), "amax"

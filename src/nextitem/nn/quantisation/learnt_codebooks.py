@@ -1,6 +1,6 @@
-"""LearntCodebooks: code tables that learn together with an encoder.
+"""LearntCodebooks: a quantizer whose code tables are trained together with an encoder.
 
-Shapes: B rows, E latent width, M levels, C codes of a level.
+Shapes: B rows, E latent width, M levels, C codes of each level.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from nextitem.nn.quantisation.quantizers import (
 
 @dataclass(frozen=True)
 class QuantisedLatent:
-    """Outcome of quantising within a network.
+    """Result of the quantisation step within a network.
 
     codes       [B, M] int64
-    latent      [B, E], the code vectors' sum; its gradient goes straight through to the encoder
-    codebook    what draws the code vectors to the latents, mean over rows; 0 where they are moving averages
-    commitment  what draws the latents to their code vectors
+    latent      [B, E] the quantised latent that the codes represent; its gradient goes straight through to the encoder
+    codebook    loss that pulls the code vectors to the latents, mean over rows; 0 if tables are moving averages
+    commitment  loss that pulls the latents to their code vectors, mean over rows
     """
 
     codes: Tensor
@@ -38,15 +38,25 @@ class QuantisedLatent:
 
 
 class LearntCodebooks(nn.Module):
-    """M tables of C code vectors; M quantise one after another what is left ("residual"), or a slice each ("product").
+    """Quantizer with M tables of C code vectors that are trained together with an encoder.
 
-    update        "gradient": the tables are parameters, with a loss of their own. "ema": moving averages of the latents
-                  that chose them (van den Oord et al. 2017, appendix A.1), with weight `decay` on the past
-    sinkhorn      temperature at which a training batch is spread evenly over the codes of a level (optimal transport
-                  with equal shares, Zheng et al. 2024, LC-Rec); None: each row takes its nearest code
-    revive_every  batches after which codes that nothing chose restart at random latents of the batch
+    The first training batch initialises the tables by k-means. Evaluation changes nothing, and always assigns the
+    nearest code.
 
-    The first batch starts the tables by k-means. Evaluation changes nothing, and always takes the nearest code.
+    Args:
+        shape: number of levels (M), number of codes of each level (C), width of a latent (E).
+        split: "residual": each level quantises the residual of the level before. "product": each level quantises its
+            own slice of the latent.
+        update: "gradient": the tables are parameters with a loss of their own. "ema": the tables are moving averages of
+            the latents assigned to their codes (van den Oord et al. 2017, appendix A.1).
+        decay: weight of the past in these moving averages.
+        sinkhorn: temperature at which a training batch is spread evenly over the codes of a level (optimal transport
+            with equal shares, Zheng et al. 2024, LC-Rec). None: each row gets its nearest code.
+        revive_every: number of batches after which unused codes restart at random latents of the batch.
+
+    Raises:
+        ValueError: `split` is "product" and M does not divide E.
+
     """
 
     seed: Tensor
@@ -76,83 +86,93 @@ class LearntCodebooks(nn.Module):
             self.tables = nn.Parameter(tables)
         else:
             self.register_buffer("tables", tables)
-            self.register_buffer("counts", torch.ones(levels, size))  # of rows that chose a code, moving average
+            self.register_buffer("counts", torch.ones(levels, size))  # rows assigned to each code, moving average
         self.register_buffer("seed", torch.randint(2**31, ()))
-        self.register_buffer("usage", torch.zeros((levels, size), dtype=torch.int64))  # since codes were last revived
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # training batches seen
+        # Number of rows assigned to each code since unused codes were last revived.
+        self.register_buffer("usage", torch.zeros((levels, size), dtype=torch.int64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # number of training batches so far
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes of each level: the same number."""
+        """Number of codes of each level, the same for all."""
         return (self.tables.shape[1],) * len(self.tables)
 
     def forward(self, latent: Tensor) -> QuantisedLatent:
-        """Quantises `latent [B, E]`; in training the tables start, revive and move."""
+        """Quantise `latent [B, E]`; in training, also initialise, revive and update the tables."""
         if self.training:
-            self._renew(latent.detach())
-        found = self._quantise(latent, balance=self.sinkhorn if self.training else None)
-        pairs = list(zip(found.asked, found.chosen, strict=True))
-        codebook = torch.stack([mean_square(asked.detach(), entry) for asked, entry in pairs]).sum()
-        commitment = torch.stack([mean_square(asked, entry.detach()) for asked, entry in pairs]).sum()
+            self._initialise_or_revive(latent.detach())
+        result = self._quantise(latent, temperature=self.sinkhorn if self.training else None)
+        pairs = list(zip(result.inputs, result.code_vectors, strict=True))
+        codebook = torch.stack([mean_square(rows.detach(), vectors) for rows, vectors in pairs]).sum()
+        commitment = torch.stack([mean_square(rows, vectors.detach()) for rows, vectors in pairs]).sum()
         if self.training:
-            self.usage.scatter_add_(1, found.codes.T, torch.ones_like(found.codes.T))
+            self.usage.scatter_add_(1, result.codes.T, torch.ones_like(result.codes.T))
             self.steps += 1
             if self.update == "ema":
-                self._move([asked.detach() for asked in found.asked], found.codes)
+                self._update_averages([rows.detach() for rows in result.inputs], result.codes)
         if self.update == "ema":
             codebook = codebook.detach() * 0
-        # Straight-through: the decoder sees the code vectors, the encoder its gradient.
-        return QuantisedLatent(found.codes, latent + (found.quantised - latent).detach(), codebook, commitment)
+        # Straight-through: the decoder sees the code vectors, the encoder gets the gradient of the decoder's input.
+        return QuantisedLatent(result.codes, latent + (result.quantised - latent).detach(), codebook, commitment)
 
     def encode(self, latent: Tensor) -> Tensor:
-        """Nearest codes [B, M]."""
+        """Return the nearest codes [B, M] of `latent [B, E]`."""
         return self._quantise(latent).codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The latent vectors [B, E] that `codes [B, M]` stand for."""
+        """Return the latent vectors [B, E] that `codes [B, M]` represent."""
         entries = [table[codes[:, level]] for level, table in enumerate(self.tables)]
         return torch.cat(entries, dim=1) if self.split == "product" else torch.stack(entries).sum(0)
 
-    def _quantise(self, latent: Tensor, *, balance: float | None = None) -> Quantised:
+    def _quantise(self, latent: Tensor, *, temperature: float | None = None) -> Quantised:
+        """Quantise by nearest codes, or evenly over the codes of each level if there is a temperature."""
         quantise = product_quantise if self.split == "product" else residual_quantise
-        choose = nearest_code if balance is None else lambda rows, table: balanced_plan(rows, table, balance).argmax(1)
-        return quantise(latent, tuple(self.tables), choose=choose)
+        assign = (
+            nearest_code
+            if temperature is None
+            else lambda rows, table: balanced_plan(rows, table, temperature).argmax(1)
+        )
+        return quantise(latent, tuple(self.tables), choose=assign)
 
     @torch.no_grad()
-    def _renew(self, latent: Tensor) -> None:
-        """First batch: codes by k-means on what its level is asked. Later, now and then: unused codes restart."""
+    def _initialise_or_revive(self, latent: Tensor) -> None:
+        """Initialise the tables in the first batch; later, restart unused codes every `revive_every` batches.
+
+        Tables are initialised by k-means on the vectors that their level has to quantise.
+        """
         step = int(self.steps)
         if step % self.revive_every:
             return
-        # A function of seed and step alone: a run that resumes goes on with the same numbers.
+        # Seeded by seed and step alone, so that a resumed run continues with the same numbers.
         generator = torch.Generator().manual_seed(int(self.seed) + step)
         for level, table in enumerate(self.tables):
-            # What this level is asked depends on the tables before it alone, which have been renewed by now.
-            asked = self._quantise(latent).asked[level]
-            unused = self.usage[level] == 0
+            # The inputs of this level depend only on the tables before it, which are up to date by now.
+            inputs = self._quantise(latent).inputs[level]
+            is_unused = self.usage[level] == 0
             if step == 0:
-                centroids = kmeans(asked, len(table), seed=int(self.seed))
+                centroids = kmeans(inputs, len(table), seed=int(self.seed))
                 table[: len(centroids)] = centroids
-                unused = torch.arange(len(table), device=unused.device) >= len(centroids)
-            rows = torch.randint(len(asked), (int(unused.sum()),), generator=generator)
-            table[unused] = asked[rows.to(asked.device)]
+                is_unused = torch.arange(len(table), device=is_unused.device) >= len(centroids)
+            rows = torch.randint(len(inputs), (int(is_unused.sum()),), generator=generator)
+            table[is_unused] = inputs[rows.to(inputs.device)]
             if self.update == "ema":
-                self.counts[level, unused] = 1.0
+                self.counts[level, is_unused] = 1.0
         self.usage.zero_()
 
     @torch.no_grad()
-    def _move(self, asked: list[Tensor], codes: Tensor) -> None:
-        for level, rows in enumerate(asked):
+    def _update_averages(self, inputs: list[Tensor], codes: Tensor) -> None:
+        """Move the tables to the moving averages of the latents that were assigned to their codes."""
+        for level, rows in enumerate(inputs):
             size = self.tables.shape[1]
-            chosen = torch.bincount(codes[:, level], minlength=size).to(rows.dtype)
+            num_assigned = torch.bincount(codes[:, level], minlength=size).to(rows.dtype)
             sums = torch.zeros_like(self.tables[level]).index_add_(0, codes[:, level], rows)
             past = self.decay * self.counts[level]
-            counts = past + (1 - self.decay) * chosen
-            # (decay * counts * table + (1 - decay) * sums) / new counts: a code that nothing chose stays where it is.
+            counts = past + (1 - self.decay) * num_assigned
+            # (decay * counts * table + (1 - decay) * sums) / new counts: the vector of an unused code does not change.
             self.tables[level] = (past[:, None] * self.tables[level] + (1 - self.decay) * sums) / counts[:, None]
             self.counts[level] = counts
 
 
 def mean_square(left: Tensor, right: Tensor) -> Tensor:
-    """Squared distance of rows, mean over rows."""
+    """Return the squared distance between the rows of `left` and `right`, mean over rows."""
     return (left - right).square().sum(1).mean()

@@ -1,4 +1,4 @@
-"""QuantisedAutoEncoder: content to a latent space, through codes, and back.
+"""QuantisedAutoEncoder: an autoencoder of content vectors whose latents are quantised into codes.
 
 Shapes: B rows, D content width, E latent width, M levels.
 """
@@ -16,20 +16,23 @@ from nextitem.nn.quantisation.learnt_codebooks import QuantisedLatent, mean_squa
 
 
 class Quantizer(Protocol):
-    """What lies between encoder and decoder, as a module: LearntCodebooks, FiniteScalars."""
+    """Module between encoder and decoder that quantises latents, such as LearntCodebooks or FiniteScalars."""
 
     def __call__(self, latent: Tensor) -> QuantisedLatent:
         """Quantise latents [B, E]."""
 
     def encode(self, latent: Tensor) -> Tensor:
-        """Codes [B, M] of latents [B, E]."""
+        """Return the codes [B, M] of latents [B, E]."""
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents [B, E] of codes [B, M]."""
+        """Return the latents [B, E] that codes [B, M] represent."""
 
 
 class QuantisedAutoEncoder(nn.Module):
-    """ReLU layers of the given widths down to the latent space, a quantizer, and the mirror image of the layers."""
+    """Autoencoder with a quantizer between encoder and decoder.
+
+    The encoder has linear layers of `widths` with ReLU between them, from content to latents. The decoder mirrors it.
+    """
 
     def __init__(self, widths: Sequence[int], quantizer: nn.Module) -> None:
         super().__init__()
@@ -38,20 +41,20 @@ class QuantisedAutoEncoder(nn.Module):
         self.decoder = _relu_layers(widths[::-1])
 
     def forward(self, content: Tensor) -> tuple[Tensor, QuantisedLatent]:
-        """The mean squared distance of rows to what comes back, and what the quantizer made of their latents."""
-        passed = cast(Quantizer, self.quantizer)(self.encoder(content))
-        return mean_square(content, self.decoder(passed.latent)), passed
+        """Return the reconstruction loss (squared distance, mean over rows) and the quantised latents."""
+        quantised = cast(Quantizer, self.quantizer)(self.encoder(content))
+        return mean_square(content, self.decoder(quantised.latent)), quantised
 
     @torch.no_grad()
     def encode(self, content: Tensor) -> Tensor:
-        """Codes [B, M] of content vectors [B, D]."""
+        """Return the codes [B, M] of content vectors [B, D]."""
         return cast(Quantizer, self.quantizer).encode(self.encoder(content))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Content vectors [B, D] of codes [B, M]."""
-        rebuilt: Tensor = self.decoder(cast(Quantizer, self.quantizer).decode(codes))
-        return rebuilt
+        """Return the reconstructed content vectors [B, D] of codes [B, M]."""
+        reconstruction: Tensor = self.decoder(cast(Quantizer, self.quantizer).decode(codes))
+        return reconstruction
 
 
 def _relu_layers(widths: Sequence[int]) -> nn.Sequential:

@@ -1,6 +1,6 @@
-"""Vector quantisation by nearest code, level by level on what the earlier levels left over.
+"""Vector quantisation: nearest codes, residual and product quantisation, k-means, balanced assignment.
 
-Shapes: B rows, D width, M levels, C codes of a level.
+Shapes: B rows, D width, M levels, C codes of each level.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 24  # entries of a distance matrix that are held at once
-_START_SAMPLE = 32  # vectors a code among which k-means looks for its start
+_CHUNK = 1 << 24  # entries of a distance matrix that are in memory at once
+_START_SAMPLE = 32  # sampled vectors for each code, among which k-means selects its first centroids
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index [B] int64 of the row of `codebook [C, D]` nearest to each row of `vectors [B, D]` (squared
-    distance).
+    """Return the index [B] int64 of the code in `codebook [C, D]` that is nearest to each row of `vectors [B, D]`.
 
-    Ties go to the smaller index.
+    Distances are squared. Ties go to the smaller index.
     """
     rows = max(1, _CHUNK // codebook.shape[0])
     norms = codebook.square().sum(1)
-    # ||x||^2 is the same for all codes and left out.
+    # ||x||^2 is the same for all codes, so it is omitted.
     parts = [torch.addmm(norms, part, codebook.T, alpha=-2.0).argmin(1) for part in torch.split(vectors, rows)]
     return torch.cat(parts)
 
@@ -35,53 +34,58 @@ Choice = Callable[[Tensor, Tensor], Tensor]  # vectors [B, D], codebook [C, D] -
 
 @dataclass(frozen=True)
 class Quantised:
-    """Outcome of quantisation by M codebooks.
+    """Result of quantisation by M codebooks.
 
-    codes      [B, M] int64
-    asked      M tensors: what each level was asked to quantise
-    chosen     M tensors: the code vectors taken
-    quantised  [B, D]: what the codes stand for
+    codes         [B, M] int64
+    inputs        M tensors [B, ...]: the vectors that each level quantised
+    code_vectors  M tensors [B, ...]: the vectors of the assigned codes
+    quantised     [B, D] the vectors that the codes represent
     """
 
     codes: Tensor
-    asked: tuple[Tensor, ...]
-    chosen: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
+    code_vectors: tuple[Tensor, ...]
     quantised: Tensor
 
 
 def residual_quantise(vectors: Tensor, codebooks: Sequence[Tensor], *, choose: Choice = nearest_code) -> Quantised:
-    """Quantises `vectors [B, D]` with M codebooks [C_m, D]: r_0 = x, c_m = argmin ||r_m - e||^2, r_m+1 = r_m
-    - e_c.
+    """Quantise `vectors [B, D]` level by level with M codebooks [C_m, D], each on the residual of the levels before.
 
-    What is subtracted is sg(e) (Lee et al. 2022, eq. 2; stop-gradient): a residual keeps the gradient of the
-    input at every level. Subtracting a straight-through output instead, r + sg(e - r), would cancel it from
-    the second level on.
+    r_0 = x, c_m = argmin ||r_m - e||^2, r_m+1 = r_m - e_c. `choose` assigns the codes of a level.
+
+    The subtracted vector is sg(e) (Lee et al. 2022, eq. 2; stop-gradient), so a residual keeps the gradient of the
+    input at every level. Subtracting a straight-through output instead, r + sg(e - r), would cancel it from the second
+    level on.
     """
-    codes, residuals, chosen = [], [], []
+    codes, residuals, code_vectors = [], [], []
     residual = vectors
     for codebook in codebooks:
         code = choose(residual.detach(), codebook.detach())
-        entry = codebook[code]
+        code_vector = codebook[code]
         codes.append(code)
         residuals.append(residual)
-        chosen.append(entry)
-        residual = residual - entry.detach()
-    return Quantised(torch.stack(codes, dim=1), tuple(residuals), tuple(chosen), torch.stack(chosen).sum(0))
+        code_vectors.append(code_vector)
+        residual = residual - code_vector.detach()
+    return Quantised(torch.stack(codes, dim=1), tuple(residuals), tuple(code_vectors), torch.stack(code_vectors).sum(0))
 
 
 def product_quantise(vectors: Tensor, codebooks: Sequence[Tensor], *, choose: Choice = nearest_code) -> Quantised:
-    """Quantises M equal slices of `vectors [B, D]`, each with a codebook [C_m, D / M] of its own."""
+    """Quantise M equal slices of `vectors [B, D]`, each with a codebook [C_m, D / M] of its own.
+
+    `choose` assigns the codes of a slice.
+    """
     slices = vectors.chunk(len(codebooks), dim=1)
     codes = [choose(part.detach(), book.detach()) for part, book in zip(slices, codebooks, strict=True)]
-    chosen = tuple(book[code] for code, book in zip(codes, codebooks, strict=True))
-    return Quantised(torch.stack(codes, dim=1), slices, chosen, torch.cat(chosen, dim=1))
+    code_vectors = tuple(book[code] for code, book in zip(codes, codebooks, strict=True))
+    return Quantised(torch.stack(codes, dim=1), slices, code_vectors, torch.cat(code_vectors, dim=1))
 
 
 def balanced_plan(vectors: Tensor, codebook: Tensor, temperature: float, *, rounds: int = 50) -> Tensor:
-    """Shares [B, C] of `vectors [B, D]` that go to each row of `codebook [C, D]`, all codes getting equally much.
+    """Return the transport plan [B, C] that spreads `vectors [B, D]` evenly over the codes in `codebook [C, D]`.
 
-    Entropic optimal transport by Sinkhorn's algorithm (Cuturi 2013) in the log domain; costs are squared distances over
-    their mean. After the last round columns sum to 1 / C, and rows to about 1 / B.
+    Entropic optimal transport by Sinkhorn's algorithm (Cuturi 2013) in the log domain. Costs are squared distances
+    divided by their mean and by `temperature`. After the last of `rounds` columns sum to 1 / C, and rows to about
+    1 / B.
     """
     cost = torch.cdist(vectors, codebook).square()
     log_plan = -cost / (cost.mean().clamp(min=1e-12) * temperature)
@@ -92,24 +96,24 @@ def balanced_plan(vectors: Tensor, codebook: Tensor, temperature: float, *, roun
 
 
 def sum_of_codes(codes: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
-    """The vectors [B, D] that `codes [B, M]` stand for: the sum of their code vectors."""
+    """Return the vectors [B, D] that `codes [B, M]` represent: the sums of their code vectors."""
     return torch.stack([book[codes[:, level]] for level, book in enumerate(codebooks)]).sum(0)
 
 
 def kmeans(vectors: Tensor, num_codes: int, *, seed: int, iterations: int = 25) -> Tensor:
-    """Centroids [C, D] of `vectors [B, D]`, on their device; deterministic for a seed.
+    """Return k-means centroids [C, D] of `vectors [B, D]`, on their device; deterministic for a seed.
 
-    C is num_codes, or fewer: the distinct vectors where there are no more of them than codes, and never a
-    centroid that is nearest to no vector. Duplicates count as often as they occur. Starts by greedy k-means++
-    (Arthur & Vassilvitskii 2007) on a sample of 32 vectors a code.
+    C is num_codes or fewer. If there are no more distinct vectors than codes, the centroids are these vectors. A
+    centroid that is nearest to no vector is never returned. Duplicates count as often as they occur. The first
+    centroids come from greedy k-means++ (Arthur & Vassilvitskii 2007) on a sample of 32 vectors for each code.
     """
     import faiss
     from sklearn.cluster import kmeans_plusplus
 
     distinct, counts = torch.unique(vectors.detach().cpu().float(), dim=0, return_counts=True)
     if distinct.shape[0] <= num_codes:
-        whole: Tensor = distinct.to(vectors.device)
-        return whole
+        all_vectors: Tensor = distinct.to(vectors.device)
+        return all_vectors
     points, weights = distinct.numpy(), counts.float().numpy()
     sample = np.random.default_rng(seed).permutation(len(points))[: _START_SAMPLE * num_codes]
     start = kmeans_plusplus(points[sample], num_codes, sample_weight=weights[sample], random_state=seed)[0]
@@ -122,26 +126,26 @@ def kmeans(vectors: Tensor, num_codes: int, *, seed: int, iterations: int = 25) 
 
 
 def balanced_clusters(vectors: Tensor, centroids: Tensor, *, iterations: int) -> tuple[Tensor, Tensor]:
-    """Codes [B] and centroids [C, D] of clusters whose sizes differ by at most one, from a first set of centroids.
+    """Return codes [B] and centroids [C, D] of clusters whose sizes differ by at most one, from initial centroids.
 
-    OneRec, arXiv 2502.18965, algorithm 1: one cluster after another takes the B / C nearest of the `vectors [B, D]`
-    that are left, and its centroid becomes their mean; again until nothing changes, at most `iterations` times. The
-    first B mod C clusters have the one more.
+    OneRec, arXiv 2502.18965, algorithm 1: one cluster after another takes the B / C nearest of the remaining `vectors
+    [B, D]`, and its centroid becomes their mean. This repeats until nothing changes, at most `iterations` times. The
+    first B mod C clusters have one vector more than the others.
     """
-    count, size = len(vectors), len(centroids)
-    shares = [count // size + (code < count % size) for code in range(size)]
-    codes = torch.full((count,), -1, dtype=torch.int64, device=vectors.device)
+    num_vectors, num_clusters = len(vectors), len(centroids)
+    sizes = [num_vectors // num_clusters + (code < num_vectors % num_clusters) for code in range(num_clusters)]
+    codes = torch.full((num_vectors,), -1, dtype=torch.int64, device=vectors.device)
     for _ in range(iterations):
         former, codes = codes, torch.full_like(codes, -1)
-        left = torch.arange(count, device=vectors.device)
+        remaining = torch.arange(num_vectors, device=vectors.device)
         table = []
-        for code, share in enumerate(shares):
-            distances = (vectors[left] - centroids[code]).square().sum(1)
-            taken = torch.zeros(len(left), dtype=torch.bool, device=left.device)
-            taken[distances.argsort(stable=True)[:share]] = True
-            codes[left[taken]] = code
-            table.append(vectors[left[taken]].mean(0) if share else centroids[code])
-            left = left[~taken]
+        for code, size in enumerate(sizes):
+            distances = (vectors[remaining] - centroids[code]).square().sum(1)
+            is_member = torch.zeros(len(remaining), dtype=torch.bool, device=remaining.device)
+            is_member[distances.argsort(stable=True)[:size]] = True
+            codes[remaining[is_member]] = code
+            table.append(vectors[remaining[is_member]].mean(0) if size else centroids[code])
+            remaining = remaining[~is_member]
         centroids = torch.stack(table)
         if torch.equal(codes, former):
             break

@@ -1,1 +1,1 @@
-"""Layers of rankers: perceptrons, crosses, gates, task towers, calibration."""
+"""Layers of rankers: perceptrons, cross networks, field gates, task towers, history search, calibration."""

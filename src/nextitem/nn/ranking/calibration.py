@@ -1,8 +1,8 @@
-"""Calibration: scores become probabilities that can be taken at their word.
+"""Calibration: curves that turn scores into probabilities that match observed rates.
 
 Platt 1999 (a logistic curve); Zadrozny & Elkan 2002 (isotonic regression).
 
-Shapes: P scores, V steps.
+Shapes: P scores, V steps of an isotonic curve.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from torch.nn import functional as F
 
 
 class Platt(nn.Module):
-    """sigmoid(slope * score + shift), slope >= 0; until it is fitted, slope 1 and shift 0."""
+    """Logistic calibration curve: sigmoid(slope * score + shift), slope >= 0.
+
+    Before it is fitted, the slope is 1 and the shift is 0.
+    """
 
     slope: Tensor
     shift: Tensor
@@ -30,10 +33,13 @@ class Platt(nn.Module):
 
     @torch.no_grad()
     def fit(self, scores: Tensor, labels: Tensor) -> None:
-        """Fit the most likely curve for 0/1 labels [P] at scores [P], with Platt's smoothed targets.
+        """Fit the curve of maximum likelihood to scores [P] with 0/1 labels [P], with Platt's smoothed targets.
 
-        A falling curve is not taken: if it would fit best, all scores get the mean. Raises ValueError without both
-        labels.
+        A falling curve is never used: if it would fit best, all scores get the mean of the targets.
+
+        Raises:
+            ValueError: only one of the two labels occurs, or scores and labels differ in number.
+
         """
         scores, targets = scores.double(), smoothed_targets(scores, labels)
         centre, scale = scores.mean(), scores.std(correction=0)
@@ -46,7 +52,7 @@ class Platt(nn.Module):
         self.shift.copy_(shift - rise * centre)
 
     def forward(self, scores: Tensor) -> Tensor:
-        """Return probabilities, of the scores' shape."""
+        """Return the probabilities of the scores, in their shape, float32."""
         return torch.sigmoid(self.slope * scores.double() + self.shift).float()
 
     def log_probabilities(self, scores: Tensor) -> Tensor:
@@ -55,10 +61,11 @@ class Platt(nn.Module):
 
 
 class Isotonic(nn.Module):
-    """The rising curve with the least squared error: straight between its steps, flat beyond them.
+    """Isotonic calibration curve: the rising curve with the least squared error.
 
-    It is fitted to Platt's smoothed targets, since P examples cannot show a probability of exactly 0 or 1. Scores
-    within a step get one probability, so their order is lost. Until it is fitted it is the logistic function.
+    It is linear between its steps and constant beyond them. It is fitted to Platt's smoothed targets, since P examples
+    cannot show a probability of exactly 0 or 1. All scores within a step get the same probability, so their order is
+    lost. Before it is fitted, it is the logistic function.
     """
 
     steps: Tensor
@@ -71,7 +78,12 @@ class Isotonic(nn.Module):
 
     @torch.no_grad()
     def fit(self, scores: Tensor, labels: Tensor) -> None:
-        """Fit the best curve for 0/1 labels [P] at scores [P]. Raises ValueError without both labels."""
+        """Fit the curve to scores [P] with 0/1 labels [P].
+
+        Raises:
+            ValueError: only one of the two labels occurs, or scores and labels differ in number.
+
+        """
         targets = smoothed_targets(scores, labels)
         curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
         curve.fit(scores.double().cpu().numpy(), targets.cpu().numpy())
@@ -79,7 +91,7 @@ class Isotonic(nn.Module):
         self.values = torch.from_numpy(curve.y_thresholds_.copy()).to(scores.device)
 
     def forward(self, scores: Tensor) -> Tensor:
-        """Return probabilities, of the scores' shape."""
+        """Return the probabilities of the scores, in their shape."""
         if not len(self.steps):
             return torch.sigmoid(scores)
         return self._values_at(scores).float()
@@ -91,46 +103,49 @@ class Isotonic(nn.Module):
         return self._values_at(scores).log()
 
     def _values_at(self, scores: Tensor) -> Tensor:
-        """Read the curve at the scores, float64."""
+        """Return the values of the curve at the scores, float64."""
         scores = scores.double().clamp(self.steps[0], self.steps[-1])
         right = torch.searchsorted(self.steps, scores).clamp(min=1, max=max(1, len(self.steps) - 1))
         steps, values = F.pad(self.steps, (0, 1), value=float("inf")), F.pad(self.values, (0, 1))
         left = right - 1
-        share = (scores - steps[left]) / (steps[right] - steps[left])
-        return torch.lerp(values[left], values[right], share)
+        fraction = (scores - steps[left]) / (steps[right] - steps[left])
+        return torch.lerp(values[left], values[right], fraction)
 
 
 Curve = Platt | Isotonic
 
 
 def calibration(kind: Literal["platt", "isotonic"]) -> Curve:
-    """A curve of that kind, not fitted yet."""
+    """Return an unfitted calibration curve of a kind."""
     return Platt() if kind == "platt" else Isotonic()
 
 
 def smoothed_targets(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return Platt's targets [P] float64 for 0/1 labels: those that one more example of each label would leave.
+    """Return Platt's smoothed targets [P] float64 for 0/1 labels, as if there were one more example of each label.
 
-    A positive aims at (positives + 1) / (positives + 2), a negative at 1 / (negatives + 2), so that neither a separable
-    set nor a step with one label leads to a probability of 0 or 1. Raises ValueError if a label is missing, or if there
-    are more or fewer labels than scores.
+    The target of a positive is (positives + 1) / (positives + 2), that of a negative 1 / (negatives + 2). So neither a
+    separable set nor a step with one label leads to a probability of 0 or 1.
+
+    Raises:
+        ValueError: only one of the two labels occurs, or scores and labels differ in number.
+
     """
     if scores.shape != labels.shape:
         raise ValueError(f"calibration needs as many labels as scores: {len(labels)} labels, {len(scores)} scores")
     is_positive = labels > 0
-    count = is_positive.sum().double()
-    if not 0 < int(count) < len(labels):
-        raise ValueError(f"calibration needs both labels: {int(count)} of {len(labels)} are positive")
-    return torch.where(is_positive, (count + 1) / (count + 2), 1 / (len(labels) - count + 2))
+    num_positive = is_positive.sum().double()
+    if not 0 < int(num_positive) < len(labels):
+        raise ValueError(f"calibration needs both labels: {int(num_positive)} of {len(labels)} are positive")
+    return torch.where(is_positive, (num_positive + 1) / (num_positive + 2), 1 / (len(labels) - num_positive + 2))
 
 
 def _logistic_curve(inputs: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Slope and shift of the most likely curve for targets between 0 and 1."""
-    share = targets.cpu().numpy()
-    # A target t is an example of each label, with weights t and 1 - t.
+    """Return slope and shift of the logistic curve of maximum likelihood for targets between 0 and 1."""
+    weights = targets.cpu().numpy()
+    # A target t counts as one example of each label, with weights t and 1 - t.
     curve = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10).fit(
         np.tile(inputs.cpu().numpy(), 2)[:, None],
-        np.repeat([1, 0], len(share)),
-        sample_weight=np.concatenate([share, 1 - share]),
+        np.repeat([1, 0], len(weights)),
+        sample_weight=np.concatenate([weights, 1 - weights]),
     )
     return float(curve.coef_[0, 0]), float(curve.intercept_[0])

@@ -1,10 +1,10 @@
-"""Cross networks: products of features of explicit, growing degree.
+"""Cross networks: layers that compute products of features, of a degree that grows with each layer.
 
 Version 1: Wang et al., DCN, arXiv 1708.05123, eq. 3. Version 2 and its mixture of low-rank experts: Wang et al.,
 DCN V2, arXiv 2008.13535, eq. 1 and 3-5.
 
-In every version a layer whose weights are zero leaves its input as it is, and L layers of the first two are
-polynomials of degree L + 1 in their input.
+In every version a layer whose weights are zero returns its input unchanged. L layers of version 1 or 2 are polynomials
+of degree L + 1 in their input.
 
 Shapes: P candidates, X input width, R rank, E experts.
 """
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 
 class CrossNetwork(nn.Module):
-    """x_{l+1} = x_0 * (W x_l + b) + x_l with a matrix, or x_0 (w . x_l) + b + x_l with a vector (`matrix=False`)."""
+    """Cross network of version 2 with a matrix for each layer, or of version 1 with a vector (`matrix=False`).
+
+    Version 2: x_{l+1} = x_0 * (W x_l + b) + x_l. Version 1: x_{l+1} = x_0 (w . x_l) + b + x_l.
+    """
 
     def __init__(self, width: int, *, layers: int, matrix: bool) -> None:
         super().__init__()
@@ -25,7 +28,7 @@ class CrossNetwork(nn.Module):
         self.biases = nn.ParameterList(torch.zeros(width) for _ in range(layers))
 
     def forward(self, inputs_PX: Tensor) -> Tensor:
-        """[P, X]."""
+        """Return the crossed inputs [P, X]."""
         hidden = inputs_PX
         for weight, bias in zip(self.weights, self.biases, strict=True):
             if self.matrix:
@@ -36,14 +39,17 @@ class CrossNetwork(nn.Module):
 
 
 class CrossMixture(nn.Module):
-    """x_{l+1} = sum over experts of g_e(x_l) [x_0 * (U_e tanh(C_e tanh(V_e^T x_l)) + b)] + x_l; the gates sum to 1."""
+    """Cross network whose layers are mixtures of low-rank experts.
+
+    x_{l+1} = sum over experts of g_e(x_l) [x_0 * (U_e tanh(C_e tanh(V_e^T x_l)) + b)] + x_l; the gates sum to 1.
+    """
 
     def __init__(self, width: int, *, layers: int, rank: int, experts: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(_MixtureLayer(width, rank=rank, experts=experts) for _ in range(layers))
 
     def forward(self, inputs_PX: Tensor) -> Tensor:
-        """[P, X]."""
+        """Return the crossed inputs [P, X]."""
         hidden = inputs_PX
         for layer in self.layers:
             hidden = inputs_PX * layer(hidden) + hidden
@@ -57,13 +63,13 @@ class _MixtureLayer(nn.Module):
         self.inner = nn.Parameter(torch.empty(experts, rank, rank))  # C
         self.up = nn.Parameter(torch.empty(experts, rank, width))  # U, transposed
         for part in (self.down, self.inner, self.up):
-            for matrix in part:  # Xavier's bounds are those of one expert
+            for matrix in part:  # expert by expert, since Xavier's bounds depend on the shape of the matrix
                 nn.init.xavier_uniform_(matrix)
         self.gate = nn.Linear(width, experts)
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, hidden_PX: Tensor) -> Tensor:
-        """What x_0 is multiplied by, [P, X]; since gates sum to 1, the bias is added once."""
+        """Return the factor of x_0, [P, X]. Since the gates sum to 1, the bias is added once."""
         low_EPR = torch.tanh(torch.tanh(hidden_PX @ self.down) @ self.inner)
         gates_EP1 = self.gate(hidden_PX).softmax(1).T[..., None]
         out: Tensor = (gates_EP1 * (low_EPR @ self.up)).sum(0) + self.bias

@@ -1,4 +1,4 @@
-"""Dice: an activation whose kink follows the data.
+"""Dice: an activation whose transition point adapts to the distribution of its inputs.
 
 Zhou et al., Deep Interest Network, arXiv 1706.06978, eq. 3.
 
@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 
 class Dice(nn.Module):
-    """p x + (1 - p) alpha x, where p is the logistic function of x, standardised; alpha is learnt, from 0.
+    """Dice activation: p x + (1 - p) alpha x, where p is the logistic function of the standardised x.
 
-    Mean and variance are those of the batch while training, and of the training so far afterwards: then a row's
-    answer does not depend on the rows beside it. A training batch of one row has no variance, and takes the latter too.
+    alpha is a parameter that starts at 0. In training, mean and variance are those of the batch. Otherwise they are the
+    running ones of training, so the result of a row does not depend on the other rows. A training batch of one row has
+    no variance and uses the running ones too.
     """
 
     def __init__(self, width: int) -> None:
@@ -25,11 +26,11 @@ class Dice(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(width))
 
     def forward(self, inputs_PX: Tensor) -> Tensor:
-        """[P, X]."""
+        """Return the activations [P, X]."""
         norm = self.norm
         if self.training and len(inputs_PX) < 2:
             standard = F.batch_norm(inputs_PX, norm.running_mean, norm.running_var, eps=norm.eps)
         else:
             standard = norm(inputs_PX)
-        share = torch.sigmoid(standard)
-        return inputs_PX * (share + (1 - share) * self.alpha)
+        gate = torch.sigmoid(standard)
+        return inputs_PX * (gate + (1 - gate) * self.alpha)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def pairwise_interactions(fields_PFD: Tensor) -> Tensor:
-    """Sum over all pairs of fields f < g of <v_f, v_g>, [P], in time linear in F."""
-    # (sum of v)^2 holds every pair twice, and each field with itself.
-    with_itself = fields_PFD.square().sum((1, 2))
-    return (fields_PFD.sum(1).square().sum(1) - with_itself) / 2
+    """Return the sum over all pairs of fields f < g of <v_f, v_g>, [P], in time linear in F."""
+    # (sum of v)^2 contains every pair twice, and the square of each field.
+    squares = fields_PFD.square().sum((1, 2))
+    return (fields_PFD.sum(1).square().sum(1) - squares) / 2

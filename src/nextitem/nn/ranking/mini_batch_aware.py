@@ -1,8 +1,9 @@
-"""Mini-batch-aware L2: rows of a table are pulled to zero only by the batches that look them up.
+"""Mini-batch-aware L2 regularisation: a batch pulls only those rows of a table to zero that it looks up.
 
 Zhou et al., Deep Interest Network, arXiv 1706.06978, eq. 4-7: w_j -= rate [g_j + lambda (alpha_mj / n_j) w_j], where
-alpha_mj is 1 where batch m holds feature j, and n_j counts the examples that hold it. So the rarer a feature, the
-stronger it is pulled, and no step touches the whole table. Here it is the term of the loss whose gradient that is.
+alpha_mj is 1 if batch m contains feature j, else 0, and n_j is the number of examples that contain it. So the rarer a
+feature, the stronger its regularisation, and no step touches the whole table. This module returns the term of the loss
+that has this gradient.
 
 Shapes: V rows of a table, D width.
 """
@@ -14,6 +15,13 @@ from torch import Tensor
 
 
 def mini_batch_aware_l2(table_VD: Tensor, looked_up: Tensor, counts_V: Tensor) -> Tensor:
-    """Half the sum of |w_j|^2 / n_j over the distinct rows `looked_up [any]` by the batch, scalar."""
+    """Return half the sum of |w_j|^2 / n_j over the distinct rows that a batch looks up, scalar.
+
+    Args:
+        table_VD: the table.
+        looked_up: indices of the rows that the batch looks up, in any shape; repeated ones count once.
+        counts_V: number of examples that contain each row (n_j).
+
+    """
     rows = torch.unique(looked_up)
     return (table_VD[rows].square().sum(1) / counts_V[rows].clamp(min=1)).sum() / 2

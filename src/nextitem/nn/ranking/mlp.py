@@ -1,4 +1,4 @@
-"""Stacks of linear layers with activations.
+"""Multi-layer perceptrons: stacks of linear layers with activations.
 
 Shapes: P rows, X width.
 """
@@ -22,8 +22,17 @@ def mlp(
     dropout: float = 0.0,
     out: int | None = None,
 ) -> nn.Sequential:
-    """Linear layers of widths `hidden`, each with its activation (and dropout); then, where given, a linear one to
-    `out`. Without layers it is the identity. [P, width] -> [P, last width].
+    """Return a multi-layer perceptron that maps [P, width] to [P, last width].
+
+    Without any layers it is the identity.
+
+    Args:
+        width: width of the inputs.
+        hidden: widths of the hidden layers, each followed by its activation and dropout.
+        activation: activation of the hidden layers.
+        dropout: dropout rate after each hidden layer; 0 for no dropout layers.
+        out: width of a final linear layer without activation, or None for no such layer.
+
     """
     layers: list[nn.Module] = []
     for size in hidden:

@@ -1,4 +1,4 @@
-"""Several tasks over one input: what they share, and what each has of its own.
+"""Multi-task layers: networks that several tasks share over one input, and a tower for each task.
 
 shared-bottom: Caruana 1997. mmoe: Ma et al., KDD 2018, eq. 6-7. ple: Tang et al., RecSys 2020, eq. 2-6.
 
@@ -19,11 +19,19 @@ Sharing = Literal["shared-bottom", "mmoe", "ple"]
 
 
 class TaskTowers(nn.Module):
-    """Shared layers, then for each task a tower that ends in a logit.
+    """Shared layers, followed by one tower for each task that returns a logit.
 
-    `hidden` are the widths of the shared layers (of each expert); `tower` those of each task's own. `experts` counts
-    mmoe's experts, and in ple those that the tasks share and those that each task has of its own; `levels` is the
-    number of ple's extraction networks.
+    Args:
+        width: width of the inputs (X).
+        tasks: number of tasks (T).
+        hidden: widths of the shared layers, or of each expert.
+        tower: widths of the hidden layers of each task's tower.
+        sharing: how the tasks share layers.
+        experts: number of experts of mmoe; in ple, number of shared experts, and of each task's own experts.
+        levels: number of extraction networks of ple.
+        activation: activation of all hidden layers.
+        dropout: dropout rate of the shared layers.
+
     """
 
     def __init__(
@@ -55,9 +63,9 @@ class TaskTowers(nn.Module):
         self.towers = nn.ModuleList(mlp(out, tower, activation=activation, out=1) for _ in range(tasks))
 
     def forward(self, inputs_PX: Tensor) -> Tensor:
-        """Logits [P, T]."""
-        each = self.shared(inputs_PX)
-        return torch.cat([tower(own) for tower, own in zip(self.towers, each, strict=True)], dim=1)
+        """Return the logits [P, T] of all tasks."""
+        task_inputs = self.shared(inputs_PX)
+        return torch.cat([tower(inputs) for tower, inputs in zip(self.towers, task_inputs, strict=True)], dim=1)
 
 
 class _Bottom(nn.Module):
@@ -67,7 +75,7 @@ class _Bottom(nn.Module):
         self.tasks = tasks
 
     def forward(self, inputs_PX: Tensor) -> list[Tensor]:
-        """The same [P, Y] for each task."""
+        """Return the same hidden states [P, Y] for each task."""
         return [self.layers(inputs_PX)] * self.tasks
 
 
@@ -78,13 +86,13 @@ class _Mixture(nn.Module):
         self.gates = nn.ModuleList(nn.Linear(width, len(experts), bias=False) for _ in range(tasks))
 
     def forward(self, inputs_PX: Tensor) -> list[Tensor]:
-        """For each task its own mean of the experts, [P, Y]."""
+        """Return for each task its own weighted mean of the experts, [P, Y]."""
         experts_PEY = torch.stack([expert(inputs_PX) for expert in self.experts], dim=1)
         return [mix(gate(inputs_PX), experts_PEY) for gate in self.gates]
 
 
 class _Progressive(nn.Module):
-    """Extraction networks one above the other; T inputs of the tasks and one of the shared part go up."""
+    """Stack of extraction networks (ple), which passes on T inputs of the tasks and one of the shared part."""
 
     def __init__(
         self, width: int, out: int, expert: Callable[[int], nn.Module], *, tasks: int, experts: int, levels: int
@@ -92,12 +100,12 @@ class _Progressive(nn.Module):
         super().__init__()
         self.tasks = tasks
         self.levels = nn.ModuleList(
-            _Extraction(out if level else width, expert, tasks, experts, last=level == levels - 1)
+            _Extraction(out if level else width, expert, tasks, experts, is_last=level == levels - 1)
             for level in range(levels)
         )
 
     def forward(self, inputs_PX: Tensor) -> list[Tensor]:
-        """For each task its own [P, Y]."""
+        """Return for each task its own hidden states [P, Y]."""
         inputs = [inputs_PX] * (self.tasks + 1)
         for level in self.levels:
             inputs = level(inputs)
@@ -105,24 +113,31 @@ class _Progressive(nn.Module):
 
 
 class _Extraction(nn.Module):
-    """A task sees its own experts and the shared ones, the shared part sees all; the last network has none for it."""
+    """Extraction network of ple.
 
-    def __init__(self, width: int, expert: Callable[[int], nn.Module], tasks: int, experts: int, *, last: bool) -> None:
+    A task mixes its own experts and the shared ones; the shared part mixes all experts. The last network has no output
+    for the shared part.
+    """
+
+    def __init__(
+        self, width: int, expert: Callable[[int], nn.Module], tasks: int, experts: int, *, is_last: bool
+    ) -> None:
         super().__init__()
         self.experts = nn.ModuleList(nn.ModuleList(expert(width) for _ in range(experts)) for _ in range(tasks + 1))
-        seen = [2 * experts] * tasks + ([] if last else [(tasks + 1) * experts])
-        self.gates = nn.ModuleList(nn.Linear(width, count, bias=False) for count in seen)
+        num_visible = [2 * experts] * tasks + ([] if is_last else [(tasks + 1) * experts])
+        self.gates = nn.ModuleList(nn.Linear(width, count, bias=False) for count in num_visible)
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        """T + 1 times [P, X] in; T + 1 times [P, Y] out, of the last network T times."""
-        made = [
-            torch.stack([expert(own) for expert in cast(nn.ModuleList, group)], dim=1)
-            for group, own in zip(self.experts, inputs, strict=True)
+        """Return T + 1 outputs [P, Y] for T + 1 inputs [P, X]; the last network returns T."""
+        outputs = [
+            torch.stack([expert(hidden) for expert in cast(nn.ModuleList, group)], dim=1)
+            for group, hidden in zip(self.experts, inputs, strict=True)
         ]
-        seen = [*(torch.cat([own, made[-1]], dim=1) for own in made[:-1]), torch.cat(made, dim=1)]
-        return [mix(gate(own), experts) for gate, own, experts in zip(self.gates, inputs, seen, strict=False)]
+        shared = outputs[-1]
+        visible = [*(torch.cat([task, shared], dim=1) for task in outputs[:-1]), torch.cat(outputs, dim=1)]
+        return [mix(gate(hidden), experts) for gate, hidden, experts in zip(self.gates, inputs, visible, strict=False)]
 
 
 def mix(gate_PE: Tensor, experts_PEY: Tensor) -> Tensor:
-    """Mean of the experts by the softmax of the gate, [P, Y]."""
+    """Return the mean of the experts, weighted by the softmax of the gate, [P, Y]."""
     return (gate_PE.softmax(1)[:, None] @ experts_PEY)[:, 0]
