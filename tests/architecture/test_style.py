@@ -66,9 +66,7 @@ def violations(file: Path) -> list[str]:
 
 # Folders whose words have not been gone through yet.
 PENDING = {
-    "benchmarks",
     "cli",
-    "models",
     "pipeline",
     "tests",
 }

@@ -173,7 +173,7 @@ def _fit_channel(
 ) -> int | None:
     """One channel; the second time, from all of training, for as many epochs as were best the first time."""
     torch.manual_seed(stages.recipe.seed)
-    channel = model.renew(name)
+    channel = model.reset_channel(name)
     validate = None
     if part and validation is not None:
         quota = model.rates.quotas[model.channel_names.index(name)]
