@@ -77,7 +77,7 @@ def test_batch_without_events() -> None:
 def test_state_with_more_events_than_the_history_is_refused() -> None:
     model = SummingModel()
     state = encode(model, [[1, 2]])
-    with pytest.raises(ValueError, match="histories in full"):
+    with pytest.raises(ValueError, match="full histories"):
         encode(model, [[1]], state)
 
 
