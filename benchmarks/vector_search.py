@@ -23,7 +23,7 @@ os.environ["OMP_NUM_THREADS"] = str(ARGUMENTS.threads)
 import faiss  # noqa: E402
 import torch  # noqa: E402
 
-from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig  # noqa: E402
+from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig, ExactIndex, FlatIndex, HNSWIndex, IVFIndex, PQIndex  # noqa: E402
 from nextitem.ops.vector_search import VectorTable  # noqa: E402
 
 
@@ -57,7 +57,14 @@ def against_faiss(table: VectorTable, flat: faiss.IndexFlatIP, queries: torch.Te
 def kind_of_index(kind: str, vectors: torch.Tensor, queries: torch.Tensor) -> dict[str, object]:
     """Return build seconds, recall and times of one kind of index."""
     k = ARGUMENTS.k
-    index = AnnIndex(AnnIndexConfig.model_validate({"kind": kind, "clusters": 1024, "recall_at": k}))
+    configs: dict[str, AnnIndexConfig] = {
+        "exact": ExactIndex(),
+        "flat": FlatIndex(recall_at=k),
+        "ivf": IVFIndex(recall_at=k, clusters=1024),
+        "hnsw": HNSWIndex(recall_at=k),
+        "pq": PQIndex(recall_at=k),
+    }
+    index = AnnIndex(configs[kind])
     with Stopwatch() as build:
         index.build(vectors, queries)
     single = queries[:1]

@@ -9,7 +9,6 @@ from support.training_steps import model_losses
 
 from nextitem.core.config import Config, parse
 from nextitem.core.registry import MODELS
-from nextitem.neighbours.ann_index import AnnIndexConfig
 from nextitem.recipes import read_recipe
 
 # Model, its settings, a field that has no effect under them, and another value of that field.
@@ -142,9 +141,8 @@ def test_settings_of_parts_of_a_cascade_are_reported_with_their_table() -> None:
 
 
 def test_settings_of_a_part_are_reported_with_the_part() -> None:
-    (sentence,) = unused("two-tower", {"index": {"kind": "hnsw", "links": 8, "probes": 4}})
-    assert sentence == "index.probes = 4 has no effect: kind is hnsw"
-    assert len(AnnIndexConfig(kind="exact", recall_at=10, code_bytes=4).unused_settings()) == 2
+    (sentence,) = unused("tdm", {"objective": {"negatives": 3, "negatives_per_level": [1, 2]}})
+    assert sentence == "objective.negatives = 3 has no effect: negatives_per_level replaces it"
     assert unused("item-graph", {"use_content": False, "content_floor": 0.1}) == (
         "content_floor = 0.1 has no effect: use_content is false",
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nextitem.core.jagged import Jagged
-from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
+from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig, ExactIndex, FlatIndex, HNSWIndex, IVFIndex, PQIndex
 from nextitem.ops.vector_search import search_vectors_reference
 from nextitem.pipeline.bundle import load_weights, save_weights
 
@@ -19,8 +19,17 @@ QUERIES = CENTRES[:30] + 0.4 * torch.randn(30, 16, generator=GENERATOR)
 KINDS = {"exact": 1.0, "flat": 1.0, "ivf": 0.9, "hnsw": 0.9, "pq": 0.9}
 
 
+SMALL: dict[str, AnnIndexConfig] = {
+    "exact": ExactIndex(),
+    "flat": FlatIndex(recall_at=20),
+    "ivf": IVFIndex(recall_at=20, clusters=64),
+    "hnsw": HNSWIndex(recall_at=20),
+    "pq": PQIndex(recall_at=20),
+}
+
+
 def built_index(kind: str, **settings: object) -> AnnIndex:
-    index = AnnIndex(AnnIndexConfig(kind=kind, clusters=64, recall_at=20, **settings))
+    index = AnnIndex(SMALL[kind].model_copy(update=settings))
     index.build(VECTORS, QUERIES)
     return index
 
@@ -83,7 +92,7 @@ def test_exact_search_fills_lists_that_the_index_leaves_short(kind: str) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_index_with_fewer_items_than_clusters(kind: str) -> None:
-    index = AnnIndex(AnnIndexConfig(kind=kind))
+    index = AnnIndex(type(SMALL[kind])())
     index.build(VECTORS[:4])
     items = index.search(VECTORS[:4], QUERIES[:2], 5)[0]
     assert items.sort(dim=1).values.tolist() == [[0, 0, 1, 2, 3]] * 2
@@ -93,7 +102,7 @@ def test_index_with_fewer_items_than_clusters(kind: str) -> None:
 def test_index_loaded_from_disk_returns_the_same_items(kind: str, tmp_path: Path) -> None:
     index = built_index(kind)
     save_weights(tmp_path / "index.safetensors", index)
-    loaded = AnnIndex(index.settings)
+    loaded = AnnIndex(index.config)
     load_weights(tmp_path / "index.safetensors", loaded)
     assert torch.equal(loaded.search(VECTORS, QUERIES, 5)[0], index.search(VECTORS, QUERIES, 5)[0])
     assert loaded.recall == index.recall

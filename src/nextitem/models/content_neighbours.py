@@ -29,7 +29,7 @@ from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
-from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
+from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig, ExactIndex
 from nextitem.neighbours.votes import recent_history
 from nextitem.ops.topk import stable_topk
 
@@ -41,7 +41,7 @@ class ContentNeighboursConfig(configs.Config):
     """Number of most recent items of the history in the profile; None: all."""
     recency_decay: float = Field(0.7, gt=0, le=1)
     """Factor on the weight of an item for each later event."""
-    index: AnnIndexConfig = AnnIndexConfig()
+    index: AnnIndexConfig = Field(ExactIndex(), discriminator="kind")
     """Index that searches for the nearest items."""
 
 

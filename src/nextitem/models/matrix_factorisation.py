@@ -37,7 +37,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.vector_model import VectorModel
-from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
+from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig, ExactIndex
 from nextitem.neighbours.sparse_rows import padded_rows, users_by_items
 from nextitem.neighbours.votes import recent_history
 
@@ -63,7 +63,7 @@ class MatrixFactorisationConfig(configs.Config):
     """Number of most recent items of the history from which a request's vector is solved; None: all."""
     recency_decay: float = Field(0.7, gt=0, le=1)
     """Factor on the weight of an item for each later event."""
-    index: AnnIndexConfig = AnnIndexConfig()
+    index: AnnIndexConfig = Field(ExactIndex(), discriminator="kind")
     """Index that searches for the nearest items."""
 
 

@@ -39,7 +39,7 @@ from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.top_items import top_shared_items
 from nextitem.data.last_time import last_time
-from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
+from nextitem.neighbours.ann_index import AnnIndex, ExactIndex
 from nextitem.neighbours.votes import recent_history
 
 DAY_MS = 86_400_000
@@ -81,7 +81,7 @@ class NewItems(Recommender):
         self.register_buffer("vectors", torch.zeros(rows, width + 1))  # content of length 1, and the bonus
         self.register_buffer("rare", torch.zeros(rows, dtype=torch.bool))
         self.register_buffer("last_time", torch.tensor(0))
-        self.index = AnnIndex(AnnIndexConfig())
+        self.index = AnnIndex(ExactIndex())
 
     def fit(self, train: Dataset) -> None:
         """Count the training events of each item; nothing else is learnt."""

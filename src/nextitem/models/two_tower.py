@@ -53,7 +53,7 @@ from nextitem.data.examples.labelled_candidates import (
 from nextitem.data.settings import TEACHER
 from nextitem.losses.in_batch_softmax import in_batch_softmax
 from nextitem.losses.label_shares import label_shares
-from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
+from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig, ExactIndex
 from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.fields.towers import ItemTower, TowerSizes, UserTower
 from nextitem.nn.streaming_frequency import StreamingFrequency
@@ -97,7 +97,7 @@ class TwoTowerConfig(configs.Config):
     """Alpha: update rate of the estimate of item frequencies."""
     learn_from: Literal["events", "impressions"] = "events"
     """Source of training examples: events (next items, for retrieval) or impressions (for ranking)."""
-    index: AnnIndexConfig = AnnIndexConfig()
+    index: AnnIndexConfig = Field(ExactIndex(), discriminator="kind")
     """Index that searches for the nearest items."""
     teacher_weight: float = Field(0.5, ge=0, le=1)
     """Weight of a ranker's scores against the labels, if candidates have such scores."""

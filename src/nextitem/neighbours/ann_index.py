@@ -34,23 +34,16 @@ from nextitem.ops.topk import stable_topk
 from nextitem.ops.vector_search import VectorTable
 
 
-class AnnIndexConfig(configs.Config):
-    """Settings of AnnIndex, the nearest-neighbour search among item vectors."""
+class ExactIndex(configs.Choice):
+    """Exact search among all vectors."""
 
-    kind: Literal["exact", "flat", "ivf", "hnsw", "pq"] = "exact"
-    """Kind of index: exact search, or a faiss index (flat: all vectors, ivf: clusters, hnsw: graph, pq: compressed)."""
-    clusters: int = Field(256, ge=1)
-    """Number of clusters of vectors (kind ivf); fewer if there are few items."""
-    probes: int = Field(16, ge=1)
-    """Number of clusters that a query searches (kind ivf)."""
-    links: int = Field(32, ge=2)
-    """Number of neighbours of each vector in the graph (kind hnsw)."""
-    build_width: int = Field(80, ge=1)
-    """Number of candidates that the search keeps while the graph is built (kind hnsw)."""
-    search_width: int = Field(128, ge=1)
-    """Number of candidates that a query keeps (kind hnsw); at least the number of items that it has to return."""
-    code_bytes: int = Field(16, ge=1)
-    """Number of bytes of a compressed vector (kind pq), at most its width (D)."""
+    kind: Literal["exact"] = "exact"
+    """Exact search (ops.vector_search)."""
+
+
+class _FaissIndex(configs.Choice):
+    """Settings of every index of faiss: how many candidates are scored again, and how recall is measured."""
+
     oversampling: int = Field(4, ge=1)
     """Number of candidates for each item returned; all are scored by their uncompressed vectors."""
     recall_at: int = Field(100, ge=1)
@@ -58,16 +51,48 @@ class AnnIndexConfig(configs.Config):
     recall_queries: int = Field(200, ge=1)
     """Number of queries on which the recall of the index is measured."""
 
-    def idle_fields(self) -> dict[str, str]:
-        """Return the settings that have no effect with this `kind`, each with the reason."""
-        kind = f"kind is {self.kind}"
-        approximate = ("oversampling", "recall_at", "recall_queries")
-        return {
-            **configs.idle_unless(self.kind == "ivf", kind, "clusters", "probes"),
-            **configs.idle_unless(self.kind == "hnsw", kind, "links", "build_width", "search_width"),
-            **configs.idle_unless(self.kind == "pq", kind, "code_bytes"),
-            **configs.idle_unless(self.kind != "exact", kind, *approximate),
-        }
+
+class FlatIndex(_FaissIndex):
+    """A scan of all vectors."""
+
+    kind: Literal["flat"] = "flat"
+    """A scan of all vectors in float32."""
+
+
+class IVFIndex(_FaissIndex):
+    """A scan of the nearest clusters."""
+
+    kind: Literal["ivf"] = "ivf"
+    """A scan of the vectors of the nearest clusters."""
+    clusters: int = Field(256, ge=1)
+    """Number of clusters of vectors; fewer if there are few items."""
+    probes: int = Field(16, ge=1)
+    """Number of clusters that a query searches."""
+
+
+class HNSWIndex(_FaissIndex):
+    """A walk on a graph of neighbours."""
+
+    kind: Literal["hnsw"] = "hnsw"
+    """A walk on a graph of neighbours."""
+    links: int = Field(32, ge=2)
+    """Number of neighbours of each vector in the graph."""
+    build_width: int = Field(80, ge=1)
+    """Number of candidates that the search keeps while the graph is built."""
+    search_width: int = Field(128, ge=1)
+    """Number of candidates that a query keeps; at least the number of items that it has to return."""
+
+
+class PQIndex(_FaissIndex):
+    """A scan of compressed vectors."""
+
+    kind: Literal["pq"] = "pq"
+    """A scan of all vectors, compressed to a few bytes."""
+    code_bytes: int = Field(16, ge=1)
+    """Number of bytes of a compressed vector, at most its width (D)."""
+
+
+AnnIndexConfig = ExactIndex | FlatIndex | IVFIndex | HNSWIndex | PQIndex
 
 
 class AnnIndex(nn.Module):
@@ -82,7 +107,7 @@ class AnnIndex(nn.Module):
 
     def __init__(self, config: AnnIndexConfig) -> None:
         super().__init__()
-        self.settings = config
+        self.config = config
         self.register_buffer("packed", torch.zeros(0, dtype=torch.uint8))
         self.register_buffer("recall", torch.tensor(torch.nan))
         self._table: tuple[VectorTable, int] | None = None  # table, version of the vectors that it was built from
@@ -100,23 +125,25 @@ class AnnIndex(nn.Module):
         Recall is measured on a seeded sample of `queries [Q, D]`, vectors of typical users, or of item vectors if that
         is None.
         """
-        if self.settings.kind != "exact":
-            import faiss
+        if isinstance(self.config, ExactIndex):
+            self.recall = torch.tensor(1.0)
+            return
+        import faiss
 
-            points = np.ascontiguousarray(vectors[1:].detach().cpu().float().numpy())
-            index = _new_index(self.settings, *points.shape)
-            index.train(points)
-            index.add(points)
-            self.packed = torch.from_numpy(faiss.serialize_index(index))
+        points = np.ascontiguousarray(vectors[1:].detach().cpu().float().numpy())
+        index = _new_index(self.config, *points.shape)
+        index.train(points)
+        index.add(points)
+        self.packed = torch.from_numpy(faiss.serialize_index(index))
         if queries is None:
             queries = vectors[1:]
         generator = torch.Generator().manual_seed(0)
-        sample = queries[torch.randperm(len(queries), generator=generator)[: self.settings.recall_queries]].cpu()
-        self.recall = torch.tensor(self.measure(vectors, sample, self.settings.recall_at))
+        sample = queries[torch.randperm(len(queries), generator=generator)[: self.config.recall_queries]].cpu()
+        self.recall = torch.tensor(self.measure(vectors, sample, self.config.recall_at))
 
     def measure(self, vectors: Tensor, queries: Tensor, k: int) -> float:
         """Return the recall at k: the fraction of the first k items of exact search that the index returns."""
-        if self.settings.kind == "exact":
+        if isinstance(self.config, ExactIndex):
             return 1.0
         exact = self._exact_index(vectors).search(queries, k)[0]
         approximate = self._candidates(vectors, queries, k)[0]
@@ -152,7 +179,7 @@ class AnnIndex(nn.Module):
         legal = allowed
         if hidden is not None:
             legal = ~hidden[None] if allowed is None else allowed & ~hidden
-        if self.settings.kind == "exact" or allowed is not None or not self.packed.numel():
+        if isinstance(self.config, ExactIndex) or allowed is not None or not self.packed.numel():
             return self._exact_index(vectors).search(queries, k, allowed=legal, excluded=_jagged_parts(excluded))
         items, scores = self._candidates(vectors, queries, k, excluded, hidden)
         short = (items[:, -1] == 0).nonzero()[:, 0]
@@ -192,9 +219,10 @@ class AnnIndex(nn.Module):
         """Return the k best candidates of the faiss index, in the form of `search`."""
         index = self._faiss_index()
         num_excluded = 0 if excluded is None else int(excluded.lengths.max())
-        count = min(k * self.settings.oversampling + num_excluded, index.ntotal)
-        if self.settings.kind == "hnsw":
-            index.hnsw.efSearch = max(self.settings.search_width, count)
+        assert not isinstance(self.config, ExactIndex)
+        count = min(k * self.config.oversampling + num_excluded, index.ntotal)
+        if isinstance(self.config, HNSWIndex):
+            index.hnsw.efSearch = max(self.config.search_width, count)
         query_array = np.ascontiguousarray(queries.detach().cpu().float().numpy())
         items = torch.from_numpy(index.search(query_array, count)[1]) + 1  # 0 at the end if faiss returns fewer
         items = items.sort(dim=1).values  # so that ties go to the smaller item number
@@ -224,22 +252,22 @@ def _jagged_parts(excluded: Jagged | None) -> tuple[Tensor, Tensor] | None:
     return None if excluded is None else (excluded.values, excluded.offsets)
 
 
-def _new_index(settings: AnnIndexConfig, count: int, width: int) -> Any:
+def _new_index(config: AnnIndexConfig, count: int, width: int) -> Any:
     """Return an empty faiss index for `count` vectors of `width` numbers, by inner product."""
     import faiss
 
     product = faiss.METRIC_INNER_PRODUCT
-    if settings.kind == "ivf":
-        clusters = max(1, min(settings.clusters, count // 39))  # faiss asks for at least 39 points for each cluster
+    if isinstance(config, IVFIndex):
+        clusters = max(1, min(config.clusters, count // 39))  # faiss asks for at least 39 points for each cluster
         inverted = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, clusters, product)
-        inverted.nprobe = min(settings.probes, clusters)
+        inverted.nprobe = min(config.probes, clusters)
         return inverted
-    if settings.kind == "hnsw":
-        graph = faiss.IndexHNSWFlat(width, settings.links, product)
-        graph.hnsw.efConstruction = settings.build_width
+    if isinstance(config, HNSWIndex):
+        graph = faiss.IndexHNSWFlat(width, config.links, product)
+        graph.hnsw.efConstruction = config.build_width
         return graph
-    if settings.kind == "pq":
-        parts = max(size for size in range(1, min(settings.code_bytes, width) + 1) if width % size == 0)
+    if isinstance(config, PQIndex):
+        parts = max(size for size in range(1, min(config.code_bytes, width) + 1) if width % size == 0)
         bits = max(1, min(8, int(np.log2(max(2, count // 39)))))
         return faiss.IndexPQ(width, parts, bits, product)
     return faiss.IndexFlatIP(width)

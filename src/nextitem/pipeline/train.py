@@ -291,7 +291,7 @@ def _finish(model: Recommender, split: Split, log: Log) -> None:
 def _index_recall(model: Recommender) -> dict[str, Any]:
     """By part: the share of exact search's items that an approximate index found when it was built."""
     indexes = {name: part for name, part in model.named_modules() if isinstance(part, AnnIndex)}
-    recall = {name: round(float(part.recall), 4) for name, part in indexes.items() if part.settings.kind != "exact"}
+    recall = {name: round(float(part.recall), 4) for name, part in indexes.items() if part.config.kind != "exact"}
     return {"index_recall": recall} if recall else {}
 
 
