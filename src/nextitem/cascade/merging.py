@@ -26,10 +26,12 @@ PRIOR = 1.0  # hits that are added to those of each channel to smooth its rates;
 class Candidates:
     """Merged candidates of all channels, best first.
 
-    items    [B, C] int64; 0 is padding, at the tail
-    scores   [B, C] estimated probability that the item is the next one, from its ranks; -inf at padding
-    ranks    [B, C, c] rank of the item in each channel, from 1; 0: the channel did not retrieve it
-    channel  [B, C] index of the channel in which the item's rank has the highest rate
+    Attributes:
+        items: [B, C] int64; 0 is padding, at the tail.
+        scores: [B, C] estimated probability that the item is the next one, from its ranks; -inf at padding.
+        ranks: [B, C, c] rank of the item in each channel, from 1; 0: the channel did not retrieve it.
+        channel: [B, C] index of the channel in which the item's rank has the highest rate.
+
     """
 
     items: Tensor

@@ -23,19 +23,21 @@ class SequenceBatch:
 
     It contains all data of a request, so that no signature has to grow when a request gets more data.
 
-    items             histories, oldest event first: item ids, Jagged int64
-    user_ids          [B] int64, stable keys of users (Users.keys); 0: an unknown visitor; None if users are anonymous
-    actions           action codes of the histories (Catalog.events), Jagged int64, same offsets as items; 0: unknown
-    timestamps        event times of the histories, Jagged int64, milliseconds, same offsets as items
-    features          further columns of the histories (Catalog.events), name -> Jagged, same offsets as items
-    request_times     [B] int64, milliseconds
-    context           features of the requests (Catalog.requests), name -> [B], or Jagged for lists
-    targets           item ids to predict, Jagged int64 (training and evaluation only)
-    candidates        items to rank, Jagged int64; candidate_features and candidate_labels have the same offsets. A
-                      label above 0 is positive. NaN means unknown: such candidates are skipped.
-    allowed           bool [1, N + 1] or [B, N + 1]: only these items may be returned; None: all items
-    excluded          items that must not be returned, Jagged int64 (seen items, block lists); None: no items
-    state             cached model state for the already processed part of each history (roles.Incremental), or None
+    Attributes:
+        items: histories, oldest event first: item ids, Jagged int64.
+        user_ids: [B] int64, stable keys of users (Users.keys); 0: an unknown visitor; None if users are anonymous.
+        actions: action codes of the histories (Catalog.events), Jagged int64, same offsets as items; 0: unknown.
+        timestamps: event times of the histories, Jagged int64, milliseconds, same offsets as items.
+        features: further columns of the histories (Catalog.events), name -> Jagged, same offsets as items.
+        request_times: [B] int64, milliseconds.
+        context: features of the requests (Catalog.requests), name -> [B], or Jagged for lists.
+        targets: item ids to predict, Jagged int64 (training and evaluation only).
+        candidates: items to rank, Jagged int64; candidate_features and candidate_labels have the same offsets. A label
+            above 0 is positive. NaN means unknown: such candidates are skipped.
+        allowed: bool [1, N + 1] or [B, N + 1]: only these items may be returned; None: all items.
+        excluded: items that must not be returned, Jagged int64 (seen items, block lists); None: no items.
+        state: cached model state for the already processed part of each history (roles.Incremental), or None.
+
     """
 
     items: Jagged

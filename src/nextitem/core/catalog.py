@@ -28,10 +28,13 @@ FEATURE_TYPES = ("categorical", "categorical-list", "numeric", "text", "history"
 class ColumnEncoding:
     """Encoding of one column of requests or events as codes: a user feature, context, or the action of an event.
 
-    kind     categorical, categorical-list, numeric or timestamp
-    values   categorical column or list: the distinct values as text, in ascending order. Value i has code i + 1; code 0
-             means a missing or unknown value. None if values are hashed.
-    buckets  number of hash buckets if `values` is None; the code of a value is then 1 + its CRC-32 modulo `buckets`
+    Attributes:
+        kind: categorical, categorical-list, numeric or timestamp.
+        values: categorical column or list: the distinct values as text, in ascending order. Value i has code i + 1;
+            code 0 means a missing or unknown value. None if values are hashed.
+        buckets: number of hash buckets if `values` is None; the code of a value is then 1 + its CRC-32 modulo
+            `buckets`.
+
     """
 
     kind: str
@@ -77,15 +80,18 @@ class ColumnEncoding:
 class Catalog:
     """Items 1..N with their columns; row 0 of every tensor is padding.
 
-    ids          map between external item ids and internal numbers
-    table        columns of the items as the owner of the data supplied them, N rows in internal order, with item_id
-    features     feature schema: column -> one of FEATURE_TYPES
-    text         content sentence of each item, N strings, or None if there is no text
-    content      content vectors [N + 1, D] float32 that tokenizers and towers read, or None
-    released_ms  [N] int64, release time of each item, milliseconds since 1970 (negative before; 0: unknown), or None
-    identifiers  semantic IDs, if the model needs them
-    requests     columns of the requests: name -> encoding; user features are called user.<column>
-    events       columns of the events of a history: name -> encoding; "action", context and label columns
+    Attributes:
+        ids: map between external item ids and internal numbers.
+        table: columns of the items as the owner of the data supplied them, N rows in internal order, with item_id.
+        features: feature schema: column -> one of FEATURE_TYPES.
+        text: content sentence of each item, N strings, or None if there is no text.
+        content: content vectors [N + 1, D] float32 that tokenizers and towers read, or None.
+        released_ms: [N] int64, release time of each item, milliseconds since 1970 (negative before; 0: unknown), or
+            None.
+        identifiers: semantic IDs, if the model needs them.
+        requests: columns of the requests: name -> encoding; user features are called user.<column>.
+        events: columns of the events of a history: name -> encoding; "action", context and label columns.
+
     """
 
     ids: IdMap

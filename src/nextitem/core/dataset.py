@@ -26,9 +26,11 @@ class Users:
 
     The numbers 1..U are ranks in one log: its events are sorted by them. Models and requests identify a user by `keys`.
 
-    ids       map between external user ids and internal numbers
-    table     columns of the users, U rows in internal order
-    features  feature schema: column -> feature type
+    Attributes:
+        ids: map between external user ids and internal numbers.
+        table: columns of the users, U rows in internal order.
+        features: feature schema: column -> feature type.
+
     """
 
     ids: IdMap
@@ -54,13 +56,15 @@ class Impressions:
 
     Rows with the same request were displayed together.
 
-    request_ids  [T] int64, from 0 on, in order of first appearance
-    item_ids     [T] int32, 1..N
-    user_ids     [T] int32; 0: unknown user
-    timestamps   [T] int64, milliseconds, or None
-    columns      slot, propensity, policy, labels and context, one row for each impression
-    labels       names of the label columns
-    context      context columns: name -> feature type
+    Attributes:
+        request_ids: [T] int64, from 0 on, in order of first appearance.
+        item_ids: [T] int32, 1..N.
+        user_ids: [T] int32; 0: unknown user.
+        timestamps: [T] int64, milliseconds, or None.
+        columns: slot, propensity, policy, labels and context, one row for each impression.
+        labels: names of the label columns.
+        context: context columns: name -> feature type.
+
     """
 
     request_ids: NDArray[np.int64]
@@ -87,20 +91,22 @@ class Impressions:
 class Dataset:
     """One data set in memory.
 
-    name           name of the data set, as reports print it
-    interactions   the events
-    catalog        the items and their features
-    users          the users and their features
-    impressions    the displayed items, or None if they were not logged
-    repeats        whether items that the user has seen may be recommended again
-    anonymous      whether the log contains sessions instead of users
-    labels         names of the label columns of `interactions`
-    context        context columns of `interactions`: name -> feature type
-    fingerprint    hash of everything that training or evaluation depends on (data.fingerprint); a bundle recognises
-                   its data by it
-    notes          sentences about what loading skipped, for printing
-    source         the folder that the data was read from, or "shop"; a bundle loads the data again from there
-    drops_unknown_items  whether loading skipped events of items that the items table lacks
+    Attributes:
+        name: name of the data set, as reports print it.
+        interactions: the events.
+        catalog: the items and their features.
+        users: the users and their features.
+        impressions: the displayed items, or None if they were not logged.
+        repeats: whether items that the user has seen may be recommended again.
+        anonymous: whether the log contains sessions instead of users.
+        labels: names of the label columns of `interactions`.
+        context: context columns of `interactions`: name -> feature type.
+        fingerprint: hash of everything that training or evaluation depends on (data.fingerprint); a bundle recognises
+            its data by it.
+        notes: sentences about what loading skipped, for printing.
+        source: the folder that the data was read from, or "shop"; a bundle loads the data again from there.
+        drops_unknown_items: whether loading skipped events of items that the items table lacks.
+
     """
 
     name: str
@@ -191,16 +197,18 @@ class Dataset:
 class Split:
     """Training data, validation requests and test requests of one data set, split by one protocol.
 
-    protocol     name of the protocol
-    train        training data
-    validation   requests used to select the best epoch; their targets are never trained on, except by `--refit`
-    test         requests of the final evaluation; histories contain every earlier event, including validation targets
-    refit        function that returns training and validation data together, for `--refit`. It is called only then,
-                 as the result can be large.
-    test_later   protocol `time` only: the requests of `test` with all later events of the user as targets
-    notes        sentences about what was skipped, for printing
-    seed         seed of the random sample of users (`user-split`), or None if nothing is sampled; two splits of one
-                 data set are equal if their protocols and seeds are equal
+    Attributes:
+        protocol: name of the protocol.
+        train: training data.
+        validation: requests used to select the best epoch; their targets are never trained on, except by `--refit`.
+        test: requests of the final evaluation; histories contain every earlier event, including validation targets.
+        refit: function that returns training and validation data together, for `--refit`. It is called only then, as
+            the result can be large.
+        test_later: protocol `time` only: the requests of `test` with all later events of the user as targets.
+        notes: sentences about what was skipped, for printing.
+        seed: seed of the random sample of users (`user-split`), or None if nothing is sampled; two splits of one data
+            set are equal if their protocols and seeds are equal.
+
     """
 
     protocol: str

@@ -19,12 +19,14 @@ class StaleStateError(ValueError):
 class HistoryState:
     """Cached state of one model for B histories.
 
-    lengths  number of events of each history that the model has read, from its first event on [B] int64
-    vectors  user vectors after these events [B, D]; None: the model has no user vectors, or nothing has been read
-    cache    further tensors of the model (hidden states; keys and values), name -> [B, ...]
-    starts   index of the first event of each history that the cache covers [B] int64, as the window of the model may
-             begin later than the history; None is stored as zeros
-    version  fingerprint of the model and its weights (Recommender.weights_fingerprint); "": nothing has been read
+    Attributes:
+        lengths: number of events of each history that the model has read, from its first event on [B] int64.
+        vectors: user vectors after these events [B, D]; None: the model has no user vectors, or nothing has been read.
+        cache: further tensors of the model (hidden states; keys and values), name -> [B, ...].
+        starts: index of the first event of each history that the cache covers [B] int64, as the window of the model may
+            begin later than the history; None is stored as zeros.
+        version: fingerprint of the model and its weights (Recommender.weights_fingerprint); "": nothing has been read.
+
     """
 
     lengths: Tensor

@@ -21,14 +21,16 @@ from nextitem.core.tensor_files import save_tensors
 class IdentifierTable:
     """Semantic IDs of items 1..N.
 
-    codes                [N + 1, M] int32; row i is the code sequence of item i, row 0 is all -1
-    codebook_sizes       number of codes of each of the M levels; level m has the codes 0..codebook_sizes[m] - 1
-    catalog_fingerprint  fingerprint of the catalogue that the table belongs to
-    tokenizer            registry name of the tokenizer that generated the table
-    version              1, plus the number of appends
-    report               quality figures of the tokenizer, JSON values, or None
-
     Items may share a code sequence (a collision): the sequence then leads to several items, all of them reachable.
+
+    Attributes:
+        codes: [N + 1, M] int32; row i is the code sequence of item i, row 0 is all -1.
+        codebook_sizes: number of codes of each of the M levels; level m has the codes 0..codebook_sizes[m] - 1.
+        catalog_fingerprint: fingerprint of the catalogue that the table belongs to.
+        tokenizer: registry name of the tokenizer that generated the table.
+        version: 1, plus the number of appends.
+        report: quality figures of the tokenizer, JSON values, or None.
+
     """
 
     codes: Tensor

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 class Interactions:
     """Event log of T events in parallel columns, sorted by user and then by the order of the events (stable).
 
-    user_ids    [T] int32, 1..U (in a log of anonymous sessions, each session is a user)
-    item_ids    [T] int32, 1..N; 0 for an event without an item (a search)
-    num_users   number of users (U)
-    num_items   number of items (N)
-    timestamps  [T] int64, milliseconds since 1970, or None if the log has no times
-    positive    [T] bool: whether the event may be a target; None: every event may
-    columns     other columns of the log (action, session_id, quantity, price, query, labels, split, ...), one row for
-                each event
+    Attributes:
+        user_ids: [T] int32, 1..U (in a log of anonymous sessions, each session is a user).
+        item_ids: [T] int32, 1..N; 0 for an event without an item (a search).
+        num_users: number of users (U).
+        num_items: number of items (N).
+        timestamps: [T] int64, milliseconds since 1970, or None if the log has no times.
+        positive: [T] bool: whether the event may be a target; None: every event may.
+        columns: other columns of the log (action, session_id, quantity, price, query, labels, split, ...), one row for
+            each event.
+
     """
 
     user_ids: NDArray[np.int32]

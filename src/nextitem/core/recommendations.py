@@ -17,9 +17,11 @@ OrderedBy = Literal["score", "reranking", "generation"]
 class Relaxation:
     """A rule that was relaxed because no candidate could satisfy it together with the higher-priority rules.
 
-    request  row of the request in the answer
-    rule     name of the rule, in the words of the re-ranker
-    slot     slot of the list, from 1, in which the rule is broken; None: the list as a whole breaks it
+    Attributes:
+        request: row of the request in the answer.
+        rule: name of the rule, in the words of the re-ranker.
+        slot: slot of the list, from 1, in which the rule is broken; None: the list as a whole breaks it.
+
     """
 
     request: int
@@ -31,13 +33,15 @@ class Relaxation:
 class Recommendations:
     """Lists of items for B requests, best item first; a list with fewer than K items ends in padding.
 
-    item_ids     [B, K] int64, without repeats; 0 is padding, which occurs only at the end of a list
-    scores       [B, K] float32; -inf for padding; they do not increase along a row if `ordered_by` is "score"
-    ordered_by   what the items are ordered by: "score", "reranking" or "generation"
-    fallback     [B] bool: whether popularity answered the request instead of the model; None: not recorded
-    channel      [B, K] int64: stage or channel that retrieved the item, an index into `channels`; None: one source
-    channels     names of the stages or channels
-    relaxations  every rule of a re-ranker that was relaxed, request by request
+    Attributes:
+        item_ids: [B, K] int64, without repeats; 0 is padding, which occurs only at the end of a list.
+        scores: [B, K] float32; -inf for padding; they do not increase along a row if `ordered_by` is "score".
+        ordered_by: what the items are ordered by: "score", "reranking" or "generation".
+        fallback: [B] bool: whether popularity answered the request instead of the model; None: not recorded.
+        channel: [B, K] int64: stage or channel that retrieved the item, an index into `channels`; None: one source.
+        channels: names of the stages or channels.
+        relaxations: every rule of a re-ranker that was relaxed, request by request.
+
     """
 
     item_ids: Tensor

@@ -125,8 +125,10 @@ class FitsExamples(Protocol):
 class GeneratorState:
     """State of a generator between steps.
 
-    shared  tensors that all beams of a request share (encoder keys and values); they are never copied per beam
-    beams   tensors per beam, with leading dimensions [B, W] (decoder caches); gathered when beams are reordered
+    Attributes:
+        shared: tensors that all beams of a request share (encoder keys and values); they are never copied per beam.
+        beams: tensors per beam, with leading dimensions [B, W] (decoder caches); gathered when beams are reordered.
+
     """
 
     shared: Mapping[str, Tensor]

@@ -31,10 +31,12 @@ ATTEMPTS = 5  # attempts after a broken connection; each continues at the byte a
 class Source:
     """A public data set: its files, its licence, and the importer that converts it to a dataset folder.
 
-    files     address of a file -> address of its published MD5, or None
-    licence   permitted use, in words
-    citation  publication to cite
-    importer  name of the importer (importers.names) that reads the files
+    Attributes:
+        files: address of a file -> address of its published MD5, or None.
+        licence: permitted use, in words.
+        citation: publication to cite.
+        importer: name of the importer (importers.names) that reads the files.
+
     """
 
     files: dict[str, str | None]

@@ -18,10 +18,12 @@ SharedBy = Literal["batch", "sequence", "position"]
 class Negatives:
     """Sampled negatives: arguments of `losses.sampled_softmax` beside positions and targets, under its names.
 
-    negatives  item ids: [S] for the batch, [B, S] for its sequences, or [T, S] for its targets that are not 0
-    lengths    [B] number of such targets of each sequence, if each sequence has its own negatives
-    log_q      [N + 1] log of the expected number of each item among S samples; None: uniform, the same for all
-    is_excluded   bool [B, S]: negatives that are items of their own sequence, to be ignored
+    Attributes:
+        negatives: item ids: [S] for the batch, [B, S] for its sequences, or [T, S] for its targets that are not 0.
+        lengths: [B] number of such targets of each sequence, if each sequence has its own negatives.
+        log_q: [N + 1] log of the expected number of each item among S samples; None: uniform, the same for all.
+        is_excluded: bool [B, S]: negatives that are items of their own sequence, to be ignored.
+
     """
 
     negatives: Tensor

@@ -36,9 +36,11 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 class ForeignCodes:
     """Codes read from a file of another project.
 
-    keys   n distinct keys: item ids, or numbers of items
-    codes  [n, M] int64
-    notes  what reading had to assume or fill in, in words
+    Attributes:
+        keys: n distinct keys: item ids, or numbers of items.
+        codes: [n, M] int64.
+        notes: what reading had to assume or fill in, in words.
+
     """
 
     keys: list[str]

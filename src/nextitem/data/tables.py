@@ -35,12 +35,14 @@ PARTS_DIFFER = (
 class Table:
     """Rows of one table, scanned lazily.
 
-    where     name of the table in messages: the path of the file, or the name of a frame
-    frame     columns under their standard names, rows in their order
-    csv_path  path of the file, if it is CSV: messages then name lines too
-    renamed   standard name -> name in the file, for columns that have another name there
-    settings  name of the place of settings in messages
-    notes     what reading changed, skipped or assumed, in words; checks append to it
+    Attributes:
+        where: name of the table in messages: the path of the file, or the name of a frame.
+        frame: columns under their standard names, rows in their order.
+        csv_path: path of the file, if it is CSV: messages then name lines too.
+        renamed: standard name -> name in the file, for columns that have another name there.
+        settings: name of the place of settings in messages.
+        notes: what reading changed, skipped or assumed, in words; checks append to it.
+
     """
 
     where: str

@@ -20,9 +20,11 @@ TIME_PATTERN = re.compile(
 class TimeFormat:
     """A format of times, with which the texts of a column are parsed.
 
-    pattern    the format in the notation of strptime
-    has_zone   whether such a text contains a time zone
-    has_comma  whether a comma is before the fraction of a second
+    Attributes:
+        pattern: the format in the notation of strptime.
+        has_zone: whether such a text contains a time zone.
+        has_comma: whether a comma is before the fraction of a second.
+
     """
 
     pattern: str

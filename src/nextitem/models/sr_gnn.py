@@ -55,12 +55,14 @@ class SRGNNConfig(configs.Config):
 class SessionGraphs:
     """The graphs of B sessions, side by side.
 
-    items        [V] item of each node: the distinct items of the first session in ascending order, then the second's
-    sessions     [V] the session, 0..B - 1, of each node
-    occurrences  [V] number of events of the session with this item
-    last         [B] the node of each session's last event
-    starts       [E] the node that each transition leaves; a transition that occurs twice is contained twice
-    ends         [E] the node that each transition enters
+    Attributes:
+        items: [V] item of each node: the distinct items of the first session in ascending order, then the second's.
+        sessions: [V] the session, 0..B - 1, of each node.
+        occurrences: [V] number of events of the session with this item.
+        last: [B] the node of each session's last event.
+        starts: [E] the node that each transition leaves; a transition that occurs twice is contained twice.
+        ends: [E] the node that each transition enters.
+
     """
 
     items: Tensor

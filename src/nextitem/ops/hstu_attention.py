@@ -28,10 +28,12 @@ class Layout:
 
     Everything that follows from them is computed once, for all layers and for the backward pass.
 
-    offsets        [B + 1] int64: offsets of the rows of keys and values; empty rows are allowed
-    query_offsets  [B + 1] int64: offsets of the queries, which are the last tokens of their rows; None: all tokens
-    query_times    [queries] int64, milliseconds: time of each query, for example the time of the next event
-    key_times      [keys] int64, milliseconds: time of the event of each key; both times are None: undated
+    Attributes:
+        offsets: [B + 1] int64: offsets of the rows of keys and values; empty rows are allowed.
+        query_offsets: [B + 1] int64: offsets of the queries, which are the last tokens of their rows; None: all tokens.
+        query_times: [queries] int64, milliseconds: time of each query, for example the time of the next event.
+        key_times: [keys] int64, milliseconds: time of the event of each key; both times are None: undated.
+
     """
 
     offsets: Tensor
@@ -92,10 +94,12 @@ class Layout:
 class Pairs:
     """Distances, mask and time buckets of the pairs of query and key of a block.
 
-    distance  [G, I, J] int64: number of tokens from key to query, 0 if the key is later. [1, I, J] for all rows if the
-              block has all queries of its rows
-    mask      [G, 1, I, J]: 1 if the key is the query or before it, and both are real tokens; else 0
-    buckets   [G, I, J] int32: `time_buckets` of the time from key to query; None: undated
+    Attributes:
+        distance: [G, I, J] int64: number of tokens from key to query, 0 if the key is later. [1, I, J] for all rows if
+            the block has all queries of its rows.
+        mask: [G, 1, I, J]: 1 if the key is the query or before it, and both are real tokens; else 0.
+        buckets: [G, I, J] int32: `time_buckets` of the time from key to query; None: undated.
+
     """
 
     distance: Tensor

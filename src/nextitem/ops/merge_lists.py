@@ -21,9 +21,11 @@ from nextitem.ops.topk import stable_topk
 class SortedLists:
     """C lists of items, each sorted by the items' own scores, highest first.
 
-    items    [n] int64, list by list; items with equal scores are in order of their numbers
-    scores   [n], the items' own scores
-    offsets  [C + 1] int64, offsets of the lists in `items` and `scores`
+    Attributes:
+        items: [n] int64, list by list; items with equal scores are in order of their numbers.
+        scores: [n], the items' own scores.
+        offsets: [C + 1] int64, offsets of the lists in `items` and `scores`.
+
     """
 
     items: Tensor

@@ -20,8 +20,10 @@ from torch import Tensor
 class Children:
     """Child nodes of a batch of beams, with the codes that lead to them.
 
-    nodes  [B, W, D] int64; -1 is padding: the beam has fewer than D children, or is dead (parent -1)
-    codes  [B, W, D] int64, undefined if the node is -1; None in the dense layout, where entry c has code c
+    Attributes:
+        nodes: [B, W, D] int64; -1 is padding: the beam has fewer than D children, or is dead (parent -1).
+        codes: [B, W, D] int64, undefined if the node is -1; None in the dense layout, where entry c has code c.
+
     """
 
     nodes: Tensor

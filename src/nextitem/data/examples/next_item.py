@@ -21,12 +21,14 @@ from nextitem.data.requests import tensor
 class NextItemBatch:
     """Next-item sequences of one batch.
 
-    items             inputs, Jagged int64: all events of a sequence but its last
-    targets           Jagged int64, same offsets: the event after each input; 0 if that event may not be a target
-    seed              seed of the random samples of this batch (negatives)
-    timestamps        times of the inputs, Jagged int64, milliseconds, same offsets; None if the log is undated
-    next_timestamps   times of the targets, as `timestamps`
-    actions           action codes of the inputs (Catalog.events); None if the model reads none
+    Attributes:
+        items: inputs, Jagged int64: all events of a sequence but its last.
+        targets: Jagged int64, same offsets: the event after each input; 0 if that event may not be a target.
+        seed: seed of the random samples of this batch (negatives).
+        timestamps: times of the inputs, Jagged int64, milliseconds, same offsets; None if the log is undated.
+        next_timestamps: times of the targets, as `timestamps`.
+        actions: action codes of the inputs (Catalog.events); None if the model reads none.
+
     """
 
     items: Jagged

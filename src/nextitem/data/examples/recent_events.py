@@ -20,8 +20,10 @@ LAST_EVENTS = 3  # number of targets of each user that are recent if the log is 
 class RecentEvents:
     """Training data split at a time.
 
-    past      the data set without the recent events
-    requests  one for each recent event that may be a target, in order of time
+    Attributes:
+        past: the data set without the recent events.
+        requests: one for each recent event that may be a target, in order of time.
+
     """
 
     past: Dataset

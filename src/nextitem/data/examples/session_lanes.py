@@ -18,12 +18,14 @@ from nextitem.core.interactions import Interactions
 class LaneBatch:
     """One step of all lanes that still have a session: B of the `num_lanes` lanes.
 
-    items      [B] int64: the item of the event that is read
-    targets    [B] int64: the item of the event after it; 0 if that event may not be a target
-    lanes      [B] int64, ascending: the lane of each row, 0..num_lanes - 1
-    begins     [B] bool: a session begins here, so the state of the lane's former session must be reset
-    num_lanes  number of lanes of a full batch
-    seed       seed of the random samples of this batch (negatives)
+    Attributes:
+        items: [B] int64: the item of the event that is read.
+        targets: [B] int64: the item of the event after it; 0 if that event may not be a target.
+        lanes: [B] int64, ascending: the lane of each row, 0..num_lanes - 1.
+        begins: [B] bool: a session begins here, so the state of the lane's former session must be reset.
+        num_lanes: number of lanes of a full batch.
+        seed: seed of the random samples of this batch (negatives).
+
     """
 
     items: Tensor

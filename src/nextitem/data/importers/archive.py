@@ -53,11 +53,13 @@ _TAR_ENDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 class Member:
     """One file of an archive.
 
-    name   its path inside the folder or archive, with /
-    where  its name in messages
-    open   opens its stored bytes (of a .gz member: still compressed)
-    size   number of stored bytes
-    path   the file itself, if it is on the disk
+    Attributes:
+        name: its path inside the folder or archive, with /.
+        where: its name in messages.
+        open: opens its stored bytes (of a .gz member: still compressed).
+        size: number of stored bytes.
+        path: the file itself, if it is on the disk.
+
     """
 
     name: str

@@ -17,13 +17,15 @@ _GIB = 1 << 30
 class Importer:
     """One importer: its code, the files that it expects, and the data set that it writes.
 
-    path            "module:function" in nextitem.data.importers; the function fills a folder with tables
-    expects         the expected files, in words
-    becomes         the resulting data set, in words
-    files           groups of file name patterns (! excludes); of every group at least one file must exist
-    published_rows  number of rows of the published log, if it is known
-    published_md5   MD5 of the published archive, if there is a single one
-    max_bytes       size limit of a single unpacked file, in bytes; a larger one is refused
+    Attributes:
+        path: "module:function" in nextitem.data.importers; the function fills a folder with tables.
+        expects: the expected files, in words.
+        becomes: the resulting data set, in words.
+        files: groups of file name patterns (! excludes); of every group at least one file must exist.
+        published_rows: number of rows of the published log, if it is known.
+        published_md5: MD5 of the published archive, if there is a single one.
+        max_bytes: size limit of a single unpacked file, in bytes; a larger one is refused.
+
     """
 
     path: str
@@ -210,8 +212,10 @@ DATASETS: dict[str, Importer] = {
 class IdentifierFormat:
     """Format of semantic IDs of another project.
 
-    expects  the expected files, in words
-    becomes  the result, in words
+    Attributes:
+        expects: the expected files, in words.
+        becomes: the result, in words.
+
     """
 
     expects: str

@@ -55,8 +55,10 @@ def split_by_session(dataset: Dataset, *, seed: int) -> Split:
 class _Sessions:
     """The sessions of a log, numbered from 0 in the order of their ids.
 
-    number  the number of each event's session, [T]
-    order   rows of the log, grouped by session, and within a session in the order of the log, [T]
+    Attributes:
+        number: the number of each event's session, [T].
+        order: rows of the log, grouped by session, and within a session in the order of the log, [T].
+
     """
 
     dataset: Dataset

@@ -78,11 +78,13 @@ ACTIONS = ("click", "purchase", "return")
 class Shop:
     """The simulated shop as the tables of a dataset folder, its dataset.toml and its ground truth.
 
-    interactions   user_id, item_id, timestamp (seconds), action, session_id, price, quantity; by time
-    items          item_id, title, department, category, brand, price_band, price, released (seconds)
-    users          user_id, country
-    impressions    impression_id, item_id, timestamp, user_id, slot (1..6), propensity, policy, click, purchase;
-                   the propensity of an item is its probability in its slot, given the items in earlier slots
+    Attributes:
+        interactions: user_id, item_id, timestamp (seconds), action, session_id, price, quantity; by time.
+        items: item_id, title, department, category, brand, price_band, price, released (seconds).
+        users: user_id, country.
+        impressions: impression_id, item_id, timestamp, user_id, slot (1..6), propensity, policy, click, purchase; the
+            propensity of an item is its probability in its slot, given the items in earlier slots.
+
     """
 
     interactions: pl.DataFrame

@@ -18,8 +18,10 @@ from nextitem.ops.hstu_attention import TIME_BUCKETS, Layout, hstu_attention
 class Past:
     """Cached keys and values of tokens that were read before; new tokens follow at the end of each sequence.
 
-    order    [all tokens] int64: indices that put the cached tokens followed by the new ones into sequence order
-    cache    [cached tokens, 2 x layers, H, width of a head]: keys and values, layer by layer
+    Attributes:
+        order: [all tokens] int64: indices that put the cached tokens followed by the new ones into sequence order.
+        cache: [cached tokens, 2 x layers, H, width of a head]: keys and values, layer by layer.
+
     """
 
     order: Tensor

@@ -19,13 +19,15 @@ Reader = Callable[[SequenceBatch, HistoryState | None], HistoryState]
 class Window:
     """Window of a history: the latest events, which are the only ones that a model reads.
 
-    length  largest number of events that are read
-    step    number of events by which the window slides once a history is longer than `length`; at most `length`
-
     If a window slides by one event at a time, every position changes with each event, and no cached state can be
     reused. A window that slides by `step` events is full just before it slides, and `length - step + 1` events long
     just after. In between, a history can be extended. The start of the window depends on the number of events alone,
     so a history is read the same way with a state and without one.
+
+    Attributes:
+        length: largest number of events that are read.
+        step: number of events by which the window slides once a history is longer than `length`; at most `length`.
+
     """
 
     length: int

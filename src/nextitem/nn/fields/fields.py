@@ -47,11 +47,13 @@ class FieldCodes:
 
     The codes of a field begin at its offset in that table.
 
-    request         [B, F1] codes of fields with one code for each request
-    request_bags    bags with B rows, one for each field with any number of codes for a request
-    candidate       [P, F2] codes of fields with one code for each candidate
-    candidate_bags  bags with P rows, one for each field with any number of codes for a candidate
-    rows            [P] index of the request of each candidate
+    Attributes:
+        request: [B, F1] codes of fields with one code for each request.
+        request_bags: bags with B rows, one for each field with any number of codes for a request.
+        candidate: [P, F2] codes of fields with one code for each candidate.
+        candidate_bags: bags with P rows, one for each field with any number of codes for a candidate.
+        rows: [P] index of the request of each candidate.
+
     """
 
     request: Tensor

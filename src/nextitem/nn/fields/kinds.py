@@ -29,8 +29,10 @@ NUM_LOG_CODES = 40  # codes of a logarithmic scale: 1, 1.4, 2, 2.8 ... 10^6
 class FieldInputs:
     """Batch of requests with candidates, and cached values that several fields read from it.
 
-    max_history_length  number of latest events of each history that fields read
-    matches             results of `history_matches`, by item field
+    Attributes:
+        max_history_length: number of latest events of each history that fields read.
+        matches: results of `history_matches`, by item field.
+
     """
 
     batch: SequenceBatch
@@ -86,9 +88,11 @@ class FieldInputs:
 class Field(nn.Module):
     """One property of requests or candidates, encoded as integer codes.
 
-    scope   what has a code: each request, or each candidate
-    is_bag  whether there can be any number of codes for each request or candidate, instead of exactly one
-    size    number of codes; codes are 0 .. size - 1
+    Attributes:
+        scope: what has a code: each request, or each candidate.
+        is_bag: whether there can be any number of codes for each request or candidate, instead of exactly one.
+        size: number of codes; codes are 0 .. size - 1.
+
     """
 
     scope: ClassVar[Literal["request", "candidate"]] = "candidate"

@@ -30,10 +30,12 @@ MASKED_LOGIT = -1e9  # far below any other logit, but finite, so that the softma
 class TowerSizes:
     """Sizes that both towers share.
 
-    width        width of the vectors that they return (D)
-    field_width  width of the vector of a field (E)
-    hidden       number of units of each hidden layer
-    dropout      dropout rate of the hidden layers
+    Attributes:
+        width: width of the vectors that they return (D).
+        field_width: width of the vector of a field (E).
+        hidden: number of units of each hidden layer.
+        dropout: dropout rate of the hidden layers.
+
     """
 
     width: int

@@ -20,10 +20,12 @@ _POWER_ROUNDS = 4  # power iterations for the first principal direction of each 
 class BalancedTree:
     """Paths of vectors in a balanced tree, and the planes that send other vectors down the tree.
 
-    bits        [n, M] int64, 0 or 1; M = ceil(log2 n), at least 1. No two rows have the same bits; the path continues
-                with 0 below a node that contains one row
-    normals     M tensors [2 ** depth, D]: normal of the plane between the two halves of each node
-    thresholds  M tensors [2 ** depth]: a vector x goes to child 1 if x . normal > threshold; inf if no row did
+    Attributes:
+        bits: [n, M] int64, 0 or 1; M = ceil(log2 n), at least 1. No two rows have the same bits; the path continues
+            with 0 below a node that contains one row.
+        normals: M tensors [2 ** depth, D]: normal of the plane between the two halves of each node.
+        thresholds: M tensors [2 ** depth]: a vector x goes to child 1 if x . normal > threshold; inf if no row did.
+
     """
 
     bits: Tensor

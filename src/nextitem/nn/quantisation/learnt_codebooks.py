@@ -25,10 +25,12 @@ from nextitem.nn.quantisation.quantizers import (
 class QuantisedLatent:
     """Result of the quantisation step within a network.
 
-    codes       [B, M] int64
-    latent      [B, E] the quantised latent that the codes represent; its gradient goes straight through to the encoder
-    codebook    loss that pulls the code vectors to the latents, mean over rows; 0 if tables are moving averages
-    commitment  loss that pulls the latents to their code vectors, mean over rows
+    Attributes:
+        codes: [B, M] int64.
+        latent: [B, E] the quantised latent that the codes represent; its gradient goes straight through to the encoder.
+        codebook: loss that pulls the code vectors to the latents, mean over rows; 0 if tables are moving averages.
+        commitment: loss that pulls the latents to their code vectors, mean over rows.
+
     """
 
     codes: Tensor

@@ -36,10 +36,12 @@ Choice = Callable[[Tensor, Tensor], Tensor]  # vectors [B, D], codebook [C, D] -
 class Quantised:
     """Result of quantisation by M codebooks.
 
-    codes         [B, M] int64
-    inputs        M tensors [B, ...]: the vectors that each level quantised
-    code_vectors  M tensors [B, ...]: the vectors of the assigned codes
-    quantised     [B, D] the vectors that the codes represent
+    Attributes:
+        codes: [B, M] int64.
+        inputs: M tensors [B, ...]: the vectors that each level quantised.
+        code_vectors: M tensors [B, ...]: the vectors of the assigned codes.
+        quantised: [B, D] the vectors that the codes represent.
+
     """
 
     codes: Tensor

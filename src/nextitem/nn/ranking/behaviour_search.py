@@ -21,8 +21,10 @@ from nextitem.nn.attention.target_attention import real_positions
 class SearchResult:
     """Events that a search returned for each candidate.
 
-    places  [P, K] int64: indices of the events among the T events; 0 in padding
-    real    [P, K] bool: False in padding
+    Attributes:
+        places: [P, K] int64: indices of the events among the T events; 0 in padding.
+        real: [P, K] bool: False in padding.
+
     """
 
     places: Tensor
