@@ -244,3 +244,14 @@ def test_a_run_of_compare_without_unknown_items_can_serve_users(tmp_path: Path) 
     run = ni.load_run(report / "runs" / "popularity")
     assert run.recipe.data.drop_unknown_items
     assert len(run.recommend(user="u01", k=3)) == 3
+
+
+def test_what_the_door_returns_prints_short(run: ni.Run, tmp_path: Path) -> None:
+    text = repr(ni.evaluate(run))
+    assert text.startswith("Evaluation of item-cf: protocol time, ")
+    assert "recall@10 " in text
+    comparison = ni.compare(rich_log(), models=["popularity"], out=tmp_path / "report", progress=False)
+    assert repr(comparison).splitlines()[0] == f"Comparison in {tmp_path / 'report'}: 1 models"
+    table = ni.tokenize("random", rich_log(), out=tmp_path / "ids", progress=False)
+    assert repr(table).endswith("tokenizer 'random')")
+    assert all(len(repr(each)) < 300 for each in (run, comparison, table, ni.evaluate(run)))

@@ -1,4 +1,4 @@
-"""ItemScorer: the scores of a whole catalogue that a model gives are those that its lists are made by."""
+"""Tests of roles.ItemScorer: the scores of the whole catalogue are those that determine a model's lists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HISTORIES = [[1], [4, 5, 6, 7, 8, 9], [2, 3], [12, 1, 2, 2], [7, 7]]
 SCORERS = [name for name, entry in MODELS.items() if issubclass(entry.load(), ItemScorer)]
 
 
-def test_who_scores_all_items() -> None:
+def test_the_models_that_score_all_items_are_known() -> None:
     expected = {"popularity", "geo-popularity", "item-cf", "user-cf", "swing", "item-graph", "content-neighbours"}
     expected |= {"gru4rec", "sasrec", "hstu", "nextitnet", "sr-gnn", "matrix-factorisation", "two-tower"}
     assert set(SCORERS) == expected
@@ -35,7 +35,7 @@ def test_scores_are_finite_numbers_for_every_item(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_a_list_is_the_best_of_the_scores(name: str) -> None:
+def test_a_list_contains_the_items_with_the_best_scores(name: str) -> None:
     model = trained(name).model
     assert isinstance(model, ItemScorer)
     allowed = (torch.arange(model.num_items + 1) % 3 > 0)[None]
@@ -46,13 +46,13 @@ def test_a_list_is_the_best_of_the_scores(name: str) -> None:
         for k in (3, model.num_items + 2):
             with torch.no_grad():
                 expected = top_items(model.scores(batch), batch, k)
-            found = model.recommend(batch, k)
-            assert found.item_ids.tolist() == expected.item_ids.tolist()
-            torch.testing.assert_close(found.scores, expected.scores)
+            answer = model.recommend(batch, k)
+            assert answer.item_ids.tolist() == expected.item_ids.tolist()
+            torch.testing.assert_close(answer.scores, expected.scores)
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_exclusions_allow_lists_and_candidates_change_no_score(name: str) -> None:
+def test_exclusions_allow_lists_and_candidates_do_not_change_scores(name: str) -> None:
     model = trained(name).model
     assert isinstance(model, ItemScorer)
     plain = requests(HISTORIES)

@@ -1,4 +1,4 @@
-"""What every registered loss must do: fall along its gradient, ignore the padding row and the order of examples."""
+"""Tests of every registered loss: it falls along its gradient and ignores the padding row and the order of examples."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ T, N, D, S = 6, 9, 4, 5
 
 
 def arguments(loss: Callable[..., Tensor]) -> dict[str, object]:
-    """The keyword arguments that this loss asks for."""
+    """Return the keyword arguments that this loss requires."""
     generator = torch.Generator().manual_seed(1)
     names = inspect.signature(loss).parameters
     shape = (S,) if getattr(loss, "__name__", "") == "sampled_softmax" else (T, S)
-    offered = {
+    available = {
         "negatives": torch.randint(1, N + 1, shape, generator=generator),
         "calibration": 0.5,
         "num_items": N,
     }
-    return {name: value for name, value in offered.items() if name in names}
+    return {name: value for name, value in available.items() if name in names}
 
 
 ON_SCORES = {name for name, entry in LOSSES.items() if "scores" in inspect.signature(entry.load()).parameters}
 
 
 @pytest.mark.parametrize("name", sorted(ON_SCORES))
-def test_every_loss_on_scores(name: str) -> None:
-    """Its positives stand on the diagonal."""
+def test_a_loss_on_scores_falls_along_its_gradient(name: str) -> None:
+    """The positives are on the diagonal of the scores."""
     loss = LOSSES[name].load()
     scores = torch.randn(T, T + S, generator=torch.Generator().manual_seed(0)).requires_grad_()
     value = loss(scores)
@@ -50,17 +50,17 @@ def scores_items(name: str) -> bool:
     return "targets" in inspect.signature(LOSSES[name].load()).parameters
 
 
-def asks_for(name: str, argument: str) -> bool:
+def has_argument(name: str, argument: str) -> bool:
     return argument in inspect.signature(LOSSES[name].load()).parameters
 
 
 def test_every_loss_is_of_a_kind_that_is_tested() -> None:
-    kinds = ("scores", "targets", "temperature", "place")
-    assert all(sum(asks_for(name, kind) for kind in kinds) >= 1 for name in LOSSES)
+    kinds = ("scores", "targets", "temperature", "column_items")
+    assert all(sum(has_argument(name, kind) for kind in kinds) >= 1 for name in LOSSES)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if asks_for(name, "place")])
-def test_every_loss_over_items_that_fill_several_columns(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in LOSSES if has_argument(name, "column_items")])
+def test_a_loss_over_columns_with_shared_items_falls_along_its_gradient(name: str) -> None:
     loss = LOSSES[name].load()
     generator = torch.Generator().manual_seed(0)
     hidden, vectors = torch.randn(T, D, generator=generator), torch.randn(N, D, generator=generator)
@@ -81,8 +81,10 @@ def test_every_loss_over_items_that_fill_several_columns(name: str) -> None:
     assert float(other) == pytest.approx(float(value(hidden)), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if asks_for(name, "temperature") and not scores_items(name)])
-def test_every_loss_between_two_views(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in LOSSES if has_argument(name, "temperature") and not scores_items(name)]
+)
+def test_a_loss_between_two_views_falls_along_its_gradient(name: str) -> None:
     loss = LOSSES[name].load()
     left, right = torch.randn(2, T, D, generator=torch.Generator().manual_seed(0))
     value = loss(left, right, temperature=0.7)
@@ -96,7 +98,7 @@ def test_every_loss_between_two_views(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if scores_items(name)])
-def test_every_loss(name: str) -> None:
+def test_a_loss_over_items_falls_along_its_gradient_and_ignores_padding(name: str) -> None:
     loss = LOSSES[name].load()
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(T, D, generator=generator)

@@ -1,4 +1,4 @@
-"""What every registered model must do: the known answers that it declares, and the checks of nextitem.testing."""
+"""Tests of every registered model: the known answers that it declares, and the checks of nextitem.testing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from nextitem.testing.recommenders import CHECKS, check_known_answers, check_sam
 
 SOLVES = [(name, data) for name, entry in MODELS.items() for data in entry.load().known_answers]
 SOLVES_NONE = {
-    "popularity": "answers everyone alike, and all items of the sets are equally popular",
-    "geo-popularity": "answers everyone in a region alike; its own tests plant regions",
-    "new-items": "lists what was released last, and the sets have no release times",
+    "popularity": "has one list for all requests, and all items of the sets are equally popular",
+    "geo-popularity": "has one list for each region; its own tests have data with regions",
+    "new-items": "lists the items released last, and the sets have no release times",
 }
 
 
@@ -27,13 +27,13 @@ def test_a_model_without_known_answers_has_a_reason() -> None:
 
 
 @pytest.mark.parametrize(("name", "data"), SOLVES)
-def test_known_answers(name: str, data: str) -> None:
+def test_a_model_finds_its_known_answers(name: str, data: str) -> None:
     check_known_answers(trained(name, data), data)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", MODELS)
-def test_contract(name: str, check: Callable[[Run], None]) -> None:
+def test_a_model_passes_the_check(name: str, check: Callable[[Run], None]) -> None:
     check(rich_run(name))
 
 
@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiger", "cobra", "sasrec"])
-def test_models_that_generate_codes_are_told_by_what_they_have(name: str) -> None:
+def test_quality_of_generation_is_reported_for_models_that_generate_codes(name: str) -> None:
     run = trained(name)
     quality = generation_quality(run, make_split(DATASETS["cycle"](), "leave-one-out"), 20)
     if name == "sasrec":

@@ -1,7 +1,8 @@
-"""Pinned behaviour: three training losses of everything that learns by gradient, lists and codes of everything else.
+"""Pinned behaviour: three training losses of all components trained by gradient, lists and codes of all others.
 
-A change that only moves or renames code leaves every number here as it is. A change that is meant to alter what a model
-learns writes them again, with `NEXTITEM_PIN=1 pytest tests/contract/test_pinned.py -k NAME`, and says so in its commit.
+A change that only moves or renames code does not change any number here. A change that is meant to alter the training
+of a model writes new numbers with `NEXTITEM_PIN=1 pytest tests/contract/test_pinned.py -k NAME`, and its commit message
+says so.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ HISTORIES = [[1], [4, 5, 6, 7, 8, 9], [2, 3], [], [12, 1, 2], [30, 29, 25]]
 
 
 def model_lists(name: str) -> list[list[int]]:
-    """The lists of a model's debug recipe on planted clusters."""
+    """Return the lists of a model's debug recipe on planted clusters."""
     return trained(name, "planted-clusters").model.recommend(requests(HISTORIES), 5).item_ids.tolist()
 
 
 def tokenizer_behaviour(name: str) -> Any:
-    """Losses of a tokenizer that learns by gradient, codes of another, on the text of planted clusters."""
+    """Return losses of a tokenizer trained by gradient, or codes of another, on the text of planted clusters."""
     dataset = DATASETS["planted-clusters"]()
     catalog = dataset.catalog.with_content(content_vectors(dataset.catalog, ContentConfig(dim=8)))
     dataset = dataset.with_catalog(catalog)
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"random": {}, "tree": {}, "fsq": {}}
-    settings = sizes.get(name, {"codebook_size": 8} if "codebook_size" in _fields(name) else {})
+    special_settings: dict[str, Any] = {"random": {}, "tree": {}, "fsq": {}}
+    settings = special_settings.get(name, {"codebook_size": 8} if "codebook_size" in _fields(name) else {})
     tokenizer: Tokenizer = build_component("tokenizer", {"name": name, **settings}, catalog)
     if not isinstance(tokenizer, ClosedForm):
         return three_losses(tokenizer, dataset)
@@ -54,7 +55,7 @@ def _fields(name: str) -> Any:
 
 
 def measure(kind: str, name: str) -> Any:
-    """What is pinned of one model or tokenizer."""
+    """Return the pinned numbers of one model or tokenizer."""
     if kind == "tokenizer":
         return tokenizer_behaviour(name)
     model = MODELS[name].load()
@@ -67,13 +68,13 @@ ENTRIES = [("model", name) for name in MODELS] + [("tokenizer", name) for name i
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
 def test_behaviour_is_as_pinned(kind: str, name: str) -> None:
-    now = measure(kind, name)
+    actual = measure(kind, name)
     if os.environ.get("NEXTITEM_PIN"):
-        PINNED.setdefault(kind, {})[name] = now
+        PINNED.setdefault(kind, {})[name] = actual
         FILE.write_text(json.dumps(PINNED, sort_keys=True).replace('], "', '],\n"') + "\n", encoding="utf-8")
     assert name in PINNED.get(kind, {}), f"NEXTITEM_PIN=1 pytest tests/contract/test_pinned.py -k {name}"
     expected = PINNED[kind][name]
-    if isinstance(now[0], float):
-        assert now == pytest.approx(expected, rel=1e-5)
+    if isinstance(actual[0], float):
+        assert actual == pytest.approx(expected, rel=1e-5)
     else:
-        assert now == expected
+        assert actual == expected

@@ -1,4 +1,4 @@
-"""What is served is what was judged: requests carry the same columns, and a longer log changes no answer."""
+"""Tests that served requests equal evaluated ones: the same columns, and the same answers from a longer log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nextitem.testing.rich_log import SETTINGS, longer_log, rich_log
 
 
 def columns_of(batch: SequenceBatch) -> dict[str, Any]:
-    """Every column as plain values; NaN as None, so that missing values compare equal."""
+    """Return every column as plain values, with NaN as None, so that missing values compare equal."""
 
     def plain(column: Any) -> Any:
         if column is None:
@@ -42,7 +42,7 @@ def columns_of(batch: SequenceBatch) -> dict[str, Any]:
 
 
 def before_last_event(dataset: Dataset) -> tuple[Dataset, SequenceBatch]:
-    """The log without what `leave-one-out` asks for and what follows it, and the requests that it asks."""
+    """Return the log without the targets of `leave-one-out` and later events, and the requests of that protocol."""
     log = dataset.interactions
     requests = make_split(dataset, "leave-one-out").test
     assert requests.user_ids is not None
@@ -50,26 +50,29 @@ def before_last_event(dataset: Dataset) -> tuple[Dataset, SequenceBatch]:
     is_kept = np.zeros(len(log), np.bool_)
     item_rows = np.flatnonzero(log.item_ids > 0)
     for user, length in zip(users.tolist(), requests.items.lengths.tolist(), strict=True):
-        own = item_rows[log.user_ids[item_rows] == user]
-        is_kept[own[:length]] = True
+        user_rows = item_rows[log.user_ids[item_rows] == user]
+        is_kept[user_rows[:length]] = True
     return dataset.with_interactions(log.select(is_kept)), requests
 
 
-def asked_now(requests: SequenceBatch, times: torch.Tensor | None) -> SequenceBatch:
+def without_targets(requests: SequenceBatch, times: torch.Tensor | None) -> SequenceBatch:
+    """Return the requests as a server receives them at `times`: without targets and exclusions."""
     return replace(requests, targets=None, excluded=None, request_times=times)
 
 
-def test_a_served_request_equals_the_judged_one_column_by_column() -> None:
+def test_a_served_request_equals_the_evaluated_one_column_by_column() -> None:
     dataset = rich_log()
-    earlier, judged = before_last_event(dataset)
-    assert judged.user_ids is not None
-    users = dataset.users.ids.decode(dataset.users.numbers_of(judged.user_ids.numpy())).to_list()
+    earlier, evaluated = before_last_event(dataset)
+    assert evaluated.user_ids is not None
+    users = dataset.users.ids.decode(dataset.users.numbers_of(evaluated.user_ids.numpy())).to_list()
     served = user_requests(earlier, users)
     assert set(columns_of(served)) >= {"features.device", "features.price", "features.rating", "context.user.country"}
-    assert columns_of(asked_now(served, judged.request_times)) == columns_of(asked_now(judged, judged.request_times))
+    assert columns_of(without_targets(served, evaluated.request_times)) == columns_of(
+        without_targets(evaluated, evaluated.request_times)
+    )
 
 
-def test_a_history_from_outside_carries_what_is_given_of_its_events() -> None:
+def test_a_history_from_outside_has_all_columns_of_its_events() -> None:
     dataset = rich_log()
     user = user_requests(dataset, ["u01"])
     log = dataset.interactions
@@ -85,35 +88,35 @@ def test_a_history_from_outside_carries_what_is_given_of_its_events() -> None:
     context = {"user.country": "NL", "user.age": 21.0, "user.hobbies": ["golf", "chess"]}
     visitor, skipped = history_requests(frame, dataset.catalog, context=context)
     assert skipped == ()
-    own, theirs = columns_of(visitor), columns_of(user)
-    for name in ("user_ids", "request_times"):  # a visitor is nobody, and asks right after the history
-        own.pop(name), theirs.pop(name)
-    assert own == theirs
+    visitor_columns, user_columns = columns_of(visitor), columns_of(user)
+    for name in ("user_ids", "request_times"):  # a visitor has no key, and the request follows the history at once
+        visitor_columns.pop(name), user_columns.pop(name)
+    assert visitor_columns == user_columns
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_bundle_serves_what_was_judged(name: str) -> None:
+def test_a_bundle_serves_the_evaluated_lists(name: str) -> None:
     run = rich_run(name)
     opened = load_run(run.folder)
-    earlier, judged = before_last_event(aligned(longer_log(), opened.model))
-    assert judged.user_ids is not None
+    earlier, evaluated = before_last_event(aligned(longer_log(), opened.model))
+    assert evaluated.user_ids is not None
     served = user_requests(
-        earlier, earlier.users.ids.decode(earlier.users.numbers_of(judged.user_ids.numpy())).to_list()
+        earlier, earlier.users.ids.decode(earlier.users.numbers_of(evaluated.user_ids.numpy())).to_list()
     )
-    first = run.model.recommend(asked_now(judged, judged.request_times), 5)
-    second = opened.model.recommend(asked_now(served, judged.request_times), 5)
+    first = run.model.recommend(without_targets(evaluated, evaluated.request_times), 5)
+    second = opened.model.recommend(without_targets(served, evaluated.request_times), 5)
     assert torch.equal(first.item_ids, second.item_ids)
     assert torch.equal(first.scores, second.scores)
 
 
-def test_another_process_gives_the_same_answers() -> None:
+def test_another_process_has_the_same_answers() -> None:
     names = ["hstu", "tiger", "user-cf", "multi-behaviour", "cascade"]
     folders = {name: str(rich_run(name).folder) for name in names}
     users = ["u01", "u17", "u42"]
-    here = {}
+    answers = {}
     for name in names:
         requests = user_requests(aligned(longer_log(), rich_run(name).model), users)
-        here[name] = rich_run(name).model.recommend(requests, 5).item_ids.tolist()
+        answers[name] = rich_run(name).model.recommend(requests, 5).item_ids.tolist()
     code = f"""
 from nextitem.testing.rich_log import longer_log
 from nextitem.pipeline.recommend import user_requests
@@ -123,19 +126,19 @@ print({{name: model.recommend(user_requests(aligned(longer_log(), model), {users
        for name, model in models.items()}})
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert process.stdout.strip() == str(here)
+    assert process.stdout.strip() == str(answers)
 
 
-def test_settings_of_the_rich_log_are_all_in_its_requests() -> None:
+def test_all_settings_of_the_rich_log_are_in_its_requests() -> None:
     dataset = rich_log()
     assert set(dataset.catalog.events) == {"action", *SETTINGS["interactions"]["context"], "rating"}
     assert set(dataset.catalog.requests) == {f"user.{name}" for name in SETTINGS["users"]["features"]}
 
 
-def test_a_request_that_lost_its_actions_would_be_noticed() -> None:
-    """The checks above can fail: without actions the models that read them answer otherwise."""
+def test_a_request_without_its_actions_has_other_answers() -> None:
+    """The checks above can fail: without actions the models that read them have other answers."""
     for name in ("hstu", "multi-behaviour"):
         model = rich_run(name).model
         served = user_requests(aligned(rich_log(), model), None)
-        whole, silent = model.recommend(served, 5), model.recommend(replace(served, actions=None), 5)
-        assert not torch.equal(whole.scores, silent.scores)
+        whole, without_actions = model.recommend(served, 5), model.recommend(replace(served, actions=None), 5)
+        assert not torch.equal(whole.scores, without_actions.scores)

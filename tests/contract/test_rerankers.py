@@ -1,4 +1,4 @@
-"""What every registered re-ranker must do."""
+"""Tests of every registered re-ranker."""
 
 from __future__ import annotations
 
@@ -43,87 +43,87 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def both(case: str) -> list[Reranker]:
-    name, chosen = CASES[case]
-    return [build(name, catalog, **chosen) for catalog in (WITH_CONTENT, WITHOUT)]
+    name, fields = CASES[case]
+    return [build(name, catalog, **fields) for catalog in (WITH_CONTENT, WITHOUT)]
 
 
-def drawn(seed: int, rows: int = 6, width: int = 25) -> list[list[int]]:
-    """Candidates of different numbers; the second request has none, the third one."""
-    draw = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(2, width + 1, (rows,), generator=draw).tolist()
+def random_candidates(seed: int, rows: int = 6, width: int = 25) -> list[list[int]]:
+    """Return random candidates, a different number for each request; the second has none, the third has one."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, width + 1, (rows,), generator=generator).tolist()
     lengths[1:3] = [0, 1]
-    return [(torch.randperm(N, generator=draw)[:length] + 1).tolist() for length in lengths]
+    return [(torch.randperm(N, generator=generator)[:length] + 1).tolist() for length in lengths]
 
 
 HISTORIES = [[1, 2, 3], [4], [5, 6], [], [1, 1, 9, 30], [40]]
 
 
-def test_every_registered_one_has_a_case() -> None:
+def test_every_registered_re_ranker_has_a_case() -> None:
     assert {name for name, _ in CASES.values()} == set(RERANKERS)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("score", [torch.nan, torch.inf, -torch.inf])
-def test_scores_that_are_not_finite_are_refused(case: str, score: float) -> None:
-    given_ = candidates([[1, 2, 3], [4, 5]])
-    place = (0, 0) if score > 0 else (0, 2)  # where a score of this kind may stand in a list that falls
-    given_.scores[place] = score
+def test_scores_that_are_not_finite_raise(case: str, score: float) -> None:
+    ranked = candidates([[1, 2, 3], [4, 5]])
+    place = (0, 0) if score > 0 else (0, 2)  # where such a score may be in a descending list
+    ranked.scores[place] = score
     for reranker in both(case):
         with pytest.raises(ValueError, match="must be finite"):
-            reranker.rerank(given_, requests([[1], [2]]), 2)
+            reranker.rerank(ranked, requests([[1], [2]]), 2)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("k", [1, 7, 60])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_an_answer_is_candidates_without_repeats_padded_at_the_tail(case: str, k: int, seed: int) -> None:
-    rows = drawn(seed)
-    given_ = candidates(rows, channels=True)
+    rows = random_candidates(seed)
+    ranked = candidates(rows, channels=True)
     for reranker in both(case):
-        answer = reranker.rerank(given_, requests(HISTORIES), k)
+        answer = reranker.rerank(ranked, requests(HISTORIES), k)
         assert answer.item_ids.shape == answer.scores.shape == (6, k)
         assert answer.ordered_by == "reranking"
-        for row, shown in zip(rows, lists(answer), strict=True):
-            assert set(shown) <= set(row)
-            assert len(set(shown)) == len(shown)
-            passed = [item for item in row if "z" not in TAGS[item - 1]] if case == "rules" else row
-            assert len(shown) == min(k, len(passed))
-        real = answer.item_ids > 0
-        assert not bool((real[:, 1:] & ~real[:, :-1]).any())
-        assert bool((answer.scores[~real] == -torch.inf).all())
+        for row, listed in zip(rows, lists(answer), strict=True):
+            assert set(listed) <= set(row)
+            assert len(set(listed)) == len(listed)
+            permitted = [item for item in row if "z" not in TAGS[item - 1]] if case == "rules" else row
+            assert len(listed) == min(k, len(permitted))
+        is_real = answer.item_ids > 0
+        assert not bool((is_real[:, 1:] & ~is_real[:, :-1]).any())
+        assert bool((answer.scores[~is_real] == -torch.inf).all())
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_items_keep_their_scores_and_channels(case: str) -> None:
-    rows = drawn(2)
-    given_ = candidates(rows, channels=True)
+    rows = random_candidates(2)
+    ranked = candidates(rows, channels=True)
     for reranker in both(case):
-        answer = reranker.rerank(given_, requests(HISTORIES), 9)
+        answer = reranker.rerank(ranked, requests(HISTORIES), 9)
         assert answer.channels == ("first", "second", "third")
         assert answer.channel is not None
         assert torch.equal(answer.channel, answer.item_ids % 3)
-        for row, (shown, scores) in enumerate(zip(lists(answer), answer.scores.tolist(), strict=True)):
-            assert scores[: len(shown)] == [float(len(rows[row]) - rows[row].index(item)) for item in shown]
+        for row, (listed, scores) in enumerate(zip(lists(answer), answer.scores.tolist(), strict=True)):
+            assert scores[: len(listed)] == [float(len(rows[row]) - rows[row].index(item)) for item in listed]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_batch_answers_as_single_requests_do(case: str) -> None:
-    rows, batch = drawn(3), requests(HISTORIES)
+def test_a_batch_has_the_answers_of_single_requests(case: str) -> None:
+    rows, batch = random_candidates(3), requests(HISTORIES)
     for reranker in both(case):
         together = reranker.rerank(candidates(rows), batch, 12)
         for row in range(6):
             alone = reranker.rerank(candidates([rows[row]]), batch.select(torch.tensor([row])), 12)
             assert torch.equal(alone.item_ids[0], together.item_ids[row])
-            assert [replace(one, request=row) for one in alone.relaxations] == [
-                one for one in together.relaxations if one.request == row
+            assert [replace(relaxation, request=row) for relaxation in alone.relaxations] == [
+                relaxation for relaxation in together.relaxations if relaxation.request == row
             ]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_answer_twice(case: str) -> None:
-    given_ = candidates(drawn(4))
+def test_the_same_request_has_the_same_answer(case: str) -> None:
+    ranked = candidates(random_candidates(4))
     for reranker in both(case):
-        first, second = (reranker.rerank(given_, requests(HISTORIES), 10) for _ in range(2))
+        first, second = (reranker.rerank(ranked, requests(HISTORIES), 10) for _ in range(2))
         assert torch.equal(first.item_ids, second.item_ids)
         assert first.relaxations == second.relaxations
 
@@ -132,38 +132,38 @@ def test_the_same_answer_twice(case: str) -> None:
 @given(seed=st.integers(0, 10**6), levels=st.integers(1, 4))
 @settings(max_examples=15, deadline=None)
 def test_the_order_of_tied_candidates_does_not_matter(case: str, seed: int, levels: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    items = torch.randperm(N, generator=draw)[:24] + 1
-    score = torch.randint(0, levels, (24,), generator=draw).float()
+    generator = torch.Generator().manual_seed(seed)
+    items = torch.randperm(N, generator=generator)[:24] + 1
+    score = torch.randint(0, levels, (24,), generator=generator).float()
     answers = []
     for _ in range(2):
-        shuffled = torch.randperm(24, generator=draw)
+        shuffled = torch.randperm(24, generator=generator)
         order = shuffled[score[shuffled].argsort(descending=True, stable=True)]
-        given_ = Recommendations(items[order][None], score[order][None])
-        answers.append([r.rerank(given_, requests([[1, 2, 3]]), 10).item_ids.tolist() for r in both(case)])
+        ranked = Recommendations(items[order][None], score[order][None])
+        answers.append([r.rerank(ranked, requests([[1, 2, 3]]), 10).item_ids.tolist() for r in both(case)])
     assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_candidates_at_all(case: str) -> None:
+def test_requests_without_candidates_have_empty_lists(case: str) -> None:
     for reranker in both(case):
         assert reranker.rerank(candidates([[], []]), requests([[1], []]), 3).item_ids.tolist() == [[0] * 3] * 2
         assert reranker.rerank(candidates([]), requests([]), 3).item_ids.shape == (0, 3)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_scores_do_not_order_is_taken_as_it_stands(case: str) -> None:
-    """Places count then, so an answer can be re-ranked once more."""
+def test_candidates_that_scores_do_not_order_keep_their_order(case: str) -> None:
+    """Their places count, so that an answer can be re-ranked once more."""
     rows = [[3, 9, 1, 8, 2, 12], [2, 1, 20, 3, 5, 6]]
-    odd = candidates(rows, scores=[[0.1, 0.9, 0.5, 0.7, 0.7, 0.3]] * 2)
+    unordered = candidates(rows, scores=[[0.1, 0.9, 0.5, 0.7, 0.7, 0.3]] * 2)
     for reranker in both(case):
-        answer = reranker.rerank(odd, requests([[1], [2]]), 4)
+        answer = reranker.rerank(unordered, requests([[1], [2]]), 4)
         expected = reranker.rerank(candidates(rows), requests([[1], [2]]), 4)
         assert torch.equal(answer.item_ids, expected.item_ids)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_a_programmer_gets_wrong(case: str) -> None:
+def test_wrong_arguments_raise(case: str) -> None:
     reranker = both(case)[0]
     with pytest.raises(ValueError, match="k must be at least 1"):
         reranker.rerank(candidates([[1]]), requests([[1]]), 0)

@@ -1,4 +1,4 @@
-"""What every registered tokenizer must do."""
+"""Tests of every registered tokenizer."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from nextitem.tokenizers.tokenizer import Tokenizer
 NAMES = sorted(TOKENIZERS)
 ORDERED = [name for name in NAMES if TOKENIZERS[name].load().coarse_to_fine]
 CONTENT, TRUTH = clusters()
-# Three levels of eight codes: `tree` makes them of 320 items by itself, `fsq` of values by dimension.
+# Three levels of eight codes: `tree` has them for 320 items by itself, `fsq` by the values of its dimensions.
 SETTINGS: dict[str, dict[str, Any]] = {
     **{name: {"levels": 3, "codebook_size": 8} for name in NAMES},
     "tree": {"codebook_size": 8},
     "fsq": {"levels": 3, "values": (4, 2)},
 }
-SIZES = {name: {key: value for key, value in chosen.items() if key != "levels"} for name, chosen in SETTINGS.items()}
-# Decoded vectors may be off by such a share of the variance; random codes say nothing.
+SIZES = {name: {key: value for key, value in table.items() if key != "levels"} for name, table in SETTINGS.items()}
+# Maximum error of decoded vectors, as a share of the variance; random codes contain no information.
 ERROR = {"random": 1.001, "lsh": 0.6}
-DEALT = {"tree"}  # equal items get different codes
+UNIQUE = {"tree"}  # equal items get different codes
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -37,11 +37,11 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return learn(request.param, catalog_of(CONTENT), **SETTINGS[request.param])
 
 
-def _again(tokenizer: Tokenizer) -> Tokenizer:
+def _train_again(tokenizer: Tokenizer) -> Tokenizer:
     return learn(tokenizer.name, catalog_of(CONTENT), **SETTINGS[tokenizer.name])
 
 
-def test_it_learns_in_exactly_one_way(tokenizer: Tokenizer) -> None:
+def test_it_is_fitted_either_in_closed_form_or_by_gradient(tokenizer: Tokenizer) -> None:
     assert isinstance(tokenizer, ClosedForm) != isinstance(tokenizer, Trainable)
 
 
@@ -58,7 +58,7 @@ def test_codes_have_the_promised_shape_and_range(tokenizer: Tokenizer) -> None:
     assert bool((codes < torch.tensor(tokenizer.codebook_sizes)).all())
 
 
-def test_a_row_alone_gets_the_codes_that_it_gets_in_company(tokenizer: Tokenizer) -> None:
+def test_codes_of_a_row_do_not_depend_on_other_rows(tokenizer: Tokenizer) -> None:
     together = tokenizer.encode(CONTENT[:40])
     assert torch.equal(torch.cat([tokenizer.encode(row[None]) for row in CONTENT[:40]]), together)
 
@@ -71,7 +71,7 @@ def test_decoding_is_better_than_the_mean_vector(tokenizer: Tokenizer) -> None:
     assert float(error) < limit * float((CONTENT - CONTENT.mean(0)).square().sum())
 
 
-def test_codes_of_one_cluster_are_alike_and_random_ones_are_not(tokenizer: Tokenizer) -> None:
+def test_codes_of_one_cluster_are_similar_and_random_ones_are_not(tokenizer: Tokenizer) -> None:
     codes, cluster = tokenizer.encode(CONTENT), TRUTH[:, 0] * 4 + TRUTH[:, 1]
     same = cluster[:, None] == cluster
     agreement = (codes[:, None] == codes).double().mean(2)
@@ -88,15 +88,15 @@ def test_codes_that_go_from_coarse_to_fine_recover_planted_clusters(tokenizer: T
     codes = tokenizer.encode(CONTENT)
     shuffled = codes[torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))]
     assert purity(codes[:, :1], TRUTH[:, 0]) > 0.99
-    assert purity(codes[:, :2], TRUTH[:, 0] * 4 + TRUTH[:, 1]) > 0.8  # rq-vae: .81 to .94, by seed
+    assert purity(codes[:, :2], TRUTH[:, 0] * 4 + TRUTH[:, 1]) > 0.8  # rq-vae: 0.81 to 0.94, depending on the seed
     assert purity(shuffled[:, :1], TRUTH[:, 0]) < 0.5
 
 
-def test_the_same_seed_gives_the_same_codes(tokenizer: Tokenizer) -> None:
-    assert torch.equal(_again(tokenizer).encode(CONTENT), tokenizer.encode(CONTENT))
+def test_the_same_seed_results_in_the_same_codes(tokenizer: Tokenizer) -> None:
+    assert torch.equal(_train_again(tokenizer).encode(CONTENT), tokenizer.encode(CONTENT))
 
 
-def test_weights_on_disk_give_the_same_codes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_weights_on_disk_result_in_the_same_codes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_weights(tmp_path / "tokenizer.safetensors", tokenizer)
     torch.manual_seed(99)
     config = parse(tokenizer.Config, SETTINGS[tokenizer.name], where="test")
@@ -115,10 +115,10 @@ def test_items_are_appended_without_changing_old_codes(tokenizer: Tokenizer) -> 
     assert torch.equal(longer.codes[: len(CONTENT) + 1], table.codes)
     assert longer.version == 2
     assert torch.equal(longer.codes[-7:, :3], table.codes[1:8, :3])
-    if tokenizer.has_unique_codes:  # there is no extra level: a new item shares the leaf that it comes to
+    if tokenizer.has_unique_codes:  # there is no extra level: a new item shares its leaf with an old one
         assert table.num_levels == 3
         return
-    # Told apart as far as the extra level goes; beyond that, shared evenly.
+    # Codes are unique as far as the extra level suffices; beyond that, items share codes evenly.
     prefixes, sizes = torch.unique(longer.codes[1:, :3], dim=0, return_counts=True)
     for prefix, size in zip(prefixes, sizes, strict=True):
         same = longer.codes[(longer.codes[:, :3] == prefix).all(1)]
@@ -127,7 +127,7 @@ def test_items_are_appended_without_changing_old_codes(tokenizer: Tokenizer) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_fewer_items_than_codes(name: str, count: int) -> None:
+def test_fewer_items_than_codes_have_unique_codes(name: str, count: int) -> None:
     catalog = catalog_of(CONTENT[:count])
     tokenizer = learn(name, catalog, epochs=30, **SIZES[name])
     table = build_table(tokenizer, catalog)
@@ -137,23 +137,25 @@ def test_fewer_items_than_codes(name: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_identical_items_collide_and_are_told_apart(name: str) -> None:
+def test_identical_items_collide_and_get_unique_codes(name: str) -> None:
     catalog = catalog_of(CONTENT[:16].repeat_interleave(5, dim=0))
     table = build_table(learn(name, catalog, **SETTINGS[name]), catalog)
     assert table.is_unique
     assert table.report is not None
-    if name in DEALT:
+    if name in UNIQUE:
         assert table.report["collision_rate"] == 0
         return
     grouped = table.codes[1:].reshape(16, 5, 4)
     assert bool((grouped[:, :, :3] == grouped[:, :1, :3]).all())
     assert table.report["collision_rate"] == 1
-    assert table.report["avoidable_collision_rate"] < (0.7 if name == "vq-vae" else 0.5)  # a slice may say nothing
+    assert table.report["avoidable_collision_rate"] < (
+        0.7 if name == "vq-vae" else 0.5
+    )  # a slice may have no information
     assert collapse_warning(table.report, QualityConfig()) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_constant_content_raises_the_alarm(name: str) -> None:
+def test_constant_content_results_in_a_warning(name: str) -> None:
     catalog = catalog_of(torch.ones(60, 6) / 6**0.5)
     table = build_table(learn(name, catalog, epochs=5, **SETTINGS[name]), catalog)
     warning = collapse_warning(table.report or {}, QualityConfig())

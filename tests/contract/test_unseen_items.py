@@ -1,4 +1,4 @@
-"""Items without a training event: listed by their content, or below all other items."""
+"""Tests of items without a training event: ranked by their content, or below all other items."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ BY_CONTENT = ["content-neighbours", "new-items", "item-graph", "tiger", "cobra"]
 
 
 def trained(name: str, with_column: bool = False) -> Recommender:
-    """The model's debug recipe; models that cannot rank unseen items need no training to show it."""
-    return _trained(name, with_column)  # the cache tells a default from the same value passed
+    """Return a model trained by its debug recipe; models that cannot rank unseen items train for one epoch only."""
+    return _trained(name, with_column)  # the cache distinguishes a default from the same value passed
 
 
 @cache
@@ -42,51 +42,51 @@ def _trained(name: str, with_column: bool) -> Recommender:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_says_whether_it_can_rank_unseen_items(name: str) -> None:
-    lineage = [part for part in MODELS[name].load().__mro__ if part is not Recommender]
-    assert any("can_rank_unseen_items" in vars(part) for part in lineage)
+def test_every_model_declares_whether_it_can_rank_unseen_items(name: str) -> None:
+    base_classes = [base for base in MODELS[name].load().__mro__ if base is not Recommender]
+    assert any("can_rank_unseen_items" in vars(base) for base in base_classes)
     assert trained(name).can_rank_unseen_items == (name in BY_CONTENT)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in BY_CONTENT])
 def test_a_model_that_cannot_rank_unseen_items_lists_them_last(name: str) -> None:
     model = trained(name)
-    found = model.recommend(requests(HISTORIES), NUM_ITEMS + 2)
-    for row in found.item_ids.tolist():
+    answer = model.recommend(requests(HISTORIES), NUM_ITEMS + 2)
+    for row in answer.item_ids.tolist():
         assert row[-7:] == [*UNSEEN, 0, 0]
         assert sorted(row[:-7]) == [item for item in range(1, NUM_ITEMS + 1) if item not in UNSEEN]
-    scores = found.scores[:, :NUM_ITEMS]
+    scores = answer.scores[:, :NUM_ITEMS]
     assert bool(scores.isfinite().all())
     assert bool((scores[:, -5:] < scores[:, -6:-5]).all())
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in BY_CONTENT])
-def test_unseen_items_fill_lists_that_would_be_short(name: str) -> None:
+def test_unseen_items_fill_lists_that_would_be_too_short(name: str) -> None:
     model = trained(name)
     allowed = torch.isin(torch.arange(NUM_ITEMS + 1), torch.tensor([5, 14, 16, 21, 35]))[None]
-    found = model.recommend(requests([[1], [8, 9]], allowed=allowed, excluded=Jagged.from_rows([[16, 21], []])), 4)
-    assert found.item_ids[0].tolist() == [5, 14, 35, 0]
-    assert sorted(found.item_ids[1, :2].tolist()) == [5, 16]
-    assert found.item_ids[1, 2:].tolist() == [14, 21]
+    answer = model.recommend(requests([[1], [8, 9]], allowed=allowed, excluded=Jagged.from_rows([[16, 21], []])), 4)
+    assert answer.item_ids[0].tolist() == [5, 14, 35, 0]
+    assert sorted(answer.item_ids[1, :2].tolist()) == [5, 16]
+    assert answer.item_ids[1, 2:].tolist() == [14, 21]
 
 
 @pytest.mark.parametrize(
     ("name", "with_column"),
     [*((name, False) for name in BY_CONTENT), ("lr", True), ("din", True), ("gbdt", True), ("two-tower", True)],
 )
-def test_a_model_that_can_lists_them_by_content(name: str, with_column: bool) -> None:
-    """Of the unseen items that of the history's cluster comes first."""
+def test_a_model_that_can_rank_unseen_items_ranks_them_by_content(name: str, with_column: bool) -> None:
+    """The first unseen item is that of the history's cluster."""
     model = trained(name, with_column)
     assert model.can_rank_unseen_items
     unseen = torch.isin(torch.arange(NUM_ITEMS + 1), torch.tensor(UNSEEN))[None]
     histories = [[7 * cluster + 1, 7 * cluster + 3] for cluster in range(5)]
-    found = model.recommend(requests(histories, allowed=unseen), 5)
-    right = [row[0] == UNSEEN[cluster] for cluster, row in enumerate(found.item_ids.tolist())]
-    assert sum(right) >= 4
+    answer = model.recommend(requests(histories, allowed=unseen), 5)
+    is_right = [row[0] == UNSEEN[cluster] for cluster, row in enumerate(answer.item_ids.tolist())]
+    assert sum(is_right) >= 4
 
 
-def test_re_rankers_of_a_cascade_rule_over_unseen_items_too() -> None:
-    """Unseen items fill a list before its re-rankers see it, so that no rule is passed by."""
+def test_re_rankers_of_a_cascade_apply_to_unseen_items_too() -> None:
+    """Unseen items fill a list before its re-rankers read it, so that no rule is bypassed."""
     catalog = partly_unseen(with_column=True).catalog
     channels = {"popularity": {"quota": 6, "model": {"name": "popularity"}}}
     rule = {"kind": "drop", "column": "kind", "values": ["violin bow string"]}
@@ -95,7 +95,11 @@ def test_re_rankers_of_a_cascade_rule_over_unseen_items_too() -> None:
     model.set_popularity((~torch.isin(torch.arange(NUM_ITEMS + 1), torch.tensor([0, *UNSEEN]))).float())
     allowed = torch.isin(torch.arange(NUM_ITEMS + 1), torch.tensor([1, 7, 15, 21, 28]))[None]
     assert not model.can_rank_unseen_items
-    found = model.recommend(requests([[2]], allowed=allowed), 5)
-    assert found.item_ids.tolist() == [[1, 7, 28, 0, 0]]  # 15 and 21 are violins
-    assert found.channel is not None
-    assert [found.channels[place] for place in found.channel[0, :3].tolist()] == ["popularity", "popular", "popular"]
+    answer = model.recommend(requests([[2]], allowed=allowed), 5)
+    assert answer.item_ids.tolist() == [[1, 7, 28, 0, 0]]  # 15 and 21 are violins
+    assert answer.channel is not None
+    assert [answer.channels[channel_number] for channel_number in answer.channel[0, :3].tolist()] == [
+        "popularity",
+        "popular",
+        "popular",
+    ]

@@ -1,4 +1,4 @@
-"""Settings that have no effect beside the others: each is named, and what is named really has none."""
+"""Tests of settings that have no effect under the others: each is reported, and reported ones really have none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nextitem.core.registry import MODELS
 from nextitem.neighbours.ann_index import AnnIndexConfig
 from nextitem.recipes import read_recipe
 
-# Model, settings that hold, and a field that then has no effect with another value of it.
+# Model, its settings, a field that has no effect under them, and another value of that field.
 IDLE: list[tuple[str, dict[str, Any], str, Any]] = [
     ("sasrec", {}, "features_merge", "concat"),
     ("hstu", {}, "num_actions", 3),
@@ -42,7 +42,7 @@ IDLE: list[tuple[str, dict[str, Any], str, Any]] = [
 
 GBCE = {"kind": "gbce", "num_negatives": 4}
 SAMPLED = {"kind": "sampled-softmax", "num_negatives": 4}
-# The opposite: settings that give the field a meaning.
+# The opposite: settings under which the field has an effect.
 EFFECTIVE: list[tuple[str, dict[str, Any], str, Any]] = [
     ("sasrec", {"objective": "bce"}, "objective", {"kind": "bce", "num_negatives": 3}),
     ("sasrec", {"objective": GBCE}, "objective", {**GBCE, "calibration": 0.1}),
@@ -69,7 +69,7 @@ def unused(name: str, settings: dict[str, Any]) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(("name", "settings", "field", "value"), IDLE)
-def test_a_setting_without_effect_is_named_and_changes_no_loss(
+def test_a_setting_without_effect_is_reported_and_changes_no_loss(
     name: str, settings: dict[str, Any], field: str, value: Any
 ) -> None:
     sentences = unused(name, {**settings, field: value})
@@ -79,7 +79,7 @@ def test_a_setting_without_effect_is_named_and_changes_no_loss(
 
 
 @pytest.mark.parametrize(("name", "settings", "field", "value"), EFFECTIVE)
-def test_a_setting_with_effect_is_not_named_and_changes_the_loss(
+def test_a_setting_with_effect_is_not_reported_and_changes_the_loss(
     name: str, settings: dict[str, Any], field: str, value: Any
 ) -> None:
     assert unused(name, {**settings, field: value}) == ()
@@ -87,8 +87,8 @@ def test_a_setting_with_effect_is_not_named_and_changes_the_loss(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_not_set_is_not_named(name: str) -> None:
-    """Defaults say nothing, and idle fields are fields of the config."""
+def test_defaults_are_not_reported(name: str) -> None:
+    """Defaults are not reported, and idle fields are fields of the config."""
     kind: type[Config] = MODELS[name].load().Config
     if name == "cascade":
         return  # it has no defaults
@@ -107,7 +107,7 @@ def test_shipped_recipes_set_nothing_without_effect(name: str) -> None:
         assert unused(name, table) == ()
 
 
-def test_rankers_name_idle_negatives_and_tasks_without_weight() -> None:
+def test_rankers_report_idle_negatives_and_tasks_without_weight() -> None:
     sentences = unused("din", {"learn_from": "impressions", "num_negatives": 3, "negatives_power": 0.5})
     assert [sentence.split(" = ")[0] for sentence in sentences] == ["num_negatives", "negatives_power"]
     tasks = {"tasks": ["click", "buy", "like"]}
@@ -119,7 +119,7 @@ def test_rankers_name_idle_negatives_and_tasks_without_weight() -> None:
     assert unused("din", {**tasks, "order_by": {"buy": 1.0}}) == ()
 
 
-def test_models_without_gradients_name_theirs() -> None:
+def test_models_without_gradients_report_their_idle_settings() -> None:
     names = [sentence.split(" = ")[0] for sentence in unused("gbdt", {"leaf_l2": 1.0, "l2": 0.1})]
     assert sorted(names) == ["l2", "leaf_l2"]
     assert unused("gbdt", {"leaf_l2": 1.0, "leaf_regression": True}) == ()
@@ -128,7 +128,7 @@ def test_models_without_gradients_name_theirs() -> None:
     assert unused("item-cf", {**idle, "window": 5}) == ()
 
 
-def test_parts_of_a_cascade_are_named_by_where_they_stand() -> None:
+def test_settings_of_parts_of_a_cascade_are_reported_with_their_table() -> None:
     ranking = {"model": {"name": "deepfm", "experts": 2, "calibration": "platt"}}
     channels = {"near": {"model": {"name": "item-cf", "window": None, "decay": 0.5}}}
     sentences = unused("cascade", {"channels": channels, "ranking": ranking})
@@ -141,7 +141,7 @@ def test_parts_of_a_cascade_are_named_by_where_they_stand() -> None:
     assert unused("cascade", {"channels": {"near": {"model": {"name": "item-cf"}}}}) == ()
 
 
-def test_settings_of_a_part_are_named_with_the_part() -> None:
+def test_settings_of_a_part_are_reported_with_the_part() -> None:
     (sentence,) = unused("two-tower", {"index": {"kind": "hnsw", "links": 8, "probes": 4}})
     assert sentence == "index.probes = 4 has no effect: kind is hnsw"
     assert len(AnnIndexConfig(kind="exact", recall_at=10, code_bytes=4).unused_settings()) == 2

@@ -1,4 +1,4 @@
-"""Configs: strict, and every mistake names itself."""
+"""Strict configs: typed fields, kinds, overrides, TOML, and errors that name the setting."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Sampled(Choice):
     inner: Inner = Inner()
 
 
-class Chosen(Config):
+class WithChoice(Config):
     loss: Plain | Sampled = Field(Sampled(), discriminator="kind")
 
 
@@ -56,7 +56,7 @@ def test_values_become_typed_fields() -> None:
         ({}, r"setting 'name' is missing"),
     ],
 )
-def test_mistakes_name_themselves(values: dict[str, object], message: str) -> None:
+def test_errors_name_the_setting(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse(Outer, values, where="file")
 
@@ -71,8 +71,8 @@ def test_mistakes_name_themselves(values: dict[str, object], message: str) -> No
         ({"kind": "plain"}, Plain()),
     ],
 )
-def test_a_choice_is_a_kind_or_a_table(value: object, expected: Choice) -> None:
-    assert parse(Chosen, {"loss": value}, where="test").loss == expected
+def test_a_choice_may_be_written_as_a_kind_or_as_a_table(value: object, expected: Choice) -> None:
+    assert parse(WithChoice, {"loss": value}, where="test").loss == expected
 
 
 @pytest.mark.parametrize(
@@ -85,15 +85,15 @@ def test_a_choice_is_a_kind_or_a_table(value: object, expected: Choice) -> None:
         ({"inner": {"depth": 1}}, r"unknown setting 'loss\.inner\.depth'; known are width"),
     ],
 )
-def test_mistakes_in_a_choice_name_the_setting_and_its_kind(value: object, message: str) -> None:
+def test_errors_in_a_choice_name_the_setting_and_its_kind(value: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parse(Chosen, {"loss": value}, where="test")
+        parse(WithChoice, {"loss": value}, where="test")
 
 
 @pytest.mark.parametrize("overrides", [["loss.kind=plain"], ["loss=plain"]])
-def test_another_kind_drops_the_settings_of_the_former(overrides: list[str]) -> None:
+def test_another_kind_removes_the_settings_of_the_former_kind(overrides: list[str]) -> None:
     base = {"loss": {"kind": "sampled", "count": 5}}
-    assert parse(Chosen, apply_overrides(base, overrides), where="test").loss == Plain()
+    assert parse(WithChoice, apply_overrides(base, overrides), where="test").loss == Plain()
     assert merge_tables(base, {"loss": {"kind": "plain"}}) == {"loss": {"kind": "plain"}}
     assert merge_tables(base, {"loss": {"count": 1}}) == {"loss": {"kind": "sampled", "count": 1}}
 
@@ -101,10 +101,10 @@ def test_another_kind_drops_the_settings_of_the_former(overrides: list[str]) -> 
 def test_the_order_of_overrides_of_a_choice_does_not_matter() -> None:
     base = {"loss": "plain"}
     for overrides in (["loss.count=4", "loss.kind=sampled"], ["loss.kind=sampled", "loss.count=4"]):
-        assert parse(Chosen, apply_overrides(base, overrides), where="test").loss == Sampled(count=4)
+        assert parse(WithChoice, apply_overrides(base, overrides), where="test").loss == Sampled(count=4)
 
 
-def test_an_override_makes_a_table_of_a_setting_that_is_none() -> None:
+def test_an_override_turns_a_setting_that_is_none_into_a_table() -> None:
     assert apply_overrides({"loss": "none"}, ["loss.count=4"]) == {"loss": {"count": 4}}
 
 
@@ -119,23 +119,23 @@ def test_bad_overrides_are_refused(override: str) -> None:
         apply_overrides({"c": 2}, [override])
 
 
-def test_merge_lays_tables_upon_one_another() -> None:
+def test_merge_combines_nested_tables_and_the_second_wins() -> None:
     assert merge_tables({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": 4}) == {"a": {"b": 1, "c": 3}, "d": 4}
 
 
-def test_toml_round_trip_keeps_none(tmp_path: Path) -> None:
+def test_a_toml_round_trip_preserves_none(tmp_path: Path) -> None:
     write_toml(tmp_path / "a.toml", {"name": "x", "inner": {"width": 3}, "rate": None})
     assert read_toml(tmp_path / "a.toml") == {"name": "x", "inner": {"width": 3}, "rate": "none"}
     assert parse(Outer, read_toml(tmp_path / "a.toml"), where="a.toml") == Outer(name="x", inner=Inner(width=3))
 
 
-def test_tables_in_a_list_keep_none_too(tmp_path: Path) -> None:
+def test_a_toml_round_trip_preserves_none_in_tables_of_a_list(tmp_path: Path) -> None:
     config = Outer(name="x", listed=(Rated(words=("none",), rate=None), Rated()))
     write_toml(tmp_path / "a.toml", config.model_dump())
     assert parse(Outer, read_toml(tmp_path / "a.toml"), where="a.toml") == config
 
 
-def test_broken_files_are_named(tmp_path: Path) -> None:
+def test_errors_of_a_broken_file_say_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("a = = 1")
     (tmp_path / "b.toml").write_bytes(b"a = '\xff'")
     for name, message in (("a", "line 1"), ("b", "UTF-8"), ("c", "no such file")):
@@ -143,11 +143,11 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
             read_toml(tmp_path / f"{name}.toml")
 
 
-def test_an_unknown_name_lists_what_there_is() -> None:
+def test_the_error_of_an_unknown_name_lists_the_registered_names() -> None:
     with pytest.raises(UserError, match=r"no model is called 'sasrex'; there are: popularity, .*sasrec"):
         entry("model", "sasrex")
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, table in KINDS.items() for name in table])
-def test_every_entry_loads(kind: str, name: str) -> None:
+def test_every_registry_entry_loads(kind: str, name: str) -> None:
     assert callable(entry(kind, name).load())

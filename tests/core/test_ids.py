@@ -1,4 +1,4 @@
-"""IdMap: dense numbers, stable under extension, tolerant of how an id is spelt."""
+"""IdMap: dense numbers that stay when ids are added, and equal for an integer and its text; stable keys of ids."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_unknown_ids_are_zero_and_decode_to_null() -> None:
     assert ids.decode(np.array([0, 2])).to_list() == [None, "a"]
 
 
-def test_integers_may_come_as_text() -> None:
+def test_text_of_integers_is_encoded_as_integer_ids() -> None:
     ids = IdMap(pl.Series([30, 2**40]))
     assert ids.encode(pl.Series(["30", str(2**40), "x"])).tolist() == [1, 2, 0]
 
@@ -53,7 +53,7 @@ def test_bad_ids_are_refused(ids: pl.Series, message: str) -> None:
 
 
 def fnv_then_mix(text: str) -> int:
-    """The same key by the published definitions, in Python's integers."""
+    """Return the stable key of a text by the published definitions of FNV-1a and MurmurHash3, in Python integers."""
     key = 0xCBF29CE484222325
     for byte in text.encode():
         key = (key ^ byte) * 0x100000001B3 % 2**64
@@ -67,7 +67,7 @@ def test_a_key_depends_on_the_text_of_its_id_alone(ids: list[str]) -> None:
     assert stable_keys(pl.Series(ids, dtype=pl.String)).tolist() == [fnv_then_mix(text) for text in ids]
 
 
-def test_a_number_and_its_text_have_one_key() -> None:
+def test_a_number_and_its_text_have_the_same_key() -> None:
     numbers = stable_keys(pl.Series([0, 7, -3, 2**62]))
     assert numbers.tolist() == stable_keys(pl.Series(["0", "7", "-3", str(2**62)])).tolist()
     assert len(set(stable_keys(pl.Series(range(100_000))).tolist())) == 100_000

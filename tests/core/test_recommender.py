@@ -1,4 +1,4 @@
-"""The one contract: what the public method promises whatever the model does."""
+"""Recommender: the guarantees of the public method `recommend` for any model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ N = 5
 
 
 class Fixed(Recommender):
-    """Answers every request with the same items, right or wrong."""
+    """A model that answers every request with the same items, valid or not."""
 
     Config = Config
 
@@ -41,7 +41,7 @@ class Fixed(Recommender):
 
 
 class Scores(Fixed):
-    """Prefers large item numbers."""
+    """A model that prefers large item numbers."""
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         return top_items(torch.arange(N + 1).float().repeat(batch.num_requests, 1), batch, k)
@@ -56,32 +56,33 @@ def mask(*items: int) -> Tensor:
 
 
 def test_an_empty_history_is_answered_by_popularity_and_marked() -> None:
-    found = Scores([]).recommend(requests([[], [1], []]), 3)
-    assert found.item_ids.tolist() == [[2, 3, 4], [5, 4, 3], [2, 3, 4]]
-    assert found.fallback is not None
-    assert found.fallback.tolist() == [True, False, True]
+    answer = Scores([]).recommend(requests([[], [1], []]), 3)
+    assert answer.item_ids.tolist() == [[2, 3, 4], [5, 4, 3], [2, 3, 4]]
+    assert answer.fallback is not None
+    assert answer.fallback.tolist() == [True, False, True]
 
 
 class Relaxed(Scores):
-    """Says of each request's second place that a rule is broken there."""
+    """A model that reports a relaxed rule in slot 2 of each request."""
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        found = [Relaxation(row, "a rule", 2) for row in range(batch.num_requests)]
-        return replace(super()._recommend(batch, k), relaxations=found)
+        relaxations = [Relaxation(row, "a rule", 2) for row in range(batch.num_requests)]
+        return replace(super()._recommend(batch, k), relaxations=relaxations)
 
 
 def test_relaxations_name_the_request_that_they_belong_to() -> None:
-    found = Relaxed([]).recommend(requests([[], [1], [], [2]]), 3)
-    assert [one.request for one in found.relaxations] == [1, 3]
-    assert [one.request for one in Relaxed([]).recommend(requests([[1], [2]]), 3).relaxations] == [0, 1]
+    answer = Relaxed([]).recommend(requests([[], [1], [], [2]]), 3)
+    assert [relaxation.request for relaxation in answer.relaxations] == [1, 3]
+    answer = Relaxed([]).recommend(requests([[1], [2]]), 3)
+    assert [relaxation.request for relaxation in answer.relaxations] == [0, 1]
 
 
-def test_the_fallback_keeps_exclusions_and_allow_lists() -> None:
+def test_the_popularity_fallback_respects_exclusions_and_allow_lists() -> None:
     batch = requests([[], []], allowed=mask(2, 4, 5), excluded=Jagged.from_rows([[2], []]))
     assert Scores([]).recommend(batch, 3).item_ids.tolist() == [[4, 5, 0], [2, 4, 5]]
 
 
-def test_an_allowed_set_of_one_is_found_and_k_may_exceed_the_catalogue() -> None:
+def test_an_allow_list_of_one_item_and_k_above_the_number_of_items_work() -> None:
     assert Scores([]).recommend(requests([[1]], allowed=mask(3)), 9).item_ids.tolist() == [[3, *[0] * 8]]
     assert Scores([]).recommend(requests([[1]]), 9).item_ids.tolist() == [[5, 4, 3, 2, 1, 0, 0, 0, 0]]
 
@@ -95,27 +96,29 @@ def test_an_allowed_set_of_one_is_found_and_k_may_exceed_the_catalogue() -> None
         ([1, 2, 3], {}, "lists of shape"),
     ],
 )
-def test_a_wrong_answer_never_leaves(answer: list[int], fields: dict[str, object], message: str) -> None:
+def test_an_invalid_answer_of_a_model_raises_a_contract_error(
+    answer: list[int], fields: dict[str, object], message: str
+) -> None:
     with pytest.raises(ContractError, match=message):
         Fixed(answer).recommend(requests([[1]], **fields), 2)
 
 
-def test_wrong_requests_are_refused() -> None:
+def test_invalid_requests_raise_an_error() -> None:
     with pytest.raises(ValueError, match="k must be at least 1"):
         Scores([]).recommend(requests([[1]]), 0)
-    with pytest.raises(ValueError, match=r"history holds item number 6; this catalogue has 1\.\.5"):
+    with pytest.raises(ValueError, match=r"history contains item number 6; this catalogue has 1\.\.5"):
         Scores([]).recommend(requests([[6]]), 2)
     with pytest.raises(ValueError, match="6 columns"):
         Scores([]).recommend(requests([[1]], allowed=torch.ones(1, 3, dtype=torch.bool)), 2)
 
 
-def test_recommending_leaves_the_mode_as_it_was() -> None:
+def test_recommend_restores_training_mode() -> None:
     model = Scores([]).train()
     model.recommend(requests([[1]]), 2)
     assert model.training
 
 
-def test_a_model_that_fails_is_left_in_the_mode_that_it_was_in() -> None:
+def test_recommend_restores_training_mode_if_the_model_fails() -> None:
     class Fails(Scores):
         def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
             raise RuntimeError("out of memory")
@@ -126,15 +129,15 @@ def test_a_model_that_fails_is_left_in_the_mode_that_it_was_in() -> None:
     assert model.training
 
 
-def test_each_bad_request_is_named_and_the_others_are_not() -> None:
+def test_request_errors_are_returned_for_invalid_requests_only() -> None:
     batch = requests([[1], [6], [2], [3]], excluded=Jagged.from_rows([[], [], [9], []]))
     errors = Scores([]).request_errors(batch)
     assert [error is None for error in errors] == [True, False, False, True]
-    assert errors[1] == "history holds item number 6; this catalogue has 1..5"
-    assert errors[2] == "excluded holds item number 9; this catalogue has 1..5"
+    assert errors[1] == "history contains item number 6; this catalogue has 1..5"
+    assert errors[2] == "excluded contains item number 9; this catalogue has 1..5"
 
 
-def test_scores_that_are_not_finite_are_refused() -> None:
+def test_scores_that_are_not_finite_raise_an_error() -> None:
     for bad in (float("nan"), float("inf")):
         scores = torch.tensor([[0.0, 1.0, bad, 2.0]])
         with pytest.raises(ValueError, match="must be finite"):
@@ -145,7 +148,7 @@ def test_scores_that_are_not_finite_are_refused() -> None:
 
 
 class Weighted(Scores):
-    """Has a weight, so that there is something to learn."""
+    """A model with a trainable weight and a buffer."""
 
     def __init__(self) -> None:
         super().__init__([])
@@ -153,7 +156,7 @@ class Weighted(Scores):
         self.register_buffer("step", torch.tensor(3))
 
 
-def test_the_fingerprint_follows_class_items_and_weights() -> None:
+def test_the_fingerprint_depends_on_class_items_and_weights() -> None:
     model, twin = Weighted().eval(), Weighted().eval()
     first = model.weights_fingerprint()
     assert twin.weights_fingerprint() == first
@@ -164,7 +167,7 @@ def test_the_fingerprint_follows_class_items_and_weights() -> None:
     assert changed != first
     model.load_state_dict(twin.state_dict())
     assert model.weights_fingerprint() == changed
-    model.set_popularity(torch.tensor([0.0, 9, 9, 9, 9, 9]))  # no history is read by it
+    model.set_popularity(torch.tensor([0.0, 9, 9, 9, 9, 9]))  # the encoding of a history does not depend on it
     model.train().eval()
     assert model.weights_fingerprint() == changed
     ids = pl.Series("item_id", ["a", "b", "c", "d", "e"])
@@ -172,7 +175,7 @@ def test_the_fingerprint_follows_class_items_and_weights() -> None:
     assert model.weights_fingerprint() != changed
 
 
-def test_the_fingerprint_is_computed_once_while_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_is_computed_once_while_weights_cannot_change(monkeypatch: pytest.MonkeyPatch) -> None:
     model, numbers = Weighted().eval(), count(1)
     monkeypatch.setattr(recommender, "weights_fingerprint", lambda *facts: str(next(numbers)))
     assert [model.weights_fingerprint() for _ in range(3)] == ["1", "1", "1"]

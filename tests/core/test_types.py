@@ -1,4 +1,4 @@
-"""Interactions, Catalog, IdentifierTable, SequenceBatch, Recommendations: invariants checked on construction."""
+"""Core data types: Interactions, Catalog, IdentifierTable, SequenceBatch, Recommendations, HistoryState."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ def catalog(ids: list[str], **fields: object) -> Catalog:
     return Catalog(IdMap(pl.Series(ids)), pl.DataFrame({"item_id": ids}), **fields)  # type: ignore[arg-type]
 
 
-def test_interactions_know_where_users_start() -> None:
+def test_interactions_compute_offsets_of_users_and_counts_of_items() -> None:
     events = log([1, 1, 3], [4, 2, 2])
     assert events.offsets.tolist() == [0, 2, 2, 3]
     assert events.histories().to_lists() == [[4, 2], [], [2]]
     assert events.item_counts().tolist() == [0, 0, 2, 0, 1]
 
 
-def test_context_events_are_never_counted_as_targets() -> None:
+def test_events_without_item_or_not_positive_are_never_counted_as_targets() -> None:
     events = log([1, 1, 2], [4, 2, 0], positive=np.array([True, False, True]))
     assert events.item_counts().tolist() == [0, 0, 0, 0, 1]
     assert len(events.targets_only()) == 1
 
 
 @pytest.mark.parametrize(("users", "items"), [([2, 1], [1, 1]), ([0, 1], [1, 1]), ([1, 4], [1, 1]), ([1, 2], [1, 5])])
-def test_interactions_refuse_what_breaks_them(users: list[int], items: list[int]) -> None:
+def test_interactions_refuse_unsorted_users_and_numbers_out_of_range(users: list[int], items: list[int]) -> None:
     with pytest.raises(ValueError, match=r"sorted|lie in"):
         log(users, items)
 
 
-def test_select_keeps_columns_aligned() -> None:
+def test_selecting_events_selects_the_rows_of_all_columns() -> None:
     events = log([1, 1, 2], [4, 2, 1], columns=pl.DataFrame({"price": [1.0, 2.0, 3.0]}), timestamps=np.array([1, 2, 3]))
     for rows in (np.array([False, True, True]), np.array([1, 2])):
-        kept = events.select(rows)
-        assert kept.columns["price"].to_list() == [2.0, 3.0]
-        assert kept.timestamps is not None
-        assert kept.timestamps.tolist() == [2, 3]
+        selected_events = events.select(rows)
+        assert selected_events.columns["price"].to_list() == [2.0, 3.0]
+        assert selected_events.timestamps is not None
+        assert selected_events.timestamps.tolist() == [2, 3]
 
 
-def test_columns_of_new_items_may_be_wider_numbers_but_no_other_kind() -> None:
+def test_columns_of_new_items_may_have_wider_numbers_but_no_other_type() -> None:
     ids = pl.Series("item_id", ["a", "b"])
     first = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids, "price": [9, 8]}), features={"price": "numeric"})
     longer = first.extend(pl.DataFrame({"item_id": ["c"], "price": [3.5], "brand": ["x"]}))
@@ -68,14 +68,14 @@ def test_columns_of_new_items_may_be_wider_numbers_but_no_other_kind() -> None:
         Catalog(IdMap(numbers), pl.DataFrame({"item_id": numbers})).extend(pl.DataFrame({"item_id": ["1A"]}))
     with pytest.raises(UserError, match="column 'price' of the new items is String"):
         first.extend(pl.DataFrame({"item_id": ["c"], "price": ["cheap"]}))
-    # A CSV file of which the new rows are no integers: its column is text then.
+    # As for a CSV file whose new rows are not all integers: the column becomes text.
     sized = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids, "size": [9, 10]}), features={"size": "categorical"})
     wider = sized.extend(pl.DataFrame({"item_id": ["c"], "size": ["10.5"]}))
     assert wider.table["size"].to_list() == ["9", "10", "10.5"]
     assert wider.extend(pl.DataFrame({"item_id": ["d"], "size": [11]})).table["size"].to_list()[-1] == "11"
 
 
-def test_catalog_extends_without_renumbering() -> None:
+def test_extending_a_catalogue_does_not_renumber_items() -> None:
     longer = catalog(["b", "a"], text=pl.Series(["x", "y"])).extend(
         pl.DataFrame({"item_id": ["c"], "brand": ["new"]}), text=pl.Series(["z"])
     )
@@ -86,7 +86,7 @@ def test_catalog_extends_without_renumbering() -> None:
         longer.extend(pl.DataFrame({"item_id": ["a"]}), text=pl.Series(["?"]))
 
 
-def test_fingerprint_depends_on_ids_and_order_alone() -> None:
+def test_catalogue_fingerprint_depends_on_ids_and_their_order_only() -> None:
     numbers = [
         Catalog(IdMap(pl.Series([1, 2], dtype=kind)), pl.DataFrame({"item_id": [1, 2]}))
         for kind in (pl.Int32, pl.Int64)
@@ -95,7 +95,7 @@ def test_fingerprint_depends_on_ids_and_order_alone() -> None:
     assert catalog(["2", "1"]).fingerprint != numbers[0].fingerprint
 
 
-def test_identifiers_round_trip_and_only_append(tmp_path: Path) -> None:
+def test_identifier_tables_can_be_appended_to_saved_and_loaded(tmp_path: Path) -> None:
     table = IdentifierTable.from_item_codes(
         torch.tensor([[0, 1], [2, 1], [0, 1]]),
         codebook_sizes=(3, 2),
@@ -121,13 +121,13 @@ def test_codes_outside_their_codebook_are_refused(codes: list[list[int]]) -> Non
         IdentifierTable.from_item_codes(torch.tensor(codes), codebook_sizes=(3, 2), catalog_fingerprint="f")
 
 
-def test_identifiers_of_other_items_are_refused() -> None:
+def test_a_catalogue_refuses_identifiers_of_other_items() -> None:
     table = IdentifierTable.from_item_codes(torch.tensor([[0]]), codebook_sizes=(1,), catalog_fingerprint="other")
     with pytest.raises(ValueError, match="another catalogue"):
         catalog(["a"]).with_identifiers(table)
 
 
-def test_batch_selects_everything_together() -> None:
+def test_selecting_requests_selects_the_rows_of_all_columns() -> None:
     batch = SequenceBatch(
         Jagged.from_rows([[1, 2], [], [3]]),
         user_ids=torch.tensor([7, 8, 9]),
@@ -136,19 +136,19 @@ def test_batch_selects_everything_together() -> None:
         allowed=torch.tensor([[False, True, True, False]]),
         excluded=Jagged.from_rows([[1], [2], []]),
     )
-    picked = batch.select(torch.tensor([2, 0]))
-    assert picked.items.to_lists() == [[3], [1, 2]]
-    assert picked.timestamps is not None
-    assert picked.timestamps.to_lists() == [[30], [10, 20]]
-    assert picked.context["hour"].tolist() == [3, 1]
-    legal = picked.legal(3)
+    selected = batch.select(torch.tensor([2, 0]))
+    assert selected.items.to_lists() == [[3], [1, 2]]
+    assert selected.timestamps is not None
+    assert selected.timestamps.to_lists() == [[30], [10, 20]]
+    assert selected.context["hour"].tolist() == [3, 1]
+    legal = selected.legal(3)
     assert legal is not None
     assert legal.tolist() == [[False, True, True, False], [False, False, True, False]]
     assert [part.num_requests for part in batch.split(2)] == [2, 1]
     assert batch.last(1).items.to_lists() == [[2], [], [3]]
 
 
-def test_batch_refuses_rows_that_do_not_match() -> None:
+def test_a_batch_refuses_columns_with_other_numbers_of_rows() -> None:
     with pytest.raises(ValueError, match="user_ids has 1 rows"):
         SequenceBatch(Jagged.from_rows([[1], [2]]), user_ids=torch.tensor([1]))
     with pytest.raises(ValueError, match="share the histories' offsets"):
@@ -164,12 +164,12 @@ def test_batch_refuses_rows_that_do_not_match() -> None:
         ([[1, 2, 3]], [[1.0, 0.5]], "must be"),
     ],
 )
-def test_recommendations_refuse_broken_lists(ids: list[list[int]], scores: list[list[float]], message: str) -> None:
+def test_recommendations_refuse_invalid_lists(ids: list[list[int]], scores: list[list[float]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recommendations(torch.tensor(ids), torch.tensor(scores))
 
 
-def test_a_history_state_moves_with_its_batch() -> None:
+def test_a_history_state_is_selected_and_moved_with_its_batch() -> None:
     state = HistoryState(torch.tensor([2, 1]), torch.tensor([[0.0], [1.0]]), {"hidden": torch.tensor([[5.0], [6.0]])})
     batch = SequenceBatch(Jagged.from_rows([[1, 2], [3]]), state=state)
     moved = batch.select(torch.tensor([1, 0])).to("cpu").state
@@ -182,7 +182,7 @@ def test_a_history_state_moves_with_its_batch() -> None:
         HistoryState(torch.tensor([2, 1]), torch.zeros(2, 1), {"hidden": torch.zeros(1, 1)})
 
 
-def test_states_stay_when_batches_are_joined() -> None:
+def test_concatenating_batches_concatenates_their_states() -> None:
     state = HistoryState(torch.tensor([2, 1]), torch.tensor([[5.0], [6.0]]), version="a")
     batch = SequenceBatch(Jagged.from_rows([[1, 2], [3]]), state=state)
     fresh = SequenceBatch(Jagged.from_rows([[4]]))
@@ -198,7 +198,7 @@ def test_states_stay_when_batches_are_joined() -> None:
     assert filled.state.lengths.tolist() == [2, 1, 0]
 
 
-def test_history_states_are_joined_and_know_their_size() -> None:
+def test_history_states_can_be_concatenated_and_report_their_size() -> None:
     first = HistoryState(
         torch.tensor([2]), torch.ones(1, 3), {"keys": torch.ones(1, 2, 4)}, torch.tensor([1]), version="a"
     )
@@ -221,8 +221,8 @@ def test_history_states_are_joined_and_know_their_size() -> None:
     assert HistoryState.concat([HistoryState.unread(1), HistoryState.unread(2)]).vectors is None
 
 
-def test_batches_with_different_columns_are_joined_with_what_is_missing() -> None:
-    known = SequenceBatch(
+def test_concatenating_batches_with_fill_adds_missing_columns() -> None:
+    full = SequenceBatch(
         Jagged.from_rows([[1, 2], [3]]),
         user_ids=torch.tensor([7, 8]),
         actions=Jagged.from_rows([[1, 2], [1]]),
@@ -234,8 +234,8 @@ def test_batches_with_different_columns_are_joined_with_what_is_missing() -> Non
     )
     visitor = SequenceBatch(Jagged.from_rows([[5, 6]]), allowed=torch.ones(1, 9, dtype=torch.bool))
     with pytest.raises(ValueError, match="fill=True"):
-        SequenceBatch.concat([known, visitor])
-    both = SequenceBatch.concat([known, visitor], fill=True)
+        SequenceBatch.concat([full, visitor])
+    both = SequenceBatch.concat([full, visitor], fill=True)
     assert both.items.to_lists() == [[1, 2], [3], [5, 6]]
     assert both.user_ids is not None
     assert both.user_ids.tolist() == [7, 8, 0]
@@ -269,7 +269,7 @@ def test_a_sample_of_requests_is_evenly_spaced(count: int) -> None:
     assert torch.equal(batch.sample(count).items.values, rows + 1)
 
 
-def test_a_sample_of_very_many_requests_stays_within_them() -> None:
+def test_a_sample_of_more_than_2_to_the_24_requests_stays_in_range() -> None:
     count = 2**25 + 4  # torch.linspace(0, count - 1, 3) ends at count
     batch = SequenceBatch(
         Jagged(torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64).expand(count + 1))
@@ -278,7 +278,7 @@ def test_a_sample_of_very_many_requests_stays_within_them() -> None:
     assert batch.sample(3).num_requests == 3
 
 
-def test_events_with_an_item_and_events_that_may_be_targets() -> None:
+def test_targets_are_positive_events_with_an_item() -> None:
     events = log([1, 1, 2], [3, 0, 1])
     assert events.is_target().tolist() == [True, False, True]
     assert events.with_items().item_ids.tolist() == [3, 1]

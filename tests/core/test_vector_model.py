@@ -1,4 +1,4 @@
-"""VectorModel: scores and lists from vectors, written once for all models that have some."""
+"""VectorModel: scores and lists from user and item vectors."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ N = 9
 
 
 class Tables(VectorModel):
-    """A request's vector is its last item's row of a random table; an item's vector a row of another."""
+    """A model with random vectors: the request vector is a row of one table, by its last item; item vectors another."""
 
     Config = Config
 
     def __init__(self, *, has_bias: bool = False) -> None:
         ids = pl.Series("item_id", [f"i{number}" for number in range(N)])
         super().__init__(Config(), Catalog(IdMap(ids), pl.DataFrame({"item_id": ids})))
-        draw = torch.Generator().manual_seed(0)
-        self.users, self.items = torch.randn((2, N + 1, 4), generator=draw)
+        generator = torch.Generator().manual_seed(0)
+        self.users, self.items = torch.randn((2, N + 1, 4), generator=generator)
         self.bias = torch.arange(N + 1).float() if has_bias else None
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
@@ -61,22 +61,22 @@ def test_with_a_temperature_scores_are_cosines_over_it() -> None:
     torch.testing.assert_close(model.scores(BATCH), cosines / 0.1)
 
 
-def test_lists_are_made_in_blocks_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_requests_give_the_same_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Tables(has_bias=True)
     whole = model.recommend(BATCH, 4)
     for rows in (1, 2, 3):
         monkeypatch.setattr(vector_model, "BLOCK_SCORES", rows * (N + 1) + 3)
-        found = model.recommend(BATCH, 4)
-        assert torch.equal(found.item_ids, whole.item_ids)
-        torch.testing.assert_close(found.scores, whole.scores)
+        answer = model.recommend(BATCH, 4)
+        assert torch.equal(answer.item_ids, whole.item_ids)
+        torch.testing.assert_close(answer.scores, whole.scores)
 
 
-def test_unseen_items_come_last_and_no_bias_lifts_them() -> None:
+def test_unseen_items_are_ranked_last_whatever_their_bias() -> None:
     model = Tables(has_bias=True)
     model.set_popularity(torch.tensor([0.0, 1, 1, 0, 2, 2, 2, 1, 0, 0]))
-    found = model.recommend(SequenceBatch(Jagged.from_rows([[1], [2]])), N)
-    assert [row[-3:] for row in found.item_ids.tolist()] == [[3, 8, 9]] * 2
+    answer = model.recommend(SequenceBatch(Jagged.from_rows([[1], [2]])), N)
+    assert [row[-3:] for row in answer.item_ids.tolist()] == [[3, 8, 9]] * 2
     only = torch.isin(torch.arange(N + 1), torch.tensor([9]))[None]
     assert model.recommend(SequenceBatch(Jagged.from_rows([[1]]), allowed=only), 2).item_ids.tolist() == [[9, 0]]
-    model.set_popularity(torch.zeros(N + 1))  # nothing is known of any item
+    model.set_popularity(torch.zeros(N + 1))  # no item has a training event
     assert model.unseen_items() is None

@@ -1,4 +1,4 @@
-"""Losses over the candidates of requests: by hand, with labels that are not known, and with finite gradients."""
+"""Losses over the candidates of requests, compared with results by hand, also with unknown labels; their gradients."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ def listwise(logits: Tensor, labels: list[float]) -> Tensor:
     return listwise_softmax(logits, torch.tensor(labels), LISTS.row_ids(), num_requests=3)
 
 
-def test_listwise_softmax_by_hand() -> None:
-    found = listwise(torch.tensor(LOGITS), [0, 1, 1, 0, 0, 1])
+def test_listwise_softmax_equals_the_result_by_hand() -> None:
+    actual = listwise(torch.tensor(LOGITS), [0, 1, 1, 0, 0, 1])
     first = torch.tensor(LOGITS[:3]).log_softmax(0)
     expected = torch.stack([torch.tensor(0.0), -3 * first[1], -3 * first[2], *[torch.tensor(0.0)] * 3])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
-def test_listwise_softmax_is_over_known_labels() -> None:
-    found = listwise(torch.tensor([2.0, -1.0, 500.0, 1.0, 3.0, 0.0]), [0, 1, NAN, 1, NAN, NAN])
+def test_listwise_softmax_ignores_candidates_with_unknown_labels() -> None:
+    actual = listwise(torch.tensor([2.0, -1.0, 500.0, 1.0, 3.0, 0.0]), [0, 1, NAN, 1, NAN, NAN])
     expected = -2 * torch.tensor([2.0, -1.0]).log_softmax(0)[1]
-    torch.testing.assert_close(found, torch.tensor([0.0, float(expected), 0.0, 0.0, 0.0, 0.0]))
+    torch.testing.assert_close(actual, torch.tensor([0.0, float(expected), 0.0, 0.0, 0.0, 0.0]))
 
 
-def test_label_shares_by_hand() -> None:
-    found = label_shares(torch.tensor(LOGITS), torch.tensor([1.0, 3.0, 0.0, 0.0, -1.0, 2.0]), LISTS)
+def test_label_shares_equals_the_result_by_hand() -> None:
+    actual = label_shares(torch.tensor(LOGITS), torch.tensor([1.0, 3.0, 0.0, 0.0, -1.0, 2.0]), LISTS)
     first = torch.tensor(LOGITS[:3]).log_softmax(0)
-    torch.testing.assert_close(found, -(0.25 * first[0] + 0.75 * first[1]) / 3)
+    torch.testing.assert_close(actual, -(0.25 * first[0] + 0.75 * first[1]) / 3)
 
 
-def test_label_shares_are_over_known_labels() -> None:
-    found = label_shares(torch.tensor(LOGITS), torch.tensor([1.0, 1.0, NAN, NAN, 1.0, NAN]), LISTS)
+def test_label_shares_ignores_candidates_with_unknown_labels() -> None:
+    actual = label_shares(torch.tensor(LOGITS), torch.tensor([1.0, 1.0, NAN, NAN, 1.0, NAN]), LISTS)
     first = torch.tensor(LOGITS[:2]).log_softmax(0)
-    torch.testing.assert_close(found, -first.mean() / 3)
+    torch.testing.assert_close(actual, -first.mean() / 3)
 
 
-def test_every_request_counts_alike_over_its_known_candidates() -> None:
+def test_mean_by_request_weighs_every_request_equally() -> None:
     values = torch.tensor([1.0, 3.0, 100.0, 5.0, 7.0, 9.0])
-    known = torch.tensor([True, True, False, True, True, False])
-    found = mean_by_request(values, LISTS.row_ids(), num_requests=3, is_known=known)
-    assert float(found) == pytest.approx((2 + 6 + 0) / 3)
+    is_known = torch.tensor([True, True, False, True, True, False])
+    actual = mean_by_request(values, LISTS.row_ids(), num_requests=3, is_known=is_known)
+    assert float(actual) == pytest.approx((2 + 6 + 0) / 3)
 
 
 @pytest.mark.parametrize("labels", [[NAN] * 6, [0, NAN, 1, NAN, NAN, 0], [0.0] * 6])
-def test_gradients_are_finite_and_unknown_candidates_have_none(labels: list[float]) -> None:
+def test_gradients_are_finite_and_zero_for_unknown_labels(labels: list[float]) -> None:
     losses: tuple[Callable[[Tensor], Tensor], ...] = (
         lambda logits: listwise(logits, labels).sum(),
         lambda logits: label_shares(logits, torch.tensor(labels), LISTS),

@@ -1,4 +1,4 @@
-"""Losses against their formulas in float64, their golden values and their limits."""
+"""Losses compared with their formulas in float64, with golden values and with limiting cases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def test_full_softmax_is_the_formula_and_padding_never_competes() -> None:
+def test_full_softmax_equals_the_formula_without_padding() -> None:
     hidden, table, targets = inputs()
     logits = (hidden @ table.T).tolist()
     expected = sum(
@@ -38,14 +38,14 @@ def test_full_softmax_is_the_formula_and_padding_never_competes() -> None:
     assert float(full_softmax(hidden, table, targets)) == pytest.approx(expected / T)
 
 
-def test_sampled_softmax_over_all_items_is_the_full_one() -> None:
+def test_sampled_softmax_over_all_items_equals_full_softmax() -> None:
     hidden, table, targets = inputs()
-    everything = torch.arange(1, N + 1)
-    sampled = sampled_softmax(hidden, table, targets, negatives=everything)
+    all_items = torch.arange(1, N + 1)
+    sampled = sampled_softmax(hidden, table, targets, negatives=all_items)
     assert float(sampled) == pytest.approx(float(full_softmax(hidden, table, targets)))
 
 
-def test_sampled_softmax_leaves_out_the_target_and_takes_log_q_off_every_column() -> None:
+def test_sampled_softmax_excludes_the_target_and_subtracts_log_q() -> None:
     hidden, table, targets = inputs()
     negatives = torch.cat([targets[:1], torch.tensor([1, 2])])
     log_q = torch.linspace(-2, 0, N + 1, dtype=torch.float64)
@@ -55,53 +55,53 @@ def test_sampled_softmax_leaves_out_the_target_and_takes_log_q_off_every_column(
         others = [j for j in negatives.tolist() if j != target]
         expected += math.log(math.exp(logits[t][target]) + sum(math.exp(logits[t][j]) for j in others))
         expected -= logits[t][target]
-    found = sampled_softmax(hidden, table, targets, negatives=negatives, log_q=log_q)
-    assert float(found) == pytest.approx(expected / T)
+    actual = sampled_softmax(hidden, table, targets, negatives=negatives, log_q=log_q)
+    assert float(actual) == pytest.approx(expected / T)
 
 
-def test_negatives_of_sequences_meet_the_positions_of_their_sequence_only() -> None:
+def test_negatives_of_a_sequence_are_used_for_its_own_positions_only() -> None:
     hidden, table, targets = inputs()
     negatives = torch.tensor([[1, 2], [6, 6], [3, int(targets[4])]])
     log_q = torch.linspace(-2, 0, N + 1, dtype=torch.float64)
     lengths = torch.tensor([2, 0, 3])
-    found = sampled_softmax(hidden, table, targets, negatives=negatives, lengths=lengths, log_q=log_q)
+    actual = sampled_softmax(hidden, table, targets, negatives=negatives, lengths=lengths, log_q=log_q)
     parts = [
-        count * sampled_softmax(hidden[at], table, targets[at], negatives=row, log_q=log_q)
-        for row, at, count in zip(negatives[[0, 2]], (slice(0, 2), slice(2, 5)), (2, 3), strict=True)
+        count * sampled_softmax(hidden[part], table, targets[part], negatives=row, log_q=log_q)
+        for row, part, count in zip(negatives[[0, 2]], (slice(0, 2), slice(2, 5)), (2, 3), strict=True)
     ]
-    torch.testing.assert_close(found, sum(parts) / T)
+    torch.testing.assert_close(actual, sum(parts) / T)
 
 
-def test_negatives_of_positions_are_each_its_own() -> None:
+def test_negatives_may_differ_by_position() -> None:
     hidden, table, targets = inputs()
     negatives = torch.randint(1, N + 1, (T, S), generator=torch.Generator().manual_seed(2))
     negatives[0, 0] = targets[0]
     log_q = torch.linspace(-2, 0, N + 1, dtype=torch.float64)
-    found = sampled_softmax(hidden, table, targets, negatives=negatives, log_q=log_q)
+    actual = sampled_softmax(hidden, table, targets, negatives=negatives, log_q=log_q)
     parts = [
         sampled_softmax(hidden[t : t + 1], table, targets[t : t + 1], negatives=negatives[t], log_q=log_q)
         for t in range(T)
     ]
-    torch.testing.assert_close(found, torch.stack(parts).mean())
+    torch.testing.assert_close(actual, torch.stack(parts).mean())
 
 
-def test_what_is_left_out_might_as_well_not_have_been_drawn() -> None:
+def test_excluded_negatives_have_no_effect() -> None:
     hidden, table, targets = inputs()
     others = torch.tensor([item for item in range(1, N + 1) if item not in targets.tolist()])
     shared = torch.cat([others, torch.tensor([int(targets[0]), int(others[0])])])
-    gone = torch.isin(shared, others[:1])
-    found = sampled_softmax(hidden, table, targets, negatives=shared, left_out=gone)
-    torch.testing.assert_close(found, sampled_softmax(hidden, table, targets, negatives=shared[~gone]))
+    is_excluded = torch.isin(shared, others[:1])
+    actual = sampled_softmax(hidden, table, targets, negatives=shared, left_out=is_excluded)
+    torch.testing.assert_close(actual, sampled_softmax(hidden, table, targets, negatives=shared[~is_excluded]))
     rows = torch.stack([shared, shared.flip(0)])
     lengths = torch.tensor([2, 3])
-    both = torch.stack([gone, torch.zeros_like(gone)])
-    found = sampled_softmax(hidden, table, targets, negatives=rows, lengths=lengths, left_out=both)
-    first = sampled_softmax(hidden[:2], table, targets[:2], negatives=shared[~gone])
+    are_excluded = torch.stack([is_excluded, torch.zeros_like(is_excluded)])
+    actual = sampled_softmax(hidden, table, targets, negatives=rows, lengths=lengths, left_out=are_excluded)
+    first = sampled_softmax(hidden[:2], table, targets[:2], negatives=shared[~is_excluded])
     second = sampled_softmax(hidden[2:], table, targets[2:], negatives=shared)
-    torch.testing.assert_close(found, (2 * first + 3 * second) / T)
+    torch.testing.assert_close(actual, (2 * first + 3 * second) / T)
 
 
-def test_a_position_whose_negatives_are_all_left_out_adds_nothing() -> None:
+def test_a_position_whose_negatives_are_all_excluded_adds_nothing() -> None:
     hidden, table, targets = inputs()
     negatives = torch.stack([targets, targets], 1)
     loss = sampled_softmax(hidden, table, targets, negatives=negatives)
@@ -111,13 +111,13 @@ def test_a_position_whose_negatives_are_all_left_out_adds_nothing() -> None:
     assert not bool(hidden.grad.any())
 
 
-def test_log_q_makes_popularity_sampling_agree_with_the_full_softmax() -> None:
+def test_log_q_makes_popularity_sampling_agree_with_full_softmax() -> None:
     hidden, table, targets = inputs()
     weights = torch.arange(N + 1, dtype=torch.float64)
     draws = 200_000
     negatives = torch.multinomial(weights, draws, replacement=True, generator=torch.Generator().manual_seed(1))
     log_q = torch.log(draws * weights / weights.sum())
-    # The target's own column stands in for its expected draws: compare with the log-sum over all items.
+    # In the loss, the column of the target replaces its expected samples. So compare with the log-sum over all items.
     logits = hidden @ table.T
     sampled = torch.logsumexp(logits[:, negatives] - log_q[negatives], 1)
     torch.testing.assert_close(sampled, torch.logsumexp(logits[:, 1:], 1), rtol=0.01, atol=0.02)
@@ -125,7 +125,7 @@ def test_log_q_makes_popularity_sampling_agree_with_the_full_softmax() -> None:
     assert math.isfinite(float(corrected))
 
 
-def test_bce_is_the_formula() -> None:
+def test_bce_equals_the_formula() -> None:
     hidden, table, targets = inputs()
     negatives = torch.randint(1, N + 1, (T, S), generator=torch.Generator().manual_seed(2))
     logits = (hidden @ table.T).tolist()
@@ -136,7 +136,7 @@ def test_bce_is_the_formula() -> None:
     assert float(bce(hidden, table, targets, negatives=negatives)) == pytest.approx(expected / T)
 
 
-def test_gbce_golden_values() -> None:
+def test_gbce_equals_golden_values() -> None:
     assert positive_power(0.1, 0.75) == pytest.approx(0.325)
     assert positive_power(0.1, 0.0) == pytest.approx(1.0)
     assert positive_power(0.1, 1.0) == pytest.approx(0.1)
@@ -146,7 +146,7 @@ def test_gbce_golden_values() -> None:
 
 
 @pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
-def test_gbce_is_the_formula(calibration: float) -> None:
+def test_gbce_equals_the_formula(calibration: float) -> None:
     hidden, table, targets = inputs()
     negatives = torch.randint(1, N + 1, (T, S), generator=torch.Generator().manual_seed(2))
     beta = positive_power(S / (N - 1), calibration)
@@ -155,8 +155,8 @@ def test_gbce_is_the_formula(calibration: float) -> None:
     for t, target in enumerate(targets.tolist()):
         expected -= beta * math.log(sigmoid(logits[t][target]))
         expected -= sum(math.log(1 - sigmoid(logits[t][j])) for j in negatives[t].tolist())
-    found = gbce(hidden, table, targets, negatives=negatives, calibration=calibration, num_items=N)
-    assert float(found) == pytest.approx(expected / T / (S + 1), rel=1e-6)
+    actual = gbce(hidden, table, targets, negatives=negatives, calibration=calibration, num_items=N)
+    assert float(actual) == pytest.approx(expected / T / (S + 1), rel=1e-6)
 
 
 def test_gbce_stays_finite_at_extreme_logits() -> None:
@@ -169,17 +169,18 @@ def test_gbce_stays_finite_at_extreme_logits() -> None:
     assert bool(torch.isfinite(hidden.grad).all())
 
 
-def test_contrastive_is_the_formula() -> None:
+def test_contrastive_equals_the_formula() -> None:
     views = torch.randn(2, T, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    every = [*views[0], *views[1]]
+    all_views = [*views[0], *views[1]]
     expected = 0.0
-    for place, view in enumerate(every):
-        others = {at: math.exp(float(view @ other) / 0.7) for at, other in enumerate(every) if at != place}
-        expected -= math.log(others[(place + T) % (2 * T)] / sum(others.values()))
+    for index, view in enumerate(all_views):
+        others = {number: math.exp(float(view @ other) / 0.7) for number, other in enumerate(all_views)}
+        del others[index]
+        expected -= math.log(others[(index + T) % (2 * T)] / sum(others.values()))
     assert float(contrastive(*views, temperature=0.7)) == pytest.approx(expected / (2 * T))
 
 
-def test_contrastive_of_a_single_sequence_has_nothing_to_tell_apart() -> None:
+def test_contrastive_of_a_single_sequence_is_zero() -> None:
     view = torch.randn(1, D, requires_grad=True)
     loss = contrastive(view, 2 * view, temperature=1.0)
     loss.backward()

@@ -1,4 +1,4 @@
-"""COBRA: cached spelling equals one pass, its losses by hand, BeamFusion against plain counting."""
+"""Tests of COBRA: cached generation equals one pass, losses by hand, BeamFusion against plain computation."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ITEMS, SIZES = 30, (4, 3)
 
 
 def catalog_of(seed: int = 0) -> Catalog:
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     ids = pl.Series("item_id", range(ITEMS))
     catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
-    codes = torch.stack([torch.randint(size, (ITEMS,), generator=draw) for size in SIZES], dim=1)
+    codes = torch.stack([torch.randint(size, (ITEMS,), generator=generator) for size in SIZES], dim=1)
     table = IdentifierTable.from_item_codes(codes, codebook_sizes=SIZES, catalog_fingerprint=catalog.fingerprint)
-    content = torch.cat([torch.zeros(1, 6), torch.randn(ITEMS, 6, generator=draw)])
+    content = torch.cat([torch.zeros(1, 6), torch.randn(ITEMS, 6, generator=generator)])
     return catalog.with_identifiers(table).with_content(content)
 
 
@@ -47,14 +47,14 @@ def requests(*histories: list[int], **fields: object) -> SequenceBatch:
 
 
 def one_pass(model: Cobra, history: list[int], target: int) -> Tensor:
-    """Hidden states that predict each code of the target and then its vector, [M + 1, D], without caches."""
+    """Return the hidden states [M + 1, D] that predict each target code and then its vector, without caches."""
     hidden = model._hidden(torch.tensor([[*history, target]]))[0]
     start = len(history) * model.per_item - 1
     return hidden[start : start + model.per_item]
 
 
 @pytest.mark.parametrize("dense", [True, False])
-def test_spelling_with_kept_keys_equals_one_pass(dense: bool) -> None:
+def test_generating_with_cached_keys_equals_one_pass(dense: bool) -> None:
     model = cobra(dense=dense)
     histories, targets = [[1, 2, 3, 4], [7], [9, 30, 2]], [5, 1, 12]
     state = model.start(requests(*histories))
@@ -78,7 +78,7 @@ def test_the_losses_by_hand(log_q: str | None) -> None:
     rows = [[3, 8, 1, 9], [2, 9]]
     batch = NextItemBatch(
         Jagged.from_rows([row[:-1] for row in rows]), Jagged.from_rows([[0, 1, 9], [9]]), seed=0
-    )  # the first target of the first row may not be learnt from
+    )  # the first event of the first row is no target
     terms = model.training_loss(batch)
     cases = [([3, 8], 1), ([3, 8, 1], 9), ([2], 9)]
     vectors = model.item_vectors()
@@ -89,8 +89,8 @@ def test_the_losses_by_hand(log_q: str | None) -> None:
             logits = model._level_logits(hidden[level], level)
             sparse[level] = sparse[level] - logits.log_softmax(0)[model.codes[target, level]] / 3
         pointed = F.normalize(model.dense(hidden[-1]), dim=0)
-        cosines = vectors[[1, 9]] @ pointed / 0.5  # the batch's different targets
-        if log_q == "loss":  # of three draws at least one is the item
+        cosines = vectors[[1, 9]] @ pointed / 0.5  # the batch's distinct targets
+        if log_q == "loss":  # probability that at least one of three samples is the item
             events = ITEMS * (ITEMS + 1) / 2
             cosines = cosines - torch.tensor([1 - (1 - item / events) ** 3 for item in (1, 9)]).log()
         dense = dense - cosines.log_softmax(0)[[1, 9].index(target)] / 3
@@ -107,19 +107,19 @@ def test_without_vectors_it_is_a_decoder_of_codes() -> None:
     batch = NextItemBatch(Jagged.from_rows([[3, 8]]), Jagged.from_rows([[8, 9]]), seed=0)
     terms = model.training_loss(batch)
     torch.testing.assert_close(terms.total, sum(terms.named.values()))
-    found = model.recommend(requests([4, 6]), ITEMS)
+    answer = model.recommend(requests([4, 6]), ITEMS)
     scores = []
     for item in range(1, ITEMS + 1):
         hidden = one_pass(model, [4, 6], item)
         parts = [model._level_logits(hidden[level], level).log_softmax(0) for level in range(len(SIZES))]
         scores.append(sum(float(part[code]) for part, code in zip(parts, model.codes[item], strict=True)))
-    wanted = sorted(range(1, ITEMS + 1), key=lambda item: (-round(scores[item - 1], 4), item))
-    assert found.item_ids[0].tolist() == wanted
+    expected = sorted(range(1, ITEMS + 1), key=lambda item: (-round(scores[item - 1], 4), item))
+    assert answer.item_ids[0].tolist() == expected
     model.content.fill_(7.0)
-    assert torch.equal(model.recommend(requests([4, 6]), ITEMS).item_ids, found.item_ids)
+    assert torch.equal(model.recommend(requests([4, 6]), ITEMS).item_ids, answer.item_ids)
 
 
-def test_the_vector_is_predicted_without_a_look_at_the_item_s_own() -> None:
+def test_the_predicted_vector_does_not_depend_on_the_item_s_own() -> None:
     model = cobra()
     before = one_pass(model, [4, 6], 11)
     model.content[11] += 100.0
@@ -128,7 +128,7 @@ def test_the_vector_is_predicted_without_a_look_at_the_item_s_own() -> None:
     assert not torch.allclose(one_pass(model, [4, 6], 11), before)
 
 
-def test_gradients_reach_the_content_network_and_every_part() -> None:
+def test_gradients_reach_every_parameter() -> None:
     model = cobra(temperature=0.2).train()
     batch = NextItemBatch(Jagged.from_rows([[1, 2, 3], [4, 5]]), Jagged.from_rows([[2, 3, 9], [5, 8]]), seed=0)
     model.training_loss(batch).total.backward()
@@ -137,7 +137,7 @@ def test_gradients_reach_the_content_network_and_every_part() -> None:
         assert float(parameter.grad.abs().sum()) > 0, name
 
 
-def test_kept_item_vectors_follow_the_weights() -> None:
+def test_cached_item_vectors_follow_the_weights() -> None:
     model = cobra()
     before = model.item_vectors()
     assert model.item_vectors() is before
@@ -149,7 +149,7 @@ def test_kept_item_vectors_follow_the_weights() -> None:
 
 
 class Pointer:
-    """Spells any codes with fixed logits and points everywhere with the same vector of each request."""
+    """A generator with fixed logits of codes and one predicted vector for each request."""
 
     def __init__(self, logits: list[Tensor], pointed: Tensor, items: Tensor) -> None:
         self.logits, self.pointed, self.items = logits, pointed, items
@@ -159,8 +159,8 @@ class Pointer:
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
         level = state.beams["level"]
-        at = int(level.max()) if level.numel() else 0
-        logits = self.logits[at].expand(*level.shape, -1)
+        depth = int(level.max()) if level.numel() else 0
+        logits = self.logits[depth].expand(*level.shape, -1)
         return logits, GeneratorState({}, {"level": level + 1})
 
     def vectors_of(self, state: GeneratorState, codes: Tensor) -> Tensor:
@@ -173,17 +173,17 @@ class Pointer:
 @pytest.mark.parametrize("pooled", [True, False])
 @pytest.mark.parametrize("sparse", [0.0, 0.9])
 def test_beam_fusion_over_all_buckets(sparse: float, pooled: bool) -> None:
-    """Pooled and without the codes' part it is dense retrieval; with it, every item's two softmaxes by hand."""
-    draw = torch.Generator().manual_seed(0)
+    """Pooled and without the codes' part it is dense retrieval; otherwise every item's two softmaxes by hand."""
+    generator = torch.Generator().manual_seed(0)
     table = catalog_of().identifiers
     assert table is not None
     trie = PrefixTrie.from_table(table)
-    logits = [torch.randn(size, generator=draw) for size in SIZES]
-    items = F.normalize(torch.randn(ITEMS + 1, 5, generator=draw), dim=1)
-    pointed = F.normalize(torch.randn(2, 5, generator=draw), dim=1)
+    logits = [torch.randn(size, generator=generator) for size in SIZES]
+    items = F.normalize(torch.randn(ITEMS + 1, 5, generator=generator), dim=1)
+    pointed = F.normalize(torch.randn(2, 5, generator=generator), dim=1)
     excluded = [3, 4, 20]
     batch = requests([1], [2], excluded=Jagged.from_rows([excluded, []]))
-    found = bucket_search(
+    answer = bucket_search(
         Pointer(logits, pointed, items),
         batch,
         trie,
@@ -194,46 +194,48 @@ def test_beam_fusion_over_all_buckets(sparse: float, pooled: bool) -> None:
         pooled=pooled,
     )
     for row in range(2):
-        left = [item for item in range(1, ITEMS + 1) if row or item not in excluded]
+        candidates = [item for item in range(1, ITEMS + 1) if row or item not in excluded]
         codes = table.codes.long()
-        paths = sorted({tuple(codes[item].tolist()) for item in left})
+        paths = sorted({tuple(codes[item].tolist()) for item in candidates})
         phi = torch.tensor([float(sum(logits[m].log_softmax(0)[c] for m, c in enumerate(path))) for path in paths])
         first = dict(zip(paths, (sparse * phi).log_softmax(0).tolist(), strict=True))
-        cosines = 16.0 * (items[left] @ pointed[row])
+        cosines = 16.0 * (items[candidates] @ pointed[row])
         second = cosines.log_softmax(0)
         for path in [] if pooled else paths:
-            inside = torch.tensor([tuple(codes[item].tolist()) == path for item in left])
-            second[inside] = cosines[inside].log_softmax(0)
-        wanted = {item: first[tuple(codes[item].tolist())] + float(second[place]) for place, item in enumerate(left)}
-        best = sorted(wanted, key=lambda item: (-wanted[item], item))
-        assert [item for item in found.item_ids[row].tolist() if item] == best
-        torch.testing.assert_close(found.scores[row, : len(best)], torch.tensor([wanted[item] for item in best]))
+            is_in_bucket = torch.tensor([tuple(codes[item].tolist()) == path for item in candidates])
+            second[is_in_bucket] = cosines[is_in_bucket].log_softmax(0)
+        expected = {
+            item: first[tuple(codes[item].tolist())] + float(second[column]) for column, item in enumerate(candidates)
+        }
+        best = sorted(expected, key=lambda item: (-expected[item], item))
+        assert [item for item in answer.item_ids[row].tolist() if item] == best
+        torch.testing.assert_close(answer.scores[row, : len(best)], torch.tensor([expected[item] for item in best]))
         if sparse == 0 and pooled:
-            assert best == sorted(left, key=lambda item: -float(items[item] @ pointed[row]))
+            assert best == sorted(candidates, key=lambda item: -float(items[item] @ pointed[row]))
 
 
 @torch.inference_mode()
-def test_popularity_is_put_back_where_items_are_ranked() -> None:
-    """One bucket at a time the order is that of cosine / temperature + log popularity."""
+def test_popularity_is_added_back_in_the_ranking() -> None:
+    """Within each bucket the order is that of cosine / temperature + log popularity."""
     model = cobra(log_q="ranking", temperature=0.25, dense_sharpness=16.0, sparse_sharpness=0.0, beam_width=12)
     counts = torch.arange(ITEMS + 1).float() ** 2
     model.set_popularity(counts)
     batch = requests([4, 6])
-    found = model.recommend(batch, ITEMS).item_ids[0].tolist()
-    assert sorted(found) == list(range(1, ITEMS + 1))
+    item_ids = model.recommend(batch, ITEMS).item_ids[0].tolist()
+    assert sorted(item_ids) == list(range(1, ITEMS + 1))
     state = model.start(batch)
     for bucket in {tuple(row) for row in model.codes[1:].tolist()}:
-        inside = [item for item in found if tuple(model.codes[item].tolist()) == bucket]
+        bucket_items = [item for item in item_ids if tuple(model.codes[item].tolist()) == bucket]
         _, state = model.step(model.start(batch), None)
         _, state = model.step(state, torch.tensor([[bucket[0]]]))
         pointed = model.vectors_of(state, torch.tensor([[bucket[1]]]))[0, 0]
         scores = {
-            item: float(model.item_vectors()[item] @ pointed / 0.25 + (counts[item] + 1).log()) for item in inside
+            item: float(model.item_vectors()[item] @ pointed / 0.25 + (counts[item] + 1).log()) for item in bucket_items
         }
-        assert inside == sorted(inside, key=lambda item: -scores[item])
+        assert bucket_items == sorted(bucket_items, key=lambda item: -scores[item])
 
 
-def test_levels_that_only_tell_equal_codes_apart_are_left_out() -> None:
+def test_levels_that_only_make_equal_codes_unique_are_dropped() -> None:
     codes = torch.tensor([[0, 1, 0], [0, 1, 1]])
     table = IdentifierTable.from_item_codes(
         codes, codebook_sizes=(2, 2, 2), catalog_fingerprint="", report={"levels": [{}, {}]}
@@ -243,7 +245,7 @@ def test_levels_that_only_tell_equal_codes_apart_are_left_out() -> None:
     assert without_extra_level(plain).codebook_sizes == (2, 2, 2)
 
 
-def test_it_needs_codes_and_content() -> None:
+def test_a_catalogue_without_codes_and_content_raises() -> None:
     ids = pl.Series("item_id", range(3))
     with pytest.raises(ValueError, match="content vectors and identifiers"):
         Cobra(CobraConfig(), Catalog(IdMap(ids), pl.DataFrame({"item_id": ids})))

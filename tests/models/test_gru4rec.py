@@ -1,4 +1,4 @@
-"""GRU4Rec: the session-parallel loop against a naive one, and a test for each mistake that ports of it made."""
+"""Tests of GRU4Rec: session-parallel training against a naive loop, and each known mistake of third-party ports."""
 
 from __future__ import annotations
 
@@ -60,38 +60,38 @@ def requests(histories: list[list[int]]) -> SequenceBatch:
 
 
 def hidden_of(model: GRU4Rec, batches: list[LaneBatch]) -> dict[tuple[int, ...], Tensor]:
-    """The hidden state that scored each prefix of each session, read through the lanes."""
-    read: dict[int, list[int]] = {}
-    found = {}
+    """Return the hidden state that scored each prefix of each session, by training in lanes."""
+    prefix_of_lane: dict[int, list[int]] = {}
+    states = {}
     for batch in batches:
         model.training_loss(batch)
         rows = zip(batch.lanes.tolist(), batch.items.tolist(), batch.begins.tolist(), strict=True)
         for lane, item, begins in rows:
-            read[lane] = [item] if begins else [*read[lane], item]
-            found[tuple(read[lane])] = model.step_state[lane].clone()
-    return found
+            prefix_of_lane[lane] = [item] if begins else [*prefix_of_lane[lane], item]
+            states[tuple(prefix_of_lane[lane])] = model.step_state[lane].clone()
+    return states
 
 
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
 @pytest.mark.parametrize("layers", [(6,), (5, 7, 6)])
 def test_lanes_equal_a_naive_loop_over_sessions(embedding: str, layers: tuple[int, ...]) -> None:
-    """Wrong resets, states of other lanes, states that outlive a session: each would differ here."""
+    """Wrong resets, states of other lanes and states that survive a session would change the result."""
     dataset = tiny()
     model = model_of(dataset, embedding=embedding, layers=layers).eval()
-    found = hidden_of(model, lanes(model, dataset, 3))
+    lane_states = hidden_of(model, lanes(model, dataset, 3))
     prefixes = [tuple(session[:n]) for session in SESSIONS for n in range(1, len(session))]
-    assert set(found) == set(prefixes)
+    assert set(lane_states) == set(prefixes)
     for prefix in prefixes:
         out: Tensor = torch.tensor(prefix[:1])
         states = [torch.zeros(1, width) for width in layers]
         for item in prefix:
             out = model._embed(torch.tensor([item]))
-            for place, layer in enumerate(model.layers):
+            for number, layer in enumerate(model.layers):
                 assert isinstance(layer, GRULayer | OneHotGRULayer)
-                out = states[place] = layer.step(out, states[place])
-        torch.testing.assert_close(found[prefix], torch.cat(states, 1)[0])
-        answered = model.read(requests([list(prefix)]))  # and so does reading at request time
-        torch.testing.assert_close(answered.cache["hidden"][0], found[prefix])
+                out = states[number] = layer.step(out, states[number])
+        torch.testing.assert_close(lane_states[prefix], torch.cat(states, 1)[0])
+        answered = model.read(requests([list(prefix)]))  # a request reads the same state
+        torch.testing.assert_close(answered.cache["hidden"][0], lane_states[prefix])
 
 
 def test_order_of_lanes_does_not_matter() -> None:
@@ -108,7 +108,7 @@ def test_order_of_lanes_does_not_matter() -> None:
     torch.testing.assert_close(model.training_loss(moved).total, first)
 
 
-def test_training_leaves_no_trace_in_answers() -> None:
+def test_states_of_training_do_not_change_answers() -> None:
     dataset = tiny()
     model = model_of(dataset).eval()
     before = model.recommend(requests([[1, 2], [3]]), 3)
@@ -120,69 +120,69 @@ def test_training_leaves_no_trace_in_answers() -> None:
     assert has_step_state(model)
 
 
-def spy_on_scores(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Tensor]:
+def record_scores(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Tensor]:
     return spy(monkeypatch, gru4rec, name, lambda scores, **rest: scores)
 
 
-def spy_on_columns(model: GRU4Rec) -> list[Tensor]:
-    """The ids of targets and samples of each step to come."""
-    seen: list[Tensor] = []
-    real = model._look_up
+def record_columns(model: GRU4Rec) -> list[Tensor]:
+    """Return a list that grows by the ids of targets and samples with each step."""
+    column_ids: list[Tensor] = []
+    original = model._look_up
 
     def look_up(items: Tensor, targets: Tensor, seed: int) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-        found = real(items, targets, seed)
-        seen.append(found[1])
-        return found
+        result = original(items, targets, seed)
+        column_ids.append(result[1])
+        return result
 
     model._look_up = look_up  # type: ignore[method-assign]
-    return seen
+    return column_ids
 
 
 def test_only_the_columns_of_the_batch_and_its_samples_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = tiny()
     model = model_of(dataset, num_negatives=3, objective="bpr")
-    seen = spy_on_scores(monkeypatch, "bpr")
-    columns, looked_up = spy_on_columns(model), []
+    scores = record_scores(monkeypatch, "bpr")
+    columns, looked_up = record_columns(model), []
     model.items.register_forward_hook(lambda module, args, out: looked_up.append(args[0].tolist()))
     batch = lanes(model, dataset, 4)[0]
     model.training_loss(batch)
-    assert seen[0].shape == (4, 7)
-    # Inputs, targets and samples at once, each row of the table a single time: its gradient needs no adding up.
+    assert scores[0].shape == (4, 7)
+    # Inputs, targets and samples at once, each row of the table a single time: its gradient needs no summation.
     assert looked_up == [sorted({*batch.items.tolist(), *columns[0].tolist()})]
 
 
-def test_cross_entropy_is_one_softmax_over_raw_scores_less_log_q() -> None:
-    """Not of probabilities, and not of a softmax that was taken before the columns were chosen."""
+def test_cross_entropy_is_one_softmax_over_raw_scores_minus_log_q() -> None:
+    """Not of probabilities, and not of a softmax computed before the columns were selected."""
     dataset = tiny()
     model = model_of(dataset, negatives_power=0.75, objective={"log_q": "published"}).eval()
     batch = lanes(model, dataset, 4)[0]
-    columns = spy_on_columns(model)
+    columns = record_columns(model)
     loss = model.training_loss(batch).total
-    chosen = columns[0]
-    assert chosen[:4].tolist() == batch.targets.tolist()
-    counts = torch.from_numpy(dataset.interactions.item_counts()).float()[chosen]
-    scores = scores_of(model, batch, chosen) - torch.cat([counts[:4], counts[4:] ** 0.75]).log()
+    column_ids = columns[0]
+    assert column_ids[:4].tolist() == batch.targets.tolist()
+    counts = torch.from_numpy(dataset.interactions.item_counts()).float()[column_ids]
+    scores = scores_of(model, batch, column_ids) - torch.cat([counts[:4], counts[4:] ** 0.75]).log()
     torch.testing.assert_close(loss, F.cross_entropy(scores, torch.arange(4)))
 
 
-def test_the_textbook_log_q_is_that_of_expected_draws_and_leaves_collisions_out() -> None:
+def test_the_textbook_log_q_uses_expected_samples_and_skips_collisions() -> None:
     dataset = tiny()
     model = model_of(dataset, objective={"log_q": "textbook"}, negatives_power=0.5, num_negatives=30).eval()
-    columns = spy_on_columns(model)
+    columns = record_columns(model)
     batch = lanes(model, dataset, 4)[0]
     loss = model.training_loss(batch).total
-    chosen = columns[0]
+    column_ids = columns[0]
     counts = torch.from_numpy(dataset.interactions.item_counts()).float()
-    expected = torch.cat(
-        [4 * counts[chosen[:4]] / counts.sum(), 30 * counts[chosen[4:]] ** 0.5 / (counts[1:] ** 0.5).sum()]
+    expected_counts = torch.cat(
+        [4 * counts[column_ids[:4]] / counts.sum(), 30 * counts[column_ids[4:]] ** 0.5 / (counts[1:] ** 0.5).sum()]
     )
-    again = (chosen[:4, None] == chosen) & ~torch.eye(4, 34, dtype=torch.bool)
-    assert bool(again.any())
-    scores = (scores_of(model, batch, chosen) - expected.log()).masked_fill(again, -torch.inf)
+    is_collision = (column_ids[:4, None] == column_ids) & ~torch.eye(4, 34, dtype=torch.bool)
+    assert bool(is_collision.any())
+    scores = (scores_of(model, batch, column_ids) - expected_counts.log()).masked_fill(is_collision, -torch.inf)
     torch.testing.assert_close(loss, F.cross_entropy(scores, torch.arange(4)))
 
 
-def test_log_q_can_be_left_out_from_a_recipe_too() -> None:
+def test_log_q_can_be_switched_off_in_a_recipe() -> None:
     settings = resolve_recipe(
         [("test", {"data": {"path": "x"}, "model": {"name": "gru4rec"}})], overrides=["model.objective.log_q=none"]
     )
@@ -192,37 +192,39 @@ def test_log_q_can_be_left_out_from_a_recipe_too() -> None:
     assert config.objective.log_q is None
     dataset = tiny()
     model = model_of(dataset, objective={"log_q": None}).eval()
-    columns = spy_on_columns(model)
+    columns = record_columns(model)
     batch = lanes(model, dataset, 4)[0]
     loss = model.training_loss(batch).total
     torch.testing.assert_close(loss, F.cross_entropy(scores_of(model, batch, columns[0]), torch.arange(4)))
 
 
 def scores_of(model: GRU4Rec, batch: LaneBatch, columns: Tensor) -> Tensor:
-    """Raw scores of a step that has just been taken."""
+    """Return the raw scores of the last step."""
     return model.step_state[batch.lanes] @ model.items.weight[columns].T + model.bias.weight[columns, 0]
 
 
 def test_settings_of_bpr_max_reach_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = tiny()
     model = model_of(dataset, objective={"kind": "bpr-max", "regularisation": 1.95, "elu": 0.5})
-    seen = spy_on_scores(monkeypatch, "bpr_max")
+    scores = record_scores(monkeypatch, "bpr_max")
     loss = model.training_loss(lanes(model, dataset, 4)[0]).total
-    torch.testing.assert_close(loss, bpr_max(seen[0], regularisation=1.95, elu=0.5))
+    torch.testing.assert_close(loss, bpr_max(scores[0], regularisation=1.95, elu=0.5))
 
 
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
-def test_dropout_stands_where_the_authors_put_it(embedding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_is_applied_in_the_same_places_as_by_the_authors(
+    embedding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the embedded input and on every layer's output, each at its own rate; the dropped output is the next state."""
     dataset = tiny()
     model = model_of(dataset, embedding=embedding, layers=(7, 6), dropout_embedding=0.25, dropout_hidden=0.5)
     calls: list[tuple[tuple[int, ...], float]] = []
-    outs: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def drop(values: Tensor, rate: float, training: bool) -> Tensor:
         calls.append((tuple(values.shape), rate))
-        outs.append(real_dropout(values, rate, training))
-        return outs[-1]
+        outputs.append(real_dropout(values, rate, training))
+        return outputs[-1]
 
     monkeypatch.setattr(F, "dropout", drop)
     model.train()
@@ -230,25 +232,25 @@ def test_dropout_stands_where_the_authors_put_it(embedding: str, monkeypatch: py
     width = {"shared": 6, "separate": 5}.get(embedding)
     expected = [((4, 7), 0.5), ((4, 6), 0.5)]
     assert calls == ([((4, width), 0.25)] if width else []) + expected
-    assert torch.equal(model.step_state, torch.cat(outs[-2:], 1))
+    assert torch.equal(model.step_state, torch.cat(outputs[-2:], 1))
     assert bool((model.step_state == 0).any())
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_negatives_are_drawn_by_count_to_the_power(power: float) -> None:
+def test_negatives_are_sampled_by_count_to_the_power(power: float) -> None:
     dataset = cycle()
     model = model_of(dataset, num_negatives=50_000, negatives_power=power)
-    columns = spy_on_columns(model)
+    columns = record_columns(model)
     model.training_loss(lanes(model, dataset, 1)[0])
-    drawn = np.bincount(columns[0][1:].numpy(), minlength=13)[1:]
+    sampled_counts = np.bincount(columns[0][1:].numpy(), minlength=13)[1:]
     weights = dataset.interactions.item_counts()[1:].astype(float) ** power
-    assert chisquare(drawn, 50_000 * weights / weights.sum()).pvalue > 1e-3
+    assert chisquare(sampled_counts, 50_000 * weights / weights.sum()).pvalue > 1e-3
 
 
-def test_an_item_that_is_no_target_in_training_is_never_drawn() -> None:
+def test_an_item_that_is_no_target_in_training_is_never_sampled() -> None:
     dataset = tiny([[1, 2, 3], [2, 1]])
     model = model_of(dataset, num_negatives=1000)
-    columns = spy_on_columns(model)
+    columns = record_columns(model)
     model.training_loss(lanes(model, dataset, 1)[0])
     assert set(columns[0].tolist()) == {1, 2, 3}
 
@@ -264,16 +266,16 @@ def test_initial_weights_and_sizes_are_those_of_the_config() -> None:
         assert 0.9 * bound < float(table.weight.detach().abs().max()) <= bound
 
 
-def test_the_loss_is_summed_over_rows_and_divided_by_the_lanes_of_a_full_batch() -> None:
+def test_the_loss_is_the_sum_over_rows_divided_by_the_lanes_of_a_full_batch() -> None:
     dataset = tiny()
     model = model_of(dataset, objective="top1").eval()
     batch = lanes(model, dataset, 4)[0]
-    two = replace(batch, **{name: getattr(batch, name)[:2] for name in ("items", "targets", "lanes", "begins")})
-    alone = model.training_loss(replace(two, num_lanes=2)).total
-    torch.testing.assert_close(model.training_loss(two).total, alone / 2)
+    two_lanes = replace(batch, **{name: getattr(batch, name)[:2] for name in ("items", "targets", "lanes", "begins")})
+    alone = model.training_loss(replace(two_lanes, num_lanes=2)).total
+    torch.testing.assert_close(model.training_loss(two_lanes).total, alone / 2)
 
 
-def test_a_last_lane_without_negatives_ends_the_epoch_in_peace() -> None:
+def test_a_last_lane_without_negatives_ends_the_epoch_without_error() -> None:
     dataset = tiny([[1, 2, 3, 4, 5], [6, 7]])
     for objective in ("cross-entropy", "bpr-max", "top1-max", "bpr", "top1"):
         model = model_of(dataset, num_negatives=0, objective=objective)
@@ -286,7 +288,7 @@ def test_a_last_lane_without_negatives_ends_the_epoch_in_peace() -> None:
         assert np.isfinite(result.epoch_log[-1]["loss"])
 
 
-def test_events_that_may_not_be_targets_are_read_and_not_scored() -> None:
+def test_events_that_may_not_be_targets_are_read_but_not_scored() -> None:
     dataset = tiny()
     positive = np.ones(len(dataset.interactions), np.bool_)
     positive[1] = False
@@ -294,11 +296,11 @@ def test_events_that_may_not_be_targets_are_read_and_not_scored() -> None:
     log = replace(dataset.interactions, positive=positive)
     batches = list(model.examples(dataset.with_interactions(log)).batches(6, epoch=0, seed=0))
     assert batches[0].targets[0] == 0
-    found = hidden_of(model, batches)
-    torch.testing.assert_close(found[1, 2], model.read(requests([[1, 2]])).cache["hidden"][0])
+    states = hidden_of(model, batches)
+    torch.testing.assert_close(states[1, 2], model.read(requests([[1, 2]])).cache["hidden"][0])
 
 
-def test_untouched_rows_do_not_move_and_momentum_is_kept_by_row() -> None:
+def test_rows_without_gradient_do_not_change() -> None:
     dataset = tiny()
     model = model_of(dataset, num_negatives=0, objective="bpr")
     before = model.items.weight.detach().clone()
@@ -306,16 +308,16 @@ def test_untouched_rows_do_not_move_and_momentum_is_kept_by_row() -> None:
     batch = lanes(model, dataset, 2)[0]
     model.training_loss(batch).total.backward()
     optimizer.step()
-    moved = (model.items.weight != before).any(1).nonzero()[:, 0]
-    assert set(moved.tolist()) == {*batch.items.tolist(), *batch.targets.tolist()}
+    changed_rows = (model.items.weight != before).any(1).nonzero()[:, 0]
+    assert set(changed_rows.tolist()) == {*batch.items.tolist(), *batch.targets.tolist()}
 
 
-def test_a_run_cut_off_within_an_epoch_goes_on_with_its_lanes(tmp_path: Path) -> None:
+def test_a_run_interrupted_within_an_epoch_resumes_with_its_lanes(tmp_path: Path) -> None:
     dataset = cycle()
     config = TrainingConfig(optimizer="adagrad", learning_rate=0.05, momentum=0.2, max_epochs=2, batch_size=5)
 
     class Interrupted(SessionLanes):
-        """Ctrl-C while the 7th step is read."""
+        """Examples that send Ctrl-C while the 7th step of the second epoch is read."""
 
         def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[LaneBatch]:
             for step, batch in enumerate(super().batches(batch_size, epoch=epoch, seed=seed, start=start), start):
@@ -336,10 +338,10 @@ def test_a_run_cut_off_within_an_epoch_goes_on_with_its_lanes(tmp_path: Path) ->
         assert torch.equal(value, other), name
 
 
-def test_items_and_bias_score_as_vectors_do() -> None:
+def test_scores_are_inner_products_plus_biases() -> None:
     model = model_of(tiny()).eval()
     batch = requests([[1, 2], [3, 4, 5]])
-    found = model.recommend(batch, 8)
+    answer = model.recommend(batch, 8)
     scores = model.user_vectors(batch) @ model.item_vectors().T + model.item_biases()
-    torch.testing.assert_close(found.scores, scores[:, 1:].sort(descending=True).values)
+    torch.testing.assert_close(answer.scores, scores[:, 1:].sort(descending=True).values)
     assert isinstance(model.layers[0], nn.Module)

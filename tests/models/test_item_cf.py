@@ -1,4 +1,4 @@
-"""Item-CF against the formula written out with dense loops, and against a well-kept library."""
+"""Tests of item-CF against its formula in dense loops, and against the implicit library."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def test_similarities_equal_the_formula(window: int | None) -> None:
     sequences, items, decay = random_sequences(0), 25, 0.7
     model = fitted(sequences, items, window=window, decay=decay, neighbours=25, normalise_rows=False)
     expected = np.zeros((items + 1, items + 1))
-    takers = np.zeros(items + 1)
+    num_users = np.zeros(items + 1)
     for sequence in sequences:
         penalty = 1 / math.log(1 + len(set(sequence)))
         for item in set(sequence):
-            takers[item] += 1
+            num_users[item] += 1
         if window is None:
             for i in set(sequence):
                 for j in set(sequence) - {i}:
@@ -53,10 +53,10 @@ def test_similarities_equal_the_formula(window: int | None) -> None:
                     expected[sequence[a], sequence[b]] += decay ** (b - a - 1) * penalty
                     expected[sequence[b], sequence[a]] += decay ** (b - a - 1) * penalty
     np.fill_diagonal(expected, 0)
-    expected /= np.sqrt(np.maximum(takers, 1)[:, None] * np.maximum(takers, 1)[None, :])
-    found = model.similarities.matrix().toarray()
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(found, found.T, rtol=1e-5)
+    expected /= np.sqrt(np.maximum(num_users, 1)[:, None] * np.maximum(num_users, 1)[None, :])
+    similarities = model.similarities.matrix().toarray()
+    np.testing.assert_allclose(similarities, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(similarities, similarities.T, rtol=1e-5)
 
 
 def test_pairs_far_apart_in_time_count_less() -> None:
@@ -81,43 +81,43 @@ def test_a_request_sums_decayed_votes() -> None:
     similar = model.similarities.matrix().toarray()
     history = [4, 9, 2, 7]
     expected = similar[7] + 0.5 * similar[2] + 0.25 * similar[9]
-    found = model.recommend(SequenceBatch(Jagged.from_rows([history])), 25)
-    scores = dict(zip(found.item_ids[0].tolist(), found.scores[0].tolist(), strict=True))
+    answer = model.recommend(SequenceBatch(Jagged.from_rows([history])), 25)
+    scores = dict(zip(answer.item_ids[0].tolist(), answer.scores[0].tolist(), strict=True))
     for item in range(1, 26):
         assert scores[item] == pytest.approx(expected[item], abs=2e-6)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_without_decay_and_penalty_it_is_the_cosine_of_a_well_kept_library(seed: int) -> None:
+def test_without_decay_and_penalty_it_is_the_cosine_of_implicit(seed: int) -> None:
     sequences, items = random_sequences(seed, users=60, items=40), 40
     settings = {"window": None, "activity_penalty": False, "normalise_rows": False, "recent_items": None}
     model = fitted(sequences, items, neighbours=items, recency_decay=1.0, **settings)
     rows = [user for user, sequence in enumerate(sequences) for _ in sequence]
     columns = [item - 1 for sequence in sequences for item in sequence]
-    taken = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(sequences), items))
-    taken.data[:] = 1
+    user_items = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(sequences), items))
+    user_items.data[:] = 1
     peer = CosineRecommender(K=items)
-    peer.fit(taken, show_progress=False)
-    theirs, their_scores = peer.recommend(np.arange(len(sequences)), taken, N=5, filter_already_liked_items=True)
+    peer.fit(user_items, show_progress=False)
+    theirs, their_scores = peer.recommend(np.arange(len(sequences)), user_items, N=5, filter_already_liked_items=True)
     batch = SequenceBatch(Jagged.from_rows(sequences), excluded=Jagged.from_rows(sequences))
     ours = model.recommend(batch, 5)
     for row in range(len(sequences)):
-        known = {i + 1: s for i, s in zip(theirs[row].tolist(), their_scores[row].tolist(), strict=True) if i >= 0}
-        found = dict(zip(ours.item_ids[row].tolist(), ours.scores[row].tolist(), strict=True))
-        last = min(known.values())
-        for item, score in known.items():
+        their_row = {i + 1: s for i, s in zip(theirs[row].tolist(), their_scores[row].tolist(), strict=True) if i >= 0}
+        our_row = dict(zip(ours.item_ids[row].tolist(), ours.scores[row].tolist(), strict=True))
+        last = min(their_row.values())
+        for item, score in their_row.items():
             if score > last + 1e-5 and score > 1e-4:  # below: ties at the cut
-                assert found[item] == pytest.approx(score, rel=1e-4, abs=2e-6)
+                assert our_row[item] == pytest.approx(score, rel=1e-4, abs=2e-6)
 
 
 @pytest.mark.parametrize("cost", [5, 50])  # below the pairs of one item's events, and of one event
 @pytest.mark.parametrize(("window", "repeats"), [(None, "all"), (4, "all"), (4, "closest")])
-def test_blocks_of_items_give_what_one_block_gives(
+def test_blocks_of_items_have_the_same_result_as_one_block(
     window: int | None, repeats: str, cost: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sequences = random_sequences(2)
     settings = {"window": window, "repeats": repeats, "neighbours": 30}  # no cut, which rounding could move
-    whole = fitted(sequences, 30, **settings)  # items 26 to 30 are never taken
+    whole = fitted(sequences, 30, **settings)  # items 26 to 30 have no events
     monkeypatch.setattr(item_cf, "BLOCK_COST", cost)
     blocks = fitted(sequences, 30, **settings)
     assert blocks.similarities.shape.tolist() == [31, 31]
@@ -128,21 +128,21 @@ def test_a_pair_that_recurs_counts_each_time_or_once_a_user() -> None:
     """By hand: f = 1 of all pairs in the window, |U(1)| = |U(2)| = 2, the first user has 2 items."""
     settings = {"decay": 1.0, "normalise_rows": False}
     single, recurring = [[1, 2], [1, 3], [2, 3]], [[1, 2, 1, 2, 1, 2], [1, 3], [2, 3]]
-    once = 1 / math.log(3) / 2
-    assert once == pytest.approx(0.455, abs=5e-4)
-    assert 9 * once == pytest.approx(4.096, abs=5e-4)  # of 3 events each, 9 pairs
+    single_pair = 1 / math.log(3) / 2
+    assert single_pair == pytest.approx(0.455, abs=5e-4)
+    assert 9 * single_pair == pytest.approx(4.096, abs=5e-4)  # 3 events of each item form 9 pairs
     for sequences, repeats, expected in (
-        (single, "all", once),
-        (recurring, "all", 9 * once),
-        (single, "closest", once),
-        (recurring, "closest", once),
+        (single, "all", single_pair),
+        (recurring, "all", 9 * single_pair),
+        (single, "closest", single_pair),
+        (recurring, "closest", single_pair),
     ):
         similar = fitted(sequences, 3, repeats=repeats, **settings).similarities.matrix().toarray()
         assert similar[1, 2] == similar[2, 1] == pytest.approx(expected, rel=1e-5)
-        assert similar[1, 3] == pytest.approx(once, rel=1e-5)
+        assert similar[1, 3] == pytest.approx(single_pair, rel=1e-5)
 
 
-def test_the_closest_pair_of_a_user_is_the_one_that_weighs_most() -> None:
+def test_the_closest_pair_of_a_user_is_the_one_with_the_largest_weight() -> None:
     sequences = [[1, 5, 2, 6, 1, 2], [2, 1, 3, 4], [1, 3, 3, 3, 3, 2]]
     model = fitted(sequences, 6, decay=0.5, window=4, repeats="closest", normalise_rows=False)
     expected = np.zeros((7, 7))
@@ -150,7 +150,7 @@ def test_the_closest_pair_of_a_user_is_the_one_that_weighs_most() -> None:
     for sequence in sequences:
         for i in set(sequence):
             for j in set(sequence) - {i}:
-                places = [[p for p, item in enumerate(sequence) if item == each] for each in (i, j)]
+                places = [[p for p, item in enumerate(sequence) if item == target_item] for target_item in (i, j)]
                 distance = min(abs(a - b) for a in places[0] for b in places[1])
                 if distance <= 4:
                     expected[i, j] += 0.5 ** (distance - 1) / math.log(1 + len(set(sequence)))
@@ -159,10 +159,8 @@ def test_the_closest_pair_of_a_user_is_the_one_that_weighs_most() -> None:
 
 
 @pytest.mark.parametrize("window", [None, 60])
-def test_memory_follows_what_crawlers_took_and_not_its_square(
-    window: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three users with 3,000 items: 9 million pairs of items, 72 MB; and one who took item 1 4,000 times."""
+def test_memory_is_linear_in_the_items_of_crawlers(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three users with 3,000 items, 9 million pairs of items, 72 MB; and one user with item 1 4,000 times."""
     monkeypatch.setattr(item_cf, "BLOCK_COST", 2**15)
     rng = np.random.default_rng(0)
     crawlers = [(rng.permutation(3000) + 1).tolist() for _ in range(3)]
@@ -173,7 +171,7 @@ def test_memory_follows_what_crawlers_took_and_not_its_square(
 
 @pytest.mark.parametrize("seed", range(4))
 def test_sparse_lists_equal_dense_ones(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allowed and excluded items, requests with fewer votes than places, and ties included."""
+    """With allowed and excluded items, requests with fewer votes than list places, and ties."""
     rng = np.random.default_rng(seed)
     sequences, items = random_sequences(seed, users=30, items=60), 60
     model = fitted(sequences, items, neighbours=4, window=None, activity_penalty=False, recency_decay=1.0)
@@ -193,5 +191,5 @@ def test_sparse_lists_equal_dense_ones(seed: int, monkeypatch: pytest.MonkeyPatc
 
 def test_items_without_similarity_follow_by_popularity() -> None:
     model = fitted([[1, 2], [3, 4], [3, 5], [3, 5]], 6)
-    found = model.recommend(SequenceBatch(Jagged.from_rows([[1]]), excluded=Jagged.from_rows([[1]])), 5)
-    assert found.item_ids.tolist() == [[2, 3, 5, 4, 6]]
+    answer = model.recommend(SequenceBatch(Jagged.from_rows([[1]]), excluded=Jagged.from_rows([[1]])), 5)
+    assert answer.item_ids.tolist() == [[2, 3, 5, 4, 6]]

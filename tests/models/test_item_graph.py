@@ -1,4 +1,4 @@
-"""The item graph against its definition written out densely, and its published figures on real data."""
+"""Tests of the item graph against its definition with dense matrices, and its published figures on real data."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def expected_scores(history: list[int], *, content: bool) -> np.ndarray:
     if not content:
         return walk
     words = np.vstack([np.zeros((1, 7)), TfidfVectorizer().fit_transform(TEXTS).toarray()])
-    similar = start @ words @ words.T
-    walked = walk * (0.05 + similar)
-    similar[history[-2:]] = 0
-    scores: np.ndarray = walked + 0.01 * similar
+    content_scores = start @ words @ words.T
+    walked = walk * (0.05 + content_scores)
+    content_scores[history[-2:]] = 0
+    scores: np.ndarray = walked + 0.01 * content_scores
     return scores
 
 
@@ -53,14 +53,14 @@ def test_scores_equal_the_definition(history: list[int], content: bool) -> None:
     dataset = build(SEQUENCES, TEXTS, name="tiny")
     model = ItemGraph(ItemGraphConfig(use_content=content), dataset.catalog)
     model.fit(dataset)
-    found = model.recommend(SequenceBatch(Jagged.from_rows([history])), 5)
-    scores = dict(zip(found.item_ids[0].tolist(), found.scores[0].tolist(), strict=True))
+    answer = model.recommend(SequenceBatch(Jagged.from_rows([history])), 5)
+    scores = dict(zip(answer.item_ids[0].tolist(), answer.scores[0].tolist(), strict=True))
     expected = expected_scores(history, content=content)
     for item in range(1, 6):
         assert scores[item] == pytest.approx(expected[item], abs=1e-6)
 
 
-def test_categories_stand_in_for_text() -> None:
+def test_categories_replace_missing_text() -> None:
     dataset = build([[1, 2], [3, 4]], ["a", "b", "c", "d"], name="tiny")
     table = dataset.catalog.table.with_columns(pl.Series("kind", [["x"], ["y"], ["y"], ["x", "z"]]))
     catalog = Catalog(dataset.catalog.ids, table, features={"kind": "categorical-list"})
@@ -72,11 +72,11 @@ def test_categories_stand_in_for_text() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "recall", "ndcg"), [("amazon14-beauty", 0.098, 0.060)])
-def test_it_reaches_its_figures(real_data: Path, name: str, recall: float, ndcg: float) -> None:
+def test_it_reaches_its_published_figures(real_data: Path, name: str, recall: float, ndcg: float) -> None:
     split = make_split(load_dataset(real_data / name), "leave-one-out")
     model = ItemGraph(ItemGraphConfig(), split.train.catalog)
     model.set_popularity(torch.from_numpy(split.train.interactions.item_counts()).float())
     model.fit(split.train)
-    found = evaluate_lists(model, split.test, train=split.train)
-    assert found.metrics["recall@10"] >= recall
-    assert found.metrics["ndcg@10"] >= ndcg
+    evaluation = evaluate_lists(model, split.test, train=split.train)
+    assert evaluation.metrics["recall@10"] >= recall
+    assert evaluation.metrics["ndcg@10"] >= ndcg

@@ -1,4 +1,4 @@
-"""NextItNet: the convolutions written out, exactly its receptive field, no leak from the future or from padding."""
+"""Tests of NextItNet: convolutions by hand, exact receptive field, no leak from the future or from padding."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def catalog() -> Catalog:
 def model_of(**settings: object) -> NextItNet:
     torch.manual_seed(0)
     model = NextItNet(NextItNetConfig(**{"width": 6, **settings}), catalog())
-    with torch.no_grad():  # larger than at initialisation, so that a difference would show
+    with torch.no_grad():  # larger than at initialisation, so that differences are visible
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
     return model.eval()
@@ -41,7 +41,7 @@ def requests(histories: list[list[int]]) -> SequenceBatch:
 
 
 def naive_layer(layer: CausalConvolution, hidden: list[Tensor], kernel_size: int, dilation: int) -> list[Tensor]:
-    """States [D] by position: sum of the taps at t, t - dilation, ..., layer norm, ReLU."""
+    """Return the state [D] of each position: sum of the taps at t, t - dilation, ..., layer norm, ReLU."""
     weight, bias = layer.convolution.weight, layer.convolution.bias
     assert bias is not None
     out = []
@@ -58,19 +58,19 @@ def naive_layer(layer: CausalConvolution, hidden: list[Tensor], kernel_size: int
 
 
 def naive_states(model: NextItNet, history: list[int]) -> Tensor:
-    """States [L, D], position by position."""
-    chosen = model.config
+    """Return the states [L, D], computed position by position."""
+    config = model.config
     hidden = [model.items.weight[item] for item in history]
     for number, block in enumerate(model.blocks):
         first, second = (part(block, name, CausalConvolution) for name in ("first", "second"))
-        inner = naive_layer(first, hidden, chosen.kernel_size, chosen.dilations[2 * number])
-        added = naive_layer(second, inner, chosen.kernel_size, chosen.dilations[2 * number + 1])
+        inner = naive_layer(first, hidden, config.kernel_size, config.dilations[2 * number])
+        added = naive_layer(second, inner, config.kernel_size, config.dilations[2 * number + 1])
         hidden = [old + new for old, new in zip(hidden, added, strict=True)]
     return torch.stack(hidden)
 
 
 @pytest.mark.parametrize(("kernel_size", "dilations"), [(3, (1, 2, 4, 8)), (2, (1, 3)), (1, (1, 1)), (4, (2, 1, 5, 1))])
-def test_states_are_the_convolutions_written_out(kernel_size: int, dilations: tuple[int, ...]) -> None:
+def test_states_equal_convolutions_computed_by_hand(kernel_size: int, dilations: tuple[int, ...]) -> None:
     model = model_of(kernel_size=kernel_size, dilations=dilations)
     histories = [[3], [1, 2, 3, 4, 5, 6, 7, 8, 1, 1, 4, 2], [5, 5, 8]]
     expected = torch.cat([naive_states(model, history) for history in histories])
@@ -95,8 +95,8 @@ def test_the_receptive_field_is_exact(kernel_size: int, dilations: tuple[int, ..
     inputs = torch.randn(1, length, 16, dtype=torch.float64, requires_grad=True)
     model.blocks(inputs)[0, -1].sum().backward()
     assert inputs.grad is not None
-    read = (inputs.grad[0] != 0).any(1)
-    assert read.tolist() == [False] * 5 + [True] * field
+    is_read = (inputs.grad[0] != 0).any(1)
+    assert is_read.tolist() == [False] * 5 + [True] * field
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,14 +104,14 @@ def test_the_receptive_field_is_exact(kernel_size: int, dilations: tuple[int, ..
 def test_the_future_never_leaks(data: st.DataObject, length: int) -> None:
     model = model_of()
     history = st.lists(st.integers(1, NUM_ITEMS), min_size=length, max_size=length)
-    known = data.draw(st.integers(1, length - 1))
+    num_shared = data.draw(st.integers(1, length - 1))
     one, other = data.draw(history), data.draw(history)
-    rows = Jagged.from_rows([one, one[:known] + other[known:]])
+    rows = Jagged.from_rows([one, one[:num_shared] + other[num_shared:]])
     before, after = model._flat_hidden(rows).view(2, length, -1)
-    assert torch.equal(before[:known], after[:known])
+    assert torch.equal(before[:num_shared], after[:num_shared])
 
 
-def test_later_events_do_count() -> None:
+def test_later_events_change_later_states() -> None:
     model = model_of()
     states = model._flat_hidden(Jagged.from_rows([[1, 2, 3, 4], [1, 2, 8, 4]])).view(2, 4, -1)
     assert (states[0, 2:] != states[1, 2:]).any(1).all()
@@ -122,14 +122,14 @@ def test_later_events_do_count() -> None:
     histories=st.lists(st.lists(st.integers(1, NUM_ITEMS), min_size=1, max_size=12), min_size=1, max_size=5),
     padding=st.integers(1, NUM_ITEMS),
 )
-def test_what_stands_in_the_padding_changes_nothing(histories: list[list[int]], padding: int) -> None:
-    """Exactly, and up to rounding where a longer neighbour changes the shape of the computation."""
+def test_values_in_the_padding_change_nothing(histories: list[list[int]], padding: int) -> None:
+    """Exactly, and up to rounding if a longer neighbour changes the shape of the computation."""
     model = model_of()
     items = Jagged.from_rows(histories)
-    real = items.to_padded() > 0
+    is_real = items.to_padded() > 0
     expected = model._flat_hidden(items)
     filled = model.blocks(model.items(items.to_padded(fill=padding)))
-    assert torch.equal(filled[real], expected)
+    assert torch.equal(filled[is_real], expected)
     alone = torch.cat([model._flat_hidden(Jagged.from_rows([history])) for history in histories])
     torch.testing.assert_close(alone, expected, rtol=1e-5, atol=1e-5)
 
@@ -152,10 +152,12 @@ def test_only_the_receptive_field_is_computed_for_a_request() -> None:
 @torch.no_grad()
 def test_scores_are_inner_products_plus_the_item_s_bias() -> None:
     model = model_of()
-    found = model.recommend(requests([[1, 2, 3]]), NUM_ITEMS)
+    answer = model.recommend(requests([[1, 2, 3]]), NUM_ITEMS)
     last = naive_states(model, [1, 2, 3])[-1]
     expected = {item: float(last @ model.output.weight[item, :-1] + model.output.weight[item, -1]) for item in range(9)}
-    assert found.scores[0].tolist() == pytest.approx([expected[item] for item in found.item_ids[0].tolist()], abs=1e-4)
+    assert answer.scores[0].tolist() == pytest.approx(
+        [expected[item] for item in answer.item_ids[0].tolist()], abs=1e-4
+    )
 
 
 def test_the_loss_is_the_mean_cross_entropy_at_real_targets() -> None:
@@ -170,7 +172,7 @@ def test_the_loss_is_the_mean_cross_entropy_at_real_targets() -> None:
     torch.testing.assert_close(model.training_loss(batch).total, torch.stack(losses).mean())
 
 
-def test_negatives_follow_from_the_batch_alone() -> None:
+def test_negatives_depend_on_the_batch_alone() -> None:
     model = model_of(objective={"kind": "sampled-softmax", "num_negatives": 3})
     items, targets = Jagged.from_rows([[1, 2, 3]]), Jagged.from_rows([[2, 3, 4]])
     losses = []
@@ -192,8 +194,8 @@ def test_it_learns_a_cycle_by_sampled_softmax() -> None:
         TrainingConfig(max_epochs=30, batch_size=16, learning_rate=1e-2),
         progress=False,
     )
-    found = model.recommend(requests([[item] for item in range(1, 13)]), 1)
-    assert found.item_ids[:, 0].tolist() == [*range(2, 13), 1]
+    answer = model.recommend(requests([[item] for item in range(1, 13)]), 1)
+    assert answer.item_ids[:, 0].tolist() == [*range(2, 13), 1]
 
 
 @pytest.mark.parametrize("dilations", [(1, 2, 4), (1, 0)])

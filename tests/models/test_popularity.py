@@ -1,4 +1,4 @@
-"""Popularity: decayed counts worked out by hand."""
+"""Tests of popularity: decayed counts computed by hand."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def fitted(half_life: float | None, dataset: Dataset) -> Popularity:
 def test_an_event_counts_half_after_its_half_life() -> None:
     model = fitted(10, dated([0, 10, 20, 20], [1, 1, 2, 3]))
     assert model.decayed_counts.tolist() == pytest.approx([0, 0.25 + 0.5, 1, 1])
-    found = model.recommend(SequenceBatch(Jagged.from_rows([[1]])), 3)
-    assert found.item_ids.tolist() == [[2, 3, 1]]  # the tie goes to the smaller number
+    answer = model.recommend(SequenceBatch(Jagged.from_rows([[1]])), 3)
+    assert answer.item_ids.tolist() == [[2, 3, 1]]  # the tie goes to the smaller number
 
 
-def test_one_stray_date_does_not_upset_the_order() -> None:
+def test_one_date_in_the_future_does_not_change_the_order() -> None:
     rng = np.random.default_rng(0)
     items, times = rng.choice([1, 2], 300, p=[0.3, 0.7]).tolist(), np.sort(rng.integers(0, 300, 300)).tolist()
     plain, stray = (dated([*times, last], [*items, 3]) for last in (0, 100_000))
@@ -46,7 +46,7 @@ def test_one_stray_date_does_not_upset_the_order() -> None:
     assert float(model.decayed_counts[3]) == 1
 
 
-def test_items_of_other_decades_keep_their_order() -> None:
+def test_items_whose_events_are_decades_old_keep_their_order() -> None:
     """In float32 the counts of items 1 and 2 would both be 0."""
     model = fitted(30, dated([0, 30, *range(18_000, 18_100)], [1, 2, *[3] * 100]))
     assert float(model.decayed_counts[1]) < 2.0**-590

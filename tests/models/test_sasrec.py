@@ -1,4 +1,4 @@
-"""SASRec: the published block to the letter, no leak from the future, no effect of padding."""
+"""Tests of SASRec: the published block by hand, no leak from the future, no effect of padding."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OBJECTIVES: list[Objective] = [
 def model_of(dataset: Dataset, **settings: object) -> SASRec:
     torch.manual_seed(0)
     model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)
-    with torch.no_grad():  # larger than at initialisation, so that a difference would show
+    with torch.no_grad():  # larger than at initialisation, so that differences are visible
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
     return model.eval()
@@ -78,7 +78,7 @@ def test_only_the_latest_events_are_read() -> None:
     assert torch.equal(long, model.user_vectors(requests([[1, 2, 3, 4, 5, 6]])))
 
 
-def test_the_contrastive_term_is_added_and_shown() -> None:
+def test_the_contrastive_term_is_added_and_logged() -> None:
     dataset = tiny()
     plain, added = (
         model_of(dataset, objective={"num_negatives": 3}, contrastive=term) for term in (None, {"weight": 0.5})
@@ -96,17 +96,17 @@ def test_the_contrastive_term_is_added_and_shown() -> None:
     assert torch.equal(added.training_loss(batch).total, terms.total)
 
 
-def test_views_that_change_nothing_agree_as_far_as_the_temperature_lets_them() -> None:
+def test_equal_views_have_the_contrastive_loss_of_equal_states() -> None:
     term = {"weight": 1.0, "temperature": 2.0, "crop": 1.0, "mask": 0.0, "reorder": 0.0}
     model = model_of(tiny(), contrastive=term, objective={"num_negatives": 3})
     batch = NextItemBatch(Jagged.from_rows([[1, 2], [4, 3]]), Jagged.from_rows([[2, 3], [3, 1]]), seed=0)
     last = model._flat_hidden(batch.items)[[1, 3]]
-    found = model.training_loss(batch).named["contrastive"]
-    torch.testing.assert_close(found, contrastive(last, last, temperature=2.0))
+    term_value = model.training_loss(batch).named["contrastive"]
+    torch.testing.assert_close(term_value, contrastive(last, last, temperature=2.0))
 
 
-def described() -> Dataset:
-    """The cycle, whose items have a kind, tags and a price."""
+def with_features() -> Dataset:
+    """Return the cycle, with items that have a kind, tags and a price."""
     dataset = cycle()
     number = pl.int_range(12)
     table = dataset.catalog.table.with_columns(
@@ -119,7 +119,7 @@ def described() -> Dataset:
 
 
 @pytest.mark.parametrize("merge", ["sum", "concat"])
-def test_a_bundle_with_features_answers_as_the_model_did(merge: str, tmp_path: Path) -> None:
+def test_a_bundle_with_features_has_the_same_answers_as_the_model(merge: str, tmp_path: Path) -> None:
     overrides = [
         'model.features=["kind", "tags", "price", "content"]',
         f"model.features_merge={merge}",
@@ -128,7 +128,7 @@ def test_a_bundle_with_features_answers_as_the_model_did(merge: str, tmp_path: P
     ]
     run = train(
         "sasrec",
-        described(),
+        with_features(),
         out=tmp_path / "run",
         recipe="debug/sasrec",
         protocol="leave-one-out",
@@ -141,8 +141,8 @@ def test_a_bundle_with_features_answers_as_the_model_did(merge: str, tmp_path: P
     assert torch.equal(before.scores, after.scores)
 
 
-def test_features_are_read_and_only_where_asked() -> None:
-    dataset = described()
+def test_features_are_read_only_if_configured() -> None:
+    dataset = with_features()
     assert model_of(dataset).features is None
     model = model_of(dataset, features=("kind",))
     assert model.features is not None
@@ -150,7 +150,7 @@ def test_features_are_read_and_only_where_asked() -> None:
     with torch.no_grad():
         model.features.get_parameter("parts.0.embedding.weight")[0] += torch.randn(
             8
-        )  # of items 1 and 2, which have no kind
+        )  # the row of items 1 and 2, which have no kind
     changed = (model.user_vectors(requests([[3, 1], [6, 8]])) != before).any(1)
     assert changed.tolist() == [True, False]
     assert SASRecConfig(features=("kind",)).needs == frozenset()
@@ -159,13 +159,13 @@ def test_features_are_read_and_only_where_asked() -> None:
         model_of(dataset, features=("content",))
 
 
-def test_a_kept_history_costs_its_new_events_only() -> None:
+def test_extending_a_history_computes_its_new_events_only() -> None:
     model = model_of(tiny(), positions="from-first", layers=2)
     state = model.read(requests([[1, 2, 3, 4], [5]]))
-    read: list[tuple[int, ...]] = []
-    model.blocks[1].register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape[:2])))
+    input_shapes: list[tuple[int, ...]] = []
+    model.blocks[1].register_forward_pre_hook(lambda _, arguments: input_shapes.append(tuple(arguments[0].shape[:2])))
     model.read(requests([[1, 2, 3, 4, 5], [5, 6]]), state)
-    assert read == [(2, 1)]
+    assert input_shapes == [(2, 1)]
 
 
 def test_positions_count_from_either_end() -> None:
@@ -181,7 +181,7 @@ def test_positions_count_from_either_end() -> None:
             assert changed.tolist() == [place >= first for place in range(3)]
 
 
-def test_the_length_limit_does_not_move_positions() -> None:
+def test_the_length_limit_does_not_shift_positions() -> None:
     short = model_of(tiny(), max_history_length=4)
     longer = SASRec(SASRecConfig(width=8, max_history_length=9), tiny().catalog).eval()
     state = short.state_dict()
@@ -190,8 +190,8 @@ def test_the_length_limit_does_not_move_positions() -> None:
     torch.testing.assert_close(short.user_vectors(requests([[1, 2, 3]])), longer.user_vectors(requests([[1, 2, 3]])))
 
 
-def test_the_published_block_is_the_authors() -> None:
-    """Written out: query from the normalised input, keys and values not, no output projection."""
+def test_the_published_block_is_that_of_the_authors() -> None:
+    """By hand: query from the normalised input, keys and values from the input itself, no output projection."""
     torch.manual_seed(1)
     block = PublishedBlock(6, heads=2, dropout=0.5).eval()
     x = torch.randn(1, 4, 6)
@@ -223,11 +223,11 @@ def test_every_block_learns_a_cycle_by_every_objective(block: str, objective: Ob
     model = SASRec(config, dataset.catalog)
     settings = TrainingConfig(max_epochs=40, batch_size=16, learning_rate=1e-2)
     fit(model, model.examples(dataset), settings, progress=False)
-    found = model.recommend(requests([[item] for item in range(1, 13)]), 1)
-    assert found.item_ids[:, 0].tolist() == [*range(2, 13), 1]
+    answer = model.recommend(requests([[item] for item in range(1, 13)]), 1)
+    assert answer.item_ids[:, 0].tolist() == [*range(2, 13), 1]
 
 
-def test_negatives_follow_from_the_batch_alone() -> None:
+def test_negatives_depend_on_the_batch_alone() -> None:
     dataset = tiny()
     for settings in (
         {"kind": "bce"},
@@ -241,7 +241,7 @@ def test_negatives_follow_from_the_batch_alone() -> None:
         assert torch.equal(first, model.training_loss(batch).total)
 
 
-def drawn_by(model: SASRec, batch: NextItemBatch) -> Negatives:
+def sampled_negatives(model: SASRec, batch: NextItemBatch) -> Negatives:
     objective, generator = model.config.objective, torch.Generator().manual_seed(batch.seed)
     assert isinstance(objective, SampledSoftmax)
     return draw_negatives(
@@ -255,43 +255,43 @@ def drawn_by(model: SASRec, batch: NextItemBatch) -> Negatives:
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5])
-def test_a_sequence_alone_has_the_batch_s_negatives_but_for_its_own_items(power: float) -> None:
+def test_a_single_sequence_has_the_batch_s_negatives_except_its_items(power: float) -> None:
     items, targets = Jagged.from_rows([[1, 2, 3, 4]]), Jagged.from_rows([[2, 0, 4, 5]])
     batch = NextItemBatch(items, targets, seed=5)
-    shared, own = (
+    per_batch, per_sequence = (
         model_of(tiny(), objective={"num_negatives": 12, "power": power, "shared_by": sharing})
         for sharing in ("batch", "sequence")
     )
-    drawn = drawn_by(shared, batch)
-    strange = drawn.negatives[~torch.isin(drawn.negatives, torch.tensor([1, 2, 3, 4, 5]))]
-    assert 0 < len(strange) < 12
+    sampled = sampled_negatives(per_batch, batch)
+    other_items = sampled.negatives[~torch.isin(sampled.negatives, torch.tensor([1, 2, 3, 4, 5]))]
+    assert 0 < len(other_items) < 12
     expected = sampled_softmax(
-        shared._flat_hidden(items)[[0, 2, 3]],
-        shared.item_vectors(),
+        per_batch._flat_hidden(items)[[0, 2, 3]],
+        per_batch.item_vectors(),
         torch.tensor([2, 4, 5]),
-        negatives=strange,
-        log_q=drawn.log_q,
+        negatives=other_items,
+        log_q=sampled.log_q,
     )
-    torch.testing.assert_close(own.training_loss(batch).total, expected)
-    assert not torch.isclose(shared.training_loss(batch).total, expected)
+    torch.testing.assert_close(per_sequence.training_loss(batch).total, expected)
+    assert not torch.isclose(per_batch.training_loss(batch).total, expected)
 
 
-def test_each_sequence_has_its_own_negatives_and_each_position_where_asked() -> None:
+def test_negatives_are_shared_by_sequence_or_by_position() -> None:
     items, targets = Jagged.from_rows([[1, 2], [1, 2], [3]]), Jagged.from_rows([[2, 3], [0, 3], [1]])
     batch = NextItemBatch(items, targets, seed=5)
     places = [(0, 0, 2), (1, 0, 3), (3, 1, 3), (4, 2, 1)]  # position, sequence, target
-    own = [[1, 2, 3], [1, 2, 3], [1, 3]]
-    for sharing, sets in (("sequence", 3), ("position", 4)):
+    sequence_items = [[1, 2, 3], [1, 2, 3], [1, 3]]
+    for sharing, num_sets in (("sequence", 3), ("position", 4)):
         model = model_of(tiny(), objective={"num_negatives": 6, "shared_by": sharing})
-        negatives = drawn_by(model, batch).negatives
-        assert negatives.shape == (sets, 6)
+        negatives = sampled_negatives(model, batch).negatives
+        assert negatives.shape == (num_sets, 6)
         hidden, table = model._flat_hidden(items), model.item_vectors()
         expected = []
-        for number, (at, row, target) in enumerate(places):
-            drawn = negatives[number if sharing == "position" else row]
+        for number, (position, row, target) in enumerate(places):
+            sampled = negatives[number if sharing == "position" else row]
             if sharing == "sequence":
-                drawn = drawn[~torch.isin(drawn, torch.tensor(own[row]))]
-            expected.append(sampled_softmax(hidden[at][None], table, torch.tensor([target]), negatives=drawn))
+                sampled = sampled[~torch.isin(sampled, torch.tensor(sequence_items[row]))]
+            expected.append(sampled_softmax(hidden[position][None], table, torch.tensor([target]), negatives=sampled))
         torch.testing.assert_close(model.training_loss(batch).total, torch.stack(expected).mean())
 
 
@@ -299,11 +299,11 @@ def test_temperature_makes_scores_cosines() -> None:
     model = model_of(tiny(), temperature=0.05)
     batch = requests([[3, 1], [1, 2, 3]])
     with torch.no_grad():
-        found = model.recommend(batch, 8)
+        answer = model.recommend(batch, 8)
         hidden = model._flat_hidden(batch.items)[[1, 4]]
         for row in range(2):
-            expected = torch.cosine_similarity(hidden[row], model.items.weight[found.item_ids[row]]) / 0.05
-            torch.testing.assert_close(found.scores[row], expected, rtol=1e-4, atol=1e-4)
+            expected = torch.cosine_similarity(hidden[row], model.items.weight[answer.item_ids[row]]) / 0.05
+            torch.testing.assert_close(answer.scores[row], expected, rtol=1e-4, atol=1e-4)
 
 
 PINNED: list[tuple[dict[str, object], list[float]]] = [
@@ -322,21 +322,21 @@ PINNED: list[tuple[dict[str, object], list[float]]] = [
 
 
 @pytest.mark.parametrize(("settings", "losses"), PINNED)
-def test_three_steps_have_the_losses_that_they_always_had(settings: dict[str, object], losses: list[float]) -> None:
-    """What is added as an option must not change what a recipe without it learns."""
+def test_three_steps_have_their_pinned_losses(settings: dict[str, object], losses: list[float]) -> None:
+    """A new option must not change the training of a recipe without it."""
     dataset = cycle()
     torch.manual_seed(0)
     model = SASRec(SASRecConfig(**{"width": 8, "max_history_length": 6, **settings}), dataset.catalog)
     model.set_popularity(torch.from_numpy(dataset.interactions.item_counts()).float())
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    found = []
+    step_losses = []
     for batch, _ in zip(model.examples(dataset).batches(16, epoch=0, seed=0), losses, strict=False):
         loss = model.training_loss(batch).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found.append(loss.item())
-    assert found == pytest.approx(losses, rel=1e-5)
+        step_losses.append(loss.item())
+    assert step_losses == pytest.approx(losses, rel=1e-5)
 
 
 def test_heads_must_divide_width() -> None:
@@ -345,7 +345,7 @@ def test_heads_must_divide_width() -> None:
 
 
 @pytest.mark.parametrize("block", ["published", "pre-norm", "ligr"])
-def test_weights_begin_as_the_notable_says(block: str) -> None:
+def test_initial_weights_are_as_documented(block: str) -> None:
     torch.manual_seed(0)
     catalog = shop([[1, 2]], items=300).catalog
     model = SASRec(SASRecConfig(width=48, block=block, max_history_length=40), catalog)

@@ -1,4 +1,4 @@
-"""SR-GNN: the paper's example graph, a naive session-by-session computation, and what the batching must not change."""
+"""Tests of SR-GNN: the paper's example graph, a naive computation by session, and results that batching preserves."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def catalog() -> Catalog:
     return build([[1, 2, 3]], [f"t{n}" for n in range(NUM_ITEMS)], name="tiny").catalog
 
 
-def model_of(**chosen: object) -> SRGNN:
+def model_of(**fields: object) -> SRGNN:
     torch.manual_seed(0)
-    return SRGNN(SRGNNConfig(**{"width": 6, **chosen}), catalog()).double().eval()
+    return SRGNN(SRGNNConfig(**{"width": 6, **fields}), catalog()).double().eval()
 
 
 def requests(histories: list[list[int]], targets: list[int] | None = None) -> SequenceBatch:
-    wanted = None if targets is None else Jagged.from_rows([[target] for target in targets])
-    return SequenceBatch(Jagged.from_rows(histories), targets=wanted)
+    target_rows = None if targets is None else Jagged.from_rows([[target] for target in targets])
+    return SequenceBatch(Jagged.from_rows(histories), targets=target_rows)
 
 
 def naive_matrices(session: list[int], nodes: list[int]) -> tuple[Tensor, Tensor]:
-    """Incoming and outgoing matrix [n, n]: occurrences of each transition, by its end's and by its start's total."""
+    """Return incoming and outgoing matrix [n, n]: occurrences of transitions over the total of their end or start."""
     counts = torch.zeros(len(nodes), len(nodes), dtype=torch.float64)
     for first, second in pairwise(session):
         counts[nodes.index(first), nodes.index(second)] += 1
@@ -47,7 +47,7 @@ def naive_matrices(session: list[int], nodes: list[int]) -> tuple[Tensor, Tensor
 
 
 def naive_vector(model: SRGNN, session: list[int]) -> Tensor:
-    """A session's vector [D] by dense matrices, with the gates and the attention over events written out."""
+    """Return a session's vector [D] by dense matrices, with gates and attention over events computed by hand."""
     step, cell = model.graph_step, model.graph_step.cell
     nodes = list(dict.fromkeys(session))  # by first occurrence: the order of nodes must not matter
     incoming, outgoing = naive_matrices(session, nodes)
@@ -70,13 +70,13 @@ def naive_vector(model: SRGNN, session: list[int]) -> Tensor:
 
 
 def matrix(graphs: SessionGraphs, sources: Tensor, targets: Tensor) -> list[list[float]]:
-    """Weights [V, V] with which each node (row) reads each other one."""
+    """Return the weights [V, V] with which each node (row) reads each other node."""
     return _mean_along(torch.eye(len(graphs.items)), sources, targets).tolist()
 
 
-def test_the_matrices_of_the_paper_s_example() -> None:
+def test_the_matrices_are_those_of_the_paper_s_example() -> None:
     """Figure 2: the session v1, v2, v3, v2, v4."""
-    graphs = SessionGraphs.of(Jagged.from_rows([[1, 2, 3, 2, 4]]))
+    graphs = SessionGraphs.from_histories(Jagged.from_rows([[1, 2, 3, 2, 4]]))
     assert graphs.items.tolist() == [1, 2, 3, 4]
     assert matrix(graphs, graphs.ends, graphs.starts) == [  # outgoing
         [0, 1, 0, 0],
@@ -92,15 +92,16 @@ def test_the_matrices_of_the_paper_s_example() -> None:
     ]
 
 
-def test_a_repeated_transition_weighs_as_often_as_it_occurs() -> None:
-    graphs = SessionGraphs.of(Jagged.from_rows([[1, 2, 1, 2, 1, 3, 3]]))  # 1 -> 2 twice, 1 -> 3 once, 3 -> 3 once
+def test_a_repeated_transition_counts_as_often_as_it_occurs() -> None:
+    # 1 -> 2 occurs twice, 1 -> 3 once, 3 -> 3 once.
+    graphs = SessionGraphs.from_histories(Jagged.from_rows([[1, 2, 1, 2, 1, 3, 3]]))
     third = pytest.approx(1 / 3)
     assert matrix(graphs, graphs.ends, graphs.starts)[0] == [0, pytest.approx(2 / 3), third]
     assert matrix(graphs, graphs.starts, graphs.ends)[2] == [0.5, 0, 0.5]
 
 
 def test_repeated_items_share_a_node_and_sessions_do_not() -> None:
-    graphs = SessionGraphs.of(Jagged.from_rows([[7, 2, 7], [2], [2, 2, 5]]))
+    graphs = SessionGraphs.from_histories(Jagged.from_rows([[7, 2, 7], [2], [2, 2, 5]]))
     assert graphs.items.tolist() == [2, 7, 2, 2, 5]
     assert graphs.sessions.tolist() == [0, 0, 1, 2, 2]
     assert graphs.occurrences.tolist() == [1, 2, 1, 2, 1]
@@ -144,13 +145,13 @@ def test_a_session_of_one_item_has_no_messages() -> None:
     model = model_of(steps=2)
     alone = model.user_vectors(requests([[4]]))[0]
     torch.testing.assert_close(alone, naive_vector(model, [4]))
-    graphs = SessionGraphs.of(Jagged.from_rows([[4]]))
+    graphs = SessionGraphs.from_histories(Jagged.from_rows([[4]]))
     assert len(graphs.starts) == 0
-    found = model.float().recommend(requests([[4]]), NUM_ITEMS)
-    assert sorted(found.item_ids[0].tolist()) == list(range(1, NUM_ITEMS + 1))
+    answer = model.float().recommend(requests([[4]]), NUM_ITEMS)
+    assert sorted(answer.item_ids[0].tolist()) == list(range(1, NUM_ITEMS + 1))
 
 
-def test_every_parameter_begins_within_one_over_the_root_of_the_width() -> None:
+def test_initial_weights_are_within_one_over_the_root_of_the_width() -> None:
     model = SRGNN(SRGNNConfig(width=25), catalog())
     for name, parameter in model.named_parameters():
         largest = float(parameter.detach().abs().max())

@@ -1,4 +1,4 @@
-"""TIGER against transformers' T5 with the same weights, against exhaustive scoring, and at its published sizes."""
+"""Tests of TIGER against transformers' T5 with equal weights, against exhaustive scoring, and of published sizes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SIZES = (16, 12, 16, 8)
 
 
 def catalog_of(items: int = 150, sizes: tuple[int, ...] = SIZES, *, unique: bool = True) -> Catalog:
-    draw = torch.Generator().manual_seed(3)
-    codes = torch.stack([torch.randint(size, (4 * items,), generator=draw) for size in sizes], dim=1)
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.stack([torch.randint(size, (4 * items,), generator=generator) for size in sizes], dim=1)
     if unique:
         codes = torch.unique(codes, dim=0)
-        codes = codes[torch.randperm(len(codes), generator=draw)]
+        codes = codes[torch.randperm(len(codes), generator=generator)]
     ids = pl.Series("item_id", range(items))
     catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
     table = IdentifierTable.from_item_codes(
@@ -52,11 +52,11 @@ HISTORIES = ([1, 2, 3], [4], [5, 6, 7, 8, 9, 150])
 
 
 def code_log_probs(model: Tiger, batch: SequenceBatch) -> Tensor:
-    """log p of every item, [B, N + 1], each spelt on its own without caches."""
+    """Return log p of every item, [B, N + 1], each scored by itself without caches."""
     rows = []
     for row in range(batch.num_requests):
-        one = batch.select(torch.full((model.num_items,), row))
-        hidden = model._decode(model._shared(one), model.codes[1:, :-1])
+        repeated = batch.select(torch.full((model.num_items,), row))
+        hidden = model._decode(model._shared(repeated), model.codes[1:, :-1])
         total = torch.zeros(model.num_items)
         for level, (start, size) in enumerate(zip(model.code_offsets, model.sizes, strict=True)):
             logits = hidden[:, level] @ model.output.weight[start : start + size].T
@@ -66,30 +66,30 @@ def code_log_probs(model: Tiger, batch: SequenceBatch) -> Tensor:
 
 
 @torch.no_grad()
-def test_encoder_and_decoder_are_those_of_t5() -> None:
+def test_encoder_and_decoder_equal_t5() -> None:
     model = tiger(encoder_layers=3, decoder_layers=2)
     peer, batch = as_transformers(model), requests(*HISTORIES)
     inputs = encoder_inputs(model, batch)
     encoded = model._encode(batch)[0]
-    real = inputs["attention_mask"].bool()
+    is_real = inputs["attention_mask"].bool()
     expected = peer.encoder(**inputs).last_hidden_state
-    torch.testing.assert_close(encoded[real], expected[real], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoded[is_real], expected[is_real], rtol=1e-4, atol=1e-4)
 
     codes = model.codes[[10, 20, 30], :-1]
     tokens = F.pad(codes + torch.tensor(model.code_offsets[:-1]), (1, 0), value=model.first_input)
     logits = peer(**inputs, decoder_input_ids=tokens).logits[..., : model.first_input]
-    mine = model._decode(model._shared(batch), codes) @ model.output.weight.T
-    torch.testing.assert_close(mine, logits, rtol=1e-4, atol=1e-4)
+    ours = model._decode(model._shared(batch), codes) @ model.output.weight.T
+    torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
 
 
-def test_the_search_finds_what_generate_finds() -> None:
+def test_the_search_equals_generate_of_transformers() -> None:
     model = tiger(beam_width=6)
     batch, trie = requests(*HISTORIES), DictTrie(model)
     sequences, scores = generate(as_transformers(model), model, trie, batch, 6)
-    found = model.recommend(batch, 6)
-    expected = [[trie.items[tuple(each)][0] for each in row] for row in sequences.tolist()]
-    assert found.item_ids.tolist() == expected
-    torch.testing.assert_close(found.scores, scores, rtol=1e-4, atol=1e-4)
+    answer = model.recommend(batch, 6)
+    expected = [[trie.items[tuple(sequence)][0] for sequence in row] for row in sequences.tolist()]
+    assert answer.item_ids.tolist() == expected
+    torch.testing.assert_close(answer.scores, scores, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -97,16 +97,16 @@ def test_a_beam_of_full_width_equals_exhaustive_scoring() -> None:
     model = tiger()
     batch = requests(*HISTORIES)
     scores, items = code_log_probs(model, batch).sort(dim=1, descending=True, stable=True)
-    found = model.recommend(batch, model.num_items)
-    assert torch.equal(found.item_ids, items[:, :-1])
-    torch.testing.assert_close(found.scores, scores[:, :-1], rtol=1e-4, atol=1e-4)
+    answer = model.recommend(batch, model.num_items)
+    assert torch.equal(answer.item_ids, items[:, :-1])
+    torch.testing.assert_close(answer.scores, scores[:, :-1], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_probabilities_of_all_items_sum_to_at_most_one() -> None:
     total = code_log_probs(tiger(), requests(*HISTORIES)).exp().sum(1)
     assert bool((total <= 1 + 1e-5).all())
-    # Where every sequence is an item nothing is lost.
+    # If every code sequence is an item, the sum is one.
     ids = pl.Series("item_id", range(12))
     catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
     codes = torch.cartesian_prod(torch.arange(3), torch.arange(4))
@@ -126,9 +126,12 @@ def test_cached_steps_equal_one_pass_without_caches() -> None:
     order = torch.tensor([2, 0, 3, 1])
     for level in range(3):
         logits, state = model.step(state, codes[:, :, level])
-        # Beams change places between steps; their caches have to come along.
+        # Beams are reordered between steps; so are their caches.
         state, codes = state.reorder(order.expand(3, -1)), codes[:, order]
-        stepped = [each[:, order] if each.shape[1] == 4 else each for each in [*stepped, logits]]
+        stepped = [
+            logits_at_level[:, order] if logits_at_level.shape[1] == 4 else logits_at_level
+            for logits_at_level in [*stepped, logits]
+        ]
     for beam in range(4):
         hidden = model._decode(model._shared(batch), codes[:, beam])
         for level, (start, size) in enumerate(zip(model.code_offsets, model.sizes, strict=True)):
@@ -136,7 +139,7 @@ def test_cached_steps_equal_one_pass_without_caches() -> None:
             torch.testing.assert_close(stepped[level][:, beam], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_encoder_runs_once_and_nothing_of_it_is_copied_per_beam() -> None:
+def test_the_encoder_runs_once_and_its_output_is_not_copied_per_beam() -> None:
     model = tiger()
     state = model.start(requests(*HISTORIES))
     assert all(value.numel() == 0 for value in state.beams.values())
@@ -156,8 +159,8 @@ def test_two_codes_at_once_equal_one_after_the_other() -> None:
     third, state = model.step(state, codes[..., 1])
     fourth, _ = model.step(state, codes[..., 2])
     together, state = model.steps(start, codes[..., :2])
-    for found, expected in zip(together, (second, third), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for together_logits, expected in zip(together, (second, third), strict=True):
+        torch.testing.assert_close(together_logits, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.step(state, codes[..., 2])[0], fourth, rtol=1e-4, atol=1e-5)
 
 
@@ -165,9 +168,9 @@ def test_two_codes_at_once_equal_one_after_the_other() -> None:
 def test_the_loss_is_the_mean_cross_entropy_of_the_codes() -> None:
     model = tiger()
     targets = torch.tensor([17, 90, 3])
-    asked = requests(*HISTORIES)
-    batch = SequenceBatch(asked.items, targets=Jagged.from_rows([[17], [90], [3]]))
-    log_p = code_log_probs(model, asked).gather(1, targets[:, None])
+    history_batch = requests(*HISTORIES)
+    batch = SequenceBatch(history_batch.items, targets=Jagged.from_rows([[17], [90], [3]]))
+    log_p = code_log_probs(model, history_batch).gather(1, targets[:, None])
     terms = model.training_loss(batch)
     torch.testing.assert_close(terms.total, -log_p.mean() / 4, rtol=1e-4, atol=1e-5)
     assert sorted(terms.named) == ["level_1", "level_2", "level_3", "level_4"]
@@ -182,13 +185,13 @@ def test_padding_and_old_events_change_nothing() -> None:
         torch.testing.assert_close(alone.scores[0], together.scores[row], rtol=1e-4, atol=1e-4)
 
 
-def test_the_order_of_the_history_counts() -> None:
+def test_the_order_of_the_history_changes_scores() -> None:
     model = tiger()
-    found = model.recommend(requests([1, 2, 3], [3, 2, 1]), 5)
-    assert not torch.equal(found.scores[0], found.scores[1])
+    answer = model.recommend(requests([1, 2, 3], [3, 2, 1]), 5)
+    assert not torch.equal(answer.scores[0], answer.scores[1])
 
 
-def test_user_tokens_are_hashed_and_visitors_have_their_own() -> None:
+def test_user_tokens_are_hashed_and_visitors_have_a_separate_one() -> None:
     model = tiger(user_buckets=4)
     batch = requests(*[[1, 2]] * 6, users=[1, 2, 3, 4, 0, 1])
     tokens = model._user_tokens(batch) - model.first_input - 1
@@ -202,38 +205,38 @@ def test_user_tokens_are_hashed_and_visitors_have_their_own() -> None:
     torch.testing.assert_close(anonymous[0], scores[4])
 
 
-def test_items_that_share_a_sequence_are_all_found() -> None:
+def test_items_that_share_a_sequence_are_all_returned() -> None:
     model = tiger(catalog_of(40, (2, 2), unique=False), beam_width=2)
-    found = model.recommend(requests([1, 2]), 40)
-    assert sorted(found.item_ids[0].tolist()) == list(range(1, 41))
+    answer = model.recommend(requests([1, 2]), 40)
+    assert sorted(answer.item_ids[0].tolist()) == list(range(1, 41))
 
 
-def test_it_needs_identifiers() -> None:
+def test_a_catalogue_without_identifiers_raises() -> None:
     ids = pl.Series("item_id", [1])
     with pytest.raises(ValueError, match="nextitem tokenize"):
         Tiger(TigerConfig(), Catalog(IdMap(ids), pl.DataFrame({"item_id": ids})))
 
 
 @pytest.mark.parametrize(
-    ("settings", "layers", "everything"),
+    ("settings", "layers_size", "total_size"),
     [
-        # Plain T5 is about 4.8 million; two readings reach the paper's 13.
+        # Plain T5 has about 4.8 million parameters; two readings reach the paper's 13 million.
         ({}, 4_459_648, 4_978_048),
         ({"ff_layers": 2}, 12_848_256, 13_366_656),
         ({"width": 384}, 13_378_176, 14_933_376),
     ],
 )
-def test_published_sizes(settings: dict[str, int], layers: int, everything: int) -> None:
+def test_sizes_are_those_published(settings: dict[str, int], layers_size: int, total_size: int) -> None:
     published = {"width": 128, "heads": 6, "head_width": 64, "ff_width": 1024, "user_buckets": 2000}
     published |= {"encoder_layers": 4, "decoder_layers": 4}
     model = tiger(catalog_of(sizes=(256,) * 4), **(published | settings))
     tables = model.tokens.weight.numel() + model.output.weight.numel()
     total = sum(parameter.numel() for parameter in model.parameters())
-    assert (total - tables, total) == (layers, everything)
+    assert (total - tables, total) == (layers_size, total_size)
 
 
 def _versions() -> tuple[Catalog, Catalog]:
-    """A catalogue of 60 items, and a later version with 80."""
+    """Return a catalogue of 60 items, and a later version with 80 items."""
     later = catalog_of(80)
     table = later.identifiers
     assert table is not None
@@ -243,61 +246,61 @@ def _versions() -> tuple[Catalog, Catalog]:
     return first.with_identifiers(part), later
 
 
-def test_a_later_version_of_the_catalogue_is_served_at_once() -> None:
+def test_a_model_of_a_later_catalogue_answers_as_one_built_for_it() -> None:
     first, later = _versions()
     model, fresh = tiger(first), tiger(later)
     fresh.load_state_dict(
         {name: part for name, part in model.state_dict().items() if name != "popularity"}, strict=False
     )
-    live = torch.ones(81, dtype=torch.bool)
-    live[[5, 61]] = False
-    model, former = model.with_catalog(later, live=live), model
+    is_live = torch.ones(81, dtype=torch.bool)
+    is_live[[5, 61]] = False
+    model, former = model.with_catalog(later, live=is_live), model
     assert (model.num_items, former.num_items) == (80, 60)
     assert model.tokens is former.tokens
     batch = requests([1, 2, 3], [70, 62])
-    allowed = fresh.recommend(replace(batch, allowed=live[None]), 80)
-    found = model.recommend(batch, 80)
-    assert torch.equal(found.item_ids, allowed.item_ids)
-    assert not bool(torch.isin(found.item_ids, torch.tensor([5, 61])).any())
-    empty = model.recommend(requests([]), 80)  # popularity knows what is gone, too
-    assert sorted(empty.item_ids[0].tolist()) == [0, 0, *(item for item in range(1, 81) if live[item])]
+    allowed = fresh.recommend(replace(batch, allowed=is_live[None]), 80)
+    answer = model.recommend(batch, 80)
+    assert torch.equal(answer.item_ids, allowed.item_ids)
+    assert not bool(torch.isin(answer.item_ids, torch.tensor([5, 61])).any())
+    empty = model.recommend(requests([]), 80)  # popularity does not return removed items, either
+    assert sorted(empty.item_ids[0].tolist()) == [0, 0, *(item for item in range(1, 81) if is_live[item])]
     model.set_popularity(torch.arange(81.0))
-    model = model.with_catalog(later, live=live).with_catalog(later)  # what comes back is as popular as it was
+    model = model.with_catalog(later, live=is_live).with_catalog(later)  # restored items have their former popularity
     assert int(model.popularity[5]) == 5
     assert model.recommend(requests([]), 80).item_ids[0].tolist() == list(range(80, 0, -1))
     assert int((model.recommend(batch, 80).item_ids > 0).sum()) == 160
 
 
-def test_other_catalogues_are_refused() -> None:
+def test_catalogues_that_are_no_later_version_raise() -> None:
     first, later = _versions()
     model = tiger(later)
     ids, table = pl.Series("item_id", range(1, 81)), later.identifiers
     assert table is not None
     renamed = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
     renamed = renamed.with_identifiers(replace(table, catalog_fingerprint=renamed.fingerprint))
-    with pytest.raises(ValueError, match="begin with the items"):  # the same codes, of other items
+    with pytest.raises(ValueError, match="begin with the model's items"):  # the same codes for other items
         model.with_catalog(renamed)
-    with pytest.raises(ValueError, match="begin with the items"):
+    with pytest.raises(ValueError, match="begin with the model's items"):
         model.with_catalog(first)
-    with pytest.raises(ValueError, match="begin with the items"):
+    with pytest.raises(ValueError, match="begin with the model's items"):
         model.with_catalog(catalog_of(90, (16, 12, 16, 9)))
 
 
-def test_no_request_is_lost_while_the_catalogue_changes() -> None:
-    """Every request is answered by the version that it began with, whatever it asks for."""
+def test_no_request_fails_while_the_catalogue_changes() -> None:
+    """Every request is answered by the version that it began with, with and without filters."""
     first, later = _versions()
     start = tiger(first, width=16)
     start.set_popularity((torch.arange(61) > 30).float())  # half of the items are new
     start.config = start.config.model_copy(update={"new_items": 0.3})
-    half = torch.arange(81) % 2 == 1
-    half[0] = False
-    versions = [start, start.with_catalog(later), start.with_catalog(later, live=half)]
+    is_odd = torch.arange(81) % 2 == 1
+    is_odd[0] = False
+    versions = [start, start.with_catalog(later), start.with_catalog(later, live=is_odd)]
     service = {"model": start}
-    stop, wrong, asked, answered = threading.Event(), [], [], []
+    stop, errors, request_numbers, answer_numbers = threading.Event(), [], [], []
 
-    def ask(number: int) -> None:
+    def send_requests(number: int) -> None:
         while not stop.is_set():
-            asked.append(number)
+            request_numbers.append(number)
             model = service["model"]
             time.sleep(0)  # another thread may change the catalogue here, or anywhere below
             allowed = torch.arange(model.num_items + 1) % 4 != 1 if number == 1 else None
@@ -306,14 +309,16 @@ def test_no_request_is_lost_while_the_catalogue_changes() -> None:
                 excluded=Jagged.from_rows([[1], [], [7]]),
                 allowed=None if allowed is None else allowed[None],
             )
-            legal = torch.isin(torch.arange(model.num_items + 1), model.trie.items)
-            legal &= True if allowed is None else allowed
-            found = model.recommend(batch, 5)
-            wrong.extend(found.item_ids[found.item_ids > 0][~legal[found.item_ids[found.item_ids > 0]]].tolist())
-            wrong.extend(row for row in (found.item_ids > 0).sum(1).tolist() if row != 5)
-            answered.append(number)
+            is_legal = torch.isin(torch.arange(model.num_items + 1), model.trie.items)
+            is_legal &= True if allowed is None else allowed
+            answer = model.recommend(batch, 5)
+            errors.extend(
+                answer.item_ids[answer.item_ids > 0][~is_legal[answer.item_ids[answer.item_ids > 0]]].tolist()
+            )
+            errors.extend(row for row in (answer.item_ids > 0).sum(1).tolist() if row != 5)
+            answer_numbers.append(number)
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+    threads = [threading.Thread(target=send_requests, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
     for turn in range(40):
@@ -322,21 +327,23 @@ def test_no_request_is_lost_while_the_catalogue_changes() -> None:
     stop.set()
     for thread in threads:
         thread.join()
-    assert not wrong
-    assert sorted(answered) == sorted(asked)  # none ended in an error either, which a thread would keep to itself
-    assert set(answered) == {0, 1, 2}
+    assert not errors
+    assert sorted(answer_numbers) == sorted(
+        request_numbers
+    )  # no request raised an error either, which a thread does not pass on
+    assert set(answer_numbers) == {0, 1, 2}
 
 
-def test_new_items_get_their_share_of_a_list() -> None:
+def test_new_items_fill_at_most_their_share_of_a_list() -> None:
     model = tiger(catalog_of(60))
     model.set_popularity((torch.arange(61) > 30).float())  # items 1 .. 30 are new
-    free = model.recommend(requests([40, 41]), 10).item_ids[0]
-    assert 0 < int((free <= 30).sum()) < 10
-    for share, most in ((0.0, 0), (0.1, 1), (0.35, 3)):
+    unlimited = model.recommend(requests([40, 41]), 10).item_ids[0]
+    assert 0 < int((unlimited <= 30).sum()) < 10
+    for share, max_count in ((0.0, 0), (0.1, 1), (0.35, 3)):
         model.config = model.config.model_copy(update={"new_items": share})
-        found = model.recommend(requests([40, 41]), 10).item_ids[0]
-        assert int(((found > 0) & (found <= 30)).sum()) <= most
-        assert int((found > 0).sum()) == 10
+        item_ids = model.recommend(requests([40, 41]), 10).item_ids[0]
+        assert int(((item_ids > 0) & (item_ids <= 30)).sum()) <= max_count
+        assert int((item_ids > 0).sum()) == 10
 
 
 def test_scheduled_sampling_changes_training_alone() -> None:
@@ -346,15 +353,17 @@ def test_scheduled_sampling_changes_training_alone() -> None:
     torch.testing.assert_close(scheduled.training_loss(batch).total, plain.training_loss(batch).total)
     scheduled.train(), plain.train()
     torch.manual_seed(0)
-    terms, usual = scheduled.training_loss(batch), plain.training_loss(batch)
-    torch.testing.assert_close(terms.named["level_1"], usual.named["level_1"])  # nothing comes before it
-    assert float(terms.named["level_2"]) != float(usual.named["level_2"])
+    terms, plain_terms = scheduled.training_loss(batch), plain.training_loss(batch)
+    torch.testing.assert_close(
+        terms.named["level_1"], plain_terms.named["level_1"]
+    )  # no code comes before the first level
+    assert float(terms.named["level_2"]) != float(plain_terms.named["level_2"])
     terms.total.backward()
     assert scheduled.output.weight.grad is not None
     assert bool(torch.isfinite(scheduled.output.weight.grad).all())
 
 
-def test_beam_aware_training_weighs_a_target_against_what_the_beam_finds() -> None:
+def test_the_beam_aware_loss_compares_a_target_with_prefixes_in_the_beam() -> None:
     """With a beam as wide as the catalogue each level's loss is a softmax over all its prefixes."""
     model = tiger(dropout=0.0, beam_aware=2.0, training_beam=200).train()
     batch = SequenceBatch(Jagged.from_rows([[1, 2], [3, 4, 5]]), targets=Jagged.from_rows([[7], [8]]))
@@ -362,18 +371,23 @@ def test_beam_aware_training_weighs_a_target_against_what_the_beam_finds() -> No
     assert model.training
     expected = []
     for row, target in enumerate([7, 8]):
-        one = batch.select(torch.full((model.num_items,), row))
-        logits = model._all_logits(model._decode(model._shared(one), model.codes[1:, :-1]))
-        steps = [each.log_softmax(1).gather(1, model.codes[1:, level, None]) for level, each in enumerate(logits)]
+        repeated = batch.select(torch.full((model.num_items,), row))
+        logits = model._all_logits(model._decode(model._shared(repeated), model.codes[1:, :-1]))
+        steps = [
+            level_logits.log_softmax(1).gather(1, model.codes[1:, level, None])
+            for level, level_logits in enumerate(logits)
+        ]
         for depth, scores in enumerate(torch.cat(steps, 1).cumsum(1).unbind(1), start=1):
-            prefixes = {tuple(codes[:depth]): place for place, codes in enumerate(model.codes[1:].tolist())}
+            prefixes = {
+                tuple(codes[:depth]): row_of_prefix for row_of_prefix, codes in enumerate(model.codes[1:].tolist())
+            }
             expected.append(scores[list(prefixes.values())].logsumexp(0) - scores[target - 1])
     torch.testing.assert_close(terms.named["beam"], torch.stack(expected).mean().detach())
     codes = torch.stack([value for name, value in terms.named.items() if name.startswith("level")]).mean()
     torch.testing.assert_close(terms.total.detach(), codes + 2 * terms.named["beam"])
 
 
-def test_beam_aware_training_learns() -> None:
+def test_beam_aware_training_lowers_its_loss() -> None:
     model = tiger(dropout=0.0, beam_aware=1.0, training_beam=2).train()
     batch = SequenceBatch(Jagged.from_rows([[1, 2], [3, 4, 5]]), targets=Jagged.from_rows([[7], [8]]))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -387,16 +401,16 @@ def test_beam_aware_training_learns() -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_weights_begin_as_those_of_a_well_kept_t5() -> None:
+def test_initial_weights_are_those_of_transformers_t5() -> None:
     """The output layer is T5X's: the library scales the output of an untied T5 by 1."""
     model = tiger(width=96, heads=4, head_width=24, ff_width=192)
     ours = as_transformers(model)
     fresh = dict(type(ours)(ours.config).named_parameters())
-    compared = 0
+    num_compared = 0
     for name, parameter in ours.named_parameters():
         if parameter.dim() == 2 and not name.startswith("lm_head"):
             tolerance = 0.3 if "relative_attention_bias" in name else 0.1
             assert float(parameter.std()) == pytest.approx(float(fresh[name].std()), rel=tolerance), name
-            compared += 1
-    assert compared > 20
+            num_compared += 1
+    assert num_compared > 20
     assert float(model.output.weight.std()) == pytest.approx(96**-0.5, rel=0.1)

@@ -1,4 +1,4 @@
-"""Two towers: the corrected softmax, what training and serving read, new items, and lists of a teacher."""
+"""Tests of two towers: corrected softmax, inputs of training and serving, new items, and lists with a teacher."""
 
 from __future__ import annotations
 
@@ -48,30 +48,30 @@ def model_of(items: int = 20, **settings: object) -> TwoTower:
     return model.train()
 
 
-def asked(targets: list[int], histories: list[list[int]] | None = None, **fields: object) -> SequenceBatch:
-    rows = [[each % 5 + 1, 3] for each in targets] if histories is None else histories
+def batch_of(targets: list[int], histories: list[list[int]] | None = None, **fields: object) -> SequenceBatch:
+    rows = [[target % 5 + 1, 3] for target in targets] if histories is None else histories
     return SequenceBatch(
         Jagged.from_rows(rows),
-        targets=Jagged.from_rows([[each] for each in targets]),
+        targets=Jagged.from_rows([[target] for target in targets]),
         **fields,  # type: ignore[arg-type]
     )
 
 
 def full_loss(model: TwoTower, batch: SequenceBatch) -> Tensor:
-    """The softmax over the whole catalogue."""
+    """Return the softmax loss over the whole catalogue."""
     assert batch.targets is not None
     users, items = model._towers(batch, torch.arange(1, model.num_items + 1))
     return F.cross_entropy(users @ items.T, batch.targets.values - 1)
 
 
 def gradient(model: TwoTower, loss: Tensor) -> Tensor:
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         loss, list(model.users.parameters()) + list(model.items.parameters()), allow_unused=True
     )
-    return torch.cat([each.flatten() for each in found if each is not None])
+    return torch.cat([part.flatten() for part in gradients if part is not None])
 
 
-def test_golden_values_of_the_correction() -> None:
+def test_the_correction_has_known_values() -> None:
     scores, p = torch.tensor([[2.0, 1.0]]), torch.tensor([0.5, 0.1])
     positives = torch.tensor([0])
     assert float(in_batch_softmax(scores, log_q=p.log(), positives=positives)) == pytest.approx(1.0435918, abs=1e-6)
@@ -79,61 +79,61 @@ def test_golden_values_of_the_correction() -> None:
 
 
 def test_rows_with_one_target_share_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
+    calls: list[tuple[Tensor, Tensor]] = []
 
     def spy(scores: Tensor, *, positives: Tensor) -> Tensor:
-        seen.append((scores, positives))
+        calls.append((scores, positives))
         return in_batch_softmax(scores, positives=positives)
 
     monkeypatch.setattr(two_tower, "in_batch_softmax", spy)
-    model_of().training_loss(asked([7, 4, 7, 9]))
-    scores, positives = seen[0]
-    assert scores.shape == (4, 3), "4, 7, 9: no duplicate of a positive stands among the negatives"
+    model_of().training_loss(batch_of([7, 4, 7, 9]))
+    scores, positives = calls[0]
+    assert scores.shape == (4, 3), "4, 7, 9: no duplicate of a positive is among the negatives"
     assert positives.tolist() == [1, 0, 1, 2]
 
 
-def test_a_batch_that_covers_the_catalogue_gives_the_full_softmax() -> None:
+def test_a_batch_that_covers_the_catalogue_has_the_full_softmax() -> None:
     model = model_of(mixed_negatives=20)
-    batch = asked([7, 4, 7, 9])
+    batch = batch_of([7, 4, 7, 9])
     loss, full = model.training_loss(batch).total, full_loss(model, batch)
     torch.testing.assert_close(loss, full)
     torch.testing.assert_close(gradient(model, loss), gradient(model, full), rtol=1e-4, atol=1e-6)
 
 
-def test_the_gradient_tends_to_the_full_softmax_s_as_batches_grow() -> None:
-    """Targets by Zipf's law; probabilities are those that the stream has taught."""
+def test_the_gradient_approaches_the_full_softmax_s_as_batches_grow() -> None:
+    """Targets follow Zipf's law; probabilities are estimated from the stream."""
     zipf = 1 / torch.arange(1, 41).float()
     errors = []
     for size in (4, 32, 512):
         model = model_of(40, frequency_rate=0.001)
-        draw = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(1)
 
-        def some(size: int = size, draw: torch.Generator = draw) -> list[int]:
-            return (torch.multinomial(zipf, size, replacement=True, generator=draw) + 1).tolist()
+        def sample_targets(size: int = size, generator: torch.Generator = generator) -> list[int]:
+            return (torch.multinomial(zipf, size, replacement=True, generator=generator) + 1).tolist()
 
         for _ in range(600):
-            model.frequency.update(torch.unique(torch.tensor(some())))
+            model.frequency.update(torch.unique(torch.tensor(sample_targets())))
         targets, histories = [5, 1, 17, 2], [[1, 2], [3], [30, 4], [9]]
-        whole = gradient(model, full_loss(model, asked(targets, histories)))
-        weights = []
+        whole = gradient(model, full_loss(model, batch_of(targets, histories)))
+        gradients = []
         for _ in range(max(1, 400 // size)):
-            more = some()
-            batch = asked(targets + more, histories + [[each % 7 + 1] for each in more])
+            more_targets = sample_targets()
+            batch = batch_of(targets + more_targets, histories + [[item % 7 + 1] for item in more_targets])
             assert batch.targets is not None
             columns = torch.unique(batch.targets.values)
             users, items = model._towers(batch.select(torch.arange(4)), columns)
             log_q = model.frequency.probability(columns).log()
             positives = torch.searchsorted(columns, batch.targets.values[:4])
             loss = in_batch_softmax(users @ items.T, log_q=log_q, positives=positives)
-            weights.append(gradient(model, loss))
-        errors.append(float((torch.stack(weights) - whole).norm(dim=1).mean() / whole.norm()))
+            gradients.append(gradient(model, loss))
+        errors.append(float((torch.stack(gradients) - whole).norm(dim=1).mean() / whole.norm()))
     assert errors[0] > 1.5 * errors[1]
     assert errors[1] > 3 * errors[2]
 
 
-@pytest.mark.parametrize("hard", [0, 3])
-def test_the_sampled_sum_is_an_unbiased_estimate(monkeypatch: pytest.MonkeyPatch, hard: int) -> None:
-    """Of what a softmax over the catalogue sums, whichever way a column came to be there."""
+@pytest.mark.parametrize("num_hard", [0, 3])
+def test_the_sampled_sum_is_an_unbiased_estimate(monkeypatch: pytest.MonkeyPatch, num_hard: int) -> None:
+    """Of the sum of a softmax over the catalogue, for columns of every origin."""
     sums: list[Tensor] = []
 
     def spy(scores: Tensor, *, positives: Tensor) -> Tensor:
@@ -141,51 +141,53 @@ def test_the_sampled_sum_is_an_unbiased_estimate(monkeypatch: pytest.MonkeyPatch
         return scores.sum()
 
     monkeypatch.setattr(two_tower, "in_batch_softmax", spy)
-    model = model_of(mixed_negatives=5, hard_negatives=hard, refresh_steps=10**6)
-    others = torch.arange(1, 21) / 210  # how likely each item is to be a row's target
-    held = 1 - (1 - others) ** 6  # by any of six rows
-    held[6] = 1  # the first row's own target
-    model.frequency.gaps = torch.cat([torch.full((1,), torch.inf), 1 / held])
+    model = model_of(mixed_negatives=5, hard_negatives=num_hard, refresh_steps=10**6)
+    target_probability = torch.arange(1, 21) / 210  # probability that an item is a row's target
+    in_batch_probability = 1 - (1 - target_probability) ** 6  # by any of six rows
+    in_batch_probability[6] = 1  # the first row's own target
+    model.frequency.gaps = torch.cat([torch.full((1,), torch.inf), 1 / in_batch_probability])
     monkeypatch.setattr(model.frequency, "update", lambda items: None)
     model.frequency.step.fill_(1)
     with torch.no_grad():
-        users, items = model._towers(asked([7], [[2, 3]]), torch.arange(1, 21))
-    draw = torch.Generator().manual_seed(0)
+        users, items = model._towers(batch_of([7], [[2, 3]]), torch.arange(1, 21))
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for step in range(3000):
-            more = (torch.multinomial(others, 6, replacement=True, generator=draw) + 1).tolist()
+            more_targets = (
+                torch.multinomial(target_probability, 6, replacement=True, generator=generator) + 1
+            ).tolist()
             model.frequency.step.fill_(1 if step == 0 else 2)
-            model.training_loss(asked([7, *more], [[2, 3]] + [[4]] * 6))
+            model.training_loss(batch_of([7, *more_targets], [[2, 3]] + [[4]] * 6))
     whole = float((users[0] @ items.T).exp().sum())
     assert float(torch.stack(sums).mean()) == pytest.approx(whole, rel=0.03)
 
 
-def test_hard_negatives_are_the_highest_scored_that_are_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Tensor] = []
+def test_hard_negatives_are_the_highest_scored_items_except_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits: list[Tensor] = []
 
     def spy(scores: Tensor, *, positives: Tensor) -> Tensor:
-        seen.append(scores)
+        logits.append(scores)
         return scores[:, :1].sum()
 
     monkeypatch.setattr(two_tower, "in_batch_softmax", spy)
     model = model_of(hard_negatives=4)
-    batch = asked([7, 4])
+    batch = batch_of([7, 4])
     model.training_loss(batch)
     users, items = model._towers(batch, torch.arange(1, 21))
     scores = (users @ items.T).detach()
     scores[0, 6] = scores[1, 3] = -torch.inf
-    torch.testing.assert_close(seen[0][:, -4:], scores.topk(4, dim=1).values)
+    torch.testing.assert_close(logits[0][:, -4:], scores.topk(4, dim=1).values)
 
 
-def test_nothing_is_drawn_that_training_has_not_seen() -> None:
+def test_items_without_training_events_are_not_sampled() -> None:
     model = model_of(mixed_negatives=20)
     model.popularity[11:] = 0
-    drawn, share = model._drawn()
-    assert sorted(drawn.tolist()) == list(range(1, 11))
-    assert share == 1
+    sampled, fraction = model._sample_uniformly()
+    assert sorted(sampled.tolist()) == list(range(1, 11))
+    assert fraction == 1
 
 
-def test_it_keeps_its_roles_and_scores_are_inner_products() -> None:
+def test_it_has_its_roles_and_scores_are_inner_products() -> None:
     model = model_of().eval()
     assert isinstance(model, Trainable)
     assert isinstance(model, VectorModel)
@@ -201,29 +203,31 @@ def test_it_keeps_its_roles_and_scores_are_inner_products() -> None:
     assert padded.shape == (3, 3)
     torch.testing.assert_close(padded[0], scores[0, [4, 9, 2]])
     torch.testing.assert_close(padded[2], torch.cat([scores[2, [7, 7]], torch.tensor([-torch.inf])]))
-    within = model.recommend(batch, 3)
-    assert within.item_ids[1:].tolist() == [[0, 0, 0], [7, 0, 0]]
-    assert within.item_ids[0].tolist() == [[4, 9, 2][place] for place in scores[0, [4, 9, 2]].argsort(descending=True)]
+    among_candidates = model.recommend(batch, 3)
+    assert among_candidates.item_ids[1:].tolist() == [[0, 0, 0], [7, 0, 0]]
+    assert among_candidates.item_ids[0].tolist() == [
+        [4, 9, 2][place] for place in scores[0, [4, 9, 2]].argsort(descending=True)
+    ]
     whole = model.recommend(replace(batch, candidates=None), 20)
     torch.testing.assert_close(whole.scores, scores[:, 1:].sort(dim=1, descending=True).values)
 
 
-def test_item_vectors_are_kept_for_serving_and_forgotten_by_training() -> None:
+def test_item_vectors_are_cached_for_serving_and_dropped_by_training() -> None:
     model, other = model_of().eval(), model_of(temperature=0.4).eval()
     first = model.item_vectors()
     assert model.item_vectors().data_ptr() == first.data_ptr()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    model.train().training_loss(asked([7, 4])).total.backward()
+    model.train().training_loss(batch_of([7, 4])).total.backward()
     optimizer.step()
     assert not torch.equal(model.eval().item_vectors(), first)
-    other.recommend(asked([1]), 3)
+    other.recommend(batch_of([1]), 3)
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other.item_vectors(), model.item_vectors())
-    model.recommend(asked([1]), 3)  # what is kept may be read outside of inference mode
-    model.users(asked([1]), model.items.read(torch.tensor([2, 3]))).sum().backward()
+    model.recommend(batch_of([1]), 3)  # the cache may be read outside of inference mode
+    model.users(batch_of([1]), model.items.read(torch.tensor([2, 3]))).sum().backward()
 
 
-def test_context_time_and_order_of_events_are_read() -> None:
+def test_context_time_and_order_of_events_change_user_vectors() -> None:
     model = model_of().eval()
     hour = 3_600_000
     times = Jagged.from_rows([[0, hour], [0, hour]])
@@ -252,10 +256,10 @@ def trained(model: TwoTower, examples: object, **settings: object) -> TwoTower:
 
 
 def test_a_new_item_is_scored_by_its_features() -> None:
-    """Users keep to a colour; items 19 (red) and 20 (blue) came after training."""
-    draw = np.random.default_rng(0)
+    """Users read items of one colour; items 19 (red) and 20 (blue) are added after training."""
+    rng = np.random.default_rng(0)
     users = [user for user in range(60) for _ in range(6)]
-    items = [int(draw.choice(9)) * 2 + user % 2 for user in users]
+    items = [int(rng.choice(9)) * 2 + user % 2 for user in users]
     log = pl.DataFrame({"user_id": users, "item_id": items, "position": list(range(len(items)))})
     catalog = catalog_of(20).table
     data = dataset_from_frames(
@@ -267,27 +271,29 @@ def test_a_new_item_is_scored_by_its_features() -> None:
     model.set_popularity(torch.from_numpy(data.interactions.item_counts()).float())
     trained(model, model.examples(data))
     assert model.popularity[19:].tolist() == [0, 0]
-    found = model.recommend(SequenceBatch(Jagged.from_rows([[1, 3], [2, 4]])), 20).item_ids.tolist()
-    assert found[0].index(19) < 10 < found[0].index(20)
-    assert found[1].index(20) < 10 < found[1].index(19)
+    rankings = model.recommend(SequenceBatch(Jagged.from_rows([[1, 3], [2, 4]])), 20).item_ids.tolist()
+    assert rankings[0].index(19) < 10 < rankings[0].index(20)
+    assert rankings[1].index(20) < 10 < rankings[1].index(19)
 
 
-def lists(teacher: Callable[[Tensor, Tensor], Tensor], labels: bool = False) -> SequenceBatch:
-    """Requests with five candidates, what a teacher makes of them, and whether that is its first."""
-    draw = torch.Generator().manual_seed(0)
-    histories = torch.randint(1, 21, (200, 2), generator=draw)
-    candidates = torch.rand(200, 20, generator=draw).argsort(1)[:, :5] + 1
+def lists(teacher: Callable[[Tensor, Tensor], Tensor], has_clicks: bool = False) -> SequenceBatch:
+    """Return requests with five candidates, a teacher's scores of them, and a label of its first candidate."""
+    generator = torch.Generator().manual_seed(0)
+    histories = torch.randint(1, 21, (200, 2), generator=generator)
+    candidates = torch.rand(200, 20, generator=generator).argsort(1)[:, :5] + 1
     scores = teacher(histories[:, 1:], candidates)
     rows = Jagged.from_lengths(candidates.flatten(), torch.full((200,), 5))
-    given = {"teacher": rows.with_values(scores.flatten())}
-    if labels:
-        given["click"] = rows.with_values((scores == scores.max(1, keepdim=True).values).float().flatten())
-    return SequenceBatch(Jagged.from_padded(histories, torch.full((200,), 2)), candidates=rows, candidate_labels=given)
+    candidate_labels = {"teacher": rows.with_values(scores.flatten())}
+    if has_clicks:
+        candidate_labels["click"] = rows.with_values((scores == scores.max(1, keepdim=True).values).float().flatten())
+    return SequenceBatch(
+        Jagged.from_padded(histories, torch.full((200,), 2)), candidates=rows, candidate_labels=candidate_labels
+    )
 
 
 def test_it_learns_the_order_of_a_teacher() -> None:
     def teacher(last: Tensor, items: Tensor) -> Tensor:
-        return torch.where(items % 2 == last % 2, 0.8, 0.1) * (1 + items / 5)  # its colour, and its number
+        return torch.where(items % 2 == last % 2, 0.8, 0.1) * (1 + items / 5)  # by the item's colour and number
 
     requests = lists(teacher)
     model = model_of(temperature=0.1)
@@ -300,8 +306,10 @@ def test_it_learns_the_order_of_a_teacher() -> None:
     assert after > 0.9
 
 
-def test_candidates_without_a_known_label_are_left_out_of_the_loss_of_lists() -> None:
-    requests = lists(lambda last, items: torch.where(items % 2 == last % 2, 0.8, 0.1) * (1 + items / 5), labels=True)
+def test_candidates_without_a_known_label_do_not_count_in_the_loss_of_lists() -> None:
+    requests = lists(
+        lambda last, items: torch.where(items % 2 == last % 2, 0.8, 0.1) * (1 + items / 5), has_clicks=True
+    )
     clicks = replace(requests, candidate_labels={"click": requests.candidate_labels["click"]})
     hidden, model = hide_labels(clicks), model_of().eval()
     loss = model.training_loss(hidden).total
@@ -319,12 +327,12 @@ LOG = pl.DataFrame({"user_id": [1] * 10 + [2] * 10, "item_id": list(range(20)), 
 
 
 def agreement(model: TwoTower, requests: SequenceBatch) -> float:
-    """Share of pairs of candidates that model and teacher put in the same order."""
+    """Return the share of pairs of candidates that model and teacher rank in the same order."""
     with torch.no_grad():
-        own = model.score(requests)["target"]
-    wanted = requests.candidate_labels["teacher"].to_padded()
-    above = wanted[:, :, None] > wanted[:, None]
-    return float((own[:, :, None] > own[:, None])[above].float().mean())
+        scores = model.score(requests)["target"]
+    teacher_scores = requests.candidate_labels["teacher"].to_padded()
+    is_above = teacher_scores[:, :, None] > teacher_scores[:, None]
+    return float((scores[:, :, None] > scores[:, None])[is_above].float().mean())
 
 
 def test_the_loss_of_lists_by_hand() -> None:
@@ -335,21 +343,21 @@ def test_the_loss_of_lists_by_hand() -> None:
         "teacher": rows.with_values(torch.tensor([0.2, 0.6, 0.0, 0.3, 0.1])),
         "buy": rows.with_values(torch.ones(5)),
     }
-    batch = asked([1, 2], candidates=rows, candidate_labels=labels)
+    batch = batch_of([1, 2], candidates=rows, candidate_labels=labels)
     logits = model.score(batch)["target"]
     first, second = logits[0].log_softmax(0), logits[1, :2].log_softmax(0)
     click = -(first[1] + first[2]) / 2 / 2
-    taught = -(0.25 * first[0] + 0.75 * first[1] + 0.75 * second[0] + 0.25 * second[1]) / 2
+    teacher = -(0.25 * first[0] + 0.75 * first[1] + 0.75 * second[0] + 0.25 * second[1]) / 2
     terms = model.training_loss(batch)
-    torch.testing.assert_close(terms.total, 0.75 * click + 0.25 * taught)
+    torch.testing.assert_close(terms.total, 0.75 * click + 0.25 * teacher)
     assert set(terms.named) == {"click", "teacher"}
-    only = replace(batch, candidate_labels={"teacher": labels["teacher"]})
-    torch.testing.assert_close(model.training_loss(only).total, taught)
-    bare = replace(batch, candidate_labels={"click": labels["click"]})
-    torch.testing.assert_close(model.training_loss(bare).total, click)
+    teacher_only = replace(batch, candidate_labels={"teacher": labels["teacher"]})
+    torch.testing.assert_close(model.training_loss(teacher_only).total, teacher)
+    clicks_only = replace(batch, candidate_labels={"click": labels["click"]})
+    torch.testing.assert_close(model.training_loss(clicks_only).total, click)
 
 
-def test_fields_that_do_not_belong_are_named() -> None:
+def test_fields_of_the_wrong_tower_are_named_in_the_error() -> None:
     with pytest.raises(UserError, match=r"'history\.id' is no field of items; there are item\.id, item\.colour"):
         model_of(item_fields=("history.id",))
     with pytest.raises(UserError, match=r"'item\.id' is no field of requests; there are .*user\.country"):

@@ -1,4 +1,4 @@
-"""User-CF against its formula, written out."""
+"""Tests of user-CF against its formula, computed by hand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fitted(sequences: list[list[int]], items: int, **settings: object) -> UserCF
 
 
 def similarity(left: set[int], right: set[int], sequences: list[list[int]]) -> float:
-    shared = sum(1 / math.log(1 + sum(item in taken for taken in sequences)) for item in left & right)
+    shared = sum(1 / math.log(1 + sum(item in sequence for sequence in sequences)) for item in left & right)
     return shared / math.sqrt(len(left) * len(right))
 
 
@@ -44,26 +44,26 @@ def test_scores_equal_the_formula(neighbours: int) -> None:
     sequences = random_sequences(0)
     model = fitted(sequences, 25, neighbours=neighbours, **PLAIN)
     for history in ([4, 9, 2, 7, 4], [1], [25, 3]):
-        similar = np.array([similarity(set(history), set(taken), sequences) for taken in sequences])
+        similar = np.array([similarity(set(history), set(sequence), sequences) for sequence in sequences])
         best = np.argsort(-similar.round(6), kind="stable")[:neighbours]
         expected = np.zeros(26)
         for user in best:
             expected[list(set(sequences[user]))] += similar[user]
-        found = model.recommend(SequenceBatch(Jagged.from_rows([history])), 25)
-        scores = dict(zip(found.item_ids[0].tolist(), found.scores[0].tolist(), strict=True))
+        answer = model.recommend(SequenceBatch(Jagged.from_rows([history])), 25)
+        scores = dict(zip(answer.item_ids[0].tolist(), answer.scores[0].tolist(), strict=True))
         for item in range(1, 26):
             assert scores[item] == pytest.approx(expected[item], abs=3e-6)
 
 
-def test_recent_items_tell_more() -> None:
+def test_recent_items_count_more() -> None:
     sequences = [[1, 3], [2, 4]]
     plain = fitted(sequences, 4, **PLAIN)
-    found = plain.recommend(SequenceBatch(Jagged.from_rows([[1, 2]])), 4)
-    scores = dict(zip(found.item_ids[0].tolist(), found.scores[0].tolist(), strict=True))
+    answer = plain.recommend(SequenceBatch(Jagged.from_rows([[1, 2]])), 4)
+    scores = dict(zip(answer.item_ids[0].tolist(), answer.scores[0].tolist(), strict=True))
     assert scores[3] == pytest.approx(scores[4])
     decayed = fitted(sequences, 4, takers=None, recency_decay=0.5)
-    found = decayed.recommend(SequenceBatch(Jagged.from_rows([[1, 2]])), 4)
-    scores = dict(zip(found.item_ids[0].tolist(), found.scores[0].tolist(), strict=True))
+    answer = decayed.recommend(SequenceBatch(Jagged.from_rows([[1, 2]])), 4)
+    scores = dict(zip(answer.item_ids[0].tolist(), answer.scores[0].tolist(), strict=True))
     assert scores[4] == pytest.approx(2 * scores[3], rel=1e-4)
 
 
@@ -81,7 +81,7 @@ def test_a_user_does_not_vote_on_their_own_request() -> None:
 def test_only_the_last_users_of_an_item_are_compared(seed: int) -> None:
     dataset = build(random_sequences(seed), [f"t{n}" for n in range(25)], name="dated")
     log = dataset.interactions
-    kept = last_takers(log, 3).toarray()
+    last_users = last_takers(log, 3).toarray()
     assert log.timestamps is not None
     for item in range(1, 26):
         last: dict[int, int] = {}
@@ -89,10 +89,10 @@ def test_only_the_last_users_of_an_item_are_compared(seed: int) -> None:
             if other == item:
                 last[int(user)] = max(last.get(int(user), 0), int(time))
         best = sorted(last, key=lambda user: (last[user], user), reverse=True)[:3]
-        assert np.flatnonzero(kept[item]).tolist() == sorted(best)
+        assert np.flatnonzero(last_users[item]).tolist() == sorted(best)
 
 
-def test_memory_follows_what_neighbours_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_limited_by_blocks_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every request has six crawlers among its neighbours, who vote for 3,000 items each."""
     monkeypatch.setattr(user_cf, "BLOCK_COST", 2**14)
     monkeypatch.setattr(votes, "BLOCK_ENTRIES", 2**14)
@@ -108,5 +108,5 @@ def test_memory_follows_what_neighbours_took(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_items_without_votes_follow_by_popularity() -> None:
     model = fitted([[1, 2], [3, 4], [3, 5], [3, 5]], 6)
-    found = model.recommend(SequenceBatch(Jagged.from_rows([[1]]), excluded=Jagged.from_rows([[1]])), 5)
-    assert found.item_ids.tolist() == [[2, 3, 5, 4, 6]]
+    answer = model.recommend(SequenceBatch(Jagged.from_rows([[1]]), excluded=Jagged.from_rows([[1]])), 5)
+    assert answer.item_ids.tolist() == [[2, 3, 5, 4, 6]]

@@ -1,4 +1,4 @@
-"""Pointwise attention in blocks against the formula, row by row."""
+"""Pointwise attention in blocks, compared with the formula computed row by row."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from nextitem.ops import hstu_attention as module
 from nextitem.ops.hstu_attention import Layout, hstu_attention, hstu_attention_reference, time_buckets
 
 
-def same(parts: list[Tensor], layout: Layout, **used: bool) -> None:
-    found, found_grads = run(hstu_attention, parts, layout, **used)
-    wanted, wanted_grads = run(hstu_attention_reference, parts, layout, **used)
-    torch.testing.assert_close(found, wanted)
-    for left, right in zip(found_grads, wanted_grads, strict=True):
+def assert_equal_to_reference(parts: list[Tensor], layout: Layout, **used: bool) -> None:
+    actual, actual_grads = run(hstu_attention, parts, layout, **used)
+    expected, expected_grads = run(hstu_attention_reference, parts, layout, **used)
+    torch.testing.assert_close(actual, expected)
+    for left, right in zip(actual_grads, expected_grads, strict=True):
         torch.testing.assert_close(left, right)
 
 
@@ -32,33 +32,33 @@ def same(parts: list[Tensor], layout: Layout, **used: bool) -> None:
     ),
     tail=st.booleans(),
     block=st.sampled_from([1, 20, 100, 2**19]),
-    kept=st.sampled_from([0, 2**22]),
+    max_cached=st.sampled_from([0, 2**22]),
     position=st.booleans(),
     time=st.booleans(),
     heads=st.integers(1, 3),
 )
 def test_blocks_equal_the_formula(
-    rows: list[tuple[int, float]], tail: bool, block: int, kept: int, position: bool, time: bool, heads: int
+    rows: list[tuple[int, float]], tail: bool, block: int, max_cached: int, position: bool, time: bool, heads: int
 ) -> None:
-    """Forward and backward; empty, short and long rows; all queries or the last of each row."""
+    """Covers forward and backward; empty, short and long rows; all queries or the last queries of each row."""
     lengths = [length for length, _ in rows]
-    asked = [round(share * length) for length, share in rows] if tail else None
-    if asked is not None and not sum(asked):
-        asked = lengths
+    num_queries = [round(share * length) for length, share in rows] if tail else None
+    if num_queries is not None and not sum(num_queries):
+        num_queries = lengths
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
-        patch.setattr(module, "KEPT", kept)
-        same(*make(lengths, heads=heads, asked=asked), position=position, time=time)
+        patch.setattr(module, "MAX_CACHED_PAIRS", max_cached)
+        assert_equal_to_reference(*make(lengths, heads=heads, num_queries=num_queries), position=position, time=time)
 
 
-def test_a_long_row_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_row_is_split_into_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", 200)
     parts, layout = make([3, 40, 0, 7])
     assert [(*block.queries.shape, block.keys.shape[1]) for block in layout.blocks][-1] == (1, 5, 40)
-    same(parts, layout, position=True, time=True)
+    assert_equal_to_reference(parts, layout, position=True, time=True)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     parts, layout = make([3, 0, 2], heads=1, widths=(2, 2))
 
     def call(q: Tensor, k: Tensor, v: Tensor, p: Tensor, t: Tensor) -> Tensor:
@@ -67,15 +67,15 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(call, tuple(parts))
 
 
-def test_golden_time_buckets() -> None:
+def test_time_buckets_equal_golden_values() -> None:
     seconds = [0, 1, 2, 60, 3600, 86400, 7 * 86400, 365 * 86400, 10**13]
-    found = time_buckets(torch.tensor(seconds) * SECOND)
-    assert found.tolist() == [0, 0, 2, 13, 27, 37, 44, 57, 99]
+    actual = time_buckets(torch.tensor(seconds) * SECOND)
+    assert actual.tolist() == [0, 0, 2, 13, 27, 37, 44, 57, 99]
     assert time_buckets(torch.tensor([-5 * DAY])).tolist() == [0]
 
 
-def test_golden_position_bias() -> None:
-    """N = 4: the rows of indices are 3456/2345/1234/0123, of which keys beyond the diagonal never count."""
+def test_position_bias_equals_golden_values() -> None:
+    """For 4 tokens the rows of indices are 3456/2345/1234/0123; keys beyond the diagonal never count."""
     one = torch.ones(4, 1, 1)
     weights = torch.arange(7.0) + 10
     out = hstu_attention(
@@ -86,7 +86,7 @@ def test_golden_position_bias() -> None:
     torch.testing.assert_close(out.flatten(), torch.stack(expected))
 
 
-def test_the_future_never_leaks() -> None:
+def test_outputs_do_not_depend_on_later_tokens() -> None:
     parts, layout = make([8, 5])
     parts = [part.detach() for part in parts]
     before = run_plain(parts, layout)
@@ -106,7 +106,7 @@ def run_plain(parts: list[Tensor], layout: Layout, normaliser: float = 7.0) -> T
     )
 
 
-def test_a_row_alone_is_the_row_in_a_batch() -> None:
+def test_a_row_alone_gives_the_same_output_as_in_a_batch() -> None:
     lengths = [4, 9, 1, 6]
     parts, layout = make(lengths)
     whole = run_plain(parts, layout)
@@ -119,18 +119,18 @@ def test_a_row_alone_is_the_row_in_a_batch() -> None:
         torch.testing.assert_close(single, whole[here])
 
 
-def test_the_last_queries_alone_are_the_tail_of_all() -> None:
+def test_the_last_queries_alone_give_the_same_output_as_all_queries() -> None:
     parts, layout = make([6, 3, 8])
-    asked = [2, 1, 5]
-    places = torch.cat([torch.arange(end - n, end) for end, n in zip([6, 9, 17], asked, strict=True)])
+    num_queries = [2, 1, 5]
+    places = torch.cat([torch.arange(end - n, end) for end, n in zip([6, 9, 17], num_queries, strict=True)])
     assert layout.query_times is not None
-    tail = Layout(layout.offsets, offsets_of(torch.tensor(asked)), layout.query_times[places], layout.key_times)
-    found = run_plain([parts[0][places], *parts[1:]], tail)
-    torch.testing.assert_close(found, run_plain(parts, layout)[places])
+    tail = Layout(layout.offsets, offsets_of(torch.tensor(num_queries)), layout.query_times[places], layout.key_times)
+    actual = run_plain([parts[0][places], *parts[1:]], tail)
+    torch.testing.assert_close(actual, run_plain(parts, layout)[places])
 
 
-def test_twice_the_normaliser_halves_and_a_repeated_event_counts_twice() -> None:
-    """Pointwise attention keeps intensity; a softmax would have averaged it away."""
+def test_outputs_scale_with_the_normaliser_and_with_repeated_events() -> None:
+    """Pointwise attention preserves intensity: repeated events add up; a softmax would average them."""
     parts, layout = make([6])
     torch.testing.assert_close(2 * run_plain(parts, layout, 14.0), run_plain(parts, layout, 7.0))
     once = torch.ones(1, 1, 2)
@@ -143,7 +143,7 @@ def test_twice_the_normaliser_halves_and_a_repeated_event_counts_twice() -> None
     assert norms[2] == pytest.approx(4 * norms[0])
 
 
-def test_mistakes_are_named() -> None:
+def test_wrong_arguments_raise_an_error() -> None:
     parts, layout = make([LONGEST + 1])
     with pytest.raises(ValueError, match="a row has 41 tokens, position_weights reach 40"):
         run_plain(parts, layout)
@@ -152,13 +152,13 @@ def test_mistakes_are_named() -> None:
 
 
 @pytest.mark.slow
-def test_memory_of_a_long_row_is_that_of_a_block() -> None:
-    """8192 tokens: all scores of two heads would take 512 MiB, and as much again on the way back."""
+def test_memory_of_a_long_row_is_bounded_by_the_block_size() -> None:
+    """With 8192 tokens, all scores of two heads would take 512 MiB, and as much again in the backward pass."""
     code = """
 import torch
 from pathlib import Path
 from nextitem.ops.hstu_attention import Layout, hstu_attention
-def kib(name):  # getrusage would give the parent's peak
+def kib(name):  # getrusage would return the peak of the parent process
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
 def run(length):
     q, k, v = (torch.randn(length, 2, 32, requires_grad=True) for _ in range(3))
@@ -171,5 +171,5 @@ before = kib("VmRSS")
 run(8192)
 print((kib("VmHWM") - before) / 1024)
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 10 < float(found.stdout) < 400
+    actual = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10 < float(actual.stdout) < 400

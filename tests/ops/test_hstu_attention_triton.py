@@ -1,4 +1,4 @@
-"""The fused kernels against the formula: in Triton's interpreter, in its compiler, and on a GPU where there is one."""
+"""Fused kernels, compared with the formula, in Triton's interpreter and on a GPU if there is one; their compilation."""
 
 from __future__ import annotations
 
@@ -33,23 +33,25 @@ def hstu_attention_fused(
     position_weights: Tensor | None = None,
     time_weights: Tensor | None = None,
 ) -> Tensor:
-    """As `hstu_attention` calls it on a GPU."""
+    """Call the fused kernels as `hstu_attention` does on a GPU."""
     *tokens, layout = tokens_and_layout
     return fused.FusedAttention.apply(*tokens, position_weights, time_weights, layout, normaliser, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def drawn(
-    lengths: list[int], asked: list[int] | None, *, dtype: torch.dtype = torch.float32, **sizes: Any
+def inputs(
+    lengths: list[int], num_queries: list[int] | None, *, dtype: torch.dtype = torch.float32, **sizes: Any
 ) -> tuple[list[Tensor], Layout]:
-    """Inputs of a type that the kernels take, where they run."""
-    return make(lengths, asked=asked, dtype=dtype, device=DEVICE, **sizes)
+    """Return inputs of a type that the kernels support, on the device that they run on."""
+    return make(lengths, num_queries=num_queries, dtype=dtype, device=DEVICE, **sizes)
 
 
-def both(parts: list[Tensor], layout: Layout, *, position: bool, time: bool, tolerance: float = 2e-5) -> None:
-    """Outputs and all gradients are those of the formula, to a share of the largest."""
-    found, found_grads = run(hstu_attention_fused, parts, layout, position=position, time=time)
-    wanted, wanted_grads = run(hstu_attention_reference, parts, layout, position=position, time=time)
-    for left, right in zip([found, *found_grads], [wanted, *wanted_grads], strict=True):
+def assert_close_to_reference(
+    parts: list[Tensor], layout: Layout, *, position: bool, time: bool, tolerance: float = 2e-5
+) -> None:
+    """Assert that output and gradients equal those of the formula, with errors relative to the largest value."""
+    actual, actual_grads = run(hstu_attention_fused, parts, layout, position=position, time=time)
+    expected, expected_grads = run(hstu_attention_reference, parts, layout, position=position, time=time)
+    for left, right in zip([actual, *actual_grads], [expected, *expected_grads], strict=True):
         assert left.dtype == right.dtype
         largest = float(right.abs().max()) if right.numel() else 1.0
         torch.testing.assert_close(left, right, rtol=0, atol=tolerance * max(largest, 1e-3))
@@ -77,39 +79,47 @@ def test_kernels_equal_the_formula(
     widths: tuple[int, int],
     programs: int,
 ) -> None:
-    """Rows of no, one and several tiles; all queries or the last of each row; widths that are no power of two."""
+    """Covers rows of zero, one and several tiles; all or the last queries of each row; widths not a power of two."""
     lengths = [length for length, _ in rows]
-    asked = [round(share * length) for length, share in rows] if tail else None
-    if asked is not None and not sum(asked):
-        asked = lengths
+    num_queries = [round(share * length) for length, share in rows] if tail else None
+    if num_queries is not None and not sum(num_queries):
+        num_queries = lengths
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "TILE", 32)  # 16 for float32, the least that a product takes
+        patch.setattr(fused, "TILE", 32)  # 16 for float32, the minimum size of a matrix product
         patch.setattr(fused, "PROGRAMS", programs)
-        both(*drawn(lengths, asked, heads=heads, widths=widths), position=position, time=time)
+        assert_close_to_reference(
+            *inputs(lengths, num_queries, heads=heads, widths=widths), position=position, time=time
+        )
 
 
-def test_tiles_as_they_are_used() -> None:
-    both(*drawn([70, 3, 0, 33], None, heads=2, widths=(20, 12), longest=70), position=True, time=True)
-    both(*drawn([70, 3, 90], [1, 3, 65], heads=1, widths=(16, 16), longest=90), position=True, time=True)
+def test_kernels_equal_the_formula_with_the_default_tile_size() -> None:
+    assert_close_to_reference(
+        *inputs([70, 3, 0, 33], None, heads=2, widths=(20, 12), longest=70), position=True, time=True
+    )
+    assert_close_to_reference(
+        *inputs([70, 3, 90], [1, 3, 65], heads=1, widths=(16, 16), longest=90), position=True, time=True
+    )
 
 
-def test_nothing_to_do() -> None:
-    used, layout = drawn([0, 0], None, heads=2, widths=(4, 4))
-    out = hstu_attention_fused(*used[:3], layout, normaliser=1.0, position_weights=used[3], time_weights=used[4])
+def test_kernels_accept_a_batch_without_tokens() -> None:
+    parts, layout = inputs([0, 0], None, heads=2, widths=(4, 4))
+    out = hstu_attention_fused(*parts[:3], layout, normaliser=1.0, position_weights=parts[3], time_weights=parts[4])
     out.sum().backward()
     assert out.shape == (0, 2, 4)
-    assert used[3].grad is not None
-    assert not used[3].grad.any()
+    assert parts[3].grad is not None
+    assert not parts[3].grad.any()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gpu_computes_the_same(dtype: torch.dtype) -> None:
+def test_kernels_equal_the_formula_on_a_gpu(dtype: torch.dtype) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    used, layout = drawn([300, 1, 0, 128, 65], None, heads=4, widths=(64, 32), longest=300, dtype=dtype)
-    both(used, layout, position=True, time=True, tolerance=2e-5 if dtype == torch.float32 else 2e-2)
-    query, key, value, position, time = used
+    parts, layout = inputs([300, 1, 0, 128, 65], None, heads=4, widths=(64, 32), longest=300, dtype=dtype)
+    assert_close_to_reference(
+        parts, layout, position=True, time=True, tolerance=2e-5 if dtype == torch.float32 else 2e-2
+    )
+    query, key, value, position, time = parts
     here, there = (
         way(query, key, value, layout, normaliser=7.0, position_weights=position, time_weights=time)
         for way in (hstu_attention, hstu_attention_fused)
@@ -132,28 +142,28 @@ for architecture in (80, 90):
         flags["PRECISION"] = "tf32"
         for kernel in (fused._outputs, fused._key_gradients, fused._query_gradients, fused._bias_gradients):
             types, constants = {}, {}
-            for place, name in enumerate(kernel.arg_names):
+            for index, name in enumerate(kernel.arg_names):
                 if name in flags:
-                    types[name], constants[(place,)] = "constexpr", flags[name]
+                    types[name], constants[(index,)] = "constexpr", flags[name]
                 elif name in IDS or name in TABLES:
                     types[name] = "*i64" if name in IDS else "*fp32"
                 else:
-                    types[name] = "i32" if name in NUMBERS else "fp32" if name in ("scale", "share") else "*" + dtype
+                    types[name] = "i32" if name in NUMBERS else "fp32" if name in ("scale", "inverse") else "*" + dtype
             target = GPUTarget("cuda", architecture, 32)
-            made = triton.compile(ASTSource(kernel, types, constants), target=target, options={"num_warps": 8})
-            assert made.asm["cubin"]
-            print(architecture, dtype, kernel.__name__, made.metadata.shared)
-            assert made.metadata.shared <= 99 * 1024  # what the smallest of these chips has for a block
+            binary = triton.compile(ASTSource(kernel, types, constants), target=target, options={"num_warps": 8})
+            assert binary.asm["cubin"]
+            print(architecture, dtype, kernel.__name__, binary.metadata.shared)
+            assert binary.metadata.shared <= 99 * 1024  # shared memory of a block on the smallest of these chips
 """
 
 
 @pytest.mark.slow
 def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
-    """To machine code, for two generations of chips; needs none of them."""
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    """Compiles to machine code for two generations of GPUs; no GPU is needed."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE],
-        env={**clean, "TRITON_CACHE_DIR": str(tmp_path)},
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
     )

@@ -1,4 +1,4 @@
-"""Sampled logits in chunks equal the gathered ones, forward and backward, and equal columns of the full product."""
+"""Sampled logits, compared with their reference, forward and backward, and with columns of the full product."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ def inputs(positions: int, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("at_once", [1, 3 * D * 5, 2**20])
 @pytest.mark.parametrize(("positions", "negatives"), [(0, 5), (1, 1), (7, 5), (30, 5), (4, 0)])
-def test_it_is_the_reference(positions: int, negatives: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampled_logits_equal_the_reference(
+    positions: int, negatives: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "PAIRS_AT_ONCE", at_once)
-    found = []
+    results = []
     for function in (sampled_logits, sampled_logits_reference):
         hidden, table, items = inputs(positions, negatives)
         logits = function(hidden, table, items)
         logits.sin().sum().backward()
-        found.append((logits.detach(), hidden.grad, table.grad))
-    for left, right in zip(*found, strict=True):
+        results.append((logits.detach(), hidden.grad, table.grad))
+    for left, right in zip(*results, strict=True):
         torch.testing.assert_close(left, right)
 
 
-def test_it_is_columns_of_the_product_with_the_whole_table() -> None:
+def test_sampled_logits_are_columns_of_the_product_with_the_table() -> None:
     hidden, table, items = inputs(7, 5)
     torch.testing.assert_close(sampled_logits(hidden, table, items), (hidden @ table.T).gather(1, items))
 
 
-def test_gradients_agree_with_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     hidden, table, items = inputs(6, 3)
     assert torch.autograd.gradcheck(lambda h, w: sampled_logits(h, w, items), (hidden, table))
 
 
-def test_vectors_of_pairs_are_never_kept_for_the_backward_pass() -> None:
+def test_gathered_vectors_are_not_saved_for_the_backward_pass() -> None:
     hidden, table, items = inputs(50, 40)
     sizes: list[int] = []
 
@@ -56,7 +58,7 @@ def test_vectors_of_pairs_are_never_kept_for_the_backward_pass() -> None:
     assert max(sizes) == 50 * 40  # the item numbers
 
 
-def test_bfloat16_hidden_states_meet_a_float32_table() -> None:
+def test_bfloat16_hidden_states_work_with_a_float32_table() -> None:
     hidden, table, items = inputs(6, 3)
     logits = sampled_logits(hidden.detach().bfloat16().requires_grad_(), table.detach().float(), items)
     assert logits.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""The blocked cross-entropy against the plain one."""
+"""Blocked cross-entropy, compared with the plain cross-entropy."""
 
 from __future__ import annotations
 
@@ -30,42 +30,42 @@ def case(positions: int, items: int, width: int = 5, *, seed: int = 0) -> tuple[
     rows=st.integers(1, 50),
     seed=st.integers(0, 99),
 )
-def test_it_equals_the_plain_version(positions: int, items: int, block: int, rows: int, seed: int) -> None:
-    """Value and gradients, in blocks of positions (small catalogue) as of items."""
+def test_softmax_loss_equals_the_reference(positions: int, items: int, block: int, rows: int, seed: int) -> None:
+    """Covers value and gradients, in blocks of positions (small catalogue) and in blocks of items."""
     hidden, table, targets = case(positions, items, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
         patch.setattr(module, "ROWS", rows)
         loss = softmax_loss(hidden, table, targets)
-        silent = softmax_loss(hidden.detach(), table.detach(), targets)
+        loss_without_gradients = softmax_loss(hidden.detach(), table.detach(), targets)
         gradients = torch.autograd.grad(3 * loss, [hidden, table])
     plain = softmax_loss_reference(hidden, table, targets)
     expected = torch.autograd.grad(3 * plain, [hidden, table])
     torch.testing.assert_close(loss, plain)
-    assert torch.equal(silent, loss.detach())
-    for found, wanted in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(found, wanted)
+    assert torch.equal(loss_without_gradients, loss.detach())
+    for gradient, expected_gradient in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient)
     assert not bool(gradients[1][0].any())
 
 
-def test_both_ways_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = []
+def test_blocks_are_of_positions_or_of_items_by_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
     for name in ("_blocks_of_positions", "_blocks_of_items"):
         way = getattr(module, name)
 
         def spy(*arguments: object, name: str = name, way: Callable[..., object] = way) -> object:
-            taken.append(name)
+            calls.append(name)
             return way(*arguments)
 
         monkeypatch.setattr(module, name, spy)
     softmax_loss(*case(30, 50))
     monkeypatch.setattr(module, "BLOCK", 100)
     softmax_loss(*case(30, 50))
-    assert taken == ["_blocks_of_positions", "_blocks_of_items"]
+    assert calls == ["_blocks_of_positions", "_blocks_of_items"]
 
 
 @pytest.mark.parametrize("block", [40, 2**22])
-def test_its_gradient_is_that_of_finite_differences(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_equal_finite_differences(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", block)
     hidden, table, targets = case(4, 17, 3)
     assert torch.autograd.gradcheck(lambda h, w: softmax_loss(h, w, targets), (hidden, table))
@@ -79,7 +79,7 @@ def test_huge_logits_do_not_overflow(block: int, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(loss, softmax_loss_reference(1000 * hidden, table, targets))
 
 
-def test_under_mixed_precision_it_is_near() -> None:
+def test_softmax_loss_is_close_under_mixed_precision() -> None:
     hidden, table, targets = (part.float().detach() if part.is_floating_point() else part for part in case(30, 50))
     table.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -92,25 +92,25 @@ def test_under_mixed_precision_it_is_near() -> None:
     )
 
 
-def test_no_position_is_a_mistake() -> None:
+def test_a_batch_without_positions_raises_an_error() -> None:
     with pytest.raises(ValueError, match="at least one position"):
         softmax_loss(torch.zeros(0, 3), torch.zeros(5, 3), torch.zeros(0, dtype=torch.int64))
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_positions_times_items() -> None:
-    """A million items x 64 with 2,000 positions: all logits alone would take 7.5 GiB."""
+    """With a million items of width 64 and 2,000 positions, all logits alone would take 7.5 GiB."""
     code = """
 import torch
 from pathlib import Path
 from nextitem.ops.softmax_loss import softmax_loss
 hidden = torch.randn(2000, 64, requires_grad=True)
 table = torch.randn(1_000_001, 64, requires_grad=True)
-def kib(name):  # getrusage would give the parent's peak
+def kib(name):  # getrusage would return the peak of the parent process
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
 before = kib("VmRSS")
 softmax_loss(hidden, table, torch.randint(1, 1_000_001, (2000,))).backward()
 print((kib("VmHWM") - before) / 2**20)
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 0.2 < float(found.stdout) < 1.2  # GiB: the gradient of the table four times over
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.2 < float(process.stdout) < 1.2  # GiB; 1.2 is about four times the gradient of the table

@@ -1,1 +1,1 @@
-"""Helpers that several tests share: known data sets, fake models, peers."""
+"""Helpers that several tests share: small data sets, fake models, peer implementations."""

@@ -1,4 +1,4 @@
-"""Inputs of HSTU's attention, and both ways through it: for tests of the blocks as of the kernels."""
+"""Inputs of HSTU's attention, and a forward and backward pass, for tests of the blocks and of the fused kernels."""
 
 from __future__ import annotations
 
@@ -20,42 +20,45 @@ def make(
     *,
     heads: int = 2,
     widths: tuple[int, int] = (3, 4),
-    asked: list[int] | None = None,
+    num_queries: list[int] | None = None,
     longest: int = LONGEST,
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
 ) -> tuple[list[Tensor], Layout]:
-    """Query, key, value, position and time weights (these in float32 at least), and rising times."""
-    generator = torch.Generator().manual_seed(0)
-    total, count = sum(lengths), sum(lengths if asked is None else asked)
-    of_biases = dtype if dtype == torch.float64 else torch.float32
+    """Return random inputs of the attention, and a layout with ascending times.
 
-    def draw(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+    The inputs are query, key, value, position weights and time weights, the last two in float32 or float64.
+    """
+    generator = torch.Generator().manual_seed(0)
+    total, count = sum(lengths), sum(lengths if num_queries is None else num_queries)
+    bias_dtype = dtype if dtype == torch.float64 else torch.float32
+
+    def sample(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, kind).requires_grad_()
 
-    parts = [draw(count, heads, widths[0]), draw(total, heads, widths[0]), draw(total, heads, widths[1])]
-    parts += [draw(2 * longest - 1, kind=of_biases), draw(129, kind=of_biases)]
+    parts = [sample(count, heads, widths[0]), sample(total, heads, widths[0]), sample(total, heads, widths[1])]
+    parts += [sample(2 * longest - 1, kind=bias_dtype), sample(129, kind=bias_dtype)]
     steps = torch.randint(0, 40 * DAY, (total,), generator=generator) * torch.randint(
         0, 2, (total,), generator=generator
     )
     times = steps.cumsum(0)
     offsets = offsets_of(torch.tensor(lengths))
-    queries = [torch.arange(int(end) - n, int(end)) for end, n in zip(offsets[1:], asked or lengths, strict=True)]
+    queries = [torch.arange(int(end) - n, int(end)) for end, n in zip(offsets[1:], num_queries or lengths, strict=True)]
     query_times = (times + 5 * SECOND)[torch.cat(queries)] if queries else times
     return parts, Layout(
         offsets.to(device),
-        None if asked is None else offsets_of(torch.tensor(asked)).to(device),
+        None if num_queries is None else offsets_of(torch.tensor(num_queries)).to(device),
         query_times.to(device),
         times.to(device),
     )
 
 
 def run(
-    way: Callable[..., Tensor], parts: list[Tensor], layout: Layout, *, position: bool, time: bool
+    attention: Callable[..., Tensor], parts: list[Tensor], layout: Layout, *, position: bool, time: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The output, and the gradients of all that is used."""
+    """Return the output of an attention function, and the gradients of the inputs that it uses."""
     used = [*parts[:3], *([parts[3]] if position else []), *([parts[4]] if time else [])]
-    out = way(
+    out = attention(
         *parts[:3],
         layout,
         normaliser=7.0,

@@ -1,4 +1,4 @@
-"""Stand-ins with known answers, for tests of what is written once for all models."""
+"""Fake generators with known probabilities, for tests of code that all models share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from nextitem.core.roles import GeneratorState
 
 
 class FakeGenerator:
-    """A Generator whose logits stand in tables: `tables[s] [U, prefixes of length s, C]`.
+    """A Generator that reads its logits from tables: `tables[s] [U, prefixes of length s, C]`.
 
     A prefix is numbered by reading its codes as digits, the first code most significant. User u reads row
-    u - 1 of each table. Steps beyond the trie's levels (lists of several items) simply have more tables.
-    It checks what it is given: codes in range, `shared` never copied per beam.
+    u - 1 of each table. Steps beyond the trie's levels (lists of several items) have further tables.
+    It checks its arguments: codes are in range, and `shared` is never copied per beam.
     """
 
     def __init__(self, tables: list[Tensor]) -> None:
@@ -29,11 +29,11 @@ class FakeGenerator:
     def random(
         cls, codebook_sizes: tuple[int, ...], *, users: int, seed: int, items_per_list: int = 1
     ) -> FakeGenerator:
-        """Normal logits for every prefix of up to `items_per_list` items."""
-        draw = torch.Generator().manual_seed(seed)
+        """Return a generator with normal logits for every prefix of up to `items_per_list` items."""
+        generator = torch.Generator().manual_seed(seed)
         sizes = codebook_sizes * items_per_list
         return cls(
-            [torch.randn((users, prod(sizes[:step]), size), generator=draw) * 2 for step, size in enumerate(sizes)]
+            [torch.randn((users, prod(sizes[:step]), size), generator=generator) * 2 for step, size in enumerate(sizes)]
         )
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
@@ -52,48 +52,48 @@ class FakeGenerator:
             assert bool(((codes >= 0) & (codes < size)).all())
             path = torch.cat([path, codes[..., None]], dim=2)
         prefix = path.new_zeros(path.shape[:2])
-        for place in range(path.shape[2]):
-            prefix = prefix * self.tables[place].shape[2] + path[..., place]
+        for position in range(path.shape[2]):
+            prefix = prefix * self.tables[position].shape[2] + path[..., position]
         logits = self.tables[path.shape[2]][user[:, None], prefix]
         return logits, GeneratorState(state.shared, {"path": path})
 
     def log_prob(self, user: int, codes: list[int]) -> float:
-        """Of one code sequence, one code at a time: the oracle."""
+        """Return the log-probability of one code sequence, computed one code at a time: the oracle."""
         total, prefix = 0.0, 0
-        for place, code in enumerate(codes):
-            table = self.tables[place]
+        for position, code in enumerate(codes):
+            table = self.tables[position]
             total += float(table[user - 1, prefix].double().log_softmax(0)[code])
             prefix = prefix * table.shape[2] + code
         return total
 
     def last_logit(self, user: int, codes: list[int]) -> float:
-        """The logit of the last code of a sequence."""
+        """Return the logit of the last code of a sequence."""
         prefix = 0
-        for place, code in enumerate(codes[:-1]):
-            prefix = prefix * self.tables[place].shape[2] + code
+        for position, code in enumerate(codes[:-1]):
+            prefix = prefix * self.tables[position].shape[2] + code
         return float(self.tables[len(codes) - 1][user - 1, prefix, codes[-1]])
 
 
 class FakeParallelGenerator(FakeGenerator):
-    """The same, taking several codes at once."""
+    """A FakeGenerator that also accepts several codes at once."""
 
     def steps(self, state: GeneratorState, codes: Tensor) -> tuple[list[Tensor], GeneratorState]:
         logits = []
-        for place in range(codes.shape[2]):
-            found, state = self.step(state, codes[:, :, place])
-            logits.append(found)
+        for position in range(codes.shape[2]):
+            step_logits, state = self.step(state, codes[:, :, position])
+            logits.append(step_logits)
         self.calls -= codes.shape[2] - 1
         return logits, state
 
 
 def identifier_table(rows: list[list[int]], codebook_sizes: tuple[int, ...]) -> IdentifierTable:
-    """A table of items 1..N from their code sequences."""
+    """Return the table of items 1..N with these code sequences."""
     codes = torch.tensor(rows, dtype=torch.int32).reshape(len(rows), len(codebook_sizes))
     return IdentifierTable.from_item_codes(codes, codebook_sizes=codebook_sizes, catalog_fingerprint="fake")
 
 
 def requests(users: int, *, excluded: list[list[int]] | None = None, allowed: Tensor | None = None) -> SequenceBatch:
-    """One request of each user 1..users, with a history of one item."""
+    """Return one request of each user 1..users, with a history of one item."""
     return SequenceBatch(
         items=Jagged.from_rows([[1]] * users),
         user_ids=torch.arange(1, users + 1),

@@ -1,4 +1,4 @@
-"""A recommender with known answers, and small data to ask it about."""
+"""A recommender with fixed scores, and small data sets and requests for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nextitem.testing.known_answers import build
 
 
 class Fixed(Recommender):
-    """Scores every request by the same vector [N + 1]."""
+    """A recommender with the same scores [N + 1] for every request."""
 
     Config = Config
 
@@ -31,18 +31,18 @@ class Fixed(Recommender):
 
 
 def shop(sequences: list[list[int]], *, items: int) -> Dataset:
-    """A data set of these sequences; titles differ."""
+    """Return a data set of these sequences; all titles are different."""
     return build(sequences, [f"word{item} same" for item in range(1, items + 1)], name="made")
 
 
 def ask(histories: list[list[int]], targets: list[list[int]], *, excluded: bool = False) -> SequenceBatch:
-    """Requests with these histories and targets."""
+    """Return requests with these histories and targets; `excluded`: the items of the history are excluded."""
     items = Jagged.from_rows(histories)
     return SequenceBatch(items, targets=Jagged.from_rows(targets), excluded=items if excluded else None)
 
 
 def identified(dataset: Dataset, codes: list[list[int]], sizes: tuple[int, ...]) -> Dataset:
-    """The data set with these semantic IDs."""
+    """Return the data set with these semantic IDs."""
     table = IdentifierTable.from_item_codes(
         torch.tensor(codes), codebook_sizes=sizes, catalog_fingerprint=dataset.catalog.fingerprint
     )

@@ -1,4 +1,4 @@
-"""Archives as people have them, made in memory: what the tests of importers share."""
+"""Folders and archives in the formats in which data sets are distributed, for tests of importers."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ Imported = Callable[..., tuple[Dataset, str]]  # the fixture `imported`
 
 
 class Layouts:
-    """Writes files in the ways in which people have them."""
+    """Writer of folders and archives below a root folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def folder(self, files: Files, name: str = "download") -> Path:
-        """A folder with these files."""
-        for inside, content in files.items():
-            file = self.root / name / inside
+        """Write a folder with these files and return its path."""
+        for path, content in files.items():
+            file = self.root / name / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(_bytes(content))
         return self.root / name
 
     def zip(self, files: Files, name: str = "download.zip") -> Path:
-        """A zip archive of these files; names are not checked."""
+        """Write a zip archive of these files and return its path; names are not checked."""
         with zipfile.ZipFile(self.root / name, "w", zipfile.ZIP_DEFLATED) as archive:
-            for inside, content in files.items():
-                archive.writestr(inside, _bytes(content))
+            for path, content in files.items():
+                archive.writestr(path, _bytes(content))
         return self.root / name
 
     def tar(self, files: Files, name: str = "download.tar.gz") -> Path:
-        """A compressed tar archive of these files; names are not checked."""
+        """Write a compressed tar archive of these files and return its path; names are not checked."""
         with tarfile.open(self.root / name, "w:gz") as archive:
-            for inside, content in files.items():
-                entry = tarfile.TarInfo(inside)
+            for path, content in files.items():
+                entry = tarfile.TarInfo(path)
                 entry.size = len(_bytes(content))
                 archive.addfile(entry, io.BytesIO(_bytes(content)))
         return self.root / name
 
     def gz(self, content: str | bytes, name: str) -> Path:
-        """One compressed file."""
+        """Write one compressed file and return its path."""
         (self.root / name).write_bytes(gzip.compress(_bytes(content)))
         return self.root / name
 
     def json_gz(self, rows: Sequence[dict[str, Any]], name: str) -> Path:
-        """One compressed file of JSON lines."""
+        """Write one compressed file of JSON lines and return its path."""
         return self.gz("".join(json.dumps(row) + "\n" for row in rows), name)
 
     def literals_gz(self, rows: Sequence[dict[str, Any]], name: str) -> Path:
-        """One compressed file of Python literals, a line each."""
+        """Write one compressed file of Python literals, one a line, and return its path."""
         return self.gz("".join(repr(row) + "\n" for row in rows), name)
 
 

@@ -1,4 +1,4 @@
-"""How much memory a piece of code takes."""
+"""Measures of the memory that a piece of code needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Return how many bytes numpy and Python held at most, beyond those held before; torch's tensors do not count."""
+    """Return the peak of additional bytes that numpy and Python allocate during `work`, without torch's tensors."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -39,7 +39,7 @@ class _Largest(TorchDispatchMode):
 
 
 def largest_tensor_bytes(work: Callable[[], object]) -> int:
-    """Return the size of the largest tensor that torch made or read on the way."""
+    """Return the size in bytes of the largest tensor that torch creates or reads during `work`."""
     mode = _Largest()
     with mode:
         work()

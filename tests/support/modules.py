@@ -1,4 +1,4 @@
-"""Parts of a network by their paths, with their types."""
+"""Access to the parts of a network by path, with their types."""
 
 from __future__ import annotations
 

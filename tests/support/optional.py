@@ -1,4 +1,4 @@
-"""Values that may be missing by their type and are there in a test."""
+"""Access to values that are optional by their type but present in a test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Content whose right codes are known, and a plain training loop for tokenizers."""
+"""Content with planted clusters, and a plain training loop for tokenizers."""
 
 from __future__ import annotations
 
@@ -17,38 +17,41 @@ from nextitem.tokenizers.tokenizer import Tokenizer
 
 
 def catalog_of(content: Tensor) -> Catalog:
-    """A catalogue of items i0, i1, ... with these content vectors [N, D]."""
+    """Return a catalogue of items i0, i1, ... with these content vectors [N, D]."""
     ids = pl.Series("item_id", [f"i{n}" for n in range(len(content))])
     catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
     return catalog.with_content(torch.cat([torch.zeros(1, content.shape[1]), content]))
 
 
 def clusters(*, coarse: int = 4, fine: int = 4, each: int = 20, dim: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Content of a two-level tree: [coarse * fine * each, dim], and each row's (coarse, fine) cluster, [n, 2]."""
-    draw = torch.Generator().manual_seed(seed)
+    """Return content of a two-level tree of clusters, [n, dim], and each row's (coarse, fine) cluster, [n, 2].
+
+    n = coarse * fine * each: `each` rows for every pair of a coarse and a fine cluster.
+    """
+    generator = torch.Generator().manual_seed(seed)
     top = torch.eye(dim)[:coarse] * 10
-    below = torch.randn((coarse, fine, dim), generator=draw) * 1.5
+    below = torch.randn((coarse, fine, dim), generator=generator) * 1.5
     truth = torch.cartesian_prod(torch.arange(coarse), torch.arange(fine)).repeat(each, 1)
-    noise = torch.randn((len(truth), dim), generator=draw) * 0.1
+    noise = torch.randn((len(truth), dim), generator=generator) * 0.1
     content = top[truth[:, 0]] + below[truth[:, 0], truth[:, 1]] + noise
-    # Turned, so that no single dimension carries one cluster alone.
-    return content @ torch.linalg.qr(torch.randn((dim, dim), generator=draw))[0], truth
+    # Rotated, so that no single dimension identifies a cluster.
+    return content @ torch.linalg.qr(torch.randn((dim, dim), generator=generator))[0], truth
 
 
 def purity(codes: Tensor, truth: Tensor) -> float:
-    """Share of rows that belong to the commonest true cluster among those with equal codes [n, M]."""
+    """Return the share of rows that belong to the most frequent true cluster among rows with equal codes [n, M]."""
     groups = torch.unique(codes, dim=0, return_inverse=True)[1]
-    right = sum(int(torch.bincount(truth[groups == group]).max()) for group in range(int(groups.max()) + 1))
-    return right / len(truth)
+    num_right = sum(int(torch.bincount(truth[groups == group]).max()) for group in range(int(groups.max()) + 1))
+    return num_right / len(truth)
 
 
 def learn(name: str, catalog: Catalog, *, epochs: int = 60, seed: int = 0, **settings: object) -> Tokenizer:
-    """The registered tokenizer of that name, trained on the catalogue."""
+    """Return the registered tokenizer of that name, trained on the catalogue."""
     kind = entry("tokenizer", name).load()
     torch.manual_seed(seed)
     tokenizer: Tokenizer = kind(parse(kind.Config, settings, where=name), catalog)
-    none = Interactions(*(torch.empty(0, dtype=torch.int32).numpy(),) * 2, 1, catalog.num_items)
-    train = Dataset("planted", none, catalog, Users(IdMap(pl.Series(["u"]))))
+    no_events = Interactions(*(torch.empty(0, dtype=torch.int32).numpy(),) * 2, 1, catalog.num_items)
+    train = Dataset("planted", no_events, catalog, Users(IdMap(pl.Series(["u"]))))
     if isinstance(tokenizer, ClosedForm):
         tokenizer.fit(train)
         return tokenizer.eval()

@@ -1,4 +1,4 @@
-"""A small catalogue with brands, tags and release times, and candidates for requests: what re-rankers are given."""
+"""Inputs of re-rankers: a small catalogue with brands, tags and release times, candidates and requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shelf(
     ages: Sequence[float] | None = None,
     content: torch.Tensor | None = None,
 ) -> Catalog:
-    """Items i1, i2, ... of these brands; `ages` in days before NOW; content [N, D]."""
+    """Return a catalogue of items i1, i2, ... of these brands; `ages` in days before NOW; content [N, D]."""
     count = len(brands)
     ids = pl.Series("item_id", [f"i{n}" for n in range(1, count + 1)])
     columns = {"item_id": ids, "brand": pl.Series(brands, dtype=pl.String)}
@@ -46,31 +46,34 @@ def shelf(
 def candidates(
     rows: Sequence[Sequence[int]], *, scores: Sequence[Sequence[float]] | None = None, channels: bool = False
 ) -> Recommendations:
-    """Candidates best first; without `scores` they are n, n - 1, ... 1. Channels: each item's number modulo 3."""
+    """Return candidates, best first; without `scores` these are n, n - 1, ... 1.
+
+    With `channels` the channel of an item is its number modulo 3.
+    """
     width = max((len(row) for row in rows), default=0)
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.int64).reshape(len(rows), width)
     if scores is None:
         scores = [[float(len(row) - place) for place in range(len(row))] for row in rows]
     values = torch.tensor([[*row, *[-torch.inf] * (width - len(row))] for row in scores]).reshape(len(rows), width)
-    named = ("first", "second", "third") if channels else ()
-    falling = all(list(row) == sorted(row, reverse=True) for row in scores)
-    order: OrderedBy = "score" if falling else "generation"
-    return Recommendations(ids, values, order, channel=ids % 3 if channels else None, channels=named)
+    channel_names = ("first", "second", "third") if channels else ()
+    is_descending = all(list(row) == sorted(row, reverse=True) for row in scores)
+    order: OrderedBy = "score" if is_descending else "generation"
+    return Recommendations(ids, values, order, channel=ids % 3 if channels else None, channels=channel_names)
 
 
 def requests(histories: Sequence[Sequence[int]], *, timed: bool = True) -> SequenceBatch:
-    """A request for each history, at NOW."""
+    """Return a request for each history, at NOW or without a time."""
     times = torch.full((len(histories),), NOW) if timed else None
     return SequenceBatch(Jagged.from_rows(histories), request_times=times)
 
 
 def build(name: str, catalog: Catalog, **settings: object) -> Reranker:
-    """The registered re-ranker of that name."""
+    """Return the registered re-ranker of that name."""
     kind = RERANKERS[name].load()
     built: Reranker = kind(parse(kind.Config, settings, where=name), catalog)
     return built
 
 
 def lists(answer: Recommendations) -> list[list[int]]:
-    """Item numbers without padding."""
+    """Return the item numbers of each list, without padding."""
     return [[item for item in row if item] for row in answer.item_ids.tolist()]

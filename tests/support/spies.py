@@ -1,4 +1,4 @@
-"""What a function is called with, while it still does its work."""
+"""A spy that records the calls of a function, which still does its work."""
 
 from __future__ import annotations
 

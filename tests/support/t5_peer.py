@@ -1,4 +1,4 @@
-"""The same encoder-decoder in the transformers library, with copied weights: an oracle for tests, a peer to beat."""
+"""TIGER's encoder-decoder in the transformers library, with copied weights: oracle of tests and peer of benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nextitem.nn.attention.t5 import DecoderLayer, EncoderLayer, T5CrossAttentio
 
 
 def as_transformers(model: Tiger) -> T5:
-    """A T5 with the weights of `model` (one hidden feed-forward layer, no user tokens)."""
+    """Return a T5 with the weights of `model` (one hidden feed-forward layer, no user tokens)."""
     settings = model.config
     assert settings.ff_layers == 1
     tokens = model.tokens.num_embeddings
@@ -35,7 +35,7 @@ def as_transformers(model: Tiger) -> T5:
             decoder_start_token_id=model.first_input,
         )
     ).eval()
-    # Codes only are ever generated; the peer's output covers all tokens.
+    # Only codes are ever generated; the peer's output covers all tokens.
     peer.lm_head = nn.Linear(settings.width, tokens + 1, bias=False)
     with torch.no_grad():
         peer.lm_head.weight.zero_()
@@ -53,7 +53,7 @@ def as_transformers(model: Tiger) -> T5:
 
 
 def encoder_inputs(model: Tiger, batch: SequenceBatch) -> dict[str, Tensor]:
-    """The peer's input_ids and attention_mask for a batch of requests."""
+    """Return the peer's input_ids and attention_mask for a batch of requests."""
     items = batch.items.last(model.config.max_history_length).to_padded()
     starts = torch.tensor(model.code_offsets)
     ids = (model.codes[items] + starts).flatten(1)
@@ -62,19 +62,19 @@ def encoder_inputs(model: Tiger, batch: SequenceBatch) -> dict[str, Tensor]:
 
 
 class LevelSoftmax(LogitsProcessor):  # type: ignore[misc]
-    """Turns log-softmax over all tokens into log-softmax over the codes of the level that comes next."""
+    """A processor that turns log-softmax over all tokens into log-softmax over the codes of the next level."""
 
     def __init__(self, model: Tiger) -> None:
         self.starts, self.sizes = model.code_offsets, model.sizes
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         level = input_ids.shape[1] - 1
-        own = scores[:, self.starts[level] : self.starts[level] + self.sizes[level]]
-        return scores - own.logsumexp(1, keepdim=True)
+        level_scores = scores[:, self.starts[level] : self.starts[level] + self.sizes[level]]
+        return scores - level_scores.logsumexp(1, keepdim=True)
 
 
 class DictTrie:
-    """The catalogue's code sequences as nested dicts of tokens: what users of `generate` write."""
+    """The catalogue's code sequences as nested dicts of tokens, as users of `generate` write them."""
 
     def __init__(self, model: Tiger) -> None:
         self.root: dict[int, Any] = {}
@@ -94,8 +94,8 @@ class DictTrie:
 
 
 def generate(peer: T5, model: Tiger, trie: DictTrie, batch: SequenceBatch, width: int) -> tuple[Tensor, Tensor]:
-    """Token sequences [B, width, M] and scores [B, width] of the peer's constrained beam search."""
-    found = peer.generate(
+    """Return token sequences [B, width, M] and scores [B, width] of the peer's constrained beam search."""
+    output = peer.generate(
         **encoder_inputs(model, batch),
         num_beams=width,
         num_return_sequences=width,
@@ -107,7 +107,7 @@ def generate(peer: T5, model: Tiger, trie: DictTrie, batch: SequenceBatch, width
         output_scores=True,
     )
     shape = (batch.num_requests, width)
-    return found.sequences[:, 1:].view(*shape, -1), found.sequences_scores.view(shape)
+    return output.sequences[:, 1:].view(*shape, -1), output.sequences_scores.view(shape)
 
 
 def _copy_layer(theirs: nn.ModuleList, ours: nn.Module) -> None:
@@ -124,8 +124,8 @@ def _copy_layer(theirs: nn.ModuleList, ours: nn.Module) -> None:
             query, (key, value) = source.query.weight, source.key_value.weight.chunk(2)
         for name, weight in (("q", query), ("k", key), ("v", value), ("o", source.output.weight)):
             theirs.get_parameter(f"{path}.{name}.weight").copy_(weight)
-    feed = theirs.get_submodule(f"{len(theirs) - 1}.DenseReluDense")
+    feed_forward = theirs.get_submodule(f"{len(theirs) - 1}.DenseReluDense")
     for number, name in enumerate(("wi", "wo")):
-        feed.get_parameter(f"{name}.weight").copy_(ours.feed.get_parameter(f"layers.{number}.weight"))
+        feed_forward.get_parameter(f"{name}.weight").copy_(ours.feed.get_parameter(f"layers.{number}.weight"))
     for layer, norm in zip(theirs, [*norms, ours.norm_feed], strict=True):
         layer.get_parameter("layer_norm.weight").copy_(norm.weight)

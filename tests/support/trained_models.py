@@ -1,4 +1,4 @@
-"""Every registered model's debug recipe, trained once for all tests of a process, and small requests to ask it."""
+"""Models trained by their debug recipes, once for all tests of a process, and small requests for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nextitem.testing.rich_log import rich_log
 
 RUNS = TemporaryDirectory()  # removed when the tests end
 
-# Settings by which a model reads all that requests carry, if its debug recipe does not.
+# Settings with which a model reads all columns of requests, if its debug recipe does not.
 READS_MORE = {
     "hstu": ["model.actions=interleaved"],
     "tiger": ["model.user_buckets=4"],
@@ -26,8 +26,8 @@ READS_MORE = {
 
 
 def trained(name: str, data: str = "cycle") -> Run:
-    """The model's debug recipe on a tiny data set, trained once."""
-    return _trained(name, data)  # the cache tells a default from the same value passed
+    """Return a run of the model's debug recipe on a tiny data set, trained once."""
+    return _trained(name, data)  # the cache distinguishes a default from the same value passed
 
 
 @cache
@@ -37,7 +37,7 @@ def _trained(name: str, data: str) -> Run:
 
 
 def rich_run(name: str, *, again: int = 0) -> Run:
-    """The model's debug recipe on the rich log, trained once; `again` asks for another training."""
+    """Return a run of the model's debug recipe on the rich log, trained once for each number `again`."""
     return _rich_run(name, again)
 
 
@@ -55,5 +55,5 @@ def _rich_run(name: str, again: int) -> Run:
 
 
 def requests(histories: list[list[int]], **columns: Any) -> SequenceBatch:
-    """Requests of visitors with these histories of item numbers."""
+    """Return requests of visitors with these histories of item numbers."""
     return SequenceBatch(Jagged.from_rows(histories), **columns)

@@ -1,4 +1,4 @@
-"""A few plain training steps, whose losses show whether anything that training reads has changed."""
+"""A few plain training steps, whose losses show whether the training of a component has changed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Nouns and contracts. Read this folder first; everything else stands on it.
+"""Data types and contracts of the package. Read this folder first: all other folders depend on it.
 
 `ids` IdMap, `interactions` Interactions, `catalog` Catalog, `dataset` Dataset and Split, `jagged` Jagged,
-`batch` SequenceBatch, `identifiers` IdentifierTable, `recommendations` Recommendations, `recommender` the one
-contract, `roles` the small protocols beside it, `config` strict typed configs, `registry` what there is.
+`batch` SequenceBatch, `identifiers` IdentifierTable, `recommendations` Recommendations, `recommender` the contract of
+every model, `roles` the small protocols beside it, `config` strict typed configs, `registry` the available models,
+tokenizers, losses, metrics and re-rankers.
 """

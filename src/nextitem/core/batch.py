@@ -1,4 +1,4 @@
-"""SequenceBatch: requests in batch form."""
+"""SequenceBatch: a batch of recommendation requests."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
 
 # Candidate feature of training examples from an undated log: how many of the candidate's events in the log are the
-# example's own target. Counts of the log leave them out; a dated log is counted up to the request's time instead.
+# example's own target. Event counts subtract them; in a dated log, events are counted up to the request's time instead.
 OWN_EVENTS = "own_events"
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceBatch:
-    """B requests. Everything that a request says travels here, so that signatures never grow.
+    """A batch of B recommendation requests.
 
-    items             histories, oldest first: item ids, Jagged int64
+    It contains all data of a request, so that no signature has to grow when a request gets more data.
+
+    items             histories, oldest event first: item ids, Jagged int64
     user_ids          [B] int64, stable keys of users (Users.keys); 0: an unknown visitor; None if users are anonymous
-    actions           histories' action codes (Catalog.events), Jagged int64, same offsets as items; 0: unknown
-    timestamps        histories' event times, Jagged int64, milliseconds, same offsets
-    features          further columns of the histories (Catalog.events), name -> Jagged, same offsets
+    actions           action codes of the histories (Catalog.events), Jagged int64, same offsets as items; 0: unknown
+    timestamps        event times of the histories, Jagged int64, milliseconds, same offsets as items
+    features          further columns of the histories (Catalog.events), name -> Jagged, same offsets as items
     request_times     [B] int64, milliseconds
-    context           what is known of the requests (Catalog.requests), name -> [B], or Jagged for lists
+    context           features of the requests (Catalog.requests), name -> [B], or Jagged for lists
     targets           item ids to predict, Jagged int64 (training and evaluation only)
-    candidates        items to rank, Jagged int64, with candidate_features and candidate_labels of its offsets; a
-                      label above 0 is yes, NaN is not known: readers leave such candidates out
-    allowed           bool [1, N + 1] or [B, N + 1]: only these items may be returned; None: all
-    excluded          items that may not be returned, Jagged int64 (seen items, block lists); None: none
-    state             what the model has kept of these histories' earlier events (roles.Incremental); None: nothing
+    candidates        items to rank, Jagged int64; candidate_features and candidate_labels have the same offsets. A
+                      label above 0 is positive. NaN means unknown: such candidates are skipped.
+    allowed           bool [1, N + 1] or [B, N + 1]: only these items may be returned; None: all items
+    excluded          items that must not be returned, Jagged int64 (seen items, block lists); None: no items
+    state             cached model state for the already processed part of each history (roles.Incremental), or None
     """
 
     items: Jagged
@@ -65,51 +67,58 @@ class SequenceBatch:
 
     @property
     def num_requests(self) -> int:
-        """B."""
+        """Number of requests (B)."""
         return self.items.num_rows
 
     def select(self, rows: Tensor) -> SequenceBatch:
-        """The given requests [R] (int64), in the given order."""
-        changed = replace(self, allowed=None, state=None)._map(
+        """Return the requests at the indices `rows [R]` (int64), in the order of `rows`."""
+        selected = replace(self, allowed=None, state=None)._map(
             lambda jagged: jagged.select(rows), lambda dense: dense[rows]
         )
         if self.state is not None:
-            changed = replace(changed, state=self.state.select(rows))
+            selected = replace(selected, state=self.state.select(rows))
         if self.allowed is None:
-            return changed
-        shared = self.allowed.shape[0] == 1 and self.num_requests != 1
-        return replace(changed, allowed=self.allowed if shared else self.allowed[rows])
+            return selected
+        is_shared = self.allowed.shape[0] == 1 and self.num_requests != 1
+        return replace(selected, allowed=self.allowed if is_shared else self.allowed[rows])
 
     def split(self, size: int) -> Iterator[SequenceBatch]:
-        """The requests in order, at most `size` at a time."""
+        """Yield the requests in order, as batches of at most `size` requests."""
         for start in range(0, self.num_requests, size):
             yield self.select(torch.arange(start, min(start + size, self.num_requests)))
 
     def sample(self, count: int) -> SequenceBatch:
-        """Return at most `count` requests, evenly spaced from the first to the last; a single one is the first."""
+        """Return at most `count` requests, evenly spaced from the first to the last; with `count` 1, the first."""
         if count >= self.num_requests:
             return self
-        # Whole numbers: a float32 of torch.linspace may lie past the last of more than 2**24 requests.
+        # Integer arithmetic: with more than 2**24 requests, a float32 of torch.linspace can exceed the last index.
         return self.select(torch.arange(count) * (self.num_requests - 1) // max(1, count - 1))
 
     @classmethod
     def concat(cls, parts: Sequence[SequenceBatch], *, fill: bool = False) -> SequenceBatch:
-        """Return the requests of all batches, one batch after the other.
+        """Return one batch with the requests of all `parts`, in order.
 
-        If any batch has a state, the histories of a batch without one count as unread.
-        Raises ValueError if the batches have different columns. With `fill`, a column that a batch lacks is stored as
-        missing: 0 for codes and users, NaN for numbers, an empty list for lists. A history without times then counts as
-        one of events at the request's time, and a request without a time as the latest of the others.
+        If any batch has a state, the histories of a batch without a state count as unread.
+
+        Args:
+            parts: the batches to concatenate.
+            fill: add columns that a batch lacks, with missing values: 0 for codes and users, NaN for numbers, an empty
+                list for lists. A request without a time gets the latest request time of the others. The events of a
+                history without times get the time of their request.
+
+        Raises:
+            ValueError: the batches have different columns, and `fill` is false.
+
         """
         if fill:
             parts = _with_equal_columns(parts)
 
-        def joined(values: list[Any]) -> Any:
+        def concatenate(values: list[Any]) -> Any:
             first = values[0]
             if isinstance(first, dict):
                 if any(value.keys() != first.keys() for value in values):
                     raise ValueError("batches with different columns cannot be joined; use fill=True")
-                return {name: joined([value[name] for value in values]) for name in first}
+                return {name: concatenate([value[name] for value in values]) for name in first}
             if any((value is None) != (first is None) for value in values):
                 raise ValueError("batches with different columns cannot be joined; use fill=True")
             if first is None:
@@ -118,31 +127,34 @@ class SequenceBatch:
 
         columns = [entry.name for entry in fields(cls) if entry.name not in ("allowed", "state")]
         allowed = [part.allowed for part in parts]
-        shared = allowed[0] is not None and allowed[0].shape[0] == 1 and all(each is allowed[0] for each in allowed)
+        is_shared = allowed[0] is not None and allowed[0].shape[0] == 1 and all(mask is allowed[0] for mask in allowed)
         unread = [HistoryState.unread(part.num_requests, device=part.items.offsets.device) for part in parts]
         states = [part.state or blank for part, blank in zip(parts, unread, strict=True)]
         return cls(
-            **{name: joined([getattr(part, name) for part in parts]) for name in columns},
-            allowed=allowed[0] if shared else joined(allowed),
+            **{name: concatenate([getattr(part, name) for part in parts]) for name in columns},
+            allowed=allowed[0] if is_shared else concatenate(allowed),
             state=HistoryState.concat(states) if any(part.state is not None for part in parts) else None,
         )
 
     def share(self, rank: int, count: int) -> SequenceBatch:
-        """Every `count`-th request from `rank` on."""
+        """Return every `count`-th request, starting at index `rank`: the part of process `rank` of `count`."""
         return self.select(torch.arange(rank, self.num_requests, count))
 
     @property
     def loss_count(self) -> int:
-        """Requests: what the loss of a batch with targets is a mean over."""
+        """Number of terms that the loss of a batch with targets is a mean over: the number of requests."""
         return self.num_requests
 
     def to(self, device: torch.device | str) -> SequenceBatch:
-        """The same on another device."""
+        """Return the batch on another device."""
         moved = replace(self, state=None)._map(lambda jagged: jagged.to(device), lambda dense: dense.to(device))
         return moved if self.state is None else replace(moved, state=self.state.to(device))
 
     def legal(self, num_items: int) -> Tensor | None:
-        """bool [B, N + 1] of what each request may be answered with; None where every item may."""
+        """Return which items each request may be answered with, bool [B, N + 1], or None if all items are allowed.
+
+        It combines `allowed` and `excluded`; column 0, padding, is false.
+        """
         if self.allowed is None and self.excluded is None:
             return None
         shape = (self.num_requests, num_items + 1)
@@ -156,7 +168,10 @@ class SequenceBatch:
         return mask
 
     def last(self, count: int | Tensor) -> SequenceBatch:
-        """The same requests with the last `count` events of each history (of row b `count[b]`)."""
+        """Return the requests with the last `count` events of each history.
+
+        `count` is one number, or a tensor [B] with one number for each history.
+        """
         return replace(
             self,
             items=self.items.last(count),
@@ -188,8 +203,8 @@ class SequenceBatch:
         return replace(self, **{entry.name: apply(getattr(self, entry.name)) for entry in fields(self)})
 
 
-# What the values of a column run along, beside the requests: columns that are missing are filled in to that length.
-_ALONG = {
+# Columns whose rows have the lengths of another column: a missing column is filled to the lengths of that one.
+_ALIGNED_WITH = {
     "actions": "items",
     "timestamps": "items",
     "features": "items",
@@ -199,8 +214,8 @@ _ALONG = {
 
 
 def _with_equal_columns(parts: Sequence[SequenceBatch]) -> list[SequenceBatch]:
-    """The batches with all columns that any of them has; values that are not known are missing ones."""
-    examples: dict[str, Any] = {}
+    """Return the batches with all columns that any of them has; unknown values are stored as missing."""
+    examples: dict[str, Any] = {}  # column -> its value in one of the batches, for type and width
     for part in parts:
         for entry in fields(part):
             value = getattr(part, entry.name)
@@ -210,17 +225,20 @@ def _with_equal_columns(parts: Sequence[SequenceBatch]) -> list[SequenceBatch]:
                 examples.setdefault(entry.name, value)
     times = [part.request_times.max() for part in parts if part.request_times is not None and part.num_requests]
     latest = max(times, default=torch.zeros((), dtype=torch.int64))
-    return [_filled(part, examples, latest) for part in parts]
+    return [_add_missing_columns(part, examples, latest) for part in parts]
 
 
-def _filled(part: SequenceBatch, examples: dict[str, Any], latest: Tensor) -> SequenceBatch:
+def _add_missing_columns(part: SequenceBatch, examples: dict[str, Any], latest: Tensor) -> SequenceBatch:
+    """Return `part` with a column for each of `examples`; `latest` is the time of requests without a time."""
     columns: dict[str, Any] = {}
     for name, example in examples.items():
-        own = getattr(part, name)
+        value = getattr(part, name)
         if isinstance(example, dict):
-            columns[name] = {key: own[key] if key in own else _missing(name, example[key], part) for key in example}
-        elif own is None:
-            columns[name] = _missing(name, example, part)
+            columns[name] = {
+                key: value[key] if key in value else _missing_column(name, example[key], part) for key in example
+            }
+        elif value is None:
+            columns[name] = _missing_column(name, example, part)
     if "request_times" in columns:
         columns["request_times"] = latest.expand(part.num_requests).clone()
     if "timestamps" in columns:
@@ -230,15 +248,15 @@ def _filled(part: SequenceBatch, examples: dict[str, Any], latest: Tensor) -> Se
     return replace(part, **columns)
 
 
-def _missing(name: str, example: Tensor | Jagged, part: SequenceBatch) -> Tensor | Jagged:
-    """A column like `example` for the requests of `part`, every value of it missing."""
-    if name == "allowed":  # without a list every item is allowed
+def _missing_column(name: str, example: Tensor | Jagged, part: SequenceBatch) -> Tensor | Jagged:
+    """Return a column like `example` for the requests of `part`, in which every value is missing."""
+    if name == "allowed":  # a batch without an allow-list allows every item
         assert isinstance(example, Tensor)
         return example.new_ones((part.num_requests, example.shape[1]))
     if isinstance(example, Tensor):
         return example.new_full((part.num_requests, *example.shape[1:]), _missing_value(example))
-    rows = getattr(part, _ALONG[name]) if name in _ALONG else None
-    if rows is None:  # lists of the requests' own: targets, candidates, excluded items, lists of context
+    rows = getattr(part, _ALIGNED_WITH[name]) if name in _ALIGNED_WITH else None
+    if rows is None:  # lists with lengths of their own: targets, candidates, excluded items, lists of context
         rows = Jagged.from_lengths(example.values[:0], torch.zeros_like(part.items.lengths))
     return rows.with_values(example.values.new_full((len(rows.values),), _missing_value(example.values)))
 

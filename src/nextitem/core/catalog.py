@@ -1,4 +1,4 @@
-"""Catalog: the items that may be recommended, and what is known of them."""
+"""Catalog: the items that can be recommended, with their features."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:  # a data set is read and described without torch, which takes
 
     from nextitem.core.identifiers import IdentifierTable
 
-ACTION = "action"  # name of the column of events that says what the user did
+ACTION = "action"  # name of the event column that contains the action of the user (view, buy, ...)
 FEATURE_TYPES = ("categorical", "categorical-list", "numeric", "text", "history", "timestamp")
 
 
 @dataclass(frozen=True, eq=False)
 class ColumnEncoding:
-    """How one column of requests or of events becomes codes: a user feature, context, the action of an event.
+    """Encoding of one column of requests or events as codes: a user feature, context, or the action of an event.
 
     kind     categorical, categorical-list, numeric or timestamp
     values   categorical column or list: the distinct values as text, in ascending order. Value i has code i + 1; code 0
-             stands for a missing or unknown value. None if values are hashed:
-    buckets  number of hash buckets; the code of a value is then 1 + its CRC-32 modulo `buckets`
+             means a missing or unknown value. None if values are hashed.
+    buckets  number of hash buckets if `values` is None; the code of a value is then 1 + its CRC-32 modulo `buckets`
     """
 
     kind: str
@@ -40,11 +40,15 @@ class ColumnEncoding:
 
     @property
     def num_codes(self) -> int:
-        """Codes of a categorical column or list, 0 among them."""
+        """Number of codes of a categorical column or list, including code 0."""
         return 1 + (self.buckets if self.values is None else len(self.values))
 
     def encode(self, column: pl.Series) -> pl.Series:
-        """Codes (Int64; lists of them for a list column); numbers (Float32) and times (Float64 ms), null if missing."""
+        """Return the encoded column: codes, numbers or times, by `kind`.
+
+        Codes are Int64 (0: missing or unknown), for a list column lists of them. Numbers are Float32, times Float64
+        milliseconds. A missing number, time or list is null.
+        """
         if self.kind == "numeric":
             return column.cast(pl.Float32, strict=False)
         if self.kind == "timestamp":
@@ -61,7 +65,7 @@ class ColumnEncoding:
         return lists.sort("row")["code"]
 
     def _codes(self, text: pl.Series) -> pl.Series:
-        """Codes from 1, null where a value is missing or not known."""
+        """Return codes from 1 on; null if a value is missing or unknown."""
         if self.values is not None:
             return text.cast(pl.Enum(self.values), strict=False).to_physical().cast(pl.Int64) + 1
         distinct = text.drop_nulls().unique()
@@ -73,15 +77,15 @@ class ColumnEncoding:
 class Catalog:
     """Items 1..N with their columns; row 0 of every tensor is padding.
 
-    ids          external <-> internal
-    table        the items' columns as the owner gave them, N rows in internal order, item_id included
+    ids          map between external item ids and internal numbers
+    table        columns of the items as the owner of the data supplied them, N rows in internal order, with item_id
     features     feature schema: column -> one of FEATURE_TYPES
-    text         content sentence of each item, N strings, or None where there is no text
+    text         content sentence of each item, N strings, or None if there is no text
     content      content vectors [N + 1, D] float32 that tokenizers and towers read, or None
-    released_ms  [N] int64, when an item came out, milliseconds since 1970 (negative before; 0: not known), or None
-    identifiers  semantic IDs, where the model needs them
-    requests     what is known of the requests: name -> encoding; features of users are called user.<column>
-    events       what is known of the events of a history: name -> encoding; "action", context and label columns
+    released_ms  [N] int64, release time of each item, milliseconds since 1970 (negative before; 0: unknown), or None
+    identifiers  semantic IDs, if the model needs them
+    requests     columns of the requests: name -> encoding; user features are called user.<column>
+    events       columns of the events of a history: name -> encoding; "action", context and label columns
     """
 
     ids: IdMap
@@ -118,65 +122,81 @@ class Catalog:
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """Number of items (N)."""
         return len(self.ids)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the item ids in order: what an identifier table and a bundle are tied to."""
+        """Hash of the item ids in order. Identifier tables and bundles store it to recognise their catalogue."""
         return ids_fingerprint(self.ids.external)
 
     def titles(self) -> pl.Series:
-        """One printable name an item: its title, else its content sentence, else its id."""
-        named = self.ids.external.cast(pl.String)
+        """Return a printable name of each item: its title, else its content sentence, else its id."""
+        id_texts = self.ids.external.cast(pl.String)
         if "title" in self.table.columns:
-            return self.table["title"].cast(pl.String).zip_with(self.table["title"].is_not_null(), named)
-        return self.text.zip_with(self.text.str.len_chars() > 0, named) if self.text is not None else named
+            return self.table["title"].cast(pl.String).zip_with(self.table["title"].is_not_null(), id_texts)
+        return self.text.zip_with(self.text.str.len_chars() > 0, id_texts) if self.text is not None else id_texts
 
     def with_content(self, content: Tensor) -> Catalog:
-        """The same items with other content vectors [N + 1, D]."""
+        """Return the catalogue with other content vectors `content [N + 1, D]`; row 0 is set to 0."""
         content = content.float()
         content[0] = 0
         return replace(self, content=content)
 
     def with_identifiers(self, identifiers: IdentifierTable) -> Catalog:
-        """The same items with semantic IDs; they must have been made for these items."""
+        """Return the catalogue with semantic IDs; ValueError if they belong to other items."""
         if identifiers.catalog_fingerprint != self.fingerprint:
-            raise ValueError("these identifiers were made for another catalogue; run tokenize on this one")
+            raise ValueError("these identifiers belong to another catalogue; run nextitem tokenize on this one")
         return replace(self, identifiers=identifiers)
 
     def extend(self, table: pl.DataFrame, *, text: pl.Series | None = None, content: Tensor | None = None) -> Catalog:
-        """Appends the rows of `table` as new items; items that stand keep their numbers.
+        """Return the catalogue with the rows of `table` appended as new items; existing items keep their numbers.
 
-        `text` and `content [new, D]` are needed exactly where this catalogue has them. Identifiers are
-        dropped: append them with the tokenizer that made them. Numbers of a column may become wider, and integers
-        text, as in a CSV file whose new rows hold other values. UserError if its values are of another kind.
+        Identifiers are dropped: append them with the tokenizer that generated them. The number type of a column may
+        become wider, and integers may become text, as in a CSV file whose new rows contain other values.
+
+        Args:
+            table: columns of the new items, with item_id.
+            text: content sentences of the new items; required if this catalogue has text, and only then.
+            content: content vectors [new, D] of the new items; required if this catalogue has them, and only then.
+
+        Raises:
+            ValueError: an item of `table` is in the catalogue already.
+            UserError: `text` or `content` is missing or superfluous, or a column has values of another kind.
+
         """
         import torch
 
         ids = self.ids.extend(table["item_id"])
-        added = len(ids) - len(self.ids)
-        if added != table.height:
-            raise ValueError(f"{table.height - added} of the new items are there already; give only new ones")
+        num_new = len(ids) - len(self.ids)
+        if num_new != table.height:
+            raise ValueError(f"{table.height - num_new} of the new items are there already; pass only new items")
         if (text is None) != (self.text is None) or (content is None) != (self.content is None):
-            raise UserError("new items need text and content vectors exactly where the catalogue has them")
+            raise UserError(
+                "new items need text or content vectors if the catalogue has them, and must not have them otherwise"
+            )
         table = table.with_columns(pl.col("item_id").cast(self.ids.external.dtype))
-        former = self.table
+        old_table = self.table
         for column in table.columns:
-            own, other = former.schema.get(column), table.schema[column]
-            is_mixed = own is not None and pl.String in (own, other) and (own.is_integer() or other.is_integer())
+            old_type, new_type = old_table.schema.get(column), table.schema[column]
+            is_mixed = (
+                old_type is not None
+                and pl.String in (old_type, new_type)
+                and (old_type.is_integer() or new_type.is_integer())
+            )
             if is_mixed and self.features.get(column) != "numeric":
-                former = former.with_columns(pl.col(column).cast(pl.String))
+                old_table = old_table.with_columns(pl.col(column).cast(pl.String))
                 table = table.with_columns(pl.col(column).cast(pl.String))
                 continue
-            both_numbers = own is not None and own.is_numeric() and other.is_numeric()
-            if own not in (None, other, pl.Null) and other != pl.Null and not both_numbers:
+            are_numbers = old_type is not None and old_type.is_numeric() and new_type.is_numeric()
+            if old_type not in (None, new_type, pl.Null) and new_type != pl.Null and not are_numbers:
                 raise UserError(
-                    f"column {column!r} of the new items is {other}, of the catalogue's {own}; write it as it was"
+                    f"column {column!r} of the new items is {new_type}, but {old_type} in the catalogue; "
+                    f"write it as {old_type}"
                 )
         return Catalog(
             ids,
-            pl.concat([former, table], how="diagonal_relaxed"),
+            pl.concat([old_table, table], how="diagonal_relaxed"),
             features=self.features,
             text=None if self.text is None or text is None else pl.concat([self.text, text]),
             content=None if self.content is None or content is None else torch.cat([self.content, content]),
@@ -186,7 +206,7 @@ class Catalog:
 
 
 def ids_fingerprint(ids: pl.Series) -> str:
-    """Hash of ids in order, equal on every machine and for every integer width."""
+    """Return a hash of ids in order, equal on every machine and for every integer width."""
     digest = hashlib.sha256()
     for start in range(0, len(ids), 65536):
         digest.update("\x00".join(ids[start : start + 65536].cast(pl.String).to_list()).encode())

@@ -1,6 +1,7 @@
-"""Components: what a table such as [model] names, built with its checked settings.
+"""Components: models, tokenizers and re-rankers that are built from a table such as [model] of a recipe.
 
-A name is one of the registry, or the import path of a class of the user's own: "my_package.my_module:MyModel".
+The name in the table is a name of the registry, or the import path of the user's own class:
+"my_package.my_module:MyModel".
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from nextitem.core.errors import UserError
 
 
 def component_class(kind: str, table: Mapping[str, Any], *, where: str | None = None) -> tuple[Any, Config]:
-    """Return the class that a table names, and its checked settings.
+    """Return the class that a table names, and its validated settings.
 
     Args:
         kind: a kind of the registry: model, tokenizer or reranker.
-        table: `name`, and the fields of the class's Config.
-        where: what messages call the table; default: [kind].
+        table: `name`, and the fields of the Config of the class.
+        where: name of the table in error messages; default: [kind].
 
     Raises:
-        UserError: the table has no name, nothing is called so, or a setting is unknown or wrong.
+        UserError: the table has no name, the name is unknown, or a setting is unknown or wrong.
 
     """
     where = where or f"[{kind}]"
@@ -36,7 +37,10 @@ def component_class(kind: str, table: Mapping[str, Any], *, where: str | None = 
 
 
 def build_component(kind: str, table: Mapping[str, Any], catalog: Catalog, *, where: str | None = None) -> Any:
-    """Build what a table describes, for a catalogue; UserError if its settings contradict one another."""
+    """Return the component that a table describes, built for a catalogue.
+
+    The arguments are those of `component_class`. Raises UserError as it does, and if settings contradict one another.
+    """
     cls, config = component_class(kind, table, where=where)
     try:
         return cls(config, catalog)

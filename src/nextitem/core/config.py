@@ -1,4 +1,4 @@
-"""Strict typed configs <-> TOML, with dotted overrides."""
+"""Strict typed configs: read from TOML, written to TOML, changed by dotted overrides."""
 
 from __future__ import annotations
 
@@ -13,57 +13,61 @@ from pydantic.fields import FieldInfo
 
 from nextitem.core.errors import UserError
 
-Requirement = Literal["content", "identifiers"]  # what a model may need a catalogue to carry
+Requirement = Literal["content", "identifiers"]  # optional parts of a catalogue that a model can require
 
 
 class Config(pydantic.BaseModel):
-    """Base of every config: frozen; an unknown field or a wrong type is an error that names it."""
+    """Base class of every config: frozen; an unknown field or a wrong type raises an error that names the field."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _name_the_kinds(cls, values: Any) -> Any:
-        """Let a setting with kinds be a kind alone, "gbce", or a table without one, which is of the default kind."""
+    def _add_kinds(cls, values: Any) -> Any:
+        """Add the missing `kind` to settings that have several kinds.
+
+        A text such as "gbce" is the name of the kind; a table without a kind has the default kind.
+        """
         if not isinstance(values, Mapping):
             return values
-        with_kinds = {
+        values_with_kind = {
             name: _with_kind(values[name], default=field.default)
             for name, field in cls.model_fields.items()
             if field.discriminator and name in values
         }
-        return {**values, **with_kinds}
+        return {**values, **values_with_kind}
 
     @property
     def needs(self) -> frozenset[Requirement]:
-        """What these settings need the catalogue to carry, beside what the class itself needs."""
+        """Parts of the catalogue that these settings require, in addition to those that the class requires."""
         return frozenset()
 
     def unused_settings(self) -> tuple[str, ...]:
-        """Return a sentence for each field that was set and has no effect beside the other settings.
+        """Return a sentence for each field that was set but has no effect with the other settings.
 
-        Set is what the values that the config was made from name. So call this on the config that was parsed from the
-        user's own table: a resolved recipe names every field. Of a table within, a field counts as set if it is not at
-        its default.
+        A field counts as set if the values that the config was parsed from name it. So call this on a config that was
+        parsed from the user's own table: a resolved recipe names every field. A field of a nested config counts as set
+        if it differs from its default.
         """
         sentences = _idle_sentences(self, self.model_fields_set)
         for name in type(self).model_fields:
-            part = getattr(self, name)
-            if isinstance(part, Config) and name in self.model_fields_set:
-                changed = part.model_dump(exclude_defaults=True).keys()
-                sentences += [f"{name}.{sentence}" for sentence in _idle_sentences(part, changed)]
+            nested = getattr(self, name)
+            if isinstance(nested, Config) and name in self.model_fields_set:
+                changed_names = nested.model_dump(exclude_defaults=True).keys()
+                sentences += [f"{name}.{sentence}" for sentence in _idle_sentences(nested, changed_names)]
         return tuple(sentences)
 
     def idle_fields(self) -> Mapping[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        """Return the fields that are unused with the present values of the other fields: name -> reason."""
         return {}
 
 
 class Choice(Config):
-    """One kind of a setting that has several, with the settings that count under this kind alone.
+    """One kind of a setting that has several kinds, with the settings that apply to this kind only.
 
-    A field chooses by `objective: FullSoftmax | SampledSoftmax = Field(SampledSoftmax(), discriminator="kind")`, and
-    each class declares `kind` as the literal of its name. Users write {kind = "gbce", num_negatives = 256}, or "gbce".
+    A field declares its kinds by `objective: FullSoftmax | SampledSoftmax = Field(SampledSoftmax(),
+    discriminator="kind")`, and each class declares `kind` as the literal of its name. Users write
+    {kind = "gbce", num_negatives = 256}, or "gbce".
     """
 
     kind: str
@@ -71,14 +75,17 @@ class Choice(Config):
 
 
 def choices_of(field: FieldInfo) -> dict[str, type[Choice]]:
-    """Return the classes that a field chooses from, by kind; empty if it is no such field."""
+    """Return the classes of a field with several kinds, by kind; an empty dict for another field."""
     if not field.discriminator:
         return {}
-    classes = [each for each in get_args(field.annotation) if isinstance(each, type) and issubclass(each, Choice)]
-    return {each.model_fields["kind"].default: each for each in classes}
+    classes = [
+        choice for choice in get_args(field.annotation) if isinstance(choice, type) and issubclass(choice, Choice)
+    ]
+    return {choice.model_fields["kind"].default: choice for choice in classes}
 
 
 def _with_kind(value: Any, *, default: Any) -> Any:
+    """Return the value of a setting with several kinds as a table with `kind`; other values are returned unchanged."""
     if isinstance(value, str):
         return {"kind": value}
     if isinstance(value, Mapping) and "kind" not in value and isinstance(default, Choice):
@@ -90,7 +97,7 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 def _idle_sentences(config: Config, names: Set[str]) -> list[str]:
-    """Return a sentence for each of the fields `names` that is idle, in the order of the config."""
+    """Return a sentence for each idle field among `names`, in the order of the config."""
     idle = config.idle_fields()
     return [
         f"{name} = {getattr(config, name)!r} has no effect: {idle[name]}"
@@ -100,14 +107,21 @@ def _idle_sentences(config: Config, names: Set[str]) -> list[str]:
 
 
 def idle_unless(is_used: bool, reason: str, *names: str) -> dict[str, str]:
-    """Return `names` as idle fields, each with the same reason; nothing if they are used."""
+    """Return the fields `names` as idle, all with the same reason; an empty dict if they are used."""
     return {} if is_used else dict.fromkeys(names, reason)
 
 
 def parse(kind: type[ConfigType], values: Mapping[str, Any], *, where: str) -> ConfigType:
-    """Builds a config from plain values; UserError names field, value and what was expected.
+    """Return a config of class `kind` with the given values; the text "none" counts as None.
 
-    `where` says what the values came from: a file, a table, an option. The text "none" counts as None.
+    Args:
+        kind: the config class.
+        values: field -> value, with nested mappings for nested configs.
+        where: source of the values, for error messages: a file, a table, an option.
+
+    Raises:
+        UserError: a setting is unknown, missing or wrong; it names field, value and the expected type.
+
     """
     try:
         return kind.model_validate(_from_toml_values(values))
@@ -116,44 +130,45 @@ def parse(kind: type[ConfigType], values: Mapping[str, Any], *, where: str) -> C
 
 
 def _explain(kind: type[Config], entry: Mapping[str, Any]) -> str:
-    path, owner = _place(kind, entry["loc"])
+    """Return the message for one of pydantic's errors about a config of class `kind`."""
+    path, owner = _path_and_class(kind, entry["loc"])
     if entry["type"] == "extra_forbidden":
-        of_kind = f" of kind {owner.model_fields['kind'].default!r}" if issubclass(owner, Choice) else ""
-        return f"unknown setting {path!r}{of_kind}; known are {', '.join(owner.model_fields)}"
+        kind_text = f" of kind {owner.model_fields['kind'].default!r}" if issubclass(owner, Choice) else ""
+        return f"unknown setting {path!r}{kind_text}; known are {', '.join(owner.model_fields)}"
     if entry["type"] == "union_tag_invalid":
         tags = entry["ctx"]["expected_tags"].replace("'", "")
         return f"{path}.kind = {entry['ctx']['tag']!r}: choose one of {tags}"
     if entry["type"] == "missing":
         return f"setting {path!r} is missing"
-    if not path:  # a rule on several settings, which says itself what is wrong
+    if not path:  # a rule about several settings: its message is complete
         return str(entry["msg"]).removeprefix("Value error, ")
     return f"{path} = {entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
 
 
-def _place(kind: type[Config], loc: Sequence[str | int]) -> tuple[str, type[Config]]:
-    """Return the dotted path of an error, and the config class that has its last part as a field."""
+def _path_and_class(kind: type[Config], location: Sequence[str | int]) -> tuple[str, type[Config]]:
+    """Return the dotted path of an error, and the config class that the last part of the path is a field of."""
     names: list[str] = []
     owner: type[Config] = kind
-    below: type[Config] | None = None
+    nested: type[Config] | None = None
     choices: dict[str, type[Choice]] = {}
-    for part in loc:
-        if part in choices:  # pydantic names the kind between a field and the fields of that kind
-            below = choices[str(part)]
+    for part in location:
+        if part in choices:  # pydantic inserts the kind between a field and the fields of that kind
+            nested = choices[str(part)]
             choices = {}
             continue
-        if below is not None:
-            owner, below = below, None
+        if nested is not None:
+            owner, nested = nested, None
         names.append(str(part))
         field = owner.model_fields.get(str(part))
         if field is not None:
             choices = choices_of(field)
-            nested = field.annotation
-            below = nested if isinstance(nested, type) and issubclass(nested, Config) else None
+            annotation = field.annotation
+            nested = annotation if isinstance(annotation, type) and issubclass(annotation, Config) else None
     return ".".join(names), owner
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; UserError names file and line of a mistake."""
+    """Return the tables of a TOML file; UserError names the file and the line of a mistake."""
     try:
         # utf-8-sig: editors of Windows begin a file with a byte-order mark.
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -168,47 +183,51 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def write_toml(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes tables as TOML; settings that are None stand as "none"."""
+    """Write tables to a TOML file; a setting that is None is written as "none"."""
     path.write_text(tomli_w.dumps(to_toml_values(values)), encoding="utf-8")
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Applies `a.b=c` settings to nested tables; c is read as TOML, else as text.
+    """Return nested tables with overrides such as "a.b=c" applied; c is read as TOML, or else as text.
 
-    An override that changes the `kind` of a table drops what the table held for the former kind, and comes before the
-    others. Returns a new dict; UserError if an override has no `=`, or walks through a value.
+    An override that changes the `kind` of a table removes the settings of the former kind from the table; it is applied
+    before the other overrides. `values` is not changed. Raises UserError if an override has no `=`, or if a part of its
+    path is a value instead of a table.
     """
     result = _copy(values)
-    for override in sorted(overrides, key=lambda each: not each.partition("=")[0].strip().endswith(".kind")):
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".kind")):
         path, separator, text = override.partition("=")
         if not separator or not path.strip():
             raise UserError(f"--set {override!r}: write it as name.field=value, for example training.max_epochs=5")
-        *parents, last = path.strip().split(".")
+        *parents, field = path.strip().split(".")
         table = result
         for parent in parents:
-            below = _as_table(table.get(parent))
-            if below is None:
+            nested = _as_table(table.get(parent))
+            if nested is None:
                 raise UserError(f"--set {override!r}: {parent!r} is a value, not a table")
-            table[parent] = table = below
-        value = _value(text.strip())
-        if last == "kind" and table.get("kind") != value:
+            table[parent] = table = nested
+        value = _parse_value(text.strip())
+        if field == "kind" and table.get("kind") != value:
             table.clear()
-        table[last] = value
+        table[field] = value
     return result
 
 
 def merge_tables(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `over` into `base`, recursively; return a new dict. A table of another kind replaces the former."""
+    """Merge `over` into `base`, recursively, and return a new dict; a table of another kind replaces the former one."""
     result = _copy(base)
     for key, value in over.items():
-        below = _as_table(result.get(key)) if isinstance(value, Mapping) else None
-        is_same_kind = below is not None and value.get("kind", below.get("kind")) == below.get("kind")
-        result[key] = merge_tables(below, value) if below is not None and is_same_kind else value
+        nested = _as_table(result.get(key)) if isinstance(value, Mapping) else None
+        is_same_kind = nested is not None and value.get("kind", nested.get("kind")) == nested.get("kind")
+        result[key] = merge_tables(nested, value) if nested is not None and is_same_kind else value
     return result
 
 
 def _as_table(value: Any) -> dict[str, Any] | None:
-    """Return a setting as a table that others may be written into: a text names a kind; None if it is another value."""
+    """Return a setting as a table with room for further settings, or None if it cannot be one.
+
+    A text is the kind of the table; None and "none" become an empty table.
+    """
     if isinstance(value, dict):
         return value
     if value is None or value == "none":
@@ -216,7 +235,7 @@ def _as_table(value: Any) -> dict[str, Any] | None:
     return {"kind": value} if isinstance(value, str) else None
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -228,18 +247,18 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_toml_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables as TOML can hold them: None, which TOML lacks, as "none"."""
-    return {key: _swapped(value, None, "none") for key, value in values.items()}
+    """Return nested tables that TOML can store: None, which TOML lacks, becomes "none"."""
+    return {key: _replace_value(value, None, "none") for key, value in values.items()}
 
 
 def _from_toml_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _swapped(value, "none", None) for key, value in values.items()}
+    return {key: _replace_value(value, "none", None) for key, value in values.items()}
 
 
-def _swapped(value: Any, old: Any, new: Any) -> Any:
-    """`value` with `new` for every `old`, in tables of any depth, and in those that a list holds."""
+def _replace_value(value: Any, old: Any, new: Any) -> Any:
+    """Return `value` with `new` in place of every `old`, in tables of any depth and in the tables of a list."""
     if isinstance(value, Mapping):
-        return {key: _swapped(part, old, new) for key, part in value.items()}
+        return {key: _replace_value(part, old, new) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_swapped(part, old, new) if isinstance(part, Mapping) else part for part in value]
+        return [_replace_value(part, old, new) if isinstance(part, Mapping) else part for part in value]
     return new if value == old else value

@@ -1,4 +1,4 @@
-"""Dataset: everything known of one recommender's data. Split: what may be learnt from, what is asked."""
+"""Dataset: events, items and users of one log. Split: training data, validation requests and test requests."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Users:
-    """Users (or anonymous sessions) 1..U with their features; `table` has U rows in internal order.
+    """Users (or anonymous sessions) 1..U with their features.
 
-    Numbers 1..U are ranks in one log: they sort its events. `keys` are what models and requests know a user by.
+    The numbers 1..U are ranks in one log: its events are sorted by them. Models and requests identify a user by `keys`.
+
+    ids       map between external user ids and internal numbers
+    table     columns of the users, U rows in internal order
+    features  feature schema: column -> feature type
     """
 
     ids: IdMap
@@ -33,27 +37,29 @@ class Users:
 
     @cached_property
     def keys(self) -> NDArray[np.int64]:
-        """Stable key of each user, [U + 1] int64 (core.ids.stable_keys); entry 0, an unknown user, is 0."""
+        """Stable key of each user, [U + 1] int64 (core.ids.stable_keys); entry 0 is the unknown user, with key 0."""
         return np.concatenate([np.zeros(1, np.int64), stable_keys(self.ids.external)])
 
     def numbers_of(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Numbers 1..U of users by their keys, [n]; 0 for an unknown key."""
+        """Return the numbers 1..U of the users with these keys, [n]; 0 for an unknown key."""
         order = np.argsort(self.keys, kind="stable")
-        places = np.searchsorted(self.keys[order], keys).clip(max=len(order) - 1)
-        numbers = order[places]
+        positions = np.searchsorted(self.keys[order], keys).clip(max=len(order) - 1)
+        numbers = order[positions]
         return np.where(self.keys[numbers] == keys, numbers, 0)
 
 
 @dataclass(frozen=True, eq=False)
 class Impressions:
-    """Items shown, one row each, in the file's order; rows with the same request were shown together.
+    """Impressions: items that were displayed to users, one row each, in the order of the file.
 
-    request_ids  [T] int64, 0-based, in order of first appearance
+    Rows with the same request were displayed together.
+
+    request_ids  [T] int64, from 0 on, in order of first appearance
     item_ids     [T] int32, 1..N
-    user_ids     [T] int32, 0 where unknown
+    user_ids     [T] int32; 0: unknown user
     timestamps   [T] int64, milliseconds, or None
-    columns      slot, propensity, policy, labels and context, rows aligned
-    labels       names of label columns
+    columns      slot, propensity, policy, labels and context, one row for each impression
+    labels       names of the label columns
     context      context columns: name -> feature type
     """
 
@@ -66,7 +72,7 @@ class Impressions:
     context: dict[str, str] = field(default_factory=dict)
 
     def select(self, rows: NDArray[np.bool_]) -> Impressions:
-        """The rows where the mask [T] is true."""
+        """Return the rows for which the mask `rows [T]` is true."""
         return replace(
             self,
             request_ids=self.request_ids[rows],
@@ -81,12 +87,20 @@ class Impressions:
 class Dataset:
     """One data set in memory.
 
-    repeats        may an item that the user has seen be recommended?
-    anonymous      True for a log of sessions without users
-    labels         label columns of interactions; context: context columns -> feature type
-    fingerprint    hash of all that decides what is learned or judged (data.fingerprint): a bundle knows its data by it
-    notes          what loading left out, in words, to be printed
-    source         the folder it was read from, or "shop": where a bundle finds it again
+    name           name of the data set, as reports print it
+    interactions   the events
+    catalog        the items and their features
+    users          the users and their features
+    impressions    the displayed items, or None if they were not logged
+    repeats        whether items that the user has seen may be recommended again
+    anonymous      whether the log contains sessions instead of users
+    labels         names of the label columns of `interactions`
+    context        context columns of `interactions`: name -> feature type
+    fingerprint    hash of everything that training or evaluation depends on (data.fingerprint); a bundle recognises
+                   its data by it
+    notes          sentences about what loading skipped, for printing
+    source         the folder that the data was read from, or "shop"; a bundle loads the data again from there
+    drops_unknown_items  whether loading skipped events of items that the items table lacks
     """
 
     name: str
@@ -101,10 +115,11 @@ class Dataset:
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
     source: str = ""
+    drops_unknown_items: bool = False
 
     def __repr__(self) -> str:
         log = self.interactions
-        owners = "sessions" if self.anonymous else "users"
+        user_word = "sessions" if self.anonymous else "users"
         impressions = "" if self.impressions is None else f", {len(self.impressions.item_ids):,} impressions"
         features = {
             "users": list(self.users.features),
@@ -115,7 +130,7 @@ class Dataset:
         return "\n".join(
             [
                 f"Dataset {self.name}" + (f" of {self.source}" if self.source not in ("", self.name) else ""),
-                f"  {len(log):,} events{impressions}, {log.num_users:,} {owners}, {self.catalog.num_items:,} items",
+                f"  {len(log):,} events{impressions}, {log.num_users:,} {user_word}, {self.catalog.num_items:,} items",
                 f"  {columns or 'no features'}",
             ]
         )
@@ -133,22 +148,26 @@ class Dataset:
         name: str = "data",
         drop_unknown_items: bool = False,
     ) -> Dataset:
-        """Make a data set of tables in memory, by the same rules as a folder (docs/data.md).
+        """Return a data set built from tables in memory, by the same rules as one in a folder (docs/data.md).
 
         Args:
-            interactions, items, users, impressions: polars frames (eager or lazy), pandas frames, Arrow tables, or
-                mappings from column names to lists. Interactions or impressions: at least one.
+            interactions: the events: a polars frame (eager or lazy), a pandas frame, an Arrow table, or a mapping from
+                column names to lists. Interactions or impressions are required.
+            items: the items, in any of these forms.
+            users: the users, in any of these forms.
+            impressions: the displayed items, in any of these forms.
             columns: standard name -> name in the frames, {"user_id": "CustomerID"}; for all tables, or by table:
                 {"items": {"item_id": "sku"}}. Names of RecTools (datetime, weight) and of RecBole ("user_id:token")
                 need no mapping.
-            settings: what dataset.toml would hold, as nested tables.
-            name: what the data set is called.
-            drop_unknown_items: leave out rows whose item is not in `items`, instead of raising.
+            settings: the contents of dataset.toml, as nested tables.
+            name: name of the data set.
+            drop_unknown_items: skip rows whose item is not in `items`, instead of raising an error.
 
-        Raises UserError for a mistake in a table, with table, column, row and the way out.
+        Raises:
+            UserError: a table has a mistake; the message names table, column, row and the way out.
 
         """
-        # The reader stands in a layer above; by this name it is found, as the registry finds models.
+        # The reader is in a higher layer, so it is imported by name when it is needed, as the registry imports models.
         readers = import_module("nextitem.data.readers")
         dataset: Dataset = readers.dataset_from_frames(
             {"interactions": interactions, "items": items, "users": users, "impressions": impressions},
@@ -160,27 +179,28 @@ class Dataset:
         return dataset
 
     def with_interactions(self, interactions: Interactions) -> Dataset:
-        """The same data set with other events: users, items and numbering stay."""
+        """Return the data set with other events; users, items and their numbers stay the same."""
         return replace(self, interactions=interactions)
 
     def with_catalog(self, catalog: Catalog) -> Dataset:
-        """The same data set with an enriched catalogue (content vectors, identifiers)."""
+        """Return the data set with an enriched catalogue (content vectors, identifiers)."""
         return replace(self, catalog=catalog)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One protocol applied to one data set.
+    """Training data, validation requests and test requests of one data set, split by one protocol.
 
-    protocol     its name
-    train        what may be learnt from
-    validation   what is asked to choose an epoch; its targets are never trained on unless refit
-    test         what is asked in the end; histories hold every earlier event, validation's included
-    refit        train and validation together, for `--refit`; called only then, since it may be large
-    test_later   `time` only: the same requests as test, all of the user's later events as targets
-    notes        what was left out, in words, to be printed
-    seed         of the random sample of users (`user-split`), or None if nothing is sampled; two splits of one data
-                 set are equal if their protocols and seeds are
+    protocol     name of the protocol
+    train        training data
+    validation   requests used to select the best epoch; their targets are never trained on, except by `--refit`
+    test         requests of the final evaluation; histories contain every earlier event, including validation targets
+    refit        function that returns training and validation data together, for `--refit`. It is called only then,
+                 as the result can be large.
+    test_later   protocol `time` only: the requests of `test` with all later events of the user as targets
+    notes        sentences about what was skipped, for printing
+    seed         seed of the random sample of users (`user-split`), or None if nothing is sampled; two splits of one
+                 data set are equal if their protocols and seeds are equal
     """
 
     protocol: str

@@ -1,4 +1,4 @@
-"""HistoryState: what a model keeps of histories that it has read, so that a further event costs one step."""
+"""HistoryState: cached state of a model for histories that it has read, so that each new event costs one step."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.nn import functional as F
 
 
 class StaleStateError(ValueError):
-    """A state was made by another model or by other weights: its histories must be read again from the start."""
+    """A state belongs to another model or to other weights: its histories must be read again from the start."""
 
 
 @dataclass(frozen=True, eq=False)
 class HistoryState:
-    """B histories, as one model has read them.
+    """Cached state of one model for B histories.
 
-    lengths  events read of each history, counted over the whole history [B] int64
-    vectors  user vectors after these events [B, D]; None: the model has none, or nothing has been read
+    lengths  number of events of each history that the model has read, from its first event on [B] int64
+    vectors  user vectors after these events [B, D]; None: the model has no user vectors, or nothing has been read
     cache    further tensors of the model (hidden states; keys and values), name -> [B, ...]
-    starts   first event of each history that the cache speaks of [B] int64: the model's window may begin later than
-             the history; None is stored as zeros
-    version  fingerprint of the model and weights that have read (Recommender.weights_fingerprint); "": nobody has
+    starts   index of the first event of each history that the cache covers [B] int64, as the window of the model may
+             begin later than the history; None is stored as zeros
+    version  fingerprint of the model and its weights (Recommender.weights_fingerprint); "": nothing has been read
     """
 
     lengths: Tensor
@@ -42,15 +42,15 @@ class HistoryState:
 
     @classmethod
     def unread(cls, num_rows: int, *, device: torch.device | str = "cpu") -> HistoryState:
-        """Return the state of `num_rows` histories of which nothing has been read."""
+        """Return the state of `num_rows` histories of which no event has been read."""
         return cls(torch.zeros(num_rows, dtype=torch.int64, device=device))
 
     @classmethod
     def concat(cls, parts: Sequence[HistoryState]) -> HistoryState:
-        """Return the rows of several states of one model, one part after the other.
+        """Return one state with the rows of several states of one model, in order.
 
-        Caches [B, P, ...] are filled up with zeros to the longest P; a part of which nothing has been read gets zeros.
-        Raises StaleStateError if the parts were made by different models or weights.
+        Caches [B, P, ...] are padded with zeros to the largest P; a part without read events gets zeros.
+        Raises StaleStateError if the parts belong to different models or weights.
         """
         versions = {part.version for part in parts if bool((part.lengths > 0).any())}
         if len(versions) > 1:
@@ -71,37 +71,41 @@ class HistoryState:
 
     @property
     def user_vectors(self) -> Tensor:
-        """`vectors`; ValueError if the model that has read has none."""
+        """Return `vectors`; ValueError if the state has no user vectors."""
         if self.vectors is None:
-            raise ValueError("this state holds no user vectors")
+            raise ValueError("this state has no user vectors; let a model with user vectors read the histories")
         return self.vectors
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the tensors take."""
+        """Memory of all tensors, in bytes."""
         tensors = [self.lengths, self.starts, *self.cache.values(), *([] if self.vectors is None else [self.vectors])]
         return sum(value.numel() * value.element_size() for value in tensors)
 
     def check_version(self, version: str) -> None:
-        """Raise StaleStateError unless a model of this `version` has read what has been read."""
+        """Raise StaleStateError if any event was read by a model of another version than `version`."""
         if self.version != version and bool((self.lengths > 0).any()):
             raise StaleStateError(
-                "this state was made by another model or by other weights; read the histories again from the start"
+                "this state belongs to another model or to other weights; read the histories again from the start"
             )
 
     def new_events(self, lengths: Tensor) -> Tensor:
-        """How many events of histories of these lengths [B] are unread; ValueError where a history is too short."""
-        new = lengths - self.lengths
-        if bool((new < 0).any()):
-            raise ValueError("a state has read more events than its history has; give histories in full")
-        return new
+        """Return the number of unread events of each history, [B].
+
+        `lengths [B]` are the full lengths of the histories. Raises ValueError if a history is shorter than the part
+        that has been read.
+        """
+        num_new = lengths - self.lengths
+        if bool((num_new < 0).any()):
+            raise ValueError("a state has read more events than its history has; pass the full histories")
+        return num_new
 
     def select(self, rows: Tensor) -> HistoryState:
-        """The given rows [R] (int64), in the given order."""
+        """Return the rows at the indices `rows [R]` (int64), in the order of `rows`."""
         return self._map(lambda value: value[rows])
 
     def to(self, device: torch.device | str) -> HistoryState:
-        """The same on another device."""
+        """Return the state on another device."""
         return self._map(lambda value: value.to(device))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> HistoryState:
@@ -117,7 +121,8 @@ class HistoryState:
 def weights_fingerprint(model: nn.Module, *facts: str) -> str:
     """Return a hash of a model's class, of `facts`, and of its weights, equal in every process.
 
-    Counts of training events (buffers called popularity) are left out: no history is read by them.
+    Counts of training events (buffers called popularity) are not hashed, as the encoding of a history does not depend
+    on them.
     """
     digest = hashlib.blake2b(digest_size=16)
     for fact in (type(model).__module__, type(model).__qualname__, *facts):
@@ -134,7 +139,7 @@ def _vectors_like(part: HistoryState, like: Tensor) -> Tensor:
 
 
 def _cache_like(part: HistoryState, name: str, like: Tensor) -> Tensor:
-    """The part's own tensor of this name, as wide as `like`; zeros if it has none."""
+    """Return the tensor `name` of the part's cache, padded to the width of `like`; zeros if the part has none."""
     if name not in part.cache:
         return like.new_zeros((len(part.lengths), *like.shape[1:]))
     value = part.cache[name]

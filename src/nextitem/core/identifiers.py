@@ -1,4 +1,4 @@
-"""IdentifierTable: item -> code sequence, a versioned artifact that only appends."""
+"""IdentifierTable: the semantic ID (code sequence) of each item; a versioned table to which items are only appended."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class IdentifierTable:
     """Semantic IDs of items 1..N.
 
     codes                [N + 1, M] int32; row i is the code sequence of item i, row 0 is all -1
-    codebook_sizes       M numbers; level m has the codes 0..codebook_sizes[m] - 1
-    catalog_fingerprint  of the catalogue that the table was made for
-    tokenizer            registry name of what made it
-    version              counts appends, from 1
-    report               quality figures, JSON values
+    codebook_sizes       number of codes of each of the M levels; level m has the codes 0..codebook_sizes[m] - 1
+    catalog_fingerprint  fingerprint of the catalogue that the table belongs to
+    tokenizer            registry name of the tokenizer that generated the table
+    version              1, plus the number of appends
+    report               quality figures of the tokenizer, JSON values, or None
 
-    Rows may collide: then one code sequence leads to several items, all of them reachable.
+    Items may share a code sequence (a collision): the sequence then leads to several items, all of them reachable.
     """
 
     codes: Tensor
@@ -37,6 +37,12 @@ class IdentifierTable:
     tokenizer: str = ""
     version: int = 1
     report: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        """Return one line: how many items, codes and levels, and the tokenizer."""
+        sizes = " x ".join(map(str, self.codebook_sizes))
+        tokenizer = self.tokenizer or "unknown"
+        return f"IdentifierTable({self.num_items:,} items, codebooks {sizes}, tokenizer {tokenizer!r})"
 
     def __post_init__(self) -> None:
         if self.codes.dim() != 2 or self.codes.dtype != torch.int32:
@@ -52,32 +58,35 @@ class IdentifierTable:
 
     @classmethod
     def from_item_codes(cls, codes: Tensor, *, codebook_sizes: tuple[int, ...], **fields: Any) -> IdentifierTable:
-        """Builds a table from `codes [N, M]` of items 1..N: puts the padding row before them."""
+        """Return a table with the codes `codes [N, M]` of items 1..N, after a padding row."""
         padding = torch.full((1, codes.shape[1]), -1, dtype=torch.int32)
         return cls(torch.cat([padding, codes.to(torch.int32)]), codebook_sizes, **fields)
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """Number of items (N)."""
         return self.codes.shape[0] - 1
 
     @property
     def num_levels(self) -> int:
-        """M."""
+        """Number of levels, the length of a code sequence (M)."""
         return self.codes.shape[1]
 
     @cached_property
     def is_unique(self) -> bool:
-        """True where no two items share a code sequence."""
+        """Whether no two items share a code sequence."""
         return int(torch.unique(self.codes[1:], dim=0).shape[0]) == self.num_items
 
     def continues(self, former: IdentifierTable) -> bool:
-        """True where it begins with the codes of `former`, in the same codebooks: a later version, or the same."""
-        same = self.codes[: former.num_items + 1]
-        return self.codebook_sizes == former.codebook_sizes and torch.equal(same, former.codes)
+        """Return whether the table is `former` or a later version of it: same codebooks, same codes of its items."""
+        former_items = self.codes[: former.num_items + 1]
+        return self.codebook_sizes == former.codebook_sizes and torch.equal(former_items, former.codes)
 
     def append(self, codes: Tensor, *, catalog_fingerprint: str) -> IdentifierTable:
-        """A new version with `codes [new, M]` for the items that follow; old rows stay as they are."""
+        """Return the next version of the table, with `codes [new, M]` of new items after the unchanged old rows.
+
+        `catalog_fingerprint` is the fingerprint of the catalogue with the new items.
+        """
         return replace(
             self,
             codes=torch.cat([self.codes, codes.to(torch.int32)]),
@@ -86,7 +95,7 @@ class IdentifierTable:
         )
 
     def save(self, folder: Path) -> None:
-        """Writes identifiers.safetensors and identifiers.json into `folder`."""
+        """Write identifiers.safetensors and identifiers.json into `folder`, which is created if it does not exist."""
         folder.mkdir(parents=True, exist_ok=True)
         save_tensors({"codes": self.codes.contiguous()}, folder / "identifiers.safetensors")
         meta = {
@@ -100,7 +109,7 @@ class IdentifierTable:
 
     @classmethod
     def load(cls, folder: Path) -> IdentifierTable:
-        """Reads what `save` wrote; UserError where it is missing or damaged."""
+        """Return the table that `save` wrote into `folder`; UserError if it is missing or damaged."""
         try:
             meta = json.loads((folder / "identifiers.json").read_text())
             codes = load_file(folder / "identifiers.safetensors")["codes"]
@@ -114,9 +123,9 @@ class IdentifierTable:
             )
         except FileNotFoundError as error:
             raise UserError(
-                f"{folder} holds no identifiers ({error.filename}); make them with: nextitem tokenize"
+                f"{folder} contains no identifiers ({error.filename}); generate them with: nextitem tokenize"
             ) from None
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise UserError(
-                f"{folder}: the identifier table is damaged ({error}); make it again with: nextitem tokenize"
+                f"{folder}: the identifier table is damaged ({error}); generate it again with: nextitem tokenize"
             ) from None

@@ -1,4 +1,4 @@
-"""IdMap: the owner's ids <-> dense internal numbers."""
+"""IdMap: mapping between the external ids of a data set and dense internal numbers; stable keys of ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nextitem.core.errors import UserError
 class IdMap:
     """External ids in a fixed order: `external[i]` has the internal number i + 1; 0 is padding.
 
-    `external` holds distinct strings or integers without nulls.
+    `external` contains distinct strings or distinct integers, without nulls.
     """
 
     external: pl.Series
@@ -30,17 +30,17 @@ class IdMap:
 
     @classmethod
     def sorted_from(cls, ids: pl.Series) -> IdMap:
-        """The distinct values of `ids`, in ascending order: row order does not matter."""
+        """Return a map of the distinct values of `ids` in ascending order; the order of `ids` does not matter."""
         return cls(ids.unique().sort().alias("id"))
 
     def __len__(self) -> int:
         return len(self.external)
 
     def encode(self, ids: pl.Series) -> NDArray[np.int32]:
-        """Internal numbers of `ids`, shape [n]; 0 where an id is unknown.
+        """Return the internal numbers of `ids`, [n] int32; 0 for an unknown id.
 
-        Text that spells an integer id counts as that id, and the reverse, so that ids read from a command
-        line or from CSV match ids read from Parquet.
+        An integer and its text count as the same id, so that ids from a command line or from CSV match ids from
+        Parquet.
         """
         if ids.dtype != self.external.dtype:
             ids = ids.cast(self.external.dtype, strict=False)
@@ -49,19 +49,22 @@ class IdMap:
         return joined["internal"].fill_null(0).to_numpy()
 
     def decode(self, internal: NDArray[np.integer]) -> pl.Series:
-        """External ids of internal numbers [n]; null where the number is 0."""
+        """Return the external ids of internal numbers [n]; null if the number is 0."""
         index = pl.Series(np.asarray(internal, dtype=np.int64) - 1)
         index = index.set(index < 0, None)
         return self.external.gather(index)
 
     def extend(self, ids: pl.Series) -> IdMap:
-        """Appends ids that are not there yet, in the given order; never renumbers. UserError for text among numbers."""
+        """Return a map with the new ones among `ids` appended, in their order; existing ids keep their numbers.
+
+        Raises UserError if the existing ids are integers and one of `ids` is not.
+        """
         try:
             ids = ids.cast(self.external.dtype)
         except pl.exceptions.InvalidOperationError:
             raise UserError(
-                f"the ids so far are whole numbers, the new ones are not all: {ids.head(3).to_list()}; make the "
-                "identifiers anew from all items"
+                f"the existing ids are whole numbers, but some new ids are not: {ids.head(3).to_list()}; generate the "
+                "identifiers from scratch, from all items"
             ) from None
         new = ids.filter(~ids.is_in(self.external.implode())).unique(maintain_order=True)
         return IdMap(pl.concat([self.external, new.alias(self.external.name)]))
@@ -73,8 +76,8 @@ _FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3
 def stable_keys(ids: pl.Series) -> NDArray[np.int64]:
     """Return a 63-bit key for each id, [n] int64: it depends on the text of the id alone, and is never 0.
 
-    64-bit FNV-1a over the UTF-8 bytes, then the finaliser of MurmurHash3, so that similar ids get unrelated keys. The
-    keys of two among ten million ids are equal with a chance of about one in 200,000.
+    The key is the 64-bit FNV-1a hash of the UTF-8 bytes, followed by the finaliser of MurmurHash3, so that similar ids
+    get unrelated keys. The probability that any two of ten million ids have the same key is about one in 200,000.
     """
     encoded = ids.cast(pl.String).cast(pl.Binary)
     lengths = encoded.bin.size().to_numpy().astype(np.int64)

@@ -1,4 +1,4 @@
-"""Interactions: a columnar event log, sorted by (user, order), stable."""
+"""Interactions: a columnar log of events, sorted by user and then by the order of the events (stable)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Interactions:
-    """Parallel columns, one row an event, sorted by user and then by the order of events (stable).
+    """Event log of T events in parallel columns, sorted by user and then by the order of the events (stable).
 
-    user_ids    [T] int32, 1..U (a session stands as a user in a log of anonymous sessions)
+    user_ids    [T] int32, 1..U (in a log of anonymous sessions, each session is a user)
     item_ids    [T] int32, 1..N; 0 for an event without an item (a search)
-    num_users   U
-    num_items   N
-    timestamps  [T] int64, milliseconds since 1970, or None where the log has no times
-    positive    [T] bool: may the event be a target? (None: all may)
-    columns     other columns of the log (action, session_id, quantity, price, query, labels, split, ...),
-                rows aligned
+    num_users   number of users (U)
+    num_items   number of items (N)
+    timestamps  [T] int64, milliseconds since 1970, or None if the log has no times
+    positive    [T] bool: whether the event may be a target; None: every event may
+    columns     other columns of the log (action, session_id, quantity, price, query, labels, split, ...), one row for
+                each event
     """
 
     user_ids: NDArray[np.int32]
@@ -58,16 +58,16 @@ class Interactions:
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """Where each user's events start, [U + 1]; user u has rows offsets[u - 1]:offsets[u]."""
+        """Offsets of each user's events, [U + 1] int64; user u has the rows offsets[u - 1]:offsets[u]."""
         counts = np.bincount(self.user_ids, minlength=self.num_users + 1)[1:]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def __repr__(self) -> str:
-        dated = "undated" if self.timestamps is None else "dated"
-        return f"Interactions({len(self):,} {dated} events, {self.num_users:,} users, {self.num_items:,} items)"
+        adjective = "undated" if self.timestamps is None else "dated"
+        return f"Interactions({len(self):,} {adjective} events, {self.num_users:,} users, {self.num_items:,} items)"
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Interactions:
-        """The given rows (a mask [T] or rising indices): order, numbering of users and items stay."""
+        """Return the rows `rows`, a mask [T] or ascending indices; order and numbers of users and items stay."""
         frame = self.columns
         if frame.width:
             frame = frame.filter(pl.Series(rows)) if rows.dtype == np.bool_ else frame[rows]
@@ -82,18 +82,18 @@ class Interactions:
         )
 
     def targets_only(self) -> Interactions:
-        """The events that may be targets: positive, and with an item."""
-        keep = self.is_target()
-        return self if bool(keep.all()) else self.select(keep)
+        """Return the events that may be targets: positive events with an item."""
+        is_target = self.is_target()
+        return self if bool(is_target.all()) else self.select(is_target)
 
     def item_counts(self) -> NDArray[np.int64]:
-        """How often each item is a target, [N + 1]; entry 0 is 0."""
+        """Return how often each item is a target, [N + 1] int64; entry 0 is 0."""
         counts = np.bincount(self.targets_only().item_ids, minlength=self.num_items + 1)
         counts[0] = 0
         return counts.astype(np.int64)
 
     def histories(self) -> Jagged:
-        """Item ids of every user 1..U in order (empty rows included): values int64, U rows."""
+        """Return the item ids of each user 1..U in order: U rows of int64 values, empty for a user without events."""
         import torch
 
         from nextitem.core.jagged import Jagged
@@ -101,7 +101,7 @@ class Interactions:
         return Jagged(torch.from_numpy(self.item_ids.astype(np.int64)), torch.from_numpy(self.offsets))
 
     def is_target(self) -> NDArray[np.bool_]:
-        """Return which events [T] may be targets: positive ones that have an item."""
+        """Return which events may be targets, [T] bool: positive events with an item."""
         has_item = self.item_ids > 0
         return has_item if self.positive is None else has_item & self.positive
 

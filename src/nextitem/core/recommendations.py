@@ -1,4 +1,4 @@
-"""Recommendations: what a Recommender answers."""
+"""Recommendations: the lists of items that a Recommender returns."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ OrderedBy = Literal["score", "reranking", "generation"]
 
 @dataclass(frozen=True)
 class Relaxation:
-    """A rule that does not hold in an answer, since with those before it no candidate could keep it.
+    """A rule that was relaxed because no candidate could satisfy it together with the higher-priority rules.
 
-    request  row of the answer
-    rule     the rule in words, as the re-ranker names it
-    slot     the place, from 1, where it is broken; None: on the list as a whole
+    request  row of the request in the answer
+    rule     name of the rule, in the words of the re-ranker
+    slot     slot of the list, from 1, in which the rule is broken; None: the list as a whole breaks it
     """
 
     request: int
@@ -29,13 +29,15 @@ class Relaxation:
 
 @dataclass(frozen=True, eq=False)
 class Recommendations:
-    """Lists of items, best first; a list shorter than K ends in padding.
+    """Lists of items for B requests, best item first; a list with fewer than K items ends in padding.
 
-    item_ids   [B, K] int64; 0 is padding and stands only at the tail; no repeats
-    scores     [B, K] float32; -inf at padding; fall along a row where `ordered_by` is "score"
-    fallback   [B] bool: popularity answered instead of the model
-    channel    [B, K] int64: index into `channels`, which stage or channel brought the item; None: one source
-    relaxations  every rule of a re-ranker that had to give way, request by request
+    item_ids     [B, K] int64, without repeats; 0 is padding, which occurs only at the end of a list
+    scores       [B, K] float32; -inf for padding; they do not increase along a row if `ordered_by` is "score"
+    ordered_by   what the items are ordered by: "score", "reranking" or "generation"
+    fallback     [B] bool: whether popularity answered the request instead of the model; None: not recorded
+    channel      [B, K] int64: stage or channel that retrieved the item, an index into `channels`; None: one source
+    channels     names of the stages or channels
+    relaxations  every rule of a re-ranker that was relaxed, request by request
     """
 
     item_ids: Tensor
@@ -53,17 +55,17 @@ class Recommendations:
             )
         real = self.item_ids > 0
         if bool((real[:, 1:] & ~real[:, :-1]).any()):
-            raise ValueError("padding may stand only at the tail of a list")
+            raise ValueError("padding may occur only at the tail of a list")
         ordered = torch.where(real, self.item_ids, -torch.arange(real.shape[1], device=real.device)[None, :] - 1)
         in_order = ordered.sort(dim=1).values
         if bool((in_order[:, 1:] == in_order[:, :-1]).any()):
             raise ValueError("an item is repeated within a list")
         if self.ordered_by == "score" and bool((self.scores[:, 1:] > self.scores[:, :-1]).any()):
-            raise ValueError("scores must fall along a list that is ordered by score")
+            raise ValueError("scores must fall along a list that is ordered by score; sort it, or set ordered_by")
 
     @classmethod
     def concat(cls, parts: Sequence[Recommendations]) -> Recommendations:
-        """Joins answers of the same K, order and channels, row after row."""
+        """Return the rows of several answers, in order; they must have the same K, `ordered_by` and channels."""
         fallback = [
             p.fallback if p.fallback is not None else torch.zeros(len(p.item_ids), dtype=torch.bool) for p in parts
         ]
@@ -77,8 +79,8 @@ class Recommendations:
             channel=torch.cat(channel) if channel else None,
             channels=parts[0].channels,
             relaxations=[
-                replace(each, request=start + each.request)
+                replace(relaxation, request=start + relaxation.request)
                 for start, part in zip(starts, parts, strict=False)
-                for each in part.relaxations
+                for relaxation in part.relaxations
             ],
         )

@@ -1,4 +1,4 @@
-"""Recommender: the one contract of everything that recommends."""
+"""Recommender: the base class and contract of every model that recommends items."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from nextitem.core.top_items import top_items
 
 
 class Recommender(nn.Module, ABC):
-    """Ranks catalogue items for the requests in a batch.
+    """A model that ranks catalogue items for the requests in a batch.
 
-    `catalog` is the catalogue that the model was built for; `popularity [N + 1]` counts each item's training
-    events: the answer to an empty history, and what log_q corrections read.
+    `catalog` is the catalogue that the model was built for. `popularity [N + 1]` is the number of training events of
+    each item: requests with an empty history are answered by it, and log_q corrections read it.
     """
 
     Config: ClassVar[type[configs.Config]]
-    needs: ClassVar[frozenset[Requirement]] = frozenset()  # what the catalogue must carry, whatever the settings
+    needs: ClassVar[frozenset[Requirement]] = frozenset()  # parts of the catalogue that every configuration requires
     popularity: Tensor
 
     def __init__(self, config: configs.Config, catalog: Catalog) -> None:
@@ -37,23 +37,23 @@ class Recommender(nn.Module, ABC):
         self.config = config
         self.catalog = catalog
         self.register_buffer("popularity", torch.zeros(catalog.num_items + 1))
-        self._fingerprint: tuple[Catalog, str] | None = None  # of the weights, while they cannot change
-        self.register_load_state_dict_post_hook(_forget_fingerprint)  # type: ignore[no-untyped-call]
+        self._fingerprint: tuple[Catalog, str] | None = None  # cached while the weights cannot change
+        self.register_load_state_dict_post_hook(_clear_fingerprint)  # type: ignore[no-untyped-call]
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """Number of items of the catalogue (N)."""
         return self.catalog.num_items
 
     @property
     def identifiers(self) -> IdentifierTable | None:
-        """The semantic IDs that it answers by: the catalogue's, unless it has learnt others."""
+        """Semantic IDs that the model works with: those of the catalogue, unless it has learned others."""
         return self.catalog.identifiers
 
     def weights_fingerprint(self) -> str:
-        """Return a hash of class, settings, items and weights: to what a HistoryState belongs.
+        """Return a hash of class, settings, items and weights, by which a HistoryState recognises its model.
 
-        It is the same in every process that has loaded the same bundle, and is computed once as long as the model is
+        It is the same in every process that has loaded the same bundle. It is computed only once while the model is
         not trained and no weights are loaded.
         """
         if self._fingerprint is not None and self._fingerprint[0] is self.catalog:
@@ -64,25 +64,25 @@ class Recommender(nn.Module, ABC):
         return value
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; weights may change from now on if it is training."""
+        """Set training or evaluation mode; in training mode weights may change, so the fingerprint is cleared."""
         if mode:
             self._fingerprint = None
         return super().train(mode)
 
     @property
     def can_rank_unseen_items(self) -> bool:
-        """Whether it can tell apart items without a training event, by what the catalogue says of them.
+        """Whether the model can rank items without a training event, by their features in the catalogue.
 
-        Every registered model declares it. A model that knows items by their ids alone has learnt nothing of such
-        items, so they follow all others (`unseen_items`).
+        Every registered model declares it. A model that identifies items by their ids alone has learned nothing about
+        such items, so they are ranked after all others (`unseen_items`).
         """
         return False
 
     def unseen_items(self) -> Tensor | None:
-        """Return the items that must follow all others, bool [N + 1]; None: there are none.
+        """Return the items that must be ranked after all others, bool [N + 1], or None if there are none.
 
-        They are the items without a training event, unless the model can rank them. A model without any training
-        event has none: it knows as much of one item as of another.
+        They are the items without a training event, unless the model can rank them. If no item has a training event,
+        there are none: the model cannot prefer one item to another.
         """
         if self.can_rank_unseen_items:
             return None
@@ -100,9 +100,10 @@ class Recommender(nn.Module, ABC):
         self.set_popularity(torch.from_numpy(train.interactions.item_counts()).float())
 
     def request_errors(self, batch: SequenceBatch) -> list[str | None]:
-        """Say of each request what is wrong with it, or None, [B]: so that one bad request need not fail its batch.
+        """Return for each request what is wrong with it, or None, [B].
 
-        `recommend` raises ValueError for the first of these.
+        So a caller can drop an invalid request instead of failing its whole batch. `recommend` raises ValueError with
+        the first of these errors.
         """
         errors: list[str | None] = [None] * batch.num_requests
         for name, items in (("history", batch.items), ("excluded", batch.excluded), ("candidates", batch.candidates)):
@@ -113,16 +114,27 @@ class Recommender(nn.Module, ABC):
                 continue
             is_unknown = (items.values < 0) | (items.values > self.num_items)
             for row, item in zip(items.row_ids()[is_unknown].tolist(), items.values[is_unknown].tolist(), strict=True):
-                errors[row] = errors[row] or f"{name} holds item number {item}; this catalogue has 1..{self.num_items}"
+                errors[row] = (
+                    errors[row] or f"{name} contains item number {item}; this catalogue has 1..{self.num_items}"
+                )
         return errors
 
     @torch.inference_mode()
     def recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        """Returns the k best items for each request; fewer, then padding, where fewer are allowed.
+        """Return the k best items for each request, padded if fewer items are allowed.
 
-        Checks the request (ValueError), answers empty histories by popularity among the allowed items (marked
-        in `fallback`), asks the model for the others, and checks the answer: nothing excluded, forbidden, repeated,
-        unknown or unsorted ever leaves here (ContractError). Ties go to the smaller item number.
+        Requests with an empty history are answered by popularity among the allowed items and marked in `fallback`; the
+        model answers the others. Ties go to the smaller item number.
+
+        Args:
+            batch: the requests.
+            k: number of items to return for each request, at least 1.
+
+        Raises:
+            ValueError: a request is invalid, or k is below 1.
+            ContractError: the answer of the model contains an excluded, forbidden or unknown item, or has a wrong
+                shape. Repeated items and unsorted scores are refused by Recommendations (ValueError).
+
         """
         self._check_request(batch, k)
         empty = batch.items.lengths == 0
@@ -135,7 +147,7 @@ class Recommender(nn.Module, ABC):
             elif not bool(empty.any()):
                 answer = self._recommend(batch, k)
             else:
-                answer = self._mixed(batch, k, empty)
+                answer = self._recommend_mixed(batch, k, empty)
         finally:
             if was_training:
                 self.train()
@@ -144,10 +156,10 @@ class Recommender(nn.Module, ABC):
 
     @abstractmethod
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        """The model's answer; every history has at least one event."""
+        """Return the answer of the model; every history has at least one event."""
 
     def _returnable(self) -> Tensor | None:
-        """bool [N + 1], the items that may be returned at all; None: all."""
+        """Return the items that the model can return, bool [N + 1], or None if it can return all."""
         return None
 
     def _popular(self, batch: SequenceBatch, k: int) -> Recommendations:
@@ -157,29 +169,32 @@ class Recommender(nn.Module, ABC):
             scores[:, ~returnable] = -torch.inf
         return top_items(scores, batch, k)
 
-    def _mixed(self, batch: SequenceBatch, k: int, empty: Tensor) -> Recommendations:
+    def _recommend_mixed(self, batch: SequenceBatch, k: int, empty: Tensor) -> Recommendations:
+        """Answer a batch in which some histories, those in the mask `empty [B]`, are empty."""
         full_rows, empty_rows = (~empty).nonzero()[:, 0], empty.nonzero()[:, 0]
-        asked = self._recommend(batch.select(full_rows), k)
+        modelled = self._recommend(batch.select(full_rows), k)
         popular = self._popular(batch.select(empty_rows), k)
-        back = torch.cat([full_rows, empty_rows]).argsort()
-        channel = asked.channel
+        to_batch_order = torch.cat([full_rows, empty_rows]).argsort()
+        channel = modelled.channel
         if channel is not None:
-            channel = torch.cat([channel, channel.new_zeros(popular.item_ids.shape)])[back]
+            channel = torch.cat([channel, channel.new_zeros(popular.item_ids.shape)])[to_batch_order]
         return Recommendations(
-            torch.cat([asked.item_ids, popular.item_ids])[back],
-            torch.cat([asked.scores, popular.scores])[back],
-            ordered_by=asked.ordered_by,
+            torch.cat([modelled.item_ids, popular.item_ids])[to_batch_order],
+            torch.cat([modelled.scores, popular.scores])[to_batch_order],
+            ordered_by=modelled.ordered_by,
             channel=channel,
-            channels=asked.channels,
-            relaxations=[replace(each, request=int(full_rows[each.request])) for each in asked.relaxations],
+            channels=modelled.channels,
+            relaxations=[
+                replace(relaxation, request=int(full_rows[relaxation.request])) for relaxation in modelled.relaxations
+            ],
         )
 
     def _check_request(self, batch: SequenceBatch, k: int) -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        error = next((each for each in self.request_errors(batch) if each is not None), None)
-        if error is not None:
-            raise ValueError(error)
+        first_error = next((error for error in self.request_errors(batch) if error is not None), None)
+        if first_error is not None:
+            raise ValueError(first_error)
         if batch.allowed is not None and batch.allowed.shape[1] != self.num_items + 1:
             raise ValueError(f"allowed must have {self.num_items + 1} columns, got {batch.allowed.shape[1]}")
 
@@ -204,6 +219,6 @@ class Recommender(nn.Module, ABC):
             raise ContractError(f"{type(self).__name__} returned {problem}")
 
 
-def _forget_fingerprint(model: Recommender, keys: Any) -> None:
-    """Run after weights were loaded."""
+def _clear_fingerprint(model: Recommender, keys: Any) -> None:
+    """Clear the cached fingerprint; called after weights were loaded."""
     model._fingerprint = None

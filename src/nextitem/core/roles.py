@@ -1,4 +1,4 @@
-"""What a model can do beside recommending: small protocols, each known by the layer that uses it."""
+"""Roles: small protocols for the optional abilities of a model, each used by one layer of the package."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from nextitem.core.recommendations import Recommendations
 
 @dataclass(frozen=True)
 class LossTerms:
-    """`total` (scalar, differentiable) is what is minimised; `named` are detached parts to be shown."""
+    """Loss of a batch: `total` (scalar, differentiable) is minimised; `named` contains detached parts for the log."""
 
     total: Tensor
     named: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class TrainingBatch(Protocol):
-    """What training asks of a batch: to move to a device, and to be shared among processes."""
+    """A batch that training can move to a device and divide among processes."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another device."""
+        """Return the batch on another device."""
 
     def share(self, rank: int, count: int) -> Self:
-        """The part of process `rank` of `count`; all parts together are the batch, and one may be empty."""
+        """Return the part of process `rank` of `count`; all parts together are the batch, and a part may be empty."""
 
     @property
     def loss_count(self) -> int:
-        """How many things the loss of this batch (or of this part of one) is a mean over."""
+        """Number of terms that the loss of this batch (or of this part of a batch) is a mean over."""
 
 
 BatchT = TypeVar("BatchT", bound=TrainingBatch)
@@ -43,180 +43,198 @@ BatchT_co = TypeVar("BatchT_co", bound=TrainingBatch, covariant=True)
 
 
 class Examples(Protocol[BatchT_co]):
-    """A source of training batches: a pure function of (seed, epoch), so that a run can resume anywhere."""
+    """A source of training batches that is a pure function of (seed, epoch), so that a run can resume anywhere."""
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches in one epoch."""
+        """Return the number of batches in one epoch."""
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[BatchT_co]:
-        """Batches `start`, `start + 1`, ... of the given epoch; the same ones for the same arguments."""
+        """Yield the batches `start`, `start + 1`, ... of an epoch; equal arguments yield equal batches."""
 
 
 @runtime_checkable
 class Trainable(Protocol[BatchT]):
-    """Learns by gradient."""
+    """A model that is trained by gradient descent."""
 
     def examples(self, train: Dataset) -> Examples[BatchT]:
-        """The examples that it learns from."""
+        """Return the training examples of the data set `train`."""
 
     def training_loss(self, batch: BatchT) -> LossTerms:
-        """The loss of one batch of its examples."""
+        """Return the loss of one batch of training examples."""
 
 
 class HasStepState(Protocol):
-    """A Trainable that carries something from one step to the next that is no weight: a row a lane of its batches.
+    """A Trainable with non-weight state that persists between training steps, one row per batch lane.
 
-    A resume point holds it, a bundle does not. Where processes share the lanes, lane b is process b % world's.
+    A checkpoint for resuming contains the state, a bundle does not. If several processes share the lanes, lane b
+    belongs to process b % (number of processes).
     """
 
     step_state: Tensor
 
 
 def has_step_state(model: object) -> TypeGuard[HasStepState]:
-    """Whether it is a HasStepState: isinstance does not find a module's buffers from Python 3.12 on."""
+    """Return whether a model is a HasStepState.
+
+    From Python 3.12 on, isinstance does not see the buffers of a module.
+    """
     return isinstance(getattr(model, "step_state", None), Tensor)
 
 
 @runtime_checkable
 class HasEpochHook(Protocol):
-    """A Trainable that changes something else between epochs (a tree), and then learns on with that."""
+    """A Trainable that updates another structure (such as a tree) between epochs and then continues training."""
 
     def after_epoch(self, epoch: int) -> Sequence[nn.Parameter]:
-        """Called after epoch `epoch` (from 1), not after the last: the parameters that begin anew, with their moments.
+        """Update the structure after epoch `epoch` (from 1) and return the parameters that were reset.
 
-        It is a function of the weights, the examples and the epoch; what it changes sits in the state_dict.
+        It is not called after the last epoch. The optimizer state (moments) of the returned parameters is cleared.
+        The update is a function of the weights, the examples and the epoch; what it changes is part of the state_dict.
         """
 
 
 @runtime_checkable
 class ClosedForm(Protocol):
-    """Learns in one pass, without gradients."""
+    """A model that is fitted in one pass, without gradients."""
 
     def fit(self, train: Dataset) -> None:
-        """Learns from the training events."""
+        """Fit the model to the training events."""
 
 
 @runtime_checkable
 class LearnsFromRequests(Protocol):
-    """Learns from requests with labelled candidates: what was shown, or what the channels of a cascade retrieved."""
+    """A model that is trained on requests with labelled candidates: impressions, or items retrieved by a cascade."""
 
     def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples[SequenceBatch]:
-        """The examples of these requests; vocabularies and quantiles are taken from them and the log."""
+        """Return the training examples of these requests; they and the log determine vocabularies and quantiles."""
 
     @property
     def prefers_impressions(self) -> bool:
-        """Whether the settings say to learn from what was shown, even if there are other requests."""
+        """Whether the settings require training on impressions, even if there are other requests."""
 
 
 @runtime_checkable
 class FitsExamples(Protocol):
-    """Learns from all examples at once, without gradients (boosted trees)."""
+    """A model that is fitted to all examples at once, without gradients (boosted trees)."""
 
     def fit_to(self, examples: Examples[SequenceBatch]) -> None:
-        """Learn from one epoch of the examples."""
+        """Fit the model to one epoch of the examples."""
 
 
 @dataclass(frozen=True)
 class GeneratorState:
-    """What a generator remembers between steps.
+    """State of a generator between steps.
 
-    shared  what the beams of a request have in common (encoder keys and values): never copied per beam
-    beams   per beam, leading dimensions [B, W] (decoder caches): gathered when beams are reordered
+    shared  tensors that all beams of a request share (encoder keys and values); they are never copied per beam
+    beams   tensors per beam, with leading dimensions [B, W] (decoder caches); gathered when beams are reordered
     """
 
     shared: Mapping[str, Tensor]
     beams: Mapping[str, Tensor]
 
     def reorder(self, parents: Tensor) -> GeneratorState:
-        """Beam w of request b becomes the former beam `parents[b, w]` (int64 [B, W'])."""
+        """Return the state in which beam w of request b is the former beam `parents[b, w]` (int64 [B, W'])."""
         rows = torch.arange(parents.shape[0], device=parents.device)[:, None]
         return GeneratorState(self.shared, {name: value[rows, parents] for name, value in self.beams.items()})
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """Spells items code by code."""
+    """A model that generates the semantic ID of an item code by code."""
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
-        """The state before the first code; its beams have W = 1."""
+        """Return the state before the first code; it has one beam for each request (W = 1)."""
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
-        """Feeds the last codes [B, W] (None before the first) and returns logits [B, W, C] and the new state.
+        """Append the last codes [B, W] (None before the first code) and return the next logits and the new state.
 
-        C is the codebook size of the level that comes next.
+        The logits are [B, W, C]; C is the codebook size of the next level.
         """
 
 
 @runtime_checkable
 class ParallelGenerator(Generator, Protocol):
-    """Can also take several codes of a beam at once, where a search knows them before it has their scores."""
+    """A Generator that can process several codes of a beam at once, if a search knows them before their scores."""
 
     def steps(self, state: GeneratorState, codes: Tensor) -> tuple[Sequence[Tensor], GeneratorState]:
-        """Feeds n codes of each beam [B, W, n]: the logits after each of them, n times [B, W, C], and the new state."""
+        """Append n codes of each beam [B, W, n] and return the logits after each of them and the new state.
+
+        The logits are n tensors [B, W, C].
+        """
 
 
 @runtime_checkable
 class ItemScorer(Protocol):
-    """Scores every item of the catalogue."""
+    """A model that scores every item of the catalogue."""
 
     def scores(self, batch: SequenceBatch) -> Tensor:
-        """Return the score of every item for each request, [B, N + 1], higher is better.
+        """Return the score of every item for each request, [B, N + 1]; higher is better.
 
-        Every score is finite; column 0 is padding and means nothing. Exclusions, allow-lists and candidates are not
-        looked at: `recommend` lists the best of these items that a request allows, ties by the smaller item number.
+        Every score is finite; column 0, padding, has no meaning. Exclusions, allow-lists and candidates are ignored:
+        `recommend` lists the best of these items that a request allows, with ties going to the smaller item number.
         Every history has at least one event, and the model is in evaluation mode. The caller may overwrite the tensor.
         """
 
 
 @runtime_checkable
 class KnowsSimilarItems(Protocol):
-    """Knows how alike items are, other than by the inner product of two vectors."""
+    """A model with a similarity of items that is not the inner product of two vectors."""
 
     def similarity_to(self, item: int) -> Tensor:
-        """How alike every item is to an item, [N + 1]; -inf: not at all, and never for row 0."""
+        """Return the similarity of every item to `item`, [N + 1]; -inf for dissimilar items and for padding, row 0."""
 
 
 @runtime_checkable
 class Indexed(Protocol):
-    """Finds items by an index over its vectors, which is built when it has learnt."""
+    """A model that searches items with an index over its item vectors, which is built after training."""
 
     def build_index(self, requests: SequenceBatch) -> None:
-        """Builds the index; `requests` are like those that will be asked."""
+        """Build the index; `requests` are similar to the requests that it will serve."""
 
 
 @runtime_checkable
 class Incremental(Protocol):
-    """Keeps what it has read of a history, so that a further event costs one step instead of the whole history."""
+    """A model that caches the encoding of a history, so that a new event costs one step, not the whole history.
+
+    A batch with a `state` is answered from that state.
+    """
 
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
-        """Reads the events that `state` has not read yet (None: all), and returns the state after all of them.
+        """Encode the unread events of each history and return the state after all events.
 
-        `batch` holds the histories in full; row b of `state` has read the first `state.lengths[b]` events of row b.
-        Its vectors are those of reading everything at once; where the window of the model slides, or nothing of a
-        row has been kept, the row is read anew. A batch with a `state` is answered through it. Raises StaleStateError
-        if the state is of another model or of other weights.
+        The vectors of the result equal those of encoding each history at once. A row is encoded from scratch if the
+        window of the model moves, or if the state contains nothing of it.
+
+        Args:
+            batch: the histories in full.
+            state: state of the earlier events: row b covers the first `state.lengths[b]` events of row b of `batch`.
+                None: every event is unread.
+
+        Raises:
+            StaleStateError: the state belongs to another model or to other weights.
+
         """
 
 
 @runtime_checkable
 class Staged(Protocol):
-    """Answers by stages, each of which keeps a part of what the one before it kept."""
+    """A model that answers in stages, each of which selects from the items that the previous stage selected."""
 
     def stages(self, batch: SequenceBatch, k: int) -> Iterator[tuple[str, Recommendations]]:
-        """Each stage's name and what is left after it, best first; the last one is the answer, [B, k]."""
+        """Yield the name of each stage and its selected items, best first; the last stage yields the answer, [B, k]."""
 
 
 @runtime_checkable
 class ProbabilityCalibrated(Protocol):
-    """Can calibrate its scores on requests that it has not learnt from."""
+    """A model that can calibrate its scores on held-out requests."""
 
     def calibrate(self, requests: SequenceBatch) -> tuple[str, ...]:
-        """Fit what turns scores into probabilities, if the settings ask for it; return what the user should know."""
+        """Fit the mapping from scores to probabilities, if the settings require it; return notes for the user."""
 
 
 @runtime_checkable
 class Ranker(Protocol):
-    """Scores given candidates."""
+    """A model that scores the candidates of a request."""
 
     def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
-        """Task -> [B, K], aligned with the padded candidates."""
+        """Return the scores of the candidates, task -> [B, K], in the order of the padded candidates."""

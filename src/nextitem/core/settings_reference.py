@@ -1,6 +1,6 @@
-"""The settings of a config as a table: name, type, default, range and meaning of each field.
+"""Reference of the settings of a config: name, type, default, range and meaning of each field.
 
-The meaning is the string below the field in the source, so that a setting is described in one place.
+The meaning is the string below the field in the source, so that each setting is documented in one place only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -24,7 +25,7 @@ _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"), ("min_length", 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of a config; `name` is dotted for a nested config."""
+    """Documentation of one field of a config; `name` is dotted for a field of a nested config."""
 
     name: str
     type: str
@@ -34,7 +35,10 @@ class Setting:
 
 
 def settings_of(config: type[Config], *, prefix: str = "") -> Iterator[Setting]:
-    """Yield every setting of a config class, in the order of its fields; nested configs field by field."""
+    """Yield every setting of a config class, in the order of its fields; nested configs field by field.
+
+    A field with several kinds yields its kind, and then the settings of each kind.
+    """
     meanings = _meanings_of_all(config)
     for name, field in config.model_fields.items():
         nested = field.annotation
@@ -44,9 +48,19 @@ def settings_of(config: type[Config], *, prefix: str = "") -> Iterator[Setting]:
             default_text = repr(default.kind) if isinstance(default, Choice) else _default_text(field)
             yield Setting(f"{prefix}{name}.kind", kinds, default_text, "", meanings.get(name, ""))
             for kind, choice in choices.items():
-                for each in settings_of(choice, prefix=f"{prefix}{name}."):
-                    if each.name != f"{prefix}{name}.kind":
-                        yield replace(each, meaning=f"If {kind}: {each.meaning}")
+                for setting in settings_of(choice, prefix=f"{prefix}{name}."):
+                    if setting.name != f"{prefix}{name}.kind":
+                        yield replace(setting, meaning=f"If {kind}: {setting.meaning}")
+            continue
+        listed = _choices_in_list(nested)
+        if listed:
+            kinds = " | ".join(repr(kind) for kind in listed)
+            yield Setting(f"{prefix}{name}", f"list of tables of kind {kinds}", "()", "", meanings.get(name, ""))
+            for member in dict.fromkeys(listed.values()):
+                named = " or ".join(kind for kind, cls in listed.items() if cls is member)
+                for each in settings_of(member, prefix=f"{prefix}{name}[]."):
+                    if each.name != f"{prefix}{name}[].kind":
+                        yield replace(each, meaning=f"If {named}: {each.meaning}")
             continue
         if isinstance(nested, type) and issubclass(nested, Config):
             yield from settings_of(nested, prefix=f"{prefix}{name}.")
@@ -54,6 +68,15 @@ def settings_of(config: type[Config], *, prefix: str = "") -> Iterator[Setting]:
         yield Setting(
             prefix + name, _type_text(nested), _default_text(field), _range_text(field), meanings.get(name, "")
         )
+
+
+def _choices_in_list(annotation: Any) -> dict[str, type[Config]]:
+    """Return the classes by kind that a list has as its members; empty if it is no such list."""
+    member = next((each for each in get_args(annotation) if get_origin(each) is Annotated), None)
+    if member is None:
+        return {}
+    classes = [each for each in get_args(get_args(member)[0]) if isinstance(each, type) and issubclass(each, Config)]
+    return {kind: each for each in classes for kind in get_args(each.model_fields["kind"].annotation)}
 
 
 def _meanings_of_all(config: type[Config]) -> dict[str, str]:
@@ -88,11 +111,11 @@ def _type_text(annotation: Any) -> str:
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return annotation.__name__
     arguments = get_args(annotation)
-    if type(None) in arguments:
-        others = [_type_text(each) for each in arguments if each is not type(None)]
-        return " | ".join([*others, "none"])
     origin = get_origin(annotation)
-    inner = ", ".join("..." if each is Ellipsis else _type_text(each) for each in arguments)
+    if origin in (Union, UnionType):
+        names = [_type_text(argument) for argument in arguments if argument is not type(None)]
+        return " | ".join([*names, *["none"] * (type(None) in arguments)])
+    inner = ", ".join("..." if argument is Ellipsis else _type_text(argument) for argument in arguments)
     return f"{getattr(origin, '__name__', str(annotation))}[{inner}]" if arguments else str(annotation)
 
 

@@ -1,4 +1,4 @@
-"""Tensors as safetensors files, with the file mode that the user's umask gives."""
+"""Write tensors to safetensors files with the file mode of the user's umask."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file that every account can read which may read other new files.
+    """Write tensors, and optional text metadata, to a safetensors file with the file mode of other new files.
 
-    safetensors writes through a temporary file of mode 600, whatever the umask: a run that one account has trained
-    could then not be served by another.
+    safetensors writes through a temporary file of mode 600 and ignores the umask, so a run that was trained by one
+    account could not be served by another.
     """
     file.touch()
     mode = stat.S_IMODE(file.stat().st_mode)

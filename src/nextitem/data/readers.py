@@ -80,7 +80,8 @@ def load_dataset(source: str | Path, *, drop_unknown_items: bool = False) -> Dat
         )
     dataset = _assemble(tables, settings, name=folder.resolve().name, drop_unknown_items=drop_unknown_items)
     notes = [f"{folder / file}: is not read; a table is a file .parquet or .csv" for file in unread]
-    return replace(dataset, source=str(source), notes=(*notes, *dataset.notes))
+    notes += dataset.notes
+    return replace(dataset, source=str(source), notes=tuple(notes), drops_unknown_items=drop_unknown_items)
 
 
 def dataset_from_frames(

@@ -1,1 +1,1 @@
-"""The few places where processes talk to one another."""
+"""Devices, and communication between the processes of a distributed run."""

@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""Selection of a torch device by its name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from nextitem.core.errors import UserError
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device of a name: auto (a GPU if there is one), cpu, cuda, cuda:1; UserError if there is none."""
+    """Return the device called `name`: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+
+    Raises UserError if the name is wrong or this machine has no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,4 @@
-"""Processes that work together, as torchrun starts them: who this one is, and how they agree."""
+"""Processes of a distributed run, as torchrun starts them: rank, number of processes, and communication."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from nextitem.core.errors import UserError
 
 
 def count() -> int:
-    """How many processes work together."""
+    """Return the number of processes (the world size); 1 if the run is not distributed."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return distributed.get_rank() if count() > 1 else 0
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Joins the processes that torchrun has started, for as long as the block runs."""
+    """Connect the processes that torchrun has started, until the `with` block ends.
+
+    It does nothing with fewer than two processes, or if they are connected already.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or distributed.is_initialized():
         yield
         return
@@ -36,35 +39,38 @@ def process_group() -> Iterator[None]:
 
 
 def broadcast_int(value: int) -> int:
-    """What the first process says."""
+    """Return the `value` of rank 0 in all processes."""
     if count() == 1:
         return value
-    said = torch.tensor(value)
-    distributed.broadcast(said, 0)
-    return int(said)
+    tensor = torch.tensor(value)
+    distributed.broadcast(tensor, 0)
+    return int(tensor)
 
 
 def run_on_rank_zero(work: Callable[[], object]) -> None:
-    """Does `work` in the first process while the others wait; where it fails, all of them end."""
+    """Run `work` on rank 0 while the others wait. If it fails, every process raises.
+
+    Rank 0 raises the exception of `work`, the others UserError.
+    """
     if rank() == 0:
         try:
             work()
         except Exception:
-            broadcast_int(1)  # whatever it was, the others must not wait for ever
+            broadcast_int(1)  # for any exception, as the other processes must not wait forever
             raise
     if broadcast_int(0):
-        raise UserError("the first process could not go on")
+        raise UserError("the process of rank 0 failed; see its error message")
 
 
 def gather(part: Tensor) -> list[Tensor]:
-    """The part of every process, in order of their numbers; parts may differ in their first dimension (CPU tensors)."""
+    """Return the `part` of every process, in order of rank; parts may differ in their first dimension (CPU tensors)."""
     if count() == 1:
         return [part]
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
     distributed.all_gather(sizes, torch.tensor([len(part)]))
-    longest = int(max(sizes))
-    padded = part.new_zeros(longest, *part.shape[1:])
+    max_size = int(max(sizes))
+    padded = part.new_zeros(max_size, *part.shape[1:])
     padded[: len(part)] = part
     parts = [torch.empty_like(padded) for _ in sizes]
     distributed.all_gather(parts, padded)
-    return [other[: int(size)] for other, size in zip(parts, sizes, strict=True)]
+    return [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]

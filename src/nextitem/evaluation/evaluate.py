@@ -38,6 +38,7 @@ ACCURACY = {
 NOTABLE_TIES = 0.01  # share of lists that are cut inside a tie, from which on a note is written
 MAX_BATCH_SIZE = 512  # requests that are answered together
 MIN_BATCH_SIZE = 16
+SHOWN_METRICS = ("recall@10", "ndcg@10", "mrr@10", "coverage@10", "auc", "gauc", "log_loss")  # by repr
 SCORES_AT_ONCE = 2**25  # number of scores of a batch, one for each request and item: 128 MiB
 DIVERSITY_WIDTH = 32  # width of the content vectors that diversity is measured by
 
@@ -74,6 +75,13 @@ class Evaluation:
     lists: Tensor = field(repr=False, default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     generation: dict[str, Any] | None = None
     funnel: list[dict[str, Any]] | None = None
+
+    def __repr__(self) -> str:
+        """Return two lines: what was judged, and the main figures."""
+        users = "" if self.users is None else f" of {self.users:,} users"
+        figures = ", ".join(f"{name} {self.metrics[name]:.4f}" for name in SHOWN_METRICS if name in self.metrics)
+        what = f"Evaluation of {self.model or 'a model'}: protocol {self.protocol}, {self.requests:,} requests{users}"
+        return f"{what}\n{figures}" if figures else what
 
     @property
     def notes(self) -> list[str]:

@@ -1,1 +1,1 @@
-"""One loss per file."""
+"""Loss functions, one per file."""

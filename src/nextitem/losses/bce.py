@@ -7,9 +7,16 @@ from torch import Tensor
 
 
 def bce(hidden: Tensor, table: Tensor, targets: Tensor, *, negatives: Tensor) -> Tensor:
-    """Mean over T of -log s(positive) - sum over the negatives of log(1 - s(negative)), scalar.
+    """Return the mean over T of -log s(positive) - sum over the negatives of log(1 - s(negative)), scalar.
 
-    `hidden [T, D]`, `table [N + 1, D]`, `targets [T]`, `negatives [T, S]`; s is the logistic function.
+    s is the logistic function; the score of an item is hidden . item.
+
+    Args:
+        hidden: hidden states [T, D].
+        table: item vectors [N + 1, D].
+        targets: positive item of each position [T].
+        negatives: sampled items of each position [T, S].
+
     """
     positive = (hidden * table[targets]).sum(1)
     negative = torch.einsum("td,tsd->ts", hidden, table[negatives])

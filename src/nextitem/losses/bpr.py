@@ -1,4 +1,4 @@
-"""BPR: the positive's score above each negative's (arXiv 1205.2618; in batches, arXiv 1511.06939, section 3.3)."""
+"""BPR: rank the positive above each negative (arXiv 1205.2618; within batches, arXiv 1511.06939, section 3.3)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 
 def bpr(scores: Tensor) -> Tensor:
-    """Mean over B and the M columns of -log s(positive - score), scalar; s is the logistic function.
+    """Return the mean over B rows and M columns of -log s(positive - score), scalar; s is the logistic function.
 
-    `scores [B, M]`, M >= B: column b is the positive of row b (where it stands against itself: a constant), every
-    other one a negative.
+    `scores [B, M]`, M >= B: column b is the positive of row b, and every other column is a negative of it. The term of
+    the positive itself is a constant.
     """
     return -F.logsigmoid(scores.diagonal()[:, None] - scores).mean()

@@ -1,4 +1,4 @@
-"""BPR-max: the positive above the highest negatives (arXiv 1706.03847, eq. 10)."""
+"""BPR-max: rank the positive above the highest-scored negatives (arXiv 1706.03847, eq. 10)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from torch.nn import functional as F
 
 
 def bpr_max(scores: Tensor, *, regularisation: float = 1.0, elu: float = 0.0) -> Tensor:
-    """Mean over B of -log sum_j w_j s(positive - score_j) + regularisation * sum_j w_j score_j ** 2, scalar.
+    """Return the mean over B of -log sum_j w_j s(positive - score_j) + regularisation * sum_j w_j score_j ** 2, scalar.
 
-    `scores [B, M]`, M >= B: column b is the positive of row b, every other one a negative; w is the softmax over the
-    negatives alone, s the logistic function. `elu` > 0 passes all scores through ELU with this alpha first.
+    w is the softmax over the negatives alone, s the logistic function.
+
+    Args:
+        scores: [B, M], M >= B: column b is the positive of row b, and every other column is a negative of it.
+        regularisation: weight of the second term.
+        elu: if it is above 0, all scores first pass through ELU with this alpha.
+
     """
     if elu > 0:
         scores = F.elu(scores, alpha=elu)
     positive = scores.diagonal()[:, None]
     log_weights = negative_log_weights(scores)
-    # A sum of products in logs: no log(0), however far above the positive the negatives lie.
+    # The sum of products is computed in logs, so log(0) cannot occur even if the negatives are far above the positive.
     above = -(log_weights + F.logsigmoid(positive - scores)).logsumexp(1)
     penalty = (log_weights.exp() * scores.square()).sum(1)
     return (above + regularisation * penalty).mean()
 
 
 def negative_log_weights(scores: Tensor) -> Tensor:
-    """Log of the softmax over each row's negatives [B, M]; -inf in the positive's column b of row b."""
-    own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
-    return scores.masked_fill(own, -torch.inf).log_softmax(1)
+    """Return the log of the softmax over the negatives of each row, [B, M]; -inf in column b of row b, the positive."""
+    is_positive = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
+    return scores.masked_fill(is_positive, -torch.inf).log_softmax(1)

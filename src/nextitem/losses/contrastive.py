@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def contrastive(left: Tensor, right: Tensor, *, temperature: float) -> Tensor:
-    """Mean over the 2 B views of -log softmax(view . others / temperature)[its other view], scalar.
+    """Return the mean over the 2 B views of -log softmax(view . others / temperature)[its other view], scalar.
 
-    `left [B, D]` and `right [B, D]`, row by row two views of one thing. Each view is told from the 2 B - 2 views of the
-    other rows; it never meets itself.
+    Row b of `left [B, D]` and row b of `right [B, D]` are two views of one sequence. The negatives of a view are the
+    2 B - 2 views of the other rows; a view is never compared with itself.
     """
     views = torch.cat([left, right])
     logits = (views @ views.T / temperature).fill_diagonal_(-torch.inf)

@@ -8,9 +8,14 @@ from nextitem.ops.softmax_loss import softmax_loss
 
 
 def full_softmax(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-    """Mean over T of -log softmax(hidden . items)[target], scalar.
+    """Return the mean over T of -log softmax(hidden . items)[target], scalar.
 
-    `hidden [T, D]` at positions that have a target; `table [N + 1, D]`, row 0 is padding and never competes;
-    `targets [T]` item ids. Memory does not grow with T * N.
+    Memory does not grow with T * N.
+
+    Args:
+        hidden: hidden states [T, D] of the positions that have a target.
+        table: item vectors [N + 1, D]; row 0 is padding and never competes.
+        targets: item ids [T].
+
     """
     return softmax_loss(hidden, table, targets)

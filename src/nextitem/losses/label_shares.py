@@ -1,4 +1,4 @@
-"""Cross-entropy between the shares of a request's labels and the softmax of its scores."""
+"""Cross-entropy between the normalised labels of a request and the softmax of its scores."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ from torch import Tensor
 
 from nextitem.core.jagged import Jagged
 
-NEVER = -1e9  # a logit so low that its softmax is 0; -inf would make 0 * -inf of it
+NEVER = -1e9  # logit of candidates that do not count: low enough for a softmax of 0; -inf would lead to 0 * -inf
 
 
 def label_shares(logits: Tensor, labels: Tensor, candidates: Jagged) -> Tensor:
-    """Return the mean over requests of -sum_c share_c log softmax_c, scalar, for `logits [P]` and `labels [P]`.
+    """Return the mean over requests of -sum_c share_c log softmax_c, scalar.
 
-    A candidate's share is its label above 0 over the sum of its request's; a request without such a label adds 0.
-    A candidate whose label is NaN (not known) is none of its request (the rows of `candidates`).
+    The share of a candidate is its label divided by the sum of the labels of its request; negative labels count as 0. A
+    request without a label above 0 adds 0. A candidate whose label is NaN (unknown) is ignored.
+
+    Args:
+        logits: scores of the candidates, [P].
+        labels: labels of the candidates, [P].
+        candidates: the candidates of each request, one row per request.
+
     """
     padded = candidates.with_values(logits.masked_fill(labels.isnan(), NEVER)).to_padded(fill=NEVER)
     shares = candidates.with_values(labels.nan_to_num(0).clamp(min=0).to(logits.dtype)).to_padded()

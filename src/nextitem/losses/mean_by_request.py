@@ -1,4 +1,4 @@
-"""Mean of losses of candidates in which every request counts alike, whatever it shows."""
+"""Mean loss of candidates in which every request has the same weight, whatever its number of candidates."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from torch import Tensor
 
 
 def mean_by_request(values: Tensor, rows: Tensor, *, num_requests: int, is_known: Tensor) -> Tensor:
-    """Return the mean over requests of the mean of `values [P]` over a request's known candidates, scalar.
+    """Return the mean over requests of the mean of `values` over the known candidates of a request, scalar.
 
-    `rows [P]` is the request of each candidate; those that `is_known [P]` leaves out count nowhere. A request without
-    a known candidate adds 0.
+    A request without a known candidate adds 0.
+
+    Args:
+        values: values of the candidates, [P].
+        rows: request of each candidate, [P].
+        num_requests: number of requests.
+        is_known: bool [P]; a candidate for which it is false is ignored.
+
     """
     sizes = torch.bincount(rows[is_known], minlength=num_requests).clamp(min=1)
     return ((values * is_known) / sizes[rows]).sum() / max(1, num_requests)

@@ -1,6 +1,6 @@
-"""The in-batch softmax over columns of which several are the same item: each item is scored once.
+"""In-batch softmax for columns that repeat items: each distinct item is scored once.
 
-Shapes: B rows, M columns, U different items, D width.
+Shapes: B rows, M columns, U distinct items, D width.
 """
 
 from __future__ import annotations
@@ -12,20 +12,27 @@ from nextitem.losses.in_batch_softmax import softmax_of
 
 
 def merged_softmax(
-    hidden: Tensor, vectors: Tensor, biases: Tensor, place: Tensor, log_q: Tensor, *, collisions: bool
+    hidden: Tensor, vectors: Tensor, biases: Tensor, column_items: Tensor, log_q: Tensor, *, collisions: bool
 ) -> Tensor:
-    """`in_batch_softmax` of `hidden @ vectors[place].T + biases[place]`, scalar.
+    """Return `in_batch_softmax` of `hidden @ vectors[column_items].T + biases[column_items]`, scalar.
 
-    `hidden [B, D]`; `vectors [U, D]`, `biases [U]`; `place [M]`, M >= B: the item of each column; `log_q [M]`. Columns
-    of one item differ by log_q alone, so they compete as one with the sum of their 1 / q; an item without a column
-    never competes. Without `collisions` the other columns of a row's own item do not compete with it.
+    Columns of the same item differ in log_q only, so they compete as one column with the sum of their 1 / q.
+
+    Args:
+        hidden: hidden states of the rows [B, D].
+        vectors: vectors of the distinct items [U, D]. An item without a column never competes.
+        biases: biases of the distinct items [U].
+        column_items: item of each column [M], M >= B, a row of `vectors`; column b is the positive of row b.
+        log_q: log of the sampling probability of each column [M].
+        collisions: whether other columns of the positive item of a row compete with it.
+
     """
-    rows = len(hidden)
-    weights = torch.zeros_like(biases).index_add_(0, place, torch.exp(-log_q).to(biases.dtype)).log()
+    num_rows = len(hidden)
+    weights = torch.zeros_like(biases).index_add_(0, column_items, torch.exp(-log_q).to(biases.dtype)).log()
     scores = torch.addmm(biases + weights, hidden, vectors.T)
-    own = place[:rows, None]
-    # From the item's columns together to the one that is the row's positive: a constant.
-    alone = -log_q[:rows] - weights[place[:rows]]
+    positives = column_items[:num_rows, None]
+    # From the logit of all columns of the item to that of the one column that is the positive: a constant.
+    corrections = -log_q[:num_rows] - weights[column_items[:num_rows]]
     if collisions:
-        return softmax_of(scores, own) - alone.mean()
-    return softmax_of(scores.scatter_add(1, own, alone[:, None].to(scores.dtype)), own)
+        return softmax_of(scores, positives) - corrections.mean()
+    return softmax_of(scores.scatter_add(1, positives, corrections[:, None].to(scores.dtype)), positives)

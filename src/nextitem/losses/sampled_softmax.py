@@ -1,4 +1,4 @@
-"""Cross-entropy over the target and sampled items, corrected for how they were sampled."""
+"""Sampled softmax: cross-entropy over the target and sampled items, corrected for their sampling probabilities."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ def sampled_softmax(
     log_q: Tensor | None = None,
     left_out: Tensor | None = None,
 ) -> Tensor:
-    """Mean over T of the cross-entropy of the target among itself and S sampled items, scalar.
+    """Return the mean over T of the cross-entropy of the target among itself and S sampled items, scalar.
 
-    `hidden [T, D]`, `table [N + 1, D]`, `targets [T]`; `negatives [S]` shared by all positions, `[T, S]` for each its
-    own, or `[B, S]` with `lengths [B]`, row b for the next `lengths[b]` positions (a sequence). `log_q [N + 1]` is the
-    log of each item's expected number of draws; subtracting it from every logit makes the sampled softmax consistent
-    with the full one (Bengio and Senecal 2008). A negative that is the target itself is left out, and so is one where
-    `left_out` (bool, as negatives) says so; a position without any other adds nothing.
+    A negative that equals the target is excluded. A position without any negative adds 0.
+
+    Args:
+        hidden: hidden states [T, D].
+        table: item vectors [N + 1, D].
+        targets: positive item of each position [T].
+        negatives: sampled items: [S] for all positions, [T, S] for each position, or [B, S] with `lengths`: row b for
+            the next `lengths[b]` positions (a sequence).
+        lengths: number of positions of each sequence [B].
+        log_q: log of the expected number of samples of each item [N + 1]. It is subtracted from every logit, which
+            makes the sampled softmax consistent with the full softmax (Bengio and Senecal 2008).
+        left_out: further negatives to exclude, bool, of the shape of `negatives`.
+
     """
     positive = (hidden * table[targets]).sum(1, keepdim=True)
     if lengths is None and negatives.dim() == 1:
@@ -41,6 +49,6 @@ def sampled_softmax(
     if log_q is not None:
         positive = positive - log_q[targets][:, None]
         sampled = sampled - log_q[negatives]
-    never = targets[:, None] == negatives
-    sampled = sampled.masked_fill_(never if left_out is None else never | left_out, -torch.inf)
+    is_target = targets[:, None] == negatives
+    sampled = sampled.masked_fill_(is_target if left_out is None else is_target | left_out, -torch.inf)
     return (torch.logaddexp(positive[:, 0], sampled.logsumexp(1)) - positive[:, 0]).mean()

@@ -1,4 +1,4 @@
-"""TOP1: the positive above each negative, negatives near zero (arXiv 1511.06939, section 3.3)."""
+"""TOP1: rank the positive above each negative, with scores of negatives near zero (arXiv 1511.06939, section 3.3)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def top1(scores: Tensor) -> Tensor:
-    """Mean over B of mean_j[s(score_j - positive) + s(score_j ** 2)] - s(positive ** 2) / M, scalar.
+    """Return the mean over B of mean_j[s(score_j - positive) + s(score_j ** 2)] - s(positive ** 2) / M, scalar.
 
-    `scores [B, M]`, M >= B: column b is the positive of row b, every other one a negative; the mean runs over all M
-    columns, and the last term takes the positive's own square back. s is the logistic function.
+    `scores [B, M]`, M >= B: column b is the positive of row b, and every other column is a negative of it. The inner
+    mean runs over all M columns; the last term removes the square of the positive from it. s is the logistic function.
     """
     positive = scores.diagonal()[:, None]
     terms = (scores - positive).sigmoid() + scores.square().sigmoid()

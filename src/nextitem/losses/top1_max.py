@@ -1,4 +1,4 @@
-"""TOP1-max: the positive above the highest negatives, those near zero (arXiv 1706.03847, eq. 8)."""
+"""TOP1-max: rank the positive above the highest-scored negatives, with their scores near zero (1706.03847, eq. 8)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from nextitem.losses.bpr_max import negative_log_weights
 
 
 def top1_max(scores: Tensor) -> Tensor:
-    """Mean over B of sum_j w_j [s(score_j - positive) + s(score_j ** 2)], scalar.
+    """Return the mean over B of sum_j w_j [s(score_j - positive) + s(score_j ** 2)], scalar.
 
-    `scores [B, M]`, M >= B: column b is the positive of row b, every other one a negative; w is the softmax over the
-    negatives alone, s the logistic function.
+    `scores [B, M]`, M >= B: column b is the positive of row b, and every other column is a negative of it. w is the
+    softmax over the negatives alone, s the logistic function.
     """
     terms = (scores - scores.diagonal()[:, None]).sigmoid() + scores.square().sigmoid()
     return (negative_log_weights(scores).exp() * terms).sum(1).mean()

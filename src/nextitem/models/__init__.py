@@ -1,4 +1,4 @@
-"""One model per file. The package can be called too: `nextitem.models()` lists what there is."""
+"""Models, one per file. The package itself can be called: `nextitem.models()` returns a table of all models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class _Models(ModuleType):
-    """The package, which answers as the function of its name that the Python door exports."""
+    """Module type of this package: a call behaves as the function `models` that the Python door exports."""
 
     def __call__(self, kind: str | None = None) -> pl.DataFrame:
         from nextitem.core.registry import models

@@ -1,12 +1,12 @@
-"""Content neighbours: items whose content is like that of the history (Pazzani and Billsus, 1997, and since).
+"""Content neighbours: items whose content is similar to that of the history (Pazzani and Billsus, 1997, and later).
 
 A profile is the decayed sum of the history's content vectors, each of length 1; items are ranked by their cosine with
-it. Nothing is learnt from events, so an item is found from the day it is added.
+it. Nothing is learnt from events, so an item can be recommended from the day it is added.
 
     p = sum over the last events j of decay ** age(j) * c_j / |c_j|,    score(i) = p c_i / |c_i|
 
 Notable
-- An item of the history gets no score from itself: where repeats are allowed, each would else head its own list.
+- An item of the history gets no score from itself. If repeats are allowed, each would otherwise head its own list.
 - Items without content have the score 0.
 
 Shapes: B requests, N items, D content width, K returned.
@@ -38,15 +38,15 @@ class ContentNeighboursConfig(configs.Config):
     """Settings of ContentNeighbours."""
 
     recent_items: int | None = Field(10, ge=1)
-    """Items of the history that make the profile; None: all."""
+    """Number of most recent items of the history in the profile; None: all."""
     recency_decay: float = Field(0.7, gt=0, le=1)
-    """Factor on an item for each event that followed it."""
+    """Factor on the weight of an item for each later event."""
     index: AnnIndexConfig = AnnIndexConfig()
-    """How items are found."""
+    """Index that searches for the nearest items."""
 
 
 class ContentNeighbours(Recommender):
-    """Ranks items by how like the history their content is."""
+    """A recommender that ranks items by the similarity of their content to the history's."""
 
     Config = ContentNeighboursConfig
     config: ContentNeighboursConfig
@@ -57,12 +57,12 @@ class ContentNeighbours(Recommender):
 
     def __init__(self, config: ContentNeighboursConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        assert catalog.content is not None, "the pipeline adds content where `needs` asks for it"
+        assert catalog.content is not None, "the pipeline adds content if `needs` contains it"
         self.register_buffer("directions", torch.zeros(catalog.content.shape))
         self.index = AnnIndex(config.index)
 
     def fit(self, train: Dataset) -> None:
-        """Brings content vectors to length 1."""
+        """Scale the content vectors to length 1 and index them."""
         assert self.catalog.content is not None
         self.directions = torch.nn.functional.normalize(self.catalog.content, dim=1)
         self.index.build(self.directions)
@@ -72,8 +72,8 @@ class ContentNeighbours(Recommender):
         history = self._history(batch)
         scores = self._profiles(history) @ self.directions.T
         rows = np.repeat(np.arange(history.shape[0]), np.diff(history.indptr))
-        own = history.data * np.square(self.directions.cpu().numpy()[history.indices]).sum(1)
-        scores[rows, history.indices] -= torch.from_numpy(own).to(scores)
+        own_scores = history.data * np.square(self.directions.cpu().numpy()[history.indices]).sum(1)
+        scores[rows, history.indices] -= torch.from_numpy(own_scores).to(scores)
         return scores
 
     def similarity_to(self, item: int) -> Tensor:
@@ -81,25 +81,27 @@ class ContentNeighbours(Recommender):
         return self.directions @ self.directions[item]
 
     def _history(self, batch: SequenceBatch) -> sp.csr_matrix:
-        """The recent items and their weights [B, N + 1]."""
-        chosen = self.config
-        return recent_history(batch, count=chosen.recent_items, decay=chosen.recency_decay, num_items=self.num_items)
+        """Return the recent items of each request and their weights, [B, N + 1]."""
+        config = self.config
+        return recent_history(batch, count=config.recent_items, decay=config.recency_decay, num_items=self.num_items)
 
     def _profiles(self, history: sp.csr_matrix) -> Tensor:
         return torch.from_numpy(history @ self.directions.cpu().numpy()).to(self.directions)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         history = self._history(batch)
-        # So many more that k are left however far the history's own items fall.
+        # Enough extra items that k remain even if all items of the history fall out of the list.
         count = k + int(np.diff(history.indptr).max())
-        found, scores = self.index.search(
+        nearest_items, scores = self.index.search(
             self.directions, self._profiles(history), count, allowed=batch.allowed, excluded=batch.excluded
         )
-        # What an item of the history has from itself: its weight times its squared length.
+        # The part of its score that an item of the history has from itself: its weight times its squared length.
         history.data *= np.square(self.directions.cpu().numpy()[history.indices]).sum(1)
-        rows = np.repeat(np.arange(len(found)), count)
-        own = np.asarray(history[rows, found.cpu().numpy().ravel()], np.float32).reshape(found.shape)
-        scores = scores - torch.from_numpy(own).to(scores)
-        found, order = found.sort(dim=1)  # so that ties go to the smaller number
-        values, places = stable_topk(scores.gather(1, order), k)
-        return Recommendations(found.gather(1, places), values)
+        rows = np.repeat(np.arange(len(nearest_items)), count)
+        own_scores = np.asarray(history[rows, nearest_items.cpu().numpy().ravel()], np.float32).reshape(
+            nearest_items.shape
+        )
+        scores = scores - torch.from_numpy(own_scores).to(scores)
+        nearest_items, order = nearest_items.sort(dim=1)  # so that ties go to the smaller item number
+        values, columns = stable_topk(scores.gather(1, order), k)
+        return Recommendations(nearest_items.gather(1, columns), values)

@@ -1,4 +1,4 @@
-"""GRU4Rec: a recurrent network reads a session and scores what comes next.
+"""GRU4Rec: a recurrent network reads a session and scores the next item.
 
 Hidasi et al., Session-based Recommendations with Recurrent Neural Networks, arXiv 1511.06939; losses and sampling after
 Hidasi and Karatzoglou, arXiv 1706.03847; details after the authors' code and their study of third-party versions,
@@ -6,15 +6,17 @@ arXiv 2307.14956. Sessions run side by side in lanes, one event a step; each ste
 sampled items; gradients do not reach beyond the step.
 
 Notable
-- Items count from training targets: `popularity ** negatives_power` draws negatives, with replacement.
+- The popularity of an item is its number of training targets. Negatives are sampled in proportion to
+  `popularity ** negatives_power`, with replacement.
 - `log_q = "published"` is the authors' correction: raw counts for the columns of the batch, counts ** negatives_power
-  for sampled ones, target collisions kept. "textbook" takes expected draws of both and leaves out a negative that is
-  the row's target.
-- BPR-max adds logs where the authors add 1e-24 within one: equal but where that constant would end the gradient.
+  for sampled ones; negatives that equal a target stay. "textbook" uses the expected number of samples of both kinds and
+  skips a negative that is the row's target.
+- BPR-max adds logarithms; the authors add 1e-24 within one logarithm. Both are equal, except where that constant would
+  stop the gradient.
 - An answer reads the latest `max_history_length` events; the authors' evaluation reads whole sessions.
-- A log of users is learnt from as if each user's history were one session.
+- In a log of users, each user's history counts as one session.
 
-Shapes: B lanes, S sampled items, M = B + S columns, U different items of a step, N items, D width of the last layer.
+Shapes: B lanes, S sampled items, M = B + S columns, U distinct items of a step, N items, D width of the last layer.
 """
 
 from __future__ import annotations
@@ -92,28 +94,28 @@ class GRU4RecConfig(configs.Config):
     """Settings of GRU4Rec."""
 
     layers: tuple[int, ...] = Field((100,), min_length=1)
-    """Hidden units of each layer."""
+    """Number of hidden units of each layer."""
     embedding: Literal["shared", "separate", "one-hot"] = "shared"
-    """Input table: the output's, its own, or none."""
+    """Input table: shared with the output, separate, or none (one-hot input)."""
     embedding_width: int = Field(100, ge=1)
-    """Of a separate input table."""
+    """Width of the vectors of a separate input table."""
     dropout_embedding: float = Field(0.0, ge=0, lt=1)
-    """Of the embedded input."""
+    """Dropout rate of the embedded input."""
     dropout_hidden: float = Field(0.0, ge=0, lt=1)
-    """Of every layer's output, which is also the state that is kept."""
+    """Dropout rate of every layer's output, which is also the state that goes on to the next step."""
     objective: CrossEntropy | BPRMax | Top1Max | BPR | Top1 = Field(CrossEntropy(), discriminator="kind")
-    """Loss of a step."""
+    """Loss of a training step."""
     num_negatives: int = Field(2048, ge=0)
-    """S, sampled for each step beside the targets of the other lanes."""
+    """Number of sampled negatives of each step (S), in addition to the targets of the other lanes."""
     negatives_power: float = Field(0.5, ge=0)
-    """Alpha: sampled by count ** alpha; 0: uniform."""
+    """Alpha: negatives are sampled in proportion to count ** alpha; 0: uniformly."""
     max_history_length: int = Field(200, ge=1)
-    """Most recent events that an answer reads."""
+    """Maximum number of most recent events that an answer reads."""
     window_step: int = Field(1, ge=1)
-    """Events that a full window moves on by; above 1 states stay valid in between."""
+    """Number of events by which a full window advances at once; above 1, states stay valid in between."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        """Return the fields that have no effect under the other settings, each with the reason."""
         embedding = f"embedding is {self.embedding}"
         return {
             **configs.idle_unless(self.embedding == "separate", embedding, "embedding_width"),
@@ -123,7 +125,7 @@ class GRU4RecConfig(configs.Config):
 
 
 class GRU4Rec(VectorModel):
-    """Ranks items by the inner product with the last hidden state, plus a bias."""
+    """A recommender that ranks items by the inner product with the last hidden state, plus a bias."""
 
     Config = GRU4RecConfig
     config: GRU4RecConfig
@@ -153,7 +155,7 @@ class GRU4Rec(VectorModel):
         self._initialise()
 
     def set_popularity(self, counts: Tensor) -> None:
-        """Stores the counts, and the distribution that negatives are drawn from."""
+        """Store the counts, and the distribution from which negatives are sampled."""
         super().set_popularity(counts)
         weights = counts.double() ** self.config.negatives_power
         weights[0] = 0
@@ -161,32 +163,32 @@ class GRU4Rec(VectorModel):
         self.sampling /= self.sampling[-1].clamp(min=1e-300)
 
     def examples(self, train: Dataset) -> SessionLanes:
-        """Sessions in lanes; every event but a session's first is a target."""
+        """Return the sessions in lanes; every event but a session's first is a target."""
         return SessionLanes(train.interactions)
 
     def training_loss(self, batch: LaneBatch) -> LossTerms:
-        """The configured objective of one step of all lanes; their states go on to the next step, without gradient."""
+        """Return the loss of one step of all lanes; their states go on to the next step, without gradient."""
         if len(self.step_state) != batch.num_lanes:
             self.step_state = self.step_state.new_zeros(batch.num_lanes, self.step_state.shape[1])
-        # Only the lanes whose session has changed forget, at every step anew.
+        # At every step the lanes whose session begins start from a zero state.
         states = self.step_state.index_select(0, batch.lanes).masked_fill_(batch.begins[:, None], 0)
-        kept = batch.targets.nonzero()[:, 0]
-        all_kept = len(kept) == len(batch.targets)
-        targets = batch.targets if all_kept else batch.targets[kept]
-        items, columns, place, biases, vectors = self._look_up(batch.items, targets, batch.seed)
+        target_rows = batch.targets.nonzero()[:, 0]
+        has_all_targets = len(target_rows) == len(batch.targets)
+        targets = batch.targets if has_all_targets else batch.targets[target_rows]
+        items, columns, column_places, biases, vectors = self._look_up(batch.items, targets, batch.seed)
         hidden = []
-        out = self._embed(batch.items) if items is None else self._dropped(items)
+        out = self._embed(batch.items) if items is None else self._drop_out(items)
         for layer, state in zip(self.layers, torch.split(states, list(self.config.layers), dim=1), strict=True):
             assert isinstance(layer, GRULayer | OneHotGRULayer)
             out = F.dropout(layer.step(out, state), self.config.dropout_hidden, self.training)
             hidden.append(out.detach())
         self.step_state.index_copy_(0, batch.lanes, torch.cat(hidden, 1))
-        loss = self._objective(out if all_kept else out[kept], columns, place, biases, vectors)
-        return LossTerms(loss * (len(kept) / batch.num_lanes))
+        loss = self._objective(out if has_all_targets else out[target_rows], columns, column_places, biases, vectors)
+        return LossTerms(loss * (len(target_rows) / batch.num_lanes))
 
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
-        """The state after all events, roles.Incremental; the hidden states [B, all layers] are kept."""
+        """Return the state after all events (roles.Incremental); it stores the hidden states [B, all layers]."""
         empty, version = self.bias.weight.new_zeros(self.config.layers[-1]), self.weights_fingerprint()
         return extend_history_state(batch, state, self._read, window=self.window, version=version, empty=empty)
 
@@ -204,16 +206,16 @@ class GRU4Rec(VectorModel):
         return self.bias.weight[:, 0]
 
     def _embed(self, items: Tensor) -> Tensor:
-        """The first layer's input: vectors, or item ids as they are where it takes one-hot vectors."""
+        """Return the first layer's input: vectors, or the item ids themselves if it takes one-hot vectors."""
         if self.config.embedding == "one-hot":
             return items
-        return self._dropped((self.items if self.inputs is None else self.inputs)(items))
+        return self._drop_out((self.items if self.inputs is None else self.inputs)(items))
 
-    def _dropped(self, vectors: Tensor) -> Tensor:
+    def _drop_out(self, vectors: Tensor) -> Tensor:
         return F.dropout(vectors, self.config.dropout_embedding, self.training)
 
     def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
-        """Reads histories anew, or what follows in them; each row has something to read."""
+        """Return the state after histories, read from the start or after `state`; each row has events to read."""
         if state is None:
             items = self.window.of(batch.items)
             former = self.bias.weight.new_zeros(batch.num_requests, sum(self.config.layers))
@@ -222,56 +224,61 @@ class GRU4Rec(VectorModel):
         out = pack_padded_sequence(items.to_padded(), items.lengths.cpu(), batch_first=True, enforce_sorted=False)
         out = PackedSequence(self._embed(out.data), *out[1:])
         hidden = []
-        for layer, begin in zip(self.layers, torch.split(former, list(self.config.layers), dim=1), strict=True):
-            out, last = layer(out, begin)
+        for layer, first_state in zip(self.layers, torch.split(former, list(self.config.layers), dim=1), strict=True):
+            out, last = layer(out, first_state)
             hidden.append(last)
         return HistoryState(batch.items.lengths, hidden[-1], {"hidden": torch.cat(hidden, 1)})
 
     def _look_up(
         self, items: Tensor, targets: Tensor, seed: int
     ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-        """Vectors of the events read (None where they have a table of their own), and the columns: targets, samples.
+        """Look up the rows of the shared table that a step reads, each once.
 
-        Of the columns: their ids [M], the place [M] of each among the different items, biases [U] and vectors [U, D] of
-        those. Each row of the table is looked up once, in the order of the ids, so that its gradient has neither to be
-        sorted nor to be added up.
+        The order is that of the ids, so that the gradient of the table has neither to be sorted nor to be added up.
+
+        Returns:
+            The vectors of `items` (None if the input has a table of its own); the ids [M] of the columns, targets and
+            then samples; the place [M] of each column among the distinct items; biases [U] and vectors [U, D] of those.
+
         """
         generator = torch.Generator().manual_seed(seed)
-        draws = torch.rand(self.config.num_negatives, generator=generator, dtype=torch.float64).to(items.device)
-        sampled = torch.searchsorted(self.sampling, draws, right=True).clamp_(max=self.num_items)
+        uniform_S = torch.rand(self.config.num_negatives, generator=generator, dtype=torch.float64).to(items.device)
+        sampled = torch.searchsorted(self.sampling, uniform_S, right=True).clamp_(max=self.num_items)
         columns = torch.cat([targets, sampled])
-        shared = self.config.embedding == "shared"
-        distinct, place = torch.unique(torch.cat([columns, items]) if shared else columns, return_inverse=True)
+        is_shared = self.config.embedding == "shared"
+        distinct, places = torch.unique(torch.cat([columns, items]) if is_shared else columns, return_inverse=True)
         vectors = self.items(distinct)
-        of_items = vectors.index_select(0, place[len(columns) :]) if shared else None
-        return of_items, columns, place[: len(columns)], self.bias(distinct)[:, 0], vectors
+        input_vectors = vectors.index_select(0, places[len(columns) :]) if is_shared else None
+        return input_vectors, columns, places[: len(columns)], self.bias(distinct)[:, 0], vectors
 
-    def _objective(self, hidden: Tensor, columns: Tensor, place: Tensor, biases: Tensor, vectors: Tensor) -> Tensor:
-        """Mean over the rows; only targets and sampled items are ever scored."""
+    def _objective(self, hidden: Tensor, columns: Tensor, places: Tensor, biases: Tensor, vectors: Tensor) -> Tensor:
+        """Return the objective as a mean over the rows; only targets and sampled items are ever scored."""
         objective = self.config.objective
         if not len(hidden) or len(columns) < 2:
             return hidden.sum() * 0  # a last lane without negatives has nothing to learn from
         if isinstance(objective, CrossEntropy):
             log_q, collisions = self._log_q(objective, columns, len(hidden)), objective.log_q != "textbook"
-            return merged_softmax(hidden, vectors, biases, place, log_q, collisions=collisions)
-        scores = torch.addmm(biases.index_select(0, place), hidden, vectors.index_select(0, place).T)
+            return merged_softmax(hidden, vectors, biases, places, log_q, collisions=collisions)
+        scores = torch.addmm(biases.index_select(0, places), hidden, vectors.index_select(0, places).T)
         if isinstance(objective, BPRMax):
             return bpr_max(scores, regularisation=objective.regularisation, elu=objective.elu)
         if isinstance(objective, Top1Max):
             return top1_max(F.elu(scores, alpha=objective.elu) if objective.elu > 0 else scores)
         return bpr(scores) if isinstance(objective, BPR) else top1(scores)
 
-    def _log_q(self, objective: CrossEntropy, columns: Tensor, rows: int) -> Tensor:
-        """The cross-entropy's correction of each column [M], of which the first `rows` are targets."""
-        chosen, counts = self.config, self.popularity[columns].clamp(min=1)
+    def _log_q(self, objective: CrossEntropy, columns: Tensor, num_targets: int) -> Tensor:
+        """Return the cross-entropy's correction of each column [M], of which the first `rows` are targets."""
+        config, counts = self.config, self.popularity[columns].clamp(min=1)
         if objective.log_q is None:
             return torch.zeros_like(counts)
         if objective.log_q == "published":
-            return torch.cat([counts[:rows].log(), chosen.negatives_power * counts[rows:].log()])
-        # Expected draws: as one of B targets, and as one of S samples.
-        share = counts[:rows].log() - self.popularity.sum().log() + math.log(rows)
-        weights = (self.popularity[1:] ** chosen.negatives_power).sum().log() - math.log(max(1, chosen.num_negatives))
-        return torch.cat([share, chosen.negatives_power * counts[rows:].log() - weights])
+            return torch.cat([counts[:num_targets].log(), config.negatives_power * counts[num_targets:].log()])
+        # Expected number of occurrences: as one of B targets, and as one of S samples.
+        target_log_q = counts[:num_targets].log() - self.popularity.sum().log() + math.log(num_targets)
+        log_normaliser = (self.popularity[1:] ** config.negatives_power).sum().log() - math.log(
+            max(1, config.num_negatives)
+        )
+        return torch.cat([target_log_q, config.negatives_power * counts[num_targets:].log() - log_normaliser])
 
     def _initialise(self) -> None:
         for table in (self.items, self.inputs):

@@ -1,23 +1,23 @@
-"""HSTU: gated pointwise attention over the history, aware of positions and of time, predicts the next item.
+"""HSTU: gated pointwise attention over the history, with positions and times, predicts the next item.
 
 Zhai et al., Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative Recommendations,
-arXiv 2402.17152, in its retrieval form. SiLU attention without softmax keeps the intensity of a taste, not only its
-share; a bias by distance and by elapsed time enters every layer; a gate takes the place of the feed-forward.
+arXiv 2402.17152, in its retrieval form. SiLU attention without softmax preserves the intensity of a taste, not only its
+share; a bias by distance and by elapsed time enters every layer; a gate replaces the feed-forward.
 
 Notable
-- The last event's row is asked about at the request's time; a request without a time reuses the event's own, as in the
+- The query time of the last event is the request's time; a request without a time reuses the event's own, as in the
   authors' code. An undated log has no time bias.
-- The normaliser N is the longest sequence; the authors' code adds 11 for outputs that it never makes.
-- The published objective has 128 negatives for each position (`negatives_shared_by = "position"`); the default shares
+- The normaliser N is the longest sequence; the authors' code adds 11 for outputs that it never computes.
+- The published objective has 128 negatives for each position (`objective.shared_by = "position"`); the default shares
   more of them in the batch, which costs less.
-- A training history beyond the limit is cut into windows and learnt from in full, as in sasrec.
-- Positions begin from a truncated normal of standard deviation .02, as items do. The authors' Xavier normal (.13 at
-  width 64 and 50 events) ends lower here (docs/lab_notes.md).
-- The residual is the layer's input, as published. `residual = "normed"` takes it from the layer's LN, as the block of
-  SASRec's authors does: better on short undated histories (docs/results/sequence_models.md).
+- A training history longer than the limit is cut into windows, all of which are used, as in sasrec.
+- Positions are initialised from a truncated normal of standard deviation 0.02, as items are. The authors' Xavier normal
+  (0.13 at width 64 and 50 events) ends with lower metrics here (docs/lab_notes.md).
+- The residual is the layer's input, as published. `residual = "normed"` uses the output of the layer's LN instead, as
+  the block of SASRec's authors does: better on short undated histories (docs/results/sequence_models.md).
 - With interleaved actions an event is two tokens, item and action; items are predicted from action tokens.
-- Stochastic length draws which events of a long window are read, recent ones with a higher chance; each that is read
-  keeps its true successor as its target.
+- Stochastic length samples the events of a long window that are read, recent ones with a higher probability. Each event
+  that is read keeps its true successor as its target.
 
 Shapes: B sequences, T tokens of all of them, D width, H heads, N items, S negatives.
 """
@@ -55,39 +55,39 @@ class HSTUConfig(configs.Config):
     """Settings of HSTU."""
 
     width: int = Field(64, ge=1)
-    """D."""
+    """Width of the vectors (D)."""
     layers: int = Field(2, ge=1)
     """Number of HSTU layers."""
     heads: int = Field(2, ge=1)
-    """Attention heads."""
+    """Number of attention heads."""
     head_width: int = Field(32, ge=1)
-    """Of queries, keys and values of one head."""
+    """Width of queries, keys and values of one head."""
     dropout: float = Field(0.2, ge=0, lt=1)
-    """Of the input and of each layer's gated output."""
+    """Dropout rate of the input and of each layer's gated output."""
     residual: Literal["input", "normed"] = "input"
-    """A layer adds to what it reads, or to its normalised form."""
+    """Tensor to which a layer adds its output: its input, or its input after layer normalisation."""
     max_history_length: int = Field(50, ge=1)
-    """Most recent events that are read."""
+    """Maximum number of most recent events that the model reads."""
     window_step: int = Field(1, ge=1)
-    """Events that a full window moves on by; above 1 states stay valid in between."""
+    """Number of events by which a full window advances at once; above 1, states stay valid in between."""
     actions: Literal["ignored", "interleaved"] = "ignored"
-    """Is an event's action a token after its item?."""
+    """Actions of events: ignored, or interleaved as a token after each item."""
     num_actions: int = Field(16, ge=1)
-    """Action codes with a vector of their own; higher ones share the last."""
+    """Number of action codes with a vector of their own; higher codes share the last vector."""
     stochastic_length: float | None = Field(None, gt=1, le=2)
-    """Alpha; training reads length ** (alpha / 2) events."""
+    """Alpha of stochastic length: training reads length ** (alpha / 2) events of a window; None: all events."""
     objective: FullSoftmax | SampledSoftmax = Field(SampledSoftmax(), discriminator="kind")
     """Loss of the next item; the authors': sampled-softmax, shared_by = "position", num_negatives = 128."""
     temperature: float | None = Field(0.05, gt=0)
-    """L2-normalise both vectors, divide by this; None: inner product."""
+    """Divides the cosine of user and item vectors; None: plain inner product of the vectors."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        """Return the fields that have no effect under the other settings, each with the reason."""
         return configs.idle_unless(self.actions == "interleaved", f"actions are {self.actions}", "num_actions")
 
 
 class HSTU(VectorModel):
-    """Ranks items by the inner product with the last hidden state, both normalised."""
+    """A recommender that ranks items by the inner product with the last hidden state, both normalised."""
 
     Config = HSTUConfig
     config: HSTUConfig
@@ -97,11 +97,11 @@ class HSTU(VectorModel):
         super().__init__(config, catalog)
         self.temperature = config.temperature
         self.window = Window(config.max_history_length, config.window_step)
-        self.tokens_an_event = 1 if config.actions == "ignored" else 2
-        longest = config.max_history_length * self.tokens_an_event
+        self.tokens_per_event = 1 if config.actions == "ignored" else 2
+        longest = config.max_history_length * self.tokens_per_event
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
-        self.actions = nn.Embedding(config.num_actions + 1, config.width) if self.tokens_an_event == 2 else None
-        self.positions = nn.Embedding(longest, config.width)  # from the first token that is read
+        self.actions = nn.Embedding(config.num_actions + 1, config.width) if self.tokens_per_event == 2 else None
+        self.positions = nn.Embedding(longest, config.width)  # counted from the first token that is read
         self.layers = nn.ModuleList(
             HSTULayer(
                 config.width,
@@ -120,132 +120,145 @@ class HSTU(VectorModel):
             self.items.weight[0] = 0
 
     def examples(self, train: Dataset) -> NextItemSequences:
-        """Windows of the users' histories; every event but the first is a target."""
+        """Return windows of the users' histories; every event but the first is a target."""
         actions = None if self.actions is None else action_codes(train)
         return NextItemSequences(train.interactions, max_length=self.config.max_history_length, actions=actions)
 
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
-        """The configured objective at every real target."""
-        chosen = self.config
+        """Return the configured objective at every real target."""
+        config = self.config
         generator = torch.Generator().manual_seed(batch.seed)
-        if chosen.stochastic_length is not None:
+        if config.stochastic_length is not None:
             batch = stochastic_length(
-                batch, longest=chosen.max_history_length, alpha=chosen.stochastic_length, generator=generator
+                batch, longest=config.max_history_length, alpha=config.stochastic_length, generator=generator
             )
-        asked = None if batch.next_timestamps is None else batch.next_timestamps.values
-        kept = batch.targets.values > 0
-        hidden_TD = self.scale_users(self._encode(batch, asked)[kept])
-        targets, table = batch.targets.values[kept], self.item_vectors()
+        event_query_times = None if batch.next_timestamps is None else batch.next_timestamps.values
+        is_target = batch.targets.values > 0
+        hidden_TD = self.scale_users(self._encode(batch, event_query_times)[is_target])
+        targets, table = batch.targets.values[is_target], self.item_vectors()
         if not len(targets):
-            return LossTerms(hidden_TD.sum())  # stochastic length has drawn none: nothing to learn from
-        if isinstance(chosen.objective, FullSoftmax):
+            return LossTerms(hidden_TD.sum())  # stochastic length has sampled no event: there is nothing to learn
+        if isinstance(config.objective, FullSoftmax):
             return LossTerms(full_softmax(hidden_TD, table, targets))
         sampled = draw_negatives(
             batch,
             self.popularity,
-            count=chosen.objective.num_negatives,
-            shared_by=chosen.objective.shared_by,
+            count=config.objective.num_negatives,
+            shared_by=config.objective.shared_by,
             generator=generator,
-            power=chosen.objective.power,
+            power=config.objective.power,
         )
         return LossTerms(sampled_softmax(hidden_TD, table, targets, **vars(sampled)))
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
-        """The last hidden state of each history, [B, D]."""
+        """Return the last hidden state of each history, [B, D]."""
         if batch.state is not None:
             return self.read(batch, batch.state).user_vectors
         window = batch.last(self.window.lengths(batch.items.lengths))
-        return self.scale_users(self._encode(window, _asked_at(window))[window.items.offsets[1:] - 1])
+        return self.scale_users(self._encode(window, _query_times(window))[window.items.offsets[1:] - 1])
 
     def item_vectors(self) -> Tensor:
-        """The table that scores, [N + 1, D]."""
+        """Return the output table, [N + 1, D]."""
         return self.scale_items(self.items.weight)
 
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
-        """Roles.Incremental: keys and values of all events but the last, whose row depends on when it is asked."""
+        """Return the state after all events (roles.Incremental).
+
+        It stores keys and values of all events but the last, whose row depends on its query time.
+        """
         starts, version = self.window.starts(batch.items.lengths), self.weights_fingerprint()
         window = batch.last(batch.items.lengths - starts)
         if state is not None:
             state.check_version(version)
-        settled = self._settled(batch, starts, state)
+        num_reusable = self._num_reusable(batch, starts, state)
         rows = window.items.row_ids()
-        place = torch.arange(len(rows), device=rows.device) - window.items.offsets[rows]
-        new = (place >= settled[rows]).nonzero()[:, 0]
-        past = None if state is None else self._past(state, settled, rows[new])
-        made: list[Tensor] = []
-        hidden_TD = self._encode(window, _asked_at(window), new=new, past=past, made=made)
-        cache = torch.stack(made, 1)  # [new tokens, 2 x layers, H, width of a head]
+        places = torch.arange(len(rows), device=rows.device) - window.items.offsets[rows]
+        new_events = (places >= num_reusable[rows]).nonzero()[:, 0]
+        past = None if state is None else self._past(state, num_reusable, rows[new_events])
+        new_keys_values: list[Tensor] = []
+        hidden_TD = self._encode(
+            window, _query_times(window), new_events=new_events, past=past, new_keys_values=new_keys_values
+        )
+        cache = torch.stack(new_keys_values, 1)  # [new tokens, 2 x layers, H, width of a head]
         if past is not None:
             cache = torch.cat([past.cache, cache])[past.order]
-        tokens = Jagged(cache, window.items.offsets * self.tokens_an_event).drop_last(self.tokens_an_event)
-        counts = window.items.lengths - settled
+        tokens = Jagged(cache, window.items.offsets * self.tokens_per_event).drop_last(self.tokens_per_event)
+        counts = window.items.lengths - num_reusable
         vectors = hidden_TD.new_zeros(len(counts), self.config.width)
         vectors[counts > 0] = self.scale_users(hidden_TD[(offsets_of(counts)[1:] - 1)[counts > 0]])
         return HistoryState(batch.items.lengths, vectors, {"keys_values": tokens.to_padded()}, starts, version)
 
-    def _settled(self, batch: SequenceBatch, starts: Tensor, state: HistoryState | None) -> Tensor:
-        """How many events of each window stand in the cache as they would be computed now, [B]."""
+    def _num_reusable(self, batch: SequenceBatch, starts: Tensor, state: HistoryState | None) -> Tensor:
+        """Return the number of events of each window whose cached keys and values are still valid, [B]."""
         if state is None:
             return torch.zeros_like(starts)
-        state.new_events(batch.items.lengths)  # raises an error if the state has read more than there is
+        state.new_events(batch.items.lengths)  # raises an error if the state has read more events than there are
         has_slid = state.starts != starts  # positions have moved: the row is read from the start
         return (state.lengths - starts - 1).clamp(min=0).masked_fill(has_slid, 0)
 
-    def _past(self, state: HistoryState, settled: Tensor, new_rows: Tensor) -> Past:
-        """The cached tokens, and the order that puts the new ones behind them, row by row."""
-        cached = Jagged.from_padded(state.cache["keys_values"], settled * self.tokens_an_event)
-        rows = torch.cat([cached.row_ids(), new_rows.repeat_interleave(self.tokens_an_event)])
+    def _past(self, state: HistoryState, num_reusable: Tensor, new_rows: Tensor) -> Past:
+        """Return the cached tokens, and the order that puts the new ones behind them, row by row."""
+        cached = Jagged.from_padded(state.cache["keys_values"], num_reusable * self.tokens_per_event)
+        rows = torch.cat([cached.row_ids(), new_rows.repeat_interleave(self.tokens_per_event)])
         return Past(torch.argsort(rows, stable=True), cached.values)
 
     def _encode(
         self,
         window: NextItemBatch | SequenceBatch,
-        asked: Tensor | None,
+        event_query_times: Tensor | None,
         *,
-        new: Tensor | None = None,
+        new_events: Tensor | None = None,
         past: Past | None = None,
-        made: list[Tensor] | None = None,
+        new_keys_values: list[Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states [T, D] of all events, or of the `new` ones (their places [T]) after `past`.
+        """Return the hidden states [T, D] of all events, or of the new ones after `past`.
 
-        `asked` [all events]: when each is asked about, in milliseconds. Keys and values are added to `made`.
+        Args:
+            window: histories, or their windows in training.
+            event_query_times: query time of each event of the window in milliseconds, None if there are no times.
+            new_events: places [T] of the new events among those of the window; None: all events.
+            past: cached tokens before the new events.
+            new_keys_values: list to which the keys and values of each layer are appended.
+
         """
-        per, items = self.tokens_an_event, window.items
-        new = torch.arange(len(items.values), device=items.values.device) if new is None else new
-        hidden_TD = self.items(items.values[new]) * self.config.width**0.5
-        place = (new - items.offsets[items.row_ids()[new]]) * per
+        num_tokens, items = self.tokens_per_event, window.items
+        new_events = torch.arange(len(items.values), device=items.values.device) if new_events is None else new_events
+        hidden_TD = self.items(items.values[new_events]) * self.config.width**0.5
+        places = (new_events - items.offsets[items.row_ids()[new_events]]) * num_tokens
         key_times = None if window.timestamps is None else window.timestamps.values
-        query_times = None if asked is None else asked[new]
+        query_times = None if event_query_times is None else event_query_times[new_events]
         if self.actions is not None:
-            codes = torch.zeros_like(new) if window.actions is None else window.actions.values[new]
+            codes = torch.zeros_like(new_events) if window.actions is None else window.actions.values[new_events]
             actions_TD = self.actions(codes.clamp(max=self.config.num_actions)) * self.config.width**0.5
             hidden_TD = torch.stack([hidden_TD, actions_TD], 1).flatten(0, 1)
-            place = torch.stack([place, place + 1], 1).flatten()
+            places = torch.stack([places, places + 1], 1).flatten()
             if key_times is not None and query_times is not None:
-                # An item is asked about when its action happens, an action when the next event does.
-                query_times = torch.stack([key_times[new], query_times], 1).flatten()
+                # The query time of an item is its action's time, the query time of an action is the next event's time.
+                query_times = torch.stack([key_times[new_events], query_times], 1).flatten()
                 key_times = key_times.repeat_interleave(2)
-        hidden_TD = F.dropout(hidden_TD + self.positions(place), self.config.dropout, self.training)
-        asked_offsets = None
+        hidden_TD = F.dropout(hidden_TD + self.positions(places), self.config.dropout, self.training)
+        query_offsets = None
         if past is not None:
-            asked_offsets = offsets_of(torch.bincount(items.row_ids()[new], minlength=items.num_rows) * per)
-        layout = Layout(items.offsets * per, asked_offsets, query_times, key_times)
+            query_offsets = offsets_of(
+                torch.bincount(items.row_ids()[new_events], minlength=items.num_rows) * num_tokens
+            )
+        layout = Layout(items.offsets * num_tokens, query_offsets, query_times, key_times)
         for number, layer in enumerate(self.layers):
             hidden_TD, key, value = layer(hidden_TD, layout, past, number)
-            if made is not None:
-                made += [key, value]
-        events: Tensor = hidden_TD[per - 1 :: per]
+            if new_keys_values is not None:
+                new_keys_values += [key, value]
+        events: Tensor = hidden_TD[num_tokens - 1 :: num_tokens]
         return events
 
 
-def _asked_at(batch: SequenceBatch) -> Tensor | None:
-    """When each event of the histories is asked about, [T] milliseconds: at the next one, the last at the request."""
+def _query_times(batch: SequenceBatch) -> Tensor | None:
+    """Return the query time of each event, [T] milliseconds: the next event's time, for the last the request's time."""
     if batch.timestamps is None:
         return None
-    own = batch.timestamps.values
-    asked = torch.cat([own[1:], own[:1]])
-    filled = batch.items.lengths > 0
-    ends = batch.items.offsets[1:][filled] - 1
-    asked[ends] = own[ends] if batch.request_times is None else batch.request_times[filled]
-    return asked
+    event_times = batch.timestamps.values
+    query_times = torch.cat([event_times[1:], event_times[:1]])
+    has_events = batch.items.lengths > 0
+    ends = batch.items.offsets[1:][has_events] - 1
+    query_times[ends] = event_times[ends] if batch.request_times is None else batch.request_times[has_events]
+    return query_times

@@ -5,14 +5,16 @@ convolutions, each followed by layer norm and ReLU, and a residual connection ma
 double from layer to layer widen the receptive field exponentially with depth. The last state scores every item.
 
 Notable
-- Histories are padded on the right, zeros for the convolution on the left; so padding never meets a real position.
-- Loss is computed at real targets only; no logit is computed that nobody reads.
-- A training history beyond the limit is cut into windows and learnt from in full; the paper cuts fixed lengths.
-- As published, the output table is not the input table and carries a bias for each item (its last column).
-- The authors' code puts one more ReLU before the softmax over all items, and none before the sampled one; here none.
-- Negatives of the sampled softmax are uniform and drawn once a batch; the authors draw a fifth of the catalogue from
-  a log-uniform law over item numbers, which suits only items numbered by popularity.
-- Dropout of embeddings and last states is added; 0 is the paper.
+- Histories are padded on the right, and the convolution adds zeros on the left; so padding never affects a real
+  position.
+- Loss is computed at real targets only; no unused logit is computed.
+- A training history longer than the limit is cut into windows, all of which are used; the paper cuts fixed lengths.
+- As published, the output table is not the input table and contains a bias for each item (its last column).
+- The authors' code puts one more ReLU before the softmax over all items, and none before the sampled one; here there is
+  none before either.
+- Negatives of the sampled softmax are uniform and sampled once a batch. The authors sample a fifth of the catalogue
+  from a log-uniform distribution over item numbers, which suits only items numbered by popularity.
+- Dropout of embeddings and last states is added; 0 is the paper's model.
 
 Shapes: B sequences, L positions, D width, T real positions, N items, S negatives.
 """
@@ -45,15 +47,15 @@ class NextItNetConfig(configs.Config):
     """Settings of NextItNet."""
 
     width: int = Field(64, ge=1)
-    """D."""
+    """Width of the vectors (D)."""
     kernel_size: int = Field(3, ge=1)
-    """Events that a convolution reads."""
+    """Number of events that one output of a convolution reads."""
     dilations: tuple[int, ...] = Field((1, 2, 4, 8), min_length=2)
-    """Events between them, by layer; two make a block."""
+    """Distance in events between the inputs of a convolution, for each layer; two layers form a block."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Of embeddings and of the last states."""
+    """Dropout rate of embeddings and last states."""
     max_history_length: int = Field(50, ge=1)
-    """Most recent events that are read."""
+    """Maximum number of most recent events that the model reads."""
     objective: FullSoftmax | SampledSoftmax = Field(FullSoftmax(), discriminator="kind")
     """Loss of the next item."""
 
@@ -64,18 +66,18 @@ class CausalConvolution(nn.Module):
     def __init__(self, width: int, *, kernel_size: int, dilation: int) -> None:
         super().__init__()
         self.convolution = nn.Conv1d(width, width, kernel_size, dilation=dilation)
-        self.reach = (kernel_size - 1) * dilation  # how far back position t reads
+        self.reach = (kernel_size - 1) * dilation  # number of positions before position t that it reads
         self.norm = nn.LayerNorm(width, eps=1e-8)
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
-        """[B, L, D]."""
-        read_BDL = F.pad(hidden_BLD.transpose(1, 2), (self.reach, 0))
-        out: Tensor = torch.relu(self.norm(self.convolution(read_BDL).transpose(1, 2)))
+        """Return the normalised convolution of the inputs, [B, L, D]."""
+        input_BDL = F.pad(hidden_BLD.transpose(1, 2), (self.reach, 0))
+        out: Tensor = torch.relu(self.norm(self.convolution(input_BDL).transpose(1, 2)))
         return out
 
 
 class ResidualBlock(nn.Module):
-    """x + two convolutions, one after the other (figure 3b)."""
+    """Residual block: the input plus the output of two successive convolutions (figure 3b)."""
 
     def __init__(self, width: int, *, kernel_size: int, dilations: tuple[int, int]) -> None:
         super().__init__()
@@ -84,13 +86,13 @@ class ResidualBlock(nn.Module):
         self.second = CausalConvolution(width, kernel_size=kernel_size, dilation=second)
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
-        """[B, L, D]."""
+        """Return the input plus the output of both convolutions, [B, L, D]."""
         out: Tensor = hidden_BLD + self.second(self.first(hidden_BLD))
         return out
 
 
 class NextItNet(VectorModel):
-    """Ranks items by the inner product with the last state of the convolutions."""
+    """A recommender that ranks items by the inner product with the last state of the convolutions."""
 
     Config = NextItNetConfig
     config: NextItNetConfig
@@ -112,18 +114,18 @@ class NextItNet(VectorModel):
 
     @property
     def receptive_field(self) -> int:
-        """Events that the last state depends on: itself and what each layer reaches further back."""
+        """Number of events that the last state depends on: the last event plus the reach of each layer."""
         return 1 + (self.config.kernel_size - 1) * sum(self.config.dilations)
 
     def examples(self, train: Dataset) -> NextItemSequences:
-        """Windows of the users' histories; every event but the first is a target."""
+        """Return windows of the users' histories; every event but the first is a target."""
         return NextItemSequences(train.interactions, max_length=self.config.max_history_length)
 
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
-        """Cross-entropy of the next item at every real target, over all or over sampled items."""
-        kept = batch.targets.values > 0
-        hidden_TD = _with_one(self.dropout(self._flat_hidden(batch.items)[kept]))
-        targets = batch.targets.values[kept]
+        """Return the cross-entropy of the next item at every real target, over all or over sampled items."""
+        is_target = batch.targets.values > 0
+        hidden_TD = _with_one(self.dropout(self._flat_hidden(batch.items)[is_target]))
+        targets = batch.targets.values[is_target]
         objective = self.config.objective
         if isinstance(objective, FullSoftmax):
             return LossTerms(full_softmax(hidden_TD, self.item_vectors(), targets))
@@ -138,22 +140,22 @@ class NextItNet(VectorModel):
         return LossTerms(sampled_softmax(hidden_TD, self.item_vectors(), targets, **vars(sampled)))
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
-        """The last state of each history and a one, [B, D + 1]."""
+        """Return the last state of each history and a one, [B, D + 1]."""
         recent = batch.items.last(min(self.config.max_history_length, self.receptive_field))
         return _with_one(self._flat_hidden(recent)[recent.offsets[1:] - 1])
 
     def item_vectors(self) -> Tensor:
-        """The table that scores, with the items' biases in its last column, [N + 1, D + 1]."""
+        """Return the output table, with the items' biases in its last column, [N + 1, D + 1]."""
         table: Tensor = self.output.weight
         return table
 
     def _flat_hidden(self, items: Jagged) -> Tensor:
-        """States at the real positions of the histories, [T, D]."""
+        """Return the states at the real positions of the histories, [T, D]."""
         hidden_BLD = self.blocks(self.dropout(self.items(items.to_padded())))
         column = torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device)
         return hidden_BLD[column < items.lengths[:, None]]  # type: ignore[no-any-return]
 
 
 def _with_one(hidden_TD: Tensor) -> Tensor:
-    """Appends the factor of the items' biases: [T, D + 1]."""
+    """Append a one, the factor of the items' biases, and return [T, D + 1]."""
     return F.pad(hidden_TD, (0, 1), value=1.0)

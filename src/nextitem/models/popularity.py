@@ -1,10 +1,10 @@
-"""Popularity: the most frequent items, recent events counting more.
+"""Popularity: the most frequent items; recent events count more.
 
-The floor of every comparison. An event counts 0.5 ** (age / half-life), its age measured from the end of the log
-(data/last_time.py: a few events that are dated far ahead do not move it); without times every event counts 1.
+The baseline of every comparison. An event counts 0.5 ** (age / half-life). Its age is measured from the end of the log
+(data/last_time.py: a few events that are dated far ahead do not move it). Without times every event counts 1.
 
 Notable
-- The rate of an item is smoothed by nothing: at these counts a prior changes no order.
+- The rate of an item is not smoothed: at these counts a prior would not change the order.
 
 Shapes: B requests, N items, K returned.
 """
@@ -32,11 +32,11 @@ class PopularityConfig(configs.Config):
     """Settings of Popularity."""
 
     half_life_days: float | None = Field(30.0, gt=0)
-    """Age at which an event counts half; None: all count alike."""
+    """Age in days at which an event counts half; None: all events count alike."""
 
 
 class Popularity(Recommender):
-    """Ranks items by their decayed count in training."""
+    """A recommender that ranks items by their decayed number of training events."""
 
     Config = PopularityConfig
     known_answers: ClassVar[tuple[str, ...]] = ()
@@ -46,7 +46,7 @@ class Popularity(Recommender):
     def __init__(self, config: PopularityConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.half_life_days = config.half_life_days
-        # In float64, which tells items apart that were last taken decades before the end of the log.
+        # In float64, which still separates items whose last event was decades before the end of the log.
         self.register_buffer("decayed_counts", torch.zeros(catalog.num_items + 1, dtype=torch.float64))
 
     def fit(self, train: Dataset) -> None:

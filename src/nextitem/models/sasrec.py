@@ -3,29 +3,31 @@
 Kang and McAuley, Self-Attentive Sequential Recommendation, arXiv 1808.09781; objectives and blocks after gSASRec
 (arXiv 2308.07192) and eSASRec (arXiv 2508.06450). An item's embedding plus a position goes through blocks of causal
 attention; the last hidden state scores every item by inner product with the same table; every position of a history
-learns to predict its successor.
+is trained to predict its successor.
 
 Notable
-- Block, objective and negatives are settings: `published` with `bce` and one negative is the paper, `ligr` with a
-  softmax is what makes SASRec strong.
+- Block, objective and negatives are settings. `published` with `bce` and one negative is the paper's model; `ligr` with
+  a softmax makes SASRec strong.
 - Histories are padded on the right, and positions are counted from the last item backwards, so that an item's position
-  does not depend on padding. The paper's left padding has the same effect at request time. Counted so, a new event
-  moves every position; counted from the first one, `read` continues a history at the cost of its new events alone.
-- Loss is computed at real targets only; no logit is computed that nobody reads.
-- All weights begin from a truncated normal of standard deviation .02, those of the published block too. The Glorot
-  uniform of the authors' code (.14 for its layers and positions at width 50) learns more slowly here
+  does not depend on padding. The paper's left padding has the same effect at request time. With this count a new event
+  shifts every position. If positions are counted from the first item, `read` extends a history at the cost of its new
+  events alone.
+- Loss is computed at real targets only; no unused logit is computed.
+- All weights are initialised from a truncated normal of standard deviation 0.02, those of the published block too. The
+  Glorot uniform of the authors' code (0.14 for its layers and positions at width 50) trains more slowly here
   (docs/lab_notes.md).
-- A training history beyond the limit is cut into windows and learnt from in full; the paper keeps its latest events.
+- A training history beyond the limit is cut into windows, all of which are used; the paper keeps its latest events.
 - One item table serves input (times sqrt(width)) and output; gSASRec's own code has two. Features enrich the input
-  alone: what is scored is the table.
-- Negatives of the softmax are drawn once a batch, once a sequence (SASRec+, arXiv 2309.07602) or for each position (the
-  SASRec of HSTU's authors); those of bce and gbce for each position. They are uniform, or, in the softmax, by
-  popularity ** negatives_power, corrected by log_q. The paper draws again where a negative is in the user's history;
-  here nothing is drawn again. The softmax leaves out the target itself and, of a sequence's own negatives, the items
-  of that sequence (a window of the user's history); bce and gbce leave out nothing.
-- The contrastive term is CL4SRec's (arXiv 2010.14395): a hidden item is the padding item at its position, where the
-  paper has a symbol of its own; its proportions, which the paper tunes, are here those of public versions.
-- An epoch passes once over all users; the paper's draws as many users with replacement.
+  alone; scores are computed with the table.
+- Negatives of the softmax are sampled once a batch, once a sequence (SASRec+, arXiv 2309.07602) or for each position
+  (the SASRec of HSTU's authors); those of bce and gbce for each position. They are uniform, or, in the softmax, in
+  proportion to popularity ** objective.power, corrected by log_q.
+- The paper samples again if a negative is in the user's history; here nothing is sampled again. The softmax skips the
+  target itself and, among the negatives of one sequence, the items of that sequence (a window of the user's history);
+  bce and gbce skip nothing.
+- The contrastive term is CL4SRec's (arXiv 2010.14395). A masked item becomes the padding item at its position; the
+  paper has a special symbol. The paper tunes the proportions; here they are those of public versions.
+- An epoch passes once over all users; the paper's samples as many users with replacement.
 
 Shapes: B sequences, L positions, D width, T real targets of a batch, N items, S negatives.
 """
@@ -73,55 +75,55 @@ class ContrastiveConfig(configs.Config):
     temperature: float = Field(1.0, gt=0)
     """Divides the inner products of the views."""
     crop: float = Field(0.6, gt=0, le=1)
-    """Share of the history that a cropped view keeps."""
+    """Fraction of the history that a cropped view keeps."""
     mask: float = Field(0.3, ge=0, le=1)
-    """Share of the history's items that a masked view hides."""
+    """Fraction of the history's items that a masked view hides."""
     reorder: float = Field(0.6, ge=0, le=1)
-    """Share of the history that a reordered view permutes."""
+    """Fraction of the history that a reordered view permutes."""
 
 
 class SASRecConfig(configs.Config):
     """Settings of SASRec."""
 
     width: int = Field(64, ge=1)
-    """D."""
+    """Width of the vectors (D)."""
     layers: int = Field(1, ge=1)
-    """Blocks."""
+    """Number of blocks."""
     heads: int = Field(1, ge=1)
-    """Attention heads; must divide width."""
+    """Number of attention heads; must divide width."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    """Of embeddings, attention and feed-forward."""
+    """Dropout rate of embeddings, attention and feed-forward layers."""
     max_history_length: int = Field(50, ge=1)
-    """Most recent events that are read."""
+    """Maximum number of most recent events that the model reads."""
     window_step: int = Field(1, ge=1)
-    """Events that a full window moves on by; above 1 states stay valid in between."""
+    """Number of events by which a full window advances at once; above 1, states stay valid in between."""
     positions: Literal["from-last", "from-first"] = "from-last"
-    """Of that window; from-first: new events cost one step."""
+    """End of the window from which positions are counted; from-first: a state is extended at the cost of new events."""
     block: Literal["published", "pre-norm", "ligr"] = "ligr"
-    """See nn/attention/transformer.py."""
+    """Kind of the transformer block: as published, pre-norm, or LiGR (nn/attention/transformer.py)."""
     objective: FullSoftmax | SampledSoftmax | BCE | GBCE = Field(SampledSoftmax(), discriminator="kind")
     """Loss of the next item."""
     temperature: float | None = Field(None, gt=0)
-    """L2-normalise both vectors, divide by this; None: inner product."""
+    """Divides the cosine of user and item vectors; None: plain inner product of the vectors."""
     features: tuple[str, ...] = ()
-    """Of the items, read beside their ids: columns of the catalogue, "content"."""
+    """Features of items that the input reads in addition to ids: columns of the catalogue, "content"."""
     features_merge: Literal["sum", "concat"] = "sum"
-    """How they meet the item's own vector; concat: then projected."""
+    """Merge of features with the item's own vector: sum, or concatenation and a projection."""
     contrastive: ContrastiveConfig | None = None
-    """Term between two views of each history (CL4SRec); none: no such term."""
+    """Settings of the contrastive term between two views of each history (CL4SRec); none: no such term."""
 
     @property
     def needs(self) -> frozenset[Requirement]:
-        """What the catalogue must carry."""
+        """What the catalogue must contain."""
         return frozenset({CONTENT}) if CONTENT in self.features else frozenset()
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        """Return the fields that have no effect under the other settings, each with the reason."""
         return configs.idle_unless(bool(self.features), "no features are read", "features_merge")
 
 
 class SASRec(VectorModel):
-    """Ranks items by the inner product with the last hidden state."""
+    """A recommender that ranks items by the inner product with the last hidden state."""
 
     Config = SASRecConfig
     config: SASRecConfig
@@ -134,7 +136,7 @@ class SASRec(VectorModel):
         self.temperature = config.temperature
         self.window = Window(config.max_history_length, config.window_step)
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
-        self.positions = nn.Embedding(config.max_history_length, config.width)  # 0: the last item, or the first
+        self.positions = nn.Embedding(config.max_history_length, config.width)  # row 0: the last item, or the first
         self.features: ItemFeatures | None = None
         if config.features:
             self.features = ItemFeatures(catalog, config.features, width=config.width, merge=config.features_merge)
@@ -147,11 +149,11 @@ class SASRec(VectorModel):
         truncated_normal_(self)
 
     def examples(self, train: Dataset) -> NextItemSequences:
-        """Windows of the users' histories; every event but the first is a target."""
+        """Return windows of the users' histories; every event but the first is a target."""
         return NextItemSequences(train.interactions, max_length=self.config.max_history_length)
 
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
-        """The configured objective at every real target, and the contrastive term where it has a weight."""
+        """Return the configured objective at every real target, plus the contrastive term if there is one."""
         generator = torch.Generator().manual_seed(batch.seed)
         loss = self._objective(batch, generator)
         views_config = self.config.contrastive
@@ -196,7 +198,7 @@ class SASRec(VectorModel):
         return gbce(hidden_TD, table, targets, negatives=negatives, calibration=calibration, num_items=self.num_items)
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
-        """The last hidden state of each history, [B, D]."""
+        """Return the last hidden state of each history, [B, D]."""
         if batch.state is not None:
             return self.read(batch, batch.state).user_vectors
         recent = self.window.of(batch.items)
@@ -205,9 +207,10 @@ class SASRec(VectorModel):
 
     @torch.no_grad()
     def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
-        """The state after all events, roles.Incremental; keys and values [B, P, 2, H, D / H] of each block are kept.
+        """Return the state after all events (roles.Incremental).
 
-        Nothing is kept, and everything read again, where positions count from the last item.
+        It stores keys and values [B, P, 2, H, D / H] of each block. If positions are counted from the last item, it
+        stores nothing, and all events are read again.
         """
         return extend_history_state(
             batch,
@@ -220,26 +223,33 @@ class SASRec(VectorModel):
         )
 
     def item_vectors(self) -> Tensor:
-        """The table that scores, [N + 1, D]."""
+        """Return the output table, [N + 1, D]."""
         return self.scale_items(self.items.weight)
 
     def _flat_hidden(self, items: Jagged) -> Tensor:
-        """Normalised hidden states at the real positions of the histories, [T, D]."""
+        """Return the normalised hidden states at the real positions of the histories, [T, D]."""
         hidden_BLD = self._padded_hidden(items)
         column = torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device)
         return self.norm(hidden_BLD[column < items.lengths[:, None]])  # type: ignore[no-any-return]
 
     def _padded_hidden(
-        self, items: Jagged, caches: Sequence[KeyValueCache] = (), *, kept: Tensor | None = None
+        self, items: Jagged, caches: Sequence[KeyValueCache] = (), *, num_cached: Tensor | None = None
     ) -> Tensor:
-        """What the blocks make of right-padded histories, or of what follows the first `kept [B]` items, [B, L, D]."""
+        """Return the output of the blocks for right-padded histories, [B, L, D].
+
+        Args:
+            items: histories, or their new items.
+            caches: keys and values of each block for the cached items; empty: no cache.
+            num_cached: number of cached items before `items` in each history, [B]; None: no item is cached.
+
+        """
         padded_BL = items.to_padded()
         column = torch.arange(padded_BL.shape[1], device=padded_BL.device)
         if self.config.positions == "from-last":
             position = items.lengths[:, None] - 1 - column
         else:
-            position = column if kept is None else kept[:, None] + column
-        position = position.clamp(0, self.config.max_history_length - 1).expand(padded_BL.shape)  # of padding too
+            position = column if num_cached is None else num_cached[:, None] + column
+        position = position.clamp(0, self.config.max_history_length - 1).expand(padded_BL.shape)  # of padding, too
         vectors = self.items(padded_BL)
         if self.features is not None:
             vectors = self.features(vectors, padded_BL)
@@ -249,15 +259,15 @@ class SASRec(VectorModel):
         return hidden_BLD  # type: ignore[no-any-return]
 
     def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
-        """Reads histories anew, or what follows in them; each row has something to read."""
+        """Return the state after histories, read from the start or after `state`; each row has events to read."""
         if state is None:
-            items, kept = self.window.of(batch.items), None
+            items, num_cached = self.window.of(batch.items), None
             caches = [KeyValueCache() for _ in self.blocks if self.config.positions == "from-first"]
         else:
-            items, kept = batch.items.last(batch.items.lengths - state.lengths), state.lengths - state.starts
-            further = FurtherPositions(kept, items.lengths)
+            items, num_cached = batch.items.last(batch.items.lengths - state.lengths), state.lengths - state.starts
+            further = FurtherPositions(num_cached, items.lengths)
             caches = [KeyValueCache(state.cache[f"block{n}"], further) for n in range(len(self.blocks))]
-        hidden_BLD = self._padded_hidden(items, caches, kept=kept)
+        hidden_BLD = self._padded_hidden(items, caches, num_cached=num_cached)
         last_BD = hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), items.lengths - 1]
         cache = {f"block{n}": layer.keys_values for n, layer in enumerate(caches) if layer.keys_values is not None}
         return HistoryState(batch.items.lengths, self.scale_users(self.norm(last_BD)), cache)

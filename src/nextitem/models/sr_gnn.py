@@ -5,16 +5,16 @@ are nodes, its transitions are edges. Every node reads its predecessors and its 
 unit. The last item's state and an attention over all events, joined by a linear map, score every item.
 
 Notable
-- The graphs of a batch are one graph of V nodes and E transitions that are added up by index; nothing is padded. On a
-  CPU that takes less time than dense [B, n, n] matrices, at any session length: the linear maps dominate.
+- The graphs of a batch form one graph of V nodes and E transitions, with sums by index; nothing is padded. On a CPU
+  that takes less time than dense [B, n, n] matrices, at any session length: the linear maps dominate.
 - A transition weighs its occurrences over those of all transitions from its start (outgoing) or to its end (incoming),
   as the paper says. The authors' code counts a repeated transition once.
 - The attention sums over events: an item's node counts as often as it occurs. Some ports sum over distinct items.
-- The gated unit is the authors' code, and torch's: the reset gate acts behind the matrix of the candidate state, and
-  the update gate is one minus the paper's.
-- The bias after aggregation (equation 1) is left out: the gates' own take it in. Each direction has one before it, as
-  in the authors' code, which tells nodes without an edge apart.
-- Attention weights are not normalised: neither does the paper.
+- The gated unit is that of the authors' code, and of torch: the reset gate acts after the matrix of the candidate
+  state, and the update gate is one minus the paper's.
+- The bias after aggregation (equation 1) is omitted: the biases of the gates absorb it. Each direction has a bias
+  before aggregation, as in the authors' code, which distinguishes nodes without an edge.
+- Attention weights are not normalised, as in the paper.
 - Examples are all prefixes of all sessions, as in the authors' data.
 
 Shapes: B sessions, T events, V nodes, E transitions, D width, N items.
@@ -44,23 +44,23 @@ class SRGNNConfig(configs.Config):
     """Settings of SRGNN."""
 
     width: int = Field(100, ge=1)
-    """D."""
+    """Width of the vectors (D)."""
     steps: int = Field(1, ge=1)
-    """Rounds of messages along the transitions, with the same weights."""
+    """Number of rounds of messages along the transitions, all with the same weights."""
     max_history_length: int = Field(50, ge=1)
-    """Most recent events that are read."""
+    """Maximum number of most recent events that the model reads."""
 
 
 @dataclass(frozen=True, eq=False)
 class SessionGraphs:
     """The graphs of B sessions, side by side.
 
-    items        [V] item of each node: the distinct items of the first session, rising, then the second's
-    sessions     [V] the session, 0..B - 1, that each node belongs to
-    occurrences  [V] how many events of its session are this item
+    items        [V] item of each node: the distinct items of the first session in ascending order, then the second's
+    sessions     [V] the session, 0..B - 1, of each node
+    occurrences  [V] number of events of the session with this item
     last         [B] the node of each session's last event
-    starts       [E] the node that each transition leaves; a transition that occurs twice is there twice
-    ends         [E] the node that it enters
+    starts       [E] the node that each transition leaves; a transition that occurs twice is contained twice
+    ends         [E] the node that each transition enters
     """
 
     items: Tensor
@@ -71,24 +71,24 @@ class SessionGraphs:
     ends: Tensor
 
     @classmethod
-    def of(cls, histories: Jagged) -> SessionGraphs:
-        """The graphs of histories (item ids), each of at least one event."""
+    def from_histories(cls, histories: Jagged) -> SessionGraphs:
+        """Return the graphs of histories (item ids), each of at least one event."""
         rows = histories.row_ids()
-        span = int(histories.values.max()) + 1
-        keys, node = torch.unique(rows * span + histories.values, return_inverse=True)
-        within = rows[1:] == rows[:-1]
+        key_base = int(histories.values.max()) + 1
+        keys, node = torch.unique(rows * key_base + histories.values, return_inverse=True)
+        is_within_session = rows[1:] == rows[:-1]
         return cls(
-            keys % span,
-            keys // span,
+            keys % key_base,
+            keys // key_base,
             torch.bincount(node, minlength=len(keys)),
             node[histories.offsets[1:] - 1],
-            node[:-1][within],
-            node[1:][within],
+            node[:-1][is_within_session],
+            node[1:][is_within_session],
         )
 
 
 class GatedGraphStep(nn.Module):
-    """Messages from predecessors and successors, and a gated update (equations 1 to 5)."""
+    """One round of messages from predecessors and successors, and a gated update (equations 1 to 5)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -97,15 +97,15 @@ class GatedGraphStep(nn.Module):
         self.cell = nn.GRUCell(2 * width, width)
 
     def forward(self, state_VD: Tensor, graphs: SessionGraphs) -> Tensor:
-        """[V, D]."""
+        """Return the states of the nodes after one round, [V, D]."""
         received = _mean_along(self.incoming(state_VD), graphs.starts, graphs.ends)
         sent = _mean_along(self.outgoing(state_VD), graphs.ends, graphs.starts)
-        out: Tensor = self.cell(torch.cat([received, sent], dim=1), state_VD)
-        return out
+        updated_VD: Tensor = self.cell(torch.cat([received, sent], dim=1), state_VD)
+        return updated_VD
 
 
 class SRGNN(VectorModel):
-    """Ranks items by the inner product with the session's vector."""
+    """A recommender that ranks items by the inner product with the session's vector."""
 
     Config = SRGNNConfig
     config: SRGNNConfig
@@ -122,17 +122,17 @@ class SRGNN(VectorModel):
         self._initialise()
 
     def examples(self, train: Dataset) -> NextTargets:
-        """Every target with the events before it."""
+        """Return every target with the events before it."""
         return NextTargets(train.interactions, max_length=self.config.max_history_length)
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
-        """Cross-entropy of the next item over the catalogue."""
+        """Return the cross-entropy of the next item over the catalogue."""
         assert batch.targets is not None
         return LossTerms(full_softmax(self.user_vectors(batch), self.items.weight, batch.targets.values))
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
-        """W3 [last item's state; attention over the events] of each session, [B, D] (equations 6 and 7)."""
-        graphs = SessionGraphs.of(batch.items.last(self.config.max_history_length))
+        """Return W3 [last item's state; attention over the events] of each session, [B, D] (equations 6 and 7)."""
+        graphs = SessionGraphs.from_histories(batch.items.last(self.config.max_history_length))
         state_VD = self._node_states(graphs)
         last_BD = state_VD[graphs.last]
         gate_VD = torch.sigmoid(self.attend_last(last_BD)[graphs.sessions] + self.attend_node(state_VD))
@@ -141,19 +141,19 @@ class SRGNN(VectorModel):
         return self.join(torch.cat([last_BD, overall_BD], dim=1))  # type: ignore[no-any-return]
 
     def item_vectors(self) -> Tensor:
-        """The table that scores, [N + 1, D]."""
+        """Return the output table, [N + 1, D]."""
         table: Tensor = self.items.weight
         return table
 
     def _node_states(self, graphs: SessionGraphs) -> Tensor:
-        """States of the nodes after all rounds, [V, D]."""
+        """Return the states of the nodes after all rounds, [V, D]."""
         state_VD: Tensor = self.items(graphs.items)
         for _ in range(self.config.steps):
             state_VD = self.graph_step(state_VD, graphs)
         return state_VD
 
     def _initialise(self) -> None:
-        """Everything uniform within 1 / sqrt(width), as the authors do."""
+        """Initialise all weights uniformly within 1 / sqrt(width), as the authors do."""
         bound = self.config.width**-0.5
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
@@ -162,7 +162,7 @@ class SRGNN(VectorModel):
 
 
 def _mean_along(message_VD: Tensor, source_E: Tensor, target_E: Tensor) -> Tensor:
-    """Mean of the messages that reach each node along edges from `source_E` to `target_E`; 0 where none does."""
+    """Return the mean of the messages to each node along edges from `source_E` to `target_E`; 0 if there are none."""
     total_VD = torch.zeros_like(message_VD).index_add(0, target_E, message_VD[source_E])
     degree_V = torch.bincount(target_E, minlength=len(message_VD)).clamp(min=1)
     return total_VD / degree_V[:, None]

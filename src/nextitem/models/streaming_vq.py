@@ -1,22 +1,23 @@
-"""Streaming VQ: a retrieval index of clusters that learns with the stream and is never rebuilt.
+"""Streaming VQ: a retrieval index of clusters that is trained on the stream and never rebuilt.
 
 Real-time Indexing for Large-scale Recommendation by Streaming Vector Quantization Retriever, arXiv 2501.08695. Two
-towers learn users and items; every item lies in the cluster nearest to its vector, and cluster vectors are moving
-averages of their items. Each step writes the clusters of the items that it saw, so the index is usable at any moment
-and an item changes its cluster as its vector drifts.
+towers encode users and items; every item belongs to the cluster nearest to its vector, and cluster vectors are moving
+averages of their items. Each step writes the clusters of its items, so the index is usable at any moment and an item
+changes its cluster as its vector drifts.
 
 Notable
-- Events are learnt in the order of the stream; an undated log streams by (position in the history, user).
-- No term draws an item to its cluster (`commitment` = 0, the paper's point): items stay free to move. What the cluster
-  vector learns from the indexing loss goes straight through to the item.
+- Events are used in the order of the stream; an undated log is ordered by (position in the history, user).
+- No term pulls an item to its cluster (`commitment` = 0, the paper's main idea): items stay free to move. The gradient
+  of the indexing loss for the cluster vector goes straight through to the item.
 - Besides the items of a batch, each step assigns a slice of the catalogue, in turn, so that rare items follow too.
-- A drifting item is assigned anew with every step that has it, and any other item once while the stream brings N
-  events; so the index lags behind the towers by no more, whatever the events are.
-- delta, the mean steps between an item's occurrences, is the plain mean of its first ten intervals, then moves by a
-  tenth at each occurrence; before the second one it is the steps that have passed. The paper does not say how.
-- Moving averages are kept as vector and weight; a cluster that nothing chooses keeps its vector, and its weight fades,
-  which makes it look nearer (r of the paper) until something chooses it.
-- The candidates that the index finds are put in order by the towers, where the paper has a complex ranker behind it.
+- A drifting item is reassigned at every step that contains it, and any other item once within N events of the stream.
+  So the index never lags behind the towers by more than that, whatever the events are.
+- delta, the mean number of steps between an item's occurrences, is the plain mean of its first ten intervals and then
+  moves by a tenth at each occurrence. Before the second occurrence it is the number of steps so far. The paper does not
+  define this.
+- Moving averages are stored as vector and weight. A cluster without new items keeps its vector, and its weight decays,
+  which makes it look nearer (r of the paper) until an item joins it.
+- The towers rank the candidates that the index retrieves; in the paper a complex ranker follows.
 - The user tower reads the mean of the history and its last item; the paper's is not published.
 
 Shapes: B requests, D width, K clusters, N items.
@@ -53,29 +54,29 @@ class StreamingVQConfig(configs.Config):
     """Settings of StreamingVQ."""
 
     width: int = Field(64, ge=1)
-    """D, of users, items and clusters."""
+    """Width of the vectors of users, items and clusters (D)."""
     hidden: int = Field(128, ge=1)
-    """Units of the towers' hidden layer."""
+    """Units of the hidden layer of each tower."""
     clusters: int = Field(64, ge=1)
-    """K."""
+    """Number of clusters (K)."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Of embeddings."""
+    """Dropout rate of embeddings."""
     max_history_length: int = Field(50, ge=1)
-    """Most recent events that are read."""
+    """Maximum number of most recent events that the model reads."""
     decay: float = Field(0.99, ge=0, lt=1)
-    """Alpha: weight of the past in the moving averages, a step."""
+    """Alpha: weight of the past in the moving averages at each step."""
     rarity_power: float = Field(0.5, ge=0)
-    """Beta: an item weighs (mean steps between its occurrences) ** beta."""
+    """Beta: the weight of an item is (mean number of steps between its occurrences) ** beta."""
     balance: float | None = Field(5.0, gt=0)
-    """S: clusters under 1 / s of the mean weight look nearer; None: none do."""
+    """Clusters with less than 1 / balance of the mean weight look nearer (s of the paper); None: no balancing."""
     commitment: float = Field(0.0, ge=0)
-    """Weight that draws items to their cluster; the paper removes it."""
+    """Weight of the loss that pulls items to their cluster; the paper removes it."""
     candidates: int = Field(500, ge=1)
-    """Items that the index finds, for the towers to put in order; at least k."""
+    """Number of items that the index retrieves for the towers to rank; raised to k if k is larger."""
 
 
 class StreamingVQ(Recommender):
-    """Finds candidates by their clusters, and ranks them by the towers."""
+    """A recommender that retrieves candidates by their clusters and ranks them by the towers."""
 
     Config = StreamingVQConfig
     config: StreamingVQConfig
@@ -93,7 +94,7 @@ class StreamingVQ(Recommender):
     def __init__(self, config: StreamingVQConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
-        self.bias = nn.Embedding(catalog.num_items + 1, 1)  # b_v: how wanted an item is by everybody
+        self.bias = nn.Embedding(catalog.num_items + 1, 1)  # b_v: how popular an item is with all users
         self.item_tower = _tower(config.width, config.hidden, config.width)
         self.user_tower = _tower(2 * config.width, config.hidden, config.width)
         self.dropout = nn.Dropout(config.dropout)
@@ -108,37 +109,45 @@ class StreamingVQ(Recommender):
         self.register_buffer("seen", torch.zeros(rows))  # occurrences
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))  # the item before the next to be assigned
-        self._index: tuple[Tensor, tuple[int, ...], SortedLists] | None = None  # what it was made of, and it
+        # Cached lists, with the tensor and the versions of the tensors from which they were built.
+        self._index: tuple[Tensor, tuple[int, ...], SortedLists] | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moved as any module; the lists are made anew from what has moved."""
+        """Move the module as any other, and drop the cached lists, which belong to the former tensors."""
         self._index = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def examples(self, train: Dataset) -> NextTargets:
-        """Every target with the history before it, in the order of the stream."""
+        """Return every target with the history before it, in the order of the stream.
+
+        Raises:
+            UserError: several processes train the model.
+
+        """
         if processes.count() > 1:
-            raise UserError("streaming-vq learns from one stream: train it in one process")
+            raise UserError("streaming-vq is trained on one stream of events: train it in one process")
         return NextTargets(train.interactions, max_length=self.config.max_history_length, in_order=True)
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
-        """In-batch softmax by item vectors (L_aux) and by cluster vectors (L_ind); then the clusters move."""
+        """Return in-batch softmax losses by item vectors (L_aux) and by cluster vectors (L_ind); move the clusters."""
         assert batch.targets is not None
         targets = batch.targets.values
         user_BD, item_BD = self._user(batch), self._item(targets)
         if self.training:
             self._count(targets)
             if int(self.steps) == 1:
-                self._begin(item_BD.detach())
+                self._initialise_clusters(item_BD.detach())
         log_q = torch.log(self.seen[targets].clamp(min=1) / self.seen.sum().clamp(min=1))
         bias = self.bias(targets)[:, 0]
-        again = (targets[:, None] == targets) & ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+        is_repeated = (targets[:, None] == targets) & ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)
         cluster = self.cluster_of(item_BD.detach())
         entry_BD = self.vectors[cluster]
-        auxiliary = in_batch_softmax((user_BD @ item_BD.T + bias).masked_fill(again, -torch.inf), log_q=log_q)
-        passed_BD = item_BD + (entry_BD - item_BD).detach()
-        indexing = in_batch_softmax((user_BD @ passed_BD.T + bias).masked_fill(again, -torch.inf), log_q=log_q)
+        auxiliary = in_batch_softmax((user_BD @ item_BD.T + bias).masked_fill(is_repeated, -torch.inf), log_q=log_q)
+        straight_through_BD = item_BD + (entry_BD - item_BD).detach()
+        indexing = in_batch_softmax(
+            (user_BD @ straight_through_BD.T + bias).masked_fill(is_repeated, -torch.inf), log_q=log_q
+        )
         total = auxiliary + indexing
         if self.config.commitment:
             total = total + self.config.commitment * (item_BD - entry_BD).square().sum(1).mean()
@@ -148,25 +157,28 @@ class StreamingVQ(Recommender):
 
     @torch.no_grad()
     def cluster_of(self, item_BD: Tensor) -> Tensor:
-        """argmin_k r_k ||e_k - v||^2 [B], r_k = min(s c_k / mean c, 1): what is too empty looks nearer."""
+        """Return each item's cluster [B], argmin_k r_k ||e_k - v||^2.
+
+        r_k = min(s c_k / mean c, 1) makes clusters with little weight look nearer.
+        """
         distances = torch.cdist(item_BD, self.vectors).square()
         if self.config.balance is not None:
             distances = distances * (self.config.balance * self.weights / self.weights.mean()).clamp(max=1)
         return distances.argmin(1)
 
     def lists(self) -> SortedLists:
-        """The index as it is now: each cluster's items, the most wanted first; kept as long as nothing changes.
+        """Return the present index: each cluster's items by descending bias. It is cached as long as nothing changes.
 
         Unseen items are in no list.
         """
-        bias, kept = self.bias.weight, self._index
-        versions = tuple(version_of(each) for each in (self.assigned, bias, self.popularity))
-        if kept is None or kept[0] is not self.assigned or kept[1] != versions:
-            made = SortedLists.of(
-                self.assigned, bias.detach()[:, 0], count=self.config.clusters, hidden=self.unseen_items()
+        bias, cached = self.bias.weight, self._index
+        versions = tuple(version_of(tensor) for tensor in (self.assigned, bias, self.popularity))
+        if cached is None or cached[0] is not self.assigned or cached[1] != versions:
+            sorted_lists = SortedLists.from_list_numbers(
+                self.assigned, bias.detach()[:, 0], num_lists=self.config.clusters, is_hidden=self.unseen_items()
             )
-            self._index = kept = (self.assigned, versions, made)
-        return kept[2]
+            self._index = cached = (self.assigned, versions, sorted_lists)
+        return cached[2]
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         unseen = self.unseen_items()
@@ -176,21 +188,21 @@ class StreamingVQ(Recommender):
 
     def _search(self, batch: SequenceBatch, k: int) -> Recommendations:
         user_BD = self._user(batch)
-        wanted = max(k, self.config.candidates)
+        count = max(k, self.config.candidates)
         cluster_scores = user_BD @ self.vectors.T
-        if batch.allowed is not None:  # whatever a list leaves: every item is looked at
+        if batch.allowed is not None:  # an allow-list may leave few items of each list, so every item is scored
             scores = cluster_scores[:, self.assigned] + self.bias.weight[:, 0]
-            found = top_items(scores, batch, wanted).item_ids
+            item_ids = top_items(scores, batch, count).item_ids
         else:
-            left_out = 0 if batch.excluded is None else int(batch.excluded.lengths.max())
-            found = merge_lists(cluster_scores, self.lists(), wanted + left_out)[0]
-        candidates = Jagged.from_padded(found, (found > 0).sum(1))
+            num_excluded = 0 if batch.excluded is None else int(batch.excluded.lengths.max())
+            item_ids = merge_lists(cluster_scores, self.lists(), count + num_excluded)[0]
+        candidates = Jagged.from_padded(item_ids, (item_ids > 0).sum(1))
         scores = (user_BD[candidates.row_ids()] * self._item(candidates.values)).sum(1)
         scores = scores + self.bias(candidates.values)[:, 0]
         return top_candidates(candidates, scores, batch, k, num_items=self.num_items)
 
     def _user(self, batch: SequenceBatch) -> Tensor:
-        """[B, D] of histories that are not empty."""
+        """Return the vectors [B, D] of requests whose histories are not empty."""
         recent = batch.items.last(self.config.max_history_length)
         embedded = self.dropout(self.items(recent.values))
         total = embedded.new_zeros(recent.num_rows, self.config.width)
@@ -205,42 +217,45 @@ class StreamingVQ(Recommender):
 
     @torch.no_grad()
     def _count(self, targets: Tensor) -> None:
-        """Occurrences and the mean interval between them, for the items of one step."""
+        """Update the number of occurrences and the mean interval between them, for the items of one step."""
         self.steps += 1
         items, counts = torch.unique(targets, return_counts=True)
-        gap = (self.steps - self.last_seen[items]).float() / counts
-        # The first interval counts from the start of the stream. Those of one step come together: n at once.
-        share = (counts / (self.seen[items] + counts)).maximum(1 - 0.9**counts)
-        self.interval[items] += share * (gap - self.interval[items])
+        interval = (self.steps - self.last_seen[items]).float() / counts
+        # The first interval counts from the start of the stream. n occurrences in one step are n intervals at once.
+        rate = (counts / (self.seen[items] + counts)).maximum(1 - 0.9**counts)
+        self.interval[items] += rate * (interval - self.interval[items])
         self.last_seen[items] = self.steps
         self.seen[items] += counts
 
     @torch.no_grad()
-    def _begin(self, item_BD: Tensor) -> None:
-        """The first step: cluster vectors by k-means of its items, further ones near items drawn at random."""
-        found = kmeans(item_BD, self.config.clusters, seed=0)
-        draw = torch.Generator().manual_seed(0)
-        rows = torch.randint(len(item_BD), (self.config.clusters - len(found),), generator=draw)
-        aside = torch.randn((len(rows), item_BD.shape[1]), generator=draw).to(item_BD) * item_BD.std()
-        self.vectors.copy_(torch.cat([found, item_BD[rows] + 0.1 * aside]))
+    def _initialise_clusters(self, item_BD: Tensor) -> None:
+        """Set the cluster vectors at the first step: by k-means of its items, and near items sampled at random."""
+        centres = kmeans(item_BD, self.config.clusters, seed=0)
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randint(len(item_BD), (self.config.clusters - len(centres),), generator=generator)
+        noise = torch.randn((len(rows), item_BD.shape[1]), generator=generator).to(item_BD) * item_BD.std()
+        self.vectors.copy_(torch.cat([centres, item_BD[rows] + 0.1 * noise]))
         self.assigned[1:] = self.cluster_of(self.item_tower(self.items.weight[1:]))
 
     @torch.no_grad()
     def _move(self, item_BD: Tensor, cluster: Tensor, targets: Tensor) -> None:
-        """w <- a w + (1 - a) sum delta^b v, c <- a c + (1 - a) sum delta^b, e = w / c; then the index is written."""
-        share = self.interval[targets] ** self.config.rarity_power
-        fresh = torch.zeros_like(self.weights).index_add_(0, cluster, share)
-        sums = torch.zeros_like(self.vectors).index_add_(0, cluster, share[:, None] * item_BD)
+        """Move the clusters, and write those of this step's items and of a slice of the catalogue.
+
+        w <- a w + (1 - a) sum delta^b v, c <- a c + (1 - a) sum delta^b, e = w / c.
+        """
+        item_weights = self.interval[targets] ** self.config.rarity_power
+        new_weights = torch.zeros_like(self.weights).index_add_(0, cluster, item_weights)
+        sums = torch.zeros_like(self.vectors).index_add_(0, cluster, item_weights[:, None] * item_BD)
         past = self.config.decay * self.weights
-        weights = (past + (1 - self.config.decay) * fresh).clamp(min=1e-12)
+        weights = (past + (1 - self.config.decay) * new_weights).clamp(min=1e-12)
         self.vectors.copy_((past[:, None] * self.vectors + (1 - self.config.decay) * sums) / weights[:, None])
         self.weights.copy_(weights)
-        # What this step saw, and the next slice of the catalogue.
+        # The items of this step, and the next slice of the catalogue.
         count = min(len(targets), self.num_items)
-        slice_of = (self.turn + torch.arange(count, device=targets.device)) % self.num_items + 1
+        next_items = (self.turn + torch.arange(count, device=targets.device)) % self.num_items + 1
         self.turn.copy_((self.turn + count) % self.num_items)
-        written = torch.cat([targets, slice_of])
-        self.assigned[written] = self.cluster_of(self.item_tower(self.items(written)))
+        changed_items = torch.cat([targets, next_items])
+        self.assigned[changed_items] = self.cluster_of(self.item_tower(self.items(changed_items)))
 
 
 def _tower(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

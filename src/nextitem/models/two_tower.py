@@ -1,24 +1,24 @@
-"""Two towers: a vector of the request and a vector of each item meet in an inner product (DSSM).
+"""Two towers: the inner product of a vector of the request and a vector of each item (DSSM).
 
 Huang et al., Learning Deep Structured Semantic Models, CIKM 2013; trained as in Yi et al., Sampling-Bias-Corrected
-Neural Modeling for Large Corpus Item Recommendations, RecSys 2019. The user tower reads what is known of the request
-and its latest items, the item tower what the catalogue says of an item; the softmax over what a batch holds is
-corrected for how often each item is in a batch. As item vectors do not depend on the request, an index can hold them.
+Neural Modeling for Large Corpus Item Recommendations, RecSys 2019. The user tower reads the request's fields and latest
+items, the item tower the item's fields in the catalogue; the softmax over the items of a batch is corrected for the
+frequency of each item in batches. As item vectors do not depend on the request, an index can store them.
 
 Notable
-- Columns of a batch are its distinct targets and `mixed_negatives` items drawn evenly without repetition (Yang et al.,
-  Mixed Negative Sampling, WWW 2020). A column's log_q is the log of how likely its item was to be there, by either way:
-  p + u - p u, with p by nn/streaming_frequency.py and u = drawn / items. So the sampled sum is an unbiased estimate of
-  the full softmax's, and equals it where a batch covers the catalogue. Only items with training events are drawn: what
-  came later has not been refused by anybody.
+- Columns of a batch are its distinct targets and `mixed_negatives` items, sampled uniformly without replacement (Yang
+  et al., Mixed Negative Sampling, WWW 2020). A column's log_q is the log of the probability that its item is in the
+  batch in either way: p + u - p u, with p by nn/streaming_frequency.py and u = sampled items / items. So the sampled
+  sum is an unbiased estimate of the full softmax's, and equals it if a batch covers the catalogue. Only items with
+  training events are sampled: nobody has had the chance to ignore a later item.
 - `hard_negatives`: for each request the items that it scores highest, by item vectors of at most `refresh_steps` steps
-  ago. They are there for certain, so their log_q is 0, and the sum stays unbiased.
-- Items that training has not seen have no id (code 0) and are scored by their other fields; `id_dropout` lets the tower
-  learn to do without. A tower that reads ids alone ranks them below all others.
-- The history is read as item vectors of its own, each weighed by what it is, how many events and how long ago.
-- Requests with labelled candidates are learnt from as lists instead: the shares that the label "teacher" (a ranker's
-  scores) has within a request, and those of the first other label. That is how it becomes a pre-ranking stage.
-- Processes that share a batch have each the columns of its own part.
+  ago. They are certain to be present, so their log_q is 0, and the sum stays unbiased.
+- Items that training has not seen have no id (code 0) and are scored by their other fields; with `id_dropout` the tower
+  learns to score without ids. A tower that reads ids alone ranks them below all others.
+- The history is read as item vectors of its own, weighted by item, number of events since, and time since.
+- Requests with labelled candidates are used as lists instead. The targets are the shares that the label "teacher" (a
+  ranker's scores) has within a request, and those of the first other label. So the model becomes a pre-ranking stage.
+- If several processes share a batch, each has the columns of its own part.
 
 Shapes: B requests, P candidates of all, K of one, D width, N items, M columns.
 """
@@ -53,57 +53,57 @@ from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.fields.towers import ItemTower, TowerSizes, UserTower
 from nextitem.nn.streaming_frequency import StreamingFrequency
 
-BLOCK = 65_536  # items whose vectors are made at a time
-FITTED_ON = 20_000  # requests that quantiles and vocabularies are taken from
+BLOCK = 65_536  # items whose vectors are computed at a time
+FITTED_ON = 20_000  # requests from which quantiles and vocabularies are computed
 
 
 class TwoTowerConfig(configs.Config):
     """Settings of TwoTower."""
 
     width: int = Field(64, ge=1)
-    """D, of the vectors that meet."""
+    """Width of the output vectors of both towers (D)."""
     field_width: int = Field(32, ge=1)
-    """Of each field's vector."""
+    """Width of the vector of each field."""
     hidden: tuple[int, ...] = (128,)
-    """Units of the hidden layers of both towers."""
+    """Number of units of each hidden layer of both towers."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Of hidden layers, and of what a history is summed up to."""
+    """Dropout rate of hidden layers and of the summary vector of a history."""
     user_fields: tuple[str, ...] = ()
-    """Of requests (nn/fields), read beside the history; none named: all there are."""
+    """Fields of requests (nn/fields) that the user tower reads in addition to the history; none named: all fields."""
     item_fields: tuple[str, ...] = ()
-    """Of items alone, and "content"; none named: all columns."""
+    """Fields of items, and "content", that the item tower reads; none named: all columns."""
     heads: int = Field(2, ge=1)
-    """Ways of weighing the history."""
+    """Number of weighted sums of the history, each with weights of its own."""
     max_history_length: int = Field(50, ge=1)
-    """Most recent events that are read."""
+    """Maximum number of most recent events that the model reads."""
     buckets: int = Field(32, ge=2)
-    """Quantiles of a numeric field."""
+    """Number of quantile buckets of a numeric field."""
     temperature: float = Field(0.07, gt=0)
-    """Tau: divides the cosine of the two vectors."""
+    """Tau, which divides the cosine of the two vectors."""
     id_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of items whose id is hidden in a training step."""
+    """Fraction of items whose id is hidden in a training step."""
     mixed_negatives: int = Field(256, ge=0)
-    """Items drawn evenly, beside the targets of a batch."""
+    """Number of uniformly sampled items, in addition to the targets of a batch."""
     hard_negatives: int = Field(0, ge=0)
-    """Highest scored items of each request."""
+    """Number of highest-scored items of each request that serve as negatives."""
     refresh_steps: int = Field(50, ge=1)
-    """Steps that the vectors serve by which hard negatives are found."""
+    """Number of steps between refreshes of the item vectors that are used to mine hard negatives."""
     frequency_rate: float = Field(0.01, gt=0, le=1)
-    """Alpha of the frequency estimate."""
+    """Alpha: update rate of the estimate of item frequencies."""
     learn_from: Literal["events", "impressions"] = "events"
-    """Next items: retrieval; what was shown: ranking."""
+    """Source of training examples: events (next items, for retrieval) or impressions (for ranking)."""
     index: AnnIndexConfig = AnnIndexConfig()
-    """How items are found."""
+    """Index that searches for the nearest items."""
     teacher_weight: float = Field(0.5, ge=0, le=1)
-    """Of a ranker's scores, where candidates carry them, over labels."""
+    """Weight of a ranker's scores against the labels, if candidates have such scores."""
 
     @property
     def needs(self) -> frozenset[Requirement]:
-        """What the catalogue must carry."""
+        """What the catalogue must contain."""
         return frozenset({CONTENT}) if CONTENT in self.item_fields else frozenset()
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads while the other settings are as they are, each with the reason."""
+        """Return the fields that have no effect under the other settings, each with the reason."""
         has_lists, source = self.learn_from == "impressions", f"learn_from is {self.learn_from}"
         return {
             **configs.idle_unless(self.hard_negatives > 0, "hard_negatives is 0", "refresh_steps"),
@@ -114,13 +114,13 @@ class TwoTowerConfig(configs.Config):
 
 
 class TwoTower(VectorModel):
-    """Ranks items by the inner product of the two towers' vectors."""
+    """A recommender that ranks items by the inner product of the vectors of two towers."""
 
     Config = TwoTowerConfig
     config: TwoTowerConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "checkerboard", "planted-clusters")
-    made: Tensor
-    made_to_read: Tensor
+    item_cache: Tensor
+    history_cache: Tensor
     snapshot: Tensor
 
     def __init__(self, config: TwoTowerConfig, catalog: Catalog) -> None:
@@ -137,22 +137,22 @@ class TwoTower(VectorModel):
         )
         self.frequency = StreamingFrequency(catalog.num_items, rate=config.frequency_rate)
         rows = catalog.num_items + 1 if config.hard_negatives else 0
-        self.register_buffer("snapshot", torch.zeros(rows, config.width))  # by which hard negatives are found
-        # Vectors of all items, as candidates and as parts of a history; empty until they are asked for.
-        self.register_buffer("made", torch.zeros(0, config.width), persistent=False)
-        self.register_buffer("made_to_read", torch.zeros(0, config.width), persistent=False)
+        self.register_buffer("snapshot", torch.zeros(rows, config.width))  # to mine hard negatives
+        # Cached vectors of all items, as candidates and as parts of a history; empty until somebody requests them.
+        self.register_buffer("item_cache", torch.zeros(0, config.width), persistent=False)
+        self.register_buffer("history_cache", torch.zeros(0, config.width), persistent=False)
         self.index = AnnIndex(config.index)
         self.register_load_state_dict_post_hook(lambda model, keys: model.forget())  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Self:
-        """As any module; vectors that were made for serving are forgotten when training begins."""
+        """Set the mode as any module does, and drop the cached vectors of items when training begins."""
         if mode:
             self.forget()
         return super().train(mode)
 
     def forget(self) -> None:
-        """Drop the vectors of items: they are made anew when next asked for."""
-        self.made = self.made_to_read = self.made.new_zeros(0, self.config.width)
+        """Drop the cached vectors of items; the next use recomputes them."""
+        self.item_cache = self.history_cache = self.item_cache.new_zeros(0, self.config.width)
 
     @property
     def can_rank_unseen_items(self) -> bool:
@@ -160,11 +160,11 @@ class TwoTower(VectorModel):
         return self.items.content is not None or self.items.fields.has_content
 
     def unseen_items(self) -> Tensor | None:
-        """Return the items that no training event holds, if the item tower reads ids alone."""
+        """Return the items without training events if the item tower reads ids alone, else None."""
         return None if self.can_rank_unseen_items else self.items.fields.unseen_items(super().unseen_items())
 
     def examples(self, train: Dataset) -> Examples[SequenceBatch]:
-        """Every event as a request, or what was shown; vocabularies and quantiles are taken from them."""
+        """Return every event as a request, or the impressions; they determine vocabularies and quantiles."""
         if self.config.learn_from == "impressions":
             return self.examples_of(shown_requests(train), train.interactions)
         requests = EventRequests(train, max_history_length=self.config.max_history_length)
@@ -172,7 +172,7 @@ class TwoTower(VectorModel):
         return requests
 
     def examples_of(self, requests: SequenceBatch, log: Interactions) -> Examples[SequenceBatch]:
-        """Training on requests that stand, with labelled candidates: what channels found, what was shown."""
+        """Return examples of requests with labelled candidates: impressions, or items retrieved by a cascade."""
         for label in [name for name in requests.candidate_labels if name != TEACHER][:1]:
             require_both_labels(requests, label)
         self._fit_fields(requests, log)
@@ -180,11 +180,11 @@ class TwoTower(VectorModel):
 
     @property
     def prefers_impressions(self) -> bool:
-        """Whether it learns from what was shown, also as a stage of a cascade."""
+        """Whether the model is trained on impressions, also as a stage of a cascade."""
         return self.config.learn_from == "impressions"
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
-        """Of requests with labelled candidates the loss of their lists, else the corrected in-batch softmax."""
+        """Return the loss of lists for requests with labelled candidates, else the corrected in-batch softmax."""
         batch = batch.last(self.config.max_history_length)
         if batch.candidates is not None and batch.candidate_labels:
             return self._loss_of_lists(batch, batch.candidates)
@@ -193,31 +193,34 @@ class TwoTower(VectorModel):
         distinct = torch.unique(targets)
         if self.training:
             self.frequency.update(distinct)
-        drawn, share = self._drawn()
-        columns = torch.unique(torch.cat([distinct, drawn]))
+        sampled, sampled_fraction = self._sample_uniformly()
+        columns = torch.unique(torch.cat([distinct, sampled]))
         user_BD, item_MD = self._towers(batch, columns)
         p = self.frequency.probability(columns)
-        u = share * (self.popularity[columns] > 0)
+        u = sampled_fraction * (self.popularity[columns] > 0)
         log_q = (p + u - p * u).clamp(min=1e-12).log()
         logits = user_BD @ item_MD.T - log_q
         if self.config.hard_negatives:
-            logits = self._with_hard(logits, user_BD, columns, targets)
+            logits = self._append_hard_negatives(logits, user_BD, columns, targets)
         return LossTerms(in_batch_softmax(logits, positives=torch.searchsorted(columns, targets)))
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
-        """[B, D], of length 1 / tau: the inner product with an item's vector is its score."""
+        """Return the user vectors [B, D], of length 1 / tau; the inner product with an item's vector is its score."""
         return self._towers(batch.last(self.config.max_history_length), batch.items.values[:0])[0]
 
     def item_vectors(self) -> Tensor:
-        """[N + 1, D] of length 1; row 0 is padding. Kept until weights are loaded or trained."""
-        return self._made()[0]
+        """Return the item vectors [N + 1, D], of length 1; row 0 is padding.
+
+        They are cached until weights are loaded or trained.
+        """
+        return self._cached_items()[0]
 
     def build_index(self, requests: SequenceBatch) -> None:
-        """Indexes the item vectors; recall is measured with the vectors of these requests."""
+        """Index the item vectors; recall is measured with the vectors of these requests."""
         self.index.build(self.item_vectors(), self.user_vectors(requests))
 
     def score(self, batch: SequenceBatch) -> Mapping[str, Tensor]:
-        """The inner products with the candidates [B, K], aligned with them padded (-inf at padding)."""
+        """Return the inner products with the candidates [B, K], aligned with the padded candidates; -inf at padding."""
         assert batch.candidates is not None, "there are no candidates to score"
         return {TARGET: batch.candidates.with_values(self._candidate_scores(batch)).to_padded(fill=-torch.inf)}
 
@@ -231,74 +234,76 @@ class TwoTower(VectorModel):
         return self.index.nearest(self, vectors, batch, k)
 
     def _candidate_scores(self, batch: SequenceBatch) -> Tensor:
-        """Of the candidates [P]."""
+        """Return the scores of the candidates, [P]."""
         assert batch.candidates is not None
         user_BD, item_PD = self._towers(batch.last(self.config.max_history_length), batch.candidates.values)
         return (user_BD[batch.candidates.row_ids()] * item_PD).sum(1)
 
     def _towers(self, batch: SequenceBatch, item_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors of the requests, of length 1 / tau [B, D], and of items [n, D]; each item is made once."""
+        """Return vectors of requests [B, D], of length 1 / tau, and of items [n, D]; each item is computed once."""
         if self.training:
-            own, places = torch.unique(item_ids, return_inverse=True)
-            held, read_places = torch.unique(batch.items.values, return_inverse=True)
-            item_vectors, read = self.items(own)[places], self.items.read(held)[read_places]
+            distinct, places = torch.unique(item_ids, return_inverse=True)
+            distinct_past, past_places = torch.unique(batch.items.values, return_inverse=True)
+            item_vectors, history_vectors = self.items(distinct)[places], self.items.read(distinct_past)[past_places]
         else:
-            vectors, readings = self._made()
-            item_vectors, read = vectors[item_ids], readings[batch.items.values]
-        return self.users(batch, read) / self.config.temperature, item_vectors
+            vectors, vectors_to_read = self._cached_items()
+            item_vectors, history_vectors = vectors[item_ids], vectors_to_read[batch.items.values]
+        return self.users(batch, history_vectors) / self.config.temperature, item_vectors
 
-    def _made(self) -> tuple[Tensor, Tensor]:
-        """Both vectors of all items, [N + 1, D] each."""
-        if not len(self.made):
-            made = self._make()
+    def _cached_items(self) -> tuple[Tensor, Tensor]:
+        """Return both vectors of all items, as candidates and as parts of a history, [N + 1, D] each."""
+        if not len(self.item_cache):
+            vectors = self._compute_items()
             if self.training:
-                return made
-            self.made, self.made_to_read = made
-        return self.made, self.made_to_read
+                return vectors
+            self.item_cache, self.history_cache = vectors
+        return self.item_cache, self.history_cache
 
-    @torch.inference_mode(False)  # what is kept may be read by a later step that has gradients
+    @torch.inference_mode(False)  # a later step with gradients may read the cache
     @torch.no_grad()
-    def _make(self) -> tuple[Tensor, Tensor]:
+    def _compute_items(self) -> tuple[Tensor, Tensor]:
         was_training = self.items.training
         self.items.eval()
-        every = torch.arange(self.num_items + 1, device=self.popularity.device)
-        made = torch.cat([self.items(part) for part in torch.split(every, BLOCK)])
-        read = torch.cat([self.items.read(part) for part in torch.split(every, BLOCK)])
+        all_items = torch.arange(self.num_items + 1, device=self.popularity.device)
+        item_vectors = torch.cat([self.items(part) for part in torch.split(all_items, BLOCK)])
+        history_vectors = torch.cat([self.items.read(part) for part in torch.split(all_items, BLOCK)])
         self.items.train(was_training)
-        made[0], read[0] = 0, 0
-        return made, read
+        item_vectors[0], history_vectors[0] = 0, 0
+        return item_vectors, history_vectors
 
-    def _drawn(self) -> tuple[Tensor, float]:
-        """Items drawn evenly among those of training, and the share of these that is drawn."""
-        known = self.popularity.nonzero()[:, 0]
-        count = min(self.config.mixed_negatives, len(known))
-        return known[torch.randperm(len(known))[:count].to(known.device)], count / max(1, len(known))
+    def _sample_uniformly(self) -> tuple[Tensor, float]:
+        """Return uniformly sampled items among those with training events, and the sampled fraction of them."""
+        trained_items = self.popularity.nonzero()[:, 0]
+        count = min(self.config.mixed_negatives, len(trained_items))
+        return trained_items[torch.randperm(len(trained_items))[:count].to(trained_items.device)], count / max(
+            1, len(trained_items)
+        )
 
-    def _with_hard(self, logits: Tensor, user_BD: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
-        """Each request's highest scored items beside the columns, from which they are taken out [B, M + hard]."""
+    def _append_hard_negatives(self, logits: Tensor, user_BD: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
+        """Append each request's highest-scored items to its logits, [B, M + hard], and mask them in the columns."""
         if (int(self.frequency.step) - 1) % self.config.refresh_steps == 0:
-            self.snapshot.copy_(self._make()[0])
+            self.snapshot.copy_(self._compute_items()[0])
         with torch.no_grad():
-            found = user_BD @ self.snapshot.T
-            found[:, 0] = -torch.inf
-            found[:, self.popularity == 0] = -torch.inf
-            found.scatter_(1, targets[:, None], -torch.inf)
-            best = found.topk(min(self.config.hard_negatives, self.num_items), dim=1)
-            real, hard = best.values > -torch.inf, best.indices
-            taken = torch.zeros_like(found, dtype=torch.bool).scatter_(1, hard, real)
+            scores = user_BD @ self.snapshot.T
+            scores[:, 0] = -torch.inf
+            scores[:, self.popularity == 0] = -torch.inf
+            scores.scatter_(1, targets[:, None], -torch.inf)
+            best = scores.topk(min(self.config.hard_negatives, self.num_items), dim=1)
+            is_real, hard = best.values > -torch.inf, best.indices
+            is_hard = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, hard, is_real)
         distinct, places = torch.unique(hard, return_inverse=True)
-        hard_logits = (user_BD @ self.items(distinct).T).gather(1, places).masked_fill(~real, -torch.inf)
-        return torch.cat([logits.masked_fill(taken[:, columns], -torch.inf), hard_logits], dim=1)
+        hard_logits = (user_BD @ self.items(distinct).T).gather(1, places).masked_fill(~is_real, -torch.inf)
+        return torch.cat([logits.masked_fill(is_hard[:, columns], -torch.inf), hard_logits], dim=1)
 
     def _loss_of_lists(self, batch: SequenceBatch, candidates: Jagged) -> LossTerms:
-        """Cross-entropy of each request's shares of labels: a ranker's scores, and what became of the candidates."""
+        """Return the cross-entropy of each request's label shares: a ranker's scores, and the outcome of candidates."""
         logits, labels = self._candidate_scores(batch), batch.candidate_labels
-        given = [name for name in labels if name != TEACHER][:1]
-        losses = {name: label_shares(logits, labels[name].values, candidates) for name in given}
+        outcome_labels = [name for name in labels if name != TEACHER][:1]
+        losses = {name: label_shares(logits, labels[name].values, candidates) for name in outcome_labels}
         if TEACHER not in labels:
-            return LossTerms(losses[given[0]])
+            return LossTerms(losses[outcome_labels[0]])
         losses[TEACHER] = label_shares(logits, labels[TEACHER].values, candidates)
-        weight = self.config.teacher_weight if given else 1.0
+        weight = self.config.teacher_weight if outcome_labels else 1.0
         total = torch.stack([loss * (weight if name == TEACHER else 1 - weight) for name, loss in losses.items()]).sum()
         return LossTerms(total, {name: loss.detach() for name, loss in losses.items()})
 

@@ -1,1 +1,1 @@
-"""Numerics that may have a fast version: a public function, its plain reference, both shown equal."""
+"""Numerical operations with a fast version: each public function has a plain reference, and tests compare the two."""

@@ -1,9 +1,10 @@
-"""Greedy MAP inference of a determinantal point process: items one by one, each adding most to the log-determinant.
+"""Greedy MAP inference of a determinantal point process: select items one by one by their gain in log-determinant.
 
-Chen, Zhang, Zhou (arXiv 1709.05135), algorithm 1: with a Cholesky factor that grows by one row an item, what each
-item would add (d^2, the last pivot) costs O(N) to bring up to date, so M items of N cost O(N M^2).
+Chen, Zhang, Zhou (arXiv 1709.05135), algorithm 1. A Cholesky factor grows by one row for each selected item. The gain
+of an item is log d^2, where d^2 is the pivot that the item would add. One update of all d^2 costs O(N) for each row of
+the factor, so selecting M of N items costs O(N M^2).
 
-Shapes: B kernels, N items, k items chosen.
+Shapes: B kernels, N items, k selected items.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-DEPENDENT = 1e-10  # d^2 over L_ii below which an item is a combination of those chosen
-LAST = -1e6  # keys of such items, below those of all others
-TIE_DIGITS = 9  # to which keys are compared: rounding decides nothing
+DEPENDENT = 1e-10  # if d^2 / L_ii is below it, an item is a linear combination of the selected items
+LAST = -1e6  # sort key of such items, below the keys of all others
+TIE_DIGITS = 9  # decimals to which keys are compared, so that rounding errors do not decide the order
 
 
 def greedy_map(
@@ -27,72 +28,88 @@ def greedy_map(
     barred: Tensor | None = None,
     window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The order in which items are chosen [B, k] int64, and the logarithm of what each adds, log d^2 [B, k].
+    """Return the selected items in order of selection [B, k] int64, and their gains log d^2 [B, k].
 
-    `row` gives rows of S, [B] -> [B, N] float64, and `diagonal [B, N]` its diagonal; L = diag(q) S diag(q) with
-    `log_quality` = log q [B, N] (None: 0). Factors are kept of S and q enters the keys alone, so no q is too large.
-    Where all that is left depends on what is chosen (d^2 < 1e-10 S_ii), items follow in their given order, and add
-    -inf. `barred [B, N]` is -inf for what may not be chosen; k must not exceed what is left (a row with fewer is
-    meaningless from there on). With a `window` w, an item must differ from the w - 1 chosen last only.
+    The kernel is L = diag(q) S diag(q). The Cholesky factor is that of S, and q enters the sort keys only, so q cannot
+    be too large. If all remaining items depend on the selected ones (d^2 < 1e-10 S_ii), they follow in order of their
+    numbers, with the gain -inf.
+
+    Args:
+        row: function that returns rows of S: item numbers [B] -> [B, N] float64.
+        diagonal: diagonal of S, [B, N].
+        k: number of items to select. It must not exceed the number of items that may be selected: a row with fewer is
+            meaningless from there on.
+        log_quality: log q, [B, N]; None: 0.
+        barred: -inf for items that must not be selected, else 0, [B, N]; None: all items may be selected.
+        window: if it is w, an item must be independent of the w - 1 items selected last only.
+
     """
     residual = diagonal.clone()  # d^2 of every item
-    gain = torch.zeros_like(diagonal) if log_quality is None else 2 * log_quality
-    open_ = torch.zeros_like(diagonal) if barred is None else barred.clone()
-    late = LAST - torch.arange(diagonal.shape[1], dtype=diagonal.dtype, device=diagonal.device)
+    bonus = torch.zeros_like(diagonal) if log_quality is None else 2 * log_quality
+    penalty = torch.zeros_like(diagonal) if barred is None else barred.clone()
+    dependent_keys = LAST - torch.arange(diagonal.shape[1], dtype=diagonal.dtype, device=diagonal.device)
     floor = DEPENDENT * diagonal
     factor = diagonal.new_empty((len(diagonal), k, diagonal.shape[1]))  # row t: c_t of every item
     rows = torch.empty_like(factor) if window is not None else None
-    chosen, added = [], []
+    selected, selected_gains = [], []
     for step in range(k):
-        free = residual > floor
-        keys = torch.where(free, gain + residual.log(), late) + open_
-        place = keys.round(decimals=TIE_DIGITS).argmax(1, keepdim=True)
-        chosen.append(place)
-        added.append(keys.gather(1, place))
-        open_.scatter_(1, place, -torch.inf)
-        own = row(place[:, 0])
-        depends = ~free.gather(1, place)
+        is_independent = residual > floor
+        keys = torch.where(is_independent, bonus + residual.log(), dependent_keys) + penalty
+        item = keys.round(decimals=TIE_DIGITS).argmax(1, keepdim=True)
+        selected.append(item)
+        selected_gains.append(keys.gather(1, item))
+        penalty.scatter_(1, item, -torch.inf)
+        item_row = row(item[:, 0])
+        is_dependent = ~is_independent.gather(1, item)
         if rows is not None and window is not None:
-            rows[:, step] = own.masked_fill(depends, 0.0)
+            rows[:, step] = item_row.masked_fill(is_dependent, 0.0)
             if step + 1 >= window:
                 recent = slice(step + 2 - window, step + 1)
-                residual = _residual(rows[:, recent], torch.cat(chosen[recent], 1), diagonal)
+                residual = _residual(rows[:, recent], torch.cat(selected[recent], 1), diagonal)
                 continue
-        # Dividing by infinity makes a row of zeros: an item that depends on others adds nothing to the factor.
-        pivot = residual.gather(1, place).sqrt().masked_fill(depends, torch.inf)
-        before = factor[:, :step]
-        at = before.gather(2, place[:, None].expand(-1, step, 1))
-        factor[:, step] = torch.baddbmm(own[:, None], at.transpose(1, 2), before, alpha=-1)[:, 0] / pivot
+        # Dividing by infinity yields a row of zeros: an item that depends on others adds nothing to the factor.
+        pivot = residual.gather(1, item).sqrt().masked_fill(is_dependent, torch.inf)
+        former_rows = factor[:, :step]
+        former_entries = former_rows.gather(2, item[:, None].expand(-1, step, 1))
+        products = torch.baddbmm(item_row[:, None], former_entries.transpose(1, 2), former_rows, alpha=-1)
+        factor[:, step] = products[:, 0] / pivot
         residual = torch.addcmul(residual, factor[:, step], factor[:, step], value=-1)
-    gains = torch.cat(added, 1)
-    return torch.cat(chosen, 1), gains.masked_fill(gains <= LAST, -torch.inf)
+    gains = torch.cat(selected_gains, 1)
+    return torch.cat(selected, 1), gains.masked_fill(gains <= LAST, -torch.inf)
 
 
-def _residual(rows: Tensor, chosen: Tensor, diagonal: Tensor) -> Tensor:
-    """d^2 [B, N] of every item given those `chosen [B, W]` alone, whose rows of S are `rows [B, W, N]`, 0: left out."""
-    kept = rows.any(2)
-    gram = rows.gather(2, chosen[:, None].expand(-1, rows.shape[1], -1)) * kept[:, None]
-    gram.diagonal(dim1=1, dim2=2).copy_(diagonal.gather(1, chosen))
+def _residual(rows: Tensor, selected: Tensor, diagonal: Tensor) -> Tensor:
+    """Return d^2 [B, N] of every item, given the items `selected [B, W]` alone.
+
+    `rows [B, W, N]` are the rows of S of these items; a row of zeros means that its item is ignored.
+    """
+    is_used = rows.any(2)
+    gram = rows.gather(2, selected[:, None].expand(-1, rows.shape[1], -1)) * is_used[:, None]
+    gram.diagonal(dim1=1, dim2=2).copy_(diagonal.gather(1, selected))
     factor = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), rows, upper=False)
     residual: Tensor = diagonal - factor.square().sum(1)
     return residual
 
 
 def greedy_map_reference(kernel: Tensor, k: int, *, window: int | None = None) -> tuple[list[int], list[float]]:
-    """The same for one kernel L [N, N] by determinants, without a factor; it ends where nothing is left to add."""
-    chosen: list[int] = []
-    added: list[float] = []
-    while len(chosen) < k:
-        recent = chosen if window is None else chosen[max(0, len(chosen) - window + 1) :]
-        known = torch.logdet(kernel[recent][:, recent]) if recent else torch.zeros(())
-        best, most = -1, -torch.inf
-        for item in sorted(set(range(len(kernel))) - set(chosen)):
-            own = [*recent, item]
-            gain = float(torch.logdet(kernel[own][:, own]) - known)
-            if gain > most + 1e-9:  # equal ones: the first; NaN: the determinant is not positive
-                best, most = item, gain
-        if best < 0 or most < torch.log(DEPENDENT * kernel[best, best]):
+    """Return the selected items and their gains for one kernel L [N, N], computed by determinants without a factor.
+
+    It stops early if all remaining items depend on the selected ones.
+    """
+    selected: list[int] = []
+    gains: list[float] = []
+    while len(selected) < k:
+        recent = selected if window is None else selected[max(0, len(selected) - window + 1) :]
+        log_determinant = torch.logdet(kernel[recent][:, recent]) if recent else torch.zeros(())
+        best_item, best_gain = -1, -torch.inf
+        for item in sorted(set(range(len(kernel))) - set(selected)):
+            items = [*recent, item]
+            gain = float(torch.logdet(kernel[items][:, items]) - log_determinant)
+            # Ties go to the first item. A gain is NaN if the determinant is not positive, and then never larger.
+            if gain > best_gain + 1e-9:
+                best_item, best_gain = item, gain
+        if best_item < 0 or best_gain < torch.log(DEPENDENT * kernel[best_item, best_item]):
             break
-        chosen.append(best)
-        added.append(most)
-    return chosen, added
+        selected.append(best_item)
+        gains.append(best_gain)
+    return selected, gains

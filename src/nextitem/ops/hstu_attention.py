@@ -1,7 +1,7 @@
-"""Pointwise SiLU attention over jagged rows with biases by position and time (HSTU, arXiv 2402.17152, eq. 2).
+"""Pointwise SiLU attention over jagged rows with position and time biases (HSTU, arXiv 2402.17152, eq. 2).
 
-Shapes: T tokens of all rows, B rows, H heads, K width of queries and keys, V width of values, P longest row; of a
-block, G rows, I queries and J keys of each.
+Shapes: T tokens of all rows, B rows, H heads, K width of queries and keys, V width of values, P length of the longest
+row. Of a block: G rows, I queries and J keys of each row.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-BLOCK = 2**19  # scores of a head that are held at once: 2 MiB in float32
-KEPT = 2**22  # time buckets that a layout keeps for the next layer: 16 MiB
+BLOCK = 2**19  # scores of a head that are in memory at once: 2 MiB in float32
+MAX_CACHED_PAIRS = 2**22  # pairs of query and key whose time buckets a layout caches for the next layer: 16 MiB
 TIME_BUCKETS = 129
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the tokens of a batch stand: what follows from it is worked out once, for all layers and the way back.
+    """Row offsets and times of the tokens of a batch.
 
-    offsets        [B + 1] int64: the rows of keys and values; empty rows are legal
-    query_offsets  [B + 1] int64: queries are the last tokens of their rows; None: all of them
-    query_times    [queries] int64, milliseconds: when each query is asked, for example the time of the next event
-    key_times      [keys] int64, milliseconds: when each key happened; both None: undated
+    Everything that follows from them is computed once, for all layers and for the backward pass.
+
+    offsets        [B + 1] int64: offsets of the rows of keys and values; empty rows are allowed
+    query_offsets  [B + 1] int64: offsets of the queries, which are the last tokens of their rows; None: all tokens
+    query_times    [queries] int64, milliseconds: time of each query, for example the time of the next event
+    key_times      [keys] int64, milliseconds: time of the event of each key; both times are None: undated
     """
 
     offsets: Tensor
@@ -39,57 +41,60 @@ class Layout:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        """Rows of similar length together, a row that is too long for a block in parts."""
-        asked = self.offsets if self.query_offsets is None else self.query_offsets
-        lengths, queries = self.offsets.diff().cpu(), asked.diff().cpu()
+        """Blocks of rows of similar length; a row that is too long for one block is split into several."""
+        query_offsets = self.offsets if self.query_offsets is None else self.query_offsets
+        lengths, num_queries = self.offsets.diff().cpu(), query_offsets.diff().cpu()
         order = torch.argsort(lengths, stable=True)
-        order = order[queries[order] > 0]
-        found = []
-        for group in _groups(order, lengths[order].tolist(), queries[order].tolist()):
-            most, longest = int(queries[group].max()), int(lengths[group].max())
-            step = most if len(group) > 1 else max(1, BLOCK // longest)
-            for first in range(0, most, step):
-                rows = (self.offsets[:-1].cpu()[group], lengths[group], asked[:-1].cpu()[group], queries[group])
-                found.append(_block(*rows, first=first, count=min(step, most - first), device=self.offsets.device))
-        return found
+        order = order[num_queries[order] > 0]
+        blocks = []
+        for group in _groups(order, lengths[order].tolist(), num_queries[order].tolist()):
+            max_queries, max_length = int(num_queries[group].max()), int(lengths[group].max())
+            step = max_queries if len(group) > 1 else max(1, BLOCK // max_length)
+            for first in range(0, max_queries, step):
+                starts, query_starts = self.offsets[:-1].cpu()[group], query_offsets[:-1].cpu()[group]
+                count = min(step, max_queries - first)
+                rows = (starts, lengths[group], query_starts, num_queries[group])
+                blocks.append(_block(*rows, first=first, count=count, device=self.offsets.device))
+        return blocks
 
     def pairs(self, block: Block) -> Pairs:
-        """What stands between the queries and the keys of a block; kept where all blocks together are small."""
+        """Return distances, mask and time buckets of a block; they are cached if all blocks together are small."""
         if block.pairs is not None:
             return block.pairs
-        distance = block.place[:, :, None] - torch.arange(block.keys.shape[1], device=block.place.device)
+        distance = block.positions[:, :, None] - torch.arange(block.keys.shape[1], device=block.positions.device)
         mask = (distance >= 0)[:, None].to(torch.float32)
         buckets = None
         if self.query_times is not None and self.key_times is not None:
             buckets = time_buckets(self.query_times[block.queries][:, :, None] - self.key_times[block.keys][:, None])
-        found = Pairs((distance[-1:] if block.alike else distance).clamp_(min=0), mask, buckets)
-        if self._small:
-            block.pairs = found
-        return found
+        pairs = Pairs((distance[-1:] if block.has_all_queries else distance).clamp_(min=0), mask, buckets)
+        if self._can_cache_pairs:
+            block.pairs = pairs
+        return pairs
 
     @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
+    def max_length(self) -> int:
+        """Number of tokens of the longest row."""
         return int(self.offsets.diff().max()) if len(self.offsets) > 1 else 0
 
     @cached_property
-    def most_queries(self) -> int:
-        """Queries of the row with most of them."""
+    def max_queries(self) -> int:
+        """Largest number of queries of any row."""
         if self.query_offsets is None:
-            return self.longest
+            return self.max_length
         return int(self.query_offsets.diff().max()) if len(self.query_offsets) > 1 else 0
 
     @cached_property
-    def _small(self) -> bool:
-        return sum(block.queries.numel() * block.keys.shape[1] for block in self.blocks) <= KEPT
+    def _can_cache_pairs(self) -> bool:
+        return sum(block.queries.numel() * block.keys.shape[1] for block in self.blocks) <= MAX_CACHED_PAIRS
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Queries against keys of a block.
+    """Distances, mask and time buckets of the pairs of query and key of a block.
 
-    distance  [G, I, J] (one for all rows where these are alike) int64: tokens from key to query, 0 if the key is later
-    mask      [G, 1, I, J] 1 where the key is the query or before it, and both are real; else 0
+    distance  [G, I, J] int64: number of tokens from key to query, 0 if the key is later. [1, I, J] for all rows if the
+              block has all queries of its rows
+    mask      [G, 1, I, J]: 1 if the key is the query or before it, and both are real tokens; else 0
     buckets   [G, I, J] int32: `time_buckets` of the time from key to query; None: undated
     """
 
@@ -100,20 +105,24 @@ class Pairs:
 
 @dataclass(eq=False)
 class Block:
-    """Some queries of some rows, and all keys that they may see; places beyond a row repeat its last token.
+    """Some queries of some rows, and all keys that they may attend to.
 
-    queries, keys            places among all tokens, [G, I] and [G, J]
-    real_queries, real_keys  bool, the same shapes: not beyond the row
-    place                    [G, I] of the query within its row; -1 beyond it
-    alike                    all queries of all rows are asked: the distances of the last, longest row hold for all
+    Rows are padded: an entry beyond the end of a row repeats the last token of the row.
+
+    queries, keys            indices of the tokens among all queries and all keys, [G, I] and [G, J]
+    real_queries, real_keys  bool, the same shapes: whether the entry is a token of the row, not padding
+    positions                [G, I] position of the query within its row; -1 for padding
+    has_all_queries          whether every token of every row is a query: then the distances of the last, longest row
+                             are right for all rows
+    pairs                    cached distances, mask and time buckets (Layout.pairs)
     """
 
     queries: Tensor
     keys: Tensor
     real_queries: Tensor
     real_keys: Tensor
-    place: Tensor
-    alike: bool
+    positions: Tensor
+    has_all_queries: bool
     pairs: Pairs | None = None
 
 
@@ -128,24 +137,40 @@ def hstu_attention(
     position_weights: Tensor | None = None,
     time_weights: Tensor | None = None,
 ) -> Tensor:
-    """out_i = sum over j <= i of SiLU(scale q_i . k_j + position bias + time bias) v_j / normaliser, [queries, H, V].
+    """Return the causal attention output of each query, [queries, H, V].
 
-    `query [queries, H, K]`, `key [T, H, K]`, `value [T, H, V]`. The position bias is `position_weights [2 P - 1]` at
-    P - 1 + j - i, so the last token before a query has the highest place but one; rows must not be longer than P. The
-    time bias is `time_weights [129]` at `time_buckets` of the time from key to query. Both are shared by the heads.
-    Never holds more than `BLOCK` scores a head; the way back computes them anew. On a GPU, where Triton is installed,
-    a fused kernel holds none (ops/triton/hstu_attention.py); float64 is left to the blocks.
+        out_i = sum over j <= i of SiLU(scale q_i . k_j + position bias + time bias) v_j / normaliser
+
+    At most `BLOCK` scores per head are in memory; the backward pass recomputes them. On a GPU with Triton installed, a
+    fused kernel stores no scores at all (ops/triton/hstu_attention.py); float64 always uses the blocks.
+
+    Args:
+        query: queries [queries, H, K].
+        key: keys [T, H, K].
+        value: values [T, H, V].
+        layout: row offsets and times of the tokens.
+        normaliser: divisor of the sum.
+        scale: factor of the inner products.
+        position_weights: table [2 P - 1] of the position bias, shared by the heads. The bias of key j and query i is
+            entry P - 1 + j - i, so entry P - 1 belongs to the query's own token and entry P - 2 to the one before it.
+            Rows must not be longer than P.
+        time_weights: table [129] of the time bias, shared by the heads: the entry `time_buckets` of the time from key
+            to query.
+
+    Raises:
+        ValueError: a row is longer than P, or `time_weights` are passed with a layout without times.
+
     """
-    if position_weights is not None and layout.longest > (reach := (len(position_weights) + 1) // 2):
-        raise ValueError(f"a row has {layout.longest} tokens, position_weights reach {reach}")
+    if position_weights is not None and layout.max_length > (reach := (len(position_weights) + 1) // 2):
+        raise ValueError(f"a row has {layout.max_length} tokens, position_weights reach {reach}")
     if time_weights is not None and (layout.query_times is None or layout.key_times is None):
         raise ValueError("time_weights need a layout with query_times and key_times")
-    way: Any = _Attention
+    attention: Any = _Attention
     if query.is_cuda and query.dtype != torch.float64 and find_spec("triton") is not None:
         from nextitem.ops.triton.hstu_attention import FusedAttention
 
-        way = FusedAttention
-    out: Tensor = way.apply(query, key, value, position_weights, time_weights, layout, normaliser, scale)
+        attention = FusedAttention
+    out: Tensor = attention.apply(query, key, value, position_weights, time_weights, layout, normaliser, scale)
     return out
 
 
@@ -160,12 +185,12 @@ def hstu_attention_reference(
     position_weights: Tensor | None = None,
     time_weights: Tensor | None = None,
 ) -> Tensor:
-    """The same row by row, as the formula says."""
-    asked = layout.offsets if layout.query_offsets is None else layout.query_offsets
+    """Return what `hstu_attention` returns, computed row by row by the formula."""
+    query_offsets = layout.offsets if layout.query_offsets is None else layout.query_offsets
     parts = [value.new_zeros(0, *value.shape[1:])]
     for row in range(len(layout.offsets) - 1):
         keys = slice(int(layout.offsets[row]), int(layout.offsets[row + 1]))
-        queries = slice(int(asked[row]), int(asked[row + 1]))
+        queries = slice(int(query_offsets[row]), int(query_offsets[row + 1]))
         length, count = keys.stop - keys.start, queries.stop - queries.start
         i = torch.arange(length - count, length, device=key.device)[:, None]
         j = torch.arange(length, device=key.device)
@@ -175,15 +200,18 @@ def hstu_attention_reference(
         if time_weights is not None:
             assert layout.query_times is not None
             assert layout.key_times is not None
-            between = layout.query_times[queries][:, None] - layout.key_times[keys]
-            scores = scores + time_weights[time_buckets(between)]
+            elapsed = layout.query_times[queries][:, None] - layout.key_times[keys]
+            scores = scores + time_weights[time_buckets(elapsed)]
         weights = F.silu(scores) * (j <= i) / normaliser
         parts.append(torch.einsum("hij,jhv->ihv", weights, value[keys]))
     return torch.cat(parts)
 
 
 def time_buckets(milliseconds: Tensor) -> Tensor:
-    """floor(ln(max(1, seconds)) / 0.301), at most 128, int32: a second is 0, a minute 13, a day 37, a year 57."""
+    """Return the logarithmic bucket of each time difference, int32, 0..128.
+
+    It is floor(ln(max(1, seconds)) / 0.301), at most 128: one second is 0, a minute 13, a day 37, a year 57.
+    """
     seconds = milliseconds.float().div_(1000).clamp_(min=1)
     return seconds.log_().div_(0.301).int().clamp_(max=TIME_BUCKETS - 1)
 
@@ -233,8 +261,8 @@ class _Attention(torch.autograd.Function):
                 by_pair = grad_scores.sum(1) if grad_scores.shape[1] > 1 else grad_scores[:, 0]
                 if grad_position is not None:
                     middle = (len(grad_position) - 1) // 2
-                    alike = by_pair.sum(0, keepdim=True) if block.alike else by_pair
-                    grad_position[: middle + 1] += _binned(pairs.distance, alike, middle + 1).flip(0)
+                    by_distance = by_pair.sum(0, keepdim=True) if block.has_all_queries else by_pair
+                    grad_position[: middle + 1] += _binned(pairs.distance, by_distance, middle + 1).flip(0)
                 if grad_time is not None and pairs.buckets is not None:
                     grad_time += _binned(pairs.buckets, by_pair, len(grad_time))
             if scale != 1:
@@ -253,7 +281,7 @@ def _scores(
     position_weights: Tensor | None,
     time_weights: Tensor | None,
 ) -> Tensor:
-    """[G, H, I, J], before SiLU and mask."""
+    """Return the scores of a block before SiLU and mask, [G, H, I, J]."""
     scores = queries @ keys.transpose(2, 3)
     if scale != 1:
         scores.mul_(scale)
@@ -265,30 +293,33 @@ def _scores(
     return scores
 
 
-def _padded(values: Tensor, places: Tensor) -> Tensor:
-    """Tokens [T, H, W] at the places [G, L], as [G, H, L, W]."""
-    return values[places].transpose(1, 2).contiguous()
+def _padded(values: Tensor, indices: Tensor) -> Tensor:
+    """Return the tokens of `values [T, H, W]` at `indices [G, L]`, as [G, H, L, W]."""
+    return values[indices].transpose(1, 2).contiguous()
 
 
-def _add(into: Tensor, places: Tensor, real: Tensor, grads: Tensor) -> None:
-    """Adds [G, H, L, W] at the real places; of rows in one block, every token stands there once."""
-    if len(places) == 1:  # a part of a long row: its tokens follow one another
-        first, count = int(places[0, 0]), int(real.sum())
-        into[first : first + count] += grads[0, :, :count].transpose(0, 1)
+def _add(total: Tensor, indices: Tensor, real: Tensor, grads: Tensor) -> None:
+    """Add `grads [G, H, L, W]` to `total [T, H, W]` at the `real` ones of `indices [G, L]`, in place.
+
+    In a block of several rows every token occurs once, in no other block, so its gradient can be stored, not added.
+    """
+    if len(indices) == 1:  # a part of a long row: its tokens are contiguous
+        first, count = int(indices[0, 0]), int(real.sum())
+        total[first : first + count] += grads[0, :, :count].transpose(0, 1)
     else:
-        into[places[real]] = grads.transpose(1, 2)[real]
+        total[indices[real]] = grads.transpose(1, 2)[real]
 
 
 def _binned(bins: Tensor, values: Tensor, count: int) -> Tensor:
-    """Sums of values by bin, [count]."""
+    """Return the sum of the values in each of `count` bins, [count]."""
     return torch.bincount(bins.flatten(), weights=values.flatten(), minlength=count).to(values.dtype)
 
 
-def _groups(order: Tensor, lengths: list[int], queries: list[int]) -> Iterator[Tensor]:
-    """Runs of `order`, whose lengths rise, that make a block together."""
+def _groups(order: Tensor, lengths: list[int], num_queries: list[int]) -> Iterator[Tensor]:
+    """Yield consecutive parts of `order` (rows by ascending length) that fit into one block each."""
     first = 0
     for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or (end + 1 - first) * lengths[end] * max(queries[first : end + 1]) > BLOCK:
+        if end == len(lengths) or (end + 1 - first) * lengths[end] * max(num_queries[first : end + 1]) > BLOCK:
             yield order[first:end]
             first = end
 
@@ -297,23 +328,27 @@ def _block(
     starts: Tensor,
     lengths: Tensor,
     query_starts: Tensor,
-    queries: Tensor,
+    num_queries: Tensor,
     *,
     first: int,
     count: int,
     device: torch.device,
 ) -> Block:
-    """Queries `first` .. `first + count` - 1 of each row (all [G])."""
-    asked = torch.arange(first, first + count)
-    place = (lengths - queries)[:, None] + asked  # of the query within its row
-    width = int((place[:, -1] + 1).minimum(lengths).max()) if len(lengths) == 1 else int(lengths.max())
+    """Return the block with the queries `first` .. `first + count` - 1 of each row.
+
+    The tensors are [G]: of each row, the index of its first key, its number of keys, the index of its first query, and
+    its number of queries.
+    """
+    queries = torch.arange(first, first + count)
+    positions = (lengths - num_queries)[:, None] + queries  # of the queries within their rows
+    width = int((positions[:, -1] + 1).minimum(lengths).max()) if len(lengths) == 1 else int(lengths.max())
     keys = torch.arange(width)
-    real_queries, real_keys = asked < queries[:, None], keys < lengths[:, None]
+    real_queries, real_keys = queries < num_queries[:, None], keys < lengths[:, None]
     return Block(
-        (query_starts[:, None] + asked.minimum(queries[:, None] - 1)).to(device),
+        (query_starts[:, None] + queries.minimum(num_queries[:, None] - 1)).to(device),
         (starts[:, None] + keys.minimum(lengths[:, None] - 1)).to(device),
         real_queries.to(device),
         real_keys.to(device),
-        place.masked_fill(~real_queries, -1).to(device),
-        alike=bool((lengths == queries).all()),
+        positions.masked_fill(~real_queries, -1).to(device),
+        has_all_queries=bool((lengths == num_queries).all()),
     )

@@ -1,7 +1,7 @@
-"""The best of many sorted lists: an item scores what its list scores for a request, plus a part of its own.
+"""Merge sorted lists of items: the score of an item is the score of its list for a request plus the item's own score.
 
-Streaming VQ (arXiv 2501.08695, section 3.5) merges the lists of clusters with a heap. Of the k best items none lies
-outside the k lists with the best heads, nor beyond the first k of its list, so looking there finds the same.
+Streaming VQ (arXiv 2501.08695, section 3.5) merges the lists of clusters with a heap. The k best items are all in the k
+lists with the best first items, and among the first k items of their list. So it suffices to rank those.
 
 Shapes: B requests, C lists, N items.
 """
@@ -19,11 +19,11 @@ from nextitem.ops.topk import stable_topk
 
 @dataclass(frozen=True, eq=False)
 class SortedLists:
-    """C lists of items, each falling by the items' own scores.
+    """C lists of items, each sorted by the items' own scores, highest first.
 
-    items    [n] int64, list by list; equal scores in order of the item numbers
-    scores   [n], the items' own
-    offsets  [C + 1] int64
+    items    [n] int64, list by list; items with equal scores are in order of their numbers
+    scores   [n], the items' own scores
+    offsets  [C + 1] int64, offsets of the lists in `items` and `scores`
     """
 
     items: Tensor
@@ -31,60 +31,68 @@ class SortedLists:
     offsets: Tensor
 
     @classmethod
-    def of(cls, owner: Tensor, scores: Tensor, *, count: int, hidden: Tensor | None = None) -> SortedLists:
-        """Items 1..N by `owner [N + 1]`, the list of each, and their own `scores [N + 1]`; entry 0 is padding.
+    def from_list_numbers(
+        cls, list_numbers: Tensor, scores: Tensor, *, num_lists: int, is_hidden: Tensor | None = None
+    ) -> SortedLists:
+        """Return the sorted lists of items 1..N.
 
-        `hidden` items, bool [N + 1], are in no list.
+        Args:
+            list_numbers: list of each item, [N + 1] int64; entry 0 is padding.
+            scores: the items' own scores, [N + 1]; entry 0 is padding.
+            num_lists: number of lists (C).
+            is_hidden: items that are in no list, bool [N + 1]; None: every item is in a list.
+
         """
-        items = torch.arange(1, len(owner), device=owner.device)
-        if hidden is not None:
-            items = items[~hidden[1:]]
+        items = torch.arange(1, len(list_numbers), device=list_numbers.device)
+        if is_hidden is not None:
+            items = items[~is_hidden[1:]]
         order = items[scores[items].argsort(descending=True, stable=True)]
-        order = order[owner[order].argsort(stable=True)]
-        offsets = torch.zeros(count + 1, dtype=torch.int64, device=owner.device)
-        offsets[1:] = torch.bincount(owner[items], minlength=count).cumsum(0)
+        order = order[list_numbers[order].argsort(stable=True)]
+        offsets = torch.zeros(num_lists + 1, dtype=torch.int64, device=list_numbers.device)
+        offsets[1:] = torch.bincount(list_numbers[items], minlength=num_lists).cumsum(0)
         return cls(order, scores[order], offsets)
 
 
 def merge_lists(list_scores: Tensor, lists: SortedLists, k: int) -> tuple[Tensor, Tensor]:
-    """The k best items of each request by `list_scores [B, C]` of their list plus their own score.
+    """Return the k best items of each request, by the score `list_scores [B, C]` of their list plus their own score.
 
-    Returns items [B, k] int64, 0 where there are no more, and scores [B, k], -inf there. Which of equal scores come is
-    not said.
+    Returns items [B, k] int64 and scores [B, k]; a request with fewer than k items has items 0 and scores -inf at the
+    end. Which items are returned among equal scores is not specified.
     """
-    begins, sizes = lists.offsets[:-1], lists.offsets.diff()
-    filled = sizes > 0
-    own = lists.scores.new_full((len(sizes),), -torch.inf)
-    own[filled] = lists.scores[begins[filled]]
-    heads = list_scores + own
-    chosen = stable_topk(heads, min(k, heads.shape[1]))[1]
+    starts, sizes = lists.offsets[:-1], lists.offsets.diff()
+    has_items = sizes > 0
+    first_scores = lists.scores.new_full((len(sizes),), -torch.inf)
+    first_scores[has_items] = lists.scores[starts[has_items]]
+    best_scores = list_scores + first_scores
+    best_lists = stable_topk(best_scores, min(k, best_scores.shape[1]))[1]
     depth = min(k, int(sizes.max()))
-    slots = torch.arange(depth, device=chosen.device)
-    real = slots < sizes[chosen][..., None]
-    where = (begins[chosen][..., None] + slots).clamp(max=len(lists.items) - 1)
-    totals = (list_scores.gather(1, chosen)[..., None] + lists.scores[where]).masked_fill(~real, -torch.inf).flatten(1)
-    values, picks = stable_topk(totals, min(k, totals.shape[1]))
-    items = lists.items[where.flatten(1).gather(1, picks)].masked_fill(values == -torch.inf, 0)
+    ranks = torch.arange(depth, device=best_lists.device)
+    is_real = ranks < sizes[best_lists][..., None]
+    indices = (starts[best_lists][..., None] + ranks).clamp(max=len(lists.items) - 1)
+    totals = list_scores.gather(1, best_lists)[..., None] + lists.scores[indices]
+    totals = totals.masked_fill(~is_real, -torch.inf).flatten(1)
+    values, columns = stable_topk(totals, min(k, totals.shape[1]))
+    items = lists.items[indices.flatten(1).gather(1, columns)].masked_fill(values == -torch.inf, 0)
     missing = (0, k - values.shape[1])
     return torch.nn.functional.pad(items, missing), torch.nn.functional.pad(values, missing, value=-torch.inf)
 
 
 def merge_lists_reference(list_scores: Tensor, lists: SortedLists, k: int) -> list[list[tuple[float, int]]]:
-    """The same with a heap, one request after another: (score, item), best first."""
+    """Return the k best (score, item) of each request, best first, computed with a heap, one request after another."""
     answers = []
     offsets = lists.offsets.tolist()
     for row in list_scores.tolist():
         heap = [
-            (-(score + float(lists.scores[offsets[place]])), place, offsets[place])
-            for place, score in enumerate(row)
-            if offsets[place] < offsets[place + 1]
+            (-(score + float(lists.scores[offsets[number]])), number, offsets[number])
+            for number, score in enumerate(row)
+            if offsets[number] < offsets[number + 1]
         ]
         heapq.heapify(heap)
-        found: list[tuple[float, int]] = []
-        while heap and len(found) < k:
-            negative, place, at = heapq.heappop(heap)
-            found.append((-negative, int(lists.items[at])))
-            if at + 1 < offsets[place + 1]:
-                heapq.heappush(heap, (-(row[place] + float(lists.scores[at + 1])), place, at + 1))
-        answers.append(found)
+        best: list[tuple[float, int]] = []
+        while heap and len(best) < k:
+            negative, number, index = heapq.heappop(heap)
+            best.append((-negative, int(lists.items[index])))
+            if index + 1 < offsets[number + 1]:
+                heapq.heappush(heap, (-(row[number] + float(lists.scores[index + 1])), number, index + 1))
+        answers.append(best)
     return answers

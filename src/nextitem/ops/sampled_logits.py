@@ -1,4 +1,4 @@
-"""Logits of each position's own sampled items, without a vector of width D for each of T * S pairs."""
+"""Logits of sampled items that differ by position, computed without storing a vector for each of the T * S pairs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-PAIRS_AT_ONCE = 2**20  # entries of gathered vectors; 4 MiB in float32 stays in a CPU's cache
+PAIRS_AT_ONCE = 2**20  # entries of vectors that are gathered at a time: 4 MiB in float32 stay in the cache of a CPU
 
 
 def sampled_logits(hidden: Tensor, table: Tensor, items: Tensor) -> Tensor:
-    """`hidden[t] . table[items[t, s]]`, [T, S].
+    """Return the logits `hidden[t] . table[items[t, s]]` of the sampled items of each position, [T, S].
 
     `hidden [T, D]`, `table [N + 1, D]`, `items [T, S]` int64. Vectors are gathered for a few positions at a time, and
-    again in the backward pass. Scoring the whole table and picking columns is slower unless N < 15 S or so
-    (benchmarks/sampled_logits.py).
+    again in the backward pass. Computing the logits of the whole table and gathering columns is slower, unless N is
+    less than about 15 S (benchmarks/sampled_logits.py).
     """
     out: Tensor = _SampledLogits.apply(hidden, table, items)  # type: ignore[no-untyped-call]
     return out
 
 
 def sampled_logits_reference(hidden: Tensor, table: Tensor, items: Tensor) -> Tensor:
-    """The same with all vectors at once, [T, S, D]."""
+    """Return what `sampled_logits` returns, computed from all gathered vectors [T, S, D] at once."""
     return torch.einsum("td,tsd->ts", hidden, table[items])
 
 
@@ -46,8 +46,8 @@ class _SampledLogits(torch.autograd.Function):
         for part in _parts(hidden, items):
             vectors = F.embedding(items[part], table).to(hidden.dtype)
             grad_hidden[part] = torch.bmm(grad[part, None], vectors)[:, 0]
-            each = (grad[part, :, None] * hidden[part, None]).flatten(0, 1)
-            grad_table.index_add_(0, items[part].flatten(), each.to(table.dtype))
+            grad_vectors = (grad[part, :, None] * hidden[part, None]).flatten(0, 1)
+            grad_table.index_add_(0, items[part].flatten(), grad_vectors.to(table.dtype))
         return grad_hidden, grad_table, None
 
 

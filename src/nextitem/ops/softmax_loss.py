@@ -1,4 +1,4 @@
-"""Cross-entropy over the whole catalogue that never holds all logits.
+"""Cross-entropy over the whole catalogue, computed without storing all logits.
 
 Shapes: T positions, N items, D width.
 """
@@ -11,20 +11,28 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 2**20  # logits held at once: 4 MiB in float32, so that they stay in a CPU's cache between products
-ROWS = 64  # positions in a block, at least: with fewer, products with the table run at a fraction of their speed
+BLOCK = 2**20  # logits in memory at once: 4 MiB in float32, so that they stay in the cache of a CPU between products
+ROWS = 64  # minimum number of positions in a block: with fewer, products with the table are several times slower
 
 
 def softmax_loss(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-    """Mean over T of -log softmax(hidden . items)[target], scalar; differentiable once.
+    """Return the mean over T of -log softmax(hidden . items)[target], scalar; differentiable once.
 
-    `hidden [T, D]`; `table [N + 1, D]`, whose row 0 is padding and never competes; `targets [T]` item ids, 1..N.
-    Holds twice `BLOCK` logits beside the gradients, whatever T and N are.
+    Memory is twice `BLOCK` logits plus the gradients, independent of T and N.
 
-    The gradient of a cross-entropy needs nothing but the probabilities, so both gradients are made in the forward
-    pass while a block of them is at hand. A small catalogue is taken in blocks of positions: each product is computed
-    once, as in the plain version. A large one, of which few positions would fit a block, is taken in blocks of items,
-    once for the normaliser and once for the gradients.
+    The gradient of a cross-entropy depends on the probabilities only. So the forward pass computes both gradients while
+    a block of probabilities is in memory. A small catalogue is processed in blocks of positions: each product is
+    computed once, as in the plain version. A large catalogue, for which few positions would fit into a block, is
+    processed in blocks of items: once for the normaliser and once for the gradients.
+
+    Args:
+        hidden: hidden states [T, D].
+        table: item vectors [N + 1, D]; row 0 is padding and never competes.
+        targets: item ids [T], 1..N.
+
+    Raises:
+        ValueError: there is no position.
+
     """
     if not len(hidden):
         raise ValueError("softmax_loss needs at least one position with a target")
@@ -33,19 +41,19 @@ def softmax_loss(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
 
 
 def softmax_loss_reference(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-    """The same from all logits at once."""
+    """Return what `softmax_loss` returns, computed from all logits at once."""
     return torch.nn.functional.cross_entropy(hidden @ table[1:].T, targets - 1)
 
 
 class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        wanted = any(ctx.needs_input_grad[:2])
+        needs_gradients = any(ctx.needs_input_grad[:2])
         with torch.autocast(hidden.device.type, enabled=False):
             items = table[1:].to(hidden.dtype)
             by_rows = BLOCK // len(items) >= min(ROWS, len(hidden))
             blocks = _blocks_of_positions if by_rows else _blocks_of_items
-            grad_table = torch.zeros_like(table, dtype=hidden.dtype) if wanted else None
+            grad_table = torch.zeros_like(table, dtype=hidden.dtype) if needs_gradients else None
             grad_items = None if grad_table is None else grad_table[1:]
             losses, grad_hidden = blocks(hidden, items, targets - 1, grad_items)
         if grad_hidden is not None and grad_table is not None:
@@ -60,15 +68,19 @@ class _SoftmaxLoss(torch.autograd.Function):
 
 
 def _blocks_of_positions(
-    hidden: Tensor, items: Tensor, wanted: Tensor, grad_items: Tensor | None
+    hidden: Tensor, items: Tensor, targets: Tensor, grad_items: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Losses [T] and the gradient of their mean by hidden; that by items is added to `grad_items`."""
+    """Return the losses [T] and the gradient of their mean with respect to `hidden`, in blocks of positions.
+
+    `items [N, D]` are the item vectors without padding, `targets [T]` their row numbers, from 0. The gradient with
+    respect to `items` is added to `grad_items`; if that is None, no gradients are computed.
+    """
     rows = max(1, BLOCK // len(items))
     losses = []
     grad_hidden = None if grad_items is None else torch.empty_like(hidden)
     logits, out = torch.empty(2, min(rows, len(hidden)), len(items), dtype=hidden.dtype, device=hidden.device)
     for start in range(0, len(hidden), rows):
-        part, target = hidden[start : start + rows], wanted[start : start + rows, None]
+        part, target = hidden[start : start + rows], targets[start : start + rows, None]
         block = torch.mm(part, items.T, out=logits[: len(part)])
         probabilities, normaliser = _normalise(block, out[: len(part)])
         losses.append(normaliser - (part * items[target[:, 0]]).sum(1).to(normaliser.dtype))
@@ -80,26 +92,29 @@ def _blocks_of_positions(
 
 
 def _normalise(logits: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax of the rows, in `out` where the type allows it, and the log of their normalisers [T] in float32."""
+    """Return the softmax of the rows, in `out` if the type allows it, and the log of their normalisers [T].
+
+    For float16 and bfloat16 the normalisers are float32 and `out` is not used.
+    """
     if logits.dtype in (torch.bfloat16, torch.float16):
         exact = logits.float()
         normaliser = exact.logsumexp(1)
         return (exact - normaliser[:, None]).exp_().to(logits.dtype), normaliser
-    # Softmax has the fastest exponential at hand; of the highest logit it is 1 / N or more, so its log is exact.
+    # softmax has the fastest exponential here. Its value at the highest logit is at least 1 / N, so its log is exact.
     probabilities = torch.softmax(logits, 1, out=out)
     return probabilities, logits.amax(1) - probabilities.amax(1).log()
 
 
 def _blocks_of_items(
-    hidden: Tensor, items: Tensor, wanted: Tensor, grad_items: Tensor | None
+    hidden: Tensor, items: Tensor, targets: Tensor, grad_items: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The same by blocks of items."""
+    """Return what `_blocks_of_positions` returns, computed in blocks of items."""
     columns = max(1, BLOCK // len(hidden))
     exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     normaliser = torch.full((len(hidden),), -torch.inf, dtype=exact, device=hidden.device)
     for part in torch.split(items, columns):
         normaliser = torch.logaddexp(normaliser, (hidden @ part.T).to(exact).logsumexp(1))
-    losses = normaliser - (hidden * items[wanted]).sum(1).to(exact)
+    losses = normaliser - (hidden * items[targets]).sum(1).to(exact)
     if grad_items is None:
         return losses, None
     grad_hidden = torch.zeros_like(hidden, dtype=exact)
@@ -108,8 +123,8 @@ def _blocks_of_items(
         probabilities = ((hidden @ part.T).to(exact) - shift).exp_().to(hidden.dtype)
         grad_hidden += probabilities @ part
         torch.mm(probabilities.T, hidden, out=grad_part)
-    # The targets' own part of the gradient, apart from the blocks.
-    grad_hidden -= items[wanted]
-    grad_items.index_add_(0, wanted, hidden, alpha=-1)
+    # The part of the gradient that comes from the targets; it needs no blocks.
+    grad_hidden -= items[targets]
+    grad_items.index_add_(0, targets, hidden, alpha=-1)
     grad_items.div_(len(hidden))
     return losses, grad_hidden.div_(len(hidden)).to(hidden.dtype)

@@ -1,9 +1,9 @@
-"""One level of a trie walk: the children of a batch of beams, and what the generator gives them.
+"""One level of a trie walk: the children of a batch of beams, and their logits.
 
-Two layouts give the same answers. `listed` pads each beam's children to the largest degree among the beams: right
-where nodes have few of the possible codes. `dense` looks whole rows up in a table over all codes: right where
-they have many, as the codes then need no gathering. Neither looks at more than the beams' own children, so the
-cost of a step does not depend on the size of the catalogue.
+Two layouts return the same results. `listed` pads the children of each beam to the largest degree among the beams: it
+is faster if nodes have few of the possible codes. `dense` looks up whole rows of a table over all codes: it is faster
+if nodes have many of them, as the codes then need no gathering. Both read only the children of the beams, so the cost
+of a step does not depend on the size of the catalogue.
 
 Shapes: B requests, W beams, C codes of the level, D children per beam (C in the dense layout).
 """
@@ -18,10 +18,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Children:
-    """Children of beams.
+    """Child nodes of a batch of beams, with the codes that lead to them.
 
-    nodes  [B, W, D] int64; -1 where a beam has fewer than D children, or is dead (parent -1)
-    codes  [B, W, D] int64, anything where nodes is -1; None in the dense layout: slot c is code c
+    nodes  [B, W, D] int64; -1 is padding: the beam has fewer than D children, or is dead (parent -1)
+    codes  [B, W, D] int64, undefined if the node is -1; None in the dense layout, where entry c has code c
     """
 
     nodes: Tensor
@@ -29,44 +29,45 @@ class Children:
 
 
 def listed_children(parents: Tensor, first_child: Tensor, codes: Tensor) -> Children:
-    """Children of `parents [B, W]` (-1: dead), padded to the largest degree among them.
+    """Return the children of the nodes `parents [B, W]` (-1: dead beam), padded to the largest degree among them.
 
     Node v has the children first_child[v] .. first_child[v + 1] - 1, and `codes[v]` is the code that leads to v.
     """
-    alive = parents >= 0
-    safe = parents.clamp(min=0)
-    first = first_child[safe].long()
-    degree = (first_child[safe + 1] - first).masked_fill(~alive, 0)
-    slots = torch.arange(int(degree.max()) if degree.numel() else 0, device=parents.device)
-    exists = slots < degree[..., None]
-    nodes = torch.where(exists, first[..., None] + slots, -1)
+    is_alive = parents >= 0
+    valid_parents = parents.clamp(min=0)
+    first = first_child[valid_parents].long()
+    degree = (first_child[valid_parents + 1] - first).masked_fill(~is_alive, 0)
+    numbers = torch.arange(int(degree.max()) if degree.numel() else 0, device=parents.device)
+    is_child = numbers < degree[..., None]
+    nodes = torch.where(is_child, first[..., None] + numbers, -1)
     return Children(nodes, codes[nodes].long())
 
 
 def dense_children(parents: Tensor, table: Tensor, first_node: int) -> Children:
-    """Children of `parents [B, W]` (-1: dead) by `table [nodes of the level, C]`: a child's node, or -1.
+    """Return the children of the nodes `parents [B, W]` (-1: dead beam), looked up in a dense table.
 
-    `first_node` is the node that row 0 of the table stands for.
+    `table [nodes of the level, C]` contains the child node for each node and code, or -1. Its row 0 belongs to the node
+    `first_node`.
     """
     nodes = table[(parents - first_node).clamp(min=0)].long()
     return Children(nodes.masked_fill_((parents < 0)[..., None], -1), None)
 
 
 def children_logits(logits: Tensor, children: Children) -> Tensor:
-    """The entries of `logits [B, W, C]` that belong to the children, [B, W, D]; -inf where there is none."""
-    found = logits.clone() if children.codes is None else logits.gather(2, children.codes.clamp(min=0))
-    return found.masked_fill_(children.nodes < 0, -torch.inf)
+    """Return the entries of `logits [B, W, C]` that belong to the children, [B, W, D]; -inf for padding."""
+    child_logits = logits.clone() if children.codes is None else logits.gather(2, children.codes.clamp(min=0))
+    return child_logits.masked_fill_(children.nodes < 0, -torch.inf)
 
 
 def children_logits_reference(
     logits: Tensor, parents: Tensor, first_child: Tensor, codes: Tensor
 ) -> list[list[dict[int, float]]]:
-    """The same in plain Python: for each beam, code -> logit over its children."""
+    """Return the logits of the children of each beam as code -> logit, computed in plain Python."""
     answer: list[list[dict[int, float]]] = []
     for row, nodes in enumerate(parents.tolist()):
         answer.append([])
         for beam, node in enumerate(nodes):
-            span = range(0) if node < 0 else range(int(first_child[node]), int(first_child[node + 1]))
-            legal = [int(codes[child]) for child in span]
-            answer[-1].append({code: float(logits[row, beam, code]) for code in legal})
+            child_nodes = range(0) if node < 0 else range(int(first_child[node]), int(first_child[node + 1]))
+            child_codes = [int(codes[child]) for child in child_nodes]
+            answer[-1].append({code: float(logits[row, beam, code]) for code in child_codes})
     return answer

@@ -51,6 +51,15 @@ class Comparison:
     examples: list[CustomerExample] = field(default_factory=list, repr=False)
     runs: list[Run] = field(default_factory=list, repr=False)
 
+    def __repr__(self) -> str:
+        """Return the folder, and a line with the main figures of each model."""
+        lines = []
+        for row in self.rows:
+            figures = row.evaluation.metrics
+            shown_names = [name for name in ("recall@10", "ndcg@10", "auc", "log_loss") if name in figures]
+            lines.append("  " + ", ".join([row.name, *(f"{name} {figures[name]:.4f}" for name in shown_names)]))
+        return "\n".join([f"Comparison in {self.folder}: {len(self.rows)} models", *lines])
+
     def to_frame(self) -> pl.DataFrame:
         """Return a data frame with one row for each model.
 
@@ -148,7 +157,6 @@ def compare(
                 out=run_folder,
                 protocol=protocol,
                 minutes=minutes_per_model,
-                drop_unknown_items=drop_unknown_items,
                 seed=seed,
                 device=device,
                 resume=resume and run_folder.exists(),

@@ -109,6 +109,7 @@ def train(
     log = log if log is not None and processes.rank() == 0 else silent
     name = model_name(model)
     path = data if not isinstance(data, Dataset) else data.source or IN_MEMORY + data.name
+    drop_unknown_items |= isinstance(data, Dataset) and data.drops_unknown_items
     arguments = _arguments(
         name, str(path), protocol=protocol, refit=refit, drop=drop_unknown_items, seed=seed, ids=ids, minutes=minutes
     )

@@ -38,17 +38,17 @@ def test_a_soft_search_that_selects_all_events_equals_full_attention(
 ) -> None:
     longest = int(requests.items.lengths.max())
     for num_events in (longest, 10_000):
-        model = ranker(SIM, **SMALL, search="soft", found=num_events)
+        model = ranker(SIM, **SMALL, search="soft", max_search_results=num_events)
         interest = model.long_interest(requests, queries(model, requests))
         torch.testing.assert_close(interest, full_attention(model, requests, history_mask(requests)))
-    selective = ranker(SIM, **SMALL, search="soft", found=3)
+    selective = ranker(SIM, **SMALL, search="soft", max_search_results=3)
     assert not torch.allclose(selective.long_interest(requests, queries(selective, requests)), interest)
 
 
 def test_the_hard_search_attends_to_the_events_of_the_candidates_category(
     ranker: BuildRanker, requests: SequenceBatch
 ) -> None:
-    model = ranker(SIM, **SMALL, category="department", found=10_000)
+    model = ranker(SIM, **SMALL, category="department", max_search_results=10_000)
     assert requests.candidates is not None
     column = model.catalog.table["department"].to_list()
     event_values = [column[item - 1] for item in requests.items.values.tolist()]
@@ -57,7 +57,9 @@ def test_the_hard_search_attends_to_the_events_of_the_candidates_category(
     assert 0 < int(is_same.sum()) < int(history_mask(requests).sum())
     interest = model.long_interest(requests, queries(model, requests))
     torch.testing.assert_close(interest, full_attention(model, requests, is_same))
-    latest = ranker(SIM, **SMALL, category="department", found=2).search(requests, queries(model, requests))
+    latest = ranker(SIM, **SMALL, category="department", max_search_results=2).search(
+        requests, queries(model, requests)
+    )
     for p, row in enumerate(is_same):
         assert latest.places[p][latest.real[p]].tolist() == row.nonzero()[:, 0].tolist()[-2:]
 
@@ -90,7 +92,7 @@ def test_the_auxiliary_task_weighs_events_by_inner_products(ranker: BuildRanker,
 
 @pytest.mark.parametrize("search", ["hard", "soft"])
 def test_histories_of_ten_thousand_events_are_searched(search: str, ranker: BuildRanker) -> None:
-    model = ranker(SIM, **SMALL, search=search, found=20, fields=("item.id", "item.category"))
+    model = ranker(SIM, **SMALL, search=search, max_search_results=20, fields=("item.id", "item.category"))
     generator = torch.Generator().manual_seed(0)
     items = Jagged.from_rows([torch.randint(1, 151, (10_000,), generator=generator).tolist()])
     times = torch.arange(10_000) * 3_600_000

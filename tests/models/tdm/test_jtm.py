@@ -1,4 +1,4 @@
-"""JTM's assignment: exact where few, never worse, within what nodes hold."""
+"""Tests of JTM's assignment: exact for few items, never worse than before, within the capacity of nodes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_target import NextTargets
-from nextitem.models.tdm.jtm import JTM, JTMConfig, shared_out
+from nextitem.models.tdm.jtm import JTM, JTMConfig, assign_items
 from nextitem.models.tdm.network import bits_to_codes
 from nextitem.nn.quantisation.balanced_tree import balanced_tree
 
@@ -34,39 +34,41 @@ def model_of(count: int, **fields: object) -> JTM:
     )
     catalog = catalog.with_identifiers(table)
     torch.manual_seed(1)
-    made = JTM(JTMConfig.model_validate({"windows": (2, 1), "hidden": (8,), **fields}), catalog)
-    torch.nn.init.normal_(made.network.items.weight[1:])
-    torch.nn.init.normal_(made.network.inner.weight)
-    return made.eval()
+    model = JTM(JTMConfig.model_validate({"windows": (2, 1), "hidden": (8,), **fields}), catalog)
+    torch.nn.init.normal_(model.network.items.weight[1:])
+    torch.nn.init.normal_(model.network.inner.weight)
+    return model.eval()
 
 
 def batch_of(count: int, targets: int, seed: int = 0) -> SequenceBatch:
-    draw = torch.Generator().manual_seed(seed)
-    histories = torch.randint(1, count + 1, (targets, 3), generator=draw)
-    wanted = torch.randint(1, count + 1, (targets,), generator=draw)
+    generator = torch.Generator().manual_seed(seed)
+    histories = torch.randint(1, count + 1, (targets, 3), generator=generator)
+    target_items = torch.randint(1, count + 1, (targets,), generator=generator)
     return SequenceBatch(
-        Jagged.from_padded(histories, torch.full((targets,), 3)), targets=Jagged(wanted, torch.arange(targets + 1))
+        Jagged.from_padded(histories, torch.full((targets,), 3)),
+        targets=Jagged(target_items, torch.arange(targets + 1)),
     )
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    seed=st.integers(0, 999), room=st.lists(st.integers(0, 3), min_size=1, max_size=4).filter(lambda r: 0 < sum(r) < 7)
+    seed=st.integers(0, 999),
+    capacity=st.lists(st.integers(0, 3), min_size=1, max_size=4).filter(lambda r: 0 < sum(r) < 7),
 )
-def test_the_exact_way_finds_the_best_of_all_assignments(seed: int, room: list[int]) -> None:
-    weights = np.random.default_rng(seed).normal(size=(sum(room), len(room)))
-    slots = np.repeat(np.arange(len(room)), room)
+def test_the_exact_method_returns_the_best_of_all_assignments(seed: int, capacity: list[int]) -> None:
+    weights = np.random.default_rng(seed).normal(size=(sum(capacity), len(capacity)))
+    slots = np.repeat(np.arange(len(capacity)), capacity)
     best = max(weights[np.arange(len(slots)), list(order)].sum() for order in set(permutations(slots)))
     for exact in (True, False):
-        chosen = shared_out(weights, np.array(room), exact=exact)
-        assert np.bincount(chosen, minlength=len(room)).tolist() == room
-        value = weights[np.arange(len(slots)), chosen].sum()
+        slots_of_items = assign_items(weights, np.array(capacity), exact=exact)
+        assert np.bincount(slots_of_items, minlength=len(capacity)).tolist() == capacity
+        value = weights[np.arange(len(slots)), slots_of_items].sum()
         assert value == pytest.approx(best) if exact else value <= best + 1e-9
 
 
-def test_the_most_decided_choose_first() -> None:
+def test_items_with_the_largest_margin_are_assigned_first() -> None:
     weights = np.array([[5.0, 4.0], [9.0, 1.0], [3.0, 2.5]])
-    assert shared_out(weights, np.array([1, 2]), exact=False).tolist() == [1, 0, 1]
+    assert assign_items(weights, np.array([1, 2]), exact=False).tolist() == [1, 0, 1]
 
 
 def test_the_likelihood_is_summed_over_targets_and_levels_above_the_leaves() -> None:
@@ -87,41 +89,41 @@ def test_an_assignment_never_lowers_the_likelihood(segment: int, exact: int) -> 
     model = model_of(21, segment=segment, exact_items=exact)
     batches = [batch_of(21, 40, seed=seed) for seed in range(3)]
     former, codes = model.likelihood(batches), model.network.codes[1:].clone()
-    found = model.assigned_codes(batches)
-    assert found is not None
-    assert torch.equal(found.unique(dim=0), codes.unique(dim=0))  # the same leaves, one for each item
+    new_codes = model.assigned_codes(batches)
+    assert new_codes is not None
+    assert torch.equal(new_codes.unique(dim=0), codes.unique(dim=0))  # the same leaves, each with one item
     # The likelihood that the assignment maximises: the present vectors at the nodes of the new paths.
     leaf = {tuple(row): item for item, row in enumerate(codes.tolist(), start=1)}
-    moved = torch.tensor([0] + [leaf[tuple(row)] for row in found.tolist()])
-    after = 0.0
+    moved = torch.tensor([0] + [leaf[tuple(row)] for row in new_codes.tolist()])
+    likelihood = 0.0
     for batch in batches:
         assert batch.targets is not None
         paths = model.network.paths[moved[batch.targets.values], :-1]
-        after += float(
+        likelihood += float(
             F.logsigmoid(model.network.logits(batch.items, paths, range(1, paths.shape[1] + 1))).double().sum()
         )
-    assert after > former
+    assert likelihood > former
 
 
-def test_what_an_assignment_gains_is_there_when_the_tree_is_planted() -> None:
-    # One window and nodes that ignore the history: what moves of it with the tree does not blur the gain.
+def test_replacing_the_tree_raises_the_likelihood() -> None:
+    # All histories are equal, and nodes read items, not ancestors: so the new tree does not change the inputs.
     model = model_of(21, segment=2)
     batches = [batch_of(21, 40, seed=seed) for seed in range(3)]
     for batch in batches:
         batch.items.values.fill_(1)
     model.network.by_level = False
     former, inner = model.likelihood(batches), model.network.inner.weight.clone()
-    found = model.assigned_codes(batches)
-    assert found is not None
-    model.network.replant(found)
+    new_codes = model.assigned_codes(batches)
+    assert new_codes is not None
+    model.network.replace_tree(new_codes)
     assert torch.equal(model.network.inner.weight, inner)
     assert model.likelihood(batches) > former
 
 
-def test_one_segment_over_the_whole_tree_is_the_best_tree_of_all() -> None:
+def test_one_segment_over_the_whole_tree_results_in_the_best_tree() -> None:
     model = model_of(5, segment=3)
     batches = [batch_of(5, 30)]
-    found = model.assigned_codes(batches)
+    new_codes = model.assigned_codes(batches)
     codes = model.network.codes[1:].clone()
     leaf = {tuple(row): item for item, row in enumerate(codes.tolist(), start=1)}
 
@@ -135,19 +137,19 @@ def test_one_segment_over_the_whole_tree_is_the_best_tree_of_all() -> None:
         return total
 
     best = max(value(order) for order in permutations(range(1, 6)))
-    assert found is not None
-    assert value(tuple(leaf[tuple(row)] for row in found.tolist())) == pytest.approx(best, rel=1e-6)
+    assert new_codes is not None
+    assert value(tuple(leaf[tuple(row)] for row in new_codes.tolist())) == pytest.approx(best, rel=1e-6)
 
 
-def test_a_tree_that_cannot_be_bettered_is_kept() -> None:
+def test_a_tree_that_cannot_be_improved_stays() -> None:
     model = model_of(9, segment=4)
-    # Nodes that all score alike: no assignment is better than another.
+    # All nodes have the same score: no assignment is better than another.
     torch.nn.init.zeros_(model.network.inner.weight)
     torch.nn.init.zeros_(model.network.items.weight)
     assert model.assigned_codes([batch_of(9, 40)]) is None
 
 
-def test_no_item_has_more_targets_than_asked_and_each_target_is_real() -> None:
+def test_no_item_has_more_targets_than_the_limit_and_all_are_real() -> None:
     users = np.repeat(np.arange(1, 9), 6).astype(np.int32)
     items = np.random.default_rng(0).integers(1, 5, 48).astype(np.int32)
     log = Interactions(users, items, 8, 4)

@@ -50,7 +50,7 @@ class SIMConfig(DeepConfig):
     """Search in the long history: by the candidate's category (hard) or by inner products (soft)."""
     category: str = ""
     """Categorical feature of items for the hard search; empty: the one with the most values."""
-    found: int = Field(50, ge=1)
+    max_search_results: int = Field(50, ge=1)
     """Largest number of events that the search selects for a candidate (K)."""
     heads: int = Field(2, ge=1)
     """Number of attention heads of the exact search unit."""
@@ -130,10 +130,12 @@ class SIM(RankingModel):
                 self._categories(ids) for ids in (long.items.values, long.candidates.values)
             )
             rows = long.candidates.row_ids()
-            return search_same(long.items.with_values(event_codes), candidate_codes, rows, self.config.found)
+            return search_same(
+                long.items.with_values(event_codes), candidate_codes, rows, self.config.max_search_results
+            )
         keys = self.of_event(self.vectors.of_items(long.items.values))
         queries = long.candidates.with_values(self.of_candidate(queries_PX))
-        return search_nearest(long.items.with_values(keys), queries, self.config.found)
+        return search_nearest(long.items.with_values(keys), queries, self.config.max_search_results)
 
     def penalty(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """Return the penalty of every ranker, plus alpha times the loss of the soft search's auxiliary task."""

@@ -1,1 +1,1 @@
-"""Tree-based deep models: a network that scores nodes, and ways to learn the tree."""
+"""Tree-based deep models: a network that scores the nodes of a tree, and ways to learn the tree."""

@@ -1,4 +1,4 @@
-"""TreeNetwork: a tree of items, the scorer of its nodes, what they are trained on, and the walk down.
+"""TreeNetwork: a tree of items, the scorer of its nodes, their training loss, and the walk down the tree.
 
 Shapes: B requests, L history, K nodes of a request, W beams, C codes of a level, D width, M depth of the tree, N items.
 """
@@ -24,7 +24,8 @@ from nextitem.decoding.trie import PrefixTrie
 from nextitem.nn.quantisation.balanced_tree import balanced_tree
 from nextitem.nn.ranking.node_scorer import NodeScorer
 
-_STD = 0.01  # of embeddings at the start; the authors' code has 0.001, with which the first epochs learn nothing here
+# Standard deviation of initial embeddings. The authors' code has 0.001, with which the first epochs learn nothing here.
+_STD = 0.01
 
 
 class Levels(configs.Choice):
@@ -33,13 +34,13 @@ class Levels(configs.Choice):
     kind: Literal["levels"] = "levels"
     """Sampled nodes of every level of the tree."""
     negatives: int = Field(64, ge=1)
-    """Number of other nodes for each target, over all levels; a level has a share in proportion to its depth."""
+    """Number of other nodes for each target, over all levels; a level has a part in proportion to its depth."""
     negatives_per_level: tuple[int, ...] | None = None
     """Number of other nodes at each depth from 1 on, in place of `negatives`; none: by `negatives`."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that nothing reads beside the others, each with the reason."""
-        return configs.idle_unless(self.negatives_per_level is None, "negatives_per_level says how many", "negatives")
+        """Return the fields that have no effect under the other settings, each with the reason."""
+        return configs.idle_unless(self.negatives_per_level is None, "negatives_per_level replaces it", "negatives")
 
 
 class BeamAware(configs.Choice):
@@ -48,33 +49,34 @@ class BeamAware(configs.Choice):
     kind: Literal["beam-aware"] = "beam-aware"
     """The nodes that the present model's beam search visits."""
     training_beam: int = Field(16, ge=1)
-    """Beam width of the search in training. A wider one meets nodes that a serving beam never sees."""
+    """Beam width of the search in training; a wider beam visits nodes that a serving beam never visits."""
 
 
 class TreeConfig(configs.Config):
     """Settings that all tree-based models share."""
 
     width: int = Field(24, ge=1)
-    """D, of items and nodes."""
+    """Width of the vectors of items and nodes (D)."""
     windows: tuple[int, ...] = (10, 5, 2, 1, 1, 1)
-    """History items summed up together, oldest window first."""
+    """Number of history items in each window whose vectors are summed up, oldest window first."""
     hidden: tuple[int, ...] = (64, 32)
-    """Hidden layers of the network over windows and node."""
+    """Number of units of each hidden layer of the network over windows and node."""
     objective: Levels | BeamAware = Field(Levels(), discriminator="kind")
     """Nodes that a training step scores."""
     targets_per_epoch: int | None = Field(None, ge=1)
-    """Examples of an epoch, drawn anew each time; None: all."""
+    """Number of training examples of an epoch, sampled again for each epoch; None: all."""
     beam_width: int = Field(100, ge=1)
-    """Beams kept; at least k are."""
+    """Number of beams that stay in the search; raised to k if k is larger."""
     relearn_after: tuple[int, ...] = ()
-    """Epochs after which the tree is learnt anew."""
+    """Epochs after which the tree is rebuilt."""
 
 
 class TreeNetwork(nn.Module):
-    """The tree is `codes [N + 1, M]`, part of the weights; everything else of it follows from them.
+    """A network that scores the nodes of a tree of items for a history, with the tree itself.
 
-    An item's leaf has the item's own vector; inner nodes have vectors of their own. With `by_level` a history is read,
-    for nodes of one depth, as the ancestors that its items have there (JTM, section 3.3).
+    The tree is `codes [N + 1, M]`, which are part of the weights; everything else of the tree follows from them. An
+    item's leaf has the item's own vector; inner nodes have vectors of their own. With `by_level` a history is read, for
+    nodes of one depth, as the ancestors of its items at that depth (JTM, section 3.3).
     """
 
     codes: Tensor
@@ -86,23 +88,23 @@ class TreeNetwork(nn.Module):
         super().__init__()
         self.config, self.table, self.by_level = config, table, by_level
         self.register_buffer("codes", table.codes.clone())
-        self.grow()
+        self.build_tree()
         if isinstance(config.objective, Levels):
-            self._negative_counts(config.objective)  # raise now if they do not fit the tree
+            self._negative_counts(config.objective)  # raises an error if they do not fit the tree
         self.items = nn.Embedding(table.num_items + 1, config.width, padding_idx=0)
         self.inner = nn.Embedding(self.trie.level_starts[table.num_levels], config.width)
         self.scorer = NodeScorer(config.width, windows=config.windows, hidden=config.hidden)
         nn.init.normal_(self.items.weight[1:], std=_STD)
         nn.init.normal_(self.inner.weight, std=_STD)
-        self.register_load_state_dict_post_hook(lambda network, _: network.grow())  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(lambda network, _: network.build_tree())  # type: ignore[no-untyped-call]
 
     @property
     def max_history_length(self) -> int:
-        """Most recent events that are read."""
+        """Maximum number of most recent events that the network reads."""
         return sum(self.config.windows)
 
-    def grow(self) -> None:
-        """Makes the trie of the present codes."""
+    def build_tree(self) -> None:
+        """Build the trie of the present codes, and the tables that follow from it."""
         device = self.codes.device
         self.table = replace(self.table, codes=self.codes.cpu())
         trie = PrefixTrie.from_table(self.table)
@@ -111,56 +113,62 @@ class TreeNetwork(nn.Module):
         for depth in range(1, trie.num_levels + 1):
             paths[1:, depth - 1] = trie.ancestors(places, depth=depth)
         leaves = torch.zeros(trie.level_starts[-1], dtype=torch.int64)
-        # Of items that share a leaf, the one with the smallest number stands for it.
+        # If items share a leaf, it belongs to the one with the smallest number.
         leaves[paths[1:, -1].flip(0)] = torch.arange(self.table.num_items, 0, -1)
         self.trie = trie.to(device)
         self.register_buffer("paths", paths.to(device), persistent=False)  # [N + 1, M] nodes from depth 1 to the leaf
         self.register_buffer("item_of_node", leaves.to(device), persistent=False)  # 0: an inner node
 
-    def replant(self, codes: Tensor) -> None:
-        """Another tree over the same items, `codes [N, M]`. Every vector stays: of items, and of nodes by number."""
+    def replace_tree(self, codes: Tensor) -> None:
+        """Replace the tree by another one over the same items, `codes [N, M]`.
+
+        Items keep their vectors, and nodes keep them by number.
+        """
         self.codes[1:] = codes.to(self.codes)
-        self.grow()
+        self.build_tree()
 
     @torch.no_grad()
-    def sum_up(self) -> list[nn.Parameter]:
-        """Gives every inner node the mean vector of the items below it; returns what has changed."""
+    def average_inner_vectors(self) -> list[nn.Parameter]:
+        """Set the vector of every inner node to the mean of the items below it, and return the changed parameters."""
         starts = self.trie.level_starts
         sums = self.items.weight.new_zeros((starts[-1], self.config.width))
         for depth in range(self.trie.num_levels - 1):
             sums.index_add_(0, self.paths[1:, depth], self.items.weight[1:])
-        below = torch.bincount(self.paths[1:, :-1].flatten(), minlength=starts[-1]).clamp(min=1)
-        self.inner.weight.copy_((sums / below[:, None])[: self.inner.num_embeddings])
+        num_items = torch.bincount(self.paths[1:, :-1].flatten(), minlength=starts[-1]).clamp(min=1)
+        self.inner.weight.copy_((sums / num_items[:, None])[: self.inner.num_embeddings])
         return list(self.inner.parameters())
 
     def clustered_codes(self, popularity: Tensor, *, seed: int) -> Tensor:
-        """Codes [N, M] of a balanced tree over the items' learnt vectors (TDM, section 3.5).
+        """Return the codes [N, M] of a balanced tree over the items' trained vectors (TDM, section 3.5).
 
-        What log `popularity [N + 1]` and its square explain of the vectors is taken out first. It is most of them, and
-        a tree whose upper levels tell often bought items from seldom bought ones tells tastes apart nowhere.
+        First the part of the vectors is removed that log `popularity [N + 1]` and its square explain by least squares.
+        It is the largest part. A tree whose upper levels separate frequent items from rare ones separates no tastes.
         """
         vectors = self.items.weight.detach()[1:].cpu()
-        log = torch.log1p(popularity[1:].cpu().to(vectors.dtype))
-        known = torch.stack([torch.ones_like(log), log, log.square()], dim=1)
-        tastes = vectors - known @ torch.linalg.lstsq(known, vectors).solution
+        log_popularity = torch.log1p(popularity[1:].cpu().to(vectors.dtype))
+        predictors = torch.stack([torch.ones_like(log_popularity), log_popularity, log_popularity.square()], dim=1)
+        tastes = vectors - predictors @ torch.linalg.lstsq(predictors, vectors).solution
         return bits_to_codes(balanced_tree(tastes, seed=seed).bits, self.table.codebook_sizes)
 
     def logits(self, items: Jagged, nodes_BK: Tensor, depths_K: Sequence[int]) -> Tensor:
-        """Scores [B, K] of nodes for histories; column k holds nodes of depth `depths_K[k]`, or -1, which score 0."""
+        """Return the scores [B, K] of nodes for histories.
+
+        Column k contains nodes of depth `depths_K[k]`, or -1 for no node, which scores 0.
+        """
         recent = items.last(self.max_history_length)
         padded_BL, safe_BK = recent.to_padded(), nodes_BK.clamp(min=0)
         if not self.by_level:
             return self.scorer(self.items(padded_BL), recent.lengths, self._vectors(safe_BK), nodes_BK >= 0)  # type: ignore[no-any-return]
-        found = torch.zeros(nodes_BK.shape, device=nodes_BK.device)
+        scores_BK = torch.zeros(nodes_BK.shape, device=nodes_BK.device)
         for depth in sorted(set(depths_K)):
-            columns = torch.tensor([place for place, each in enumerate(depths_K) if each == depth])
+            columns = torch.tensor([column for column, node_depth in enumerate(depths_K) if node_depth == depth])
             history = self._vectors(self.paths[padded_BL, depth - 1])
-            vectors, real = self._vectors(safe_BK[:, columns]), nodes_BK[:, columns] >= 0
-            found[:, columns] = self.scorer(history, recent.lengths, vectors, real)
-        return found
+            vectors, is_real = self._vectors(safe_BK[:, columns]), nodes_BK[:, columns] >= 0
+            scores_BK[:, columns] = self.scorer(history, recent.lengths, vectors, is_real)
+        return scores_BK
 
     def loss(self, batch: SequenceBatch) -> LossTerms:
-        """Binary cross-entropy of sampled or visited nodes: 1 on the way to the target, else 0."""
+        """Return the binary cross-entropy of sampled or visited nodes: 1 on the path to the target, else 0."""
         assert batch.targets is not None
         paths_BM = self.paths[batch.targets.values]
         objective = self.config.objective
@@ -172,19 +180,19 @@ class TreeNetwork(nn.Module):
             depths = [*range(1, self.trie.num_levels + 1), *other_depths.tolist()]
             labels_BK = (torch.arange(nodes_BK.shape[1], device=nodes_BK.device) < paths_BM.shape[1]).float()
             labels_BK = labels_BK.expand(nodes_BK.shape)
-        real = nodes_BK >= 0
+        is_real = nodes_BK >= 0
         logits = self.logits(batch.items, nodes_BK, depths)
-        loss = F.binary_cross_entropy_with_logits(logits[real], labels_BK[real])
+        loss = F.binary_cross_entropy_with_logits(logits[is_real], labels_BK[is_real])
         return LossTerms(loss)
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
-        """At the root; the history goes along."""
+        """Return the state at the root, which contains the history."""
         recent = batch.items.last(self.max_history_length)
         root = torch.zeros((batch.num_requests, 1), dtype=torch.int64, device=self.codes.device)
         return GeneratorState({"items": recent.to_padded(), "lengths": recent.lengths}, {"node": root})
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
-        """The children's scores as logits [B, W, C]; -inf at codes without a child."""
+        """Return the children's logits [B, W, C], -inf at codes without a child, and the state after `codes [B, W]`."""
         node_BW = state.beams["node"]
         if codes is not None:
             node_BW = self.trie.advance(node_BW, codes)
@@ -196,49 +204,55 @@ class TreeNetwork(nn.Module):
         scores = scores.view(children.nodes.shape).masked_fill(children.nodes < 0, -torch.inf)
         if children.codes is not None:
             size = self.trie.codebook_sizes[depth]
-            spread = scores.new_full((*node_BW.shape, size + 1), -torch.inf)  # a last column for slots without a child
-            where = torch.where(children.nodes >= 0, children.codes, size)
-            scores = spread.scatter_(2, where, scores)[..., :size]
+            # The last column is for slots without a child.
+            padded_scores = scores.new_full((*node_BW.shape, size + 1), -torch.inf)
+            columns = torch.where(children.nodes >= 0, children.codes, size)
+            scores = padded_scores.scatter_(2, columns, scores)[..., :size]
         return scores, GeneratorState(state.shared, {"node": node_BW})
 
     def _depth(self, nodes: Tensor) -> int:
-        """The depth of beams, all the same; dead ones say nothing."""
+        """Return the depth of the beams, which all share it; dead beams (-1) are ignored."""
         first = int(nodes.max())
         return sum(first >= start for start in self.trie.level_starts[1:-1])
 
     def _vectors(self, nodes: Tensor) -> Tensor:
-        """Of inner nodes, or of the items of leaves, [..., D]."""
+        """Return the vectors of inner nodes, or of the items of leaves, [..., D]."""
         item = self.item_of_node[nodes]
-        own = self.inner(nodes.clamp(max=self.inner.num_embeddings - 1))
-        return torch.where((item > 0)[..., None], self.items(item), own)
+        inner_vectors = self.inner(nodes.clamp(max=self.inner.num_embeddings - 1))
+        return torch.where((item > 0)[..., None], self.items(item), inner_vectors)
 
     def _negative_counts(self, objective: Levels) -> list[int]:
         counts, depth = objective.negatives_per_level, self.trie.num_levels
         if counts is not None:
             if len(counts) != depth:
-                raise ValueError(f"negatives_per_level has {len(counts)} numbers, the tree {depth} levels")
+                raise ValueError(f"negatives_per_level has {len(counts)} numbers, but the tree has {depth} levels")
             return list(counts)
         return [-(-2 * objective.negatives * level // (depth * (depth + 1))) for level in range(1, depth + 1)]
 
     @torch.no_grad()
     def _visited(self, batch: SequenceBatch, paths_BM: Tensor, *, beam_width: int) -> tuple[Tensor, list[int], Tensor]:
-        """What the present model's beam search scores, and the children of the nodes on the way to the target.
+        """Return the nodes that the present model's beam search scores, with those around the path, and their labels.
 
-        OTM (Zhuo et al., ICML 2020): nodes are 1 where the target is what the present model finds best below them:
-        the target's leaf is, and a node above it where its best-scored child is. The children on the way are added,
-        or a target that the beam has lost would teach nothing.
+        OTM (Zhuo et al., ICML 2020): the label of a node is 1 if the target is the item that the present model prefers
+        below it. That holds for the target's leaf, and for a node above it if it holds for its best-scored child. The
+        children of the nodes on the path to the target are added; otherwise a target that the beam has lost would have
+        no effect.
+
+        Returns:
+            The nodes [B, K], -1 for none; the depth of each of the K columns; and the labels [B, K].
+
         """
-        training = self.training
-        self.eval()  # the search must not move what training measures
+        was_training = self.training
+        self.eval()  # the search must not change what training measures
         columns, labels, depths = [], [], []
         beams = torch.zeros((batch.num_requests, 1), dtype=torch.int64, device=paths_BM.device)
-        above = beams
+        path_node_B1 = beams
         best_children = []
         for depth in range(self.trie.num_levels):
             children = self.trie.expand(beams, depth=depth).nodes
-            on_the_way = (beams == above)[..., None] & (children >= 0)
-            visited = children.masked_fill(on_the_way, -1).flatten(1)
-            siblings = self.trie.expand(above, depth=depth).nodes[:, 0]
+            is_on_path = (beams == path_node_B1)[..., None] & (children >= 0)
+            visited = children.masked_fill(is_on_path, -1).flatten(1)
+            siblings = self.trie.expand(path_node_B1, depth=depth).nodes[:, 0]
             nodes = torch.cat([siblings, visited], dim=1)
             scores = self.logits(batch.items, nodes, [depth + 1] * nodes.shape[1]).masked_fill(nodes < 0, -torch.inf)
             target = paths_BM[:, depth]
@@ -246,29 +260,32 @@ class TreeNetwork(nn.Module):
             columns.append(nodes)
             labels.append(nodes == target[:, None])
             depths += [depth + 1] * nodes.shape[1]
-            # The beam is chosen among what it has visited itself; siblings on the way count where it came by.
-            came_by = (beams == above).any(1)
-            own = scores.clone()
-            own[:, : siblings.shape[1]].masked_fill_(~came_by[:, None], -torch.inf)
-            kept = own.topk(min(beam_width, own.shape[1]), dim=1)
-            beams = nodes.gather(1, kept.indices).masked_fill(kept.values == -torch.inf, -1)
-            above = target[:, None]
-        best = torch.ones(len(paths_BM), dtype=torch.bool, device=paths_BM.device)
+            # Select the beam among the nodes that the search itself visits; siblings on the path count only if the
+            # beam contains their parent.
+            has_path_node = (beams == path_node_B1).any(1)
+            search_scores = scores.clone()
+            search_scores[:, : siblings.shape[1]].masked_fill_(~has_path_node[:, None], -torch.inf)
+            best_nodes = search_scores.topk(min(beam_width, search_scores.shape[1]), dim=1)
+            beams = nodes.gather(1, best_nodes.indices).masked_fill(best_nodes.values == -torch.inf, -1)
+            path_node_B1 = target[:, None]
+        is_preferred = torch.ones(len(paths_BM), dtype=torch.bool, device=paths_BM.device)
         for depth in range(self.trie.num_levels - 1, -1, -1):
-            labels[depth] = labels[depth] & best[:, None]
-            best = best & (best_children[depth] == paths_BM[:, depth])
-        self.train(training)
+            labels[depth] = labels[depth] & is_preferred[:, None]
+            is_preferred = is_preferred & (best_children[depth] == paths_BM[:, depth])
+        self.train(was_training)
         return torch.cat(columns, dim=1), depths, torch.cat(labels, dim=1).float()
 
 
 def bits_to_codes(bits: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
-    """Paths of a binary tree `bits [N, m]` as codes [N, M], level m of codebook_sizes[m] taking as many bits as it has.
+    """Return paths of a binary tree, `bits [N, m]`, as codes [N, M]; a level of 2^b codes uses b bits.
 
-    ValueError where a codebook size is no power of two, or there are fewer bits than the tree is deep.
+    Raises:
+        ValueError: a codebook size is no power of two, or the codes have fewer bits than the paths.
+
     """
     widths = [size.bit_length() - 1 for size in codebook_sizes]
     if any(size & (size - 1) for size in codebook_sizes):
-        raise ValueError(f"codebook sizes {tuple(codebook_sizes)}: a tree can be learnt anew where all are powers of 2")
+        raise ValueError(f"codebook sizes {tuple(codebook_sizes)}: a tree can be rebuilt only if all are powers of 2")
     if sum(widths) < bits.shape[1]:
         raise ValueError(
             f"codebook sizes {tuple(codebook_sizes)} have too few codes for a tree of depth {bits.shape[1]}"

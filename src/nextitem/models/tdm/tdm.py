@@ -1,21 +1,21 @@
-"""TDM: walks down a tree of items, keeping at each level the nodes that the user wants most.
+"""TDM: walks down a tree of items and keeps at each level the nodes with the highest scores for the user.
 
-Zhu et al., Learning Tree-based Deep Model for Recommender Systems, arXiv 1801.02294. A node's score stands for the best
-item below it, so a beam search from the root finds the best leaves after scoring some nodes of each level: any network
-may score, and the cost grows with the logarithm of the catalogue. The tree is learnt anew from the items' learnt
-vectors, and the network learns on with it.
+Zhu et al., Learning Tree-based Deep Model for Recommender Systems, arXiv 1801.02294. A node's score represents the best
+item below it, so a beam search from the root reaches the best leaves after scoring some nodes of each level: any
+network may score, and the cost grows with the logarithm of the catalogue. The tree is rebuilt from the items' trained
+vectors, and training of the network continues with it.
 
 Notable
 - The first tree is a tokenizer's: `tree` in order of content, categories or at random; any semantic IDs will do.
-- Nodes of a level are sampled without the target's own (section 3.2), every prefix of a history being an example.
-- Each level is searched from the root on; the authors' code begins some levels below, which finds no more.
-- Where the tree is learnt anew the vectors that are clustered are cleared of popularity first; items keep their
-  vectors, inner nodes begin as the mean of their items', and the network learns on. Nodes are split evenly by how much
-  nearer an item is to one centre (the paper: 2-means, then made even).
+- Nodes of a level are sampled without the target's own node (section 3.2); every prefix of a history is an example.
+- The search starts at the root; the authors' code starts some levels below, which does not improve the result.
+- If the tree is rebuilt, popularity is first removed from the vectors that are clustered. Items keep their vectors,
+  inner nodes start as the mean of their items', and training continues. A node is split into equal halves by how much
+  nearer an item is to one centre (the paper: 2-means, then balanced).
 - The negatives of a level are equally likely.
-- A score is one logit, where the paper's code has two outputs and a softmax: the same function.
+- A score is one logit; the paper's code has two outputs and a softmax, which is the same function.
 - `beam-aware` trains on the nodes that the search visits, OTM (Zhuo et al., ICML 2020), and on the siblings of those on
-  the way to the target.
+  the path to the target.
 
 Shapes: N items, M depth of the tree.
 """
@@ -47,29 +47,29 @@ class TDMConfig(TreeConfig):
 
 
 class TDM(Recommender):
-    """Ranks items by the score of their leaf."""
+    """A recommender that ranks items by the score of their leaf."""
 
     Config = TDMConfig
     config: TDMConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
-    can_rank_unseen_items = False  # content makes the tree, but a leaf has a vector of its own
+    can_rank_unseen_items = False  # content determines the tree, but a leaf has a vector of its own
     needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers"})
 
     def __init__(self, config: TDMConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         if catalog.identifiers is None:
-            raise ValueError("TDM needs a tree: make one with nextitem tokenize tree")
+            raise ValueError("TDM needs a tree: create one with nextitem tokenize tree")
         self.network = TreeNetwork(config, catalog.identifiers, by_level=False)
-        if config.relearn_after:  # whether codes can be learnt anew shows now, not after some epochs
+        if config.relearn_after:  # raise an error now, not after some epochs, if the tree cannot be rebuilt
             bits_to_codes(torch.zeros((1, (self.num_items - 1).bit_length())), catalog.identifiers.codebook_sizes)
 
     @property
     def identifiers(self) -> IdentifierTable:
-        """The tree as it is by now."""
+        """The present tree as a table of identifiers."""
         return self.network.table
 
     def examples(self, train: Dataset) -> NextTargets:
-        """Every target with the history before it."""
+        """Return every target with the history before it."""
         return NextTargets(
             train.interactions,
             max_length=self.network.max_history_length,
@@ -77,22 +77,22 @@ class TDM(Recommender):
         )
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
-        """Binary cross-entropy of the nodes of all levels (eq. 5)."""
+        """Return the binary cross-entropy of the nodes of all levels (eq. 5)."""
         return self.network.loss(batch)
 
     def after_epoch(self, epoch: int) -> Sequence[nn.Parameter]:
-        """A new tree after the chosen epochs: recursive 2-means of the items' vectors (section 3.5)."""
+        """Rebuild the tree after the configured epochs: recursive 2-means of the items' vectors (section 3.5)."""
         if epoch not in self.config.relearn_after:
             return ()
-        self.network.replant(self.network.clustered_codes(self.popularity, seed=epoch))
-        return self.network.sum_up()
+        self.network.replace_tree(self.network.clustered_codes(self.popularity, seed=epoch))
+        return self.network.average_inner_vectors()
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
-        """Before the first step down."""
+        """Return the state before the first step down."""
         return self.network.start(batch)
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
-        """The scores of the children, [B, W, C]."""
+        """Return the scores of the children, [B, W, C], and the state after `codes [B, W]`."""
         return self.network.step(state, codes)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:

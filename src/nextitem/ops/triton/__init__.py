@@ -1,1 +1,1 @@
-"""Fused kernels for GPUs, each equal to the plain function of the same name one level up, which calls it there."""
+"""Fused kernels for GPUs; each computes what the function of the same name in `nextitem.ops` does, which calls it."""

@@ -1,4 +1,4 @@
-"""What a model keeps between requests follows its weights: to other weights, and to another device."""
+"""Tests of what models cache between requests: it follows new weights and moves to another device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HISTORIES = [[1, 2, 3], [7], [4, 9, 1, 2]]
 
 
 def opened(name: str) -> Recommender:
-    """A model that has answered nothing yet."""
+    """Return a freshly loaded model, which has not answered any request."""
     return load_run(trained(name).folder).model.eval()
 
 
@@ -32,37 +32,37 @@ def answer(model: Recommender) -> Recommendations:
 
 
 def other_weights(model: Recommender) -> dict[str, Tensor]:
-    """Weights of the same shapes: parameters with noise, other numbers made larger, so that variances stay such."""
-    draw = torch.Generator().manual_seed(0)
+    """Return weights of the same shapes: parameters with noise, other numbers larger, so that variances stay valid."""
+    generator = torch.Generator().manual_seed(0)
     parameters = {name for name, _ in model.named_parameters()}
 
     def other(name: str, value: Tensor) -> Tensor:
         if name in parameters:
-            return value + 0.3 * torch.randn(value.shape, generator=draw)
+            return value + 0.3 * torch.randn(value.shape, generator=generator)
         if not value.is_floating_point():
             return value
-        return value * (1 + torch.rand(value.shape, generator=draw) if value.dim() == 1 else 1.5)
+        return value * (1 + torch.rand(value.shape, generator=generator) if value.dim() == 1 else 1.5)
 
     return {name: other(name, value) for name, value in model.state_dict().items()}
 
 
-def tensors_left(value: Any, path: str, device: str) -> Iterator[str]:
-    """Where tensors stand that are not on the device: in modules, and in whatever these hold of this package.
+def tensors_elsewhere(value: Any, path: str, device: str) -> Iterator[str]:
+    """Yield the paths of tensors that are not on the device, in modules and in objects of this package within them.
 
-    The catalogue and the identifiers, which models are made from, stay where they are.
+    The catalogue and the identifiers, from which models are built, are skipped: they do not move.
     """
     if isinstance(value, Tensor):
         if value.device.type != device and value.numel():
             yield path
     elif isinstance(value, dict):
         for name, part in value.items():
-            yield from tensors_left(part, f"{path}[{name}]", device)
+            yield from tensors_elsewhere(part, f"{path}[{name}]", device)
     elif isinstance(value, list | tuple):
         for place, part in enumerate(value):
-            yield from tensors_left(part, f"{path}[{place}]", device)
+            yield from tensors_elsewhere(part, f"{path}[{place}]", device)
     elif type(value).__module__.startswith("nextitem.") and not isinstance(value, Catalog | IdentifierTable | Config):
         for name, part in vars(value).items():
-            yield from tensors_left(part, f"{path}.{name}", device)
+            yield from tensors_elsewhere(part, f"{path}.{name}", device)
 
 
 def same(left: Recommendations, right: Recommendations) -> bool:
@@ -70,7 +70,7 @@ def same(left: Recommendations, right: Recommendations) -> bool:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_other_weights_are_answered_by_at_once(name: str) -> None:
+def test_a_model_answers_by_new_weights_at_once(name: str) -> None:
     model, fresh = opened(name), opened(name)
     before = answer(model)
     state = other_weights(model)
@@ -79,16 +79,16 @@ def test_other_weights_are_answered_by_at_once(name: str) -> None:
     model.load_state_dict(state)
     assert not model.training
     assert same(answer(model), expected)
-    if name != "gbdt":  # its trees are bytes, which noise would break: tests/models/rankers/test_gbdt.py
+    if name != "gbdt":  # its trees are bytes, which noise would destroy: tests/models/rankers/test_gbdt.py
         assert not same(before, expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_nothing_of_a_model_that_has_answered_stays_on_its_former_device(name: str) -> None:
+def test_all_tensors_of_a_model_that_has_answered_move_to_a_new_device(name: str) -> None:
     model = opened(name)
     answer(model)
     model.to("meta")
-    assert list(tensors_left(model, name, "meta")) == []
+    assert list(tensors_elsewhere(model, name, "meta")) == []
 
 
 @pytest.mark.parametrize("name", MODELS)
