@@ -33,7 +33,10 @@ def compare(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Evaluate runs and newly trained models on the same test requests; write report.html and scoreboard.json."""
+    """Compare runs and new models on the same test requests.
+
+    Prints a scoreboard, and writes report.html and scoreboard.json.
+    """
     names = [name.strip() for name in (models or "").split(",") if name.strip()]
     check_names("model", names)
     check_out(out, resume=resume, overwrite=overwrite)

@@ -10,7 +10,7 @@ import typer
 from nextitem.cli.options import DropUnknown, Overwrite, Resume, log
 
 app = typer.Typer(
-    help="Validate, summarise and diagnose a data set; download a public one.",
+    help="Check, diagnose or download a data set.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -36,7 +36,7 @@ def describe(folder: Folder, as_json: AsJson = False, drop_unknown_items: DropUn
 
 @app.command(epilog="Example: nextitem data diagnose my-shop/")
 def diagnose(folder: Folder, as_json: AsJson = False, drop_unknown_items: DropUnknown = False) -> None:
-    """Measure which comparisons of models a data set can support, before training any."""
+    """Measure which comparisons of models the data support."""
     from nextitem.data.readers import load_dataset
     from nextitem.evaluation.diagnose import diagnose as run_diagnosis
 
@@ -57,7 +57,10 @@ def download(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Download a public data set from its official address; for files that you already have, see nextitem import."""
+    """Download a public data set.
+
+    Files come from its official address. For files that you already have, see nextitem import.
+    """
     from nextitem.data.download import download as fetch
 
     fetch(name, out, resume=resume, overwrite=overwrite, log=log)

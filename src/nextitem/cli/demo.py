@@ -13,7 +13,7 @@ EXAMPLES = "Examples: nextitem demo | nextitem demo --data my-shop/ --out runs/m
 
 
 def demo(
-    data: Annotated[str, typer.Option("--data", help="Dataset folder; default: the simulated shop.")] = "shop",
+    data: Annotated[str, typer.Option("--data", help="Dataset folder, or 'shop' for the simulated shop.")] = "shop",
     out: Annotated[str, typer.Option("--out", help="Folder to write; refused if it is not empty.")] = "runs/demo",
     protocol: Protocol = None,
     minutes: Annotated[
@@ -25,7 +25,10 @@ def demo(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train and compare five recommenders, classic and generative, on one scoreboard, and write a report."""
+    """Train and compare five recommenders on one data set.
+
+    They are classic and generative models. Prints a scoreboard and writes a report.
+    """
     check_out(out, resume=resume, overwrite=overwrite)
     dataset = load_data(data, drop_unknown_items=drop_unknown_items)
     from nextitem.pipeline.compare import MAIN_JOB

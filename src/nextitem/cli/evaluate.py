@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nextitem.cli.early import check_run
-from nextitem.cli.options import Device, Protocol, log
+from nextitem.cli.options import Device, log
 
 EXAMPLES = (
     "Examples: nextitem evaluate runs/sasrec | nextitem evaluate runs/sasrec --json figures.json | "
@@ -23,7 +23,10 @@ def evaluate(
         str | None,
         typer.Option("--data", help="Dataset folder, or 'shop'; default: the data that the run was trained on."),
     ] = None,
-    protocol: Protocol = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option("--protocol", help="How to split the data; default: the protocol that the run was trained under."),
+    ] = None,
     json_file: Annotated[
         str | None, typer.Option("--json", help="JSON file to write the metrics to; - prints them instead.")
     ] = None,
@@ -42,7 +45,10 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Evaluate a run on its test requests, over the full catalogue: metrics with confidence intervals, and slices."""
+    """Evaluate a run on its test requests.
+
+    Prints metrics over the full catalogue with confidence intervals, and their values on slices.
+    """
     check_run(run)
     from nextitem.pipeline.evaluate import evaluate as run_evaluation
     from nextitem.reporting.scoreboard import print_evaluation

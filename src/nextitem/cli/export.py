@@ -30,7 +30,10 @@ def export(
     ] = "transformers",
     overwrite: Overwrite = False,
 ) -> None:
-    """Export a decoder-only generator for Hugging Face's transformers, or semantic IDs for other projects."""
+    """Export a generator or semantic IDs for other software.
+
+    A decoder-only generator is exported for Hugging Face's transformers, semantic IDs for other projects.
+    """
     if form != "transformers":
         from nextitem.pipeline.foreign_ids import export_identifiers
 

@@ -39,7 +39,10 @@ def import_data(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert downloaded files to a dataset folder, or to a folder of semantic IDs; needs no network."""
+    """Convert files of other projects to a dataset folder.
+
+    Semantic IDs become a folder for train --ids. Needs no network.
+    """
     if show_list or name is None:
         print(_listing())
         return

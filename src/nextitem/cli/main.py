@@ -26,7 +26,7 @@ from nextitem.core.errors import UserError
 
 app = typer.Typer(
     name="nextitem",
-    help="From an interaction log to a served recommender: classic and generative models on one scoreboard.",
+    help="Train, evaluate and compare recommenders, classic and generative, on an interaction log.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

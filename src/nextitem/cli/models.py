@@ -23,7 +23,11 @@ def models(
         str | None, typer.Option("--kind", help=f"Kind to list: {', '.join(registry.KINDS)}; default: all.")
     ] = None,
 ) -> None:
-    """List models, tokenizers, losses, metrics and re-rankers with their papers; with NAME, print its settings."""
+    """List models and other parts, or print settings.
+
+    Without NAME, lists models, tokenizers, losses, metrics and re-rankers with their papers. With NAME, prints the
+    settings of that model, tokenizer or re-ranker.
+    """
     if kind is not None and kind not in registry.KINDS:
         raise UserError(f"--kind {kind!r}: choose one of {', '.join(registry.KINDS)}")
     if name is not None:

@@ -22,15 +22,15 @@ Protocol = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help="How to split the data: time, leave-one-out, session, user-split, published or impressions; default: as "
-        "suits the data.",
+        help="How to split the data: time, leave-one-out, session, user-split, published or impressions; default: "
+        "that of the data (see: nextitem data describe).",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu or cuda.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of initial weights, shuffling and sampling.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One setting, for example --set training.max_epochs=5; may be repeated."),
+    typer.Option("--set", help="Change a setting, for example --set training.max_epochs=5; may be repeated."),
 ]
 
 

@@ -40,7 +40,8 @@ def recommend(
         bool | None,
         typer.Option(
             "--exclude-seen/--include-seen",
-            help="Exclude or include items of the history; default: exclude, unless the data set has repeats = true.",
+            help="Exclude or include items of the history; default: exclude, except for users of a data set with "
+            "repeats = true.",
             show_default=False,
         ),
     ] = None,

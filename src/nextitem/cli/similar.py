@@ -19,7 +19,10 @@ def similar(
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the items that are most similar to an item, by the model's item vectors or item similarities."""
+    """List the items that are most similar to an item.
+
+    They are compared by the model's item vectors or item similarities.
+    """
     check_run(run)
     from nextitem.pipeline.runs import load_run
 

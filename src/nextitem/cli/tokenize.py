@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nextitem.cli.early import check_names, check_out, load_data
-from nextitem.cli.options import Data, DropUnknown, Overwrite, Protocol, Resume, Seed, Set, log
+from nextitem.cli.options import Data, DropUnknown, Overwrite, Resume, Seed, Set, log
 
 EXAMPLES = (
     "Examples: nextitem tokenize residual-kmeans --data shop --out ids | "
@@ -21,7 +21,14 @@ def tokenize(
     out: Annotated[
         str, typer.Option("--out", help="Folder of semantic IDs to write; refused if it is not empty, unless --append.")
     ],
-    protocol: Protocol = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            help="Protocol whose training events the IDs may learn from, if content.collaborative is true; default: "
+            "that of the recipe or of the data.",
+        ),
+    ] = None,
     append: Annotated[
         bool,
         typer.Option("--append", help="Add codes for new items to the IDs in --out; existing codes do not change."),
@@ -35,7 +42,7 @@ def tokenize(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Create semantic IDs for the items of a data set, and print their quality."""
+    """Create semantic IDs for items, and print their quality."""
     check_names("tokenizer", [name])
     if not append:
         check_out(out, resume=resume, overwrite=overwrite)

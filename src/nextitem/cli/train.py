@@ -37,7 +37,8 @@ def train(
         ),
     ] = None,
     start_from: Annotated[
-        str | None, typer.Option("--from", help="Folder of a run of the same model to start from its weights.")
+        str | None,
+        typer.Option("--from", help="Folder of a run of the same model, whose weights training starts from."),
     ] = None,
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0.01, help="Maximum training time, in minutes.")
@@ -49,7 +50,10 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a model, evaluate it on the test requests, and write the run into --out."""
+    """Train a model and evaluate it on the test requests.
+
+    Writes the run (recipe, weights, catalogue, metrics) into --out.
+    """
     check_names("model", [model])
     check_out(out, resume=resume, overwrite=overwrite)
     dataset = load_data(data, drop_unknown_items=drop_unknown_items, recipe=recipe, overrides=settings or [])

@@ -56,8 +56,8 @@ class Comparison:
         lines = []
         for row in self.rows:
             figures = row.evaluation.metrics
-            shown_names = [name for name in ("recall@10", "ndcg@10", "auc", "log_loss") if name in figures]
-            lines.append("  " + ", ".join([row.name, *(f"{name} {figures[name]:.4f}" for name in shown_names)]))
+            main_metrics = [name for name in ("recall@10", "ndcg@10", "auc", "log_loss") if name in figures]
+            lines.append("  " + ", ".join([row.name, *(f"{name} {figures[name]:.4f}" for name in main_metrics)]))
         return "\n".join([f"Comparison in {self.folder}: {len(self.rows)} models", *lines])
 
     def to_frame(self) -> pl.DataFrame:
