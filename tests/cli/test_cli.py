@@ -305,7 +305,7 @@ def test_mistakes_in_rank_similar_and_models_print_one_line(
 
 def test_models_prints_every_setting(cli: Cli) -> None:
     out = cli("models", "two-tower")[1]
-    assert "width = 64    (int, >= 1)\n    D, of the vectors that meet.\n" in out
+    assert "width = 64    (int, >= 1)\n    Width of the output vectors of both towers (D).\n" in out
     assert "index.kind = 'exact'" in out
     out = cli("models", "sasrec")[1]
     assert "objective.kind = 'sampled-softmax'    ('full-softmax' | 'sampled-softmax' | 'bce' | 'gbce')" in out
