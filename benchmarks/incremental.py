@@ -49,10 +49,12 @@ def compare(model: SASRec, *, length: int, users: int, repeats: int) -> dict[str
     """Return medians over the repeats, after one that does not count."""
     items = torch.randint(1, ITEMS + 1, (users, length + 1), generator=torch.Generator().manual_seed(1))
     batch = SequenceBatch(Jagged.from_padded(items, torch.full((users,), length + 1)))
-    state = model.read(SequenceBatch(Jagged.from_padded(items[:, :length], torch.full((users,), length))))
-    difference = (model.read(batch, state).user_vectors - model.read(batch).user_vectors).abs().max()
+    state = model.encode_history(SequenceBatch(Jagged.from_padded(items[:, :length], torch.full((users,), length))))
+    difference = (
+        (model.encode_history(batch, state).user_vectors - model.encode_history(batch).user_vectors).abs().max()
+    )
     assert float(difference) < 1e-4, difference
-    works = {"whole": lambda: model.read(batch), "one more": lambda: model.read(batch, state)}
+    works = {"whole": lambda: model.encode_history(batch), "one more": lambda: model.encode_history(batch, state)}
     seconds = interleaved(works, repeats=repeats)
     whole, step = median_ms(seconds["whole"], 3), median_ms(seconds["one more"], 3)
     return {
@@ -70,14 +72,14 @@ def slide(model: SASRec, *, length: int, events: int) -> dict[str, float]:
     def history(count: int) -> SequenceBatch:
         return SequenceBatch(Jagged(items[:count], torch.tensor([0, count])))
 
-    state = model.read(history(2 * length))
+    state = model.encode_history(history(2 * length))
     times = []
     for count in range(2 * length + 1, 2 * length + events + 1):
         batch = history(count)
         with Stopwatch() as watch:
-            state = model.read(batch, state)
+            state = model.encode_history(batch, state)
         times.append(watch.milliseconds)
-    difference = (state.user_vectors - model.read(history(2 * length + events)).user_vectors).abs().max()
+    difference = (state.user_vectors - model.encode_history(history(2 * length + events)).user_vectors).abs().max()
     assert float(difference) < 1e-4, difference
     return {"mean_ms": round(statistics.mean(times), 3), "largest_ms": round(max(times), 3), "events": events}
 

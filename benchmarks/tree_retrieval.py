@@ -25,7 +25,7 @@ from nextitem.models.tdm.network import TreeConfig, TreeNetwork
 
 
 def network(items: int, *, width: int) -> TreeNetwork:
-    """Return a tree over so many items with random weights."""
+    """Return a tree of `items` items with random weights."""
     depth = (items - 1).bit_length()
     numbers = torch.arange(items, dtype=torch.int64)
     codes = torch.stack([numbers >> place & 1 for place in range(depth - 1, -1, -1)], dim=1).int()

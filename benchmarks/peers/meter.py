@@ -72,11 +72,11 @@ class Speed:
         return self  # a trainer that copies its callbacks still reports here
 
     def begin(self, *, events: int, batches: int | None, answers: Answers) -> None:
-        """Begin training; an epoch has so many events and batches (None: unknown)."""
+        """Begin training; `events` and `batches` are those of an epoch (None: unknown)."""
         self.events, self.batches = events, batches
 
     def batch(self, events: int) -> None:
-        """Count a batch of so many events; end the measurement if it was the last one."""
+        """Count a batch of `events` events; end the measurement if it was the last one."""
         now = time.perf_counter()
         self.num_batches += 1
         if self.num_batches == self.arguments.warmup:

@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
-from nextitem.data.negatives import Negatives, draw_negatives
+from nextitem.data.negatives import Negatives, sample_negatives
 
 POPULARITY = torch.tensor([0.0, 9.0, 3.0, 0.0, 1.0])
 
@@ -20,7 +20,7 @@ def batch() -> NextItemBatch:
 
 def sample(seed: int = 0, **options: object) -> Negatives:
     generator = torch.Generator().manual_seed(seed)
-    return draw_negatives(batch(), POPULARITY, generator=generator, **{"count": 6, "shared_by": "batch", **options})  # type: ignore[arg-type]
+    return sample_negatives(batch(), POPULARITY, generator=generator, **{"count": 6, "shared_by": "batch", **options})  # type: ignore[arg-type]
 
 
 def test_negatives_belong_to_a_batch_a_sequence_or_a_position() -> None:
@@ -29,12 +29,12 @@ def test_negatives_belong_to_a_batch_a_sequence_or_a_position() -> None:
     by_sequence = sample(shared_by="sequence", count=50)
     assert by_sequence.negatives.shape == (2, 50)
     assert by_sequence.lengths is not None
-    assert by_sequence.left_out is not None
+    assert by_sequence.is_excluded is not None
     assert by_sequence.lengths.tolist() == [2, 2]
-    assert bool(by_sequence.left_out[0].all())  # items 1, 2, 3 and target 4: the whole catalogue
-    assert torch.equal(by_sequence.left_out[1], by_sequence.negatives[1] != 3)
+    assert bool(by_sequence.is_excluded[0].all())  # items 1, 2, 3 and target 4: the whole catalogue
+    assert torch.equal(by_sequence.is_excluded[1], by_sequence.negatives[1] != 3)
     assert sample().lengths is None
-    assert sample(shared_by="position").left_out is None
+    assert sample(shared_by="position").is_excluded is None
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])

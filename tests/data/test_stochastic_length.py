@@ -23,8 +23,8 @@ def batch_of(lengths: list[int], *, is_dated: bool = True) -> NextItemBatch:
     )
 
 
-def shorten(batch: NextItemBatch, seed: int, *, longest: int = 64, alpha: float = 1.6) -> NextItemBatch:
-    return stochastic_length(batch, longest=longest, alpha=alpha, generator=torch.Generator().manual_seed(seed))
+def shorten(batch: NextItemBatch, seed: int, *, max_length: int = 64, alpha: float = 1.6) -> NextItemBatch:
+    return stochastic_length(batch, max_length=max_length, alpha=alpha, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("is_dated", [True, False])
@@ -50,7 +50,7 @@ def test_sampled_events_keep_their_order_their_successor_and_their_time(is_dated
 def test_the_expected_length_is_that_of_the_formula() -> None:
     """Check n = N = 4096 and alpha = 1.6: whole with probability N ** 1.6 / N ** 2 = 0.0359, else 776 events."""
     batch = batch_of([4096] * 40)
-    lengths = torch.cat([shorten(batch, seed, longest=4096).items.lengths for seed in range(25)])
+    lengths = torch.cat([shorten(batch, seed, max_length=4096).items.lengths for seed in range(25)])
     assert set(lengths.tolist()) == {776, 4096}
     share = float((lengths == 4096).float().mean())
     assert share == pytest.approx(4096**-0.4, abs=4 * (0.0359 * 0.9641 / 1000) ** 0.5)
@@ -59,7 +59,9 @@ def test_the_expected_length_is_that_of_the_formula() -> None:
 def test_recent_events_are_sampled_in_proportion_to_their_weights() -> None:
     """Check two of three events: without replacement, weights 1 - age / total age decide the probability of each."""
     batch = batch_of([3] * 4000)
-    shortened = shorten(batch, 1, longest=3, alpha=1.3)  # 3 ** 0.65 = 2.04; whole with probability 3 ** 1.3 / 9 = 0.46
+    shortened = shorten(
+        batch, 1, max_length=3, alpha=1.3
+    )  # 3 ** 0.65 = 2.04; whole with probability 3 ** 1.3 / 9 = 0.46
     is_cut = shortened.items.lengths == 2
     places = (shortened.items.select(is_cut.nonzero()[:, 0]).values - 1) % 3
     shares = torch.bincount(places, minlength=3) / int(is_cut.sum())

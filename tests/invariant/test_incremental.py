@@ -55,7 +55,7 @@ def model_of(name: str, settings: dict[str, object]) -> Recommender:
 
 def read(model: Recommender, histories: list[list[int]], state: HistoryState | None = None) -> HistoryState:
     assert isinstance(model, Incremental)
-    return model.read(SequenceBatch(Jagged.from_rows(histories)), state)
+    return model.encode_history(SequenceBatch(Jagged.from_rows(histories)), state)
 
 
 def assert_same_state(left: HistoryState, right: HistoryState) -> None:

@@ -90,7 +90,7 @@ def test_lanes_equal_a_naive_loop_over_sessions(embedding: str, layers: tuple[in
                 assert isinstance(layer, GRULayer | OneHotGRULayer)
                 out = states[number] = layer.step(out, states[number])
         torch.testing.assert_close(lane_states[prefix], torch.cat(states, 1)[0])
-        answered = model.read(requests([list(prefix)]))  # a request reads the same state
+        answered = model.encode_history(requests([list(prefix)]))  # a request reads the same state
         torch.testing.assert_close(answered.cache["hidden"][0], lane_states[prefix])
 
 
@@ -297,7 +297,7 @@ def test_events_that_may_not_be_targets_are_read_but_not_scored() -> None:
     batches = list(model.examples(dataset.with_interactions(log)).batches(6, epoch=0, seed=0))
     assert batches[0].targets[0] == 0
     states = hidden_of(model, batches)
-    torch.testing.assert_close(states[1, 2], model.read(requests([[1, 2]])).cache["hidden"][0])
+    torch.testing.assert_close(states[1, 2], model.encode_history(requests([[1, 2]])).cache["hidden"][0])
 
 
 def test_rows_without_gradient_do_not_change() -> None:

@@ -126,9 +126,9 @@ def test_extending_a_state_equals_reading_all_events(actions: str, dated: bool, 
     assert items is not None
     earlier = replace(whole, items=items, timestamps=first(whole.timestamps), actions=first(whole.actions))
     rows_read = (counts > 0).nonzero()[:, 0]
-    parts = [model.read(earlier.select(rows_read)), HistoryState.unread(1)]
+    parts = [model.encode_history(earlier.select(rows_read)), HistoryState.unread(1)]
     joined = HistoryState.concat(parts).select(torch.tensor([0, 4, 1, 2, 3]))
-    extended, expected = model.read(whole, joined), model.read(whole)
+    extended, expected = model.encode_history(whole, joined), model.encode_history(whole)
     torch.testing.assert_close(extended.vectors, expected.vectors)
     torch.testing.assert_close(extended.cache["keys_values"], expected.cache["keys_values"])
     assert torch.equal(extended.lengths, expected.lengths)
@@ -139,12 +139,12 @@ def test_extending_a_state_equals_reading_all_events(actions: str, dated: bool, 
 def test_only_new_tokens_are_computed() -> None:
     model = model_of(max_history_length=50, layers=2)
     whole = requests([list(range(1, 9)) * 4])
-    state = model.read(whole.select(torch.tensor([0])))
+    state = model.encode_history(whole.select(torch.tensor([0])))
     token_counts: list[int] = []
     project = model.get_submodule("layers.0.project")
     project.register_forward_hook(lambda module, args, out: token_counts.append(len(args[0])))
-    model.read(whole, state)
-    model.read(whole)
+    model.encode_history(whole, state)
+    model.encode_history(whole)
     assert token_counts == [1, 32]
 
 

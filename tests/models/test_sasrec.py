@@ -16,7 +16,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
-from nextitem.data.negatives import Negatives, draw_negatives
+from nextitem.data.negatives import Negatives, sample_negatives
 from nextitem.losses.contrastive import contrastive
 from nextitem.losses.objectives import BCE, GBCE, FullSoftmax, SampledSoftmax
 from nextitem.losses.sampled_softmax import sampled_softmax
@@ -161,10 +161,10 @@ def test_features_are_read_only_if_configured() -> None:
 
 def test_extending_a_history_computes_its_new_events_only() -> None:
     model = model_of(tiny(), positions="from-first", layers=2)
-    state = model.read(requests([[1, 2, 3, 4], [5]]))
+    state = model.encode_history(requests([[1, 2, 3, 4], [5]]))
     input_shapes: list[tuple[int, ...]] = []
     model.blocks[1].register_forward_pre_hook(lambda _, arguments: input_shapes.append(tuple(arguments[0].shape[:2])))
-    model.read(requests([[1, 2, 3, 4, 5], [5, 6]]), state)
+    model.encode_history(requests([[1, 2, 3, 4, 5], [5, 6]]), state)
     assert input_shapes == [(2, 1)]
 
 
@@ -244,7 +244,7 @@ def test_negatives_depend_on_the_batch_alone() -> None:
 def sampled_negatives(model: SASRec, batch: NextItemBatch) -> Negatives:
     objective, generator = model.config.objective, torch.Generator().manual_seed(batch.seed)
     assert isinstance(objective, SampledSoftmax)
-    return draw_negatives(
+    return sample_negatives(
         batch,
         model.popularity,
         count=objective.num_negatives,

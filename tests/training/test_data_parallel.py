@@ -118,7 +118,7 @@ def train_interrupted(out: Path) -> None:
 def run_process(out: Path) -> None:
     """Train, evaluate and resume in each of two processes, and save the results in `out`."""
     with processes.process_group():
-        assert processes.count() == 2
+        assert processes.world_size() == 2
         is_first = processes.rank() == 0
         for name in ("sasrec", "gru4rec"):
             model, epoch_log = train(name, out / "two" / name, 4)
@@ -284,7 +284,7 @@ def test_the_shares_of_all_processes_make_up_the_batch(count: int) -> None:
 
 
 def test_a_single_process_communicates_with_itself_only() -> None:
-    assert (processes.count(), processes.rank(), processes.broadcast_int(7)) == (1, 0, 7)
+    assert (processes.world_size(), processes.rank(), processes.broadcast_int(7)) == (1, 0, 7)
     part = torch.arange(3)
     assert processes.gather(part) == [part]
     calls: list[int] = []

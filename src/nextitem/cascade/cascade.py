@@ -152,7 +152,7 @@ class Cascade(Recommender):
             build_component("reranker", table, catalog, where="re-ranker") for table in config.reranking
         )
 
-    def renew(self, name: str) -> Recommender:
+    def reset_channel(self, name: str) -> Recommender:
         """Replace a channel by an untrained model with the same settings, and return that model."""
         table = self.config.channels[name].model
         model = cast(Recommender, build_component("model", table, self.catalog, where=f"channel {name}"))
@@ -187,7 +187,7 @@ class Cascade(Recommender):
         popular = self._popular(replace(batch, excluded=excluded), k).item_ids
         return merged.append(popular, channel=len(self.channel_names))
 
-    def retrieved(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+    def retrieve_candidates(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Return the merged candidates [B, C] and their ranks in the channels [B, C, c], from which rankers learn."""
         merged = self.candidates(batch, 1)
         return merged.items, merged.ranks

@@ -199,7 +199,7 @@ class Incremental(Protocol):
     A batch with a `state` is answered from that state.
     """
 
-    def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
+    def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """Encode the unread events of each history and return the state after all events.
 
         The vectors of the result equal those of encoding each history at once. A row is encoded from scratch if the

@@ -21,16 +21,16 @@ class Negatives:
     negatives  item ids: [S] for the batch, [B, S] for its sequences, or [T, S] for its targets that are not 0
     lengths    [B] number of such targets of each sequence, if each sequence has its own negatives
     log_q      [N + 1] log of the expected number of each item among S samples; None: uniform, the same for all
-    left_out   bool [B, S]: negatives that are items of their own sequence, to be ignored
+    is_excluded   bool [B, S]: negatives that are items of their own sequence, to be ignored
     """
 
     negatives: Tensor
     lengths: Tensor | None = None
     log_q: Tensor | None = None
-    left_out: Tensor | None = None
+    is_excluded: Tensor | None = None
 
 
-def draw_negatives(
+def sample_negatives(
     batch: NextItemBatch,
     popularity: Tensor,
     *,

@@ -12,14 +12,14 @@ from torch import Tensor, distributed
 from nextitem.core.errors import UserError
 
 
-def count() -> int:
+def world_size() -> int:
     """Return the number of processes (the world size); 1 if the run is not distributed."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
     """Return the rank of this process, from 0."""
-    return distributed.get_rank() if count() > 1 else 0
+    return distributed.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def process_group() -> Iterator[None]:
 
 def broadcast_int(value: int) -> int:
     """Return the `value` of rank 0 in all processes."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     tensor = torch.tensor(value)
     distributed.broadcast(tensor, 0)
@@ -64,9 +64,9 @@ def run_on_rank_zero(work: Callable[[], object]) -> None:
 
 def gather(part: Tensor) -> list[Tensor]:
     """Return the `part` of every process, in order of rank; parts may differ in their first dimension (CPU tensors)."""
-    if count() == 1:
+    if world_size() == 1:
         return [part]
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
     distributed.all_gather(sizes, torch.tensor([len(part)]))
     max_size = int(max(sizes))
     padded = part.new_zeros(max_size, *part.shape[1:])

@@ -218,7 +218,7 @@ def _lists_and_ties(
     if batch_size is None:
         batch_size = min(MAX_BATCH_SIZE, max(MIN_BATCH_SIZE, SCORES_AT_ONCE // (model.num_items + 1)))
     # Each of several processes answers its share of the batches. Then every process gathers all lists.
-    rank, num_processes = processes.rank(), processes.count()
+    rank, num_processes = processes.rank(), processes.world_size()
     starts = range(rank * batch_size, requests.num_requests, num_processes * batch_size)
     num_batches = len(starts)
     batches: Iterable[SequenceBatch] = (

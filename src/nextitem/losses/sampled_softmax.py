@@ -17,7 +17,7 @@ def sampled_softmax(
     negatives: Tensor,
     lengths: Tensor | None = None,
     log_q: Tensor | None = None,
-    left_out: Tensor | None = None,
+    is_excluded: Tensor | None = None,
 ) -> Tensor:
     """Return the mean over T of the cross-entropy of the target among itself and S sampled items, scalar.
 
@@ -32,7 +32,7 @@ def sampled_softmax(
         lengths: number of positions of each sequence [B].
         log_q: log of the expected number of samples of each item [N + 1]. It is subtracted from every logit, which
             makes the sampled softmax consistent with the full softmax (Bengio and Senecal 2008).
-        left_out: further negatives to exclude, bool, of the shape of `negatives`.
+        is_excluded: further negatives to exclude, bool, of the shape of `negatives`.
 
     """
     positive = (hidden * table[targets]).sum(1, keepdim=True)
@@ -45,10 +45,10 @@ def sampled_softmax(
         real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
         sampled = (padded @ table[negatives].transpose(1, 2))[real]
         negatives = negatives.repeat_interleave(lengths, dim=0)
-        left_out = None if left_out is None else left_out.repeat_interleave(lengths, dim=0)
+        is_excluded = None if is_excluded is None else is_excluded.repeat_interleave(lengths, dim=0)
     if log_q is not None:
         positive = positive - log_q[targets][:, None]
         sampled = sampled - log_q[negatives]
     is_target = targets[:, None] == negatives
-    sampled = sampled.masked_fill_(is_target if left_out is None else is_target | left_out, -torch.inf)
+    sampled = sampled.masked_fill_(is_target if is_excluded is None else is_target | is_excluded, -torch.inf)
     return (torch.logaddexp(positive[:, 0], sampled.logsumexp(1)) - positive[:, 0]).mean()

@@ -187,14 +187,14 @@ class GRU4Rec(VectorModel):
         return LossTerms(loss * (len(target_rows) / batch.num_lanes))
 
     @torch.no_grad()
-    def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
+    def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """Return the state after all events (roles.Incremental); it stores the hidden states [B, all layers]."""
         empty, version = self.bias.weight.new_zeros(self.config.layers[-1]), self.weights_fingerprint()
         return extend_history_state(batch, state, self._read, window=self.window, version=version, empty=empty)
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """Return the last hidden state of each history, [B, D]."""
-        return self.read(batch, batch.state).user_vectors
+        return self.encode_history(batch, batch.state).user_vectors
 
     def item_vectors(self) -> Tensor:
         """Return the output table, [N + 1, D]."""
@@ -217,7 +217,7 @@ class GRU4Rec(VectorModel):
     def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
         """Return the state after histories, read from the start or after `state`; each row has events to read."""
         if state is None:
-            items = self.window.of(batch.items)
+            items = self.window.recent_events(batch.items)
             former = self.bias.weight.new_zeros(batch.num_requests, sum(self.config.layers))
         else:
             items, former = batch.items.last(batch.items.lengths - state.lengths), state.cache["hidden"]

@@ -41,7 +41,7 @@ from nextitem.core.roles import LossTerms
 from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.examples.stochastic_length import stochastic_length
-from nextitem.data.negatives import draw_negatives
+from nextitem.data.negatives import sample_negatives
 from nextitem.data.requests import action_codes
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.objectives import FullSoftmax, SampledSoftmax
@@ -107,7 +107,7 @@ class HSTU(VectorModel):
                 config.width,
                 heads=config.heads,
                 head_width=config.head_width,
-                longest=longest,
+                max_length=longest,
                 dropout=config.dropout,
                 normed_residual=config.residual == "normed",
             )
@@ -130,7 +130,7 @@ class HSTU(VectorModel):
         generator = torch.Generator().manual_seed(batch.seed)
         if config.stochastic_length is not None:
             batch = stochastic_length(
-                batch, longest=config.max_history_length, alpha=config.stochastic_length, generator=generator
+                batch, max_length=config.max_history_length, alpha=config.stochastic_length, generator=generator
             )
         event_query_times = None if batch.next_timestamps is None else batch.next_timestamps.values
         is_target = batch.targets.values > 0
@@ -140,7 +140,7 @@ class HSTU(VectorModel):
             return LossTerms(hidden_TD.sum())  # stochastic length has sampled no event: there is nothing to learn
         if isinstance(config.objective, FullSoftmax):
             return LossTerms(full_softmax(hidden_TD, table, targets))
-        sampled = draw_negatives(
+        sampled = sample_negatives(
             batch,
             self.popularity,
             count=config.objective.num_negatives,
@@ -153,7 +153,7 @@ class HSTU(VectorModel):
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """Return the last hidden state of each history, [B, D]."""
         if batch.state is not None:
-            return self.read(batch, batch.state).user_vectors
+            return self.encode_history(batch, batch.state).user_vectors
         window = batch.last(self.window.lengths(batch.items.lengths))
         return self.scale_users(self._encode(window, _query_times(window))[window.items.offsets[1:] - 1])
 
@@ -162,7 +162,7 @@ class HSTU(VectorModel):
         return self.scale_items(self.items.weight)
 
     @torch.no_grad()
-    def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
+    def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """Return the state after all events (roles.Incremental).
 
         It stores keys and values of all events but the last, whose row depends on its query time.

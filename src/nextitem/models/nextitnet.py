@@ -36,7 +36,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.roles import LossTerms
 from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
-from nextitem.data.negatives import draw_negatives
+from nextitem.data.negatives import sample_negatives
 from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.objectives import FullSoftmax, SampledSoftmax
 from nextitem.losses.sampled_softmax import sampled_softmax
@@ -129,7 +129,7 @@ class NextItNet(VectorModel):
         objective = self.config.objective
         if isinstance(objective, FullSoftmax):
             return LossTerms(full_softmax(hidden_TD, self.item_vectors(), targets))
-        sampled = draw_negatives(
+        sampled = sample_negatives(
             batch,
             self.popularity,
             count=objective.num_negatives,

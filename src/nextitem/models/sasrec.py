@@ -53,7 +53,7 @@ from nextitem.core.roles import LossTerms
 from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.augmentations import augment
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
-from nextitem.data.negatives import draw_negatives
+from nextitem.data.negatives import sample_negatives
 from nextitem.losses.bce import bce
 from nextitem.losses.contrastive import contrastive
 from nextitem.losses.full_softmax import full_softmax
@@ -61,7 +61,7 @@ from nextitem.losses.gbce import gbce
 from nextitem.losses.objectives import BCE, GBCE, FullSoftmax, SampledSoftmax
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.attention.incremental import Window, extend_history_state
-from nextitem.nn.attention.key_value_cache import FurtherPositions, KeyValueCache
+from nextitem.nn.attention.key_value_cache import KeyValueCache, NewPositions
 from nextitem.nn.attention.transformer import BLOCKS
 from nextitem.nn.fields.item_features import CONTENT, ItemFeatures
 from nextitem.nn.initialisation import truncated_normal_
@@ -181,7 +181,7 @@ class SASRec(VectorModel):
         if isinstance(objective, FullSoftmax):
             return full_softmax(hidden_TD, table, targets)
         if isinstance(objective, SampledSoftmax):
-            sampled = draw_negatives(
+            sampled = sample_negatives(
                 batch,
                 self.popularity,
                 count=objective.num_negatives,
@@ -200,13 +200,13 @@ class SASRec(VectorModel):
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """Return the last hidden state of each history, [B, D]."""
         if batch.state is not None:
-            return self.read(batch, batch.state).user_vectors
-        recent = self.window.of(batch.items)
+            return self.encode_history(batch, batch.state).user_vectors
+        recent = self.window.recent_events(batch.items)
         hidden = self._flat_hidden(recent)
         return self.scale_users(hidden[recent.offsets[1:] - 1])
 
     @torch.no_grad()
-    def read(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
+    def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """Return the state after all events (roles.Incremental).
 
         It stores keys and values [B, P, 2, H, D / H] of each block. If positions are counted from the last item, it
@@ -261,11 +261,11 @@ class SASRec(VectorModel):
     def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
         """Return the state after histories, read from the start or after `state`; each row has events to read."""
         if state is None:
-            items, num_cached = self.window.of(batch.items), None
+            items, num_cached = self.window.recent_events(batch.items), None
             caches = [KeyValueCache() for _ in self.blocks if self.config.positions == "from-first"]
         else:
             items, num_cached = batch.items.last(batch.items.lengths - state.lengths), state.lengths - state.starts
-            further = FurtherPositions(num_cached, items.lengths)
+            further = NewPositions(num_cached, items.lengths)
             caches = [KeyValueCache(state.cache[f"block{n}"], further) for n in range(len(self.blocks))]
         hidden_BLD = self._padded_hidden(items, caches, num_cached=num_cached)
         last_BD = hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), items.lengths - 1]

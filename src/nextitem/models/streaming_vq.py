@@ -125,7 +125,7 @@ class StreamingVQ(Recommender):
             UserError: several processes train the model.
 
         """
-        if processes.count() > 1:
+        if processes.world_size() > 1:
             raise UserError("streaming-vq is trained on one stream of events: train it in one process")
         return NextTargets(train.interactions, max_length=self.config.max_history_length, in_order=True)
 

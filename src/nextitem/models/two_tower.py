@@ -43,9 +43,14 @@ from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import Examples, LossTerms
 from nextitem.core.top_items import top_candidates
 from nextitem.core.vector_model import VectorModel
-from nextitem.data.examples.cascade_candidates import TEACHER
 from nextitem.data.examples.event_requests import EventRequests
-from nextitem.data.examples.labelled_candidates import TARGET, LabelledRequests, require_both_labels, shown_requests
+from nextitem.data.examples.labelled_candidates import (
+    TARGET,
+    LabelledRequests,
+    impression_examples,
+    require_both_labels,
+)
+from nextitem.data.settings import TEACHER
 from nextitem.losses.in_batch_softmax import in_batch_softmax
 from nextitem.losses.label_shares import label_shares
 from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig
@@ -166,7 +171,7 @@ class TwoTower(VectorModel):
     def examples(self, train: Dataset) -> Examples[SequenceBatch]:
         """Return every event as a request, or the impressions; they determine vocabularies and quantiles."""
         if self.config.learn_from == "impressions":
-            return self.examples_of(shown_requests(train), train.interactions)
+            return self.examples_of(impression_examples(train), train.interactions)
         requests = EventRequests(train, max_history_length=self.config.max_history_length)
         self._fit_fields(requests.sample(FITTED_ON), train.interactions)
         return requests

@@ -211,7 +211,7 @@ def _fit_channel(
 ) -> int | None:
     """Fit one channel; its second fit is on all training events, for as many epochs as were best in the first."""
     torch.manual_seed(stages.recipe.seed)
-    channel = model.renew(name)
+    channel = model.reset_channel(name)
     validate = None
     if part and validation is not None:
         quota = model.rates.quotas[model.channel_names.index(name)]

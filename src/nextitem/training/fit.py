@@ -203,12 +203,12 @@ def _train(
 
 def _process_settings() -> dict[str, Any]:
     """Return Lightning's settings for the processes that torchrun has started, or for a single process."""
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return {"devices": 1}
     num_local = int(os.environ["LOCAL_WORLD_SIZE"])
     return {
         "devices": num_local,
-        "num_nodes": processes.count() // num_local,
+        "num_nodes": processes.world_size() // num_local,
         # Each process has its own state between steps, so buffers are not broadcast. Not every step has a gradient for
         # every parameter: biases by time have none if the log is undated.
         "strategy": DDPStrategy(broadcast_buffers=False, find_unused_parameters=True),

@@ -67,7 +67,7 @@ class BatchStream(Generic[BatchT]):
 
 def _local_part(batch: BatchT) -> tuple[BatchT, float]:
     """Return this process's part of the batch and its weight; all build the same batch, so nothing is communicated."""
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return batch, 1.0
-    part = batch.share(processes.rank(), processes.count())
-    return part, part.loss_count * processes.count() / batch.loss_count
+    part = batch.share(processes.rank(), processes.world_size())
+    return part, part.loss_count * processes.world_size() / batch.loss_count

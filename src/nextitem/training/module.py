@@ -72,14 +72,14 @@ class TrainingModule(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Lightning's hook: replace sparse gradients by their mean over all processes."""
-        if processes.count() == 1:
+        if processes.world_size() == 1:
             return
         for table in self._sparse.values():
             rows, values = torch.zeros(0, dtype=torch.int64), torch.zeros(0, table.shape[1])
             if table.grad is not None:  # None if this process's part of the batch was empty
                 grad = table.grad.coalesce().cpu()
                 rows, values = grad.indices()[0], grad.values()
-            rows, values = (torch.cat(processes.gather(part)) for part in (rows, values / processes.count()))
+            rows, values = (torch.cat(processes.gather(part)) for part in (rows, values / processes.world_size()))
             table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape).to(table.device)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

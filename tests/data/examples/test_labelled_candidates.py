@@ -19,8 +19,8 @@ from nextitem.data.examples.labelled_candidates import (
     LabelledRequests,
     SampledCandidates,
     examination,
+    impression_examples,
     require_both_labels,
-    shown_requests,
 )
 from nextitem.data.readers import dataset_from_frames
 
@@ -56,7 +56,7 @@ def shop() -> Dataset:
 
 
 def test_requests_of_impressions_contain_the_history_before_them() -> None:
-    requests = shown_requests(shop())
+    requests = impression_examples(shop())
     assert requests.items.to_lists() == [[1, 2], [2, 1]]
     assert requests.candidates is not None
     assert requests.candidates.to_lists() == [[1, 3], [2, 3]]
@@ -72,19 +72,19 @@ def with_labels(labels: list[float | None]) -> Dataset:
 
 
 def test_unknown_labels_are_nan_and_requests_without_a_label_are_left_out() -> None:
-    requests = shown_requests(with_labels([None, 1, None, 0]))
+    requests = impression_examples(with_labels([None, 1, None, 0]))
     assert requests.candidate_labels["click"].values.isnan().tolist() == [True, False, True, False]
-    labelled_requests = shown_requests(with_labels([None, None, 1, 0]))
+    labelled_requests = impression_examples(with_labels([None, None, 1, 0]))
     assert labelled_requests.candidates is not None
     assert labelled_requests.candidates.to_lists() == [[2, 3]]
     with pytest.raises(UserError, match="no label of the impressions to learn from is known"):
-        shown_requests(with_labels([None] * 4))
+        impression_examples(with_labels([None] * 4))
 
 
 def test_examination_of_slots_is_computed_from_known_labels() -> None:
-    whole = shown_requests(with_labels([1, 1, 1, 0]))
+    whole = impression_examples(with_labels([1, 1, 1, 0]))
     assert examination(whole, "click").tolist() == [1, 1, 0.5]
-    assert examination(shown_requests(with_labels([1, 1, 1, None])), "click").tolist() == [1, 1, 1]
+    assert examination(impression_examples(with_labels([1, 1, 1, None])), "click").tolist() == [1, 1, 1]
     without_slots = replace(
         whole, candidate_features={"slot": whole.candidate_features["slot"].with_values(torch.zeros(4))}
     )
@@ -92,14 +92,14 @@ def test_examination_of_slots_is_computed_from_known_labels() -> None:
 
 
 def test_labels_that_may_still_arrive_are_left_out() -> None:
-    assert shown_requests(shop(), delay_hours=4).num_requests == 1
+    assert impression_examples(shop(), delay_hours=4).num_requests == 1
     data_set = shop()
     assert data_set.impressions is not None
     with pytest.raises(UserError, match="there are no impressions"):
-        shown_requests(replace(data_set, impressions=None))
+        impression_examples(replace(data_set, impressions=None))
     last = data_set.impressions.select(np.array([False, False, True, True]))
     with pytest.raises(UserError, match="leaves no impressions to learn from"):
-        shown_requests(replace(data_set, impressions=last), delay_hours=1)
+        impression_examples(replace(data_set, impressions=last), delay_hours=1)
 
 
 def test_a_page_dated_a_century_ahead_makes_no_label_final() -> None:
@@ -115,17 +115,17 @@ def test_a_page_dated_a_century_ahead_makes_no_label_final() -> None:
         timestamps=hours * HOUR_S * 1000,
         columns=data.impressions.columns[rows],
     )
-    assert shown_requests(replace(data, impressions=impressions), delay_hours=48).num_requests == 152
+    assert impression_examples(replace(data, impressions=impressions), delay_hours=48).num_requests == 152
     assert impressions.timestamps is not None
     times = impressions.timestamps.copy()
     times[-2:] += 876_000 * HOUR_S * 1000
     impressions = replace(impressions, timestamps=times)
     # The end of the log is now hour 199; the stray page itself is later than that, so its labels are not final.
-    assert shown_requests(replace(data, impressions=impressions), delay_hours=48).num_requests == 151
+    assert impression_examples(replace(data, impressions=impressions), delay_hours=48).num_requests == 151
 
 
 def test_a_label_with_a_single_value_is_refused() -> None:
-    requests = shown_requests(shop())
+    requests = impression_examples(shop())
     require_both_labels(requests, "click")
     with pytest.raises(UserError, match="none of the 2 candidates to learn from has the label 'click'"):
         require_both_labels(

@@ -101,7 +101,7 @@ def test_the_l2_penalty_has_a_gradient_for_the_codes_of_the_batch_alone(
     examples = model.examples(impressions.train)
     model.train()
     codes = model.fields(requests)
-    rows = codes.looked_up()[0].unique()
+    rows = codes.code_occurrences()[0].unique()
     model.penalty(requests, codes).backward()
     table = model.vectors.table.weight
     expected = torch.zeros_like(table)

@@ -37,7 +37,7 @@ def test_ftrl_on_the_wide_part_leaves_exact_zeros_and_resumes_exactly(impression
     uninterrupted = train()
     weights = uninterrupted.wide.table.weight
     zero_share = float((weights == 0).float().mean())
-    codes = uninterrupted.fields(impressions.test).looked_up()[0].unique()
+    codes = uninterrupted.fields(impressions.test).code_occurrences()[0].unique()
     assert 0.5 < zero_share < 1
     assert 0 < int((weights[codes] != 0).sum()) < len(codes)
     assert not bool((uninterrupted.vectors.table.weight[codes] == 0).all(1).all())

@@ -16,7 +16,7 @@ DAY = 86_400_000
 
 def layer_of(*, heads: int = 2, dropout: float = 0.0) -> HSTULayer:
     torch.manual_seed(0)
-    layer = HSTULayer(6, heads=heads, head_width=4, longest=5, dropout=dropout)
+    layer = HSTULayer(6, heads=heads, head_width=4, max_length=5, dropout=dropout)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape))
@@ -66,7 +66,7 @@ def test_normed_residual_replaces_the_input_in_the_residual() -> None:
 
 def test_layer_has_exactly_the_published_parameters() -> None:
     """One projection has no bias, one has; each layer has two bias tables; no norm has weights."""
-    layer = HSTULayer(6, heads=2, head_width=4, longest=5, dropout=0.0)
+    layer = HSTULayer(6, heads=2, head_width=4, max_length=5, dropout=0.0)
     sizes = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
     assert sizes == {
         "project.weight": (32, 6),

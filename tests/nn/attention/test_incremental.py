@@ -28,7 +28,7 @@ class SummingModel:
     def __call__(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
         assert batch.state is None
         self.reads.append(("start" if state is None else "extended", batch.items.to_lists()))
-        items = self.window.of(batch.items)
+        items = self.window.recent_events(batch.items)
         if state is None:
             total = items.to_padded().sum(1)
         else:
@@ -77,7 +77,7 @@ def test_batch_without_events() -> None:
 def test_state_with_more_events_than_the_history_is_refused() -> None:
     model = SummingModel()
     state = encode(model, [[1, 2]])
-    with pytest.raises(ValueError, match="histories in full"):
+    with pytest.raises(ValueError, match="full histories"):
         encode(model, [[1]], state)
 
 
@@ -100,7 +100,7 @@ def test_start_of_a_window_depends_only_on_the_number_of_events() -> None:
         sizes = Window(4, step).lengths(lengths[1:])
         assert int(sizes.min()) >= 1
         assert int(sizes.max()) == 4
-    assert Window(3, 2).of(Jagged.from_rows([[1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5]])).to_lists() == [
+    assert Window(3, 2).recent_events(Jagged.from_rows([[1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5]])).to_lists() == [
         [1, 2, 3],
         [3, 4],
         [3, 4, 5],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nextitem.nn.attention.key_value_cache import FurtherPositions, KeyValueCache
+from nextitem.nn.attention.key_value_cache import KeyValueCache, NewPositions
 
 
 def numbered(*entries: list[int]) -> torch.Tensor:
@@ -15,7 +15,7 @@ def numbered(*entries: list[int]) -> torch.Tensor:
 
 def test_rows_grow_by_different_numbers_of_positions() -> None:
     cached = numbered([1, 2, 3], [4, 99, 99])
-    further = FurtherPositions(torch.tensor([3, 1]), torch.tensor([1, 2]))
+    further = NewPositions(torch.tensor([3, 1]), torch.tensor([1, 2]))
     cache = KeyValueCache(cached, further)
     grown = cache.append(numbered([5, 77], [6, 7]))
     assert cache.keys_values is grown
@@ -29,7 +29,7 @@ def test_rows_grow_by_different_numbers_of_positions() -> None:
 
 
 def test_unused_columns_of_the_cache_are_dropped() -> None:
-    cache = KeyValueCache(numbered([1, 99, 99, 99]), FurtherPositions(torch.tensor([1]), torch.tensor([1])))
+    cache = KeyValueCache(numbered([1, 99, 99, 99]), NewPositions(torch.tensor([1]), torch.tensor([1])))
     assert cache.append(numbered([2]))[0, :, 0, 0, 0].tolist() == [1, 2]
 
 

@@ -9,7 +9,7 @@ import torch
 from support.modules import part
 from torch import Tensor, nn
 
-from nextitem.nn.attention.key_value_cache import FurtherPositions, KeyValueCache
+from nextitem.nn.attention.key_value_cache import KeyValueCache, NewPositions
 from nextitem.nn.attention.transformer import BLOCKS, LiGRBlock, PreNormBlock, SelfAttention
 
 L, D, H = 5, 6, 2
@@ -87,7 +87,7 @@ def test_new_positions_with_a_cache_equal_those_of_the_whole_sequence(name: str)
     block(x[:, :3], first)
     num_cached, num_new = torch.tensor([3, 1]), torch.tensor([1, 4])
     new_positions = torch.stack([torch.cat([x[0, 3:4], torch.randn(3, D)]), x[1, 1:]])
-    output = block(new_positions, KeyValueCache(first.keys_values, FurtherPositions(num_cached, num_new)))
+    output = block(new_positions, KeyValueCache(first.keys_values, NewPositions(num_cached, num_new)))
     torch.testing.assert_close(output[0, :1], block(x)[0, 3:4])
     torch.testing.assert_close(output[1], block(x)[1, 1:])
 

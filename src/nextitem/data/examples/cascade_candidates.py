@@ -13,8 +13,8 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.labelled_candidates import TARGET
+from nextitem.data.settings import TEACHER
 
-TEACHER = "teacher"  # name of the label that contains the scores of a better ranker
 BLOCK = 256  # number of requests whose candidates are retrieved at a time
 VALIDATION_SHARE = 0.1  # share of the recent events, the last ones, on which rankers are validated
 VALIDATION_REQUESTS = 500  # maximal number of validation requests
@@ -24,7 +24,7 @@ RetrievedCandidates = tuple[Tensor, Tensor]  # items [B, C], 0 is padding, and t
 class CandidateSource(Protocol):
     """Retrieval stage of a cascade: retrieves candidates, and adds them to the requests that a ranker reads."""
 
-    def retrieved(self, batch: SequenceBatch) -> RetrievedCandidates:
+    def retrieve_candidates(self, batch: SequenceBatch) -> RetrievedCandidates:
         """Return the candidates of each request: items [B, C] and their ranks in the channels [B, C, c]."""
 
     def with_candidates(self, batch: SequenceBatch, items: Tensor, ranks: Tensor) -> SequenceBatch:
@@ -79,7 +79,7 @@ def _label_candidates(
     With `num_negatives`, only requests whose target was retrieved remain, with a sample of their other candidates.
     """
     assert requests.targets is not None
-    items, ranks = source.retrieved(requests)
+    items, ranks = source.retrieve_candidates(requests)
     is_target = items == requests.targets.values[:, None]
     if num_negatives is not None:
         rows = is_target.any(1).nonzero()[:, 0]

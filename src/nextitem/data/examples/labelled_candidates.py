@@ -96,7 +96,7 @@ def with_candidates(batch: SequenceBatch, items: torch.Tensor, labels: dict[str,
     )
 
 
-def shown_requests(train: Dataset, *, delay_hours: float = 0.0) -> SequenceBatch:
+def impression_examples(train: Dataset, *, delay_hours: float = 0.0) -> SequenceBatch:
     """Return the impressions of the training data as requests, each with the history before it.
 
     Labels arrive late. Impressions later than `delay_hours` before the end of the log are left out, since a missing

@@ -9,25 +9,27 @@ from nextitem.core.jagged import Jagged, offsets_of
 from nextitem.data.examples.next_item import NextItemBatch
 
 
-def stochastic_length(batch: NextItemBatch, *, longest: int, alpha: float, generator: torch.Generator) -> NextItemBatch:
-    """Shorten most sequences with more than `longest ** (alpha / 2)` events to that number of events.
+def stochastic_length(
+    batch: NextItemBatch, *, max_length: int, alpha: float, generator: torch.Generator
+) -> NextItemBatch:
+    """Shorten most sequences with more than `max_length ** (alpha / 2)` events to that number of events.
 
-    A longer sequence of n events stays whole with probability longest ** alpha / n ** 2 (eq. 5), so that the cost of
-    attention grows with longest ** alpha. Otherwise events are sampled without replacement, with weights
+    A longer sequence of n events stays whole with probability max_length ** alpha / n ** 2 (eq. 5), so that the cost of
+    attention grows with max_length ** alpha. Otherwise events are sampled without replacement, with weights
     1 - age / total age, so that recent ones are more likely. Sampled events keep their order, their time and their true
     successor.
 
     Args:
         batch: sequences of any length.
-        longest: maximal length of a sequence (N of the paper).
+        max_length: maximal length of a sequence (N of the paper).
         alpha: exponent between 1 and 2 that controls the sparsity.
         generator: source of random numbers, on the CPU.
 
     """
     lengths = batch.items.lengths
-    max_count = max(1, int(longest ** (alpha / 2)))
+    max_count = max(1, int(max_length ** (alpha / 2)))
     stays_whole = (
-        torch.rand(len(lengths), generator=generator).to(lengths.device) < longest**alpha / lengths.double() ** 2
+        torch.rand(len(lengths), generator=generator).to(lengths.device) < max_length**alpha / lengths.double() ** 2
     )
     counts = torch.where((lengths <= max_count) | stays_whole, lengths, max_count)
     # Gumbel noise plus log weights: the `counts` highest are a sample without replacement.

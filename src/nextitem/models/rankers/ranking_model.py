@@ -31,8 +31,8 @@ from nextitem.data.examples.labelled_candidates import (
     LabelledRequests,
     SampledCandidates,
     examination,
+    impression_examples,
     require_both_labels,
-    shown_requests,
 )
 from nextitem.losses.listwise_softmax import listwise_softmax
 from nextitem.losses.mean_by_request import mean_by_request
@@ -102,7 +102,7 @@ class RankingModel(Recommender):
         """Return impressions, or events with negatives; fit quantiles, vocabularies and counts to them."""
         config = self.config
         if config.learn_from == "impressions" or (config.learn_from == "auto" and train.impressions is not None):
-            return self.examples_of(shown_requests(train, delay_hours=config.delay_hours), train.interactions)
+            return self.examples_of(impression_examples(train, delay_hours=config.delay_hours), train.interactions)
         if config.learn_from == "auto" and (config.delay_hours or config.position == "weight"):
             name = "delay_hours" if config.delay_hours else "position"
             raise UserError(f"{train.name}: model.{name} is about impressions, and training has none; leave it out")
@@ -143,7 +143,7 @@ class RankingModel(Recommender):
         if self.config.l2:
             self.counts.zero_()
             for batch in examples.batches(COUNT_BATCH, epoch=0, seed=0):
-                self.counts.index_add_(0, *self.fields(batch).looked_up())
+                self.counts.index_add_(0, *self.fields(batch).code_occurrences())
         return examples
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
@@ -177,7 +177,7 @@ class RankingModel(Recommender):
         """Return the term added to the loss: the mini-batch-aware L2 penalty of the field vectors."""
         if not self.config.l2:
             return self.popularity.new_zeros(())
-        return self.config.l2 * mini_batch_aware_l2(self.vectors.table.weight, codes.looked_up()[0], self.counts)
+        return self.config.l2 * mini_batch_aware_l2(self.vectors.table.weight, codes.code_occurrences()[0], self.counts)
 
     @torch.no_grad()
     def calibrate(self, requests: SequenceBatch) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ class HSTULayer(nn.Module):
 
     It computes x + W_o(dropout(U * LN(A V))), with U, V, Q, K = SiLU(W LN(x)) and A = SiLU(Q K + bias) / N.
     Neither LN has weights; W has no bias. There is no feed-forward: the gate U takes its place. N is
-    `longest`, not the true length. Each layer has its own position and time biases, shared by its heads.
+    `max_length`, not the true length. Each layer has its own position and time biases, shared by its heads.
 
     normed_residual: add the output to LN(x) instead of x, as in the block of SASRec's authors.
     """
@@ -42,19 +42,19 @@ class HSTULayer(nn.Module):
         *,
         heads: int,
         head_width: int,
-        longest: int,
+        max_length: int,
         dropout: float,
         normed_residual: bool = False,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.head_width = head_width
-        self.longest = longest
+        self.max_length = max_length
         self.rate = dropout
         self.normed_residual = normed_residual
         self.project = nn.Linear(width, 4 * heads * head_width, bias=False)
         self.output = nn.Linear(heads * head_width, width)
-        self.position_weights = nn.Parameter(torch.empty(2 * longest - 1))
+        self.position_weights = nn.Parameter(torch.empty(2 * max_length - 1))
         self.time_weights = nn.Parameter(torch.empty(TIME_BUCKETS))
         nn.init.normal_(self.project.weight, std=0.02)
         nn.init.xavier_uniform_(self.output.weight)
@@ -90,7 +90,7 @@ class HSTULayer(nn.Module):
             all_keys,
             all_values,
             layout,
-            normaliser=float(self.longest),
+            normaliser=float(self.max_length),
             position_weights=self.position_weights,
             time_weights=None if layout.query_times is None else self.time_weights,
         ).reshape(gate.shape)

@@ -44,7 +44,7 @@ class Window:
         """Return the number of events that are read, [B], for histories of `lengths [B]`."""
         return lengths - self.starts(lengths)
 
-    def of(self, histories: Jagged) -> Jagged:
+    def recent_events(self, histories: Jagged) -> Jagged:
         """Return the events that are read of each history."""
         return histories.last(self.lengths(histories.lengths))
 

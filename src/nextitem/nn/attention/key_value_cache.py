@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class FurtherPositions:
+class NewPositions:
     """Cache columns of the new positions of B histories, and their attention mask; shared by all layers.
 
     Row b has `lengths[b]` cached positions, at columns 0 .. lengths[b] - 1, and gets `num_new[b]` more (both [B]
@@ -37,7 +37,7 @@ class KeyValueCache:
     Columns beyond the length of a history contain values that are never read.
     """
 
-    def __init__(self, keys_values: Tensor | None = None, further: FurtherPositions | None = None) -> None:
+    def __init__(self, keys_values: Tensor | None = None, further: NewPositions | None = None) -> None:
         self.keys_values = keys_values
         self.further = further
 

@@ -64,7 +64,7 @@ class FieldCodes:
         """Return the codes of all fields that are no bags, one row for each candidate [P, F1 + F2]."""
         return torch.cat([self.request[self.rows], self.candidate], dim=1)
 
-    def looked_up(self) -> tuple[Tensor, Tensor]:
+    def code_occurrences(self) -> tuple[Tensor, Tensor]:
         """Return every code occurrence in the batch and the number of candidates it applies to.
 
         Both have one entry for each occurrence. A code of a request applies to all of its candidates.
