@@ -1,4 +1,4 @@
-"""Where real data is, how to find helpers beside tests, and how kernels run without a GPU."""
+"""Shared set-up of tests: path of helpers, folder of real data, order of parallel tests, kernels without a GPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 from nextitem.core.registry import MODELS
 
-if not torch.cuda.is_available():  # read when Triton is loaded, which torch may do in any test
+if not torch.cuda.is_available():  # Triton reads it when it is loaded, which torch may do in any test
     os.environ["TRITON_INTERPRET"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))  # `from support.trained_models import ...`
-SHARED_MODELS = {"hstu", "tiger", "user-cf", "multi-behaviour", "cascade", "sasrec"}  # one test reads several of these
+SHARED_MODELS = {"hstu", "tiger", "user-cf", "multi-behaviour", "cascade", "sasrec"}  # one test uses several of these
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -29,7 +29,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             name = test.partition("[")[2].rstrip("]")
             if not file.startswith("tests/contract/"):
                 return file
-            model = max((each for each in MODELS if name == each or name.startswith(f"{each}-")), key=len, default=None)
+            prefixes = [entry for entry in MODELS if name == entry or name.startswith(f"{entry}-")]
+            model = max(prefixes, key=len, default=None)
             return "shared models" if model is None or model in SHARED_MODELS else model
 
     return ByFileOrModel(config, log)
@@ -37,8 +38,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real data sets; skips without it."""
+    """Return the folder of real data sets; skip the test without one."""
     folder = os.environ.get("NEXTITEM_DATA")
     if not folder or not Path(folder).is_dir():
-        pytest.skip("real data: set NEXTITEM_DATA to the folder that holds the data sets")
+        pytest.skip("real data: set NEXTITEM_DATA to the folder of the data sets")
     return Path(folder)

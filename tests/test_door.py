@@ -1,4 +1,4 @@
-"""The Python door: every exported name is called, as README and the docstrings show it."""
+"""The public Python interface: every exported name is called as in README and docstrings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> ni.Run:
     return ni.train("item-cf", rich_log(), out=tmp_path_factory.mktemp("door") / "run", progress=False)
 
 
-def test_every_exported_name_is_there_and_listed() -> None:
+def test_every_exported_name_exists_and_is_listed() -> None:
     for name in ni.__all__:
         assert getattr(ni, name) is not None
     assert set(ni.__all__) <= set(dir(ni))
@@ -37,7 +37,7 @@ def test_every_exported_name_is_there_and_listed() -> None:
 
 
 @pytest.mark.slow
-def test_mypy_sees_the_types_of_the_door(tmp_path: Path) -> None:
+def test_mypy_knows_the_types_of_exported_names(tmp_path: Path) -> None:
     from mypy import api
 
     (tmp_path / "user.py").write_text(
@@ -55,7 +55,7 @@ def test_mypy_sees_the_types_of_the_door(tmp_path: Path) -> None:
     assert out.count("error") >= 2  # a wrong argument, and a missing one: both on one line or on two
 
 
-def test_a_run_recommends_ranks_and_knows_similar_items(run: ni.Run) -> None:
+def test_a_run_recommends_ranks_and_finds_similar_items(run: ni.Run) -> None:
     answer = run.recommend(history=["i01", "i02"], k=3)
     assert isinstance(answer, ni.RecommendationList)
     assert len(answer) == len(list(answer)) == 3
@@ -78,7 +78,7 @@ def test_a_run_recommends_ranks_and_knows_similar_items(run: ni.Run) -> None:
     assert "i01" not in similar["item_id"]
 
 
-def test_a_history_may_be_a_frame(run: ni.Run) -> None:
+def test_a_history_can_be_a_table(run: ni.Run) -> None:
     frame = pl.DataFrame({"item_id": ["i01", "i02"], "timestamp": [1_700_000_000, 1_700_000_100]})
     for history in (frame, frame.to_arrow(), {"item_id": ["i01", "i02"]}):
         assert run.recommend(history=history, k=3).item_ids == run.recommend(history=["i01", "i02"], k=3).item_ids
@@ -109,13 +109,15 @@ def test_a_history_may_be_a_frame(run: ni.Run) -> None:
         (lambda run: ni.train("sasrec", rich_log(), out="x", settings={"model": {"width": "wide"}}), "width"),
     ],
 )
-def test_a_mistake_is_one_clear_line(run: ni.Run, call: Callable[[ni.Run], object], message: str) -> None:
+def test_a_mistake_raises_an_error_of_one_clear_line(
+    run: ni.Run, call: Callable[[ni.Run], object], message: str
+) -> None:
     with pytest.raises(ni.UserError, match=message) as error:
         call(run)
     assert "\n" not in str(error.value)
 
 
-def test_a_run_of_data_in_memory_is_evaluated_and_opened(run: ni.Run, tmp_path: Path) -> None:
+def test_a_run_on_data_in_memory_can_be_evaluated_and_opened(run: ni.Run, tmp_path: Path) -> None:
     assert isinstance(run.evaluation, ni.Evaluation)
     assert ni.evaluate(run).metrics == run.evaluation.metrics
     opened = ni.load_run(run.folder, device="cpu")
@@ -127,7 +129,7 @@ def test_a_run_of_data_in_memory_is_evaluated_and_opened(run: ni.Run, tmp_path: 
     assert repr(opened).splitlines()[0] == f"Run of item-cf in {run.folder}"
 
 
-def test_the_log_is_read_once_for_all_users_until_other_data_come(run: ni.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_is_read_once_until_the_data_are_replaced(run: ni.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     logs = spy(monkeypatch, requests, "event_values", lambda log, catalog: log)
     opened = ni.load_run(run.folder).use_data(rich_log())
     for user in ("u01", "u02", "u01"):
@@ -138,38 +140,38 @@ def test_the_log_is_read_once_for_all_users_until_other_data_come(run: ni.Run, m
     assert logs[-1] is opened.dataset.interactions is not before.interactions
 
 
-def test_a_user_s_history_is_that_of_the_whole_log(run: ni.Run) -> None:
-    """Not that of the training events alone: what is served knows what happened last."""
+def test_the_history_of_a_user_is_that_of_the_whole_log(run: ni.Run) -> None:
+    """The history is not limited to training events, so recommendations use the latest events."""
     assert len(run.dataset.interactions) == len(rich_log().interactions)
 
 
 @pytest.mark.parametrize("settings", [{"model.window": 3}, {"model": {"window": 3}}, ItemCFConfig(window=3)])
-def test_settings_are_tables_dotted_names_or_a_config(settings: dict[str, object] | Config, tmp_path: Path) -> None:
+def test_settings_can_be_tables_dotted_names_or_a_config(settings: dict[str, object] | Config, tmp_path: Path) -> None:
     run = ni.train("item-cf", rich_log(), out=tmp_path / "run", settings=settings, progress=False)
     assert run.recipe.model["window"] == 3
     assert run.recipe.model["neighbours"] == 100
 
 
 class OwnPopularity(Popularity):
-    """A model of a user's own."""
+    """Example of a model that a user defines."""
 
 
-def test_a_class_is_a_model_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_can_be_passed_as_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_models.py").write_text(
         "from nextitem.models.popularity import Popularity\n\n\nclass Mine(Popularity):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     run = ni.train("own_models:Mine", rich_log(), out=tmp_path / "run", progress=False)
     assert type(ni.load_run(run.folder).model).__name__ == "Mine"
-    mine = import_module("own_models").Mine
-    again = ni.train(mine, rich_log(), out=tmp_path / "again", progress=False)
+    model_class = import_module("own_models").Mine
+    again = ni.train(model_class, rich_log(), out=tmp_path / "again", progress=False)
     assert again.name == "own_models:Mine"
-    comparison = ni.compare(rich_log(), models=[mine, "popularity"], out=tmp_path / "both", progress=False)
+    comparison = ni.compare(rich_log(), models=[model_class, "popularity"], out=tmp_path / "both", progress=False)
     assert [row.name for row in comparison.rows] == ["own_models:Mine", "popularity"]
     assert ni.train(Popularity, rich_log(), out=tmp_path / "registered", progress=False).name == "popularity"
 
 
-def test_compare_tokenize_diagnose_and_models(tmp_path: Path, run: ni.Run) -> None:
+def test_compare_tokenize_diagnose_and_models_return_their_types(tmp_path: Path, run: ni.Run) -> None:
     frames = rich_frames()
     assert set(frames) == {"interactions", "items", "users"}
     data = ni.Dataset.from_frames(
@@ -188,7 +190,7 @@ def test_compare_tokenize_diagnose_and_models(tmp_path: Path, run: ni.Run) -> No
     assert issubclass(ni.ContractError, RuntimeError)
 
 
-def test_content_neighbours_know_similar_items(tmp_path: Path) -> None:
+def test_similar_items_of_content_neighbours_follow_the_cosine(tmp_path: Path) -> None:
     run = ni.train("content-neighbours", DATASETS["planted-clusters"](), out=tmp_path / "run", progress=False)
     similar = run.similar("i1", k=5)
     scores = similar["score"].to_list()
@@ -200,17 +202,17 @@ def test_content_neighbours_know_similar_items(tmp_path: Path) -> None:
     assert scores == pytest.approx(cosine.sort(descending=True).values[1:6].tolist(), abs=1e-5)
 
 
-def test_a_class_of_the_script_itself_warns_that_its_run_cannot_be_opened(tmp_path: Path) -> None:
-    mine = type("Mine", (Popularity,), {"__module__": "__main__"})
-    sys.modules["__main__"].__dict__["Mine"] = mine
+def test_a_class_of_the_script_itself_raises_a_warning(tmp_path: Path) -> None:
+    model_class = type("Mine", (Popularity,), {"__module__": "__main__"})
+    sys.modules["__main__"].__dict__["Mine"] = model_class
     try:
         with pytest.warns(UserWarning, match="put the class into a module"):
-            ni.train(mine, rich_log(), out=tmp_path / "run", progress=False)
+            ni.train(model_class, rich_log(), out=tmp_path / "run", progress=False)
     finally:
         del sys.modules["__main__"].__dict__["Mine"]
 
 
-def test_settings_of_training_are_named_if_a_model_learns_in_one_pass(tmp_path: Path) -> None:
+def test_unused_training_settings_are_logged(tmp_path: Path) -> None:
     lines: list[str] = []
     settings = {"training.max_epochs": 3}
     ni.train("popularity", rich_log(), out=tmp_path / "run", settings=settings, progress=False, log=lines.append)
@@ -218,7 +220,7 @@ def test_settings_of_training_are_named_if_a_model_learns_in_one_pass(tmp_path: 
     assert warning.startswith("warning: training.max_epochs has no effect: popularity learns in one pass")
 
 
-def test_items_of_the_smallest_log_can_be_tokenized(tmp_path: Path) -> None:
+def test_items_of_a_tiny_log_can_be_tokenized(tmp_path: Path) -> None:
     events = {"user_id": ["a", "b"], "item_id": ["x", "y"], "timestamp": ["2026-01-01", "2026-01-02"]}
     items = {"item_id": ["x", "y"], "title": ["red tea", "green tea"]}
     data = ni.Dataset.from_frames(interactions=events, items=items)
@@ -226,14 +228,14 @@ def test_items_of_the_smallest_log_can_be_tokenized(tmp_path: Path) -> None:
     assert len(table.codes) == 3
 
 
-def test_the_simulated_shop_says_if_a_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_the_name_of_the_simulated_shop_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert not any("./shop" in note for note in ni.load_dataset("shop").notes)
     (tmp_path / "shop").mkdir()
     assert any("./shop" in note for note in ni.load_dataset("shop").notes)
 
 
-def test_a_run_of_compare_without_unknown_items_can_serve_users(tmp_path: Path) -> None:
+def test_a_run_of_compare_that_drops_unknown_items_recommends(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     frames = rich_frames()
@@ -246,7 +248,7 @@ def test_a_run_of_compare_without_unknown_items_can_serve_users(tmp_path: Path) 
     assert len(run.recommend(user="u01", k=3)) == 3
 
 
-def test_what_the_door_returns_prints_short(run: ni.Run, tmp_path: Path) -> None:
+def test_returned_objects_have_a_short_repr(run: ni.Run, tmp_path: Path) -> None:
     text = repr(ni.evaluate(run))
     assert text.startswith("Evaluation of item-cf: protocol time, ")
     assert "recall@10 " in text

@@ -1,4 +1,4 @@
-"""nextitem: from an interaction log to a served recommender.
+"""nextitem: from an interaction log to a recommender.
 
     import nextitem as ni
 
@@ -8,8 +8,8 @@
     run.recommend_many(k=10)                    # a data frame: user_id, item_id, score, rank
     ni.evaluate(run)
 
-What is named in `__all__` is stable. Mistakes of a caller raise UserError, whose message says what, where, and the way
-out; a model that breaks its contract raises ContractError.
+The names in `__all__` are stable. A mistake of the caller raises UserError, whose message names the mistake, its place
+and the way out. A model that breaks its contract raises ContractError.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `nextitem --help` must not pay for it.
     if name == "models":
-        return import_module("nextitem.models")  # a package that can be called
+        return import_module("nextitem.models")  # this package can be called like a function
     if name in _MODULES:
         return getattr(import_module(f"nextitem.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'nextitem' has no attribute {name!r}")

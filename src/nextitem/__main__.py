@@ -1,4 +1,4 @@
-"""`python -m nextitem` is the `nextitem` command."""
+"""Entry point of `python -m nextitem`, the same as the `nextitem` command."""
 
 from nextitem.cli.main import main
 

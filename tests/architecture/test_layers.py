@@ -1,4 +1,4 @@
-"""The structure that docs/architecture.md promises: layers, file lengths, registry, light import."""
+"""Rules of docs/architecture.md: layers, lengths of files and functions, registry, light imports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def package_of(file: Path) -> str | None:
 
 
 def imported_packages(file: Path) -> set[str]:
-    found = set()
+    packages = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.Import):
@@ -46,17 +46,17 @@ def imported_packages(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("nextitem.")}
-    return found
+        packages |= {name.split(".")[1] for name in names if name.startswith("nextitem.")}
+    return packages
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
-def test_imports_point_down(file: Path) -> None:
-    own = package_of(file)
-    if own is None or own == "recipes":
+def test_imports_point_to_lower_layers(file: Path) -> None:
+    package = package_of(file)
+    if package is None or package == "recipes":
         return
-    for other in imported_packages(file) - {own, "recipes"}:
-        assert RANK[other] < RANK[own], f"{file.name} in {own} imports {other}, which is not below it"
+    for other in imported_packages(file) - {package, "recipes"}:
+        assert RANK[other] < RANK[package], f"{file.name} in {package} imports {other}, which is not below it"
 
 
 def test_every_package_has_a_layer() -> None:
@@ -91,12 +91,12 @@ def test_files_and_functions_stay_short(file: Path) -> None:
 
 def test_every_model_file_is_registered_and_indexed() -> None:
     modules = [entry.path.split(":")[0] for entry in registry.MODELS.values()]
-    # What is composed of models stands above them: the cascade.
+    # A model that is composed of models, the cascade, is in a package above them.
     registered = {module.rsplit(".", 1)[1] for module in modules if module.startswith("nextitem.models.")}
     flat = {file.stem for file in (SOURCE / "models").glob("*.py")} - {"__init__"}
     in_folders = {file.stem: file.parent.name for file in (SOURCE / "models").glob("*/*.py") if file.stem in registered}
     assert registered == flat | set(in_folders)
-    # A folder is there for two named ideas or more, which share its other files.
+    # A folder contains at least two registered models, which share its other files.
     folders = {file.parent.name for file in (SOURCE / "models").glob("*/*.py")}
     assert all(list(in_folders.values()).count(folder) >= 2 for folder in folders)
     index = (SOURCE.parents[1] / "docs" / "papers.md").read_text(encoding="utf-8")
@@ -110,17 +110,17 @@ def test_every_model_has_a_debug_recipe() -> None:
         assert (SOURCE / "recipes" / "debug" / f"{name}.toml").is_file()
 
 
-def test_import_is_light() -> None:
+def test_import_loads_no_heavy_package() -> None:
     heavy = ["triton", "transformers", "ray", "sentence_transformers", "lightning", "matplotlib"]
     code = f"import nextitem, nextitem.models.sasrec, sys; print([m for m in {heavy!r} if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
 
 
 def test_help_needs_no_torch_and_answers_quickly() -> None:
     code = "import sys, nextitem.cli.main; print('torch' in sys.modules, 'polars' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False False"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False False"
     assert min(processor_seconds("--help") for _ in range(3)) < 2.0
 
 
@@ -137,8 +137,10 @@ def test_help_needs_no_torch_and_answers_quickly() -> None:
         (["tokenize", "lsh", "--data", "nowhere", "--out", "OUT"], 2),
     ],
 )
-def test_data_are_described_and_mistakes_told_without_torch(arguments: list[str], code: int, tmp_path: Path) -> None:
-    """In processor time, which a busy machine changes less than the time of a clock."""
+def test_data_are_described_and_mistakes_reported_without_torch(
+    arguments: list[str], code: int, tmp_path: Path
+) -> None:
+    """Measured in processor time, which a busy machine changes less than the time of a clock."""
     folder = tmp_path / "data"
     folder.mkdir()
     rows = [f"u{user},i{(user + step) % 5},{1_700_000_000 + step}" for user in range(9) for step in range(4)]
@@ -149,7 +151,7 @@ def test_data_are_described_and_mistakes_told_without_torch(arguments: list[str]
 
 
 def processor_seconds(*arguments: str, code: int = 0) -> float:
-    """Processor time of one command, whose exit code must be `code`, and which must not import torch."""
+    """Run a command, check its exit code and that it imports no torch, and return its processor time in seconds."""
     program = (
         "import sys; from nextitem.cli.main import main\n"
         "try: main()\n"
@@ -163,21 +165,21 @@ def processor_seconds(*arguments: str, code: int = 0) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def test_the_repository_holds_sources_only() -> None:
-    """Nothing that a run or a peer leaves behind: no weights, no checkpoint, no file of more than a MiB."""
+def test_the_repository_contains_sources_only() -> None:
+    """No output of a run or of a peer is in git: no weights, no checkpoint, no file of more than a MiB."""
     root = SOURCE.parents[1]
     if not (root / ".git").exists():
         pytest.skip("not a git checkout")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
     files = [root / name for name in listed.split("\0") if name and (root / name).is_file()]
     assert files
-    left = {".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".safetensors", ".parquet"}
-    assert not [str(file) for file in files if file.suffix in left or file.stat().st_size > 2**20]
+    output_suffixes = {".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".safetensors", ".parquet"}
+    assert not [str(file) for file in files if file.suffix in output_suffixes or file.stat().st_size > 2**20]
 
 
 @pytest.mark.parametrize("name", [name for name in vars(roles) if isinstance(getattr(roles, name), type)])
-def test_roles_that_isinstance_tells_have_methods_alone(name: str) -> None:
-    """From Python 3.12 on isinstance does not find a module's parts and buffers, which are no attributes of its own."""
+def test_roles_that_isinstance_checks_have_methods_only(name: str) -> None:
+    """From Python 3.12 on isinstance does not find submodules and buffers, as they are not attributes of the class."""
     role = getattr(roles, name)
     if getattr(role, "_is_runtime_protocol", False):
         assert not [each for base in role.__mro__ for each in vars(base).get("__annotations__", {})]

@@ -1,4 +1,4 @@
-"""The real command line on a small data set: every command, and what it says to mistakes."""
+"""The command line on a small data set: every command, and its messages for mistakes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Cli = Callable[..., Result]
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs `nextitem ARGS` in this process: (exit code, stdout, stderr)."""
+    """Return a function that runs `nextitem ARGS` in this process and returns (exit code, stdout, stderr)."""
 
     def run(*args: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["nextitem", *map(str, args)])
@@ -36,7 +36,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def write_folder(folder: Path) -> Path:
-    """The planted clusters as a CSV folder."""
+    """Write the planted clusters as a dataset folder with CSV files."""
     dataset = planted_clusters()
     folder.mkdir()
     log = dataset.interactions
@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One run of a closed-form and one of a trained model, made by the real command."""
+    """Return the folder of two runs, of a closed-form and of a trained model, written by the real command."""
     out = tmp_path_factory.mktemp("runs")
     for model in ("item-cf", "sasrec"):
         args = ["train", model, "--data", folder, "--out", out / model, "--recipe", f"debug/{model}"]
@@ -76,7 +76,7 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def one_line(result: Result) -> str:
-    """The message of a user's mistake: exit code 2, one line on stderr, nothing else."""
+    """Check that a result is a user's mistake (exit code 2, one line on stderr), and return the message."""
     code, _, err = result
     assert code == 2
     assert err.count("\n") == 1
@@ -94,7 +94,7 @@ def test_models_lists_everything(cli: Cli) -> None:
     assert "choose one of model" in one_line(cli("models", "--kind", "loss-function"))
 
 
-def test_describe_and_diagnose(cli: Cli, folder: Path) -> None:
+def test_describe_and_diagnose_print_facts_of_the_data(cli: Cli, folder: Path) -> None:
     facts = json.loads(cli("data", "describe", folder, "--json")[1])
     assert (facts["users"], facts["items"], facts["events"]) == (80, 30, 400)
     assert cli("data", "describe", folder)[0] == 0
@@ -103,7 +103,7 @@ def test_describe_and_diagnose(cli: Cli, folder: Path) -> None:
     assert len(out.splitlines()) > 3
 
 
-def test_train_leaves_a_whole_bundle(runs: Path) -> None:
+def test_train_writes_a_complete_bundle(runs: Path) -> None:
     files = {file.name for file in (runs / "sasrec").iterdir()}
     assert {"recipe.toml", "weights.safetensors", "catalog.parquet", "metrics.json"} <= files
     assert not list(runs.rglob("*.pkl"))
@@ -121,7 +121,7 @@ def test_evaluate_prints_and_writes_the_same_figures(cli: Cli, runs: Path, tmp_p
     assert low <= printed["metrics"]["recall@10"] <= high
 
 
-def test_evaluating_on_other_data_is_refused_unless_told_so(cli: Cli, runs: Path, folder: Path, tmp_path: Path) -> None:
+def test_evaluation_on_other_data_needs_an_option(cli: Cli, runs: Path, folder: Path, tmp_path: Path) -> None:
     other = write_folder(tmp_path / "other")
     log = pl.read_csv(other / "interactions.csv")
     log.head(300).write_csv(other / "interactions.csv")
@@ -131,40 +131,40 @@ def test_evaluating_on_other_data_is_refused_unless_told_so(cli: Cli, runs: Path
     assert cli("evaluate", runs / "sasrec", "--data", folder)[0] == 0
 
 
-def test_recommend_for_a_history(cli: Cli, runs: Path) -> None:
-    found = json.loads(cli("recommend", runs / "item-cf", "--history", "i1,i2", "-k", 3, "--json")[1])
-    assert found["fallback"] is False
-    ids = [item["item_id"] for item in found["items"]]
+def test_recommend_prints_items_for_a_history(cli: Cli, runs: Path) -> None:
+    answer = json.loads(cli("recommend", runs / "item-cf", "--history", "i1,i2", "-k", 3, "--json")[1])
+    assert answer["fallback"] is False
+    ids = [item["item_id"] for item in answer["items"]]
     assert set(ids) <= {"i3", "i4", "i5", "i6"}
-    assert set(found["items"][0]) == {"item_id", "score", "title"}
+    assert set(answer["items"][0]) == {"item_id", "score", "title"}
     code, out, _ = cli("recommend", runs / "item-cf", "--history", "i1", "-k", 2)
     assert code == 0
     assert len(out.splitlines()) == 2
 
 
-def test_recommend_filters(cli: Cli, runs: Path, tmp_path: Path) -> None:
+def test_recommend_applies_filters(cli: Cli, runs: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "blocked.txt"
     blocked.write_text("i7\ni8\n")
     args = ["--history", "i1", "-k", 9, "--json", "--only", "category=c1", "--exclude-items", blocked]
-    found = json.loads(cli("recommend", runs / "sasrec", *args)[1])
-    assert sorted(item["item_id"] for item in found["items"]) == ["i10", "i11", "i12", "i9"]
+    answer = json.loads(cli("recommend", runs / "sasrec", *args)[1])
+    assert sorted(item["item_id"] for item in answer["items"]) == ["i10", "i11", "i12", "i9"]
 
 
-def test_recommend_for_a_user_and_for_all(cli: Cli, runs: Path, tmp_path: Path) -> None:
-    found = json.loads(cli("recommend", runs / "sasrec", "--user", "u1", "-k", 3, "--json")[1])
-    assert len(found["items"]) == 3
+def test_recommend_for_a_user_equals_the_row_of_all_users(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    answer = json.loads(cli("recommend", runs / "sasrec", "--user", "u1", "-k", 3, "--json")[1])
+    assert len(answer["items"]) == 3
     out = tmp_path / "recs.parquet"
     assert cli("recommend", runs / "sasrec", "--users", "all", "--out", out, "-k", 3)[0] == 0
     table = pl.read_parquet(out)
     assert table.columns == ["user_id", "item_id", "rank", "score"]
-    mine = table.filter(pl.col("user_id") == "u1").sort("rank")
-    assert mine["item_id"].to_list() == [item["item_id"] for item in found["items"]]
-    assert mine["rank"].to_list() == [1, 2, 3]
+    rows = table.filter(pl.col("user_id") == "u1").sort("rank")
+    assert rows["item_id"].to_list() == [item["item_id"] for item in answer["items"]]
+    assert rows["rank"].to_list() == [1, 2, 3]
     assert table["user_id"].n_unique() == 80
     assert "--overwrite" in one_line(cli("recommend", runs / "sasrec", "--users", "all", "--out", out))
 
 
-def test_tokenize_append_and_train_on_the_result(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_codes_of_new_items_are_appended_and_a_model_trains_on_them(cli: Cli, folder: Path, tmp_path: Path) -> None:
     ids = tmp_path / "ids"
     assert (
         cli("tokenize", "residual-kmeans", "--data", folder, "--out", ids, "--set", "tokenizer.codebook_size=8")[0] == 0
@@ -177,19 +177,19 @@ def test_tokenize_append_and_train_on_the_result(cli: Cli, folder: Path, tmp_pat
     code, _, err = cli("tokenize", "residual-kmeans", "--data", grown, "--out", ids, "--append")
     assert code == 0
     assert "1 new items, 30 unchanged; version 2" in err
-    assert re.search(r"[01] of the new items share the codes that the tokenizer gives with another item", err)
+    assert re.search(r"[01] of the new items share the codes of the tokenizer with another item", err)
     assert "0 of the new items share their whole sequence with another item" in err
     run = tmp_path / "run"
     args = ["--data", grown, "--ids", ids, "--recipe", "debug/tiger", "--set", "training.max_epochs=1"]
     assert cli("train", "tiger", *args, "--out", run, "--protocol", "leave-one-out")[0] == 0
-    found = json.loads(cli("recommend", run, "--history", "i1", "-k", 31, "--json")[1])
-    assert len(found["items"]) == 30
+    answer = json.loads(cli("recommend", run, "--history", "i1", "-k", 31, "--json")[1])
+    assert len(answer["items"]) == 30
     append = ["tokenize", "residual-kmeans", "--data", grown, "--out", ids, "--append"]
     assert "holds codes of residual-kmeans, not of lsh" in one_line(cli("tokenize", "lsh", *append[2:]))
     assert "does not take --seed, --set" in one_line(cli(*append, "--seed", 3, "--set", "tokenizer.levels=2"))
-    nowhere = tmp_path / "nowhere"
-    assert "nextitem tokenize" in one_line(cli(*append[:5], nowhere, "--append"))
-    assert not nowhere.exists()
+    missing = tmp_path / "nowhere"
+    assert "nextitem tokenize" in one_line(cli(*append[:5], missing, "--append"))
+    assert not missing.exists()
     assert "not made by nextitem tokenize" in one_line(cli(*append[:5], run, "--append"))
 
 
@@ -221,7 +221,7 @@ def test_tokenize_append_and_train_on_the_result(cli: Cli, folder: Path, tmp_pat
         (["train", "--nonsense"], "nonsense"),
     ],
 )
-def test_mistakes_get_one_clear_line(
+def test_a_mistake_prints_one_clear_line(
     cli: Cli, runs: Path, folder: Path, tmp_path: Path, args: list[str], message: str
 ) -> None:
     places = {"DATA": folder, "OUT": tmp_path / "out", "RUN": runs / "sasrec"}
@@ -230,7 +230,7 @@ def test_mistakes_get_one_clear_line(
     assert (folder / "items.csv").is_file()
 
 
-def test_resume_of_a_finished_run_and_of_another_recipe(cli: Cli, runs: Path, folder: Path) -> None:
+def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(cli: Cli, runs: Path, folder: Path) -> None:
     args = ["train", "sasrec", "--data", folder, "--out", runs / "sasrec", "--recipe", "debug/sasrec", "--resume"]
     code, _, err = cli(*args, "--protocol", "leave-one-out")
     assert code == 0
@@ -238,7 +238,7 @@ def test_resume_of_a_finished_run_and_of_another_recipe(cli: Cli, runs: Path, fo
     assert "other settings" in one_line(cli(*args, "--protocol", "leave-one-out", "--seed", 7))
 
 
-def test_a_damaged_bundle_says_so(cli: Cli, runs: Path, tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_refused_with_the_file(cli: Cli, runs: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for name in ("recipe.toml", "catalog.parquet"):
@@ -250,7 +250,7 @@ def test_a_damaged_bundle_says_so(cli: Cli, runs: Path, tmp_path: Path) -> None:
 def test_compare_writes_scoreboard_and_report(cli: Cli, runs: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     args = ["compare", runs / "item-cf", runs / "sasrec", "--models", "popularity", "--data", folder]
-    code, shown, _ = cli(*args, "--protocol", "leave-one-out", "--out", out)
+    code, output, _ = cli(*args, "--protocol", "leave-one-out", "--out", out)
     assert code == 0
     rows = json.loads((out / "scoreboard.json").read_text())["rows"]
     assert {row["model"] for row in rows} == {"item-cf", "sasrec", "popularity"}
@@ -258,10 +258,10 @@ def test_compare_writes_scoreboard_and_report(cli: Cli, runs: Path, folder: Path
     page = (out / "report.html").read_text()
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert "sasrec" in shown
+    assert "sasrec" in output
 
 
-def test_a_protocol_for_rankers_is_refused_in_one_line(cli: Cli, tmp_path: Path) -> None:
+def test_a_protocol_for_rankers_is_refused_for_other_models(cli: Cli, tmp_path: Path) -> None:
     for command in (["train", "popularity"], ["compare", "--models", "popularity"]):
         args = ["--data", "shop", "--protocol", "impressions", "--out", tmp_path / command[0]]
         code, _, err = cli(*command, *args)
@@ -270,7 +270,7 @@ def test_a_protocol_for_rankers_is_refused_in_one_line(cli: Cli, tmp_path: Path)
         assert "Traceback" not in err
 
 
-def test_rank_and_similar(cli: Cli, runs: Path, tmp_path: Path) -> None:
+def test_rank_and_similar_print_items(cli: Cli, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "items.txt").write_text("i5\ni2\n", encoding="utf-8")
     for source in (["--candidates", "i5,i2"], ["--candidates-file", tmp_path / "items.txt"]):
         code, out, _ = cli("rank", runs / "item-cf", "--history", "i1", *source, "--json")
@@ -294,7 +294,9 @@ def test_rank_and_similar(cli: Cli, runs: Path, tmp_path: Path) -> None:
         (["models", "recall", "--kind", "metric"], "has no settings"),
     ],
 )
-def test_mistakes_in_rank_similar_and_models(cli: Cli, runs: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_in_rank_similar_and_models_print_one_line(
+    cli: Cli, runs: Path, arguments: list[str], message: str
+) -> None:
     code, _, err = cli(*[str(runs / "item-cf") if word == "RUN" else word for word in arguments])
     assert code == 2
     assert message in err

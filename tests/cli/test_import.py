@@ -1,4 +1,4 @@
-"""`nextitem import` and `nextitem export --format` on the real command line."""
+"""The commands `nextitem import` and `nextitem export --format`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ML: Files = {
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs `nextitem ARGS` in this process: (exit code, stdout, stderr)."""
+    """Return a function that runs `nextitem ARGS` in this process and returns (exit code, stdout, stderr)."""
 
     def run(*args: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["nextitem", *map(str, args)])
@@ -38,11 +38,13 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def layouts(tmp_path: Path) -> Layouts:
-    """Files for this test."""
+    """Return a writer of files into the folder of this test."""
     return Layouts(tmp_path)
 
 
-def test_from_an_archive_to_semantic_ids_and_back(cli: Callable[..., Result], layouts: Layouts, tmp_path: Path) -> None:
+def test_data_and_semantic_ids_are_imported_and_exported(
+    cli: Callable[..., Result], layouts: Layouts, tmp_path: Path
+) -> None:
     data, ids = tmp_path / "data", tmp_path / "ids"
     code, out, err = cli("import", "ml-latest", layouts.zip(ML), "--out", data)
     assert (code, out) == (0, f"{data}\n")
@@ -65,7 +67,7 @@ def test_from_an_archive_to_semantic_ids_and_back(cli: Callable[..., Result], la
     assert (tmp_path / "Movies" / "merged_predictions_tensor.pt").is_file()
 
 
-def test_the_list_names_all(cli: Callable[..., Result]) -> None:
+def test_the_list_contains_every_importer(cli: Callable[..., Result]) -> None:
     code, out, _ = cli("import", "--list")
     assert code == 0
     for name, entry in (DATASETS | IDENTIFIERS).items():
@@ -86,7 +88,7 @@ def test_the_list_names_all(cli: Callable[..., Result]) -> None:
         (["ml-latest", "x", "--data", "shop", "--out", "data"], "--data and --item-ids are for semantic IDs"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_a_mistake_prints_one_line_and_writes_nothing(
     cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

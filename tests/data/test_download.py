@@ -115,7 +115,7 @@ def sources(server: Server, *, md5: bool = True) -> dict[str, Source]:
 
 def test_a_download_becomes_a_dataset_folder(server: Server, tmp_path: Path) -> None:
     messages: list[str] = []
-    folder = download.download("ml-1m", tmp_path / "ml", sources=sources(server), say=messages.append)
+    folder = download.download("ml-1m", tmp_path / "ml", sources=sources(server), log=messages.append)
     dataset = load_dataset(folder)
     assert (dataset.name, dataset.catalog.num_items, len(dataset.interactions), dataset.repeats) == (
         "ml-1m",

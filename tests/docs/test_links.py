@@ -1,4 +1,4 @@
-"""Links between pages lead somewhere, and the README names every model."""
+"""Links between pages lead to existing files, and the README lists every model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_relative_links_exist(page: Path) -> None:
+def test_targets_of_relative_links_exist(page: Path) -> None:
     targets = re.findall(
         r"\]\(([^)#\s]+)[^)]*\)", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
     )
@@ -25,7 +25,7 @@ def test_relative_links_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_the_readme_names_every_model(name: str) -> None:
+def test_the_readme_lists_every_model(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert [model for model in (*MODELS, *RERANKERS) if f"`{model}`" not in text] == []
     assert f"{len(MODELS)} " in text

@@ -1,4 +1,4 @@
-"""Every figure of docs/results has its command and commit, and every table is what results.jsonl says."""
+"""Every figure of docs/results has its command and commit, and every table is generated from results.jsonl."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ def test_ids_are_unique() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
-def test_a_row_has_its_keys_and_types(row: dict[str, Any]) -> None:
+def test_a_row_has_the_required_keys_and_types(row: dict[str, Any]) -> None:
     assert set(REQUIRED) <= set(row) <= set(REQUIRED | OPTIONAL)
     for key, value in row.items():
         assert isinstance(value, (REQUIRED | OPTIONAL)[key]), key
     assert row["protocol"] in PROTOCOLS
     assert row["verdict"] in VERDICTS
-    outside = {name: value for name, value in (row["public"] or {}).items() if name != "source"}
+    published = {name: value for name, value in (row["public"] or {}).items() if name != "source"}
     assert not row["public"] or row["public"]["source"]
-    for figures in (row["metrics"], row["paper"] or {}, outside, row.get("target", {})):
+    for figures in (row["metrics"], row["paper"] or {}, published, row.get("target", {})):
         assert all(isinstance(value, NUMBER) for value in figures.values())
     for spans in (row["intervals"], row.get("ranges", {})):
         assert all(len(span) == 2 and span[0] <= span[1] for span in spans.values())
@@ -94,7 +94,7 @@ def test_a_row_has_its_keys_and_types(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
-def test_a_row_says_where_it_comes_from(row: dict[str, Any]) -> None:
+def test_a_row_has_its_origin_commit_and_command(row: dict[str, Any]) -> None:
     note = row["note"] or ""
     if row["commit"]:
         assert re.fullmatch(r"[0-9a-f]{7,40}", row["commit"])
@@ -103,12 +103,12 @@ def test_a_row_says_where_it_comes_from(row: dict[str, Any]) -> None:
         assert row["date"] is None
         assert re.search(r"commit was not recorded|no commit is recorded|commits before|Not run", note), note
     if not row["command"]:
-        assert note, "a row without a command says why"
+        assert note, "a row without a command has a note with the reason"
     assert all(superseded in IDS for superseded in row["supersedes"])
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
-def test_a_row_names_what_exists(row: dict[str, Any]) -> None:
+def test_a_row_refers_to_existing_models_recipes_and_scripts(row: dict[str, Any]) -> None:
     assert row["model"] is None or row["model"] in MODELS
     recipes = [row["recipe"]] if row["recipe"] else []
     command = row["command"] or ""
@@ -130,10 +130,10 @@ def test_a_row_names_what_exists(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
-def test_a_verdict_follows_from_the_best_outside_figure(row: dict[str, Any]) -> None:
-    outside = [row[part] for part in ("paper", "public") if row[part]]
+def test_a_verdict_follows_from_the_best_published_figure(row: dict[str, Any]) -> None:
+    published = [row[part] for part in ("paper", "public") if row[part]]
     name = next((name for name in ("recall@10", "recall@20") if name in row["metrics"]), None)
-    figures = [part[name] for part in outside if name in part]
+    figures = [part[name] for part in published if name in part]
     if figures and row["verdict"] in ("reproduced", "above", "below"):
         ratio = row["metrics"][name] / max(figures)
         assert row["verdict"] == (
@@ -146,7 +146,7 @@ def test_every_table_is_up_to_date() -> None:
     assert process.returncode == 0, process.stdout + process.stderr
 
 
-def test_a_stale_table_is_found_and_named(
+def test_a_stale_table_is_reported_with_its_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stale = (RESULTS / "sequence_models.md").read_text(encoding="utf-8").replace("0.0956", "0.0957")
@@ -165,16 +165,16 @@ def test_a_stale_table_is_found_and_named(
 
 
 def test_every_row_and_every_metric_is_in_a_table_of_its_page() -> None:
-    placed = set()
+    tables_on_pages = set()
     for page in PAGES:
         for table in re.findall(r"<!-- table: (\S+) -->", page.read_text(encoding="utf-8")):
-            placed.add(table)
+            tables_on_pages.add(table)
             assert table in tables.TABLES, f"{page.name}: {table}"
             assert table.split("/")[0] in (page.stem, "summary"), f"{page.name}: {table}"
-    assert placed == set(tables.TABLES)
+    assert tables_on_pages == set(tables.TABLES)
     for row in ROWS:
         table = f"{row['topic']}/{row['group']}"
-        assert table in placed, row["id"]
+        assert table in tables_on_pages, row["id"]
         columns = " ".join(tables.TABLES[table].values())
         names = {*row["metrics"], *row["intervals"], *row.get("ranges", {}), *row.get("by_seed", {})}
         assert all(name in columns for name in names), (row["id"], names)
@@ -203,12 +203,12 @@ def test_a_page_is_at_most_three_screens(page: Path) -> None:
 
 def test_figures_have_leading_zeros() -> None:
     for page in PAGES:
-        found = re.findall(r"(?:^|[\s(/|=])[-+]?\.\d+", page.read_text(encoding="utf-8"))
-        assert not found, f"{page.name}: {found}"
+        figures = re.findall(r"(?:^|[\s(/|=])[-+]?\.\d+", page.read_text(encoding="utf-8"))
+        assert not figures, f"{page.name}: {figures}"
 
 
 def test_lab_notes_are_dated_newest_first() -> None:
     text = (ROOT / "docs" / "lab_notes.md").read_text(encoding="utf-8")
     dates = re.findall(r"^## (\d{4}-\d\d-\d\d): .*\(.+\)$", text, re.M)
-    assert len(dates) == len(re.findall(r"^## ", text, re.M)) - 1  # but for the table of superseded figures
+    assert len(dates) == len(re.findall(r"^## ", text, re.M)) - 1  # except the table of superseded figures
     assert dates == sorted(dates, reverse=True)

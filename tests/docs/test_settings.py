@@ -1,4 +1,4 @@
-"""docs/settings.md is what docs/settings.py makes, and names every setting."""
+"""docs/settings.md equals the output of docs/settings.py, and has a section for every part."""
 
 from __future__ import annotations
 

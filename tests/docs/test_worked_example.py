@@ -1,4 +1,4 @@
-"""The model that docs/adding_a_model.md builds keeps the contract, as its own page tests it."""
+"""The example model of docs/adding_a_model.md passes the contract test of that page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job end to end: on real data, and from an installed wheel in an empty folder."""
+"""The comparison of the demo end to end: on real data, and from an installed wheel in an empty folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["online-retail", "amazon14-beauty"])
-def test_the_main_job_runs_on_real_data(real_data: Path, tmp_path: Path, name: str) -> None:
+def test_the_comparison_of_the_demo_runs_on_real_data(real_data: Path, tmp_path: Path, name: str) -> None:
     comparison = compare(real_data / name, out=tmp_path / "out", models=MAIN_JOB, minutes_per_model=0.3, progress=False)
     board = json.loads((tmp_path / "out" / "scoreboard.json").read_text())["rows"]
     assert [row["model"] for row in board] == list(MAIN_JOB)
@@ -47,16 +47,16 @@ def test_a_wheel_runs_the_demo_from_an_empty_folder(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    place = subprocess.run(
+    location = subprocess.run(
         [python, "-c", "import nextitem; print(nextitem.__file__)"],
         cwd=empty, env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert str(tmp_path / "env") in place.stdout
+    assert str(tmp_path / "env") in location.stdout
     command: list[str | Path] = [python, "-m", "nextitem", "demo", "--minutes-per-model", "0.1", "--out", "runs/demo"]
-    shown = subprocess.run(command, cwd=empty, env=environment, check=True, capture_output=True, text=True)
+    first = subprocess.run(command, cwd=empty, env=environment, check=True, capture_output=True, text=True)
     for model in MAIN_JOB:
-        assert model in shown.stdout
+        assert model in first.stdout
     assert (empty / "runs" / "demo" / "report.html").is_file()
-    again = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
-    assert again.returncode == 2
-    assert "--overwrite" in again.stderr
+    second = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
+    assert second.returncode == 2
+    assert "--overwrite" in second.stderr

@@ -1,4 +1,4 @@
-"""Bundles: what is written comes back, whatever the buffers' sizes; damage is named."""
+"""Bundles: saved weights and catalogues load as they were, for buffers of any size; damaged files are named."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Net(nn.Module):
         self.register_buffer("neighbours", torch.empty(0, dtype=torch.int64))
 
 
-def test_tied_weights_and_buffers_of_any_size_come_back(tmp_path: Path) -> None:
-    net = Net()
-    net.neighbours = torch.arange(5)
-    save_weights(tmp_path / "w.safetensors", net)
-    other = Net()
-    load_weights(tmp_path / "w.safetensors", other)
-    assert torch.equal(other.out.weight, net.table.weight)
-    assert other.out.weight is other.table.weight
-    assert torch.equal(other.neighbours, net.neighbours)
+def test_tied_weights_and_buffers_of_any_size_are_restored(tmp_path: Path) -> None:
+    saved_net = Net()
+    saved_net.neighbours = torch.arange(5)
+    save_weights(tmp_path / "w.safetensors", saved_net)
+    loaded_net = Net()
+    load_weights(tmp_path / "w.safetensors", loaded_net)
+    assert torch.equal(loaded_net.out.weight, saved_net.table.weight)
+    assert loaded_net.out.weight is loaded_net.table.weight
+    assert torch.equal(loaded_net.neighbours, saved_net.neighbours)
 
 
 @pytest.mark.parametrize("other", [Net(tied=False), Net(width=5), nn.Linear(2, 2)])
@@ -54,7 +54,7 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
             load_weights(tmp_path / f"{name}.safetensors", Net())
 
 
-def test_a_catalogue_comes_back_whole(tmp_path: Path) -> None:
+def test_a_catalogue_is_restored_completely(tmp_path: Path) -> None:
     table = pl.DataFrame({"item_id": [9, 4], "title": ["é", None], "tags": [["a"], []]})
     catalog = Catalog(
         IdMap(table["item_id"]),
@@ -68,29 +68,29 @@ def test_a_catalogue_comes_back_whole(tmp_path: Path) -> None:
         torch.tensor([[0], [1]]), codebook_sizes=(2,), catalog_fingerprint=catalog.fingerprint
     )
     save_catalog(tmp_path, catalog.with_identifiers(codes))
-    back = load_catalog(tmp_path)
-    assert back.fingerprint == catalog.fingerprint
-    assert back.table.equals(catalog.table)
-    assert back.features == catalog.features
-    assert back.text is not None
-    assert back.text.to_list() == ["é", ""]
-    assert back.content is not None
-    assert back.content.tolist() == [[0, 0], [1, 2], [3, 4]]
-    assert back.released_ms is not None
-    assert back.released_ms.tolist() == [5, 6]
-    assert back.identifiers is not None
-    assert torch.equal(back.identifiers.codes, codes.codes)
+    loaded = load_catalog(tmp_path)
+    assert loaded.fingerprint == catalog.fingerprint
+    assert loaded.table.equals(catalog.table)
+    assert loaded.features == catalog.features
+    assert loaded.text is not None
+    assert loaded.text.to_list() == ["é", ""]
+    assert loaded.content is not None
+    assert loaded.content.tolist() == [[0, 0], [1, 2], [3, 4]]
+    assert loaded.released_ms is not None
+    assert loaded.released_ms.tolist() == [5, 6]
+    assert loaded.identifiers is not None
+    assert torch.equal(loaded.identifiers.codes, codes.codes)
     (tmp_path / "catalog.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"catalog.parquet is missing or damaged"):
         load_catalog(tmp_path)
 
 
-def test_identifiers_of_another_catalogue_are_named(tmp_path: Path) -> None:
-    for count in (3, 2):
-        ids = pl.Series("item_id", range(count))
+def test_identifiers_of_another_catalogue_are_refused(tmp_path: Path) -> None:
+    for num_items in (3, 2):
+        ids = pl.Series("item_id", range(num_items))
         catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
-        codes = torch.arange(count)[:, None]
+        codes = torch.arange(num_items)[:, None]
         table = IdentifierTable.from_item_codes(codes, codebook_sizes=(9,), catalog_fingerprint=catalog.fingerprint)
-        save_catalog(tmp_path, catalog if count == 2 else catalog.with_identifiers(table))
+        save_catalog(tmp_path, catalog if num_items == 2 else catalog.with_identifiers(table))
     with pytest.raises(UserError, match="another catalogue"):
         load_catalog(tmp_path)

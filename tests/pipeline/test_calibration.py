@@ -1,4 +1,4 @@
-"""A ranker that asks for calibration gets it from validation, and its bundle keeps it."""
+"""A ranker with the setting model.calibration is calibrated on validation impressions, and the bundle stores this."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_curves_are_fitted_to_validation_and_saved(tmp_path: Path) -> None:
     run = train("gbdt", data, out=tmp_path / "run", protocol="impressions", overrides=SETTINGS, progress=False)
     split = make_split(data, "impressions")
     assert isinstance(run.model, GBDT)
-    found = run.model.score(split.validation)["target"]
+    scores = run.model.score(split.validation)["target"]
     clicks = split.validation.candidate_labels["click"].values
-    assert float(found[found > -torch.inf].mean()) == pytest.approx(float(clicks.mean()), abs=1e-3)
-    again = load_run(tmp_path / "run").model
-    assert isinstance(again, GBDT)
-    assert torch.equal(again.score(split.validation)["target"], found)
+    assert float(scores[scores > -torch.inf].mean()) == pytest.approx(float(clicks.mean()), abs=1e-3)
+    loaded_model = load_run(tmp_path / "run").model
+    assert isinstance(loaded_model, GBDT)
+    assert torch.equal(loaded_model.score(split.validation)["target"], scores)
     with pytest.raises(UserError, match=r"refit leaves no requests to fit model\.calibration"):
         train("gbdt", data, out=tmp_path / "other", protocol="impressions", refit=True, overrides=SETTINGS)
     with pytest.raises(UserError, match=r"use --protocol impressions"):

@@ -1,4 +1,4 @@
-"""A damaged or missing file of a run, and an error of the operating system, is one line that names the file."""
+"""Damaged or missing files of a run, and errors of the operating system: the message is one line with the file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = [
 ]
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
-    "cut off": lambda content: content[: len(content) // 2],
+    "truncated": lambda content: content[: len(content) // 2],
     "garbage": lambda content: b"\xff\x00" * 50,
     "another file": lambda content: b"[]",
 }
@@ -75,7 +75,7 @@ def test_a_damaged_resume_point_is_named(content: bytes, tmp_path: Path) -> None
         )
 
 
-@pytest.mark.skipif(os.name != "posix", reason="file names are limited otherwise")
-def test_a_name_that_is_too_long_is_an_error_of_the_system() -> None:
+@pytest.mark.skipif(os.name != "posix", reason="other systems limit file names differently")
+def test_a_file_name_that_is_too_long_raises_an_error_of_the_system() -> None:
     with pytest.raises((OSError, UserError)):
         train("popularity", rich_log(), out="x" * 300, progress=False)

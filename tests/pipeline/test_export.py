@@ -1,4 +1,4 @@
-"""The export: plain transformers reads it, and its beams under the constraint find what our own search finds."""
+"""Export: transformers loads it, and its constrained beam search returns the same items as the package's own."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ ITEMS, SIZES, LONGEST = 60, (5, 40, 6), 4
 
 
 def decoder(seed: int = 0, items: int = ITEMS, sizes: tuple[int, ...] = SIZES) -> Cobra:
-    """Random codes, some shared by several items, and weights large enough to tell codes apart."""
-    draw = torch.Generator().manual_seed(seed)
+    """Return a decoder with random codes, some shared by items, and weights large enough to separate codes."""
+    generator = torch.Generator().manual_seed(seed)
     ids = pl.Series("item_id", range(items))
     catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
-    codes = torch.stack([torch.randint(size, (items,), generator=draw) for size in sizes], dim=1)
+    codes = torch.stack([torch.randint(size, (items,), generator=generator) for size in sizes], dim=1)
     codes[: items // 6] = codes[-(items // 6) :]
     table = IdentifierTable.from_item_codes(codes, codebook_sizes=sizes, catalog_fingerprint=catalog.fingerprint)
     config = CobraConfig(dense=False, width=16, max_history_length=LONGEST, beam_width=8)
     model = Cobra(config, catalog.with_identifiers(table).with_content(torch.zeros(items + 1, 1)))
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.4, generator=draw)
+        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
     return model.eval()
 
 
-def generated(
+def generate_with_transformers(
     exported: GPT2LMHeadModel, model: Cobra, batch: SequenceBatch, *, beams: int, k: int
 ) -> tuple[Recommendations, torch.Tensor, torch.Tensor]:
-    """Answers of transformers' beam search, and its sequences and scores."""
+    """Return recommendations of transformers' beam search, and its code sequences and scores."""
     table = model.catalog.identifiers
     assert table is not None
     tokens, mask = prompts(table, batch, max_history_length=LONGEST)
     processor = CatalogueLogitsProcessor(model.trie, batch, prompt_length=tokens.shape[1])
-    found = exported.generate(
+    output = exported.generate(
         tokens,
         attention_mask=mask,
         logits_processor=transformers.LogitsProcessorList([processor]),
@@ -70,9 +70,9 @@ def generated(
         return_dict_in_generate=True,
         output_scores=True,
     )
-    items = processor.items(found.sequences, found.sequences_scores, k=k)
-    spelt = found.sequences[:, tokens.shape[1] :]
-    return items, spelt.unflatten(0, (batch.num_requests, beams)), found.sequences_scores
+    items = processor.items(output.sequences, output.sequences_scores, k=k)
+    codes = output.sequences[:, tokens.shape[1] :]
+    return items, codes.unflatten(0, (batch.num_requests, beams)), output.sequences_scores
 
 
 HISTORIES = [[1, 2, 3, 4, 5, 6], [7], [9, 30, 2]]
@@ -87,7 +87,7 @@ def test_prompts_are_padded_on_the_left() -> None:
     assert mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
 
 
-def test_generate_from_a_saved_folder_finds_our_items(tmp_path: Path) -> None:
+def test_generate_from_a_saved_folder_returns_the_same_items_as_the_model(tmp_path: Path) -> None:
     model = decoder()
     as_gpt2(model).save_pretrained(tmp_path)
     exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -101,7 +101,7 @@ def test_generate_from_a_saved_folder_finds_our_items(tmp_path: Path) -> None:
         SequenceBatch(Jagged.from_rows(HISTORIES), allowed=allowed, excluded=Jagged.from_rows([[5, 6, 8], [], [2]])),
     ):
         ours = model.recommend(batch, 8)
-        theirs, _, _ = generated(exported, model, batch, beams=8, k=8)
+        theirs, _, _ = generate_with_transformers(exported, model, batch, beams=8, k=8)
         assert torch.equal(theirs.item_ids, ours.item_ids)
         torch.testing.assert_close(theirs.scores, ours.scores, atol=1e-4, rtol=1e-4)
 
@@ -119,19 +119,23 @@ def test_no_sequence_is_illegal(data: st.DataObject) -> None:
     allowed = torch.tensor([[False, *data.draw(st.lists(st.booleans(), min_size=12, max_size=12))] for _ in histories])
     batch = SequenceBatch(Jagged.from_rows(histories), excluded=Jagged.from_rows(excluded), allowed=allowed)
     beams = data.draw(st.integers(2, 14))
-    found, codes, scores = generated(exported, model, batch, beams=beams, k=beams)
+    answer, all_codes, scores = generate_with_transformers(exported, model, batch, beams=beams, k=beams)
     ours = model.recommend(batch, beams)
     if beams >= 8:
-        assert torch.equal(found.item_ids, ours.item_ids)
+        assert torch.equal(answer.item_ids, ours.item_ids)
     legal = batch.legal(12)
     assert legal is not None
-    for row, spelt in enumerate(codes.tolist()):
-        rows = {tuple((model.codes[n] + model.code_offsets).tolist()) for n in legal[row].nonzero()[:, 0].tolist()}
-        # Scores of -1e9 and less mark what fills up the answer where fewer than W sequences are legal.
-        real = scores.view(len(codes), -1)[row] > -1e8
-        assert all(tuple(each) in rows for each, kept in zip(spelt, real.tolist(), strict=True) if kept)
-        assert set(found.item_ids[row].tolist()) - {0} <= set(legal[row].nonzero()[:, 0].tolist())
-        assert (int((found.item_ids[row] > 0).sum())) >= min(beams, int(legal[row].sum()))
+    for row, sequences in enumerate(all_codes.tolist()):
+        legal_codes = {
+            tuple((model.codes[n] + model.code_offsets).tolist()) for n in legal[row].nonzero()[:, 0].tolist()
+        }
+        # Scores of -1e9 and less mark padding, if fewer than W sequences are legal.
+        is_legal = scores.view(len(all_codes), -1)[row] > -1e8
+        assert all(
+            tuple(codes) in legal_codes for codes, is_real in zip(sequences, is_legal.tolist(), strict=True) if is_real
+        )
+        assert set(answer.item_ids[row].tolist()) - {0} <= set(legal[row].nonzero()[:, 0].tolist())
+        assert (int((answer.item_ids[row] > 0).sum())) >= min(beams, int(legal[row].sum()))
 
 
 def test_a_run_is_exported(tmp_path: Path) -> None:
@@ -147,7 +151,7 @@ def test_a_run_is_exported(tmp_path: Path) -> None:
     batch = SequenceBatch(Jagged.from_rows([[1, 2, 3], [8]]))
     tokens, mask = prompts(catalog.identifiers, batch, max_history_length=3)
     processor = CatalogueLogitsProcessor(trie, batch, prompt_length=tokens.shape[1])
-    found = exported.generate(
+    output = exported.generate(
         tokens,
         attention_mask=mask,
         logits_processor=[processor],
@@ -158,14 +162,14 @@ def test_a_run_is_exported(tmp_path: Path) -> None:
         return_dict_in_generate=True,
         output_scores=True,
     )
-    items = processor.items(found.sequences, found.sequences_scores, k=5).item_ids
+    items = processor.items(output.sequences, output.sequences_scores, k=5).item_ids
     assert torch.equal(items, run.model.recommend(batch, 5).item_ids)
     with pytest.raises(UserError, match="--overwrite"):
         export(run, out=folder)
     assert export(run, out=folder, overwrite=True) == folder
 
 
-def test_what_cannot_be_exported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_be_exported_raises_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = ni.train("popularity", planted_clusters(), out=tmp_path / "run", progress=False)
     with pytest.raises(UserError, match=r"model\.dense=false"):
         export(run, out=tmp_path / "out")

@@ -1,4 +1,4 @@
-"""--out: nothing is overwritten unless told so, and never what is not ours."""
+"""Output folders: files are overwritten only on request, and folders of other programs never."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from nextitem.core.errors import UserError
 from nextitem.pipeline.folders import finish_replacing, prepare_out, refuse_existing_file, replace_files
 
 
-def test_a_new_or_empty_folder_is_made(tmp_path: Path) -> None:
+def test_a_new_folder_is_created_and_an_empty_one_accepted(tmp_path: Path) -> None:
     assert prepare_out(tmp_path / "a" / "b").is_dir()
     assert prepare_out(tmp_path / "a" / "b").is_dir()
 
 
-def test_a_run_is_kept_unless_resumed_or_overwritten(tmp_path: Path) -> None:
+def test_the_folder_of_a_run_is_refused_unless_resumed_or_overwritten(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("")
     with pytest.raises(UserError, match="not empty"):
         prepare_out(tmp_path)
@@ -43,17 +43,17 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
     assert refuse_existing_file(file, overwrite=True) == file
 
 
-@pytest.mark.parametrize("cut_at", ["writing", "first move", "second move", "nowhere"])
-def test_files_are_replaced_all_or_none_wherever_it_is_cut_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_at: str
+@pytest.mark.parametrize("stop_at", ["writing", "first move", "second move", "nowhere"])
+def test_all_files_or_none_are_replaced_wherever_it_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str
 ) -> None:
-    names = ("a", "b", "kept")
+    names = ("a", "b", "unchanged")
     for name in names:
         (tmp_path / name).write_text("old")
 
     def write(fresh: Path) -> None:
         (fresh / "a").write_text("new")
-        if cut_at == "writing":
+        if stop_at == "writing":
             raise KeyboardInterrupt
         (fresh / "b").write_text("new")
 
@@ -61,17 +61,21 @@ def test_files_are_replaced_all_or_none_wherever_it_is_cut_off(
 
     def replace(source: Path, target: Path) -> None:
         moves.append(source)
-        if (len(moves), cut_at) in ((1, "first move"), (2, "second move")):
+        if (len(moves), stop_at) in ((1, "first move"), (2, "second move")):
             raise KeyboardInterrupt
         source.rename(target)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replace)
-        if cut_at == "nowhere":
+        if stop_at == "nowhere":
             replace_files(tmp_path, write)
         else:
             with pytest.raises(KeyboardInterrupt):
                 replace_files(tmp_path, write)
     finish_replacing(tmp_path)
-    wanted = "old" if cut_at == "writing" else "new"
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": wanted, "b": wanted, "kept": "old"}
+    expected = "old" if stop_at == "writing" else "new"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "a": expected,
+        "b": expected,
+        "unchanged": "old",
+    }

@@ -1,4 +1,4 @@
-"""Rankers from data to figures: protocol impressions, what it refuses, features that serving lacks."""
+"""Rankers under protocol impressions: metrics, refused models, and features that a request lacks."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ SHORT = ["training.max_epochs=1", "training.batch_size=64"]
 
 @cache
 def shop() -> Dataset:
-    made = generate_shop(3, num_items=150, num_users=300)
-    return dataset_from_frames({name: getattr(made, name) for name in TABLES}, made.settings, name="small shop")
+    tables = generate_shop(3, num_items=150, num_users=300)
+    return dataset_from_frames({name: getattr(tables, name) for name in TABLES}, tables.settings, name="small shop")
 
 
-def test_a_ranker_is_judged_by_the_scores_it_gives_to_what_was_shown(tmp_path: Path) -> None:
+def test_a_ranker_is_evaluated_by_its_scores_of_logged_impressions(tmp_path: Path) -> None:
     run = train("lr", shop(), out=tmp_path / "run", protocol="impressions", overrides=SHORT, progress=False)
     assert run.evaluation is not None
     assert {"auc", "gauc", "log_loss"} <= run.evaluation.metrics.keys()
     low, high = run.evaluation.intervals["auc"]
     assert low <= run.evaluation.metrics["auc"] <= high
-    again = ni.evaluate(load_run(tmp_path / "run"), shop())
-    assert again.metrics["auc"] == pytest.approx(run.evaluation.metrics["auc"])
-    found = run.recommend(user=shop().users.ids.external[0], k=5)
-    assert len(found.item_ids) == 5
+    loaded = ni.evaluate(load_run(tmp_path / "run"), shop())
+    assert loaded.metrics["auc"] == pytest.approx(run.evaluation.metrics["auc"])
+    answer = run.recommend(user=shop().users.ids.external[0], k=5)
+    assert len(answer.item_ids) == 5
 
 
-def test_two_tasks_have_figures_of_their_own(tmp_path: Path) -> None:
+def test_each_task_has_its_own_metrics(tmp_path: Path) -> None:
     tasks = ["model.tasks=['click', 'purchase']", "model.order_by={click=1.0, purchase=0.5}"]
     run = train("lr", shop(), out=tmp_path / "run", protocol="impressions", overrides=SHORT + tasks, progress=False)
     assert run.evaluation is not None
     assert {"auc", "auc_purchase", "log_loss_purchase"} <= run.evaluation.metrics.keys()
 
 
-def test_a_model_that_gives_lists_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_a_model_that_returns_lists_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sasrec returns lists of its own; choose another with --protocol"):
         train("sasrec", shop(), out=tmp_path / "run", protocol="impressions", progress=False)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_task_and_an_unknown_field_are_named(tmp_path: Path) -> None:
+def test_unknown_tasks_and_fields_are_refused_by_name(tmp_path: Path) -> None:
     for setting, message in (
         ("model.tasks=['cart']", "no label 'cart'; this data has click, purchase"),
         ("model.fields=['item.colour']", "no field 'item.colour'; this data has"),
@@ -69,7 +69,7 @@ def test_an_unknown_task_and_an_unknown_field_are_named(tmp_path: Path) -> None:
             )
 
 
-def test_what_serving_lacks_has_a_default_and_is_counted(tmp_path: Path) -> None:
+def test_missing_features_of_a_request_have_a_default_and_are_counted(tmp_path: Path) -> None:
     run = train("lr", shop(), out=tmp_path / "run", protocol="impressions", overrides=SHORT, progress=False)
     model = load_run(run.folder).model
     assert isinstance(model, RankingModel)
@@ -79,9 +79,8 @@ def test_what_serving_lacks_has_a_default_and_is_counted(tmp_path: Path) -> None
     assert run.model.fields.missing["user.country"] >= 1
 
 
-def test_rankers_are_compared_on_one_page(tmp_path: Path) -> None:
-    made = generate_shop(3, num_items=150, num_users=300)
-    made.write(tmp_path / "data")
+def test_a_comparison_of_rankers_writes_a_report(tmp_path: Path) -> None:
+    generate_shop(3, num_items=150, num_users=300).write(tmp_path / "data")
     comparison = compare(
         tmp_path / "data",
         out=tmp_path / "out",

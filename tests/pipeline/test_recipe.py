@@ -1,4 +1,4 @@
-"""Recipes: layers, precedence, strictness, and what ships with the package."""
+"""Recipes: precedence of layers, unknown settings, and the recipes of the package."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ Layer = tuple[str, Mapping[str, Any]]
 DATA: Layer = ("test", {"data": {"path": "shop"}})
 
 
-def test_overrides_beat_arguments_beat_recipe_beat_defaults() -> None:
+def test_overrides_precede_arguments_then_recipe_then_defaults() -> None:
     recipe = ("recipe", {"model": {"name": "sasrec", "width": 16, "dropout": 0.3}, "seed": 1})
-    given = ("the command line", {"model": {"name": "sasrec"}, "seed": 2, "training": {"batch_size": 7}})
-    found = resolve_recipe([DATA, recipe, given], overrides=["model.width=32", "training.batch_size=9"])
-    assert (found.model["width"], found.model["dropout"], found.seed, found.training.batch_size) == (32, 0.3, 2, 9)
-    assert "layers" in found.model
+    arguments = ("the command line", {"model": {"name": "sasrec"}, "seed": 2, "training": {"batch_size": 7}})
+    resolved = resolve_recipe([DATA, recipe, arguments], overrides=["model.width=32", "training.batch_size=9"])
+    assert (resolved.model["width"], resolved.model["dropout"], resolved.seed) == (32, 0.3, 2)
+    assert resolved.training.batch_size == 9
+    assert "layers" in resolved.model
 
 
-def test_another_model_forgets_the_fields_of_the_former() -> None:
+def test_another_model_drops_the_settings_of_the_previous_one() -> None:
     layers: list[Layer] = [
         DATA,
         ("a", {"model": {"name": "sasrec", "width": 16}}),
@@ -36,7 +37,7 @@ def test_another_model_forgets_the_fields_of_the_former() -> None:
     assert "width" not in resolve_recipe(layers).model
 
 
-def test_another_tokenizer_forgets_the_fields_of_the_former() -> None:
+def test_another_tokenizer_drops_the_settings_of_the_previous_one() -> None:
     layers: list[Layer] = [DATA, ("a", {"model": {"name": "tiger"}, "tokenizer": {"name": "rq-vae", "levels": 2}})]
     by_layer = resolve_recipe([*layers, ("b", {"tokenizer": {"name": "tree"}})])
     by_override = resolve_recipe(layers, overrides=["tokenizer.name=tree", "tokenizer.codebook_size=4"])
@@ -61,14 +62,14 @@ def test_every_shipped_recipe_resolves(name: str) -> None:
     assert recipe.model["name"] == name.split("/")[1].rsplit("-", 1)[0] or recipe.model["name"] in name
 
 
-def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
+def test_a_saved_recipe_loads_as_the_same_recipe(tmp_path: Path) -> None:
     recipe = resolve_recipe([DATA, default_recipe("tiger")])
     save_recipe(tmp_path, recipe)
     assert load_recipe(tmp_path) == recipe
     assert read_toml(tmp_path / "recipe.toml")["model"]["name"] == "tiger"
 
 
-def test_unknown_recipes_list_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_recipe_is_refused_with_a_list_of_recipes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no recipe is called 'x'; .*debug/sasrec"):
         read_recipe("x")
     with pytest.raises(UserError, match="no such file"):

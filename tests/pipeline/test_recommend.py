@@ -1,4 +1,4 @@
-"""Requests from outside ids, and filters on the catalogue."""
+"""Requests from external ids of items and users, and filters on the items."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ def catalog() -> Catalog:
         (Filters(exclude_items=("6", "99")), [1, 3]),
     ],
 )
-def test_filters(filters: Filters, expected: list[int]) -> None:
+def test_filters_allow_the_matching_items(filters: Filters, expected: list[int]) -> None:
     mask = allowed_items(catalog(), filters)
     assert mask is not None
     assert mask[0].nonzero()[:, 0].tolist() == expected
 
 
-def test_no_filter_is_no_mask() -> None:
+def test_without_filters_there_is_no_mask() -> None:
     assert allowed_items(catalog(), Filters()) is None
 
 
-def test_histories_take_ids_as_text_and_name_unknown_ones() -> None:
-    known, skipped = history_requests(["6", 5], catalog())
-    assert (known.items.to_lists(), skipped) == ([[2, 1]], ())
-    known, skipped = history_requests(["x", "6", "9", 7], catalog())
-    assert (known.items.to_lists(), skipped) == ([[2, 3]], ("x", "9"))
+def test_histories_accept_ids_of_any_type_and_return_unknown_ones() -> None:
+    requests, skipped = history_requests(["6", 5], catalog())
+    assert (requests.items.to_lists(), skipped) == ([[2, 1]], ())
+    requests, skipped = history_requests(["x", "6", "9", 7], catalog())
+    assert (requests.items.to_lists(), skipped) == ([[2, 3]], ("x", "9"))
     with pytest.raises(UserError, match="no item is called x, 9; item ids look like 5, 6, 7"):
         history_requests(["x", "9"], catalog())
     assert history_requests([], catalog())[0].items.to_lists() == [[]]
 
 
-def test_users_come_with_their_whole_history() -> None:
+def test_requests_of_users_contain_their_whole_history() -> None:
     dataset = planted_clusters()
-    everyone = user_requests(dataset, None)
-    assert everyone.num_requests == 80
-    one = user_requests(dataset, ["u3"])
-    assert one.items.to_lists() == [everyone.items.to_lists()[2]]
-    assert one.user_ids is not None
-    assert one.user_ids.tolist() == [dataset.users.keys[3]]
-    assert one.timestamps is not None
-    assert one.timestamps.values.shape == one.items.values.shape
+    all_users = user_requests(dataset, None)
+    assert all_users.num_requests == 80
+    one_user = user_requests(dataset, ["u3"])
+    assert one_user.items.to_lists() == [all_users.items.to_lists()[2]]
+    assert one_user.user_ids is not None
+    assert one_user.user_ids.tolist() == [dataset.users.keys[3]]
+    assert one_user.timestamps is not None
+    assert one_user.timestamps.values.shape == one_user.items.values.shape

@@ -1,4 +1,4 @@
-"""nextitem compare"""
+"""The command `nextitem compare`: many models on one scoreboard."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nextitem.cli.early import check_names, check_out, check_run, load_data
-from nextitem.cli.options import Data, Device, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, say
+from nextitem.cli.options import Data, Device, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, log
 
 EXAMPLES = (
     "Examples: nextitem compare --models popularity,item-graph,sasrec --data DIR --out report | "
@@ -18,14 +18,14 @@ EXAMPLES = (
 def compare(
     data: Data,
     out: Out,
-    runs: Annotated[list[str] | None, typer.Argument(help="Folders of finished runs on this data.")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(help="Folders of finished runs on these data.")] = None,
     models: Annotated[
-        str | None, typer.Option("--models", help="Models to train with their default recipes, a,b,c.")
+        str | None, typer.Option("--models", help="Models to train with their default recipes, separated by commas.")
     ] = None,
     protocol: Protocol = None,
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes-per-model", min=0.01, help="Stop training each model after so many minutes."),
+        typer.Option("--minutes-per-model", min=0.01, help="Maximum training time of each model, in minutes."),
     ] = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -33,7 +33,10 @@ def compare(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Judges runs and freshly trained models on the same test requests; writes report.html and scoreboard.json."""
+    """Compare runs and new models on the same test requests.
+
+    Prints a scoreboard, and writes report.html and scoreboard.json.
+    """
     names = [name.strip() for name in (models or "").split(",") if name.strip()]
     check_names("model", names)
     check_out(out, resume=resume, overwrite=overwrite)
@@ -55,7 +58,7 @@ def compare(
         resume=resume,
         overwrite=overwrite,
         device=device,
-        log=say,
+        log=log,
     )
     print_scoreboard(comparison.rows)
     print(f"report: {out}/report.html")

@@ -1,4 +1,4 @@
-"""nextitem data describe | diagnose | download"""
+"""The commands `nextitem data describe`, `diagnose` and `download`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from nextitem.cli.options import DropUnknown, Overwrite, Resume, say
+from nextitem.cli.options import DropUnknown, Overwrite, Resume, log
 
 app = typer.Typer(
-    help="Validate, summarise and diagnose a data set; download a public one.",
+    help="Check, diagnose or download a data set.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -20,7 +20,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command(epilog="Example: nextitem data describe my-shop/")
 def describe(folder: Folder, as_json: AsJson = False, drop_unknown_items: DropUnknown = False) -> None:
-    """Validates a data set and summarises it."""
+    """Validate a data set and print a summary of it."""
     from nextitem.data.describe import describe as summarise
     from nextitem.data.readers import load_dataset
 
@@ -30,18 +30,18 @@ def describe(folder: Folder, as_json: AsJson = False, drop_unknown_items: DropUn
         return
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        shown = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
-        print(f"{name.replace('_', ' '):<{width + 2}}{shown}")
+        text = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
+        print(f"{name.replace('_', ' '):<{width + 2}}{text}")
 
 
 @app.command(epilog="Example: nextitem data diagnose my-shop/")
 def diagnose(folder: Folder, as_json: AsJson = False, drop_unknown_items: DropUnknown = False) -> None:
-    """Says what this log can show: which comparisons of models on it mean something."""
+    """Measure which comparisons of models the data support."""
     from nextitem.data.readers import load_dataset
-    from nextitem.evaluation.diagnose import diagnose as examine
+    from nextitem.evaluation.diagnose import diagnose as run_diagnosis
 
-    found = examine(load_dataset(folder, drop_unknown_items=drop_unknown_items))
-    print(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if as_json else found.text())
+    diagnosis = run_diagnosis(load_dataset(folder, drop_unknown_items=drop_unknown_items))
+    print(json.dumps(diagnosis.to_json(), indent=2, ensure_ascii=False) if as_json else diagnosis.text())
 
 
 @app.command(epilog="Example: nextitem data download ml-100k --out data/ml-100k")
@@ -49,16 +49,19 @@ def download(
     name: Annotated[
         str,
         typer.Argument(
-            help="ml-100k, ml-1m, ml-10m, ml-20m, ml-25m, ml-32m, amazon14-beauty, amazon14-sports, amazon14-toys or "
-            "online-retail."
+            help="Name of the data set: ml-100k, ml-1m, ml-10m, ml-20m, ml-25m, ml-32m, amazon14-beauty, "
+            "amazon14-sports, amazon14-toys or online-retail."
         ),
     ],
-    out: Annotated[str, typer.Option("--out", help="Dataset folder to write.")],
+    out: Annotated[str, typer.Option("--out", help="Dataset folder to write; refused if it is not empty.")],
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Downloads a public data set from its official address; for files that you have, see nextitem import."""
+    """Download a public data set.
+
+    Files come from its official address. For files that you already have, see nextitem import.
+    """
     from nextitem.data.download import download as fetch
 
-    fetch(name, out, resume=resume, overwrite=overwrite, say=say)
+    fetch(name, out, resume=resume, overwrite=overwrite, log=log)
     print(out)

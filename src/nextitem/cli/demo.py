@@ -1,4 +1,4 @@
-"""nextitem demo"""
+"""The command `nextitem demo`: a comparison of five recommenders."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from typing import Annotated
 import typer
 
 from nextitem.cli.early import check_out, load_data
-from nextitem.cli.options import DropUnknown, Overwrite, Protocol, Resume, Seed, say
+from nextitem.cli.options import DropUnknown, Overwrite, Protocol, Resume, Seed, log
 
 EXAMPLES = "Examples: nextitem demo | nextitem demo --data my-shop/ --out runs/my-shop"
 
 
 def demo(
-    data: Annotated[str, typer.Option("--data", help="Dataset folder; default: the simulated shop.")] = "shop",
-    out: Annotated[str, typer.Option("--out", help="Folder to write; refused where it is not empty.")] = "runs/demo",
+    data: Annotated[str, typer.Option("--data", help="Dataset folder, or 'shop' for the simulated shop.")] = "shop",
+    out: Annotated[str, typer.Option("--out", help="Folder to write; refused if it is not empty.")] = "runs/demo",
     protocol: Protocol = None,
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes-per-model", min=0.01, help="Stop training each model after so many minutes."),
+        typer.Option("--minutes-per-model", min=0.01, help="Maximum training time of each model, in minutes."),
     ] = None,
     seed: Seed = None,
     drop_unknown_items: DropUnknown = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """The main job: five recommenders, classic and generative, on one scoreboard, with a report."""
+    """Train and compare five recommenders on one data set.
+
+    They are classic and generative models. Prints a scoreboard and writes a report.
+    """
     check_out(out, resume=resume, overwrite=overwrite)
     dataset = load_data(data, drop_unknown_items=drop_unknown_items)
     from nextitem.pipeline.compare import MAIN_JOB
@@ -34,19 +37,20 @@ def demo(
 
     comparison = run_comparison(
         dataset, out=out, models=MAIN_JOB, protocol=protocol, minutes_per_model=minutes, seed=seed,
-        drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=say,
+        drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=log,
     )  # fmt: skip
     for customer in comparison.examples:
-        print(f"\n{customer.name} had: {_listed(customer.history[-5:])}")
-        print(f"  {'took next':<12}{_listed(customer.held_out[:5])}")
+        print(f"\n{customer.name}")
+        print(f"  {'history':<16}{_one_line(customer.history[-5:])}")
+        print(f"  {'held-out items':<16}{_one_line(customer.held_out[:5])}")
         for model, titles in customer.recommended.items():
-            marked = [f"[{title}]" if title in customer.held_out else title for title in titles[:5]]
-            print(f"  {model:<12}{_listed(marked)}")
+            marked_titles = [f"[{title}]" if title in customer.held_out else title for title in titles[:5]]
+            print(f"  {model:<16}{_one_line(marked_titles)}")
     print()
     print_scoreboard(comparison.rows)
     print(f"report: {out}/report.html")
 
 
-def _listed(titles: list[str]) -> str:
-    """Titles on one line, each cut to a readable length."""
+def _one_line(titles: list[str]) -> str:
+    """Return titles on one line, each cut to 40 characters."""
     return "; ".join(title if len(title) <= 40 else title[:39] + "…" for title in titles)

@@ -1,4 +1,4 @@
-"""Checks that need neither torch nor a model, so that most mistakes are told within a second."""
+"""Checks that need neither torch nor a model, so that most mistakes are reported within a second."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 def check_names(kind: str, names: Sequence[str]) -> None:
-    """Raise UserError if a name is unknown; import paths are checked when they are imported."""
+    """Raise UserError if a name of this kind (model, tokenizer, ...) is unknown; import paths are checked later."""
     for name in names:
         if ":" not in name:
             registry.entry(kind, name)
 
 
 def check_out(out: str, *, resume: bool, overwrite: bool) -> None:
-    """Raise UserError if the folder `out` may not be written."""
+    """Raise UserError if the folder `out` may not be written under these options."""
     from nextitem.pipeline.folders import check_out as check
 
     check(out, resume=resume, overwrite=overwrite)
 
 
 def check_run(run: str) -> None:
-    """Raise UserError if the folder is no run."""
+    """Raise UserError if the folder is not a run."""
     folder = Path(run)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run; make one with: nextitem train")
@@ -39,12 +39,12 @@ def check_run(run: str) -> None:
 def load_data(
     data: str, *, drop_unknown_items: bool, recipe: str | None = None, overrides: Sequence[str] = ()
 ) -> Dataset:
-    """Load a data set as the run would: rows of unknown items are dropped if options or recipe say so."""
+    """Load a data set as `train` would: events of unknown items are skipped if the options or the recipe say so."""
     from nextitem.core.config import apply_overrides
     from nextitem.data.readers import load_dataset
     from nextitem.recipes import read_recipe
 
     table = apply_overrides(read_recipe(recipe)[1] if recipe is not None else {}, overrides)
-    says = table.get("data", {})
-    is_dropping = drop_unknown_items or (isinstance(says, dict) and says.get("drop_unknown_items") is True)
-    return load_dataset(data, drop_unknown_items=is_dropping)
+    data_table = table.get("data", {})
+    is_dropping = isinstance(data_table, dict) and data_table.get("drop_unknown_items") is True
+    return load_dataset(data, drop_unknown_items=drop_unknown_items or is_dropping)

@@ -1,4 +1,4 @@
-"""nextitem evaluate"""
+"""The command `nextitem evaluate`: metrics of a run on its test requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nextitem.cli.early import check_run
-from nextitem.cli.options import Device, Protocol, say
+from nextitem.cli.options import Device, log
 
 EXAMPLES = (
     "Examples: nextitem evaluate runs/sasrec | nextitem evaluate runs/sasrec --json figures.json | "
@@ -18,18 +18,21 @@ EXAMPLES = (
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="A run's folder.")],
+    run: Annotated[str, typer.Argument(help="Folder of a run.")],
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Dataset folder; default: the one that the run was trained on."),
+        typer.Option("--data", help="Dataset folder, or 'shop'; default: the data that the run was trained on."),
     ] = None,
-    protocol: Protocol = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option("--protocol", help="How to split the data; default: the protocol that the run was trained under."),
+    ] = None,
     json_file: Annotated[
-        str | None, typer.Option("--json", help="Write the figures to this file; - prints them.")
+        str | None, typer.Option("--json", help="JSON file to write the metrics to; - prints them instead.")
     ] = None,
     allow_other_data: Annotated[
         bool,
-        typer.Option("--allow-other-data", help="Evaluate on data or a protocol that the run was not trained for."),
+        typer.Option("--allow-other-data", help="Accept data or a protocol that the run was not trained for."),
     ] = False,
     device: Device = "auto",
     generation: Annotated[
@@ -37,11 +40,15 @@ def evaluate(
         typer.Option(
             "--generation",
             min=1,
-            help="Also show, on so many requests, where a generator leaves the true codes, or generates no item.",
+            help="For models that generate codes: number of test requests on which to measure, too, at which code they "
+            "leave the true item, and how often they generate no item.",
         ),
     ] = None,
 ) -> None:
-    """Evaluates a run on its test requests: full catalogue, item-level hits, confidence intervals, slices."""
+    """Evaluate a run on its test requests.
+
+    Prints metrics over the full catalogue with confidence intervals, and their values on slices.
+    """
     check_run(run)
     from nextitem.pipeline.evaluate import evaluate as run_evaluation
     from nextitem.reporting.scoreboard import print_evaluation
@@ -54,7 +61,7 @@ def evaluate(
         progress=json_file != "-",
         generation=generation,
         device=device,
-        log=say,
+        log=log,
     )
     text = json.dumps(figures.to_json(), indent=2)
     if json_file == "-":

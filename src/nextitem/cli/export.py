@@ -1,4 +1,4 @@
-"""nextitem export"""
+"""The command `nextitem export`: generators for transformers, semantic IDs for other projects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nextitem.cli.options import Out, Overwrite
 
 EXAMPLES = (
     "Examples: nextitem export runs/decoder --out exported | nextitem export ids --format letter --out exported/Beauty "
-    "(docs/formats.md says how to read them)"
+    "(docs/formats.md shows how to read the files)"
 )
 
 
@@ -19,17 +19,21 @@ def export(
     source: Annotated[
         str,
         typer.Argument(
-            help="A run's folder (cobra, trained with model.dense=false); with --format letter, minionerec or grid: "
+            help="Folder of a run of cobra, trained with model.dense=false; with --format letter, minionerec or grid: "
             "any folder with semantic IDs."
         ),
     ],
     out: Out,
     form: Annotated[
-        str, typer.Option("--format", help="transformers (a generator), or semantic IDs for letter, minionerec, grid.")
+        str,
+        typer.Option("--format", help="transformers: the generator; letter, minionerec or grid: the semantic IDs."),
     ] = "transformers",
     overwrite: Overwrite = False,
 ) -> None:
-    """Writes a decoder-only generator for Hugging Face's transformers, or semantic IDs for other projects."""
+    """Export a generator or semantic IDs for other software.
+
+    A decoder-only generator is exported for Hugging Face's transformers, semantic IDs for other projects.
+    """
     if form != "transformers":
         from nextitem.pipeline.foreign_ids import export_identifiers
 

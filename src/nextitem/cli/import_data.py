@@ -1,4 +1,4 @@
-"""nextitem import"""
+"""The command `nextitem import`: dataset folders and semantic IDs from files of other projects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nextitem.cli.options import DropUnknown, Overwrite, Resume, say
+from nextitem.cli.options import DropUnknown, Overwrite, Resume, log
 from nextitem.core.errors import UserError
 from nextitem.data.importers.names import DATASETS, IDENTIFIERS
 
@@ -17,24 +17,32 @@ EXAMPLES = (
 
 
 def import_data(
-    name: Annotated[str | None, typer.Argument(help="What the files are; see: nextitem import --list.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name of the data set or format; see: nextitem import --list.")
+    ] = None,
     files: Annotated[
-        list[str] | None, typer.Argument(help="The files as downloaded, an archive, or the folder that holds them.")
+        list[str] | None, typer.Argument(help="The files as downloaded, an archive of them, or their folder.")
     ] = None,
     out: Annotated[str | None, typer.Option("--out", help="Folder to write; refused if it is not empty.")] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="For semantic IDs: the dataset folder whose items they are of.")
+        str | None,
+        typer.Option("--data", help="For semantic IDs: the dataset folder with the items that they belong to."),
     ] = None,
     item_ids: Annotated[
         str | None,
-        typer.Option("--item-ids", help="For semantic IDs by number: a file of lines item id, tab, number."),
+        typer.Option("--item-ids", help="For semantic IDs by item number: a file with lines of item id, tab, number."),
     ] = None,
     drop_unknown_items: DropUnknown = False,
-    show_list: Annotated[bool, typer.Option("--list", help="List the names, and the files that each expects.")] = False,
+    show_list: Annotated[
+        bool, typer.Option("--list", help="List the names, and the files that each of them needs.")
+    ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Makes a dataset folder of files as people download them, or a folder of semantic IDs; needs no network."""
+    """Convert files of other projects to a dataset folder.
+
+    Semantic IDs become a folder for train --ids. Needs no network.
+    """
     if show_list or name is None:
         print(_listing())
         return
@@ -47,7 +55,7 @@ def import_data(
         raise UserError(f"--data and --item-ids are for semantic IDs ({', '.join(IDENTIFIERS)}), not for {name}")
     from nextitem.data.importers.importing import import_dataset
 
-    print(import_dataset(name, files or [], out, resume=resume, overwrite=overwrite, say=say))
+    print(import_dataset(name, files or [], out, resume=resume, overwrite=overwrite, log=log))
 
 
 def _import_identifiers(
@@ -60,6 +68,7 @@ def _import_identifiers(
     resume: bool,
     overwrite: bool,
 ) -> None:
+    """Import semantic IDs and print their quality."""
     if len(files) != 1:
         raise UserError(f"nextitem import {name}: give one file: {IDENTIFIERS[name].expects}")
     if data is None:
@@ -76,14 +85,14 @@ def _import_identifiers(
         item_ids=item_ids,
         resume=resume,
         overwrite=overwrite,
-        log=say,
+        log=log,
     )
     print_quality(table)
     print(f"{out}: {table.num_items:,} items, {table.num_levels} levels {table.codebook_sizes}")
 
 
 def _listing() -> str:
-    """One line each: name, files, what becomes of them."""
+    """Return two lines for each name: the files that it needs, and what is made of them."""
     rows = [(name, entry.expects, entry.becomes) for name, entry in (DATASETS | IDENTIFIERS).items()]
     width = max(len(name) for name, _, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{expects}\n{'':<{width}}-> {becomes}" for name, expects, becomes in rows)

@@ -1,4 +1,4 @@
-"""The `nextitem` command: options in, one call into the pipeline, a clear message out."""
+"""The `nextitem` command: it parses options, makes one call of the pipeline, and prints errors as one clear line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nextitem.core.errors import UserError
 
 app = typer.Typer(
     name="nextitem",
-    help="From an interaction log to a served recommender: classic and generative models on one scoreboard.",
+    help="Train, evaluate and compare recommenders, classic and generative, on an interaction log.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,14 +48,14 @@ app.command("models", epilog=models.EXAMPLES)(models.models)
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    """Run the command line. A user's mistake prints one line on stderr and ends with exit code 2, not a traceback."""
     command = typer.main.get_command(app)
     try:
-        _share_the_terminal()
+        _prepare_process()
         code = command.main(standalone_mode=False)
     except UserError as error:
         code = _fail(str(error))
-    except BrokenPipeError:  # the reader of a pipe has read enough: `nextitem models | head -3`
+    except BrokenPipeError:  # the reader of the pipe has ended: `nextitem models | head -3`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
@@ -66,7 +66,7 @@ def main() -> None:
         print("interrupted", file=sys.stderr)
         code = 130
     except Exception as error:
-        # Typer carries its own copy of click's exceptions; what they share is this method.
+        # Typer contains its own copy of click's exceptions; both copies have this method.
         if not hasattr(error, "format_message"):
             raise
         context = getattr(error, "ctx", None)
@@ -76,20 +76,21 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _share_the_terminal() -> None:
-    """Of several processes that torchrun has started, the first one alone prints; commands that are not for it end."""
+def _prepare_process() -> None:
+    """Silence all but the first process of torchrun. Raises UserError if the command cannot run under torchrun."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is loaded: its hints are not for our users
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is loaded: its hints do not concern our users
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
-    given = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    if given not in ("train", "evaluate", ""):
-        raise UserError(f"torchrun shares the work of nextitem train and evaluate; start nextitem {given} without it")
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if command not in ("train", "evaluate", ""):
+        raise UserError(f"torchrun runs nextitem train and evaluate only; start nextitem {command} without it")
 
 
 def _fail(message: str) -> int:
+    """Print an error as one line on stderr, and return the exit code."""
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(10)  # the first process says it: torchrun ends it as soon as another one has ended
+        time.sleep(10)  # the first process prints it, and torchrun would end that one as soon as this one ends
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2

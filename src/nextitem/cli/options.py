@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they speak to the user."""
+"""Options that several commands share, and helpers to read values and to log."""
 
 from __future__ import annotations
 
@@ -11,35 +11,39 @@ import typer
 
 from nextitem.core.errors import UserError
 
-Out = Annotated[str, typer.Option("--out", help="Folder to write; refused where it is not empty.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Resume what was interrupted.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")]
+Out = Annotated[str, typer.Option("--out", help="Folder to write; refused if it is not empty.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted command.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite the contents of --out.")]
 Data = Annotated[str, typer.Option("--data", help="Dataset folder, or 'shop' for the simulated shop.")]
 DropUnknown = Annotated[
-    bool, typer.Option("--drop-unknown-items", help="Leave out events of items that the items file lacks.")
+    bool, typer.Option("--drop-unknown-items", help="Skip events of items that are not in the items file.")
 ]
 Protocol = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help="time, leave-one-out, session, user-split, published or impressions; default: by the data.",
+        help="How to split the data: time, leave-one-out, session, user-split, published or impressions; default: "
+        "that of the data (see: nextitem data describe).",
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, shuffling and sampling.")]
+Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu or cuda.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of initial weights, shuffling and sampling.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One setting, for example --set training.max_epochs=5; may be repeated."),
+    typer.Option("--set", help="Change a setting, for example --set training.max_epochs=5; may be repeated."),
 ]
 
 
-def say(text: str) -> None:
-    """Prints a line of progress on stderr: stdout is for results."""
+def log(text: str) -> None:
+    """Print a line of progress or a note on stderr, as stdout is for results."""
     print(text, file=sys.stderr, flush=True)
 
 
 def lines_of(file: str) -> list[str]:
-    """The lines of a text file without spaces at their ends; empty lines and a byte-order mark are skipped."""
+    """Return the lines of a text file, stripped; empty lines and a byte-order mark are skipped.
+
+    Raises UserError if the file is not UTF-8.
+    """
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -48,5 +52,5 @@ def lines_of(file: str) -> list[str]:
 
 
 def ids_of(text: str) -> list[str]:
-    """Item ids separated by commas; an id that contains a comma stands in double quotes."""
+    """Return item ids that are separated by commas; an id that contains a comma is in double quotes."""
     return [part.strip() for part in next(csv.reader([text], skipinitialspace=True), []) if part.strip()]

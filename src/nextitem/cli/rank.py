@@ -1,4 +1,4 @@
-"""nextitem rank"""
+"""The command `nextitem rank`: candidates in the order of a model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ EXAMPLES = (
 
 
 def rank(
-    run: Annotated[str, typer.Argument(help="A run's folder.")],
-    user: Annotated[str | None, typer.Option("--user", help="A user of the data set.")] = None,
+    run: Annotated[str, typer.Argument(help="Folder of a run.")],
+    user: Annotated[str | None, typer.Option("--user", help="Id of a user of the data set.")] = None,
     history: Annotated[
         str | None, typer.Option("--history", help="Item ids, oldest first, separated by commas.")
     ] = None,
@@ -26,15 +26,15 @@ def rank(
         str | None, typer.Option("--candidates", help="Item ids to order, separated by commas.")
     ] = None,
     candidates_file: Annotated[
-        str | None, typer.Option("--candidates-file", help="A file with one item id a line, instead.")
+        str | None, typer.Option("--candidates-file", help="File with one item id per line, instead of --candidates.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="Where the user's history comes from; default: the run's data.")
+        str | None, typer.Option("--data", help="Dataset folder with the user's history; default: the run's data.")
     ] = None,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Order given items for a user or a history, best first."""
+    """Order candidate items for a user or a history, best first."""
     if (candidates is None) == (candidates_file is None):
         raise UserError("give either --candidates or --candidates-file")
     if (user is None) == (history is None):
@@ -50,5 +50,5 @@ def rank(
     if as_json:
         print(frame.select("item_id", "score", "rank").write_json())
         return
-    for item, score, place in frame.select("item_id", "score", "rank").iter_rows():
-        print(f"{place:3d}  {item}  {score:.4f}")
+    for item, score, position in frame.select("item_id", "score", "rank").iter_rows():
+        print(f"{position:3d}  {item}  {score:.4f}")

@@ -1,4 +1,4 @@
-"""nextitem recommend"""
+"""The command `nextitem recommend`: items for a user, a history, or many users."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nextitem.cli.early import check_run
-from nextitem.cli.options import Device, Overwrite, ids_of, lines_of, say
+from nextitem.cli.options import Device, Overwrite, ids_of, lines_of, log
 from nextitem.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,42 +21,43 @@ EXAMPLES = (
 
 
 def recommend(
-    run: Annotated[str, typer.Argument(help="A run's folder.")],
-    user: Annotated[str | None, typer.Option("--user", help="A user of the data set.")] = None,
+    run: Annotated[str, typer.Argument(help="Folder of a run.")],
+    user: Annotated[str | None, typer.Option("--user", help="Id of a user of the data set.")] = None,
     history: Annotated[
         str | None,
         typer.Option(
             "--history", help="Item ids, oldest first, separated by commas; an id with a comma in double quotes."
         ),
     ] = None,
-    users: Annotated[str | None, typer.Option("--users", help="'all', or a file with one user id a line.")] = None,
+    users: Annotated[str | None, typer.Option("--users", help="'all', or a file with one user id per line.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="With --users: the Parquet file to write.")] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Where histories come from; default: the run's data, whole log."),
+        typer.Option("--data", help="Dataset folder with the users' histories; default: the run's data."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Items to return.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Maximum number of items to return.")] = 10,
     exclude_seen: Annotated[
         bool | None,
         typer.Option(
             "--exclude-seen/--include-seen",
-            help="Keep out items of the history; default: as the data set says.",
+            help="Exclude or include items of the history; default: exclude, except for users of a data set with "
+            "repeats = true.",
             show_default=False,
         ),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="column=value: recommend only items where it holds; may be repeated."),
+        typer.Option("--only", help="column=value: recommend only items that satisfy this; may be repeated."),
     ] = None,
     exclude_items: Annotated[
         str | None,
-        typer.Option("--exclude-items", help="A file with one item id a line that must not be recommended."),
+        typer.Option("--exclude-items", help="File with item ids that must not be recommended, one per line."),
     ] = None,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Recommends items for a user, a history, or many users."""
+    """Recommend items for a user, a history, or many users."""
     if sum(option is not None for option in (user, history, users)) != 1:
         raise UserError("give exactly one of --user, --history and --users")
     if (users is None) != (out is None):
@@ -77,23 +78,23 @@ def recommend(
         user=user, k=k, exclude_seen=exclude_seen, only=only or [], exclude_items=blocked,
     )  # fmt: skip
     if answer.skipped:
-        say(f"skipped unknown items: {_some(answer.skipped)}")
-    _say_unknown(answer.unknown_exclusions)
+        log(f"skipped unknown items: {_first_names(answer.skipped)}")
+    _log_unknown_exclusions(answer.unknown_exclusions)
     for name, count in lacking_features(opened.model).items():
-        say(f"{name} is missing, or unknown to the model, in {count:,} request(s): treated as missing")
+        log(f"{name} is missing, or unknown to the model, in {count:,} request(s): treated as missing")
     for rule in answer.relaxed:
-        say(f"relaxed rule: {rule}")
+        log(f"relaxed rule: {rule}")
     if as_json:
         print(json.dumps(answer.to_json(), indent=2, ensure_ascii=False))
         return
     if answer.fallback:
-        say("no history: the most popular items")
+        log("no history: these are the most popular items")
     if len(answer) < k:
-        say(f"only {len(answer)} items are allowed by this request")
+        log(f"only {len(answer)} items are allowed by this request")
     for rank, (item, score, title) in enumerate(zip(answer.item_ids, answer.scores, answer.titles, strict=True), 1):
-        named = f"{item}  {title}" if str(item) != title else item
+        name = f"{item}  {title}" if str(item) != title else item
         channel = f"  {answer.channels[rank - 1]}" if answer.channels else ""
-        print(f"{rank:3d}  {named}  {score:.4f}{channel}")
+        print(f"{rank:3d}  {name}  {score:.4f}{channel}")
 
 
 def _write_table(
@@ -106,21 +107,23 @@ def _write_table(
     blocked: list[str],
     overwrite: bool,
 ) -> None:
+    """Write recommendations for many users to a Parquet file, and print its size."""
     from nextitem.pipeline.folders import refuse_existing_file
     from nextitem.pipeline.recommend import unknown_items
 
     file = refuse_existing_file(out, overwrite=overwrite)
-    _say_unknown(unknown_items(run.model.catalog, blocked))
+    _log_unknown_exclusions(unknown_items(run.model.catalog, blocked))
     user_ids = None if users == "all" else lines_of(users)
     table = run.recommend_many(user_ids, k=k, exclude_seen=exclude_seen, only=only, exclude_items=blocked)
     table.select("user_id", "item_id", "rank", "score").write_parquet(file)  # the public format
     print(f"{file}: {table.height:,} recommendations for {table['user_id'].n_unique():,} users")
 
 
-def _say_unknown(item_ids: tuple[str, ...]) -> None:
+def _log_unknown_exclusions(item_ids: tuple[str, ...]) -> None:
     if item_ids:
-        say(f"--exclude-items: no item is called {_some(item_ids)}")
+        log(f"--exclude-items: no item is called {_first_names(item_ids)}")
 
 
-def _some(names: tuple[str, ...]) -> str:
+def _first_names(names: tuple[str, ...]) -> str:
+    """Return the first five names as text, and dots if there are more."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,4 +1,4 @@
-"""nextitem similar"""
+"""The command `nextitem similar`: the items most similar to an item."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ EXAMPLES = "Examples: nextitem similar runs/sasrec 85123A -k 5 | nextitem simila
 
 
 def similar(
-    run: Annotated[str, typer.Argument(help="A run's folder.")],
-    item: Annotated[str, typer.Argument(help="An item's id.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="Items to return.")] = 10,
+    run: Annotated[str, typer.Argument(help="Folder of a run.")],
+    item: Annotated[str, typer.Argument(help="Id of an item.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Maximum number of items to return.")] = 10,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the items that are most like an item, by what the model has learnt of items."""
+    """List the items that are most similar to an item.
+
+    They are compared by the model's item vectors or item similarities.
+    """
     check_run(run)
     from nextitem.pipeline.runs import load_run
 
@@ -29,6 +32,7 @@ def similar(
         print(frame.write_json())
         return
     titles = dict(zip(opened.model.catalog.ids.external, opened.model.catalog.titles(), strict=True))
-    for other, score, place in frame.iter_rows():
-        title = titles[other]
-        print(f"{place:3d}  {other}{'' if str(other) == title else '  ' + str(title)}  {score:.4f}")
+    for similar_item, score, position in frame.iter_rows():
+        title = titles[similar_item]
+        name = similar_item if str(similar_item) == title else f"{similar_item}  {title}"
+        print(f"{position:3d}  {name}  {score:.4f}")

@@ -1,4 +1,4 @@
-"""nextitem tokenize"""
+"""The command `nextitem tokenize`: semantic IDs for the items of a data set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nextitem.cli.early import check_names, check_out, load_data
-from nextitem.cli.options import Data, DropUnknown, Overwrite, Protocol, Resume, Seed, Set, say
+from nextitem.cli.options import Data, DropUnknown, Overwrite, Resume, Seed, Set, log
 
 EXAMPLES = (
     "Examples: nextitem tokenize residual-kmeans --data shop --out ids | "
@@ -16,21 +16,33 @@ EXAMPLES = (
 
 
 def tokenize(
-    name: Annotated[str, typer.Argument(help="A tokenizer's name; see: nextitem models --kind tokenizer.")],
+    name: Annotated[str, typer.Argument(help="Name of a tokenizer; see: nextitem models --kind tokenizer.")],
     data: Data,
-    out: Annotated[str, typer.Option("--out", help="Folder of the semantic IDs.")],
-    protocol: Protocol = None,
+    out: Annotated[
+        str, typer.Option("--out", help="Folder of semantic IDs to write; refused if it is not empty, unless --append.")
+    ],
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            help="Protocol whose training events the IDs may learn from, if content.collaborative is true; default: "
+            "that of the recipe or of the data.",
+        ),
+    ] = None,
     append: Annotated[
-        bool, typer.Option("--append", help="Add codes for new items to the table in --out; old codes stay.")
+        bool,
+        typer.Option("--append", help="Add codes for new items to the IDs in --out; existing codes do not change."),
     ] = False,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="A .toml file, or a shipped recipe.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="A .toml file, or the name of a recipe of the package.")
+    ] = None,
     seed: Seed = None,
     settings: Set = None,
     drop_unknown_items: DropUnknown = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turns items into semantic IDs and reports their quality."""
+    """Create semantic IDs for items, and print their quality."""
     check_names("tokenizer", [name])
     if not append:
         check_out(out, resume=resume, overwrite=overwrite)
@@ -40,7 +52,7 @@ def tokenize(
 
     table = run_tokenizer(
         name, dataset, out=out, recipe=recipe, protocol=protocol, seed=seed, append=append, overrides=settings or [],
-        drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=say,
+        drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=log,
     )  # fmt: skip
     if not append:
         print_quality(table)

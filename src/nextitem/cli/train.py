@@ -1,4 +1,4 @@
-"""nextitem train"""
+"""The command `nextitem train`: from data to a trained and evaluated run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nextitem.cli.early import check_names, check_out, load_data
-from nextitem.cli.options import Data, Device, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, Set, say
+from nextitem.cli.options import Data, Device, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, Set, log
 
 EXAMPLES = (
     "Examples: nextitem train sasrec --data shop --out runs/sasrec | "
@@ -17,28 +17,31 @@ EXAMPLES = (
 
 
 def train(
-    model: Annotated[str, typer.Argument(help="A model's name; see: nextitem models.")],
+    model: Annotated[str, typer.Argument(help="Name of a model; see: nextitem models.")],
     data: Data,
     out: Out,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", help="A .toml file, or a shipped recipe such as amazon14-beauty/sasrec."),
+        typer.Option(
+            "--recipe", help="A .toml file, or the name of a recipe of the package, such as amazon14-beauty/sasrec."
+        ),
     ] = None,
-    ids: Annotated[str | None, typer.Option("--ids", help="Semantic IDs made by: nextitem tokenize.")] = None,
+    ids: Annotated[str | None, typer.Option("--ids", help="Folder of semantic IDs made by: nextitem tokenize.")] = None,
     protocol: Protocol = None,
     refit: Annotated[
         bool | None,
         typer.Option(
             "--refit",
-            help="Retrain on training and validation events for the chosen number of epochs.",
+            help="Train again on training and validation events, for the best number of epochs.",
             show_default=False,
         ),
     ] = None,
     start_from: Annotated[
-        str | None, typer.Option("--from", help="Start from the weights of another run of the same model.")
+        str | None,
+        typer.Option("--from", help="Folder of a run of the same model, whose weights training starts from."),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.01, help="Stop training after so many minutes.")
+        float | None, typer.Option("--minutes", min=0.01, help="Maximum training time, in minutes.")
     ] = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -47,7 +50,10 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Trains a model, evaluates it on the test requests, and leaves a bundle in --out."""
+    """Train a model and evaluate it on the test requests.
+
+    Writes the run (recipe, weights, catalogue, metrics) into --out.
+    """
     check_names("model", [model])
     check_out(out, resume=resume, overwrite=overwrite)
     dataset = load_data(data, drop_unknown_items=drop_unknown_items, recipe=recipe, overrides=settings or [])
@@ -56,7 +62,7 @@ def train(
     run = run_training(
         model, dataset, out=out, recipe=recipe, ids=ids, protocol=protocol, refit=refit, start_from=start_from,
         minutes=minutes, seed=seed, device=device, overrides=settings or [], drop_unknown_items=drop_unknown_items,
-        resume=resume, overwrite=overwrite, log=say,
+        resume=resume, overwrite=overwrite, log=log,
     )  # fmt: skip
     figures = run.metrics["metrics"]
     names = ("recall@10", "ndcg@10", "coverage@10", "auc", "gauc", "log_loss")

@@ -20,7 +20,7 @@ from nextitem.core.errors import UserError
 from nextitem.data.importers.importing import fill_folder, is_complete, md5, new_folder, published_md5, write_readme
 from nextitem.data.importers.report import Report
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 CHUNK = 1 << 20  # bytes read at a time
 TIMEOUT = 60  # seconds without a byte after which a connection fails
@@ -87,7 +87,7 @@ def download(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
     sources: dict[str, Source] | None = None,
 ) -> Path:
     """Fetch a data set, write it as a dataset folder, and return the path of the folder.
@@ -97,7 +97,7 @@ def download(
         out: the dataset folder. Until the download is complete, its files lie in `<out>.download`.
         resume: continue with the files in `<out>.download`; a complete `out` stays as it is.
         overwrite: replace an existing data set in `out`.
-        say: callback that prints one line of progress.
+        log: callback that prints one line of progress.
         sources: data sets by name; None: DATASETS.
 
     Raises:
@@ -110,47 +110,47 @@ def download(
         raise UserError(f"no data set is called {name!r}; there are: {', '.join(table)}")
     source, folder = table[name], Path(out)
     if is_complete(folder, resume=resume, overwrite=overwrite):
-        say(f"{folder} is complete already")
+        log(f"{folder} is complete already")
         return folder
-    say(f"{name}: licence: {source.licence}")
-    say(f"{name}: please cite {source.citation}")
+    log(f"{name}: licence: {source.licence}")
+    log(f"{name}: please cite {source.citation}")
     parts = folder.with_name(folder.name + ".download")
     if parts.exists() and not resume:
         shutil.rmtree(parts)
     parts.mkdir(parents=True, exist_ok=True)
-    files = [_fetch_checked(address, md5_address, parts, say) for address, md5_address in source.files.items()]
+    files = [_fetch_checked(address, md5_address, parts, log) for address, md5_address in source.files.items()]
     with new_folder(folder) as fresh:
-        report = _fill(name, source, files, fresh, say)
+        report = _fill(name, source, files, fresh, log)
         about = f"Licence: {source.licence}.\nCite: {source.citation}.\nFrom: {', '.join(source.files)}"
         write_readme(fresh, [name, about], report)
     shutil.rmtree(parts)
     for note in report.notes:
-        say(note)
+        log(note)
     return folder
 
 
-def _fill(name: str, source: Source, files: list[Path], folder: Path, say: Say) -> Report:
+def _fill(name: str, source: Source, files: list[Path], folder: Path, log: Log) -> Report:
     """Convert the files into the folder, and return the report.
 
     Files that cannot be read are removed, so that `resume` fetches them again.
     """
     try:
-        return fill_folder(source.importer, files, folder, dataset_name=name, say=say)
+        return fill_folder(source.importer, files, folder, dataset_name=name, log=log)
     except UserError as error:
         for file in files:
             file.unlink()
         raise UserError(f"the files from {', '.join(source.files)} cannot be read: {error}") from None
 
 
-def _fetch_checked(address: str, md5_address: str | None, parts: Path, say: Say) -> Path:
+def _fetch_checked(address: str, md5_address: str | None, parts: Path, log: Log) -> Path:
     """Download a file into the folder `parts` unless it is there, and check its MD5 if one is published."""
     file = parts / address.rsplit("/", 1)[1]
     if not file.exists():
-        _fetch(address, file, say)
+        _fetch(address, file, log)
     if md5_address is not None:
         md5_file = parts / (file.name + ".md5")
         if not md5_file.exists():
-            _fetch(md5_address, md5_file, say)
+            _fetch(md5_address, md5_file, log)
         expected = published_md5(md5_file.read_text(encoding="utf-8", errors="replace"))
         actual = md5(file)
         if expected is None or actual != expected:
@@ -160,12 +160,12 @@ def _fetch_checked(address: str, md5_address: str | None, parts: Path, say: Say)
     return file
 
 
-def _fetch(address: str, file: Path, say: Say) -> None:
+def _fetch(address: str, file: Path, log: Log) -> None:
     """Download to `file`, continuing where an earlier attempt ended; the file appears only when it is complete."""
     part = file.with_name(file.name + ".part")
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _fetch_rest(address, part, say)
+            _fetch_rest(address, part, log)
             part.rename(file)
             _version(part).unlink(missing_ok=True)
             return
@@ -178,7 +178,7 @@ def _fetch(address: str, file: Path, say: Say) -> None:
         except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
             reason = str(getattr(error, "reason", error))
         if attempt < ATTEMPTS:
-            say(f"{file.name}: {reason}; trying again ({attempt} of {ATTEMPTS - 1})")
+            log(f"{file.name}: {reason}; trying again ({attempt} of {ATTEMPTS - 1})")
             time.sleep(min(8.0, 0.25 * 2**attempt))
     raise UserError(f"{address} cannot be fetched ({reason}); try again later with --resume")
 
@@ -188,7 +188,7 @@ def _version(part: Path) -> Path:
     return part.with_name(part.name + ".etag")
 
 
-def _fetch_rest(address: str, part: Path, say: Say) -> None:
+def _fetch_rest(address: str, part: Path, log: Log) -> None:
     """Append the bytes that a partly downloaded file lacks; raise OSError if the connection ends early."""
     num_bytes = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "nextitem"}
@@ -217,7 +217,7 @@ def _fetch_rest(address: str, part: Path, say: Say) -> None:
                 num_bytes += len(chunk)
                 if time.monotonic() - last_report > 5:
                     share = f" of {total / 1e6:.0f}" if total else ""
-                    say(f"{part.stem}: {num_bytes / 1e6:.0f}{share} MB")
+                    log(f"{part.stem}: {num_bytes / 1e6:.0f}{share} MB")
                     last_report = time.monotonic()
     if total is not None and num_bytes != total:
         raise OSError(f"the connection ended after {num_bytes:,} of {total:,} bytes")

@@ -1,1 +1,1 @@
-"""Composes a run from a recipe; saves and loads bundles."""
+"""Steps from a recipe to a run: training, evaluation, recommendation, comparison, export, and the files of runs."""

@@ -1,4 +1,4 @@
-"""A run's bundle on disk: recipe, weights, catalogue, identifiers, metrics. Nothing in it is pickled."""
+"""Files of a run's bundle: recipe, weights, catalogue, identifiers, metrics. Nothing in them is pickled."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.tensor_files import save_tensors
 from nextitem.pipeline.recipe import Recipe
 
-# Columns of catalog.parquet beside the owner's own.
+# Columns that catalog.parquet has beside those of the user's items table.
 _TEXT, _CONTENT, _RELEASED = "__text__", "__content__", "__released_ms__"
 
 
 def save_recipe(folder: Path, recipe: Recipe) -> None:
-    """Writes recipe.toml: every setting, so that it reproduces the run."""
+    """Write recipe.toml with every setting, so that it reproduces the run."""
     write_toml(folder / "recipe.toml", recipe.model_dump())
 
 
 def load_recipe(folder: Path) -> Recipe:
-    """Reads recipe.toml of a run; UserError where the folder is none."""
+    """Read recipe.toml of a run. Raises UserError if the folder is not a run."""
     file = folder / "recipe.toml"
     if not file.is_file():
         raise UserError(f"{folder} is not a run: it has no recipe.toml; make one with: nextitem train")
@@ -42,53 +42,59 @@ def load_recipe(folder: Path) -> Recipe:
 
 
 def save_model(folder: Path, model: Recommender) -> None:
-    """Writes weights.safetensors, catalog.parquet and the identifiers."""
+    """Write weights.safetensors, the catalogue and, if the model has them, its identifiers."""
     save_weights(folder / "weights.safetensors", model)
     catalog, table = model.catalog, model.identifiers
     save_catalog(folder, catalog if table is None else catalog.with_identifiers(table))
 
 
 def load_model(folder: Path, recipe: Recipe) -> Recommender:
-    """Builds the model that `save_model` wrote; UserError where a file is missing or damaged."""
+    """Build the model that `save_model` wrote, in evaluation mode. Raises UserError if a file is missing or damaged."""
     model: Recommender = build_component("model", recipe.model, load_catalog(folder))
     load_weights(folder / "weights.safetensors", model)
     return model.eval()
 
 
 def save_weights(file: Path, module: nn.Module) -> None:
-    """Parameters and buffers of a module as safetensors; tied parameters are written once."""
+    """Write parameters and buffers of a module as safetensors; tied parameters are written once."""
     tensors: dict[str, Tensor] = {}
-    seen: dict[int, str] = {}
+    saved_as: dict[int, str] = {}  # id of a tensor -> name
     for name, value in module.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
-            seen[id(value)] = name
+        if id(value) not in saved_as:
+            saved_as[id(value)] = name
             tensors[name] = value.detach().cpu().contiguous()
     save_tensors(tensors, file)
 
 
 def load_weights(file: Path, module: nn.Module) -> None:
-    """Fills a module from safetensors; buffers whose size depends on the data take the saved size."""
+    """Fill a module from safetensors, including buffers whose size depends on the data.
+
+    Raises UserError if the file is missing or damaged, or does not belong to this model.
+    """
     try:
         saved = load_file(file)
     except (FileNotFoundError, SafetensorError) as error:
         raise UserError(f"{file} is missing or damaged ({error}); train again") from None
     for name, value in saved.items():
-        owner, _, leaf = name.rpartition(".")
+        path, _, attribute = name.rpartition(".")
         try:
-            part = module.get_submodule(owner)
+            submodule = module.get_submodule(path)
         except AttributeError:
-            raise UserError(f"{file} has {name!r}, which this model lacks: it was made by another version") from None
-        if leaf in part._buffers:
-            part._buffers[leaf] = value
-    own = module.state_dict(keep_vars=True)
-    tied = {id(own[name]) for name in saved if name in own}
-    missing = [name for name, value in own.items() if name not in saved and id(value) not in tied]
+            raise UserError(
+                f"{file} has {name!r}, which this model lacks: another version wrote it; train again"
+            ) from None
+        if attribute in submodule._buffers:
+            submodule._buffers[attribute] = value
+    state = module.state_dict(keep_vars=True)
+    tied = {id(state[name]) for name in saved if name in state}
+    missing = [name for name, value in state.items() if name not in saved and id(value) not in tied]
     if missing:
-        raise UserError(f"{file} lacks {', '.join(missing[:3])}: it was made by another version; train again")
+        raise UserError(f"{file} lacks {', '.join(missing[:3])}: another version wrote it; train again")
     try:
         module.load_state_dict(saved, strict=False)
     except RuntimeError as error:
-        raise UserError(f"{file} does not fit the recipe beside it: {str(error).splitlines()[-1].strip()}") from None
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{file} does not fit the recipe beside it ({reason}); train again") from None
 
 
 def save_catalog(folder: Path, catalog: Catalog) -> None:
@@ -112,7 +118,7 @@ def save_catalog(folder: Path, catalog: Catalog) -> None:
 
 
 def load_catalog(folder: Path) -> Catalog:
-    """Reads what `save_catalog` wrote."""
+    """Read the catalogue that `save_catalog` wrote. Raises UserError if a file is missing or damaged."""
     file = folder / "catalog.parquet"
     try:
         table = pl.read_parquet(file)
@@ -140,8 +146,8 @@ def load_catalog(folder: Path) -> Catalog:
     identifiers = IdentifierTable.load(folder)
     if identifiers.catalog_fingerprint != catalog.fingerprint or identifiers.num_items != catalog.num_items:
         raise UserError(
-            f"{folder}: the identifiers are of another catalogue than the one beside them; where nextitem tokenize "
-            "--append was cut off, repeat it, else make them again"
+            f"{folder}: the identifiers belong to another catalogue than the one beside them; if nextitem tokenize "
+            "--append was interrupted, run it again, otherwise create them again"
         )
     return catalog.with_identifiers(identifiers)
 
@@ -169,5 +175,5 @@ def _load_encodings(file: Path) -> dict[str, ColumnEncoding]:
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Writes JSON with stable keys."""
+    """Write a mapping as indented JSON, with its keys in their order."""
     file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

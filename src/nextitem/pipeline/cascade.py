@@ -1,4 +1,4 @@
-"""Training of a cascade, stage by stage: channels on the past, rankers on what those retrieve for recent events."""
+"""Training of a cascade by stages: channels on the past, rankers on what the channels retrieve for recent events."""
 
 from __future__ import annotations
 
@@ -39,7 +39,12 @@ from nextitem.training.fit import fit
 class StageTrainer:
     """Trains the stages of one cascade.
 
-    epochs_folder   a refit repeats the best epoch counts of the stages in this folder; None: validation decides
+    Attributes:
+        recipe: the recipe of the whole cascade.
+        options: how and where to train; stages are saved under `options.folder`.
+        epochs_folder: for a refit, the folder of stages whose best numbers of epochs are repeated; None: validation
+            decides.
+
     """
 
     recipe: Recipe
@@ -56,9 +61,23 @@ class StageTrainer:
         validate: Callable[[], float] | None = None,
         epochs: int | None = None,
     ) -> int | None:
-        """Fit one stage and save its weights; on resume a finished stage is read back.
+        """Fit one stage and save its weights; when resuming, load a stage that is finished.
 
-        `examples` replaces what the model would learn from. Returns the best epoch, None for a closed form.
+        Args:
+            name: name of the stage, which is also its folder.
+            model: the model to fit, in place.
+            train: training data.
+            examples: returns the examples to learn from, instead of those that the model makes of `train`.
+            validate: returns the validation figure that the best epoch is selected by.
+            epochs: number of epochs to train; None: as the settings and `epochs_folder` say.
+
+        Returns:
+            The best epoch, or None for a model in closed form.
+
+        Raises:
+            UserError: the model cannot learn from `examples`.
+            KeyboardInterrupt: training was interrupted.
+
         """
         folder = self.options.folder / "stages" / name
         weights = folder / "weights.safetensors"
@@ -103,13 +122,15 @@ class StageTrainer:
         return best
 
     def _training(self, name: str) -> TrainingConfig:
-        """The stage's own settings; a time budget of the whole run is divided evenly."""
-        own = self.recipe.stages.get(name, TrainingConfig())
+        """Return the training settings of a stage; a time budget of the whole run is divided evenly."""
+        settings = self.recipe.stages.get(name, TrainingConfig())
         minutes = self.recipe.training.max_minutes
-        return own if minutes is None else own.model_copy(update={"max_minutes": minutes / max(1, self._num_fits())})
+        if minutes is None:
+            return settings
+        return settings.model_copy(update={"max_minutes": minutes / max(1, self._num_fits())})
 
     def _num_fits(self) -> int:
-        """How often something learns by gradient: rankers once, channels twice."""
+        """Return the number of fits by gradient: one for each ranker, two for each channel."""
         config = component_class("model", self.recipe.model)[1]
         assert isinstance(config, CascadeConfig)
         classes = [component_class("model", channel.model)[0] for channel in config.channels.values()]
@@ -118,12 +139,26 @@ class StageTrainer:
 
 
 def fit_cascade(model: Cascade, train: Dataset, split: Split | None, recipe: Recipe, options: FitOptions) -> None:
-    """Fit every stage, in order; `split` None: a refit of the run in the folder above.
+    """Fit every stage of a cascade, in order.
 
-    1. Channels learn from the past: training without its recent events.
-    2. What they retrieve for the recent events says what a place in each is worth (ChannelRates), and is what the
-       ranker learns to order; the pre-ranker learns the same, and the ranker's scores if it has a teacher.
-    3. Channels learn again from scratch, from all of training.
+    1. Channels learn from the past: the training events without the recent ones.
+    2. The channels retrieve candidates for the recent events. From these, ChannelRates measures how often each rank of
+       each channel is a hit, and the ranker learns to order them. The pre-ranker learns from the same candidates and,
+       if it has a teacher, from the ranker's scores.
+    3. Channels learn again from scratch, from all training events.
+
+    Args:
+        model: the cascade to fit, in place.
+        train: training data.
+        split: the split that `train` is part of; None: this is a refit of the run in the parent folder, without
+            validation.
+        recipe: settings of the run.
+        options: how and where to train.
+
+    Raises:
+        UserError: no recent event has an earlier one, a teacher is set without a ranker that scores, or a stage cannot
+            learn.
+
     """
     config = model.config
     stages = StageTrainer(
@@ -137,7 +172,10 @@ def fit_cascade(model: Cascade, train: Dataset, split: Split | None, recipe: Rec
         num_return_times=config.returns,
     )
     if not recent.requests.num_requests:
-        raise UserError(f"{train.name}: no recent event has an earlier one, so rankers have nothing to learn from")
+        raise UserError(
+            f"{train.name}: no recent event has an earlier one, so rankers have nothing to learn from; "
+            "use a log with more events per user"
+        )
     validation = None if split is None or split.judges_scores else split.validation
     epochs = {
         name: _fit_channel(model, name, recent.past, validation, stages, part="/past") for name in model.channel_names
@@ -171,7 +209,7 @@ def _fit_channel(
     part: str = "",
     epochs: int | None = None,
 ) -> int | None:
-    """One channel; the second time, from all of training, for as many epochs as were best the first time."""
+    """Fit one channel; its second fit is on all training events, for as many epochs as were best in the first."""
     torch.manual_seed(stages.recipe.seed)
     channel = model.reset_channel(name)
     validate = None
@@ -182,7 +220,7 @@ def _fit_channel(
 
 
 def _measure_rates(model: Cascade, requests: SequenceBatch) -> None:
-    """Measure how often the item at each place of each channel is the next one."""
+    """Measure how often the item at each rank of each channel is the next item."""
     assert requests.targets is not None
     lists = [[answer.item_ids for answer in model.retrieve(part)] for part in requests.split(BLOCK)]
     model.rates.measure([torch.cat(channel) for channel in zip(*lists, strict=True)], requests.targets)
@@ -196,7 +234,7 @@ def _fit_ranker(
     log: Interactions,
     stages: StageTrainer,
 ) -> None:
-    """A ranker, from the candidates of recent events; the last of these validate."""
+    """Fit a ranker on the candidates of recent events; the last of these events validate it."""
 
     def examples() -> Examples[SequenceBatch]:
         if not isinstance(ranker, LearnsFromRequests):

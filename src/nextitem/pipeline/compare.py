@@ -1,4 +1,4 @@
-"""compare: many models on one split, one scoreboard, one report. The demo is a compare of the first models."""
+"""Comparison of many models on one split, with one scoreboard and one report; the demo compares MAIN_JOB."""
 
 from __future__ import annotations
 
@@ -29,14 +29,22 @@ from nextitem.reporting.report import CustomerExample, write_report
 from nextitem.reporting.scoreboard import ReportRow, scoreboard_json
 
 MAIN_JOB = ("popularity", "item-cf", "item-graph", "sasrec", "tiger")
-NUM_CUSTOMERS = 3  # shown in the report
-GENERATION_REQUESTS = 500  # on which the report judges how a model generates codes
-LIST_LENGTH = 10  # items of a history or list that are shown
+NUM_CUSTOMERS = 3  # example customers in the report
+GENERATION_REQUESTS = 500  # test requests on which the report measures how a model generates codes
+LIST_LENGTH = 10  # displayed items of a history or list
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models judged on the same test requests: a row each, and the folder of scoreboard.json and report.html."""
+    """Figures of several models on the same test requests.
+
+    Attributes:
+        rows: one row for each model, with its evaluation, size, training time and latency.
+        folder: the folder that contains scoreboard.json, report.html and the trained runs.
+        examples: customers with their recommended items, as the report presents them; empty under protocol impressions.
+        runs: the compared runs, in the order of `rows`.
+
+    """
 
     rows: list[ReportRow]
     folder: Path
@@ -48,12 +56,16 @@ class Comparison:
         lines = []
         for row in self.rows:
             figures = row.evaluation.metrics
-            shown_names = [name for name in ("recall@10", "ndcg@10", "auc", "log_loss") if name in figures]
-            lines.append("  " + ", ".join([row.name, *(f"{name} {figures[name]:.4f}" for name in shown_names)]))
+            main_metrics = [name for name in ("recall@10", "ndcg@10", "auc", "log_loss") if name in figures]
+            lines.append("  " + ", ".join([row.name, *(f"{name} {figures[name]:.4f}" for name in main_metrics)]))
         return "\n".join([f"Comparison in {self.folder}: {len(self.rows)} models", *lines])
 
     def to_frame(self) -> pl.DataFrame:
-        """A data frame with a row for each model: name, its figures, parameters, train_seconds, p50_ms, p99_ms."""
+        """Return a data frame with one row for each model.
+
+        Its columns are name, each metric, parameters (number of weights), train_seconds, and the latency of one request
+        in milliseconds: p50_ms (median) and p99_ms (99th percentile).
+        """
         return pl.DataFrame(
             [
                 {
@@ -85,37 +97,46 @@ def compare(
     progress: bool = True,
     log: Log = silent,
 ) -> Comparison:
-    """Train models, open runs, and judge all of them on the same test requests.
+    """Train models, open runs, and evaluate all of them on the same test requests.
 
-    Writes scoreboard.json, report.html and the trained runs under `out`.
+    Writes scoreboard.json, report.html and the trained runs (runs/NAME) into `out`.
 
     Args:
-        data: a data set, its folder, or "shop".
-        out: folder to write; refused if it is not empty.
-        runs: runs, or their folders. They must stem from this data and this split, trained on training events only.
-        models: names, import paths or classes of models to train, each by its default recipe.
-        protocol: None: by the data.
-        minutes_per_model: budget of training time of each model.
-        seed: of training, and of a split that samples users; None: that of the runs, else 0.
-        device: auto, cpu or cuda.
-        drop_unknown_items: leave out events of items that the items table lacks.
+        data: a data set, the path of its folder, or "shop", the simulated shop.
+        out: the folder to write; refused if it is not empty.
+        runs: runs, or their folders. They must be trained on this data under this split, on training events only.
+        models: names, import paths or classes of models to train, each with its default recipe.
+        protocol: how the data are split: time, leave-one-out, session, user-split, published or impressions; None: the
+            default of the data.
+        minutes_per_model: maximum training time of each model, in minutes; None: no limit.
+        seed: seed of training, and of a protocol that samples users; None: that of the first run, or 0 without runs.
+        device: where to compute: auto, cpu or cuda.
+        drop_unknown_items: skip events of items that are not in the items table; otherwise they are an error.
         resume: continue a comparison that was interrupted.
         overwrite: replace a comparison that is in `out`.
-        progress: show a bar on a terminal, a line an epoch elsewhere.
-        log: receives lines of progress and notes.
+        progress: show progress: a bar on a terminal, otherwise one line for each epoch.
+        log: function that is called with each line of progress and each note.
+
+    Returns:
+        The figures of all models. They are also in `out`, as scoreboard.json and report.html.
 
     Raises:
-        UserError: nothing to compare, or a run that another split, other data or a refit sets apart from the others.
+        UserError: nothing to compare, or a run that was trained on other data, under another split, or refit on
+            validation events.
+
+    Examples:
+        >>> comparison = ni.compare("shop", models=["popularity", "sasrec"], out="runs/comparison")
+        >>> comparison.to_frame()
 
     """
     if not runs and not models:
         raise UserError("nothing to compare: name runs, or give --models popularity,sasrec,...")
     names = [model_name(model) for model in models]
-    for name in names:  # a wrong name fails before any work
+    for name in names:  # a wrong name is an error before any work is done
         resolve_recipe([default_recipe(name), ("compare", {"data": {"path": str(data)}})])
     dataset = data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=drop_unknown_items)
     opened = [run if isinstance(run, Run) else load_run(run, device=device) for run in runs]
-    protocol, reason = (protocol, "as asked") if protocol else default_protocol(dataset)
+    protocol, reason = (protocol, "as requested") if protocol else default_protocol(dataset)
     if seed is None and opened:
         seed = opened[0].recipe.seed
     split = split_for(dataset, protocol, models=[*names, *(run.name for run in opened)], seed=seed or 0)
@@ -128,17 +149,17 @@ def compare(
     folder = prepare_out(out, resume=resume, overwrite=overwrite)
     for name in names:
         log(f"{name} ...")
-        place = folder / "runs" / name.replace(":", ".")
+        run_folder = folder / "runs" / name.replace(":", ".")
         opened.append(
             train(
                 name,
                 dataset,
-                out=place,
+                out=run_folder,
                 protocol=protocol,
                 minutes=minutes_per_model,
                 seed=seed,
                 device=device,
-                resume=resume and place.exists(),
+                resume=resume and run_folder.exists(),
                 overwrite=overwrite,
                 progress=progress,
                 log=lambda line: None if line.startswith("note: ") else log(line),
@@ -163,37 +184,40 @@ def compare(
 
 
 def row_names(runs: Sequence[Run]) -> list[str]:
-    """Name each run by its model; runs of one model also by as much of their folders as tells them apart."""
+    """Return a name for each run: its model and, for runs of one model, the part of the folder that differs."""
     names = []
     for run in runs:
-        mates = [other for other in runs if other.name == run.name and other is not run]
+        namesakes = [other for other in runs if other.name == run.name and other is not run]
         parts = run.folder.absolute().parts
-        count = 1
-        while any(other.folder.absolute().parts[-count:] == parts[-count:] for other in mates) and count < len(parts):
-            count += 1
-        names.append(f"{run.name} ({'/'.join(parts[-count:])})" if mates else run.name)
+        num_parts = 1
+        while num_parts < len(parts) and any(
+            other.folder.absolute().parts[-num_parts:] == parts[-num_parts:] for other in namesakes
+        ):
+            num_parts += 1
+        names.append(f"{run.name} ({'/'.join(parts[-num_parts:])})" if namesakes else run.name)
     return names
 
 
 def _check(run: Run, table: DataTable) -> None:
-    own = run.recipe.data
-    if own.fingerprint != table.fingerprint:
-        raise UserError(f"{run.folder} was trained on other data ({own.path}); compare runs of one data set")
-    problem = leak(own, table)
+    """Raise UserError if a run may not be compared on these data and this split."""
+    run_table = run.recipe.data
+    if run_table.fingerprint != table.fingerprint:
+        raise UserError(f"{run.folder} was trained on other data ({run_table.path}); compare runs of one data set")
+    problem = leak(run_table, table)
     if problem is not None:
-        raise UserError(f"{run.folder} cannot be judged beside the others: {problem}")
+        raise UserError(f"{run.folder} cannot be compared with the others: {problem}")
 
 
 def _row(run: Run, name: str, dataset: Dataset, split: Split, *, progress: bool) -> ReportRow:
-    """The row of a run; a model with items of its own is asked the same requests in its own numbering."""
-    judged = split
+    """Evaluate a run; a model with another catalogue gets the same requests in its own numbering of items."""
+    run_split = split
     if run.model.catalog.fingerprint != dataset.catalog.fingerprint:
-        judged = split_for(aligned(dataset, run.model), split.protocol, models=[run.name], seed=split.seed or 0)
+        run_split = split_for(aligned(dataset, run.model), split.protocol, models=[run.name], seed=split.seed or 0)
     if run.evaluation is None:
-        run.evaluation = evaluate_split(run, judged, progress=progress)
-    quality = generation_quality(run, judged, GENERATION_REQUESTS)
+        run.evaluation = evaluate_split(run, run_split, progress=progress)
+    quality = generation_quality(run, run_split, GENERATION_REQUESTS)
     run.evaluation = replace(run.evaluation, generation=quality)
-    p50, p99 = latency(run.model, judged.test)
+    p50, p99 = latency(run.model, run_split.test)
     return ReportRow(
         replace(run.evaluation, model=name),
         model=run.name,
@@ -206,16 +230,16 @@ def _row(run: Run, name: str, dataset: Dataset, split: Split, *, progress: bool)
 
 
 def _customers(rows: Sequence[ReportRow], split: Split, model: Recommender) -> list[CustomerExample]:
-    """Three requests with histories of a readable length, evenly spread; the same ones every time."""
+    """Return NUM_CUSTOMERS requests with histories of a readable length, evenly spaced, so always the same ones."""
     requests: SequenceBatch = split.test
     if requests.targets is None:
-        return []  # what was shown is scored, nothing is listed
+        return []  # models score the logged impressions and recommend no lists
     lengths = requests.items.lengths
     readable = ((lengths >= 4) & (lengths <= 30) & (requests.targets.lengths > 0)).nonzero()[:, 0]
     if not readable.numel():
         readable = (requests.targets.lengths > 0).nonzero()[:, 0]
     count = min(NUM_CUSTOMERS, readable.numel())
-    places = readable[torch.linspace(0, readable.numel() - 1, count + 2).long()[1:-1]]
+    selected_rows = readable[torch.linspace(0, readable.numel() - 1, count + 2).long()[1:-1]]
     titles = model.catalog.titles()
     users = split.train.users
 
@@ -223,12 +247,12 @@ def _customers(rows: Sequence[ReportRow], split: Split, model: Recommender) -> l
         return [str(title) for title in titles.gather((items[items > 0] - 1).numpy()).to_list()]
 
     examples = []
-    for row in places.tolist():
-        one = requests.select(torch.tensor([row]))
-        assert one.targets is not None
-        number = 0 if one.user_ids is None else int(users.numbers_of(one.user_ids.numpy())[0])
+    for row in selected_rows.tolist():
+        request = requests.select(torch.tensor([row]))
+        assert request.targets is not None
+        number = 0 if request.user_ids is None else int(users.numbers_of(request.user_ids.numpy())[0])
         name = f"customer {users.ids.external[number - 1]}" if number else f"request {row + 1}"
         lists = {entry.name: titles_of(entry.evaluation.lists[row, :LIST_LENGTH]) for entry in rows}
-        history, targets = one.items.values[-LIST_LENGTH:], one.targets.values[:LIST_LENGTH]
+        history, targets = request.items.values[-LIST_LENGTH:], request.targets.values[:LIST_LENGTH]
         examples.append(CustomerExample(name, titles_of(history), titles_of(targets), lists))
     return examples

@@ -1,4 +1,4 @@
-"""evaluate: the figures of a run on the test requests of its data and protocol."""
+"""Evaluation of a run on the test requests of its data and protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nextitem.evaluation.generation import generates_codes, generation_report
 from nextitem.pipeline.options import Log, silent
 from nextitem.pipeline.runs import Run, aligned, load_run
 
-KS = (5, 10, 20)
+KS = (5, 10, 20)  # list lengths at which metrics are computed
 
 
 @processes.process_group()
@@ -36,58 +36,65 @@ def evaluate(
     generation: int | None = None,
     log: Log | None = None,
 ) -> Evaluation:
-    """Compute the figures of a run on test requests.
+    """Evaluate a run on the test requests of its data and protocol.
 
     Args:
         run: a run, or its folder.
-        data: a data set or its folder; None: the data that the run was trained on.
-        protocol: None: the run's own.
-        allow_other_data: evaluate on data or a protocol that the run was not trained for, too; its figures may then be
-            too good, since the run may have learnt test targets.
-        device: where to compute: auto, cpu or cuda; None: where the model is.
+        data: a data set, or the path of its folder; None: the data that the run was trained on.
+        protocol: how the data are split; None: the protocol that the run was trained under.
+        allow_other_data: accept data or a protocol that the run was not trained for. The figures may then be too good,
+            as test targets may be among the run's training events.
+        device: where to compute: auto, cpu or cuda; None: the device that the model is on.
         progress: show a progress bar on a terminal.
-        generation: report on so many requests how a model that generates codes does so.
-        log: receives notes of what was left out; None: nothing is printed.
+        generation: number of test requests on which to measure how a model that generates codes does so; None: do not.
+        log: function that is called with each note, such as the number of users without a request; None: no notes.
+
+    Returns:
+        Metrics with 95% intervals, slices, and the recommended lists.
 
     Raises:
         UserError: other data or another protocol without `allow_other_data`, or `generation` for a model that generates
             no codes.
+
+    Examples:
+        >>> evaluation = ni.evaluate("runs/sasrec")
+        >>> evaluation.metrics["recall@10"]
 
     """
     log = log if log is not None and processes.rank() == 0 else silent
     run = load_run(run) if not isinstance(run, Run) else run
     if device is not None:
         run.to(device)
-    recipe = run.recipe.data
+    table = run.recipe.data
     if isinstance(data, Dataset):
         dataset = data
-    elif data is None and run.is_holding_data:
+    elif data is None and run.has_dataset:
         dataset = run.dataset
     else:
-        source = recipe.path if data is None else data
-        dataset = load_dataset(source, drop_unknown_items=recipe.drop_unknown_items)
+        source = table.path if data is None else data
+        dataset = load_dataset(source, drop_unknown_items=table.drop_unknown_items)
     if not allow_other_data:
-        if dataset.fingerprint != recipe.fingerprint:
+        if dataset.fingerprint != table.fingerprint:
             raise UserError(
-                f"{dataset.name} is not the data that {run.folder} was trained on ({recipe.path}): "
-                "its test targets may have been learnt; add --allow-other-data to evaluate all the same"
+                f"{dataset.name} is not the data that {run.folder} was trained on ({table.path}): "
+                "its test targets may have been learnt; add --allow-other-data to evaluate anyway"
             )
-        if protocol is not None and protocol != recipe.protocol:
+        if protocol is not None and protocol != table.protocol:
             raise UserError(
-                f"{run.folder} was trained under protocol {recipe.protocol}: under {protocol} its test targets "
-                "may have been learnt; add --allow-other-data to evaluate all the same"
+                f"{run.folder} was trained under protocol {table.protocol}: under {protocol} its test targets "
+                "may have been learnt; add --allow-other-data to evaluate anyway"
             )
-    split = split_for(aligned(dataset, run.model), protocol or recipe.protocol, models=[run.name], seed=run.recipe.seed)
+    split = split_for(aligned(dataset, run.model), protocol or table.protocol, models=[run.name], seed=run.recipe.seed)
     for note in (*dataset.notes, *split.notes):
         log(f"note: {note}")
     if generation is not None and not generates_codes(run.model):
-        raise UserError(f"{run.name} does not generate items code by code: leave --generation out")
+        raise UserError(f"{run.name} does not generate items code by code: omit --generation")
     figures = evaluate_split(run, split, progress=progress)
     return figures if generation is None else replace(figures, generation=generation_quality(run, split, generation))
 
 
 def generation_quality(run: Run, split: Split, num_requests: int) -> dict[str, Any] | None:
-    """Report how a model generates codes, on a sample of the test requests; None if it generates none."""
+    """Measure how a model generates codes, on `num_requests` sampled test requests; None if it generates none."""
     if not generates_codes(run.model):
         return None
     width = run.recipe.model["beam_width"]
@@ -95,21 +102,34 @@ def generation_quality(run: Run, split: Split, num_requests: int) -> dict[str, A
 
 
 def split_for(dataset: Dataset, protocol: str | None, *, models: Sequence[str], seed: int) -> Split:
-    """Make the split that these models are judged on; UserError if it asks for scores and one of them gives lists."""
+    """Split a data set for the evaluation of these models.
+
+    Args:
+        dataset: the data to split.
+        protocol: name of the protocol; None: the default of the data.
+        models: names of the models, to check that they can be evaluated under the protocol.
+        seed: seed of a protocol that samples users.
+
+    Raises:
+        UserError: the protocol is unknown or does not suit the data, or it evaluates the scores of rankers and one of
+            the models returns lists.
+
+    """
     split = make_split(dataset, protocol, seed=seed)
     if split.judges_scores:
         for name in models:
             if not issubclass(registry.entry("model", name).load(), Ranker):
-                ways = "choose another with --protocol" if len(dataset.interactions) else "this data holds nothing else"
+                can_change = len(dataset.interactions) > 0
+                remedy = "choose another with --protocol" if can_change else "this data allows no other protocol"
                 raise UserError(
-                    f"protocol {split.protocol} judges the scores that a ranker gives to shown items, and {name} "
-                    f"returns lists of its own; {ways}, or take a ranker: lr, din, ..."
+                    f"protocol {split.protocol} evaluates the scores of a ranker on logged impressions, and {name} "
+                    f"returns lists of its own; {remedy}, or use a ranker: lr, din, ..."
                 )
     return split
 
 
 def evaluate_split(run: Run, split: Split, *, progress: bool = False) -> Evaluation:
-    """Compute the figures of a run on a split's test requests."""
+    """Evaluate a run on the test requests of a split: lists, or scores of logged impressions."""
     if split.judges_scores:
         assert isinstance(run.model, Ranker)
         refit = run.recipe.data.refit

@@ -1,7 +1,8 @@
-"""A decoder-only generator as a folder that Hugging Face's transformers, and engines that read its format, can load.
+"""Export of a decoder-only generator to a folder for Hugging Face's transformers and engines that read its format.
 
-Cobra without vectors is GPT-2's decoder: pre-norm blocks, learnt positions, GELU. A token's place in the prompt tells
-both the item's place and the level, so the two embeddings of a position become one.
+Cobra without vectors is GPT-2's decoder: pre-norm blocks, learned position embeddings, GELU. The position of a token in
+the prompt determines both the position of its item and the level of its code. So the sum of Cobra's two embeddings of
+these becomes one position embedding of GPT-2.
 """
 
 from __future__ import annotations
@@ -24,16 +25,33 @@ if TYPE_CHECKING:
 
 
 def export(run: Run | str | Path, *, out: str | Path, overwrite: bool = False) -> Path:
-    """Writes config.json, generation_config.json and model.safetensors, and beside them catalogue, codes and trie.
+    """Export a decoder-only generator for Hugging Face's transformers.
 
-    docs/formats.md says how to read it. UserError where the run is no decoder-only generator, or transformers, the
-    extra `text`, is missing.
+    Writes config.json, generation_config.json and model.safetensors, and beside them the catalogue, the codes of its
+    items and their trie. docs/formats.md shows how to load them.
+
+    Args:
+        run: a run of cobra with model.dense = false, or its folder.
+        out: the folder to write; refused if it is not empty.
+        overwrite: replace an export or a run that is in `out`.
+
+    Returns:
+        The folder `out`.
+
+    Raises:
+        UserError: the run is no decoder-only generator, `out` may not be written, or transformers (the extra `text`) is
+            not installed.
+
+    Examples:
+        >>> run = ni.train("cobra", "shop", out="runs/cobra", settings={"model.dense": False})
+        >>> ni.export(run, out="exported")
+
     """
     opened = run if isinstance(run, Run) else load_run(run)
     model = opened.model
     if not isinstance(model, Cobra) or model.config.dense:
         raise UserError(
-            f"{opened.folder} is no decoder of codes alone, which is what can be exported; "
+            f"{opened.folder} is no decoder of codes alone, and nothing else can be exported; "
             "train one with: nextitem train cobra --set model.dense=false"
         )
     exported = as_gpt2(model)
@@ -45,11 +63,14 @@ def export(run: Run | str | Path, *, out: str | Path, overwrite: bool = False) -
 
 
 def as_gpt2(model: Cobra) -> GPT2LMHeadModel:
-    """The same decoder as a GPT2LMHeadModel; its last token is padding."""
+    """Return the decoder as a GPT2LMHeadModel with the same weights. Its last token is padding.
+
+    Raises UserError if transformers is not installed.
+    """
     try:
         from transformers import GPT2LMHeadModel
     except ImportError:
-        raise UserError("an export needs the extra `text`; install it with: pip install 'nextitem[text]'") from None
+        raise UserError("the export needs the extra `text`; install it with: pip install 'nextitem[text]'") from None
     config = _config(model)
     weights = _weights(model)
     exported = GPT2LMHeadModel(config).eval()
@@ -81,12 +102,12 @@ def _config(model: Cobra) -> GPT2Config:
 
 
 def _weights(model: Cobra) -> dict[str, Tensor]:
-    """By GPT-2's names; its linear layers keep their matrices turned."""
+    """Return the weights by GPT-2's names. Its linear layers store their matrices transposed."""
     padding = torch.zeros((1, model.config.width))
-    places = model.positions.weight[:, None] + model.kinds.weight  # [items, levels, D]
+    positions = model.positions.weight[:, None] + model.kinds.weight  # [items, levels, D]
     weights = {
         "transformer.wte.weight": torch.cat([model.tokens.weight * model.config.width**0.5, padding]),
-        "transformer.wpe.weight": places.flatten(0, 1),
+        "transformer.wpe.weight": positions.flatten(0, 1),
         "lm_head.weight": torch.cat([model.sparse.weight, padding]),
         "transformer.ln_f.weight": model.norm.weight,
         "transformer.ln_f.bias": model.norm.bias,
@@ -102,7 +123,7 @@ def _weights(model: Cobra) -> dict[str, Tensor]:
         }
         for name, layer in (norms | linears).items():
             assert isinstance(layer.weight, Tensor)
-            turned = layer.weight.T if name in linears else layer.weight
-            weights[f"transformer.h.{number}.{name}.weight"] = turned
+            weight = layer.weight.T if name in linears else layer.weight
+            weights[f"transformer.h.{number}.{name}.weight"] = weight
             weights[f"transformer.h.{number}.{name}.bias"] = cast(Tensor, layer.bias)
     return {name: value.detach().contiguous() for name, value in weights.items()}

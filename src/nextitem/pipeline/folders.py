@@ -1,4 +1,4 @@
-"""The rule for every --out: nothing that stands is overwritten unless told so."""
+"""Output folders and files (--out): existing ones are replaced only with --overwrite, and atomically."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 
 from nextitem.core.errors import UserError
 
-# What a folder of ours holds; --overwrite deletes no other folder.
+# Files that mark a folder as written by nextitem; --overwrite deletes no other folder.
 _MARKS = ("recipe.toml", "scoreboard.json", "report.html", "trie.safetensors", "*.item2id")
 
-_FRESH, _COMPLETE = ".fresh", "complete"  # a folder within, and the file that says that nothing of it lacks
+# The subfolder in which new files are staged, and the file in it that marks the staging as complete.
+_FRESH, _COMPLETE = ".fresh", "complete"
 
 
 def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Make the folder `out`, empty unless resuming; UserError if `check_out` refuses it."""
+    """Create the folder `out`, or empty it unless resuming. Raises UserError if `check_out` refuses it."""
     folder = check_out(out, resume=resume, overwrite=overwrite)
     if folder.is_dir() and not resume and any(folder.iterdir()):
         shutil.rmtree(folder)
@@ -25,22 +26,31 @@ def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = Fals
 
 
 def check_out(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Return the folder `out`; UserError if it holds something that may not be replaced."""
+    """Return the folder `out`. Raises UserError if it may not be written.
+
+    Args:
+        out: a folder, which need not exist.
+        resume: the folder may contain files of an interrupted run.
+        overwrite: the folder may contain files of nextitem, which will be deleted; other folders are refused.
+
+    """
     folder = Path(out)
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; --out wants a folder")
+        raise UserError(f"{folder} is a file; name a folder with --out")
     if folder.is_dir() and any(folder.iterdir()) and not resume:
         if not overwrite:
             raise UserError(f"{folder} is not empty; choose another --out, or add --resume or --overwrite")
         if not any(any(folder.glob(mark)) for mark in _MARKS):
-            raise UserError(f"{folder} holds something else than a run: it is not overwritten; choose another --out")
+            raise UserError(
+                f"{folder} contains something else than a run, so it is not overwritten; choose another --out"
+            )
     return folder
 
 
 def refuse_existing_file(path: str | Path, *, overwrite: bool) -> Path:
-    """`path`, if nothing stands there or it may be overwritten."""
+    """Return the path of a file to write, and create its folder. Raises UserError if it may not be overwritten."""
     file = Path(path)
     if file.exists() and not overwrite:
         raise UserError(f"{file} exists; choose another --out, or add --overwrite")
@@ -49,9 +59,9 @@ def refuse_existing_file(path: str | Path, *, overwrite: bool) -> Path:
 
 
 def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
-    """The files that `write` puts into a new folder take the place of those of their names in `folder`.
+    """Replace files in `folder` by those of the same name that `write` writes into the folder it is called with.
 
-    Where this is cut off, `finish_replacing` leaves either all of the former files or all of the new ones.
+    The replacement is atomic: if it is interrupted, `finish_replacing` restores either all old or all new files.
     """
     finish_replacing(folder)
     fresh = folder / _FRESH
@@ -62,7 +72,7 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def finish_replacing(folder: Path) -> None:
-    """Ends what `replace_files` began, where it was cut off."""
+    """Complete or undo an interrupted `replace_files`; without one, do nothing."""
     fresh = folder / _FRESH
     if (fresh / _COMPLETE).exists():
         for file in sorted(fresh.iterdir()):

@@ -1,4 +1,4 @@
-"""Semantic IDs of other projects as a folder for `train --ids`, and ours as files for other projects."""
+"""Import of semantic IDs of other projects into a folder for `train --ids`, and export to their file formats."""
 
 from __future__ import annotations
 
@@ -30,24 +30,38 @@ def import_identifiers(
     overwrite: bool = False,
     log: Log = silent,
 ) -> IdentifierTable:
-    """Write the codes of a file for the items of a data set into `out`, a folder for `train --ids`; return them.
+    """Import semantic IDs of another project for the items of a data set.
 
-    `form` is letter, minionerec or grid. `item_ids` is a file of lines item id, tab, number; if it is not given and
-    NAME.item2id lies beside NAME.index.json, that is used. Without either the keys of the file are item ids. UserError
-    if an item of the data has no codes.
+    Args:
+        file: the file of codes, or the folder that contains it.
+        dataset: the data set whose items have these codes.
+        out: the folder to write, for `train(ids=...)` and `train --ids`; refused if it is not empty.
+        form: format of the file: letter, minionerec or grid.
+        item_ids: a file with lines of item id, tab, number; None: NAME.item2id if it is beside NAME.index.json,
+            otherwise the keys of the file are item ids.
+        resume: continue an import that was interrupted.
+        overwrite: replace semantic IDs or a run in `out`.
+        log: function that is called with each note.
+
+    Returns:
+        The table of codes.
+
+    Raises:
+        UserError: the file is damaged or of another format, or an item of the data has no codes.
+
     """
     catalog = dataset.catalog
     foreign = read_codes(Path(file), form=form, num_items=catalog.num_items)
     numbers_beside = Path(file).with_name(Path(file).name.split(".index")[0] + ".item2id")
     if item_ids is None and numbers_beside.is_file():
         item_ids = numbers_beside
-        log(f"numbers of items are those of {numbers_beside}")
+        log(f"item numbers are read from {numbers_beside}")
     numbers = None if item_ids is None else read_item_numbers(Path(item_ids))
     codes, num_unknown = codes_of_catalog(foreign, catalog, numbers, where=str(file))
     for note in foreign.notes:
         log(note)
     if num_unknown:
-        log(f"left out {num_unknown:,} items of {file} that the data set does not have")
+        log(f"left out {num_unknown:,} items of {file} that are not in the data set")
     sizes = foreign.codebook_sizes
     table = IdentifierTable.from_item_codes(
         codes,
@@ -67,24 +81,35 @@ def import_identifiers(
 
 
 def export_identifiers(source: str | Path, *, form: str, out: str | Path, overwrite: bool = False) -> Path:
-    """Write the semantic IDs in a folder (of `tokenize`, `import` or a run) in the form of another project.
+    """Export semantic IDs to the file format of another project.
 
-    `form` is letter, minionerec or grid. Returns the folder `out`; docs/formats.md says what is in it.
+    Args:
+        source: a folder with semantic IDs: of `tokenize`, of `import`, or a run.
+        form: the format: letter, minionerec or grid.
+        out: the folder to write; refused if it is not empty. docs/formats.md describes its files.
+        overwrite: replace an export or a run in `out`.
+
+    Returns:
+        The folder `out`.
+
+    Raises:
+        UserError: an unknown format, a folder without semantic IDs, or codes that the format cannot express.
+
     """
     if form not in FORMATS:
         raise UserError(f"--format {form!r}: choose one of {', '.join(FORMATS)}")
     folder = Path(source)
     if not (folder / "identifiers.json").is_file():
-        raise UserError(f"{folder} holds no semantic IDs; make them with: nextitem tokenize")
+        raise UserError(f"{folder} contains no semantic IDs; create them with: nextitem tokenize")
     catalog = load_catalog(folder)
-    assert catalog.identifiers is not None, "identifiers.json is there"
+    assert catalog.identifiers is not None, "identifiers.json exists"
     target = prepare_out(out, overwrite=overwrite)
     write_codes(catalog.identifiers, catalog, target, form=form)
     return target
 
 
 def _content(catalog: Catalog) -> Tensor | None:
-    """Content vectors [N, D] of the default encoder, to compare the codes with; None if the data have no content."""
+    """Return content vectors [N, D] of the default encoder, to compare codes with; None if items have no content."""
     try:
         return content_vectors(catalog, ContentConfig())[1:]
     except UserError:

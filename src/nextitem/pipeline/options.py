@@ -1,4 +1,4 @@
-"""How a fit runs, beside what the recipe says: where it writes, on which device, what it tells the user."""
+"""Options of a fit that are not part of the recipe: output folder, device, progress and log."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-Log = Callable[[str], None]  # receives one line of progress for the user
+Log = Callable[[str], None]  # called with one line of progress for the user
 
 
 def silent(line: str) -> None:
-    """A log that keeps nothing."""
+    """Drop a line: the log of callers who want none."""
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How one fit runs.
+    """Options of one fit.
 
-    folder    where resume points, TensorBoard events and stages go
-    device    auto, cpu or cuda
-    resume    continue from the resume points in `folder`
-    progress  show progress bars
-    log       receives lines for the user
+    Attributes:
+        folder: folder of resume points, TensorBoard events and stages.
+        device: where to compute: auto, cpu or cuda.
+        resume: continue from the resume points in `folder`.
+        progress: show progress bars.
+        log: function that is called with each line for the user.
+
     """
 
     folder: Path

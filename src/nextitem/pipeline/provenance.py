@@ -1,4 +1,4 @@
-"""Has what was learnt elsewhere seen what this run will be judged on?"""
+"""Checks that runs and semantic IDs from elsewhere have not learnt from the test targets of this run."""
 
 from __future__ import annotations
 
@@ -7,27 +7,32 @@ from nextitem.pipeline.recipe import DataTable
 
 
 def data_table(table: DataTable, dataset: Dataset, split: Split) -> DataTable:
-    """Return the recipe's table of data with all that decides what is learnt and what is judged."""
+    """Return the recipe's table [data] with all that decides training and test events: protocol, seed, fingerprint."""
     return table.model_copy(
         update={"protocol": split.protocol, "split_seed": split.seed, "fingerprint": dataset.fingerprint}
     )
 
 
-def leak(learnt: DataTable, judged: DataTable) -> str | None:
-    """Say why what was learnt under one table may know test targets of another; None if it cannot.
+def leak(source: DataTable, target: DataTable) -> str | None:
+    """Return why training under one table may have seen test targets of another; None if it cannot have.
 
-    The answer names the difference and the way out. Tables are those that runs and identifiers keep in recipe.toml.
+    The answer is a clause that names the difference and the way out.
+
+    Args:
+        source: the table [data] of a run or of semantic IDs that were trained earlier, from their recipe.toml.
+        target: the table [data] that decides the test events now.
+
     """
-    if learnt.protocol != judged.protocol:
+    if source.protocol != target.protocol:
         return (
-            f"it was learnt under protocol {learnt.protocol}, whose training events may hold test targets of protocol "
-            f"{judged.protocol}; use --protocol {judged.protocol} for both"
+            f"it was trained under protocol {source.protocol}, whose training events may contain test targets of "
+            f"protocol {target.protocol}; use --protocol {target.protocol} for both"
         )
-    if learnt.split_seed != judged.split_seed:
+    if source.split_seed != target.split_seed:
         return (
-            f"protocol {learnt.protocol} samples users by the seed, and it was learnt with --seed {learnt.split_seed}: "
-            f"it may know users that --seed {judged.split_seed} tests on; use one seed for both"
+            f"protocol {source.protocol} samples users by the seed. It was trained with --seed {source.split_seed}, "
+            f"so it may have seen test users of --seed {target.split_seed}; use one seed for both"
         )
-    if learnt.refit and not judged.refit:
-        return "it was refit on validation events; use what was learnt from training events only, or --refit for both"
+    if source.refit and not target.refit:
+        return "it was refit on validation events; use one trained on training events only, or --refit for both"
     return None

@@ -1,4 +1,4 @@
-"""Recipe: everything that a run was told, fully resolved, as one TOML file."""
+"""Recipe: all settings of a run, fully resolved, as one TOML file."""
 
 from __future__ import annotations
 
@@ -16,51 +16,55 @@ from nextitem.training.config import TrainingConfig
 
 
 class DataTable(Config):
-    """What a run learns from."""
+    """Table [data] of a recipe: the data of a run and how they are split."""
 
     path: str
-    """A dataset folder, or "shop"."""
+    """Dataset folder, or "shop" for the simulated shop."""
     protocol: str | None = None
-    """How it is split; None: the data set's default."""
+    """Protocol by which the data are split into training, validation and test; None: the default of the data set."""
     drop_unknown_items: bool = False
-    """Leave out events whose item is not in the items file."""
+    """Skip events whose item is not in the items file; otherwise they are an error."""
     refit: bool = False
-    """Retrain on training and validation events for the chosen number of epochs."""
+    """Train again on training and validation events, for the number of epochs that was best on validation."""
     fingerprint: str | None = None
-    """Of the data that a run was trained on; written by the run."""
+    """Fingerprint of the data that a run was trained on; written by the run."""
     split_seed: int | None = None
-    """By which the split sampled its users, if it samples any; written by the run."""
+    """Seed by which the split sampled its users, if the protocol samples any; written by the run."""
 
 
 class Recipe(Config):
-    """One run. `model` and `tokenizer` hold `name` and the fields of the named class's Config."""
+    """All settings of one run. `model` and `tokenizer` contain `name` and the fields of that class's Config."""
 
     seed: int = 0
-    """Of weights, shuffling and sampling."""
+    """Seed of initial weights, shuffling and sampling."""
     data: DataTable
-    """What the run learns from."""
+    """Data of the run and how they are split."""
     model: dict[str, Any]
     """Name and settings of the model."""
     training: TrainingConfig = TrainingConfig()
-    """For models that learn by gradient."""
+    """Training settings of a model that learns by gradient."""
     stages: dict[str, TrainingConfig] = {}
-    """Of a cascade: channel names, "pre-ranking", "ranking"."""
+    """Training settings of the stages of a cascade, by name of the channel, "pre-ranking" or "ranking"."""
     content: ContentConfig = ContentConfig()
-    """Text vectors, for models and tokenizers that read them."""
+    """Content vectors of the items' text, for models and tokenizers that read them."""
     content_training: TrainingConfig = TrainingConfig(max_epochs=10, batch_size=512)
-    """Where content.collaborative."""
+    """Training settings of the content vectors if content.collaborative is true."""
     tokenizer: dict[str, Any] | None = None
-    """What makes the semantic IDs, for models that need them."""
+    """Name and settings of the tokenizer that creates semantic IDs, for models that need them."""
     tokenizer_training: TrainingConfig = TrainingConfig()
-    """For tokenizers that learn by gradient."""
+    """Training settings of a tokenizer that learns by gradient."""
     quality: QualityConfig = QualityConfig()
-    """Below these figures a tokenizer counts as collapsed."""
+    """Limits beyond which semantic IDs count as collapsed."""
     ids: str | None = None
-    """Folder of ready semantic IDs, instead of a tokenizer."""
+    """Folder of existing semantic IDs, instead of a tokenizer."""
 
 
 def model_name(model: str | type[Recommender]) -> str:
-    """Return the name of a model: itself, or the import path of a class."""
+    """Return the name of a model: the name itself, or for a class its registered name or import path.
+
+    Warns of a class that is defined in the script or notebook itself. Raises UserError if the class cannot be imported
+    by its path.
+    """
     if isinstance(model, str):
         return model
     name = f"{model.__module__}:{model.__qualname__}"
@@ -70,14 +74,17 @@ def model_name(model: str | type[Recommender]) -> str:
             "put the class into a module and import it",
             stacklevel=3,
         )
-    registered = {entry.path: own for own, entry in registry.MODELS.items()}
+    registered = {entry.path: registered_name for registered_name, entry in registry.MODELS.items()}
     if name not in registered:
-        registry.entry("model", name)  # can it be imported again, when the run is opened?
+        registry.entry("model", name)  # raises if it could not be imported again when the run is opened
     return registered.get(name, name)
 
 
 def settings_table(settings: Mapping[str, Any] | Config) -> dict[str, Any]:
-    """Return settings of `train` as tables of a recipe: nested, with dotted keys, or the Config of a part."""
+    """Return the settings argument of `train` as tables of a recipe.
+
+    `settings` are nested tables, tables with dotted keys, the Config of a model, or a TrainingConfig.
+    """
     if isinstance(settings, TrainingConfig):
         return {"training": settings.model_dump(exclude_unset=True)}
     if isinstance(settings, Config):
@@ -96,16 +103,26 @@ def settings_table(settings: Mapping[str, Any] | Config) -> dict[str, Any]:
 def resolve_recipe(
     layers: Sequence[tuple[str, Mapping[str, Any]]], *, overrides: Sequence[str] = (), kind: str = "model"
 ) -> Recipe:
-    """Lays tables upon one another (later wins), applies `--set`, and fills in every default.
+    """Merge tables of settings, apply overrides, and fill in every default.
 
-    `layers` are (where they came from, tables). The answer names every setting, so that it reproduces the run.
+    Args:
+        layers: pairs of (where the settings come from, tables of a recipe); later layers override earlier ones.
+        overrides: settings as text, as `--set` takes them; they override all layers.
+        kind: what the recipe is of, model or tokenizer.
+
+    Returns:
+        The recipe with every setting, so that it reproduces the run.
+
+    Raises:
+        UserError: an unknown setting or an invalid value.
+
     """
     values: dict[str, Any] = {}
     for _, table in [*layers, ("--set", _names_in(overrides))]:
         for part in {kind, "tokenizer"}:
             named = table.get(part, {}).get("name") if isinstance(table.get(part), Mapping) else None
             if named is not None and named != (values.get(part) or {}).get("name", named):
-                values[part] = {}  # another model or tokenizer: the fields of the former mean nothing
+                values[part] = {}  # another model or tokenizer: settings of the previous one do not apply
         values = merge_tables(values, table)
     values = apply_overrides(values, overrides)
     sources = [name for name, _ in layers] + ["--set"] * bool(overrides)
@@ -123,6 +140,7 @@ def resolve_recipe(
 
 
 def _names_in(overrides: Sequence[str]) -> dict[str, Any]:
-    """The model and the tokenizer that `--set` names."""
-    parts = apply_overrides({}, [each for each in overrides if each.startswith(("model.name=", "tokenizer.name="))])
+    """Return the names of model and tokenizer that `--set` contains, as tables."""
+    names = [override for override in overrides if override.startswith(("model.name=", "tokenizer.name="))]
+    parts = apply_overrides({}, names)
     return {part: {"name": table["name"]} for part, table in parts.items()}

@@ -1,4 +1,4 @@
-"""From a user, a history or a list of users to recommended items, with the request's filters."""
+"""Requests from users or histories, with filters, and the answers of a model to them in external item ids."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ from nextitem.nn.fields.fields import Fields
 
 @dataclass(frozen=True)
 class Filters:
-    """What a request allows: `only` column=value (all must hold), and external ids that must not be recommended."""
+    """Filters on the items that a request may return.
+
+    Attributes:
+        only: conditions column=value on the items table; an item must satisfy all of them.
+        exclude_items: external ids of items that must not be recommended.
+
+    """
 
     only: tuple[str, ...] = ()
     exclude_items: tuple[Any, ...] = ()
@@ -39,13 +45,18 @@ class Filters:
 
 @dataclass(frozen=True)
 class RecommendationList:
-    """The items recommended for one request, best first, in the ids of the data set. Iterates over the item ids.
+    """Items recommended for one request, best first. Iteration yields the item ids.
 
-    fallback             popularity answered instead of the model
-    skipped              items of the history that the model does not know
-    channels             what retrieved each item, if a cascade answered
-    relaxed              rules that no candidate could satisfy, in words
-    unknown_exclusions   ids in `exclude_items` that no item has
+    Attributes:
+        item_ids: ids of the items, as in the data set.
+        scores: score of each item; scores are comparable within one model only.
+        titles: title of each item, or its id if items have no titles.
+        fallback: True if the most popular items were returned instead of an answer of the model.
+        skipped: ids of the history that the model does not know.
+        channels: for a cascade, name of the channel that retrieved each item; otherwise empty.
+        relaxed: rules of re-ranking that no candidate could satisfy, as text.
+        unknown_exclusions: ids in `exclude_items` that no item has.
+
     """
 
     item_ids: list[Any]
@@ -64,7 +75,7 @@ class RecommendationList:
         return len(self.item_ids)
 
     def to_frame(self) -> pl.DataFrame:
-        """A data frame with the columns item_id, title, score and rank (from 1)."""
+        """Return a data frame with the columns item_id, title, score and rank (from 1), one row for each item."""
         rank = pl.Series("rank", range(1, len(self.item_ids) + 1), dtype=pl.Int32)
         columns = [
             pl.Series("item_id", self.item_ids),
@@ -82,7 +93,7 @@ class RecommendationList:
         return "\n".join(lines) or "no item is allowed by this request"
 
     def to_json(self) -> dict[str, Any]:
-        """The public format of `nextitem recommend --json`."""
+        """Return the public format of `nextitem recommend --json`."""
         rows = zip(self.item_ids, self.scores, self.titles, strict=True)
         items = [{"item_id": item, "score": score, "title": title} for item, score, title in rows]
         for item, channel in zip(items, self.channels, strict=False):
@@ -94,19 +105,29 @@ class RecommendationList:
 def history_requests(
     history: Sequence[Any] | pl.DataFrame, catalog: Catalog, *, context: Mapping[str, Any] | None = None
 ) -> tuple[SequenceBatch, tuple[str, ...]]:
-    """Build the request of a visitor, and return it with the ids in the history that no item has.
+    """Build the request of a visitor from a history.
 
-    `history` holds item ids, oldest first, or is a frame with a column item_id and, if known, timestamp, action and
-    other columns of events. `context` holds what is known of the request by the names of `catalog.requests`. Raises
-    UserError if the history names no known item at all: that is more likely a mistake than a new visitor.
+    Args:
+        history: item ids, oldest first; or a frame with a column item_id and, if available, timestamp, action and other
+            columns of events.
+        catalog: catalogue of the model.
+        context: features of the request, by the names in `catalog.requests`.
+
+    Returns:
+        The request, and the ids of the history that no item has.
+
+    Raises:
+        UserError: an unknown name in `context`, or a history of unknown items alone, which is more likely a mistake
+            than a new visitor.
+
     """
     frame = history if isinstance(history, pl.DataFrame) else pl.DataFrame({"item_id": [str(item) for item in history]})
     ids = frame["item_id"].cast(pl.String).str.strip_chars()
     item_ids = catalog.ids.encode(ids)
     unknown = ids.filter(pl.Series(item_ids == 0)).to_list()
     if unknown and len(unknown) == len(ids):
-        known = ", ".join(str(item) for item in catalog.ids.external.head(3))
-        raise UserError(f"history: no item is called {', '.join(unknown[:5])}; item ids look like {known}")
+        examples = ", ".join(str(item) for item in catalog.ids.external.head(3))
+        raise UserError(f"history: no item is called {', '.join(unknown[:5])}; item ids look like {examples}")
     frame, item_ids = frame.filter(pl.Series(item_ids > 0)), item_ids[item_ids > 0]
     times = _milliseconds(frame["timestamp"]) if "timestamp" in frame.columns else None
     log = Interactions(
@@ -125,6 +146,7 @@ def history_requests(
 
 
 def _milliseconds(times: pl.Series) -> NDArray[np.int64]:
+    """Return times (dates, seconds or milliseconds since 1970) as milliseconds since 1970."""
     if times.dtype.is_temporal():
         return times.cast(pl.Datetime("ms")).to_physical().cast(pl.Int64).to_numpy().copy()
     whole = times.cast(pl.Int64).to_numpy().copy()
@@ -132,20 +154,27 @@ def _milliseconds(times: pl.Series) -> NDArray[np.int64]:
 
 
 def _context(context: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
-    """One request's context, encoded; UserError for a name that the model does not know."""
+    """Encode the features of one request. Raises UserError for a name that the model does not know."""
     for name in context:
         if name not in catalog.requests:
-            known = ", ".join(catalog.requests) or "nothing"
-            raise UserError(f"context {name!r}: this model knows {known} of a request")
+            names = ", ".join(catalog.requests) or "no features"
+            raise UserError(f"context {name!r}: no such feature; of a request this model reads {names}")
     columns = pl.DataFrame({name: pl.Series(name, [value]) for name, value in context.items()})
     return dict(request_values(columns, {name: catalog.requests[name] for name in context}))
 
 
 def user_requests(source: Dataset | RequestBuilder, users: Sequence[Any] | None) -> SequenceBatch:
-    """Build requests of these users (external ids; None: all), made right after the end of the log (data.last_time).
+    """Build one request for each user, at the time right after the end of the log (data.last_time).
 
-    The history of each is the user's whole history. Requests come from RequestBuilder, as those of every split do; give
-    the builder itself to ask one log many times: it reads the whole log once.
+    Histories are whole. RequestBuilder builds these requests, as it does those of every split.
+
+    Args:
+        source: a data set, or a RequestBuilder of one. A builder reads the whole log once, so reuse it for many calls.
+        users: external ids of users; None: all users.
+
+    Raises:
+        UserError: an unknown user.
+
     """
     builder = source if isinstance(source, RequestBuilder) else RequestBuilder(source)
     log = builder.log
@@ -154,45 +183,46 @@ def user_requests(source: Dataset | RequestBuilder, users: Sequence[Any] | None)
     now = None
     if log.timestamps is not None and builder.end_time is not None:
         # One stray date in the future must not age everybody's history; a user's own events still precede the request.
-        own = np.where(ends > starts, log.timestamps[np.maximum(ends - 1, 0)], 0)
-        now = np.maximum(own, builder.end_time) + 1
+        last_times = np.where(ends > starts, log.timestamps[np.maximum(ends - 1, 0)], 0)
+        now = np.maximum(last_times, builder.end_time) + 1
     return builder.build(starts, ends, times=now, user_ids=numbers.astype(np.int32))
 
 
 def user_numbers(dataset: Dataset, users: Sequence[Any] | None) -> NDArray[np.int64]:
-    """Numbers 1..U of users by their external ids (None: all users); UserError for an unknown one."""
+    """Return the numbers 1..U of users by their external ids (None: all users). Raises UserError for an unknown id."""
     if users is None:
         return np.arange(1, dataset.interactions.num_users + 1)
     ids = pl.Series([str(user).strip() for user in users], dtype=pl.String)
     numbers = dataset.users.ids.encode(ids).astype(np.int64)
     unknown = ids.filter(pl.Series(numbers == 0)).to_list()
     if unknown:
-        known = ", ".join(str(user) for user in dataset.users.ids.external.head(3))
-        raise UserError(f"no user is called {', '.join(unknown[:5])}; user ids look like {known}")
+        examples = ", ".join(str(user) for user in dataset.users.ids.external.head(3))
+        raise UserError(f"no user is called {', '.join(unknown[:5])}; user ids look like {examples}")
     return numbers
 
 
 def answer(
     model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
 ) -> list[RecommendationList]:
-    """Return one list for each request."""
+    """Return one list of at most k items for each request, under the filters."""
     catalog = model.catalog
     titles = catalog.titles()
     unknown = unknown_items(catalog, filters.exclude_items)
     answers = []
-    for found in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
-        for row, (ids, scores) in enumerate(zip(found.item_ids, found.scores, strict=True)):
-            real = ids[ids > 0].numpy()
-            channels = () if found.channel is None else found.channel[row, : len(real)].tolist()
-            fallback = found.fallback is not None and bool(found.fallback[row])
+    for lists in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
+        for row, (padded_ids, scores) in enumerate(zip(lists.item_ids, lists.scores, strict=True)):
+            item_ids = padded_ids[padded_ids > 0].numpy()
+            channels = () if lists.channel is None else lists.channel[row, : len(item_ids)].tolist()
+            fallback = lists.fallback is not None and bool(lists.fallback[row])
+            relaxations = [relaxation for relaxation in lists.relaxations if relaxation.request == row]
             answers.append(
                 RecommendationList(
-                    catalog.ids.decode(real).to_list(),
-                    [round(score, 6) for score in scores[: len(real)].tolist()],
-                    titles.gather(real - 1).to_list(),
+                    catalog.ids.decode(item_ids).to_list(),
+                    [round(score, 6) for score in scores[: len(item_ids)].tolist()],
+                    titles.gather(item_ids - 1).to_list(),
                     fallback,
-                    channels=() if fallback else tuple(found.channels[channel] for channel in channels),
-                    relaxed=tuple(_in_words(each) for each in found.relaxations if each.request == row),
+                    channels=() if fallback else tuple(lists.channels[channel] for channel in channels),
+                    relaxed=tuple(_relaxation_text(relaxation) for relaxation in relaxations),
                     unknown_exclusions=unknown,
                 )
             )
@@ -200,17 +230,18 @@ def answer(
 
 
 def lacking_features(model: Recommender) -> dict[str, int]:
-    """By column: how many requests so far lacked it, or had a value that training had not seen."""
-    found: dict[str, int] = {}
+    """Return for each column how many requests so far lacked it, or had a value that did not occur in training."""
+    num_requests: dict[str, int] = {}
     for part in model.modules():
         if isinstance(part, Fields):
             for name, count in part.missing.items():
-                found[name] = max(found.get(name, 0), count)
-    return found
+                num_requests[name] = max(num_requests.get(name, 0), count)
+    return num_requests
 
 
-def _in_words(relaxation: Relaxation) -> str:
-    return relaxation.rule if relaxation.slot is None else f"{relaxation.rule}, at place {relaxation.slot}"
+def _relaxation_text(relaxation: Relaxation) -> str:
+    """Return the text of a relaxed rule: the rule and, if it concerns one, the slot in the list."""
+    return relaxation.rule if relaxation.slot is None else f"{relaxation.rule}, at slot {relaxation.slot}"
 
 
 def answer_table(
@@ -222,7 +253,20 @@ def answer_table(
     exclude_seen: bool,
     filters: Filters,
 ) -> pl.DataFrame:
-    """Return recommendations of many users (None: all): columns user_id, item_id, score, rank (from 1)."""
+    """Recommend k items to many users.
+
+    Args:
+        model: the model.
+        dataset: the data set with the users' histories.
+        users: external ids of users; None: all users.
+        k: maximum number of items for each user.
+        exclude_seen: whether to exclude the items of the history.
+        filters: filters on the items.
+
+    Returns:
+        A frame with the columns user_id, item_id, score and rank (from 1), in the order of `users`.
+
+    """
     requests, numbers = user_requests(dataset, users), user_numbers(dataset, users)
     parts, start = [], 0
     for lists in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
@@ -234,12 +278,12 @@ def answer_table(
 
 
 def _decoded(ids: IdMap, numbers: NDArray[np.int64]) -> pl.Expr:
-    """The users' ids of the rows of lists, by the column `request`."""
+    """Return an expression for the column user_id, from the row number in the column `request`."""
     return pl.lit(ids.decode(numbers)).gather(pl.col("request")).alias("user_id")
 
 
 def _list_frame(model: Recommender, lists: Recommendations) -> pl.DataFrame:
-    """Columns request (row of the lists), item_id, score, rank (from 1); padding left out."""
+    """Return lists as a frame with the columns request (row of the lists), item_id, score and rank (from 1)."""
     items, scores = lists.item_ids.cpu(), lists.scores.cpu()
     rows, columns = (items > 0).nonzero(as_tuple=True)
     return pl.DataFrame(
@@ -255,33 +299,48 @@ def _list_frame(model: Recommender, lists: Recommendations) -> pl.DataFrame:
 def ranked_candidates(
     model: Recommender, requests: SequenceBatch, candidates: Sequence[Any], *, user: Any | None = None
 ) -> pl.DataFrame:
-    """Return candidates (item ids) in the model's order for one request: user_id, item_id, score, rank (from 1).
+    """Order candidates by a model for one request, best first.
 
-    Raises UserError for an unknown candidate, and if there is none.
+    Args:
+        model: the model.
+        requests: one request.
+        candidates: external ids of the items to order; duplicates count once.
+        user: value of the column user_id; None: null.
+
+    Returns:
+        A frame with the columns user_id, item_id, score and rank (from 1).
+
+    Raises:
+        UserError: an unknown candidate, or no candidates.
+
     """
     ids = pl.Series([str(item).strip() for item in candidates], dtype=pl.String)
     numbers = model.catalog.ids.encode(ids).astype(np.int64)
     unknown = ids.filter(pl.Series(numbers == 0)).to_list()
     if unknown or not len(ids):
-        known = ", ".join(str(item) for item in model.catalog.ids.external.head(3))
+        examples = ", ".join(str(item) for item in model.catalog.ids.external.head(3))
         problem = f"no item is called {', '.join(unknown[:5])}" if unknown else "there are none"
-        raise UserError(f"candidates: {problem}; item ids look like {known}")
+        raise UserError(f"candidates: {problem}; item ids look like {examples}")
     distinct = np.unique(numbers)
     allowed = torch.zeros(1, model.num_items + 1, dtype=torch.bool)
     allowed[0, torch.from_numpy(distinct)] = True
     rows = Jagged(torch.from_numpy(distinct), torch.tensor([0, len(distinct)]))
     batch = replace(requests, allowed=allowed, candidates=rows).to(model.popularity.device)
     frame = _list_frame(model, model.recommend(batch, len(distinct)))
-    owner = pl.Series("user_id", [user] * frame.height, dtype=pl.Null if user is None else None)
-    return frame.select(owner, "item_id", "score", "rank")
+    user_ids = pl.Series("user_id", [user] * frame.height, dtype=pl.Null if user is None else None)
+    return frame.select(user_ids, "item_id", "score", "rank")
 
 
 def similar_items(model: Recommender, item: Any, *, k: int) -> pl.DataFrame:
-    """Return the k items most like one item: item_id, score, rank (from 1); roles.KnowsSimilarItems."""
+    """Return the k items that are most similar to one item, without the item itself.
+
+    The frame has the columns item_id, score and rank (from 1). Raises UserError for an unknown item, and for a model
+    without vectors or similarities of items (`similarity_scores`).
+    """
     number = int(model.catalog.ids.encode(pl.Series([str(item).strip()], dtype=pl.String))[0])
     if not number:
-        known = ", ".join(str(each) for each in model.catalog.ids.external.head(3))
-        raise UserError(f"no item is called {item}; item ids look like {known}")
+        examples = ", ".join(str(external) for external in model.catalog.ids.external.head(3))
+        raise UserError(f"no item is called {item}; item ids look like {examples}")
     scores = similarity_scores(model, number)
     batch = SequenceBatch(Jagged.from_rows([[number]]), excluded=Jagged.from_rows([[number]]))
     lists = top_items(scores[None].clone(), batch, min(k, model.num_items))
@@ -289,14 +348,18 @@ def similar_items(model: Recommender, item: Any, *, k: int) -> pl.DataFrame:
 
 
 def similarity_scores(model: Recommender, item: int) -> Tensor:
-    """How alike every item is to one item, [N + 1] float32; -inf: not at all. UserError if the model does not say."""
+    """Return the similarity of every item to one item, [N + 1] float32; -inf: none.
+
+    It is that of roles.KnowsSimilarItems, or the cosine of the item vectors of a VectorModel. Raises UserError for
+    another model.
+    """
     if isinstance(model, KnowsSimilarItems):
         return model.similarity_to(item).float().cpu()
     if isinstance(model, VectorModel):
         vectors = torch.nn.functional.normalize(model.item_vectors().detach().float(), dim=1)
         return (vectors @ vectors[item]).cpu()
     raise UserError(
-        f"{type(model).__name__} holds neither vectors nor similarities of items; ask item-cf, swing, sasrec, "
+        f"{type(model).__name__} has neither vectors nor similarities of items; use item-cf, swing, sasrec, "
         "two-tower, content-neighbours, ..."
     )
 
@@ -304,6 +367,7 @@ def similarity_scores(model: Recommender, item: int) -> Tensor:
 def _lists(
     model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
 ) -> Iterator[Recommendations]:
+    """Yield the recommendations of batches of requests, in order."""
     allowed = allowed_items(model.catalog, filters)
     for batch in requests.split(256):
         batch = replace(batch, allowed=allowed, excluded=batch.items if exclude_seen else None)
@@ -311,7 +375,10 @@ def _lists(
 
 
 def allowed_items(catalog: Catalog, filters: Filters) -> Tensor | None:
-    """bool [1, N + 1], or None where the filters forbid nothing."""
+    """Return which items the filters allow, bool [1, N + 1], or None if they allow all.
+
+    Raises UserError for a malformed condition, an unknown column, or conditions that no item satisfies.
+    """
     if not filters.only and not filters.exclude_items:
         return None
     mask = np.ones(catalog.num_items, dtype=np.bool_)
@@ -323,9 +390,9 @@ def allowed_items(catalog: Catalog, filters: Filters) -> Tensor | None:
             raise UserError(
                 f"--only {text!r}: items have no column {column!r}; there are {', '.join(catalog.table.columns)}"
             )
-        mask &= _holds(catalog.table[column], value)
+        mask &= _equals(catalog.table[column], value)
         if not mask.any():
-            raise UserError(f"--only {text!r}: no item is left; some values are {_some(catalog.table[column])}")
+            raise UserError(f"--only {text!r}: no item is left; some values are {_first_values(catalog.table[column])}")
     excluded = catalog.ids.encode(pl.Series([str(item).strip() for item in filters.exclude_items], dtype=pl.String))
     mask[excluded[excluded > 0] - 1] = False
     return torch.from_numpy(np.concatenate([[False], mask]))[None, :]
@@ -338,7 +405,10 @@ def unknown_items(catalog: Catalog, item_ids: Sequence[Any]) -> tuple[str, ...]:
 
 
 def history_frame(history: Any) -> pl.DataFrame | Sequence[Any]:
-    """Return a history as ids, or as a polars frame if it is a table (polars, pandas, Arrow, a dict of columns)."""
+    """Return a history as a list of ids, or as a polars frame if it is a table.
+
+    Tables are polars, pandas and Arrow tables and dicts of columns. Raises UserError if one has no column item_id.
+    """
     if isinstance(history, Mapping):
         frame = pl.DataFrame(dict(history))
     elif isinstance(history, pl.DataFrame):
@@ -355,14 +425,16 @@ def history_frame(history: Any) -> pl.DataFrame | Sequence[Any]:
     return frame
 
 
-def _holds(column: pl.Series, value: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _equals(column: pl.Series, value: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return bool [N]: whether each value, as text, equals `value`; of a list, whether one of its elements does."""
     if column.dtype.is_nested():
-        held = column.list.eval(pl.element().cast(pl.String) == value).list.any()
+        is_equal = column.list.eval(pl.element().cast(pl.String) == value).list.any()
     else:
-        held = column.cast(pl.String) == value
-    return held.fill_null(False).to_numpy()
+        is_equal = column.cast(pl.String) == value
+    return is_equal.fill_null(False).to_numpy()
 
 
-def _some(column: pl.Series) -> str:
+def _first_values(column: pl.Series) -> str:
+    """Return the first five distinct values of a column, as text for a message."""
     values = column.explode() if column.dtype.is_nested() else column
     return ", ".join(str(value) for value in values.drop_nulls().unique(maintain_order=True).head(5))

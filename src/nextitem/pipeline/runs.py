@@ -1,4 +1,4 @@
-"""Run: a trained model with its recipe and folder; what it answers to users, histories and candidates."""
+"""Run: a trained model with its recipe and folder, which recommends, ranks and finds similar items."""
 
 from __future__ import annotations
 
@@ -26,10 +26,23 @@ from nextitem.pipeline.recommend import Filters, RecommendationList
 
 @dataclass
 class Run:
-    """A trained model, the recipe that it was trained by, and the folder that holds both.
+    """A trained model, the recipe that it was trained with, and the folder that contains both.
 
-    `metrics` are the figures on the test requests, as metrics.json holds them. `epoch_log` has one entry for each epoch
-    of the training that made this object; it is empty for a run that was loaded.
+    `train` returns a run, `load_run` opens one.
+
+    Attributes:
+        folder: the folder of the run.
+        recipe: all settings of the run.
+        model: the trained model.
+        metrics: the contents of metrics.json: metrics on the test requests, number of parameters, training seconds.
+        evaluation: the evaluation on the test requests, if it was computed in this process; otherwise None.
+        epoch_log: loss and validation figure of each epoch; empty for a run that was loaded.
+
+    Examples:
+        >>> run = ni.load_run("runs/sasrec")
+        >>> run.recommend(history=["10001", "10042"], k=10)
+        >>> run.recommend_many(k=10).write_parquet("recommendations.parquet")
+
     """
 
     folder: Path
@@ -43,12 +56,15 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the model."""
+        """Name of the model."""
         return str(self.recipe.model["name"])
 
     @property
     def dataset(self) -> Dataset:
-        """The data set of the recipe, in the item numbering of the model; loaded when first used."""
+        """Data set of the recipe, in the item numbering of the model; loaded at the first use.
+
+        Raises UserError if it cannot be loaded, or was in memory when the run was trained.
+        """
         if self._dataset is None:
             data = self.recipe.data
             if data.path.startswith("memory:"):
@@ -60,25 +76,32 @@ class Run:
                 loaded = load_dataset(data.path, drop_unknown_items=data.drop_unknown_items)
             except UserError as error:
                 raise UserError(
-                    f"the data of {self.folder} cannot be loaded: {error}; name other data with --data, "
+                    f"the data of {self.folder} cannot be loaded: {error}; pass other data with --data, "
                     "or with run.use_data(data) in Python"
                 ) from None
             self._dataset = aligned(loaded, self.model)
         return self._dataset
 
     @property
-    def is_holding_data(self) -> bool:
-        """Whether the data set is loaded already."""
+    def has_dataset(self) -> bool:
+        """Whether the data set is already in memory."""
         return self._dataset is not None
 
     def use_data(self, data: Dataset | str | Path) -> Run:
-        """Take the histories of users from other data from now on; return the run itself."""
+        """Use the histories of other data from now on, and return the run itself.
+
+        Events of items that the model does not know are skipped.
+
+        Args:
+            data: a data set, the path of its folder, or "shop".
+
+        """
         loaded = data if isinstance(data, Dataset) else load_dataset(data)
         self._dataset = aligned(loaded, self.model)
         return self
 
     def to(self, device: str) -> Run:
-        """Move the model to a device (auto, cpu, cuda); return the run itself."""
+        """Move the model to a device (auto, cpu or cuda), and return the run itself."""
         self.model.to(device_of(device))
         return self
 
@@ -93,26 +116,35 @@ class Run:
         exclude_items: Sequence[Any] = (),
         context: Mapping[str, Any] | None = None,
     ) -> RecommendationList:
-        """Return the k best items for a history, or for a user of the data set.
+        """Recommend k items for a history, or for a user of the data set.
 
         Args:
-            history: item ids, oldest first; or a data frame with a column item_id and, if known, timestamp, action and
-                other columns of events.
+            history: item ids, oldest first; or a data frame with a column item_id and, if available, timestamp, action
+                and other columns of events.
             user: the id of a user of the data set, instead of a history.
-            k: number of items.
-            exclude_seen: leave out the items of the history. None: a user's as the data set's `repeats` says, those of
-                a history always.
-            only: column=value filters on the items; all must hold.
+            k: maximum number of items to return.
+            exclude_seen: whether to exclude the items of the history. None: for a user, unless `repeats` of the data
+                set is true; for a history, always.
+            only: conditions "column=value" on the items table; an item must satisfy all of them.
             exclude_items: ids of items that must not be recommended.
-            context: with `history`, what is known of the request: {"user.country": "FR"}.
+            context: with `history`, features of the request, such as {"user.country": "FR"}.
+
+        Returns:
+            The items, best first, with scores and titles. If the history is empty, the most popular items may be
+            returned (`fallback`).
 
         Raises:
-            UserError: no or both of history and user, an unknown user, a history without any known item, a filter that
-                leaves no item.
+            UserError: both or neither of `history` and `user`, an unknown user, a history without any known item, or
+                a condition that no item satisfies.
+
+        Examples:
+            >>> answer = run.recommend(history=["10001", "10042"], k=5)
+            >>> answer.item_ids
+            >>> run.recommend(user="17850", only=["category=Tents"]).to_frame()
 
         """
         requests, unknown = self._request(history, user, context)
-        # A history from outside carries no data set, and so no rule on repeats.
+        # A history from outside belongs to no data set, so no setting `repeats` applies to it.
         is_seen_excluded = exclude_seen if exclude_seen is not None else user is None or not self.dataset.repeats
         filters = Filters(tuple(only), tuple(exclude_items))
         answer = serving.answer(self.model, requests, k=k, exclude_seen=is_seen_excluded, filters=filters)[0]
@@ -127,10 +159,24 @@ class Run:
         only: Sequence[str] = (),
         exclude_items: Sequence[Any] = (),
     ) -> pl.DataFrame:
-        """Return the k best items of many users (None: all users of the data set).
+        """Recommend k items for each of many users of the data set.
 
-        The frame has the columns user_id, item_id, score and rank (from 1), users in the given order. Arguments and
-        errors are those of `recommend`.
+        Args:
+            users: ids of users; None: all users of the data set.
+            k: maximum number of items for each user.
+            exclude_seen: whether to exclude the items of the history; None: unless `repeats` of the data set is true.
+            only: conditions "column=value" on the items table; an item must satisfy all of them.
+            exclude_items: ids of items that must not be recommended.
+
+        Returns:
+            A frame with the columns user_id, item_id, score and rank (from 1), in the order of `users`.
+
+        Raises:
+            UserError: an unknown user, or a condition that no item satisfies.
+
+        Examples:
+            >>> run.recommend_many(["17850", "13047"], k=10)
+
         """
         return serving.answer_table(
             self.model,
@@ -149,32 +195,55 @@ class Run:
         user: Any | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> pl.DataFrame:
-        """Return the candidates (item ids) in the model's order for a history or a user; seen items stay.
+        """Order candidate items for a history or a user, best first.
 
-        The frame has the columns user_id (null for a history), item_id, score and rank (from 1).
+        Args:
+            candidates: ids of the items to order. Items of the history stay among them; duplicates count once.
+            history: item ids, oldest first, or a data frame, as for `recommend`.
+            user: the id of a user of the data set, instead of a history.
+            context: with `history`, features of the request, such as {"user.country": "FR"}.
+
+        Returns:
+            A frame with the columns user_id (null for a history), item_id, score and rank (from 1).
 
         Raises:
-            UserError: an unknown candidate, and what `recommend` raises.
+            UserError: an unknown candidate or no candidates, both or neither of `history` and `user`, an unknown user,
+                or a history without any known item.
+
+        Examples:
+            >>> run.rank(user="17850", candidates=["85123A", "71053", "22423"])
 
         """
         requests, _ = self._request(history, user, context)
         return serving.ranked_candidates(self.model, requests, candidates, user=user)
 
     def similar(self, item: Any, *, k: int = 10) -> pl.DataFrame:
-        """Return the k items that are most like an item, by what the model has learnt of items.
+        """Find the k items that are most similar to an item, by the model's item vectors or item similarities.
 
-        The frame has the columns item_id, score and rank (from 1). Raises UserError for an unknown item, and if the
-        model holds neither vectors nor similarities of items.
+        Args:
+            item: id of an item.
+            k: maximum number of items to return.
+
+        Returns:
+            A frame with the columns item_id, score and rank (from 1), without the item itself.
+
+        Raises:
+            UserError: an unknown item, or a model that has neither vectors nor similarities of items.
+
+        Examples:
+            >>> run.similar("85123A", k=5)
+
         """
         return serving.similar_items(self.model, item, k=k)
 
     def _request(self, history: Any | None, user: Any | None, context: Mapping[str, Any] | None) -> Any:
+        """Return the request of a history or a user, and the ids of the history that no item has."""
         if (history is None) == (user is None):
-            raise UserError("give either a history of items or a user")
+            raise UserError("pass either a history of items or a user")
         if history is not None:
             return serving.history_requests(serving.history_frame(history), self.model.catalog, context=context)
         if context:
-            raise UserError("context goes with a history; what is known of a user comes from the data set")
+            raise UserError("context goes with a history; the features of a user come from the data set")
         if self._builder is None or self._builder.dataset is not self.dataset:
             self._builder = RequestBuilder(self.dataset)
         return serving.user_requests(self._builder, [user]), ()
@@ -183,21 +252,28 @@ class Run:
         data = self.recipe.data
         lines = [f"Run of {self.name} in {self.folder}", f"  data      {data.path}, protocol {data.protocol}"]
         figures = self.metrics.get("metrics", {})
-        shown = [
+        cells = [
             f"{name} {figures[name]:.4f}" for name in ("recall@10", "ndcg@10", "auc") if figures.get(name) is not None
         ]
-        return "\n".join([*lines, f"  test      {', '.join(shown) or 'not evaluated'}"])
+        return "\n".join([*lines, f"  test      {', '.join(cells) or 'not evaluated'}"])
 
 
 def load_run(folder: str | Path, *, device: str = "cpu") -> Run:
-    """Open a run that `train` has left in a folder.
+    """Open a run that `train` has written.
 
     Args:
-        folder: the run's folder.
+        folder: the folder of the run.
         device: where the model computes: auto, cpu or cuda.
 
+    Returns:
+        The run. Its data set is loaded when it is first needed.
+
     Raises:
-        UserError: the folder is no run, or a file of it is missing or damaged.
+        UserError: the folder is not a run, or one of its files is missing or damaged.
+
+    Examples:
+        >>> run = ni.load_run("runs/sasrec")
+        >>> run.metrics["metrics"]["recall@10"]
 
     """
     path = Path(folder)
@@ -212,20 +288,22 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> Run:
         except (ValueError, OSError) as error:
             raise UserError(f"{file} is damaged ({error}); remove it, and run: nextitem evaluate {path}") from None
         if not isinstance(metrics, dict):
-            raise UserError(f"{file} is damaged (it holds no table); remove it, and run: nextitem evaluate {path}")
+            raise UserError(
+                f"{file} is damaged (it contains no JSON object); remove it, and run: nextitem evaluate {path}"
+            )
     return Run(path, recipe, load_model(path, recipe), metrics).to(device)
 
 
 def aligned(dataset: Dataset, model: Recommender) -> Dataset:
-    """Return the data set in the model's numbering of items and codes of columns, without events of unknown items."""
+    """Renumber a data set to the items and column codes of a model, and drop events and impressions of other items."""
     if dataset.catalog.fingerprint == model.catalog.fingerprint:
         return dataset.with_catalog(model.catalog)
     to_model = np.concatenate([[0], model.catalog.ids.encode(dataset.catalog.ids.external)]).astype(np.int32)
     log = dataset.interactions
-    known = log.select((log.item_ids == 0) | (to_model[log.item_ids] > 0))
-    renumbered = replace(known, item_ids=to_model[known.item_ids], num_items=model.num_items)
-    shown = dataset.impressions
-    if shown is not None:
-        shown = shown.select(to_model[shown.item_ids] > 0)
-        shown = replace(shown, item_ids=to_model[shown.item_ids])
-    return replace(dataset, interactions=renumbered, catalog=model.catalog, impressions=shown)
+    log = log.select((log.item_ids == 0) | (to_model[log.item_ids] > 0))
+    log = replace(log, item_ids=to_model[log.item_ids], num_items=model.num_items)
+    impressions = dataset.impressions
+    if impressions is not None:
+        impressions = impressions.select(to_model[impressions.item_ids] > 0)
+        impressions = replace(impressions, item_ids=to_model[impressions.item_ids])
+    return replace(dataset, interactions=log, catalog=model.catalog, impressions=impressions)

@@ -1,4 +1,4 @@
-"""Items -> content vectors -> semantic IDs: what `nextitem tokenize` does, and training where a model needs it."""
+"""From items to content vectors to semantic IDs, for `nextitem tokenize` and for models that need identifiers."""
 
 from __future__ import annotations
 
@@ -41,23 +41,41 @@ from nextitem.training.fit import fit
 
 
 def with_content(train: Dataset, recipe: Recipe, *, out: Path | None = None, progress: bool = True) -> Dataset:
-    """The data set with the content vectors that the recipe asks for; what moved them is written into `out`."""
+    """Return the data set with the content vectors of the recipe.
+
+    If content.collaborative is true, the vectors are moved by a projection that is trained on the events of `train`.
+
+    Args:
+        train: training data.
+        recipe: settings of the run.
+        out: folder to which the trained projection is saved (content.safetensors); None: do not save it.
+        progress: show a progress bar.
+
+    """
     catalog = train.catalog.with_content(content_vectors(train.catalog, recipe.content))
     if recipe.content.collaborative:
         torch.manual_seed(recipe.seed)
-        mover = CollaborativeContent(catalog)
-        pairs = mover.examples(train)
+        projection = CollaborativeContent(catalog)
+        pairs = projection.examples(train)
         if pairs.num_batches(1):
-            fit(mover, pairs, recipe.content_training, seed=recipe.seed, progress=progress, label="content")
+            fit(projection, pairs, recipe.content_training, seed=recipe.seed, progress=progress, label="content")
         assert catalog.content is not None
-        catalog = catalog.with_content(mover.eval().vectors(catalog.content))
+        catalog = catalog.with_content(projection.eval().vectors(catalog.content))
         if out is not None:
-            save_weights(out / "content.safetensors", mover)
+            save_weights(out / "content.safetensors", projection)
     return train.with_catalog(catalog)
 
 
 def make_tokenizer(train: Dataset, recipe: Recipe, *, out: Path | None, progress: bool = True) -> Tokenizer:
-    """Trains the recipe's tokenizer on the content vectors of `train.catalog`; same seed, same codes."""
+    """Train the recipe's tokenizer on the content vectors of `train.catalog`; the same seed gives the same codes.
+
+    Args:
+        train: training data with content vectors.
+        recipe: settings of the run.
+        out: folder in which training writes its resume points (subfolder tokenizer); None: none.
+        progress: show a progress bar.
+
+    """
     assert recipe.tokenizer is not None
     torch.manual_seed(recipe.seed)
     tokenizer = cast(Tokenizer, build_component("tokenizer", recipe.tokenizer, train.catalog))
@@ -94,34 +112,46 @@ def tokenize(
     progress: bool = True,
     log: Log = silent,
 ) -> IdentifierTable:
-    """Turn the items of a data set into semantic IDs; write them, their trie and the tokenizer into `out`.
+    """Create semantic IDs for the items of a data set, and write them, their trie and the tokenizer into `out`.
 
     Args:
-        name: name, import path or class of a tokenizer.
-        data: a data set, its folder, or "shop".
-        out: folder of the semantic IDs; refused if it is not empty, unless `append`.
-        settings: nested tables, {"tokenizer": {"levels": 4}}, or with dotted keys.
-        recipe: a .toml file, or a recipe that ships with the package.
-        protocol: whose training events the IDs may learn from, if they learn from events (content.collaborative); None:
-            the recipe's, else by the data. A model that uses these IDs must be judged under the same.
-        seed: of the tokenizer, and of a protocol that samples users.
-        append: add codes for new items to the IDs in `out`; old codes stay as they are.
-        overrides: settings as text, "tokenizer.levels=4".
-        drop_unknown_items: leave out events of items that the items table lacks.
-        resume, overwrite: as for `train`.
-        progress: show a bar on a terminal, a line an epoch elsewhere.
-        log: receives lines of progress, and a warning if the IDs have collapsed.
+        name: name, import path ("my_package.my_module:MyTokenizer") or class of a tokenizer.
+        data: a data set, the path of its folder, or "shop", the simulated shop.
+        out: the folder of the semantic IDs; refused if it is not empty, unless `append`.
+        settings: nested tables, {"tokenizer": {"levels": 4}}, or dotted keys, {"tokenizer.levels": 4}.
+        recipe: a .toml file, or the name of a recipe that ships with the package; None: the defaults of the tokenizer.
+        protocol: protocol whose training events the IDs may learn from. It matters only if content.collaborative is
+            true, and a model that uses these IDs must then be evaluated under the same protocol. None: that of the
+            recipe, or the default of the data.
+        seed: seed of the tokenizer, and of a protocol that samples users; None: that of the recipe, or 0.
+        append: add codes for new items to the IDs in `out`; the codes of other items do not change.
+        overrides: settings as text, such as "tokenizer.levels=4", as the command line takes them.
+        drop_unknown_items: skip events of items that are not in the items table; otherwise they are an error.
+        resume: write into `out` even if it contains files of an interrupted call.
+        overwrite: replace semantic IDs or a run in `out`.
+        progress: show progress: a bar on a terminal, otherwise one line for each epoch.
+        log: function that is called with each line of progress, and with a warning if the IDs have collapsed.
 
     Returns:
-        The table of codes; its `report` holds quality figures.
+        The table of codes; its `report` contains quality figures, such as the rate of collisions.
+
+    Raises:
+        UserError: a mistake in the data, the settings or the arguments. The message names it and the way out.
+
+    Examples:
+        >>> table = ni.tokenize("residual-kmeans", "shop", out="ids", settings={"tokenizer.levels": 3})
+        >>> table.report
+        >>> run = ni.train("tiger", "shop", out="runs/tiger", ids="ids")
 
     """
     tokenizer_name = name if isinstance(name, str) else f"{name.__module__}:{name.__qualname__}"
     if append:
-        useless = {"recipe": recipe, "seed": seed, "set": overrides or settings or None, "overwrite": overwrite or None}
-        given = [f"--{option}" for option, value in useless.items() if value is not None]
-        if given:
-            raise UserError(f"--append goes on as the table was made: it does not take {', '.join(given)}")
+        unused = {"recipe": recipe, "seed": seed, "set": overrides or settings or None, "overwrite": overwrite or None}
+        unused_options = [f"--{option}" for option, value in unused.items() if value is not None]
+        if unused_options:
+            raise UserError(
+                f"--append uses the settings of the table in --out: it does not take {', '.join(unused_options)}"
+            )
         dataset = data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=drop_unknown_items)
         return append_new_items(dataset.catalog, Path(out), tokenizer_name=tokenizer_name, log=log)
     path = str(data) if not isinstance(data, Dataset) else data.source or data.name
@@ -137,12 +167,12 @@ def tokenize(
         raise UserError(f"recipe {recipe} is not for {tokenizer_name}")
     dataset = data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=drop_unknown_items)
     train = dataset
-    if resolved.content.collaborative:  # otherwise the IDs depend on items alone, and even a tiny log will do
+    if resolved.content.collaborative:  # otherwise the IDs depend on items alone, and a log too small to split will do
         split = make_split(dataset, resolved.data.protocol, seed=resolved.seed)
         resolved, train = resolved.model_copy(update={"data": data_table(resolved.data, dataset, split)}), split.train
     else:
-        own = resolved.data.model_copy(update={"fingerprint": dataset.fingerprint})
-        resolved = resolved.model_copy(update={"data": own})
+        table = resolved.data.model_copy(update={"fingerprint": dataset.fingerprint})
+        resolved = resolved.model_copy(update={"data": table})
     for note in dataset.notes:
         log(f"note: {note}")
     folder = prepare_out(out, resume=resume, overwrite=overwrite)
@@ -150,7 +180,19 @@ def tokenize(
 
 
 def tokenize_items(train: Dataset, recipe: Recipe, *, out: Path, log: Log, progress: bool = True) -> IdentifierTable:
-    """Write semantic IDs, their trie, the tokenizer and its quality report into `out`; warn of a collapse."""
+    """Write semantic IDs, their trie, the tokenizer and its quality report into `out`, and log a collapse.
+
+    Args:
+        train: data whose items are tokenized, and whose events content vectors may learn from.
+        recipe: settings of content vectors, tokenizer and quality.
+        out: an existing folder.
+        log: function that is called with a warning if the IDs have collapsed.
+        progress: show a progress bar.
+
+    Returns:
+        The table of codes.
+
+    """
     assert recipe.tokenizer is not None
     finish_replacing(out)
     save_recipe(out, recipe)
@@ -167,56 +209,77 @@ def tokenize_items(train: Dataset, recipe: Recipe, *, out: Path, log: Log, progr
 
 
 def append_new_items(catalog: Catalog, folder: Path, *, tokenizer_name: str, log: Log) -> IdentifierTable:
-    """Gives codes to the items of `catalog` that the table in `folder` lacks; old codes stay as they are.
+    """Add codes for items of `catalog` that the table in `folder` lacks; the codes of other items do not change.
 
-    The text encoder is the one that was fitted to the first version's items, so new vectors lie in its space. Where
-    this is cut off, the former version stands, or the new one.
+    The text encoder stays the one that was fitted to the items of the first version, so new vectors are in its space.
+    If this is interrupted, the folder contains either the previous version or the new one.
+
+    Args:
+        catalog: catalogue with the new items.
+        folder: folder of `tokenize`.
+        tokenizer_name: name of the tokenizer that created the table, as a check.
+        log: function that is called with the numbers of new items and of shared codes.
+
+    Returns:
+        The new version of the table, or the table itself if there are no new items.
+
+    Raises:
+        UserError: the folder was not written by `tokenize`, or by another tokenizer.
+
     """
     finish_replacing(folder)
     table = IdentifierTable.load(folder)
     if not (folder / "tokenizer.safetensors").is_file():
-        raise UserError(f"{folder} was not made by nextitem tokenize; it cannot be appended to")
-    recipe, known = load_recipe(folder), load_catalog(folder)
+        raise UserError(f"{folder} was not made by nextitem tokenize, so nothing can be appended; choose another --out")
+    recipe, old_catalog = load_recipe(folder), load_catalog(folder)
     if recipe.tokenizer is None or tokenizer_name != table.tokenizer:
-        raise UserError(f"{folder} holds codes of {table.tokenizer}, not of {tokenizer_name}: append with the former")
-    new = known.ids.encode(catalog.ids.external) == 0
-    rows = pl.Series(new)
-    if not new.any():
+        raise UserError(
+            f"{folder} holds codes of {table.tokenizer}, not of {tokenizer_name}: append with {table.tokenizer}"
+        )
+    is_new = old_catalog.ids.encode(catalog.ids.external) == 0
+    new_rows = pl.Series(is_new)
+    if not is_new.any():
         log(f"no new items; version {table.version} stays")
         return table
-    longer = replace(known, identifiers=None, content=None, released_ms=None).extend(
-        catalog.table.filter(rows), text=None if catalog.text is None else catalog.text.filter(rows)
+    extended = replace(old_catalog, identifiers=None, content=None, released_ms=None).extend(
+        catalog.table.filter(new_rows), text=None if catalog.text is None else catalog.text.filter(new_rows)
     )
-    first = int((table.report or {})["items"])
-    longer = longer.with_content(content_vectors(longer, recipe.content, fit_items=first))
+    num_first_items = int((table.report or {})["items"])
+    extended = extended.with_content(content_vectors(extended, recipe.content, fit_items=num_first_items))
     if recipe.content.collaborative:
-        mover = CollaborativeContent(longer)
-        load_weights(folder / "content.safetensors", mover)
-        assert longer.content is not None
-        longer = longer.with_content(mover.eval().vectors(longer.content))
-    tokenizer = cast(Tokenizer, build_component("tokenizer", recipe.tokenizer, longer))
+        projection = CollaborativeContent(extended)
+        load_weights(folder / "content.safetensors", projection)
+        assert extended.content is not None
+        extended = extended.with_content(projection.eval().vectors(extended.content))
+    tokenizer = cast(Tokenizer, build_component("tokenizer", recipe.tokenizer, extended))
     load_weights(folder / "tokenizer.safetensors", tokenizer)
-    appended = append_items(tokenizer.eval(), table, longer)
+    appended = append_items(tokenizer.eval(), table, extended)
 
     def write(fresh: Path) -> None:
-        save_catalog(fresh, longer.with_identifiers(appended))
+        save_catalog(fresh, extended.with_identifiers(appended))
         PrefixTrie.from_table(appended).save(fresh / "trie.safetensors")
 
     replace_files(folder, write)
-    log(f"{int(new.sum()):,} new items, {table.num_items:,} unchanged; version {appended.version}")
-    learnt = appended.codes[1:, : len(tokenizer.codebook_sizes)]
-    for codes, what in ((learnt, "the codes that the tokenizer gives"), (appended.codes[1:], "their whole sequence")):
-        _, group, sizes = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)
-        sharing = int((sizes[group[table.num_items :]] > 1).sum())
-        log(f"{sharing:,} of the new items share {what} with another item")
+    log(f"{int(is_new.sum()):,} new items, {table.num_items:,} unchanged; version {appended.version}")
+    tokenizer_codes = appended.codes[1:, : len(tokenizer.codebook_sizes)]
+    for codes, description in (
+        (tokenizer_codes, "the codes of the tokenizer"),
+        (appended.codes[1:], "their whole sequence"),
+    ):
+        _, groups, sizes = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)
+        num_sharing = int((sizes[groups[table.num_items :]] > 1).sum())
+        log(f"{num_sharing:,} of the new items share {description} with another item")
     return appended
 
 
 def read_identifiers(folder: Path, catalog: Catalog) -> IdentifierTable:
-    """The table in `folder`, its rows in the order of `catalog`; UserError where an item has no codes."""
-    known = load_catalog(folder)
-    table = known.identifiers if known.identifiers is not None else IdentifierTable.load(folder)
-    rows = torch.tensor(known.ids.encode(catalog.ids.external)).long()
+    """Read the table of codes in `folder`, with rows in the order of `catalog`.
+
+    Raises UserError if an item of `catalog` has no codes, or a file is missing or damaged.
+    """
+    saved_catalog = load_catalog(folder)
+    table = saved_catalog.identifiers if saved_catalog.identifiers is not None else IdentifierTable.load(folder)
+    rows = torch.tensor(saved_catalog.ids.encode(catalog.ids.external)).long()
     missing = int((rows == 0).sum())
     if missing:
         raise UserError(
@@ -228,9 +291,10 @@ def read_identifiers(folder: Path, catalog: Catalog) -> IdentifierTable:
 
 
 def require_identifiers(train: Dataset, recipe: Recipe, options: FitOptions) -> Dataset:
-    """Return the data set with semantic IDs, ready-made or trained.
+    """Return the data set with semantic IDs: those in the folder `recipe.ids`, or new ones of the recipe's tokenizer.
 
-    Raises UserError if they have collapsed, or if ready-made ones may have learnt from what the run is judged on.
+    Raises UserError if they have collapsed, if those in a folder may have learnt from test targets of this run, or if
+    the recipe has neither a folder nor a tokenizer.
     """
     if recipe.ids is not None:
         folder = Path(recipe.ids)
@@ -254,17 +318,19 @@ def require_identifiers(train: Dataset, recipe: Recipe, options: FitOptions) -> 
 
 
 def _check_origin(folder: Path, recipe: Recipe, log: Log) -> None:
-    """Identifiers that learnt from events must have learnt from training events of the run's own split."""
+    """Check that semantic IDs in a folder have not learnt from test targets of this run.
+
+    If they learnt from events, these must be training events of the run's own split; otherwise UserError is raised. If
+    this cannot be decided, a note is logged.
+    """
     if not (folder / "recipe.toml").is_file():
-        log(f"note: {folder} does not say how its semantic IDs were made; if from events, they may know test targets")
+        log(f"note: {folder} does not record how its IDs were made; if from events, these may contain test targets")
         return
-    own = load_recipe(folder)
-    if not own.content.collaborative:
-        return  # made from the items alone
-    problem = leak(own.data, recipe.data)
+    ids_recipe = load_recipe(folder)
+    if not ids_recipe.content.collaborative:
+        return  # created from the items alone
+    problem = leak(ids_recipe.data, recipe.data)
     if problem is not None:
         raise UserError(f"--ids {folder}: {problem}")
-    if own.data.fingerprint != recipe.data.fingerprint:
-        log(
-            f"note: {folder} was made from other data; test targets of this data may be among the events it learnt from"
-        )
+    if ids_recipe.data.fingerprint != recipe.data.fingerprint:
+        log(f"note: {folder} was made from other data; test targets of this data may be among its training events")

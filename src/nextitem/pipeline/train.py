@@ -1,4 +1,4 @@
-"""train: recipe -> data -> model -> bundle -> figures."""
+"""Training of a run: from recipe and data to a fitted model, its evaluation, and the files of the run."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from nextitem.pipeline.tokenize import require_identifiers, with_content
 from nextitem.recipes import default_recipe, read_recipe
 from nextitem.training.fit import TrainingResult, fit
 
-GENERATOR_VALIDATION = 2000  # requests that a generator is validated on
-INDEX_QUERIES = 1000  # requests that an index is built with
-IN_MEMORY = "memory:"  # prefix of the path of a data set that was given as an object
+GENERATOR_VALIDATION = 2000  # maximum number of requests that a generator is validated on
+INDEX_QUERIES = 1000  # maximum number of validation requests that an index is built with
+IN_MEMORY = "memory:"  # prefix of the path of a data set that was passed as an object
 
 
 @processes.process_group()
@@ -65,34 +65,45 @@ def train(
     progress: bool = True,
     log: Log | None = None,
 ) -> Run:
-    """Train a model, evaluate it on the test requests, and leave a run in `out`.
+    """Train a model, evaluate it on the test requests, and write the run into `out`.
 
-    Settings count in the order: overrides, settings and arguments, recipe, defaults.
+    If a setting has several values, the first of these decides: `overrides`, `settings`, the other arguments, the
+    recipe, the defaults.
 
     Args:
-        model: a name (see `models()`), the import path of a class of your own ("my_package.my_module:MyModel"), or the
-            class.
+        model: the name of a model (see `models`), a class of your own, or its import path
+            ("my_package.my_module:MyModel").
         data: a data set, the path of its folder, or "shop", the simulated shop.
         out: the folder of the run; refused if it is not empty.
-        settings: nested tables, {"model": {"width": 128}, "training": {"max_epochs": 5}}, or with dotted keys,
-            {"model.width": 128}, or the Config of the model.
-        recipe: a .toml file, or the name of a recipe that ships with the package, instead of the model's default.
-        ids: a folder of semantic IDs that `tokenize` has made.
-        protocol: time, leave-one-out, session, user-split, published or impressions; None: by the data.
-        refit: train again on training and validation events, for the number of epochs that was best.
-        start_from: the folder of a run of the same model on the same items, whose weights are the first ones.
-        minutes: budget of training time.
-        seed: of weights, shuffling and sampling.
-        device: auto, cpu or cuda.
-        overrides: settings as text, "model.width=128", as the command line takes them.
-        drop_unknown_items: leave out events of items that the items table lacks; otherwise they are an error.
-        resume: continue a run that was interrupted; it ends with the weights that it would have had.
+        settings: nested tables, {"model": {"width": 128}, "training": {"max_epochs": 5}}; or dotted keys,
+            {"model.width": 128}; or the Config of the model.
+        recipe: a .toml file, or the name of a recipe that ships with the package; None: the default of the model.
+        ids: a folder of semantic IDs, as `tokenize` writes it, for models that need them.
+        protocol: how the data are split: time, leave-one-out, session, user-split, published or impressions; None: that
+            of the recipe, or the default of the data.
+        refit: train again on training and validation events, for the number of epochs that was best on validation.
+        start_from: the folder of a run of the same model on the same items, whose weights training starts from.
+        minutes: maximum training time, in minutes; None: as the recipe says.
+        seed: seed of initial weights, shuffling and sampling; None: that of the recipe, or 0.
+        device: where to compute: auto, cpu or cuda.
+        overrides: settings as text, such as "model.width=128", as the command line takes them.
+        drop_unknown_items: skip events of items that are not in the items table; otherwise they are an error.
+        resume: continue an interrupted run in `out`. It ends with the same weights as an uninterrupted one.
         overwrite: replace a run that is in `out`.
-        progress: show a bar on a terminal, a line an epoch elsewhere; False: neither.
-        log: function that receives other messages and notes; None: they are dropped.
+        progress: show progress: a bar on a terminal, otherwise one line for each epoch.
+        log: function that is called with each other message, note and warning; None: they are dropped.
+
+    Returns:
+        The trained run, with its evaluation on the test requests.
 
     Raises:
-        UserError: a mistake in the data, the settings or the arguments; the message says what, where, and the way out.
+        UserError: a mistake in the data, the settings or the arguments. The message says what is wrong, where, and the
+            way out.
+
+    Examples:
+        >>> run = ni.train("sasrec", "shop", out="runs/sasrec", settings={"model.width": 128}, minutes=5)
+        >>> run.evaluation.metrics["recall@10"]
+        >>> run.recommend(history=["10001", "10042"], k=10)
 
     """
     log = log if log is not None and processes.rank() == 0 else silent
@@ -109,7 +120,7 @@ def train(
     if settings is not None:
         layers.append(("settings", settings_table(settings)))
     resolved = resolve_recipe(layers, overrides=overrides)
-    _say_unused_settings(resolved, [*(table for _, table in layers)], overrides, log)
+    _log_unused_settings(resolved, [*(table for _, table in layers)], overrides, log)
     is_dropping = resolved.data.drop_unknown_items
     dataset = data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=is_dropping)
     split = split_for(dataset, resolved.data.protocol, models=[name], seed=resolved.seed)
@@ -118,7 +129,7 @@ def train(
     processes.run_on_rank_zero(lambda: prepare_out(out, resume=resume, overwrite=overwrite))
     finished = _finished_run(folder, resolved) if resume else None
     if finished is not None:
-        log(f"{folder} is finished already")
+        log(f"{folder} is finished already; nothing to resume")
         return finished
     processes.run_on_rank_zero(lambda: save_recipe(folder, resolved))
     for note in (*dataset.notes, *split.notes):
@@ -132,36 +143,47 @@ def train_split(
 ) -> Run:
     """Train the recipe's model on a split of a data set, evaluate it, and write the bundle.
 
-    After Ctrl-C what has been learnt is saved and evaluated; the run then counts as unfinished and can be resumed.
+    After Ctrl-C, the weights so far are saved and evaluated. The run then counts as unfinished and can be resumed.
+
+    Args:
+        dataset: the data set, which the run keeps for later requests.
+        split: training, validation and test data.
+        recipe: settings of the run, resolved.
+        options: how and where to train.
+        start_from: folder of a run whose weights training starts from; None: random weights.
+
+    Raises:
+        UserError: settings exclude each other, or the model cannot be trained.
+
     """
     cls, config = component_class("model", recipe.model)
     if recipe.data.refit and getattr(config, "calibration", None):
-        raise UserError("a refit leaves no requests to fit model.calibration to; leave one of the two out")
+        raise UserError("a refit leaves no requests to fit model.calibration to; omit one of the two")
     train_data = _with_requirements(split.train, recipe, cls.needs | config.needs, options)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     model, result = _fit(train_data, split, recipe, options, start_from=start_from)
     results = [result]
     if recipe.data.refit and (result is None or result.stop_reason != "interrupted"):
-        enlarged = split.refit().with_catalog(train_data.catalog)
+        refit_data = split.refit().with_catalog(train_data.catalog)
         epochs = None if result is None else max(1, result.best_epoch)
         options.log("refit on training and validation events" + (f" for {epochs} epochs" if epochs else ""))
-        inside = replace(options, folder=options.folder / "refit")
-        model, refit_result = _fit(enlarged, None, recipe, inside, start_from=start_from, epochs=epochs)
+        refit_options = replace(options, folder=options.folder / "refit")
+        model, refit_result = _fit(refit_data, None, recipe, refit_options, start_from=start_from, epochs=epochs)
         results.append(refit_result)
     for note in () if result is None else result.notes:
         options.log(f"note: {note}")
     is_interrupted = any(part is not None and part.stop_reason == "interrupted" for part in results)
     if is_interrupted:
-        options.log("interrupted: what has been learnt is saved and evaluated; continue with --resume")
+        options.log("interrupted: the weights so far are saved and evaluated; continue with --resume")
     _finish(model, split, options.log)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start_time
     processes.run_on_rank_zero(lambda: save_model(options.folder, model))
     run = Run(options.folder, recipe, model, _dataset=aligned(dataset, model))
     run.evaluation = evaluate_split(run, split, progress=options.progress)
     run.epoch_log = [] if result is None else result.epoch_log
     run.metrics = {
         **run.evaluation.to_json(),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_seconds": round(seconds, 2),
         **_index_recall(model),
         "stopped": None if result is None else result.stop_reason,
@@ -183,7 +205,7 @@ def _arguments(
     ids: str | Path | None,
     minutes: float | None,
 ) -> dict[str, Any]:
-    """The arguments of `train` as tables of a recipe; those that are None or false say nothing."""
+    """Return the arguments of `train` as tables of a recipe, without those that are None or false."""
     data = {"path": path, "protocol": protocol, "refit": refit, "drop_unknown_items": drop or None}
     tables: dict[str, Any] = {
         "data": {key: value for key, value in data.items() if value is not None},
@@ -191,19 +213,20 @@ def _arguments(
     }
     if minutes is not None:
         tables["training"] = {"max_minutes": minutes}
-    top = {"seed": seed, "ids": None if ids is None else str(ids)}
-    return tables | {key: value for key, value in top.items() if value is not None}
+    top_level = {"seed": seed, "ids": None if ids is None else str(ids)}
+    return tables | {key: value for key, value in top_level.items() if value is not None}
 
 
-def _say_unused_settings(
+def _log_unused_settings(
     resolved: Recipe, layers: Sequence[Mapping[str, Any]], overrides: Sequence[str], log: Log
 ) -> None:
-    """Warn of settings that the user wrote and that have no effect beside the others."""
-    written = {key for layer in layers for key in layer.get("model", {}) if key != "name"}
-    written |= {each.partition("=")[0].strip().split(".")[1] for each in overrides if each.startswith("model.")}
+    """Log a warning for each setting that the user has set and that has no effect together with the others."""
+    set_fields = {key for layer in layers for key in layer.get("model", {}) if key != "name"}
+    model_overrides = [override for override in overrides if override.startswith("model.")]
+    set_fields |= {override.partition("=")[0].strip().split(".")[1] for override in model_overrides}
     cls, config = component_class("model", resolved.model)
     values = {name: getattr(config, name) for name in type(config).model_fields}
-    for sentence in type(config).model_construct(_fields_set=written, **values).unused_settings():
+    for sentence in type(config).model_construct(_fields_set=set_fields, **values).unused_settings():
         log(f"warning: {sentence}")
     if issubclass(cls, ClosedForm) and not issubclass(cls, Cascade):
         tables = [*layers, apply_overrides({}, overrides)]
@@ -214,7 +237,7 @@ def _say_unused_settings(
 
 
 def _with_requirements(train: Dataset, recipe: Recipe, needs: frozenset[str], options: FitOptions) -> Dataset:
-    """The training data with the content vectors and semantic IDs that a model needs."""
+    """Return the training data with the content vectors and semantic IDs that a model needs."""
     if "content" in needs:
         train = with_content(train, recipe, progress=options.progress)
     if "identifiers" in needs:
@@ -231,15 +254,31 @@ def _fit(
     start_from: str | Path | None,
     epochs: int | None = None,
 ) -> tuple[Recommender, TrainingResult | None]:
-    """Build and fit one model; `split` None means that there is nothing to validate on."""
+    """Build and fit one model.
+
+    Args:
+        train: training data.
+        split: the split with the validation requests; None: a refit, without validation.
+        recipe: settings of the run.
+        options: how and where to train.
+        start_from: folder of a run whose weights training starts from; None: random weights.
+        epochs: number of epochs to train; None: as the settings say.
+
+    Returns:
+        The model in evaluation mode, and the result of training by gradient; None for a cascade, whose stages have
+        results of their own, and for a model in closed form.
+
+    """
     torch.manual_seed(recipe.seed)
     model: Recommender = build_component("model", recipe.model, train.catalog)
     model.set_popularity_from(train)
     if start_from is not None:
-        _load_first_weights(model, Path(start_from), recipe, options.log)
+        _load_initial_weights(model, Path(start_from), recipe, options.log)
     if isinstance(model, Cascade):
         if start_from is not None:
-            raise UserError("--from: a cascade is not continued; its stages learn in order")
+            raise UserError(
+                "--from: a cascade cannot start from another run, as its stages are trained in order; omit --from"
+            )
         fit_cascade(model, train, split, recipe, options)
         return model.eval(), None
     if isinstance(model, ClosedForm):
@@ -267,7 +306,11 @@ def _fit(
 
 
 def _validate(model: Recommender, split: Split) -> partial[float] | None:
-    """How an epoch is judged: by lists, or by the order of what was shown; a generator by a sample of requests."""
+    """Return the function that validates an epoch, or None without validation requests.
+
+    It measures the recommended lists; of a ranker under a protocol that judges scores, the AUC on logged impressions. A
+    generator is validated on a sample of the requests.
+    """
     requests: SequenceBatch = split.validation
     if not requests.num_requests:
         return None
@@ -279,7 +322,7 @@ def _validate(model: Recommender, split: Split) -> partial[float] | None:
 
 
 def _finish(model: Recommender, split: Split, log: Log) -> None:
-    """What follows learning: calibration on validation requests, indexes over what was learnt."""
+    """Calibrate a trained model on validation requests, and build its search indexes."""
     if isinstance(model, ProbabilityCalibrated):
         for note in model.calibrate(split.validation):
             log(f"note: {note}")
@@ -289,27 +332,33 @@ def _finish(model: Recommender, split: Split, log: Log) -> None:
 
 
 def _index_recall(model: Recommender) -> dict[str, Any]:
-    """By part: the share of exact search's items that an approximate index found when it was built."""
+    """Return, for each approximate index, its recall against exact search when it was built; empty without one."""
     indexes = {name: part for name, part in model.named_modules() if isinstance(part, AnnIndex)}
     recall = {name: round(float(part.recall), 4) for name, part in indexes.items() if part.config.kind != "exact"}
     return {"index_recall": recall} if recall else {}
 
 
-def _load_first_weights(model: Recommender, source: Path, recipe: Recipe, log: Log) -> None:
-    former_recipe = load_recipe(source)
-    problem = leak(former_recipe.data, recipe.data)
+def _load_initial_weights(model: Recommender, source: Path, recipe: Recipe, log: Log) -> None:
+    """Load the weights of another run into a model.
+
+    Raises UserError if it is a run of another model or other items, or may have learnt from test targets of this run.
+    """
+    source_recipe = load_recipe(source)
+    problem = leak(source_recipe.data, recipe.data)
     if problem is not None:
         raise UserError(f"--from {source}: {problem}")
-    if former_recipe.data.fingerprint != recipe.data.fingerprint:
+    if source_recipe.data.fingerprint != recipe.data.fingerprint:
         log(f"note: {source} was trained on other data; test targets of this data may be among its training events")
-    former = load_model(source, former_recipe)
-    if type(former) is not type(model) or former.catalog.fingerprint != model.catalog.fingerprint:
-        raise UserError(f"--from {source}: it must be a run of the same model on the same items")
-    model.load_state_dict(former.state_dict())
+    source_model = load_model(source, source_recipe)
+    if type(source_model) is not type(model) or source_model.catalog.fingerprint != model.catalog.fingerprint:
+        raise UserError(
+            f"--from {source}: it is a run of another model or other items; use one of the same, or omit --from"
+        )
+    model.load_state_dict(source_model.state_dict())
 
 
 def _finished_run(folder: Path, recipe: Recipe) -> Run | None:
-    """The finished run in `folder`, None if it is to be continued; UserError if its recipe is another."""
+    """Return the finished run in `folder`, or None if it is unfinished. Raises UserError if its recipe differs."""
     if not (folder / "recipe.toml").is_file():
         return None
     as_read_back = tomllib.loads(tomli_w.dumps(to_toml_values(recipe.model_dump())))

@@ -1,4 +1,8 @@
-"""The recipes that ship with the package, and how they are read; without torch, so that mistakes are told at once."""
+"""Recipes of the package, and how they are read; without torch, so that mistakes are reported at once.
+
+Folders: `default` has the laptop-sized recipe of each model, `debug` one that trains in seconds, and the others, named
+after a data set, tuned or published settings.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +15,30 @@ from nextitem.core.errors import UserError
 
 
 def read_recipe(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """Reads a recipe: a file, or one that ships with the package, such as amazon14-beauty/sasrec."""
+    """Read a recipe: a .toml file, or one of the package, such as amazon14-beauty/sasrec.
+
+    Returns its name and its tables. Raises UserError if there is no such recipe.
+    """
     path = Path(name)
     if path.suffix == ".toml":
         return str(path), read_toml(path)
-    shipped = resources.files("nextitem.recipes")
-    inside = shipped.joinpath(f"{name}.toml")
-    if not inside.is_file():
+    resource = resources.files("nextitem.recipes").joinpath(f"{name}.toml")
+    if not resource.is_file():
         raise UserError(
             f"no recipe is called {str(name)!r}; give a .toml file or one of: {', '.join(shipped_recipes())}"
         )
-    with resources.as_file(inside) as file:
+    with resources.as_file(resource) as file:
         return str(name), read_toml(file)
 
 
 def default_recipe(model: str) -> tuple[str, dict[str, Any]]:
-    """The laptop-sized recipe of a model; without one, the defaults of its Config."""
+    """Return name and tables of a model's laptop-sized recipe; without one, tables with the name of the model alone."""
     name = f"default/{model}"
     return read_recipe(name) if name in shipped_recipes() else (model, {"model": {"name": model}})
 
 
 def shipped_recipes() -> list[str]:
-    """The recipes that ship with the package."""
+    """Return the names of all recipes of the package, sorted."""
     root = resources.files("nextitem.recipes")
     return sorted(
         f"{folder.name}/{file.name.removesuffix('.toml')}"

@@ -24,7 +24,7 @@ def imported(tmp_path: Path) -> Imported:
 
     def run(name: str, *paths: Path) -> tuple[Dataset, str]:
         lines: list[str] = []
-        folder = import_dataset(name, paths, tmp_path / "data", say=lines.append)
+        folder = import_dataset(name, paths, tmp_path / "data", log=lines.append)
         assert not list(tmp_path.glob(".*")), "no temporary file remains beside the data set"
         assert {file.suffix for file in folder.iterdir()} <= {".parquet", ".toml", ".md"}
         return load_dataset(folder), "\n".join(lines)

@@ -43,7 +43,7 @@ def test_an_existing_folder_is_replaced_only_with_overwrite(layouts: Layouts, tm
     with pytest.raises(UserError, match="is not empty; choose another --out, or add --overwrite"):
         import_dataset("ml-latest", [source], out)
     messages: list[str] = []
-    import_dataset("ml-latest", [source], out, resume=True, say=messages.append)
+    import_dataset("ml-latest", [source], out, resume=True, log=messages.append)
     assert (out / "interactions.parquet").stat().st_mtime_ns == before
     assert messages == [f"{out} is complete already"]
     import_dataset("ml-latest", [source], out, overwrite=True)

@@ -25,7 +25,7 @@ from typing import IO
 
 from nextitem.core.errors import UserError
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 MAX_LINE = 64 << 20  # maximal number of bytes of one line
 MAX_FILES = 100_000  # maximal number of files of a folder: no download has more
@@ -86,7 +86,7 @@ class Archive:
         paths: the folders, archives or files.
         scratch: an empty folder of the caller for files that must be unpacked.
         max_bytes: maximal number of bytes of one unpacked file.
-        say: callback that prints one line of progress.
+        log: callback that prints one line of progress.
 
     Raises:
         UserError: a path does not exist, is damaged, or contains a name that points outside of it.
@@ -94,11 +94,11 @@ class Archive:
     """
 
     def __init__(
-        self, paths: Sequence[str | Path], *, scratch: Path, max_bytes: int, say: Say = lambda text: None
+        self, paths: Sequence[str | Path], *, scratch: Path, max_bytes: int, log: Log = lambda text: None
     ) -> None:
         self.paths = [Path(path) for path in paths]
         self.where = ", ".join(str(path) for path in self.paths)
-        self.scratch, self.max_bytes, self.say = scratch, max_bytes, say
+        self.scratch, self.max_bytes, self.log = scratch, max_bytes, log
         self._open, self._num_copies = ExitStack(), 0
         with ExitStack() as stack:
             stack.callback(self._open.close)
@@ -169,7 +169,7 @@ class Archive:
                     raise UserError(f"{member.where}: line {count + 1} is longer than {MAX_LINE >> 20} MiB")
                 count += 1
                 if count % 10_000 == 0 and time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
-                    self.say(f"{member.name}: {count:,} lines")
+                    self.log(f"{member.name}: {count:,} lines")
                     last_report = time.monotonic()
                 yield line.rstrip(b"\r\n")
 
@@ -189,7 +189,7 @@ class Archive:
                     out.write(chunk)
                     num_bytes += len(chunk)
                     if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
-                        self.say(f"unpacking {member.name}: {num_bytes / 1e6:,.0f} MB")
+                        self.log(f"unpacking {member.name}: {num_bytes / 1e6:,.0f} MB")
                         last_report = time.monotonic()
             yield copy
         finally:

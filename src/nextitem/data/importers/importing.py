@@ -19,7 +19,7 @@ from nextitem.data.importers.archive import Archive
 from nextitem.data.importers.names import DATASETS, Importer, find_importer
 from nextitem.data.importers.report import Report
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 _CHUNK = 1 << 20
 _COMMON = ("*.csv", "*.json", "*.jsonl")  # names that occur in many data sets, so they identify none
@@ -32,7 +32,7 @@ def import_dataset(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
 ) -> Path:
     """Import downloaded files as a dataset folder, and return the path of the folder.
 
@@ -42,7 +42,7 @@ def import_dataset(
         out: the dataset folder, which appears only when the import is complete.
         resume: if `out` is complete already, return without importing.
         overwrite: replace an existing data set in `out`.
-        say: callback that prints one line of progress.
+        log: callback that prints one line of progress.
 
     Raises:
         UserError: the files are not those of the data set, are damaged or truncated, or `out` exists and may not be
@@ -57,13 +57,13 @@ def import_dataset(
         if folder.exists() and Path(path).exists() and Path(path).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path} lies in --out {folder}, which would be replaced; choose another --out")
     if is_complete(folder, resume=resume, overwrite=overwrite):
-        say(f"{folder} is complete already")
+        log(f"{folder} is complete already")
         return folder
     with new_folder(folder) as fresh:
-        report = fill_folder(name, paths, fresh, say=say)
+        report = fill_folder(name, paths, fresh, log=log)
         write_readme(fresh, [name, f"Imported from {', '.join(Path(path).name for path in paths)}."], report)
     for note in report.notes:
-        say(note)
+        log(note)
     return folder
 
 
@@ -108,7 +108,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def fill_folder(
-    name: str, paths: Sequence[str | Path], folder: Path, *, dataset_name: str | None = None, say: Say
+    name: str, paths: Sequence[str | Path], folder: Path, *, dataset_name: str | None = None, log: Log
 ) -> Report:
     """Write tables and dataset.toml into an empty folder, and return the report of the import.
 
@@ -117,20 +117,20 @@ def fill_folder(
         paths: the files, archives or folders that this importer expects.
         folder: an empty folder.
         dataset_name: name of the data set in dataset.toml; None: the importer's choice.
-        say: callback that prints one line of progress.
+        log: callback that prints one line of progress.
 
     Raises:
         UserError: the files are not those of the importer.
 
     """
     importer = find_importer(name)
-    report = Report(say)
+    report = Report(log)
     scratch = folder / ".scratch"
     scratch.mkdir()
-    with Archive(paths, scratch=scratch, max_bytes=importer.max_bytes, say=say) as archive:
+    with Archive(paths, scratch=scratch, max_bytes=importer.max_bytes, log=log) as archive:
         _check_files(name, importer, archive)
         _check_md5(importer, archive, report)
-        say(f"{name}: reading {archive.where}")
+        log(f"{name}: reading {archive.where}")
         settings = importer.load()(archive, folder, report, name=name)
     shutil.rmtree(scratch)
     _check_rows(importer, folder, report, where=archive.where)

@@ -99,7 +99,7 @@ def _write_impressions(archive: Archive, folder: Path, report: Report, version: 
         report.note("no log_random file was given: there are no random exposures")
     parts = []
     for number, log in enumerate(logs):
-        archive.say(log.name)
+        archive.log(log.name)
         parts.append(archive.scratch / f"log-{number}.parquet")
         _write_part(archive, log, parts[-1], report)
     pl.concat([pl.scan_parquet(part) for part in parts]).sink_parquet(

@@ -106,7 +106,7 @@ def _read(archive: Archive, member: Member, columns: dict[str, str], name: str) 
             part = _table(rows, columns, member, name)
             if part is not None:
                 parts.append(part.with_columns(sheet=pl.lit(number, dtype=pl.Int32)))
-            archive.say(f"{member.name}: {sum(part.height for part in parts):,} lines")
+            archive.log(f"{member.name}: {sum(part.height for part in parts):,} lines")
     if not parts:
         raise UserError(f"{member.where}: contains no lines")
     return pl.concat(parts)

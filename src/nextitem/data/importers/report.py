@@ -8,13 +8,13 @@ from collections.abc import Callable
 class Report:
     """Notes and counts that an importer collects.
 
-    say    callback that prints one line of progress at once
+    log    callback that prints one line of progress at once
     notes  sentences that are printed at the end and written into the data set's README
     rows   number of rows of the log before anything was left out, to be compared with the published number
     """
 
-    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
-        self.say = say
+    def __init__(self, log: Callable[[str], None] = lambda text: None) -> None:
+        self.log = log
         self.notes: list[str] = []
         self.rows = 0
 

@@ -152,7 +152,7 @@ def usable_rows(
     """
     counts = collect_rows(frame.select(pl.len().alias("rows"), is_unusable.sum().alias("unusable")), member)
     num_rows, num_unusable = int(counts["rows"][0]), int(counts["unusable"][0])
-    report.say(f"{member.name}: {num_rows:,} rows")
+    report.log(f"{member.name}: {num_rows:,} rows")
     report.rows += num_rows
     if num_unusable == num_rows:
         raise UserError(f"{member.where}: contains no usable row, but {num_rows:,} {what}")
