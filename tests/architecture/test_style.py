@@ -64,19 +64,7 @@ def violations(file: Path) -> list[str]:
     return lines
 
 
-# Folders whose names and docstrings have not been revised yet.
-PENDING = {"tests"}
-
-
-def is_pending(file: Path) -> bool:
-    """Return whether the names and docstrings of a file have not been revised yet."""
-    inside = file.relative_to(SOURCE).parts if SOURCE in file.parents else file.relative_to(ROOT).parts
-    return inside[0] in PENDING
-
-
-@pytest.mark.parametrize(
-    "file", [file for file in FILES if not is_pending(file)], ids=lambda file: str(file.relative_to(ROOT))
-)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_names_and_docstrings_follow_the_style(file: Path) -> None:
     assert violations(file) == []
 
