@@ -66,8 +66,8 @@ def test_a_run_recommends_ranks_and_finds_similar_items(run: ni.Run) -> None:
     assert many.columns == ["user_id", "item_id", "score", "rank"]
     assert many["user_id"].n_unique() == 60
     assert run.recommend_many(["u03", "u01"], k=1)["user_id"].to_list() == ["u03", "u01"]
-    one = run.recommend(user="u03", k=1)
-    assert run.recommend_many(["u03"], k=1)["item_id"].to_list() == one.item_ids
+    answer_of_user = run.recommend(user="u03", k=1)
+    assert run.recommend_many(["u03"], k=1)["item_id"].to_list() == answer_of_user.item_ids
     ranked = run.rank(history=["i01"], candidates=["i05", "i02", "i02", "i09"])
     assert ranked.columns == ["user_id", "item_id", "score", "rank"]
     assert sorted(ranked["item_id"]) == ["i02", "i05", "i09"]
@@ -164,8 +164,8 @@ def test_a_class_can_be_passed_as_a_model(tmp_path: Path, monkeypatch: pytest.Mo
     run = ni.train("own_models:Mine", rich_log(), out=tmp_path / "run", progress=False)
     assert type(ni.load_run(run.folder).model).__name__ == "Mine"
     model_class = import_module("own_models").Mine
-    again = ni.train(model_class, rich_log(), out=tmp_path / "again", progress=False)
-    assert again.name == "own_models:Mine"
+    second_run = ni.train(model_class, rich_log(), out=tmp_path / "again", progress=False)
+    assert second_run.name == "own_models:Mine"
     comparison = ni.compare(rich_log(), models=[model_class, "popularity"], out=tmp_path / "both", progress=False)
     assert [row.name for row in comparison.rows] == ["own_models:Mine", "popularity"]
     assert ni.train(Popularity, rich_log(), out=tmp_path / "registered", progress=False).name == "popularity"
@@ -256,4 +256,4 @@ def test_returned_objects_have_a_short_repr(run: ni.Run, tmp_path: Path) -> None
     assert repr(comparison).splitlines()[0] == f"Comparison in {tmp_path / 'report'}: 1 models"
     table = ni.tokenize("random", rich_log(), out=tmp_path / "ids", progress=False)
     assert repr(table).endswith("tokenizer 'random')")
-    assert all(len(repr(each)) < 300 for each in (run, comparison, table, ni.evaluate(run)))
+    assert all(len(repr(value)) < 300 for value in (run, comparison, table, ni.evaluate(run)))

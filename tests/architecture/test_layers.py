@@ -182,4 +182,4 @@ def test_roles_that_isinstance_checks_have_methods_only(name: str) -> None:
     """From Python 3.12 on isinstance does not find submodules and buffers, as they are not attributes of the class."""
     role = getattr(roles, name)
     if getattr(role, "_is_runtime_protocol", False):
-        assert not [each for base in role.__mro__ for each in vars(base).get("__annotations__", {})]
+        assert not [attribute for base in role.__mro__ for attribute in vars(base).get("__annotations__", {})]

@@ -185,7 +185,7 @@ def test_codes_of_new_items_are_appended_and_a_model_trains_on_them(cli: Cli, fo
     answer = json.loads(cli("recommend", run, "--history", "i1", "-k", 31, "--json")[1])
     assert len(answer["items"]) == 30
     append = ["tokenize", "residual-kmeans", "--data", grown, "--out", ids, "--append"]
-    assert "holds codes of residual-kmeans, not of lsh" in one_line(cli("tokenize", "lsh", *append[2:]))
+    assert "contains codes of residual-kmeans, not of lsh" in one_line(cli("tokenize", "lsh", *append[2:]))
     assert "does not take --seed, --set" in one_line(cli(*append, "--seed", 3, "--set", "tokenizer.levels=2"))
     missing = tmp_path / "nowhere"
     assert "nextitem tokenize" in one_line(cli(*append[:5], missing, "--append"))

@@ -234,7 +234,7 @@ def append_new_items(catalog: Catalog, folder: Path, *, tokenizer_name: str, log
     recipe, old_catalog = load_recipe(folder), load_catalog(folder)
     if recipe.tokenizer is None or tokenizer_name != table.tokenizer:
         raise UserError(
-            f"{folder} holds codes of {table.tokenizer}, not of {tokenizer_name}: append with {table.tokenizer}"
+            f"{folder} contains codes of {table.tokenizer}, not of {tokenizer_name}: append with {table.tokenizer}"
         )
     is_new = old_catalog.ids.encode(catalog.ids.external) == 0
     new_rows = pl.Series(is_new)
