@@ -1,4 +1,4 @@
-"""Forward and backward of HSTU's attention beside scaled dot-product attention of the same shape and the plain path.
+"""Speed of HSTU's attention, compared with scaled dot-product attention of the same shape and with the plain path.
 
     python benchmarks/hstu_attention.py [--device cuda] [--rows 32] [--longest 2048] [--heads 8] [--width 64]
         [--dtype bfloat16] [--rounds 10]

@@ -67,7 +67,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Return the seconds of every call of each work; the works take turns within a repeat.
 
-    What slows the machine for a while slows all works alike, so ratios within a repeat are steadier than times.
+    A temporary load slows all works equally, so ratios within a repeat are steadier than times.
 
     Args:
         works: what is compared, by name.

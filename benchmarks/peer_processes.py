@@ -113,7 +113,7 @@ def command(
         name: a key of OWN or PEERS.
         arguments: those of `trainers_parser`.
         log: the file of `write_log`.
-        split: the events that are learnt from.
+        split: the events that a trainer learns from.
         recipe: of one of ours, in place of the sizes that all have.
 
     Returns:

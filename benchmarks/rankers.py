@@ -1,4 +1,4 @@
-"""Rankers on the simulated shop, beside the figures of its true click probabilities.
+"""Rankers on the simulated shop, compared with its true click probabilities.
 
     python benchmarks/rankers.py [--models lr,deepfm] [--customers 5000] [--seed 0]
 

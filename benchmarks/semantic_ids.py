@@ -87,7 +87,7 @@ def main() -> None:
     options.add_argument("data")
     options.add_argument("--tokenizers", nargs="+", default=list(TOKENIZERS), choices=list(TOKENIZERS))
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
-    options.add_argument("--minutes", type=float, help="of training, beside the recipe's own limit")
+    options.add_argument("--minutes", type=float, help="of training, in addition to the recipe's own limit")
     options.add_argument("--recipe", help="default: default/tiger, for planted debug/tiger, larger")
     options.add_argument("--set", dest="overrides", nargs="+", default=[])
     arguments = options.parse_args()

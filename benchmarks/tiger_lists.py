@@ -1,4 +1,4 @@
-"""Recall of items that TIGER never learnt of, and diversity of its lists by temperature, as in its paper.
+"""Recall of items that TIGER has not seen in training, and diversity of its lists by temperature, as in its paper.
 
     python benchmarks/tiger_lists.py cold DATASET_FOLDER [--recipe default/tiger] [--share 0.05] [--out RUN]
     python benchmarks/tiger_lists.py diversity RUN
@@ -6,7 +6,7 @@
 `cold` (section 5.1 of arXiv 2305.05065) drops every event of a random share of the test items before training, except
 the test events, and trains TIGER. Its lists of ten follow epsilon: at most that share of a list is new, if scores are
 high enough, or in places reserved for it. Prints recall@10 of cold and warm targets, their harmonic mean, and recall@10
-over all targets; beside it, lists of the items whose content is nearest to the last item's.
+over all targets; for comparison, lists of the items whose content is nearest to the last item's.
 
 `diversity` (section 5.2) samples lists from a run at a temperature of all levels, or of the first alone. Prints entropy
 in nats of the categories of the 10, 20 and 50 items, and recall@10. A category is the value of the first categorical
@@ -173,7 +173,9 @@ def main() -> None:
     options.add_argument("--minutes", type=float, help="of training, in place of the recipe's own limit")
     options.add_argument("--set", dest="overrides", nargs="+", default=[])
     options.add_argument("--out", help="cold: keep the run here")
-    options.add_argument("--share", type=float, default=0.05, help="of the test items, which nothing is learnt of")
+    options.add_argument(
+        "--share", type=float, default=0.05, help="share of the test items that are dropped from training"
+    )
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     {"cold": cold, "diversity": diversity}[arguments.what](arguments, Results(arguments))

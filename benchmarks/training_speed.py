@@ -5,10 +5,10 @@
         [--what sasrec rectools-sasrec-repaired ...] [--repeats 3] [--max-batches 40] [--threads 2]
 
 Without --what all run; a trainer that cannot run is skipped with its reason. peer_processes.py describes the
-environments and names the rival of each peer. An event is a real target that is learnt from. Model building, data
-preparation and five warm-up batches are outside the clock. Ours is timed over a whole epoch; peers over --max-batches
-of it ("extrapolated": true), 0: whole epochs too. All have width 64, one block or layer, one head, histories of 50,
-batches of 128, dropout 0.2 and cross-entropy over all items, except that
+environments and names the rival of each peer. An event is a real target that a trainer learns from. Model building,
+data preparation and five warm-up batches are outside the clock. Ours is timed over a whole epoch; peers over
+--max-batches of it ("extrapolated": true), 0: whole epochs too. All have width 64, one block or layer, one head,
+histories of 50, batches of 128, dropout 0.2 and cross-entropy over all items, except that
   RecBole       makes an example of every prefix, so that its 128 examples have 128 targets and ours some 750:
                 "same-targets" gives it batches with as many targets as ours; its GRU has 128 hidden units
   gru4rec-authors  one layer of 128 units, 128 lanes, 2,048 sampled items; always timed over a whole epoch

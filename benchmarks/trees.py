@@ -1,11 +1,11 @@
-"""Recall of TDM and JTM by tree (random, by category, by content, learnt, jointly learnt) and by beam width.
+"""Recall of TDM and JTM by tree (random, by category, by content, learned, jointly learned) and by beam width.
 
     python benchmarks/trees.py DATASET_FOLDER [--protocol user-split] [--recipe amazon14-beauty] [--requests 500]
         [--variants random content learnt jtm] [--beams 10 20 50] [--set training.max_epochs=6]
     python benchmarks/trees.py planted     a generated catalogue of 1,024 items in clusters, instead of a folder
 
 All variants have the same network, examples, epochs and seed. `random`, `category` and `content` keep their first tree;
-`learnt` begins with the one by content, as the paper with its categories, and learns a new one after the recipe's
+`learnt` begins with the tree by content, as the paper does with its categories, and learns a new one after the recipe's
 epochs; `jtm` learns it jointly, `otm` is `learnt` with beam-aware training; `learnt-from-random` and `jtm-from-random`
 begin with the random one.
 

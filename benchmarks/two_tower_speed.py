@@ -3,11 +3,11 @@
     python benchmarks/two_tower_speed.py --python-rectools RECTOOLS/bin/python [--repeats 3] [--threads 2]
         [--max-batches 40] [--items 3000] [--users 5000]
 
-peer_processes.py describes the environment of RecTools. An event is an example that is learnt from: ours a target with
-the history before it, against all that the batch holds; RecTools' a user with all items of the user, one of these items
-and one other (an epoch has one for each user). Both have batches of 128, hidden layers and vectors of 128, and the
-items' department, category, brand and price band, the users' country; ours has items' ids too, which RecTools has as
-features of items under "-ids", and weighs the last 50 events of a history; RecTools has a sum over all of them.
+peer_processes.py describes the environment of RecTools. An event is an example that a trainer learns from: ours a
+target with the history before it, against all targets of the batch; RecTools' a user with all items of the user, one of
+these items and one other (an epoch has one for each user). Both have batches of 128, hidden layers and vectors of 128,
+and the items' department, category, brand and price band, the users' country; ours has items' ids too, which RecTools
+has as features of items under "-ids", and weighs the last 50 events of a history; RecTools has a sum over all of them.
 Model building and data preparation are outside the clock, and so are five warm-up batches. Ours is timed over a whole
 epoch, the peer over --max-batches of it ("extrapolated": true). Runs alternate; the last lines give medians, and ratios
 (ours over the peer) of events a second with their range, and of peak memory.

@@ -32,7 +32,9 @@ def trainer_parser(description: str, *, what: list[str] | None) -> argparse.Argu
     parser.add_argument("--what", required=True, choices=what)
     for name, default in (("threads", 2), ("seed", 0), ("warmup", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--max-batches", type=int, help="time so many batches and extrapolate; default: a whole epoch")
+    parser.add_argument(
+        "--max-batches", type=int, help="number of batches to time, extrapolated to an epoch; default: a whole epoch"
+    )
     parser.add_argument("--minutes", type=float, help="train for so long, with examinations")
     parser.add_argument("--every", type=float, default=60.0, help="seconds of training between two, within an epoch")
     parser.add_argument("--answers", type=Path, help="with --minutes: the file (.npz) that an examination reads")
@@ -57,8 +59,8 @@ def watch_for(arguments: argparse.Namespace) -> Speed | Quality:
 class Speed:
     """Seconds of one epoch: after warm-up batches, one epoch's worth of batches or `max_batches` of them.
 
-    An event is a real target that is learnt from. A shorter measurement is extrapolated by batches, or by events if the
-    number of batches is not known beforehand.
+    An event is a real target that a trainer learns from. A shorter measurement is extrapolated by batches,
+    or by events if the number of batches is not known beforehand.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -122,9 +124,9 @@ class Speed:
 
 
 class Quality:
-    """Training seconds at each examination: the clock stands still while answers are made and judged.
+    """Training seconds at each examination: the clock is stopped while answers are computed and evaluated.
 
-    An examination follows each epoch, and within an epoch every so many seconds of training: the answers are written
+    An examination follows each epoch, and within an epoch a fixed number of training seconds: the answers are written
     to a file, a JSON line announces it, and the judge writes the value as one line on standard input.
     """
 

@@ -312,7 +312,7 @@ def test_a_users_table_without_common_ids_is_refused_and_missing_users_are_noted
     settings = {"users": {"features": {"country": "categorical"}}}
     floats = {"user_id": ["1.0", "2.0", "3.0"], "country": ["FR", "NL", "DE"]}
     with pytest.raises(
-        UserError, match=r"none of the 3 users .* like '1.0' here and like '1' in the data; write them alike"
+        UserError, match=r"none of the 3 users .* like '1.0' here and like '1' in the data; write them in the same way"
     ):
         dataset_from_frames({"interactions": LOGGED, "users": floats}, settings)
     # No model reads features that are not declared: a note is enough.

@@ -76,7 +76,7 @@ def test_candidates_without_a_label_are_skipped_in_every_figure() -> None:
     assert (evaluation.requests, evaluation.slices) == (expected.requests, expected.slices)
     assert evaluation.requests == 4
     unknown = impressions([[nan], [nan]], None)
-    with pytest.raises(UserError, match="label 'click' is not known of any candidate"):
+    with pytest.raises(UserError, match="no candidate has a known label 'click'"):
         evaluate_ranking(jagged_scores([[0.1], [0.2]]), unknown, label="click")
 
 

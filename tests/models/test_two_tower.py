@@ -319,7 +319,7 @@ def test_candidates_without_a_known_label_do_not_count_in_the_loss_of_lists() ->
         torch.full_like(clicks.candidate_labels["click"].values, torch.nan)
     )
     log = dataset_from_frames({"interactions": LOG}, {}).interactions
-    with pytest.raises(UserError, match="label 'click' is not known of any impression"):
+    with pytest.raises(UserError, match="no impression to learn from has a known label 'click'"):
         model.examples_of(replace(clicks, candidate_labels={"click": unknown}), log)
 
 

@@ -80,9 +80,9 @@ class CascadeConfig(configs.Config):
     recent_events: int = Field(30_000, ge=1)
     """Largest number of recent events from which rankers learn."""
     returns: int | None = Field(None, ge=1)
-    """Number of evenly spread times: rankers learn only from each user's first event after each; none: all events."""
+    """Number of evenly spaced times; rankers learn from each user's first event after each; none: from all events."""
     negatives: int = Field(40, ge=1)
-    """Number of candidates beside the target from which a ranker learns, for each event."""
+    """Number of candidates, in addition to the target, from which a ranker learns at each event."""
 
     @pydantic.model_validator(mode="after")
     def _fill_in_parts(self) -> CascadeConfig:
@@ -193,7 +193,7 @@ class Cascade(Recommender):
         return merged.items, merged.ranks
 
     def with_candidates(self, batch: SequenceBatch, items: Tensor, ranks: Tensor) -> SequenceBatch:
-        """Add candidates, and their ranks in the channels as features, to the requests.
+        """Return the requests with candidates, whose ranks in the channels are added as features.
 
         Args:
             batch: the requests.
@@ -212,7 +212,7 @@ class Cascade(Recommender):
 
     @property
     def can_rank_unseen_items(self) -> bool:
-        """Whether a channel or a ranker can tell apart items without a training event."""
+        """Whether a channel or a ranker can distinguish items without a training event."""
         parts = [part for part in (*self.channels, self.pre_ranker, self.ranker) if part is not None]
         return any(cast(Recommender, part).can_rank_unseen_items for part in parts)
 

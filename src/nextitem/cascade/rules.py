@@ -1,4 +1,4 @@
-"""Rules: demands of the owner on a list beside relevance: filters, pinned items, caps, gaps, quotas, freshness.
+"""Rules: the owner's demands on a list in addition to relevance: filters, pinned items, caps, gaps, quotas, freshness.
 
 Source: specification of business rules as in industrial cascades; no paper. The rules have an order, most important
 first. Filters always hold. Then pinned items are put into their slots. The other slots are filled one by one. Each gets
@@ -208,7 +208,7 @@ class Rules(Reranker):
 
 
 class _Draft:
-    """Lists that are being filled.
+    """Draft of the lists of a batch, while their slots are being filled.
 
     Candidates have one more index, K, which stands for no candidate. Putting it into a slot changes nothing. So
     requests whose slot is already filled go through the same steps as the others.
@@ -233,7 +233,7 @@ class _Draft:
         self.last_pinned_slot = 0
 
     def add_rule(self, rule: Any, values: Tensor | None) -> None:
-        """Add a rule after the earlier ones; `values [B, K]` is what it reads of the candidates, None for a pin."""
+        """Add a rule after the earlier ones; `values [B, K]` are the candidates' values that it reads; None: a pin."""
         if values is None:
             self.states.append(None)
         elif isinstance(rule, Cap | Gap):
@@ -341,7 +341,7 @@ class _Cap:
         self.is_used = torch.zeros(shape, dtype=torch.uint8, device=values.device)
 
     def has_value_of(self, candidate: Tensor) -> Tensor:
-        """Return which candidates have the value of those at the indices `candidate [B, 1]`, bool [B, K + 1]."""
+        """Return which candidates have the same value as the candidate at index `candidate [B, 1]`, bool [B, K + 1]."""
         return self.values == self.values.gather(1, candidate)
 
     def put(self, slot: int, candidate: Tensor) -> None:
@@ -387,7 +387,8 @@ class _WindowFeasibility:
 
     def can_constrain(self, is_available: Tensor, num_later: Tensor) -> bool:
         """Return whether the check can ever exclude a candidate."""
-        # It cannot as long as a window's worth of values remains: then there is one for every slot.
+        # It cannot if the number of distinct values is at least the number of later slots plus the window: then there
+        # is an allowed value for every slot.
         num_values = (is_available / self.count.clamp(min=1)).sum(1)
         return bool((num_values < num_later.shape[1] + (self.cap.window or 0)).any())
 
@@ -422,13 +423,13 @@ class _QuotaWithinCap:
         self.count = self.count - is_removed.double()
 
     def allowed_at(self, slot: int, is_available: Tensor, num_later: Tensor) -> Tensor:
-        """Return the items that count for the quota, and others that take no item from it that it needs."""
+        """Return the items that count for the quota, and the others after which it can still be filled."""
         room = (self.cap.max_count - self.cap.num_on_list).clamp(min=0)
         spare = self._spare(is_available, room)
         return self.quota.is_counted | (spare - (self.count >= room).double() >= -ROUNDING)
 
     def _spare(self, is_available: Tensor, room: Tensor) -> Tensor:
-        """Return the number of items for the quota that the cap allows beyond those needed, [B, 1]."""
+        """Return how many more items for the quota the cap allows than the quota needs, [B, 1]."""
         num_fitting = (is_available & self.quota.is_counted) * (room / self.count.clamp(min=1)).clamp(max=1)
         return num_fitting.sum(1, keepdim=True) - self.quota.need[:, None]
 
@@ -448,7 +449,7 @@ class _QuotaWithinWindow:
         self.last_slot = self.last_slot.masked_fill(self.quota.is_counted.gather(1, candidate)[:, 0], slot)
 
     def allowed_at(self, slot: int, is_available: Tensor, num_later: Tensor) -> Tensor:
-        """Return the items that count for the quota, and others if the quota can wait."""
+        """Return the items that count for the quota, and all others if the later slots suffice for the quota."""
         max_count, window = self.cap.max_count, self.cap.window or 1
         wait = (self.last_slot + window - slot - 1).clamp(min=0)[:, None] if max_count == 1 else 0
         num_slots = (num_later - wait).clamp(min=0)

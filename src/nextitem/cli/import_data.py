@@ -92,7 +92,7 @@ def _import_identifiers(
 
 
 def _listing() -> str:
-    """Return two lines for each name: the files that it needs, and what is made of them."""
+    """Return two lines for each name: the files that it needs, and what they are converted to."""
     rows = [(name, entry.expects, entry.becomes) for name, entry in (DATASETS | IDENTIFIERS).items()]
     width = max(len(name) for name, _, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{expects}\n{'':<{width}}-> {becomes}" for name, expects, becomes in rows)

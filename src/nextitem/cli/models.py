@@ -42,7 +42,7 @@ def models(
 
 
 def _print_settings(name: str, kind: str | None) -> None:
-    """Print all settings of a model, tokenizer or re-ranker; kind None: find it by its name."""
+    """Print all settings of a model, tokenizer or re-ranker; without a kind, it is found by its name."""
     kinds = [kind] if kind is not None else [option for option in WITH_SETTINGS if name in registry.KINDS[option]]
     if not kinds and ":" not in name:
         names = ", ".join(entry_name for option in WITH_SETTINGS for entry_name in registry.KINDS[option])

@@ -2,6 +2,6 @@
 
 `ids` IdMap, `interactions` Interactions, `catalog` Catalog, `dataset` Dataset and Split, `jagged` Jagged,
 `batch` SequenceBatch, `identifiers` IdentifierTable, `recommendations` Recommendations, `recommender` the contract of
-every model, `roles` the small protocols beside it, `config` strict typed configs, `registry` the available models,
-tokenizers, losses, metrics and re-rankers.
+every model, `roles` small protocols for further abilities, `config` strict typed configs, `registry` the available
+models, tokenizers, losses, metrics and re-rankers.
 """

@@ -137,7 +137,7 @@ class Catalog:
         return ids_fingerprint(self.ids.external)
 
     def titles(self) -> pl.Series:
-        """Return a printable name of each item: its title, else its content sentence, else its id."""
+        """Return a name of each item to print: its title, else its content sentence, else its id."""
         id_texts = self.ids.external.cast(pl.String)
         if "title" in self.table.columns:
             return self.table["title"].cast(pl.String).zip_with(self.table["title"].is_not_null(), id_texts)

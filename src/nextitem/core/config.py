@@ -58,7 +58,7 @@ class Config(pydantic.BaseModel):
         return tuple(sentences)
 
     def idle_fields(self) -> Mapping[str, str]:
-        """Return the fields that are unused with the present values of the other fields: name -> reason."""
+        """Return the fields that are unused with the current values of the other fields: name -> reason."""
         return {}
 
 

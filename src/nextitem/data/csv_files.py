@@ -42,7 +42,9 @@ def read_csv(path: Path) -> tuple[pl.DataFrame, list[str]]:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _problem(path, error) from None
     if frame.width != len(names):
-        raise UserError(f"{path}: the header names {len(names)} columns, the rows have {frame.width}; write one line")
+        raise UserError(
+            f"{path}: the header names {len(names)} columns, the rows have {frame.width}; write the header on one line"
+        )
     columns = [column.alias(name) for name, column in zip(names, frame, strict=True) if name]
     num_stripped: dict[str, int] = {}
     for place, column in enumerate(columns):
@@ -61,7 +63,7 @@ def read_csv(path: Path) -> tuple[pl.DataFrame, list[str]]:
 
 
 def as_integers(text: pl.Series) -> pl.Series:
-    """Return the column as Int64 if every value prints the same text again, otherwise return the text itself."""
+    """Return the column as Int64 if every text is an integer in its usual form ("7", not "07"), else the text."""
     if text.null_count() == len(text):
         return text
     integers = text.cast(pl.Int64, strict=False)

@@ -69,7 +69,7 @@ class EventReader:
         return self.table.frame.select(self.item_id).collect_schema().dtypes()[0]
 
     def read(self, users: IdMap, items: IdMap, *, items_table: Table | None, drop_unknown: bool) -> Interactions:
-        """Return all events, encoded and in order; notes of the table list what was left out.
+        """Return all events, encoded and in order; notes of the table list what was skipped.
 
         Args:
             users: numbers of the user ids.
@@ -180,7 +180,7 @@ class EventReader:
             )
 
     def _other_columns(self) -> dict[str, pl.Expr]:
-        """Return the columns of the events beside user, item, time and position: action, session, labels, context."""
+        """Return the columns other than user, item, time and position: action, session, labels, context."""
         table, settings = self.table, self.settings
         columns: dict[str, pl.Expr] = {}
         if "action" in table:
@@ -332,9 +332,9 @@ def event_order(users: NDArray[np.int32], *keys: NDArray[np.int64]) -> NDArray[n
 def _with_gaps_filled(
     users: NDArray[np.int32], ticks: NDArray[np.int64], position: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return times [T] in which a missing one is that of the user's last dated event before it by position.
+    """Return times [T] with gaps filled: a missing time becomes that of the user's last dated event by position.
 
-    Without such an event it stays MISSING, which sorts first.
+    Without an earlier dated event it stays MISSING, which sorts first.
     """
     order = np.lexsort((position, users))
     times, owners = ticks[order], users[order]

@@ -112,7 +112,7 @@ def _session_numbers(ids: NDArray[np.integer], *, is_dated: bool) -> NDArray[np.
         # Runs of equal ids: far fewer than events.
         run_ids = ids[np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))]
         first_run = np.empty(int(ids.max()) + 1, np.int64)
-        # In reversed order the last assignment of an id is that of its first run.
+        # NumPy keeps the last value assigned to an index. In reversed order that is the first run of the id.
         first_run[run_ids[::-1]] = np.arange(len(run_ids))[::-1]
         distinct_ids = run_ids[first_run[run_ids] == np.arange(len(run_ids))]
         numbers = np.empty(len(first_run), np.int32)
@@ -139,7 +139,7 @@ def _by_name(frame: pl.DataFrame) -> Iterator[pl.Series]:
 
 
 class _Digest:
-    """Hash of named values: each is preceded by its name and size, so that different sequences never hash alike."""
+    """Hash of named values. Each follows its name and size, so that different sequences have different hashes."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()

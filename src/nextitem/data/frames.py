@@ -114,7 +114,7 @@ def column_renames(
 
 
 def _names_of_libraries(names: Sequence[str], table: str) -> dict[str, str]:
-    """Return standard name -> name, for names of RecBole ("user_id:token") and of RecTools ("datetime")."""
+    """Return standard name -> name, for the column names of RecBole ("user_id:token") and RecTools ("datetime")."""
     names_by_standard: dict[str, str] = {}
     # A table of RecTools always has "datetime"; in other tables "weight" may be anything.
     is_rectools = table == "interactions" and "datetime" in names and "timestamp" not in names

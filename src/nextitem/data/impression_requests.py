@@ -44,13 +44,13 @@ def impression_requests(dataset: Dataset, times: Rows, is_requested: NDArray[np.
     offsets = offsets_of(torch.from_numpy(lengths.astype(np.int64)))
 
     def candidates(column: NDArray[np.generic]) -> Jagged:
-        """Return a column of the rows shown, divided by requests."""
+        """Return a column of the selected impressions as a Jagged, one row per request."""
         return Jagged(tensor(column), offsets)
 
     columns = impressions.columns[rows] if impressions.columns.width else impressions.columns
 
     def numbers(name: str, *, missing: float) -> Jagged:
-        """Return a column of numbers of the rows shown, with `missing` for null, divided by requests."""
+        """Return a numeric column of the selected impressions, one row per request; nulls become `missing`."""
         return candidates(columns[name].cast(pl.Float32).fill_null(missing).to_numpy())
 
     context = {name: column for name, column in dataset.catalog.requests.items() if name in columns.columns}
@@ -66,9 +66,9 @@ def impression_requests(dataset: Dataset, times: Rows, is_requested: NDArray[np.
 
 
 def _row_after_last_event(log: Interactions, users: NDArray[np.int32], times: Rows) -> Rows:
-    """Return the row of the log after each user's last event strictly before a time, [n].
+    """Return for each user the row of the log at which the history before a time ends, [n].
 
-    It is the user's first row if there is no such event.
+    That is the row after the user's last event strictly before the time, or the user's first row without such an event.
     """
     if log.timestamps is None or not len(log):
         return log.offsets[users - 1] if len(log) else np.zeros(len(users), np.int64)

@@ -60,7 +60,7 @@ class ImpressionReader:
         return ids.filter(ids != "") if ids.dtype == pl.String else ids
 
     def read(self, users: IdMap, items: IdMap, *, items_table: Table | None, drop_unknown: bool) -> Impressions:
-        """Return all rows, encoded; notes of the table list what was left out or split.
+        """Return all rows, encoded; notes of the table list what was skipped or split.
 
         Args:
             users: numbers of the user ids.
@@ -150,7 +150,7 @@ class ImpressionReader:
         return joined["number"].cast(pl.Int64).to_numpy()
 
     def _other_columns(self) -> dict[str, pl.Expr]:
-        """Return the columns beside request, item, user and time: slot, propensity, policy, labels, context."""
+        """Return the columns other than request, item, user and time: slot, propensity, policy, labels, context."""
         table, settings = self.table, self.settings
         columns: dict[str, pl.Expr] = {}
         for name in ("slot", "propensity"):

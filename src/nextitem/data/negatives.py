@@ -16,7 +16,7 @@ SharedBy = Literal["batch", "sequence", "position"]
 
 @dataclass(frozen=True, eq=False)
 class Negatives:
-    """Sampled negatives: arguments of `losses.sampled_softmax` beside positions and targets, under its names.
+    """Sampled negatives: the arguments of `losses.sampled_softmax` other than positions and targets, by name.
 
     Attributes:
         negatives: item ids: [S] for the batch, [B, S] for its sequences, or [T, S] for its targets that are not 0.

@@ -277,7 +277,7 @@ def _check_join(table: Table, table_ids: pl.Series, data_ids: pl.Series, *, is_n
     if not num_common and is_needed:
         raise UserError(
             f"{table.where}: none of the {len(data_ids):,} users of the data is in it: ids look like {table_ids[0]!r} "
-            f"here and like {data_ids.sort()[0]!r} in the data; write them alike"
+            f"here and like {data_ids.sort()[0]!r} in the data; write them in the same way"
         )
     table.note(f"has {num_common:,} of the {len(data_ids):,} users of the data; the others have no features")
 
@@ -298,7 +298,7 @@ def _request_columns(users: Users, impressions: Impressions | None) -> dict[str,
 
 
 def _event_columns(log: Interactions, settings: DatasetSettings) -> dict[str, ColumnEncoding]:
-    """Return the encodings of event columns beside item and time: action, context and labels, one value per event."""
+    """Return the encodings of event columns except item and time: action, context and labels, one value per event."""
     interaction_settings = settings.interactions
     kinds = {ACTION: "categorical"} if ACTION in log.columns.columns else {}
     kinds |= {

@@ -209,7 +209,7 @@ def unreadable(where: str, error: Exception) -> UserError:
         return UserError(f"{where}: cannot be read ({reason}); put it where it can be read")
     if isinstance(error, PARTS_DIFFER):
         return UserError(
-            f"{where}: its parts do not have the same columns of the same types ({reason}); write it again at once"
+            f"{where}: its parts do not have the same columns of the same types ({reason}); write all of them again"
         )
     return UserError(f"{where}: cannot be read ({reason}); it is truncated or damaged, write it again")
 

@@ -320,7 +320,7 @@ def unknown_items(table: Table, items: Table, unknown: NDArray[np.bool_], *, dro
         raise table.problem(
             "item_id",
             f"{table.value('item_id', row)!r} is not in {items.where} ({count} rows have such items)",
-            f"add the items, or leave these rows out with {option}",
+            f"add the items, or skip these rows with {option}",
             row=row,
         )
     table.note(f"left out {count} rows whose items are not in {items.where}")

@@ -153,7 +153,7 @@ def beam_search(
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """The moves of a search: one level deeper, from leaves to items, and both together: one item further.
+    """Steps of a beam search: move one level deeper, complete items at the leaves, or append a whole item.
 
     The fields are the arguments of `beam_search` of the same names; `width` is the number of beams (W).
     """
@@ -376,7 +376,7 @@ class _Lookahead:
 
 
 def _few_children(children: Children, *, limit: int) -> _Lookahead | None:
-    """Return the children of all beams, in order, if they are few.
+    """Return the children of all beams, in order, or None if there are too many to read them all ahead.
 
     Returns None if a request has more than `limit` children, if all requests together would need more than
     `_MAX_LOOKAHEAD_ROWS` rows, or if there is no child.

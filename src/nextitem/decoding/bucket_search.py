@@ -46,7 +46,7 @@ def bucket_search(
     pooled: bool = False,
     allowed: SetsOnDemand | None = None,
 ) -> Recommendations:
-    """Return the k best items under the `beam_width` likeliest code sequences.
+    """Return the k best items in the buckets of the `beam_width` most probable code sequences.
 
     The score of an item under beam w is
     log softmax_w(sparse_sharpness log-probability) + log softmax(dense_sharpness cosine).

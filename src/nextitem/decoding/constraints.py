@@ -39,7 +39,7 @@ class Constraints:
     """The allow-lists and exclusions of a batch, over the positions of a trie."""
 
     def __init__(self, trie: PrefixTrie, batch: SequenceBatch, allowed: SetsOnDemand | None = None) -> None:
-        """Compile the constraints.
+        """Compile the allow-lists and exclusions of a batch.
 
         Args:
             trie: the code sequences of the catalogue.
@@ -71,7 +71,7 @@ class Constraints:
         return self._allowed is not None
 
     def live(self, rows: Tensor, nodes: Tensor, num_others: int | Tensor = 0) -> Tensor:
-        """Return bool: more than `num_others` items under `nodes` are legal for requests `rows` (same shape, int64)."""
+        """Return whether more than `num_others` items under `nodes` are legal for requests `rows`, all of one shape."""
         starts, ends = self._trie.item_ranges(nodes)
         others = self._excluded_between(rows, starts, ends) + num_others
         if self._allowed is None:
@@ -79,7 +79,7 @@ class Constraints:
         return self._allowed.has_more_than(self._set_of(rows), starts, ends, others)
 
     def allows(self, rows: Tensor, nodes: Tensor) -> Tensor:
-        """Return bool: the allow-list of requests `rows` contains an item under `nodes`.
+        """Return whether the allow-list of requests `rows` contains an item under `nodes`.
 
         Both have the same shape, int64. Node -1 is dead: it has no item.
         """
@@ -206,7 +206,7 @@ class Constraints:
     def _mask_repeated(
         self, scores: Tensor, parents: Tensor, children: Children, depth: int, item_positions: Tensor
     ) -> None:
-        """Mask, in place, the children whose live items the beam already contains, all of them."""
+        """Mask, in place, the children of which the beam already contains every live item."""
         safe = item_positions.clamp(min=0)
         nodes = self._trie.ancestors(safe, depth=depth + 1)
         num_same = (nodes[..., :, None] == nodes[..., None, :]).sum(-1)

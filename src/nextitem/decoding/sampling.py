@@ -43,7 +43,7 @@ class Sampling:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
 
     def log_probs(self, logits: Tensor, *, level: int) -> Tensor:
-        """Return the log-probabilities to sample live children with, [B, W, D]; -inf for children that are ruled out.
+        """Return the log-probabilities with which live children are sampled, [B, W, D]; -inf for excluded children.
 
         `logits [B, W, D]` are those of the children at `level` (from 0).
         """

@@ -59,11 +59,11 @@ class SetsOnDemand(ABC):
         """Compute the whole sets `rows [R']`."""
 
     def contains(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """Return bool: the position is in the set."""
+        """Return whether each position is in the set, bool."""
         return (self.words_at(rows, positions // BITS) >> (positions % BITS)) & 1 > 0
 
     def has_more_than(self, rows: Tensor, starts: Tensor, ends: Tensor, counts: Tensor) -> Tensor:
-        """Return bool: more than `counts` positions of start .. end - 1 are in the set."""
+        """Return whether more than `counts` positions of start .. end - 1 are in the set."""
         rows_T, starts_T, ends_T, counts_T = (part.flatten() for part in (rows, starts, ends, counts))
         num_members, word = torch.zeros_like(starts_T), starts_T // BITS
         open_queries = (starts_T < ends_T).nonzero()[:, 0]
@@ -105,7 +105,7 @@ class SetsOnDemand(ABC):
         return query[is_within_limit], positions[is_within_limit]
 
     def is_small(self, rows: Tensor) -> Tensor:
-        """Return bool: the set is already known to have few members.
+        """Return whether the set is already known to have few members.
 
         Then a search reads all its members, instead of testing each node for one.
         """
@@ -155,11 +155,11 @@ class MaskSets(SetsOnDemand):
         return PositionSets.from_mask(self._mask[rows][:, self.items])
 
     def contains(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """Return bool: the position is in the set."""
+        """Return whether each position is in the set, bool."""
         return self._mask[rows, self.items[positions].long()]
 
     def has_more_than(self, rows: Tensor, starts: Tensor, ends: Tensor, counts: Tensor) -> Tensor:
-        """Return bool: more than `counts` positions of start .. end - 1 are in the set.
+        """Return whether more than `counts` positions of start .. end - 1 are in the set.
 
         A word costs 32 reads scattered over the mask, so a few positions are read one by one first.
         """
@@ -230,11 +230,11 @@ class FilteredSets(SetsOnDemand):
         return PositionSets.from_words(words, size=self.size)
 
     def is_small(self, rows: Tensor) -> Tensor:
-        """Return bool: the set is known to have few members; also true if they are listed."""
+        """Return whether the set is known to have few members, because it was computed or because they are listed."""
         return self._has_lists.any(1)[rows] | super().is_small(rows)
 
     def has_more_than(self, rows: Tensor, starts: Tensor, ends: Tensor, counts: Tensor) -> Tensor:
-        """Return bool: more than `counts` positions of start .. end - 1 are in the set; listed members are counted."""
+        """Return whether more than `counts` positions of start .. end - 1 are in the set, counted in lists if known."""
         is_listed = self._has_lists.any(1)[rows]
         if not bool(is_listed.any()):
             return super().has_more_than(rows, starts, ends, counts)
@@ -260,7 +260,7 @@ class FilteredSets(SetsOnDemand):
         return query[order], positions[order]
 
     def _small_sets(self) -> PositionLists:
-        """Return the members of the sets with a listed group: the listed positions that are in all other groups too."""
+        """Return the members of all sets with a listed group: those of its positions that all other groups contain."""
         if self._members is None:
             rows = self._has_lists.any(1).nonzero()[:, 0]
             terms = self._rules[rows, self._has_lists[rows].int().argmax(1)]

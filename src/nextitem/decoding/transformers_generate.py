@@ -51,7 +51,7 @@ class CatalogueLogitsProcessor:
     """
 
     def __init__(self, trie: PrefixTrie, batch: SequenceBatch, *, prompt_length: int) -> None:
-        """Compile the constraint.
+        """Compile the allow-lists and exclusions of the requests.
 
         Args:
             trie: the code sequences of the catalogue.

@@ -158,7 +158,7 @@ class PrefixTrie(nn.Module):
         return listed_children(nodes, self.first_child, self.codes)
 
     def allowed(self, nodes: Tensor, *, depth: int) -> Tensor:
-        """Return bool [..., C]: the codes that may follow nodes [...] of the given depth; none follow node -1."""
+        """Return which codes may follow nodes [...] of the given depth, bool [..., C]; none follow node -1."""
         children = listed_children(nodes, self.first_child, self.codes)
         size = self.codebook_sizes[depth]
         assert children.codes is not None
@@ -216,7 +216,7 @@ def _check(trie: PrefixTrie, file: Path) -> None:
 
 
 def _sorted_rows(codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Return the stable order of `codes [N, M]` by rows, int64 [N].
+    """Return the indices that sort the rows of `codes [N, M]`, stable, int64 [N].
 
     Neighbouring levels are packed into one int64 key as long as they fit. So most tables need one sort.
     """
@@ -232,7 +232,7 @@ def _sorted_rows(codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def _node_starts(columns: list[Tensor], num_items: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Return where the nodes of each depth start, and the node below of each position.
+    """Return the first position of each node, and the child node that contains each position, for every depth.
 
     Args:
         columns: for each level, the codes [N] of the sorted items.

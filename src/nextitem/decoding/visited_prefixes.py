@@ -1,6 +1,6 @@
 """Prefixes that a beam search visits in training: the true prefix has to beat them.
 
-OTM (Zhuo et al., ICML 2020) trains a tree on the nodes that the present model's beam visits. Here the same is done for
+OTM (Zhuo et al., ICML 2020) trains a tree on the nodes that the current model's beam visits. Here the same is done for
 code sequences: at each depth the search keeps its beams. If the true prefix has been lost, it replaces the worst beam,
 so that a search that fails early still teaches the later codes. At the depth of the loss itself it stands alone. Among
 likelier prefixes it would teach that these are wrong more often than they are, and would lower the scores of all

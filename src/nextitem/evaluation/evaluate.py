@@ -77,7 +77,7 @@ class Evaluation:
     funnel: list[dict[str, Any]] | None = None
 
     def __repr__(self) -> str:
-        """Return two lines: what was judged, and the main figures."""
+        """Return two lines: the model with its test requests, and the main figures."""
         users = "" if self.users is None else f" of {self.users:,} users"
         figures = ", ".join(f"{name} {self.metrics[name]:.4f}" for name in SHOWN_METRICS if name in self.metrics)
         what = f"Evaluation of {self.model or 'a model'}: protocol {self.protocol}, {self.requests:,} requests{users}"
@@ -247,7 +247,7 @@ def _items_and_ties(answer: Recommendations) -> Tensor:
 
 
 def quick_score(model: Recommender, requests: SequenceBatch, *, metric: str = "ndcg@10") -> float:
-    """Return one figure, to select the best epoch by; `metric` is name@k of an accuracy metric."""
+    """Return the figure by which the best epoch is selected; `metric` is name@k of an accuracy metric."""
     assert requests.targets is not None, "requests must have targets"
     name, _, k = metric.partition("@")
     lists = recommend_all(model, requests, int(k))

@@ -81,7 +81,7 @@ def score_all(
 
 
 def quick_auc(model: Ranker, requests: SequenceBatch) -> float:
-    """Return one figure, to select the best epoch by: the AUC of the first task; NaN if all its labels are alike."""
+    """Return the figure by which the best epoch is selected: the first task's AUC; NaN if its labels are all equal."""
     task, scores = next(iter(score_all(model, requests).items()))
     labels = requests.candidate_labels
     values = labels[task if task in labels else next(iter(labels))].values
@@ -127,7 +127,7 @@ def evaluate_ranking(
         raise ValueError("scores must be finite")
     has_label = ~requests.candidate_labels[label].values.isnan()
     if not bool(has_label.any()):
-        raise UserError(f"label {label!r} is not known of any candidate; fill it in, or evaluate other requests")
+        raise UserError(f"no candidate has a known label {label!r}; fill it in, or evaluate other requests")
     values, labels = scores.values[has_label], requests.candidate_labels[label].values[has_label] > 0
     groups = ranking_groups(requests)[has_label]
     mean, num_skipped = ranking.gauc(values, labels, groups)

@@ -38,7 +38,7 @@ class FunnelStage:
     p50_ms: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return the public format of the stage, as JSON values."""
+        """Return the figures of the stage as JSON values, in the public format."""
         return {
             "name": self.name,
             "candidates": self.candidates,

@@ -89,7 +89,7 @@ def generation_report(model: CodeGenerator, requests: SequenceBatch, *, beam_wid
 
 @torch.no_grad()
 def _request_figures(model: CodeGenerator, batch: SequenceBatch, *, beam_width: int, k: int) -> dict[str, Tensor]:
-    """Return the figures of each request, [B]; those of LEVEL_FIGURES for each level, [B, M]."""
+    """Return the figures of each request: [B], or [B, M] for those in LEVEL_FIGURES, which are by level."""
     assert batch.targets is not None
     targets, trie = batch.targets.values[batch.targets.offsets[:-1]], model.trie
     positions = trie.positions[targets].long()

@@ -71,7 +71,7 @@ def _popularity(first: Tensor, train: Dataset) -> dict[str, Tensor]:
 
 
 def _memorization(requests: SequenceBatch, first: Tensor, train: Dataset) -> dict[str, Tensor]:
-    """Return the requests whose step from the last item to the first target [B] occurs in training, and the others."""
+    """Return the slices by whether the step from the last item to the first target [B] occurs in training."""
     log = train.interactions.targets_only()
     span = log.num_items + 1
     is_same_user = torch.from_numpy(log.user_ids[1:] == log.user_ids[:-1])

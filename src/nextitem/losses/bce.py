@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def bce(hidden: Tensor, table: Tensor, targets: Tensor, *, negatives: Tensor) -> Tensor:
-    """Return the mean over T of -log s(positive) - sum over the negatives of log(1 - s(negative)), scalar.
+    """Return the mean over T of -log sigmoid(positive) - sum over negatives of log(1 - sigmoid(negative)), scalar.
 
-    s is the logistic function; the score of an item is hidden . item.
+    The score of an item is hidden . item.
 
     Args:
         hidden: hidden states [T, D].

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 def bpr(scores: Tensor) -> Tensor:
-    """Return the mean over B rows and M columns of -log s(positive - score), scalar; s is the logistic function.
+    """Return the mean over B rows and M columns of -log sigmoid(positive - score), scalar.
 
     `scores [B, M]`, M >= B: column b is the positive of row b, and every other column is a negative of it. The term of
     the positive itself is a constant.

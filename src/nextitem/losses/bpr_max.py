@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 
 def bpr_max(scores: Tensor, *, regularisation: float = 1.0, elu: float = 0.0) -> Tensor:
-    """Return the mean over B of -log sum_j w_j s(positive - score_j) + regularisation * sum_j w_j score_j ** 2, scalar.
+    """Return the BPR-max loss with a penalty of the scores of negatives, a mean over B, scalar.
 
-    w is the softmax over the negatives alone, s the logistic function.
+    It is -log sum_j w_j sigmoid(positive - score_j) + regularisation * sum_j w_j score_j ** 2. w is the softmax over
+    the negatives alone.
 
     Args:
         scores: [B, M], M >= B: column b is the positive of row b, and every other column is a negative of it.

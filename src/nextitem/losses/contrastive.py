@@ -7,8 +7,9 @@ from torch import Tensor
 
 
 def contrastive(left: Tensor, right: Tensor, *, temperature: float) -> Tensor:
-    """Return the mean over the 2 B views of -log softmax(view . others / temperature)[its other view], scalar.
+    """Return the InfoNCE loss, a mean over the 2 B views, scalar.
 
+    It is -log softmax(view . others / temperature) at the other view of the same sequence.
     Row b of `left [B, D]` and row b of `right [B, D]` are two views of one sequence. The negatives of a view are the
     2 B - 2 views of the other rows; a view is never compared with itself.
     """

@@ -9,9 +9,10 @@ from torch import Tensor
 def gbce(
     hidden: Tensor, table: Tensor, targets: Tensor, *, negatives: Tensor, calibration: float, num_items: int
 ) -> Tensor:
-    """Return the mean over T of -(beta log s(positive) + sum log(1 - s(negative))) / (S + 1), scalar.
+    """Return the generalised binary cross-entropy, a mean over T, scalar.
 
-    s is the logistic function; the score of an item is hidden . item.
+    It is -(beta log s(positive) + sum log(1 - s(negative))) / (S + 1). s is the sigmoid function; the score of
+    an item is hidden . item.
 
     Args:
         hidden: hidden states [T, D].
@@ -37,7 +38,7 @@ def positive_power(sampling_rate: float, calibration: float) -> float:
 
 
 def calibrated_logit(logit: Tensor, beta: float) -> Tensor:
-    """Return the logit whose logistic is s(logit) ** beta, in float64: -log(s ** -beta - 1), eq. 14."""
+    """Return the logit whose sigmoid is s ** beta with s = sigmoid(logit), in float64: -log(s ** -beta - 1), eq. 14."""
     probability = torch.sigmoid(logit.double())
     power = probability.clamp(min=1e-10, max=1 - 1e-10).pow(-beta).clamp(min=1 + 1e-10, max=1e10)
     return -torch.log(power - 1)

@@ -10,10 +10,11 @@ NEVER = -1e9  # logit of candidates that do not count: low enough for a softmax 
 
 
 def label_shares(logits: Tensor, labels: Tensor, candidates: Jagged) -> Tensor:
-    """Return the mean over requests of -sum_c share_c log softmax_c, scalar.
+    """Return the cross-entropy between label shares and the softmax of the logits, a mean over requests, scalar.
 
-    The share of a candidate is its label divided by the sum of the labels of its request; negative labels count as 0. A
-    request without a label above 0 adds 0. A candidate whose label is NaN (unknown) is ignored.
+    It is -sum_c share_c log softmax_c. The share of a candidate is its label divided by the sum of the
+    labels of its request; negative labels count as 0. A request without a label above 0 adds 0. A candidate whose label
+    is NaN (unknown) is ignored.
 
     Args:
         logits: scores of the candidates, [P].

@@ -1,4 +1,4 @@
-"""Mean loss of candidates in which every request has the same weight, whatever its number of candidates."""
+"""Mean loss of candidates in which every request has the same weight, independent of its number of candidates."""
 
 from __future__ import annotations
 

@@ -6,10 +6,11 @@ from torch import Tensor
 
 
 def top1(scores: Tensor) -> Tensor:
-    """Return the mean over B of mean_j[s(score_j - positive) + s(score_j ** 2)] - s(positive ** 2) / M, scalar.
+    """Return the TOP1 loss, a mean over B, scalar.
 
+    It is mean_j[s(score_j - positive) + s(score_j ** 2)] - s(positive ** 2) / M. s is the sigmoid function.
     `scores [B, M]`, M >= B: column b is the positive of row b, and every other column is a negative of it. The inner
-    mean runs over all M columns; the last term removes the square of the positive from it. s is the logistic function.
+    mean runs over all M columns; the last term removes the square of the positive from it.
     """
     positive = scores.diagonal()[:, None]
     terms = (scores - positive).sigmoid() + scores.square().sigmoid()

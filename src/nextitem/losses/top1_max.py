@@ -8,10 +8,11 @@ from nextitem.losses.bpr_max import negative_log_weights
 
 
 def top1_max(scores: Tensor) -> Tensor:
-    """Return the mean over B of sum_j w_j [s(score_j - positive) + s(score_j ** 2)], scalar.
+    """Return the TOP1-max loss, a mean over B, scalar.
 
-    `scores [B, M]`, M >= B: column b is the positive of row b, and every other column is a negative of it. w is the
-    softmax over the negatives alone, s the logistic function.
+    It is sum_j w_j [s(score_j - positive) + s(score_j ** 2)]. w is the softmax over the negatives alone, s the
+    sigmoid function. `scores [B, M]`, M >= B: column b is the positive of row b, and every other column is a negative
+    of it.
     """
     terms = (scores - scores.diagonal()[:, None]).sigmoid() + scores.square().sigmoid()
     return (negative_log_weights(scores).exp() * terms).sum(1).mean()

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class _Models(ModuleType):
-    """Module type of this package: a call behaves as the function `models` that the Python door exports."""
+    """Module type of this package: a call behaves as the function `nextitem.models`."""
 
     def __call__(self, kind: str | None = None) -> pl.DataFrame:
         from nextitem.core.registry import models

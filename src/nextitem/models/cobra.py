@@ -231,7 +231,7 @@ class Cobra(Recommender):
         return F.cross_entropy(logits, target_columns)
 
     def _prior(self) -> Tensor:
-        """Return popularity's addend to cosines, [N + 1]; in the loss, logits are cosines / temperature."""
+        """Return the term that popularity adds to cosines, [N + 1]; logits of the loss are cosines / temperature."""
         counts = self.popularity.clamp(min=0) + 1
         return self.config.temperature * (counts / counts.sum()).log()
 

@@ -1,7 +1,7 @@
 """Content neighbours: items whose content is similar to that of the history (Pazzani and Billsus, 1997, and later).
 
 A profile is the decayed sum of the history's content vectors, each of length 1; items are ranked by their cosine with
-it. Nothing is learnt from events, so an item can be recommended from the day it is added.
+it. Nothing is learned from events, so an item can be recommended from the day it is added.
 
     p = sum over the last events j of decay ** age(j) * c_j / |c_j|,    score(i) = p c_i / |c_i|
 

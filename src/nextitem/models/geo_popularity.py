@@ -48,7 +48,7 @@ class GeoPopularityConfig(configs.Config):
     strength: float = Field(500.0, ge=0)
     """Weight of the next wider region, in events."""
     half_life_days: float | None = Field(30.0, gt=0)
-    """Age in days at which an event counts half; None: all events count alike."""
+    """Age in days at which an event counts half; None: all events have equal weight."""
 
 
 class GeoPopularity(Recommender):

@@ -198,7 +198,7 @@ class HSTU(VectorModel):
         return (state.lengths - starts - 1).clamp(min=0).masked_fill(has_slid, 0)
 
     def _past(self, state: HistoryState, num_reusable: Tensor, new_rows: Tensor) -> Past:
-        """Return the cached tokens, and the order that puts the new ones behind them, row by row."""
+        """Return the cached tokens, and the order in which new tokens follow the cached ones of their row."""
         cached = Jagged.from_padded(state.cache["keys_values"], num_reusable * self.tokens_per_event)
         rows = torch.cat([cached.row_ids(), new_rows.repeat_interleave(self.tokens_per_event)])
         return Past(torch.argsort(rows, stable=True), cached.values)

@@ -132,7 +132,10 @@ class ItemCF(Recommender):
 
 
 class _AllPairs:
-    """Sums over users who have both items. `costs [N + 1]`: the number of terms in the sums of each item."""
+    """Sums of weights of the users who have both items of a pair.
+
+    `costs [N + 1]` is the number of terms in the sums of each item.
+    """
 
     def __init__(self, user_items: sp.csr_matrix, penalty: NDArray[np.float64]) -> None:
         self.weighted = (sp.diags_array(penalty.astype(np.float32)) @ user_items).tocsr()

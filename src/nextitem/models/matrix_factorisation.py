@@ -80,7 +80,7 @@ class MatrixFactorisation(VectorModel):
         super().__init__(config, catalog)
         width = config.width
         self.register_buffer("items", torch.zeros(catalog.num_items + 1, width))
-        self.register_buffer("gram", torch.zeros(width, width))  # alpha Y'Y
+        self.register_buffer("gram", torch.zeros(width, width))  # alpha Y'Y of the item vectors Y
         self.index = AnnIndex(config.index)
 
     def fit(self, train: Dataset) -> None:

@@ -84,7 +84,7 @@ class NewItems(Recommender):
         self.index = AnnIndex(ExactIndex())
 
     def fit(self, train: Dataset) -> None:
-        """Count the training events of each item; nothing else is learnt."""
+        """Count the training events of each item; nothing else is learned."""
         assert self.catalog.content is not None
         counts = torch.from_numpy(train.interactions.item_counts())
         content = torch.nn.functional.normalize(self.catalog.content, dim=1)

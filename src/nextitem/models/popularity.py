@@ -32,7 +32,7 @@ class PopularityConfig(configs.Config):
     """Settings of Popularity."""
 
     half_life_days: float | None = Field(30.0, gt=0)
-    """Age in days at which an event counts half; None: all events count alike."""
+    """Age in days at which an event counts half; None: all events have equal weight."""
 
 
 class Popularity(Recommender):

@@ -167,7 +167,7 @@ class StreamingVQ(Recommender):
         return distances.argmin(1)
 
     def lists(self) -> SortedLists:
-        """Return the present index: each cluster's items by descending bias. It is cached as long as nothing changes.
+        """Return the current index: each cluster's items by descending bias. It is cached as long as nothing changes.
 
         Unseen items are in no list.
         """

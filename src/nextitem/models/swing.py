@@ -9,7 +9,7 @@ A request sums the similarities of its recent items, as item-cf does.
 Notable
 - w_u is Alibaba's weight for active users; with `user_weights` off the sum is the paper's own.
 - The number of pairs of users grows with the square of an item's users. Of an item with more than `takers` users, only
-  a sample with a fixed seed counts, in swings and in |I_u and I_v| alike; w_u counts all items. |I_u| is of distinct
+  a sample with a fixed seed counts, both in swings and in |I_u and I_v|; w_u counts all items. |I_u| is of distinct
   items.
 - `alpha` of the paper is 1.
 - Rows are scaled so that an item's best neighbour has 1, as in item-cf; otherwise items with many users would dominate.
@@ -140,7 +140,7 @@ class _Pairs:
         self.keys = rows * len(weights) + self.item_users.indices  # ascending; one key per (item, user)
 
     def sums(self, low: int) -> sp.csr_matrix:
-        """Return the swings of items `low`, ... with all items, [as many as fit, N + 1], without those with itself."""
+        """Return the swings of items `low`, ... with all other items, [rows, N + 1]; as many rows as memory allows."""
         total = sp.csr_matrix((self.paired.shape[1] - low, self.paired.shape[1]), dtype=np.float32)
         threads = torch.get_num_threads()
         blocks = self._blocks()

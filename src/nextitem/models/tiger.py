@@ -82,7 +82,7 @@ class TigerConfig(configs.Config):
     new_items: float | None = Field(None, ge=0, le=1)
     """Maximum fraction of a list that has no training event; None: any."""
     new_items_reserved: bool = False
-    """Whether that fraction of a list is reserved for items without training events, whatever their scores."""
+    """Whether the slots of `new_items` are reserved for items without training events, even if their scores are low."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that have no effect under the other settings, each with the reason."""
@@ -155,7 +155,7 @@ class Tiger(Recommender):
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
     def _beam_loss(self, batch: SequenceBatch, shared: dict[str, Tensor]) -> Tensor:
-        """Return the loss of each target prefix among those in the present model's beam, a mean over the levels."""
+        """Return the loss of each target prefix among those in the current model's beam, a mean over the levels."""
         assert batch.targets is not None
         self.eval()  # the search must not change what training measures
         visited = visited_prefixes(self, batch, self.trie, batch.targets.values, beam_width=self.config.training_beam)

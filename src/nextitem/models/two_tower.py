@@ -301,7 +301,7 @@ class TwoTower(VectorModel):
         return torch.cat([logits.masked_fill(is_hard[:, columns], -torch.inf), hard_logits], dim=1)
 
     def _loss_of_lists(self, batch: SequenceBatch, candidates: Jagged) -> LossTerms:
-        """Return the cross-entropy of each request's label shares: a ranker's scores, and the outcome of candidates."""
+        """Return the cross-entropy of label shares: those of the first label, of a teacher's scores, or of both."""
         logits, labels = self._candidate_scores(batch), batch.candidate_labels
         outcome_labels = [name for name in labels if name != TEACHER][:1]
         losses = {name: label_shares(logits, labels[name].values, candidates) for name in outcome_labels}

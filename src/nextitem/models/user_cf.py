@@ -80,7 +80,7 @@ class UserCF(Recommender):
         return cast(SparseRows, self.get_submodule("taken"))
 
     def fit(self, train: Dataset) -> None:
-        """Store the items of each user, and the addend of each shared item to a similarity."""
+        """Store the items of each user, and the term that each shared item adds to a similarity."""
         log = train.interactions.targets_only()
         user_items = users_by_items(log)
         sizes = np.asarray(user_items.sum(axis=1)).ravel()

@@ -216,7 +216,7 @@ class AnnIndex(nn.Module):
         excluded: Jagged | None = None,
         hidden: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the k best candidates of the faiss index, in the form of `search`."""
+        """Return the k best candidates of the faiss index, in the format of `search`."""
         index = self._faiss_index()
         num_excluded = 0 if excluded is None else int(excluded.lengths.max())
         assert not isinstance(self.config, ExactIndex)

@@ -115,7 +115,7 @@ def _values(catalog: Catalog) -> Tensor:
 
 
 def _by_content(vectors: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the function of `ItemSimilarity.among` for candidates with unit vectors [B, K, D]."""
+    """Return the function that `ItemSimilarity.among` returns, for candidates with unit vectors [B, K, D]."""
 
     def cosines(positions: Tensor) -> Tensor:
         references = vectors.gather(1, positions[:, None, None].expand(-1, 1, vectors.shape[2]))
@@ -125,7 +125,7 @@ def _by_content(vectors: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _by_values(codes: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the function of `ItemSimilarity.among` for candidates with sets of values [B, K, S]."""
+    """Return the function that `ItemSimilarity.among` returns, for candidates with sets of values [B, K, S]."""
     lengths = (codes > 0).sum(2).double()
     scale = lengths.clamp(min=1).rsqrt()
 

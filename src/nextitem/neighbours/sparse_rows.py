@@ -80,7 +80,7 @@ def ages(offsets: Tensor) -> Tensor:
 
 
 def padded_places(matrix: sp.csr_matrix, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Return how the stored entries of some rows fit into a padded array.
+    """Return the places of the stored entries of some rows in a padded array, and the indices of these entries.
 
     Returns:
         Which places of the array are no padding, bool [R, longest], and the indices of the entries in `matrix.data`

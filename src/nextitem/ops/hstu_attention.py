@@ -303,7 +303,7 @@ def _padded(values: Tensor, indices: Tensor) -> Tensor:
 
 
 def _add(total: Tensor, indices: Tensor, real: Tensor, grads: Tensor) -> None:
-    """Add `grads [G, H, L, W]` to `total [T, H, W]` at the `real` ones of `indices [G, L]`, in place.
+    """Add `grads [G, H, L, W]` to `total [T, H, W]` at those of `indices [G, L]` that are `real`, in place.
 
     In a block of several rows every token occurs once, in no other block, so its gradient can be stored, not added.
     """

@@ -24,7 +24,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.tensor_files import save_tensors
 from nextitem.pipeline.recipe import Recipe
 
-# Columns that catalog.parquet has beside those of the user's items table.
+# Columns of catalog.parquet in addition to those of the user's items table.
 _TEXT, _CONTENT, _RELEASED = "__text__", "__content__", "__released_ms__"
 
 

@@ -230,7 +230,7 @@ def _row(run: Run, name: str, dataset: Dataset, split: Split, *, progress: bool)
 
 
 def _customers(rows: Sequence[ReportRow], split: Split, model: Recommender) -> list[CustomerExample]:
-    """Return NUM_CUSTOMERS requests with histories of a readable length, evenly spaced, so always the same ones."""
+    """Return NUM_CUSTOMERS example requests with histories of a readable length; the same requests in every run."""
     requests: SequenceBatch = split.test
     if requests.targets is None:
         return []  # models score the logged impressions and recommend no lists

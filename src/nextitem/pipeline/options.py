@@ -10,7 +10,7 @@ Log = Callable[[str], None]  # called with one line of progress for the user
 
 
 def silent(line: str) -> None:
-    """Drop a line: the log of callers who want none."""
+    """Ignore a line of the log: the default for callers who want no log."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checks that runs and semantic IDs from elsewhere have not learnt from the test targets of this run."""
+"""Checks that runs and semantic IDs from elsewhere have not learned from the test targets of this run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from nextitem.pipeline.recipe import DataTable
 
 
 def data_table(table: DataTable, dataset: Dataset, split: Split) -> DataTable:
-    """Return the recipe's table [data] with all that decides training and test events: protocol, seed, fingerprint."""
+    """Return the recipe's table [data] with what determines training and test events: protocol, seed, fingerprint."""
     return table.model_copy(
         update={"protocol": split.protocol, "split_seed": split.seed, "fingerprint": dataset.fingerprint}
     )

@@ -230,7 +230,7 @@ def answer(
 
 
 def lacking_features(model: Recommender) -> dict[str, int]:
-    """Return for each column how many requests so far lacked it, or had a value that did not occur in training."""
+    """Return for each column the number of requests so far that lacked it or had a value unknown from training."""
     num_requests: dict[str, int] = {}
     for part in model.modules():
         if isinstance(part, Fields):
@@ -348,7 +348,7 @@ def similar_items(model: Recommender, item: Any, *, k: int) -> pl.DataFrame:
 
 
 def similarity_scores(model: Recommender, item: int) -> Tensor:
-    """Return the similarity of every item to one item, [N + 1] float32; -inf: none.
+    """Return the similarity of every item to one item, [N + 1] float32; -inf for dissimilar items.
 
     It is that of roles.KnowsSimilarItems, or the cosine of the item vectors of a VectorModel. Raises UserError for
     another model.
@@ -426,7 +426,7 @@ def history_frame(history: Any) -> pl.DataFrame | Sequence[Any]:
 
 
 def _equals(column: pl.Series, value: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return bool [N]: whether each value, as text, equals `value`; of a list, whether one of its elements does."""
+    """Return whether each value, as text, equals `value`, bool [N]; of a list, whether one of its elements does."""
     if column.dtype.is_nested():
         is_equal = column.list.eval(pl.element().cast(pl.String) == value).list.any()
     else:

@@ -293,7 +293,7 @@ def read_identifiers(folder: Path, catalog: Catalog) -> IdentifierTable:
 def require_identifiers(train: Dataset, recipe: Recipe, options: FitOptions) -> Dataset:
     """Return the data set with semantic IDs: those in the folder `recipe.ids`, or new ones of the recipe's tokenizer.
 
-    Raises UserError if they have collapsed, if those in a folder may have learnt from test targets of this run, or if
+    Raises UserError if they have collapsed, if those in a folder may have learned from test targets of this run, or if
     the recipe has neither a folder nor a tokenizer.
     """
     if recipe.ids is not None:
@@ -318,9 +318,9 @@ def require_identifiers(train: Dataset, recipe: Recipe, options: FitOptions) -> 
 
 
 def _check_origin(folder: Path, recipe: Recipe, log: Log) -> None:
-    """Check that semantic IDs in a folder have not learnt from test targets of this run.
+    """Check that semantic IDs in a folder have not learned from test targets of this run.
 
-    If they learnt from events, these must be training events of the run's own split; otherwise UserError is raised. If
+    If they learned from events, these must be training events of the run's own split; otherwise UserError is raised. If
     this cannot be decided, a note is logged.
     """
     if not (folder / "recipe.toml").is_file():

@@ -341,7 +341,7 @@ def _index_recall(model: Recommender) -> dict[str, Any]:
 def _load_initial_weights(model: Recommender, source: Path, recipe: Recipe, log: Log) -> None:
     """Load the weights of another run into a model.
 
-    Raises UserError if it is a run of another model or other items, or may have learnt from test targets of this run.
+    Raises UserError if it is a run of another model or other items, or may have learned from test targets of this run.
     """
     source_recipe = load_recipe(source)
     problem = leak(source_recipe.data, recipe.data)

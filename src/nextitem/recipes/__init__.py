@@ -1,4 +1,4 @@
-"""Recipes of the package, and how they are read; without torch, so that mistakes are reported at once.
+"""Recipes of the package, and how they are read; without torch, so that mistakes are reported immediately.
 
 Folders: `default` has the laptop-sized recipe of each model, `debug` one that trains in seconds, and the others, named
 after a data set, tuned or published settings.
@@ -32,7 +32,7 @@ def read_recipe(name: str | Path) -> tuple[str, dict[str, Any]]:
 
 
 def default_recipe(model: str) -> tuple[str, dict[str, Any]]:
-    """Return name and tables of a model's laptop-sized recipe; without one, tables with the name of the model alone."""
+    """Return name and tables of a model's default recipe; if it has none, a table that contains only its name."""
     name = f"default/{model}"
     return read_recipe(name) if name in shipped_recipes() else (model, {"model": {"name": model}})
 

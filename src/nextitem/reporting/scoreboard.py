@@ -132,7 +132,7 @@ def print_scoreboard(rows: Sequence[ReportRow], *, console: Console | None = Non
 
 
 def column_marks(rows: Sequence[ReportRow], column: Column) -> list[Mark]:
-    """Mark the best rows of a column and those within noise of the best, for the terminal and the report alike."""
+    """Mark the best rows of a column and those within noise of the best, both for the terminal and for the report."""
     values = [row.evaluation.metrics.get(column.metric) for row in rows]
     if column.higher_is_better is None:
         return [""] * len(rows)

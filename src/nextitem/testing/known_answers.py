@@ -68,7 +68,7 @@ def planted_clusters() -> Dataset:
 
 
 def partly_unseen(*, with_column: bool = False) -> Dataset:
-    """Return planted clusters of seven items, of which the last has no event: items 7, 14, 21, 28 and 35.
+    """Return a data set of planted clusters of seven items, the last of which has no event (items 7, 14, 21, 28, 35).
 
     With `with_column`, the catalogue has each item's cluster in the categorical column `kind`, too.
     """

@@ -1,4 +1,4 @@
-"""Checks of the contract that every model must keep.
+"""Checks of the contract that every model must satisfy.
 
 Each check takes a trained Run. If the run breaks the contract, the check raises AssertionError with a sentence on what
 is wrong.
@@ -37,7 +37,7 @@ def check_recommender(
     known_answers: Sequence[str] = (),
     recipe: str | Path | None = None,
 ) -> None:
-    """Train a model on tiny data sets and check that it keeps the contract of `Recommender`.
+    """Train a model on tiny data sets and check that it satisfies the contract of `Recommender`.
 
     Takes seconds for a small model. Run it in a test of your own.
 
@@ -96,7 +96,7 @@ def allow_list(model: Recommender, *items: int) -> torch.Tensor:
 
 
 def check_an_allowed_item_is_found(run: Run) -> None:
-    """Check that an allow-list of one item gives a list of that item."""
+    """Check that an allow-list of one item returns a list of that item."""
     for item in (1, run.model.num_items):
         lists = run.model.recommend(requests([[2], [3, 4]], allowed=allow_list(run.model, item)), 5).item_ids.tolist()
         assert lists == [[item, 0, 0, 0, 0]] * 2, f"if only item {item} is allowed, the lists are {lists}"
@@ -195,7 +195,7 @@ def check_same_weights(run: Run, repeated_run: Run) -> None:
 
 
 def check_known_answers(run: Run, name: str) -> None:
-    """Check that the model gives the right answers of a known data set for nine requests in ten."""
+    """Check that at least 90% of the answers to a data set with known answers are right."""
     dataset = DATASETS[name]()
     test = make_split(dataset, "leave-one-out").test
     test = replace(test, excluded=None if name == "cycle" else test.items)

@@ -70,7 +70,7 @@ class AutoEncoding(Tokenizer):
         return LossTerms(total, {"reconstruction": reconstruction.detach(), **self.log_terms(quantised)})
 
     def log_terms(self, quantised: QuantisedLatent) -> dict[str, Tensor]:
-        """Return further figures, by name, that the progress display shows beside the reconstruction loss."""
+        """Return further figures, by name, that the progress display shows next to the reconstruction loss."""
         return {}
 
     @torch.no_grad()

@@ -126,7 +126,7 @@ class Tree(Tokenizer):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Return content vectors [n, D] of codes [n, M]: the leaf at the end of the path, from its components."""
+        """Return content vectors [n, D] of codes [n, M], reconstructed from the components of the leaf of each path."""
         leaf = torch.zeros(len(codes), dtype=torch.int64)
         for level, size in enumerate(self.codebook_sizes):
             leaf = leaf * size + codes[:, level]

@@ -82,7 +82,7 @@ def fit(
         config: settings of training.
         seed: seed of the order of examples, of dropout and of negatives.
         out: folder for TensorBoard events and, under checkpoints/, the checkpoint to resume from; None: neither.
-        validate: returns the value of the present weights, to be maximised. NaN means that there is nothing to judge
+        validate: returns the value of the current weights, to be maximised. NaN means that there is nothing to judge
             by: such an epoch is neither better nor worse, and does not count for `patience`. Without any value, the
             last weights are the best.
         stop_after: number of epochs after which training ends, while schedules keep the length of `config.max_epochs`
@@ -262,7 +262,7 @@ def _accelerator(device: str, precision: str) -> str:
 
 @contextmanager
 def _ctrl_c(state: TrainingState) -> Iterator[None]:
-    """Stop after the current optimizer step at the first Ctrl-C, and at once at the second."""
+    """Stop after the current optimizer step at the first Ctrl-C, and immediately at the second."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

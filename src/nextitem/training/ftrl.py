@@ -17,7 +17,7 @@ class FTRL(torch.optim.Optimizer):
     McMahan et al., KDD 2013, algorithm 1, with alpha = lr: for a gradient g,
     sigma = (sqrt(n + g^2) - sqrt(n)) / lr; z += g - sigma w; n += g^2; then
     w = 0 if |z| <= l1, else (sign(z) l1 - z) / ((1 + sqrt(n)) / lr + weight_decay).
-    Training starts from the present weights: the initial z is such that a step without a gradient does not change them.
+    Training starts from the current weights: the initial z is such that a step without a gradient does not change them.
     `lr` must stay constant, since the rates fall by themselves.
     """
 

@@ -45,7 +45,7 @@ class TrainingState(lightning.Callback):
     Args:
         config: settings of training.
         progress: display of the progress.
-        validate: returns the value of the present weights, to be maximised; None: no validation.
+        validate: returns the value of the current weights, to be maximised; None: no validation.
         checkpoint: file of the checkpoint; None: none is saved.
         record: receives the figures of each epoch and its number, for TensorBoard.
 

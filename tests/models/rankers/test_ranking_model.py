@@ -119,7 +119,7 @@ def test_a_request_without_any_label_has_no_gradient(objective: str) -> None:
 
 def test_a_task_without_any_label_is_refused() -> None:
     model = table_ranker(tasks=("target",))
-    with pytest.raises(UserError, match="label 'target' is not known of any impression"):
+    with pytest.raises(UserError, match="no impression to learn from has a known label 'target'"):
         model.examples_of(requests_for([[5, 2]], [[NAN, NAN]]), cycle().interactions)
 
 
@@ -277,8 +277,8 @@ def test_training_data_with_one_label_is_refused(value: float, which: str) -> No
 
 def test_settings_of_impressions_are_refused_without_impressions() -> None:
     for settings, message in (
-        ({"delay_hours": 24.0}, "model.delay_hours is about impressions, and training has none"),
-        ({"position": "weight"}, "model.position is about impressions, and training has none"),
+        ({"delay_hours": 24.0}, "model.delay_hours applies to impressions, and training has none"),
+        ({"position": "weight"}, "model.position applies to impressions, and training has none"),
     ):
         with pytest.raises(UserError, match=message):
             table_ranker(**settings).examples(cycle())

@@ -41,7 +41,7 @@ def reorder(histories: Jagged, share: Tensor, generator: torch.Generator) -> Jag
     place = torch.arange(len(rows), device=rows.device)
     step = place - starts[rows]
     is_inside = (step >= 0) & (step < part_lengths[rows])
-    # Random places within the part that is permuted, so between its neighbours.
+    # Values to be permuted get random places within their part, so that the part stays where it is.
     random_places = starts[rows] + _uniform(rows, generator) * part_lengths[rows]
     order = torch.where(is_inside, random_places, place.double()).argsort(stable=True)
     return histories.with_values(histories.values[order])
@@ -50,7 +50,7 @@ def reorder(histories: Jagged, share: Tensor, generator: torch.Generator) -> Jag
 def augment(
     histories: Jagged, *, crop_share: float, mask_share: float, reorder_share: float, generator: torch.Generator
 ) -> Jagged:
-    """Crop, mask or reorder each row, with equal probability, by the share of that way; 0 replaces a masked item."""
+    """Crop, mask or reorder each row, with equal probability, each by its own share; 0 replaces a masked item."""
     shares = [[crop_share, 0.0, 0.0], [1.0, mask_share, 0.0], [1.0, 0.0, reorder_share]]
     choice = torch.randint(3, (histories.num_rows,), generator=generator)
     crops, masks, reorders = torch.tensor(shares, dtype=torch.float64)[choice].to(histories.offsets.device).unbind(1)

@@ -133,11 +133,11 @@ def require_both_labels(requests: SequenceBatch, label: str) -> None:
     values = values[~values.isnan()]
     count = int((values > 0).sum())
     if not len(values):
-        raise UserError(f"label {label!r} is not known of any impression to learn from; fill it in, or use others")
+        raise UserError(f"no impression to learn from has a known label {label!r}; fill it in, or use others")
     if not 0 < count < len(values):
         raise UserError(
             f"{'none' if not count else 'each'} of the {len(values)} candidates to learn from has the label {label!r}, "
-            "so a model cannot learn from it; leave it out of model.tasks and [impressions] labels, or learn from "
+            "so a model cannot learn from it; remove it from model.tasks and [impressions] labels, or learn from "
             'events with model.learn_from = "events"'
         )
 

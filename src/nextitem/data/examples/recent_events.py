@@ -87,7 +87,7 @@ def recent_events(
 
 
 def _first_after(times: np.ndarray, users: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    """Return the first row of each user from each of `count` evenly spaced times on.
+    """Return each user's first row at or after each of `count` evenly spaced times.
 
     `rows` are in the order of user and time; `times` and `users` are those of the rows.
     """

@@ -140,7 +140,7 @@ def fill_folder(
 
 
 def write_readme(folder: Path, paragraphs: Sequence[str], report: Report) -> None:
-    """Write README.md: paragraphs on the origin of the data, and the notes on what the import left out."""
+    """Write README.md: paragraphs on the origin of the data, and the notes on what the import skipped."""
     lines = "\n".join(f"* {note}" for note in report.notes)
     text = "\n\n".join([*paragraphs, *([lines] if lines else [])])
     (folder / "README.md").write_text(text + "\n", encoding="utf-8")

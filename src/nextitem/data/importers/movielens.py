@@ -75,7 +75,9 @@ def import_10m(archive: Archive, folder: Path, report: Report, *, name: str) -> 
     _check_size(archive, name)
     users = archive.find("users.dat")
     if users:
-        raise UserError(f"{archive.where}: contains {users[0].name}, which ml-10m does not have: nextitem import ml-1m")
+        raise UserError(
+            f"{archive.where}: contains {users[0].name}, which ml-10m does not have; use: nextitem import ml-1m"
+        )
     _import_dat(archive, folder, report)
     return _settings(None)
 
@@ -103,7 +105,7 @@ def import_csv(archive: Archive, folder: Path, report: Report, *, name: str) -> 
 
 
 def _check_size(archive: Archive, name: str) -> None:
-    """Raise UserError if the folder in the archive is that of another size."""
+    """Raise UserError if the archive contains a MovieLens data set of another size."""
     for member in archive.members:
         for part in PurePosixPath(member.name).parts[:-1]:
             actual = _FOLDERS.get(part.lower())
@@ -132,7 +134,7 @@ def _rows(archive: Archive, member: Member, separator: str, encoding: str | None
 
 
 def _write_ratings(archive: Archive, member: Member, separator: str, folder: Path, report: Report) -> None:
-    """Write interactions.parquet from lines of user, item, rating and time; leave out lines that are no rating."""
+    """Write interactions.parquet from lines of user, item, rating and time; skip lines that are no rating."""
     num_unreadable = 0
     with TableWriter(folder / "interactions.parquet", _RATINGS) as writer:
         for row in _rows(archive, member, separator, "latin-1"):

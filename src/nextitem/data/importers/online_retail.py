@@ -39,7 +39,7 @@ _COLUMNS = {
     },
 }
 _TIME_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%d-%m-%Y %H:%M")
-_EXCEL_EPOCH = 25569  # Excel counts days from 1899-12-30, that many before 1970
+_EXCEL_EPOCH = 25569  # days from 1899-12-30, from which Excel counts, to 1970-01-01
 _DAY = 86_400_000  # milliseconds
 
 
@@ -179,16 +179,16 @@ def _milliseconds(texts: pl.Series) -> pl.Series:
 
 
 def _drop_lines(lines: pl.DataFrame, mask: pl.Expr, report: Report, what: str) -> pl.DataFrame:
-    """Return the lines that are not in the mask, and note how many lines (`what`, a plural) were left out."""
+    """Return the lines that are not in the mask, and note how many lines (`what`, a plural) were dropped."""
     remaining_lines = lines.filter(~mask)
     report.note_left_out(lines.height - remaining_lines.height, what)
     return remaining_lines
 
 
 def _drop_repeated_invoices(lines: pl.DataFrame, report: Report) -> pl.DataFrame:
-    """Leave out lines of invoices that a later sheet contains too, or a later part of a table made of both sheets.
+    """Drop lines of invoices that a later sheet contains too, or a later part of a table that joins both sheets.
 
-    The sheets of Online Retail II overlap by nine days. In a table made of both sheets these days occur twice: the
+    The sheets of Online Retail II overlap by nine days. In a table that joins both sheets these days occur twice: the
     dates go back at the place where the second sheet begins.
     """
     goes_back = (pl.col("timestamp").shift(1) - pl.col("timestamp") > _DAY).fill_null(False)

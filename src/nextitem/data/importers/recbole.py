@@ -212,7 +212,7 @@ def _write_features(archive: Archive, member: Member, target: Path, id_column: s
 
 
 def _content_columns(table: pl.DataFrame, columns: list[str], report: Report) -> pl.DataFrame:
-    """Rename number lists to content_<name> if every row has one and all have one length; otherwise leave them out."""
+    """Rename number lists to content_<name> if every row has one and all have one length; otherwise drop them."""
     for column in columns:
         lengths = table[column].list.len()
         if table.height and not lengths.null_count() and lengths.n_unique() == 1:

@@ -1,4 +1,4 @@
-"""Report of an import: what it has read and left out, in words."""
+"""Report of an import: what it has read and skipped, in words."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def _game(row: dict[str, Any]) -> list[Any]:
 
 
 def _day(value: object) -> datetime.date | None:
-    """Return a day such as 2017-12-17 or "Dec 17, 2017", from 1970 on; None for anything else ("Soon..")."""
+    """Return a day such as 2017-12-17 or "Dec 17, 2017", 1970 or later; None for anything else ("Soon..")."""
     for form in ("%Y-%m-%d", "%b %d, %Y", "%d %b, %Y"):
         try:
             day = datetime.datetime.strptime(str(value), form).date()

@@ -44,9 +44,9 @@ def targets_by_user(log: Interactions, candidates: NDArray[np.bool_] | None = No
 
 
 def rows_before(log: Interactions, users: Rows, ends: Rows) -> NDArray[np.bool_]:
-    """Return a mask [T] of the events that are earlier than a row of the log, for some users; of others all events.
+    """Return a mask [T] of the events of `users` before the rows `ends`, and of all events of other users.
 
-    `users` [n] count from 0; `ends` [n] are the rows of the log.
+    `users` [n] count from 0; `ends` [n] are rows of the log.
     """
     border = log.offsets[1:].copy()
     border[users] = ends

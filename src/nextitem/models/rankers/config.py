@@ -60,7 +60,7 @@ class RankingConfig(configs.Config):
         return self.tasks or (TARGET,)
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that are unused with the present values of the other fields: name -> reason."""
+        """Return the fields that are unused with the current values of the other fields: name -> reason."""
         source = f"learn_from is {self.learn_from}"
         reads_events, reads_impressions = self.learn_from != "impressions", self.learn_from != "events"
         negatives = f"{source}: items that were shown and not selected are the negatives"

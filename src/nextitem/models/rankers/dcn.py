@@ -38,7 +38,7 @@ class DCNConfig(DeepConfig):
     """Number of experts of a cross layer in v2-mixture."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that are unused with the present values of the other fields: name -> reason."""
+        """Return the fields that are unused with the current values of the other fields: name -> reason."""
         is_mixture = self.version == "v2-mixture"
         mixture = configs.idle_unless(is_mixture, f"version is {self.version}", "rank", "cross_experts")
         return {**super().idle_fields(), **mixture}

@@ -42,7 +42,7 @@ class DeepConfig(RankingConfig):
     """Activation of SENet gates, which weigh the fields that the deep part reads; none: no gates."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that are unused with the present values of the other fields: name -> reason."""
+        """Return the fields that are unused with the current values of the other fields: name -> reason."""
         sharing = f"sharing is {self.sharing}"
         return {
             **super().idle_fields(),

@@ -62,7 +62,7 @@ class GBDTConfig(RankingConfig):
     """L2 penalty of the logistic regression over the leaves."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that are unused with the present values of the other fields: name -> reason."""
+        """Return the fields that are unused with the current values of the other fields: name -> reason."""
         return {
             **super().idle_fields(),
             **configs.idle_unless(self.leaf_regression, "leaf_regression is false", "leaf_l2"),
@@ -89,8 +89,8 @@ class GBDT(RankingModel):
         kinds = (ItemId, ItemCategory, RequestCategory, CrossedWithLast)
         self.categorical = [number for number, index in enumerate(self.columns) if isinstance(parts[index], kinds)]
         self.register_buffer("trees", torch.zeros(0, dtype=torch.uint8))  # JSON: LightGBM's text for each task
-        self.register_buffer("leaf_weights", torch.zeros(0))  # [S, E, V]
-        self.register_buffer("leaf_biases", torch.zeros(0))  # [S]
+        self.register_buffer("leaf_weights", torch.zeros(0))  # [S, E, V] by task, tree and leaf
+        self.register_buffer("leaf_biases", torch.zeros(0))  # [S] one bias for each task
         self._booster_cache: tuple[Tensor, int, list[lightgbm.Booster]] | None = None  # text, its version, trees
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -197,7 +197,7 @@ class GBDT(RankingModel):
             if len(np.unique(labels_PS[rows, column])) < 2:
                 raise UserError(
                     "model.leaf_regression: in the half of the requests that fits the leaves' weights, no two "
-                    f"candidates differ in the label of {self.tasks[column]!r}; leave leaf_regression out"
+                    f"candidates differ in the label of {self.tasks[column]!r}; remove leaf_regression"
                 )
             leaves_PE = _leaves(booster, matrix[rows])
             shape = (leaves_PE.shape[1], self.config.leaves)

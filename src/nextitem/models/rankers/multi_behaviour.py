@@ -42,7 +42,7 @@ class MultiBehaviourConfig(DeepConfig):
     """Widths of the hidden layers of the activation units, which weigh history items."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that are unused with the present values of the other fields: name -> reason."""
+        """Return the fields that are unused with the current values of the other fields: name -> reason."""
         cross_settings = configs.idle_unless(
             self.behaviours > 1, "behaviours is 1: there is no other sequence", "heads"
         )

@@ -105,7 +105,7 @@ class RankingModel(Recommender):
             return self.examples_of(impression_examples(train, delay_hours=config.delay_hours), train.interactions)
         if config.learn_from == "auto" and (config.delay_hours or config.position == "weight"):
             name = "delay_hours" if config.delay_hours else "position"
-            raise UserError(f"{train.name}: model.{name} is about impressions, and training has none; leave it out")
+            raise UserError(f"{train.name}: model.{name} applies to impressions, and training has none; remove it")
         sampled = SampledCandidates(
             train,
             num_negatives=config.num_negatives,
@@ -127,7 +127,7 @@ class RankingModel(Recommender):
             if "slot" not in requests.candidate_features:
                 raise UserError(
                     'model.position = "weight" needs the column slot of impressions, and these candidates have none; '
-                    "leave it out"
+                    "remove it"
                 )
             self.examined = examination(requests, self._labels(requests)[0])
         self.fields.fit(requests, log)
@@ -153,7 +153,7 @@ class RankingModel(Recommender):
         return LossTerms(terms.total + self.penalty(batch, codes), terms.named)
 
     def cross_entropy(self, batch: SequenceBatch, logits: Tensor) -> LossTerms:
-        """Return the loss of all tasks for logits [P, S]: requests count alike, unlabelled candidates not at all."""
+        """Return the loss of all tasks for logits [P, S]: requests have equal weights, unlabelled candidates none."""
         assert batch.candidates is not None
         rows = batch.candidates.row_ids()
         weights = self._weights(batch)

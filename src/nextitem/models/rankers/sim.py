@@ -62,7 +62,7 @@ class SIMConfig(DeepConfig):
     """Weight of the loss of the soft search's auxiliary task (alpha)."""
 
     def idle_fields(self) -> dict[str, str]:
-        """Return the fields that are unused with the present values of the other fields: name -> reason."""
+        """Return the fields that are unused with the current values of the other fields: name -> reason."""
         search, is_hard = f"search is {self.search}", self.search == "hard"
         return {
             **super().idle_fields(),

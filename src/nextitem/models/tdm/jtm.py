@@ -1,7 +1,7 @@
 """JTM: optimises the network and the tree with one objective, in turns.
 
 Zhu et al., Joint Optimization of Tree-based Index and Deep Model, arXiv 1902.07565. As TDM, but the tree is changed to
-raise the likelihood of the training data under the present network: every item moves to the leaf where its users'
+raise the likelihood of the training data under the current network: every item moves to the leaf where its users'
 scores along the path are highest, within the capacity of the nodes. And nodes of a level read the history at that
 level: its items' ancestors.
 
@@ -9,7 +9,7 @@ Notable
 - The assignment works down the tree in segments of `segment` levels (algorithm 2). Within a segment the items of a node
   are assigned to its descendants: exactly (Hungarian method) if there are at most `exact_items` of them, else greedily,
   those with the largest margin first.
-- An assignment step never lowers the likelihood with histories read by the present tree. But nodes read histories by
+- An assignment step never lowers the likelihood with histories read by the current tree. But nodes read histories by
   their ancestors, so the new tree changes every input, and the likelihood under it can fall (on an overfitted toy
   example it fell in 11 of 11 steps).
 - The likelihood of an item at a node is summed over its training targets, at most `targets_per_item` of them, sampled
@@ -86,7 +86,7 @@ class JTM(Recommender):
 
     @property
     def identifiers(self) -> IdentifierTable:
-        """The present tree as a table of identifiers."""
+        """The current tree as a table of identifiers."""
         return self.network.table
 
     def examples(self, train: Dataset) -> NextTargets:
@@ -121,7 +121,7 @@ class JTM(Recommender):
     def assigned_codes(self, batches: Sequence[SequenceBatch]) -> Tensor | None:
         """Return codes [N, M] that raise the likelihood of the targets of `batches`, or None if there are none."""
         trie = self.network.trie
-        places = torch.zeros(self.num_items + 1, dtype=torch.int64)  # the present node of each item; at first the root
+        places = torch.zeros(self.num_items + 1, dtype=torch.int64)  # the current node of each item; at first the root
         new_likelihood = 0.0
         for start in range(0, trie.num_levels, self.config.segment):
             end = min(start + self.config.segment, trie.num_levels)
@@ -162,7 +162,7 @@ class JTM(Recommender):
 
         Args:
             batches: the targets with their histories.
-            places: present node of each item [N + 1], at depth `start`.
+            places: current node of each item [N + 1], at depth `start`.
             start: depth of the top of the segment.
             end: depth of its bottom.
 
@@ -194,7 +194,7 @@ class JTM(Recommender):
         return total, below
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
-        """Return the state before the first step down."""
+        """Return the state at the root of the tree, before the first step."""
         return self.network.start(batch)
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:

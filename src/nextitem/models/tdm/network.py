@@ -44,10 +44,10 @@ class Levels(configs.Choice):
 
 
 class BeamAware(configs.Choice):
-    """The nodes that the present model's beam search visits (OTM, Zhuo et al., ICML 2020)."""
+    """The nodes that the current model's beam search visits (OTM, Zhuo et al., ICML 2020)."""
 
     kind: Literal["beam-aware"] = "beam-aware"
-    """The nodes that the present model's beam search visits."""
+    """The nodes that the current model's beam search visits."""
     training_beam: int = Field(16, ge=1)
     """Beam width of the search in training; a wider beam visits nodes that a serving beam never visits."""
 
@@ -104,7 +104,7 @@ class TreeNetwork(nn.Module):
         return sum(self.config.windows)
 
     def build_tree(self) -> None:
-        """Build the trie of the present codes, and the tables that follow from it."""
+        """Build the trie of the current codes, and the tables that follow from it."""
         device = self.codes.device
         self.table = replace(self.table, codes=self.codes.cpu())
         trie = PrefixTrie.from_table(self.table)
@@ -231,9 +231,9 @@ class TreeNetwork(nn.Module):
 
     @torch.no_grad()
     def _visited(self, batch: SequenceBatch, paths_BM: Tensor, *, beam_width: int) -> tuple[Tensor, list[int], Tensor]:
-        """Return the nodes that the present model's beam search scores, with those around the path, and their labels.
+        """Return the nodes that the current model's beam search scores, with those around the path, and their labels.
 
-        OTM (Zhuo et al., ICML 2020): the label of a node is 1 if the target is the item that the present model prefers
+        OTM (Zhuo et al., ICML 2020): the label of a node is 1 if the target is the item that the current model prefers
         below it. That holds for the target's leaf, and for a node above it if it holds for its best-scored child. The
         children of the nodes on the path to the target are added; otherwise a target that the beam has lost would have
         no effect.

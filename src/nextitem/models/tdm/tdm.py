@@ -65,7 +65,7 @@ class TDM(Recommender):
 
     @property
     def identifiers(self) -> IdentifierTable:
-        """The present tree as a table of identifiers."""
+        """The current tree as a table of identifiers."""
         return self.network.table
 
     def examples(self, train: Dataset) -> NextTargets:
@@ -88,7 +88,7 @@ class TDM(Recommender):
         return self.network.average_inner_vectors()
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
-        """Return the state before the first step down."""
+        """Return the state at the root of the tree, before the first step."""
         return self.network.start(batch)
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:

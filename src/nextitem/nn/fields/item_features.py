@@ -18,7 +18,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
 from nextitem.core.jagged import Jagged, offsets_of
 
-CONTENT: Final = "content"  # name that stands for a catalogue's content vectors among names of features
+CONTENT: Final = "content"  # among names of features: the content vectors of the catalogue
 
 
 class ItemFeatures(nn.Module):

@@ -21,7 +21,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.nn.fields.item_features import category_codes, category_lists
 
 DAY_MS, HOUR_MS = 86_400_000, 3_600_000
-FIRST_THURSDAY = 3  # 1970-01-01, counted from Monday
+FIRST_THURSDAY = 3  # weekday of 1970-01-01, a Thursday; Monday is 0
 NUM_LOG_CODES = 40  # codes of a logarithmic scale: 1, 1.4, 2, 2.8 ... 10^6
 
 

@@ -183,7 +183,7 @@ def _field_names(catalog: Catalog, is_selected: Callable[[Field], bool]) -> list
 
 
 def _checked_names(available: list[str], names: Sequence[str], *, owners: str) -> Sequence[str]:
-    """Return `names`, or all that are `available` if there are none; raise UserError for one that is not available."""
+    """Return `names`, or all `available` names if it is empty; raise UserError for an unknown name."""
     for name in names:
         if name not in available:
             raise UserError(f"{name!r} is no field of {owners}; there are {', '.join(available)}")
