@@ -152,6 +152,7 @@ def _steps_to_follow(commitment: float) -> int:
     return 400
 
 
+@pytest.mark.slow
 def test_an_item_s_cluster_follows_its_drift_and_commitment_delays_it() -> None:
     free, delayed = _steps_to_follow(0.0), _steps_to_follow(0.3)
     assert free < 150

@@ -131,6 +131,7 @@ def test_the_gradient_approaches_the_full_softmax_s_as_batches_grow() -> None:
     assert errors[1] > 3 * errors[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_hard", [0, 3])
 def test_the_sampled_sum_is_an_unbiased_estimate(monkeypatch: pytest.MonkeyPatch, num_hard: int) -> None:
     """Of the sum of a softmax over the catalogue, for columns of every origin."""

@@ -205,6 +205,7 @@ def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
         assert torch.allclose(value, second[name], rtol=1e-4, atol=1e-5), name
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_weights_of_one(results_folder: Path, tmp_path: Path) -> None:
     """Check weights, and that the logged losses are those of whole batches."""
     model, epoch_log = train("sasrec", tmp_path, 4)
@@ -214,6 +215,7 @@ def test_two_processes_train_the_weights_of_one(results_folder: Path, tmp_path: 
         assert entry == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_sparse_gradients_are_those_of_one_process(results_folder: Path) -> None:
     """Check rows that one process, both or none has read, with their own momentum."""
     expected = train_sparse()
@@ -222,12 +224,14 @@ def test_sparse_gradients_are_those_of_one_process(results_folder: Path) -> None
     torch.testing.assert_close(expected["table.weight"][[0, 3, 4, 6]], SparseNet().table.weight.detach()[[0, 3, 4, 6]])
 
 
+@pytest.mark.slow
 def test_a_process_without_a_part_of_a_batch_gets_the_same_weights(results_folder: Path) -> None:
     expected = train_single_rows()
     for rank in (0, 1):
         assert_close(torch.load(results_folder / f"single-rows-{rank}.pt", weights_only=True), expected)
 
 
+@pytest.mark.slow
 def test_session_lanes_are_divided_between_processes_and_learn(results_folder: Path, tmp_path: Path) -> None:
     """Check that losses are near, not equal: each process has fewer lanes, and so fewer negatives."""
     _, epoch_log = train("gru4rec", tmp_path, 4)
@@ -236,6 +240,7 @@ def test_session_lanes_are_divided_between_processes_and_learn(results_folder: P
     assert saved[-1]["loss"] == pytest.approx(epoch_log[-1]["loss"], rel=0.15)
 
 
+@pytest.mark.slow
 def test_two_processes_return_the_lists_of_one(results_folder: Path) -> None:
     test = make_split(cycle(), "leave-one-out").test
     expected = recommend_all(sasrec().eval(), test, 3, batch_size=9)
@@ -245,6 +250,7 @@ def test_two_processes_return_the_lists_of_one(results_folder: Path) -> None:
         assert torch.equal(saved["first_lists"], expected[:4])
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_resumes_in_two_and_vice_versa(results_folder: Path, tmp_path: Path) -> None:
     whole, _ = train("sasrec", tmp_path, 4)
     # Started by one process, ended by two.

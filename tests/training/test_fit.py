@@ -321,6 +321,7 @@ def test_a_kill_during_a_save_leaves_the_former_checkpoint(tmp_path: Path, monke
     assert have_same_weights(whole, resumed)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_training_which_can_be_resumed(tmp_path: Path) -> None:
     process = start_and_wait(tmp_path, "new")
     process.send_signal(signal.SIGINT)
