@@ -62,12 +62,36 @@ def settings_of(config: type[Config], *, prefix: str = "") -> Iterator[Setting]:
                     if each.name != f"{prefix}{name}[].kind":
                         yield replace(each, meaning=f"If {named}: {each.meaning}")
             continue
-        if isinstance(nested, type) and issubclass(nested, Config):
+        if get_origin(nested) is dict and _is_config(get_args(nested)[1]):
+            default_text = "required" if field.is_required() else "none"
+            yield Setting(prefix + name, "tables by name", default_text, _range_text(field), meanings.get(name, ""))
+            yield from settings_of(get_args(nested)[1], prefix=f"{prefix}{name}.NAME.")
+            continue
+        optional = _optional_config(nested)
+        if optional is not None:
+            default_text = "none" if field.default is None else "a table"
+            yield Setting(prefix + name, "table | none", default_text, "", meanings.get(name, ""))
+            yield from settings_of(optional, prefix=f"{prefix}{name}.")
+            continue
+        if _is_config(nested):
+            assert isinstance(nested, type)
             yield from settings_of(nested, prefix=f"{prefix}{name}.")
             continue
         yield Setting(
             prefix + name, _type_text(nested), _default_text(field), _range_text(field), meanings.get(name, "")
         )
+
+
+def _optional_config(annotation: Any) -> type[Config] | None:
+    """Return the config class of a table that may be none; None if the annotation is another one."""
+    members = [each for each in get_args(annotation) if each is not type(None)]
+    if len(members) != 1 or len(get_args(annotation)) != 2:
+        return None
+    return members[0] if _is_config(members[0]) else None
+
+
+def _is_config(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Config)
 
 
 def _choices_in_list(annotation: Any) -> dict[str, type[Config]]:
