@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -19,6 +21,7 @@ from nextitem.models.item_cf import ItemCFConfig
 from nextitem.models.popularity import Popularity
 from nextitem.testing.known_answers import DATASETS
 from nextitem.testing.rich_log import SETTINGS, longer_log, rich_frames, rich_log
+from nextitem.training.fit import TrainingResult, fit
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +260,27 @@ def test_returned_objects_have_a_short_repr(run: ni.Run, tmp_path: Path) -> None
     table = ni.tokenize("random", rich_log(), out=tmp_path / "ids", progress=False)
     assert repr(table).endswith("tokenizer 'random')")
     assert all(len(repr(value)) < 300 for value in (run, comparison, table, ni.evaluate(run)))
+
+
+def test_tokenizing_that_was_interrupted_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"tokenizer_training.max_epochs": 4, "tokenizer.codebook_size": 4}
+    whole = ni.tokenize("rq-vae", rich_log(), out=tmp_path / "whole", settings=settings, progress=False)
+
+    def interrupted_fit(*arguments: Any, out: Path, **options: Any) -> TrainingResult:
+        """Train one epoch, and leave the resume point of a training that Ctrl-C has stopped."""
+        result = fit(*arguments, out=out, **{**options, "stop_after": 1})
+        checkpoint = out / "checkpoints" / "last.ckpt"
+        saved = torch.load(checkpoint, weights_only=True)
+        next(iter(saved["callbacks"].values()))["stopped"] = "interrupted"
+        torch.save(saved, checkpoint)
+        return replace(result, stop_reason="interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nextitem.pipeline.tokenize.fit", interrupted_fit)
+        with pytest.raises(KeyboardInterrupt):
+            ni.tokenize("rq-vae", rich_log(), out=tmp_path / "ids", settings=settings, progress=False)
+    assert not (tmp_path / "ids" / "identifiers.safetensors").exists()
+    with pytest.raises(ni.UserError, match="begun with other settings"):
+        ni.tokenize("rq-vae", rich_log(), out=tmp_path / "ids", resume=True, progress=False)
+    resumed = ni.tokenize("rq-vae", rich_log(), out=tmp_path / "ids", settings=settings, resume=True, progress=False)
+    assert torch.equal(resumed.codes, whole.codes)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import tomli_w
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from nextitem.core.catalog import Catalog, ColumnEncoding
 from nextitem.core.components import build_component
-from nextitem.core.config import parse, read_toml, write_toml
+from nextitem.core.config import parse, read_toml, to_toml_values, write_toml
 from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
@@ -39,6 +41,15 @@ def load_recipe(folder: Path) -> Recipe:
     if not file.is_file():
         raise UserError(f"{folder} is not a run: it has no recipe.toml; make one with: nextitem train")
     return parse(Recipe, read_toml(file), where=str(file))
+
+
+def check_same_recipe(folder: Path, recipe: Recipe) -> None:
+    """Raise UserError if the recipe that `folder` contains is another one: then its resume points do not fit."""
+    if not (folder / "recipe.toml").is_file():
+        return
+    as_read_back = tomllib.loads(tomli_w.dumps(to_toml_values(recipe.model_dump())))
+    if read_toml(folder / "recipe.toml") != as_read_back:
+        raise UserError(f"{folder} was begun with other settings or data; resume with the same, or use --overwrite")
 
 
 def save_model(folder: Path, model: Recommender) -> None:

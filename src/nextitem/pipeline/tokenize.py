@@ -21,6 +21,7 @@ from nextitem.data.readers import load_dataset
 from nextitem.data.text import content_vectors
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.pipeline.bundle import (
+    check_same_recipe,
     load_catalog,
     load_recipe,
     load_weights,
@@ -66,14 +67,20 @@ def with_content(train: Dataset, recipe: Recipe, *, out: Path | None = None, pro
     return train.with_catalog(catalog)
 
 
-def make_tokenizer(train: Dataset, recipe: Recipe, *, out: Path | None, progress: bool = True) -> Tokenizer:
+def make_tokenizer(
+    train: Dataset, recipe: Recipe, *, out: Path | None, resume: bool = False, progress: bool = True
+) -> Tokenizer:
     """Train the recipe's tokenizer on the content vectors of `train.catalog`; the same seed gives the same codes.
 
     Args:
         train: training data with content vectors.
         recipe: settings of the run.
         out: folder in which training writes its resume points (subfolder tokenizer); None: none.
+        resume: continue from the resume point in `out`.
         progress: show a progress bar.
+
+    Raises:
+        KeyboardInterrupt: training was interrupted; the resume point is in `out`.
 
     """
     assert recipe.tokenizer is not None
@@ -83,15 +90,18 @@ def make_tokenizer(train: Dataset, recipe: Recipe, *, out: Path | None, progress
         tokenizer.fit(train)
     else:
         assert isinstance(tokenizer, Trainable)
-        fit(
+        result = fit(
             tokenizer,
             tokenizer.examples(train),
             recipe.tokenizer_training,
             seed=recipe.seed,
             out=None if out is None else out / "tokenizer",
+            resume=resume,
             progress=progress,
             label=recipe.tokenizer["name"],
         )
+        if result.stop_reason == "interrupted":
+            raise KeyboardInterrupt
     return tokenizer.eval()
 
 
@@ -127,7 +137,7 @@ def tokenize(
         append: add codes for new items to the IDs in `out`; the codes of other items do not change.
         overrides: settings as text, such as "tokenizer.levels=4", as the command line takes them.
         drop_unknown_items: skip events of items that are not in the items table; otherwise they are an error.
-        resume: write into `out` even if it contains files of an interrupted call.
+        resume: continue a call that was interrupted. It ends with the same IDs as an uninterrupted one.
         overwrite: replace semantic IDs or a run in `out`.
         progress: show progress: a bar on a terminal, otherwise one line for each epoch.
         log: function that is called with each line of progress, and with a warning if the IDs have collapsed.
@@ -176,10 +186,14 @@ def tokenize(
     for note in dataset.notes:
         log(f"note: {note}")
     folder = prepare_out(out, resume=resume, overwrite=overwrite)
-    return tokenize_items(train, resolved, out=folder, log=log, progress=progress)
+    if resume:
+        check_same_recipe(folder, resolved)
+    return tokenize_items(train, resolved, out=folder, log=log, resume=resume, progress=progress)
 
 
-def tokenize_items(train: Dataset, recipe: Recipe, *, out: Path, log: Log, progress: bool = True) -> IdentifierTable:
+def tokenize_items(
+    train: Dataset, recipe: Recipe, *, out: Path, log: Log, resume: bool = False, progress: bool = True
+) -> IdentifierTable:
     """Write semantic IDs, their trie, the tokenizer and its quality report into `out`, and log a collapse.
 
     Args:
@@ -187,6 +201,7 @@ def tokenize_items(train: Dataset, recipe: Recipe, *, out: Path, log: Log, progr
         recipe: settings of content vectors, tokenizer and quality.
         out: an existing folder.
         log: function that is called with a warning if the IDs have collapsed.
+        resume: continue from the resume point of the tokenizer in `out`.
         progress: show a progress bar.
 
     Returns:
@@ -197,7 +212,7 @@ def tokenize_items(train: Dataset, recipe: Recipe, *, out: Path, log: Log, progr
     finish_replacing(out)
     save_recipe(out, recipe)
     train = with_content(train, recipe, out=out, progress=progress)
-    tokenizer = make_tokenizer(train, recipe, out=out, progress=progress)
+    tokenizer = make_tokenizer(train, recipe, out=out, resume=resume, progress=progress)
     table = build_table(tokenizer, train.catalog)
     save_weights(out / "tokenizer.safetensors", tokenizer)
     save_catalog(out, train.catalog.with_identifiers(table))
@@ -306,7 +321,7 @@ def require_identifiers(train: Dataset, recipe: Recipe, options: FitOptions) -> 
         if train.catalog.content is None:
             train = with_content(train, recipe, progress=options.progress)
         options.log(f"semantic IDs by {recipe.tokenizer['name']}")
-        tokenizer = make_tokenizer(train, recipe, out=options.folder, progress=options.progress)
+        tokenizer = make_tokenizer(train, recipe, out=options.folder, resume=options.resume, progress=options.progress)
         table = build_table(tokenizer, train.catalog)
     warning = collapse_warning(table.report or {}, recipe.quality)
     if warning:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import tomli_w
 import torch
 
 from nextitem.cascade.cascade import Cascade
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.components import build_component, component_class
-from nextitem.core.config import Config, apply_overrides, read_toml, to_toml_values
+from nextitem.core.config import Config, apply_overrides
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
@@ -26,7 +24,7 @@ from nextitem.distributed import processes
 from nextitem.evaluation.evaluate import quick_score
 from nextitem.evaluation.evaluate_ranking import quick_auc
 from nextitem.neighbours.ann_index import AnnIndex
-from nextitem.pipeline.bundle import load_model, load_recipe, save_model, save_recipe, write_json
+from nextitem.pipeline.bundle import check_same_recipe, load_model, load_recipe, save_model, save_recipe, write_json
 from nextitem.pipeline.cascade import fit_cascade
 from nextitem.pipeline.evaluate import evaluate_split, split_for
 from nextitem.pipeline.folders import prepare_out
@@ -361,7 +359,5 @@ def _finished_run(folder: Path, recipe: Recipe) -> Run | None:
     """Return the finished run in `folder`, or None if it is unfinished. Raises UserError if its recipe differs."""
     if not (folder / "recipe.toml").is_file():
         return None
-    as_read_back = tomllib.loads(tomli_w.dumps(to_toml_values(recipe.model_dump())))
-    if read_toml(folder / "recipe.toml") != as_read_back:
-        raise UserError(f"{folder} was begun with other settings or data; resume with the same, or use --overwrite")
+    check_same_recipe(folder, recipe)
     return load_run(folder) if (folder / "metrics.json").is_file() else None
