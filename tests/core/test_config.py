@@ -39,6 +39,11 @@ class Sampled(Choice):
     inner: Inner = Inner()
 
 
+class WithTables(Config):
+    extra: Inner | None = None
+    parts: dict[str, Inner] = {}
+
+
 class WithChoice(Config):
     loss: Plain | Sampled = Field(Sampled(), discriminator="kind")
 
@@ -98,10 +103,23 @@ def test_another_kind_removes_the_settings_of_the_former_kind(overrides: list[st
     assert merge_tables(base, {"loss": {"count": 1}}) == {"loss": {"kind": "sampled", "count": 1}}
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"extra": {"depth": 1}}, r"unknown setting 'extra\.depth'; known are width"),
+        ({"parts": {"near": {"depth": 1}}}, r"unknown setting 'parts\.near\.depth'; known are width"),
+    ],
+)
+def test_mistakes_in_tables_list_the_settings_of_the_table(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse(WithTables, values, where="test")
+
+
 def test_the_order_of_overrides_of_a_choice_does_not_matter() -> None:
     base = {"loss": "plain"}
-    for overrides in (["loss.count=4", "loss.kind=sampled"], ["loss.kind=sampled", "loss.count=4"]):
-        assert parse(WithChoice, apply_overrides(base, overrides), where="test").loss == Sampled(count=4)
+    for kind in ("loss.kind=sampled", "loss=sampled"):
+        for overrides in (["loss.count=4", kind], [kind, "loss.count=4"]):
+            assert parse(WithChoice, apply_overrides(base, overrides), where="test").loss == Sampled(count=4)
 
 
 def test_an_override_turns_a_setting_that_is_none_into_a_table() -> None:

@@ -162,8 +162,10 @@ def _path_and_class(kind: type[Config], location: Sequence[str | int]) -> tuple[
         field = owner.model_fields.get(str(part))
         if field is not None:
             choices = choices_of(field)
-            annotation = field.annotation
-            nested = annotation if isinstance(annotation, type) and issubclass(annotation, Config) else None
+            # The config itself, an optional one, or the values of a dict.
+            members = [field.annotation, *get_args(field.annotation)]
+            configs = [each for each in members if isinstance(each, type) and issubclass(each, Config)]
+            nested = configs[0] if len(configs) == 1 and not choices else None
     return ".".join(names), owner
 
 
@@ -195,7 +197,14 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     path is a value instead of a table.
     """
     result = _copy(values)
-    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".kind")):
+    paths = [override.partition("=")[0].strip() for override in overrides]
+
+    def order(override: str) -> bool:
+        """Return False (sorted first) if it chooses a kind: `a.kind=x`, or `a=x` if there is `a.b=y`."""
+        path = override.partition("=")[0].strip()
+        return not (path.endswith(".kind") or any(other.startswith(f"{path}.") for other in paths))
+
+    for override in sorted(overrides, key=order):
         path, separator, text = override.partition("=")
         if not separator or not path.strip():
             raise UserError(f"--set {override!r}: write it as name.field=value, for example training.max_epochs=5")
