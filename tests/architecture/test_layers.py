@@ -132,6 +132,8 @@ def test_help_needs_no_torch_and_answers_quickly() -> None:
         (["train", "sasrex", "--data", "FOLDER", "--out", "OUT"], 2),
         (["train", "sasrec", "--data", "nowhere", "--out", "OUT"], 2),
         (["train", "sasrec", "--data", "FOLDER", "--out", "FOLDER"], 2),
+        (["train", "sasrec", "--data", "FOLDER", "--out", "OUT", "--set", "model.widht=3"], 2),
+        (["train", "sasrec", "--data", "FOLDER", "--out", "OUT", "--set", "training.epochs=3"], 2),
         (["recommend", "nowhere", "--user", "1"], 2),
         (["compare", "nowhere", "--data", "FOLDER", "--out", "OUT"], 2),
         (["tokenize", "lsh", "--data", "nowhere", "--out", "OUT"], 2),

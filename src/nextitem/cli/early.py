@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nextitem.core import registry
 from nextitem.core.errors import UserError
+from nextitem.core.setting_names import field_names, setting_names
 
 if TYPE_CHECKING:
     from nextitem.core.dataset import Dataset
@@ -18,6 +19,21 @@ def check_names(kind: str, names: Sequence[str]) -> None:
     for name in names:
         if ":" not in name:
             registry.entry(kind, name)
+
+
+def check_settings(kind: str, name: str, overrides: Sequence[str]) -> None:
+    """Raise UserError if an override names no setting of a registered component; values are checked later."""
+    entry = registry.KINDS[kind].get(name)
+    names = {
+        kind: None if entry is None else setting_names(entry.path),
+        "training": field_names("nextitem.training.config:TrainingConfig"),
+    }
+    for override in overrides:
+        table, _, path = override.partition("=")[0].strip().partition(".")
+        field, known_names = path.partition(".")[0], names.get(table)
+        if known_names and field and field != "name" and field not in known_names:
+            title = f"[{table}] {name}" if table == kind else f"[{table}]"
+            raise UserError(f"{title}: unknown setting {field!r}; known are {', '.join(known_names)}")
 
 
 def check_out(out: str, *, resume: bool, overwrite: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nextitem.cli.early import check_names, check_out, load_data
+from nextitem.cli.early import check_names, check_out, check_settings, load_data
 from nextitem.cli.options import Data, DropUnknown, Overwrite, Resume, Seed, Set, log
 
 EXAMPLES = (
@@ -44,6 +44,7 @@ def tokenize(
 ) -> None:
     """Create semantic IDs for items, and print their quality."""
     check_names("tokenizer", [name])
+    check_settings("tokenizer", name, settings or [])
     if not append:
         check_out(out, resume=resume, overwrite=overwrite)
     dataset = load_data(data, drop_unknown_items=drop_unknown_items, recipe=recipe, overrides=settings or [])

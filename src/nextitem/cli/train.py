@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nextitem.cli.early import check_names, check_out, load_data
+from nextitem.cli.early import check_names, check_out, check_settings, load_data
 from nextitem.cli.options import Data, Device, DropUnknown, Out, Overwrite, Protocol, Resume, Seed, Set, log
 
 EXAMPLES = (
@@ -55,6 +55,7 @@ def train(
     Writes the run (recipe, weights, catalogue, metrics) into --out.
     """
     check_names("model", [model])
+    check_settings("model", model, settings or [])
     check_out(out, resume=resume, overwrite=overwrite)
     dataset = load_data(data, drop_unknown_items=drop_unknown_items, recipe=recipe, overrides=settings or [])
     from nextitem.pipeline.train import train as run_training
