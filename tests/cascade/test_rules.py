@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_catalog import build, candidates, lists, requests, shelf
 
-from nextitem.cascade.rules import Filter, RulesConfig
+from nextitem.cascade.rule_kinds import Filter
+from nextitem.cascade.rules import RulesConfig
 from nextitem.core.catalog import Catalog
 from nextitem.core.config import parse
 from nextitem.core.errors import UserError
