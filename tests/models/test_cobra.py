@@ -17,7 +17,7 @@ from nextitem.core.roles import GeneratorState
 from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.decoding.bucket_search import bucket_search
 from nextitem.decoding.trie import PrefixTrie
-from nextitem.models.cobra import Cobra, CobraConfig, without_extra_level
+from nextitem.models.cobra import Cobra, CobraConfig
 
 ITEMS, SIZES = 30, (4, 3)
 
@@ -240,9 +240,9 @@ def test_levels_that_only_make_equal_codes_unique_are_dropped() -> None:
     table = IdentifierTable.from_item_codes(
         codes, codebook_sizes=(2, 2, 2), catalog_fingerprint="", report={"levels": [{}, {}]}
     )
-    assert without_extra_level(table).codebook_sizes == (2, 2)
+    assert table.without_extra_level().codebook_sizes == (2, 2)
     plain = IdentifierTable.from_item_codes(codes, codebook_sizes=(2, 2, 2), catalog_fingerprint="")
-    assert without_extra_level(plain).codebook_sizes == (2, 2, 2)
+    assert plain.without_extra_level().codebook_sizes == (2, 2, 2)
 
 
 def test_a_catalogue_without_codes_and_content_raises() -> None:

@@ -22,6 +22,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.roles import Ranker, Trainable
 from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.labelled_candidates import LabelledRequests
+from nextitem.data.negatives import sample_trained_items
 from nextitem.data.readers import dataset_from_frames
 from nextitem.losses.in_batch_softmax import in_batch_softmax
 from nextitem.models import two_tower
@@ -181,9 +182,9 @@ def test_hard_negatives_are_the_highest_scored_items_except_the_target(monkeypat
 
 
 def test_items_without_training_events_are_not_sampled() -> None:
-    model = model_of(mixed_negatives=20)
+    model = model_of()
     model.popularity[11:] = 0
-    sampled, fraction = model._sample_uniformly()
+    sampled, fraction = sample_trained_items(model.popularity, 20)
     assert sorted(sampled.tolist()) == list(range(1, 11))
     assert fraction == 1
 

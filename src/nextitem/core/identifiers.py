@@ -64,6 +64,12 @@ class IdentifierTable:
         padding = torch.full((1, codes.shape[1]), -1, dtype=torch.int32)
         return cls(torch.cat([padding, codes.to(torch.int32)]), codebook_sizes, **fields)
 
+    def without_extra_level(self) -> IdentifierTable:
+        """Return the table without the level that only makes equal codes unique: the levels of the tokenizer alone."""
+        levels = len((self.report or {}).get("levels", self.codebook_sizes))
+        codes = self.codes[:, :levels].contiguous()
+        return IdentifierTable(codes, self.codebook_sizes[:levels], self.catalog_fingerprint, self.tokenizer)
+
     @property
     def num_items(self) -> int:
         """Number of items (N)."""

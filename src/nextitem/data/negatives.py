@@ -76,6 +76,44 @@ def sample_negatives(
     return Negatives(samples, lengths, log_q, batch.contains(samples) if shared_by == "sequence" else None)
 
 
+def sample_trained_items(popularity: Tensor, count: int) -> tuple[Tensor, float]:
+    """Return `count` items sampled uniformly among those with training events, and the sampled fraction of them.
+
+    `popularity [N + 1]` counts training events; if fewer items have any, all of them are returned. Random numbers come
+    from torch's global generator.
+    """
+    trained_items = popularity.nonzero()[:, 0]
+    count = min(count, len(trained_items))
+    sample = torch.randperm(len(trained_items))[:count].to(trained_items.device)
+    return trained_items[sample], count / max(1, len(trained_items))
+
+
+@torch.no_grad()
+def hardest_items(
+    user_vectors: Tensor, item_vectors: Tensor, popularity: Tensor, targets: Tensor, *, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the items with the highest scores for each request that are neither its target nor without events.
+
+    Args:
+        user_vectors: [B, D].
+        item_vectors: [N + 1, D], row 0 is padding.
+        popularity: training events of each item, [N + 1].
+        targets: one item of each request, [B].
+        count: number of items for each request (H); at most N.
+
+    Returns:
+        Items [B, H]; whether each of them is an item, bool [B, H]; the same items as a mask, bool [B, N + 1].
+
+    """
+    scores = user_vectors @ item_vectors.T
+    scores[:, 0] = -torch.inf
+    scores[:, popularity == 0] = -torch.inf
+    scores.scatter_(1, targets[:, None], -torch.inf)
+    best = scores.topk(min(count, scores.shape[1] - 1), dim=1)
+    is_real = best.values > -torch.inf
+    return best.indices, is_real, torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best.indices, is_real)
+
+
 def level_negatives(paths: Tensor, level_starts: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Sample other nodes of each level of a tree for each target, uniformly, without repetition (TDM, section 3.2).
 

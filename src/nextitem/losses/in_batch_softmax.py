@@ -56,3 +56,12 @@ class _Softmax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (probabilities,) = ctx.saved_tensors
         return (probabilities * (grad / len(probabilities))).to(ctx.dtype), None
+
+
+def in_batch_log_q(popularity: Tensor, items: Tensor, *, num_targets: int) -> Tensor:
+    """Return the log-probability that each of `items [T]` is among `num_targets` targets sampled from training.
+
+    `popularity [N + 1]` counts training events.
+    """
+    probability = (popularity / popularity.sum().clamp(min=1)).clamp(1e-9, 0.5)[items]
+    return torch.log(-torch.expm1(num_targets * torch.log1p(-probability)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 
 from nextitem.core.jagged import Jagged
@@ -26,3 +29,24 @@ def label_shares(logits: Tensor, labels: Tensor, candidates: Jagged) -> Tensor:
     shares = candidates.with_values(labels.nan_to_num(0).clamp(min=0).to(logits.dtype)).to_padded()
     shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-12)
     return -(shares * padded.log_softmax(1)).sum(1).mean()
+
+
+def distilled_label_shares(
+    logits: Tensor, outcomes: Mapping[str, Tensor], teacher: Mapping[str, Tensor], candidates: Jagged, *, weight: float
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the loss of each label, and their total: outcomes and the scores of a teacher, or one of the two.
+
+    Args:
+        logits: scores of the candidates, [P].
+        outcomes: labels of the candidates by name, [P] each.
+        teacher: scores of the teacher by name, [P] each.
+        candidates: the candidates of each request, one row per request.
+        weight: weight of the teacher in the total, if there are outcomes too; outcomes have the rest.
+
+    """
+    losses = {name: label_shares(logits, values, candidates) for name, values in {**outcomes, **teacher}.items()}
+    teacher_weight = weight if outcomes else 1.0
+    weights = {name: teacher_weight if name in teacher else 1 - teacher_weight for name in losses}
+    if not teacher:
+        weights = dict.fromkeys(losses, 1.0)
+    return losses, torch.stack([loss * weights[name] for name, loss in losses.items()]).sum()

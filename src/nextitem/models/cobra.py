@@ -38,7 +38,6 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
-from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import GeneratorState, LossTerms
@@ -46,6 +45,7 @@ from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.bucket_search import bucket_search
 from nextitem.decoding.trie import PrefixTrie
+from nextitem.losses.in_batch_softmax import in_batch_log_q
 from nextitem.nn.attention.transformer import PreNormBlock
 from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.initialisation import truncated_normal_
@@ -110,7 +110,7 @@ class Cobra(Recommender):
             raise ValueError("Cobra needs a catalogue with content vectors and identifiers: pass both to the Catalog")
         if config.width % config.heads:
             raise ValueError(f"heads = {config.heads} must divide width = {config.width}")
-        table = without_extra_level(catalog.identifiers) if config.dense else catalog.identifiers
+        table = catalog.identifiers.without_extra_level() if config.dense else catalog.identifiers
         self.sizes = table.codebook_sizes
         self.trie = PrefixTrie.from_table(table)
         self.register_buffer("codes", table.codes.long().clamp(min=0), persistent=False)  # [N + 1, M]
@@ -227,18 +227,13 @@ class Cobra(Recommender):
         cosines = F.normalize(self.dense(hidden_TD), dim=1) @ self._item_vectors(distinct_targets).T
         logits = cosines / self.config.temperature
         if self.config.log_q == "loss":
-            logits = logits - self._log_q(distinct_targets, len(targets))
+            logits = logits - in_batch_log_q(self.popularity, distinct_targets, num_targets=len(targets))
         return F.cross_entropy(logits, target_columns)
 
     def _prior(self) -> Tensor:
         """Return the term that popularity adds to cosines, [N + 1]; logits of the loss are cosines / temperature."""
         counts = self.popularity.clamp(min=0) + 1
         return self.config.temperature * (counts / counts.sum()).log()
-
-    def _log_q(self, items: Tensor, num_targets: int) -> Tensor:
-        """Return the log-probability that each of `items [T]` is among `num_targets` targets sampled from training."""
-        probability = (self.popularity / self.popularity.sum().clamp(min=1)).clamp(1e-9, 0.5)[items]
-        return torch.log(-torch.expm1(num_targets * torch.log1p(-probability)))
 
     def _item_vectors(self, items: Tensor) -> Tensor:
         return F.normalize(self.encoder(self.content[items]), dim=-1)
@@ -302,11 +297,3 @@ class Cobra(Recommender):
         past_weight, path_weight = weight.split([past_scores.shape[3], path_scores.shape[3]], dim=3)
         mixed = torch.einsum("bwhs,bshd->bwhd", past_weight, values)
         return (mixed + torch.einsum("bwht,bwthd->bwhd", path_weight, path_keys_values[..., 1, :, :])).flatten(2)
-
-
-def without_extra_level(table: IdentifierTable) -> IdentifierTable:
-    """Return the table without the level that only makes equal codes unique: the levels of the tokenizer alone."""
-    levels = len((table.report or {}).get("levels", table.codebook_sizes))
-    return IdentifierTable(
-        table.codes[:, :levels].contiguous(), table.codebook_sizes[:levels], table.catalog_fingerprint, table.tokenizer
-    )

@@ -8,8 +8,7 @@ the model learns about one item it learns about its neighbours, unseen ones incl
 Notable
 - Each level is a softmax over its own codes; the paper's is over the whole vocabulary. A code of another level can
   never be right, so no probability is spent on it.
-- The search only enters prefixes of items that the answer may contain; the paper's search is unconstrained and drops
-  invalid results.
+- The search only enters prefixes of items that may be returned; the paper's is unconstrained and drops invalid results.
 - The paper's sizes result in 4.8 million parameters with plain T5, but it states about 13 million. `ff_layers = 2` (two
   hidden layers of 1,024) and `width = 384` are the two readings that reach that number.
 - Input and output tables are separate, as in T5 1.1. Every prefix of a history is an example.
@@ -222,7 +221,7 @@ class Tiger(Recommender):
         num_cached = shared["own_0"].shape[2] if level else 0
         new_positions = torch.arange(num_cached, num_cached + W * n, device=path_BWt.device).view(1, W, n)
         path_BWt = torch.cat([path_BWt, new_positions.expand(B, -1, -1)], dim=2)
-        bias = self._path_bias(path_BWt, n, num_cached + W * n)
+        bias = self.decoder_bias.on_paths(path_BWt, num_queries=n, num_keys=num_cached + W * n)
         hidden_ND = self.tokens(tokens_BWn.flatten())
         for number, layer in enumerate(self.decoder):
             hidden_ND, shared[f"own_{number}"] = cast(DecoderLayer, layer).step(
@@ -244,35 +243,20 @@ class Tiger(Recommender):
         """Return the output rows [C, D] of a level's codes."""
         return self.output.weight[self.code_offsets[level] : self.code_offsets[level] + self.sizes[level]]
 
-    def _path_bias(self, path_BWt: Tensor, num_codes: int, num_positions: int) -> Tensor:
-        """Return the relative bias [B H, W n, positions] of a beam's last n positions on its path, -inf elsewhere."""
-        B, W, t = path_BWt.shape
-        places = torch.arange(t, device=path_BWt.device)
-        bias = torch.full((B, self.config.heads, W, num_codes, num_positions), -torch.inf, device=path_BWt.device)
-        for last in range(num_codes):
-            length = t - num_codes + last + 1
-            path_bias = self.decoder_bias(places[length - 1 : length], places[:length]).expand(B, -1, W, -1)
-            bias[:, :, :, last].scatter_(
-                3, path_BWt[:, None, :, :length].expand_as(path_bias), path_bias.to(bias.dtype)
-            )
-        return bias.view(-1, W * num_codes, num_positions)
-
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         config, width = self.config, max(k, self.config.beam_width)
         if config.new_items is None:
             return beam_search(self, batch, self.trie, k=k, beam_width=width)
-        places: dict[str, Any] = {"share": config.new_items, "reserved": config.new_items_reserved}
-        new = self.popularity == 0
-        return search_with_new_items(self, batch, self.trie, new=new, k=k, beam_width=width, **places)
+        options: dict[str, Any] = {"share": config.new_items, "reserved": config.new_items_reserved, "k": k}
+        return search_with_new_items(self, batch, self.trie, new=self.popularity == 0, beam_width=width, **options)
 
     def _shared(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Return keys and values of the encoded histories for each decoder layer, and the bias that hides padding."""
         encoded_BLD, bias = self._encode(batch)
         shared = {} if bias is None else {"bias": bias}
         for number, layer in enumerate(self.decoder):
-            shared[f"key_{number}"], shared[f"value_{number}"] = cast(DecoderLayer, layer).cross.keys_values(
-                encoded_BLD
-            )
+            cross = cast(DecoderLayer, layer).cross
+            shared[f"key_{number}"], shared[f"value_{number}"] = cross.keys_values(encoded_BLD)
         return shared
 
     def _encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:

@@ -50,9 +50,10 @@ from nextitem.data.examples.labelled_candidates import (
     impression_examples,
     require_both_labels,
 )
+from nextitem.data.negatives import hardest_items, sample_trained_items
 from nextitem.data.settings import TEACHER
 from nextitem.losses.in_batch_softmax import in_batch_softmax
-from nextitem.losses.label_shares import label_shares
+from nextitem.losses.label_shares import distilled_label_shares
 from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig, ExactIndex
 from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.fields.towers import ItemTower, TowerSizes, UserTower
@@ -198,7 +199,7 @@ class TwoTower(VectorModel):
         distinct = torch.unique(targets)
         if self.training:
             self.frequency.update(distinct)
-        sampled, sampled_fraction = self._sample_uniformly()
+        sampled, sampled_fraction = sample_trained_items(self.popularity, self.config.mixed_negatives)
         columns = torch.unique(torch.cat([distinct, sampled]))
         user_BD, item_MD = self._towers(batch, columns)
         p = self.frequency.probability(columns)
@@ -276,26 +277,12 @@ class TwoTower(VectorModel):
         item_vectors[0], history_vectors[0] = 0, 0
         return item_vectors, history_vectors
 
-    def _sample_uniformly(self) -> tuple[Tensor, float]:
-        """Return uniformly sampled items among those with training events, and the sampled fraction of them."""
-        trained_items = self.popularity.nonzero()[:, 0]
-        count = min(self.config.mixed_negatives, len(trained_items))
-        return trained_items[torch.randperm(len(trained_items))[:count].to(trained_items.device)], count / max(
-            1, len(trained_items)
-        )
-
     def _append_hard_negatives(self, logits: Tensor, user_BD: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
         """Append each request's highest-scored items to its logits, [B, M + hard], and mask them in the columns."""
         if (int(self.frequency.step) - 1) % self.config.refresh_steps == 0:
             self.snapshot.copy_(self._compute_items()[0])
-        with torch.no_grad():
-            scores = user_BD @ self.snapshot.T
-            scores[:, 0] = -torch.inf
-            scores[:, self.popularity == 0] = -torch.inf
-            scores.scatter_(1, targets[:, None], -torch.inf)
-            best = scores.topk(min(self.config.hard_negatives, self.num_items), dim=1)
-            is_real, hard = best.values > -torch.inf, best.indices
-            is_hard = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, hard, is_real)
+        count = self.config.hard_negatives
+        hard, is_real, is_hard = hardest_items(user_BD, self.snapshot, self.popularity, targets, count=count)
         distinct, places = torch.unique(hard, return_inverse=True)
         hard_logits = (user_BD @ self.items(distinct).T).gather(1, places).masked_fill(~is_real, -torch.inf)
         return torch.cat([logits.masked_fill(is_hard[:, columns], -torch.inf), hard_logits], dim=1)
@@ -303,14 +290,10 @@ class TwoTower(VectorModel):
     def _loss_of_lists(self, batch: SequenceBatch, candidates: Jagged) -> LossTerms:
         """Return the cross-entropy of label shares: those of the first label, of a teacher's scores, or of both."""
         logits, labels = self._candidate_scores(batch), batch.candidate_labels
-        outcome_labels = [name for name in labels if name != TEACHER][:1]
-        losses = {name: label_shares(logits, labels[name].values, candidates) for name in outcome_labels}
-        if TEACHER not in labels:
-            return LossTerms(losses[outcome_labels[0]])
-        losses[TEACHER] = label_shares(logits, labels[TEACHER].values, candidates)
-        weight = self.config.teacher_weight if outcome_labels else 1.0
-        total = torch.stack([loss * (weight if name == TEACHER else 1 - weight) for name, loss in losses.items()]).sum()
-        return LossTerms(total, {name: loss.detach() for name, loss in losses.items()})
+        first = {name: labels[name].values for name in [each for each in labels if each != TEACHER][:1]}
+        teacher = {TEACHER: labels[TEACHER].values} if TEACHER in labels else {}
+        losses, total = distilled_label_shares(logits, first, teacher, candidates, weight=self.config.teacher_weight)
+        return LossTerms(total, {name: loss.detach() for name, loss in losses.items() if teacher})
 
     def _fit_fields(self, requests: SequenceBatch, log: Interactions) -> None:
         for fields in (self.users.fields, self.items.fields):

@@ -34,6 +34,22 @@ class RelativePositionBias(nn.Module):
         bias: Tensor = self.weight(self.bucket_of[distance + self.max_distance])
         return bias.permute(2, 0, 1)
 
+    def on_paths(self, paths_BWt: Tensor, *, num_queries: int, num_keys: int) -> Tensor:
+        """Return the biases [B H, W n, num_keys] of the last n = `num_queries` positions of each beam on its own path.
+
+        `paths_BWt` contains the key positions of each beam, in order. Keys on no path of the beam have the bias -inf.
+        """
+        B, W, t = paths_BWt.shape
+        places = torch.arange(t, device=paths_BWt.device)
+        heads = self.weight.embedding_dim
+        bias = torch.full((B, heads, W, num_queries, num_keys), -torch.inf, device=paths_BWt.device)
+        for query in range(num_queries):
+            length = t - num_queries + query + 1
+            path_bias = self(places[length - 1 : length], places[:length]).expand(B, -1, W, -1)
+            keys = paths_BWt[:, None, :, :length].expand_as(path_bias)
+            bias[:, :, :, query].scatter_(3, keys, path_bias.to(bias.dtype))
+        return bias.view(-1, W * num_queries, num_keys)
+
 
 def _buckets(distance: Tensor, buckets: int, max_distance: int, *, bidirectional: bool) -> Tensor:
     """Return the bucket of each distance.
