@@ -58,8 +58,8 @@ def requests(histories: list[list[int]]) -> SequenceBatch:
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_future_never_leaks(block: str) -> None:
     model = model_of(tiny(), block=block, layers=2)
-    hidden = model._padded_hidden(Jagged.from_rows([[1, 2, 3, 4], [5, 6, 7, 8]]))
-    changed = model._padded_hidden(Jagged.from_rows([[1, 2, 8, 1], [5, 6, 1, 1]]))
+    hidden = model.encoder._padded(Jagged.from_rows([[1, 2, 3, 4], [5, 6, 7, 8]]), model._embed)
+    changed = model.encoder._padded(Jagged.from_rows([[1, 2, 8, 1], [5, 6, 1, 1]]), model._embed)
     assert torch.equal(hidden[:, :2], changed[:, :2])
     assert not torch.equal(hidden[:, 2:], changed[:, 2:])
 
@@ -90,7 +90,7 @@ def test_the_contrastive_term_is_added_and_logged() -> None:
     assert float(terms.named["contrastive"]) > 0
     torch.testing.assert_close(terms.total, alone.total + 0.5 * terms.named["contrastive"])
     terms.total.backward()
-    gradient = added.get_parameter("blocks.0.down.weight").grad
+    gradient = added.get_parameter("encoder.blocks.0.down.weight").grad
     assert gradient is not None
     assert bool(gradient.any())
     assert torch.equal(added.training_loss(batch).total, terms.total)
@@ -100,7 +100,7 @@ def test_equal_views_have_the_contrastive_loss_of_equal_states() -> None:
     term = {"weight": 1.0, "temperature": 2.0, "crop": 1.0, "mask": 0.0, "reorder": 0.0}
     model = model_of(tiny(), contrastive=term, objective={"num_negatives": 3})
     batch = NextItemBatch(Jagged.from_rows([[1, 2], [4, 3]]), Jagged.from_rows([[2, 3], [3, 1]]), seed=0)
-    last = model._flat_hidden(batch.items)[[1, 3]]
+    last = model.encoder(batch.items, model._embed)[[1, 3]]
     term_value = model.training_loss(batch).named["contrastive"]
     torch.testing.assert_close(term_value, contrastive(last, last, temperature=2.0))
 
@@ -163,7 +163,8 @@ def test_extending_a_history_computes_its_new_events_only() -> None:
     model = model_of(tiny(), positions="from-first", layers=2)
     state = model.encode_history(requests([[1, 2, 3, 4], [5]]))
     input_shapes: list[tuple[int, ...]] = []
-    model.blocks[1].register_forward_pre_hook(lambda _, arguments: input_shapes.append(tuple(arguments[0].shape[:2])))
+    block = model.encoder.blocks[1]
+    block.register_forward_pre_hook(lambda _, arguments: input_shapes.append(tuple(arguments[0].shape[:2])))
     model.encode_history(requests([[1, 2, 3, 4, 5], [5, 6]]), state)
     assert input_shapes == [(2, 1)]
 
@@ -173,10 +174,10 @@ def test_positions_count_from_either_end() -> None:
     for counted in ("from-last", "from-first"):
         for number in range(3):
             model = model_of(tiny(), positions=counted)
-            before = model._padded_hidden(histories.items)
+            before = model.encoder._padded(histories.items, model._embed)
             with torch.no_grad():
-                model.positions.weight[number] += torch.randn(8)
-            changed = (model._padded_hidden(histories.items) != before).any(-1)[0]
+                model.encoder.positions.weight[number] += torch.randn(8)
+            changed = (model.encoder._padded(histories.items, model._embed) != before).any(-1)[0]
             first = number if counted == "from-first" else 2 - number
             assert changed.tolist() == [place >= first for place in range(3)]
 
@@ -185,7 +186,7 @@ def test_the_length_limit_does_not_shift_positions() -> None:
     short = model_of(tiny(), max_history_length=4)
     longer = SASRec(SASRecConfig(width=8, max_history_length=9), tiny().catalog).eval()
     state = short.state_dict()
-    state["positions.weight"] = torch.cat([state["positions.weight"], torch.randn(5, 8)])
+    state["encoder.positions.weight"] = torch.cat([state["encoder.positions.weight"], torch.randn(5, 8)])
     longer.load_state_dict(state)
     torch.testing.assert_close(short.user_vectors(requests([[1, 2, 3]])), longer.user_vectors(requests([[1, 2, 3]])))
 
@@ -266,7 +267,7 @@ def test_a_single_sequence_has_the_batch_s_negatives_except_its_items(power: flo
     other_items = sampled.negatives[~torch.isin(sampled.negatives, torch.tensor([1, 2, 3, 4, 5]))]
     assert 0 < len(other_items) < 12
     expected = sampled_softmax(
-        per_batch._flat_hidden(items)[[0, 2, 3]],
+        per_batch.encoder(items, per_batch._embed)[[0, 2, 3]],
         per_batch.item_vectors(),
         torch.tensor([2, 4, 5]),
         negatives=other_items,
@@ -285,7 +286,7 @@ def test_negatives_are_shared_by_sequence_or_by_position() -> None:
         model = model_of(tiny(), objective={"num_negatives": 6, "shared_by": sharing})
         negatives = sampled_negatives(model, batch).negatives
         assert negatives.shape == (num_sets, 6)
-        hidden, table = model._flat_hidden(items), model.item_vectors()
+        hidden, table = model.encoder(items, model._embed), model.item_vectors()
         expected = []
         for number, (position, row, target) in enumerate(places):
             sampled = negatives[number if sharing == "position" else row]
@@ -300,7 +301,7 @@ def test_temperature_makes_scores_cosines() -> None:
     batch = requests([[3, 1], [1, 2, 3]])
     with torch.no_grad():
         answer = model.recommend(batch, 8)
-        hidden = model._flat_hidden(batch.items)[[1, 4]]
+        hidden = model.encoder(batch.items, model._embed)[[1, 4]]
         for row in range(2):
             expected = torch.cosine_similarity(hidden[row], model.items.weight[answer.item_ids[row]]) / 0.05
             torch.testing.assert_close(answer.scores[row], expected, rtol=1e-4, atol=1e-4)

@@ -41,6 +41,7 @@ class Recommendations:
         channel: [B, K] int64: stage or channel that retrieved the item, an index into `channels`; None: one source.
         channels: names of the stages or channels.
         relaxations: every rule of a re-ranker that was relaxed, request by request.
+        guided: [B] bool: whether a guide had a score for any item that the request allows; None: there was no guide.
 
     """
 
@@ -51,6 +52,7 @@ class Recommendations:
     channel: Tensor | None = None
     channels: Sequence[str] = ()
     relaxations: Sequence[Relaxation] = ()
+    guided: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.item_ids.shape != self.scores.shape or self.item_ids.dim() != 2:
@@ -74,6 +76,7 @@ class Recommendations:
             p.fallback if p.fallback is not None else torch.zeros(len(p.item_ids), dtype=torch.bool) for p in parts
         ]
         channel = [p.channel for p in parts if p.channel is not None]
+        guided = [p.guided for p in parts if p.guided is not None]
         starts = accumulate((len(p.item_ids) for p in parts), initial=0)
         return cls(
             torch.cat([p.item_ids for p in parts]),
@@ -87,4 +90,5 @@ class Recommendations:
                 for start, part in zip(starts, parts, strict=False)
                 for relaxation in part.relaxations
             ],
+            guided=torch.cat(guided) if guided else None,
         )

@@ -178,6 +178,9 @@ class Recommender(nn.Module, ABC):
         channel = modelled.channel
         if channel is not None:
             channel = torch.cat([channel, channel.new_zeros(popular.item_ids.shape)])[to_batch_order]
+        guided = modelled.guided
+        if guided is not None:
+            guided = torch.cat([guided, guided.new_zeros(popular.item_ids.shape[0])])[to_batch_order]
         return Recommendations(
             torch.cat([modelled.item_ids, popular.item_ids])[to_batch_order],
             torch.cat([modelled.scores, popular.scores])[to_batch_order],
@@ -187,6 +190,7 @@ class Recommender(nn.Module, ABC):
             relaxations=[
                 replace(relaxation, request=int(full_rows[relaxation.request])) for relaxation in modelled.relaxations
             ],
+            guided=guided,
         )
 
     def _check_request(self, batch: SequenceBatch, k: int) -> None:

@@ -14,6 +14,7 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
 from nextitem.core.interactions import Interactions
 from nextitem.core.recommendations import Recommendations
+from nextitem.core.sparse_scores import SparseScores
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,35 @@ class ParallelGenerator(Generator, Protocol):
         """Append n codes of each beam [B, W, n] and return the logits after each of them and the new state.
 
         The logits are n tensors [B, W, C].
+        """
+
+
+@runtime_checkable
+class ChildScorer(Generator, Protocol):
+    """A Generator that scores the children of its beams' nodes, so that nothing is computed for codes without a node.
+
+    A search calls `score_children` instead of `step`.
+    """
+
+    def score_children(
+        self, state: GeneratorState, codes: Tensor | None, nodes: Tensor
+    ) -> tuple[Tensor, GeneratorState]:
+        """Append the last codes [B, W] (None before the first code), and score the children of the new nodes.
+
+        `nodes` [B, W, D] are the children of each beam's node; -1 is padding. Returns their logits [B, W, D], of any
+        value in padding, and the new state.
+        """
+
+
+@runtime_checkable
+class SparseItemScorer(Protocol):
+    """An ItemScorer whose scores are 0 for all but a few items, or nearly so."""
+
+    def sparse_scores(self, batch: SequenceBatch) -> SparseScores:
+        """Return the scores of the items that each request reaches, at least 0.
+
+        They are the entries of `scores`, except that the others, which only order what the model does not reach, are
+        left out. The model is in evaluation mode, and every history has at least one event.
         """
 
 

@@ -17,12 +17,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import offsets_of
 from nextitem.core.recommendations import Recommendations
-from nextitem.core.roles import Generator, GeneratorState, ParallelGenerator
+from nextitem.core.roles import ChildScorer, Generator, GeneratorState, ParallelGenerator
 from nextitem.decoding.constraints import Constraints
+from nextitem.decoding.guide import Guide, NodeGuide
 from nextitem.decoding.sampling import Sampling
 from nextitem.decoding.sets_on_demand import SetsOnDemand
 from nextitem.decoding.trie import PrefixTrie
@@ -87,6 +89,7 @@ def beam_search(
     items_per_list: int = 1,
     sampling: Sampling | None = None,
     allowed: SetsOnDemand | None = None,
+    guide: Guide | None = None,
     watch: Callable[[int, Tensor], None] | None = None,
 ) -> Recommendations:
     """Return the items that the generator finds likeliest, among those that each request allows.
@@ -108,6 +111,9 @@ def beam_search(
             the log-probability of being sampled first. Items that share a leaf are equally likely.
         allowed: the items that may be returned, as sets of the trie's positions: one set for all requests or one for
             each. It replaces the batch's allow-lists, so a filter that is stored as bits is not read again.
+        guide: item probabilities of another model that steer the search; the score of an item is the log of the
+            mixture (decoding/guide.py). With `accumulate` "last", the generator's probability is the sigmoid of the
+            logit. It cannot be combined with `sampling`.
         watch: callback for diagnostics, called after each level with the depth (from 1 on) and the nodes [B, W] of
             the beams that are kept there; -1 for dead beams.
 
@@ -117,7 +123,8 @@ def beam_search(
         smaller item number.
 
     Raises:
-        ValueError: an option is out of range, or a logit is NaN or +inf.
+        ValueError: an option is out of range, options exclude each other, the guide does not fit the requests or the
+            catalogue, or a logit is NaN or +inf.
 
     """
     _check_options(k, beam_width, items_per_list)
@@ -125,6 +132,8 @@ def beam_search(
         raise ValueError('renormalise needs accumulate="sum": "last" takes logits as they are')
     if accumulate == "last" and sampling is not None:
         raise ValueError('sampling needs accumulate="sum": the scores of "last" are no probabilities')
+    if guide is not None and sampling is not None:
+        raise ValueError("a guided search takes the best items; sampling needs guide=None")
     device, is_single_item = batch.items.offsets.device, items_per_list == 1
     item_ids = torch.zeros((batch.num_requests, k), dtype=torch.int64, device=device)
     scores = torch.full((batch.num_requests, k), -torch.inf, device=device)
@@ -132,7 +141,9 @@ def beam_search(
     if batch.num_requests == 0 or trie.num_items == 0:
         return Recommendations(item_ids, scores, ordered_by=ordered_by)
     width = max(beam_width, k) if is_single_item else beam_width
-    search = Search(trie, Constraints(trie, batch, allowed), width, accumulate, renormalise, sampling, watch)
+    constraints = Constraints(trie, batch, allowed)
+    node_guide = None if guide is None else NodeGuide(guide, trie, constraints)
+    search = Search(trie, constraints, width, accumulate, renormalise, sampling, watch, node_guide)
     beams, state = Beams.at_root(batch.num_requests, device), generator.start(batch)
     for count in range(1, items_per_list + 1):
         beams, state = search.generate_item(generator, state, beams, max_beams=k if is_single_item else width)
@@ -148,7 +159,8 @@ def beam_search(
             row = alive[:, 0]
             item_ids[row, :count] = trie.items[beams.item_positions[row, 0]].long()
             scores[row, :count] = beams.item_scores[row, 0].diff(prepend=torch.zeros_like(scores[row, :1]))
-    return Recommendations(item_ids, scores, ordered_by=ordered_by)
+    is_guided = None if node_guide is None else node_guide.is_guided
+    return Recommendations(item_ids, scores, ordered_by=ordered_by, guided=is_guided)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +177,7 @@ class Search:
     renormalise: bool
     sampling: Sampling | None = None
     watch: Callable[[int, Tensor], None] | None = None
+    guide: NodeGuide | None = None
 
     def generate_item(
         self, generator: Generator, state: GeneratorState, beams: Beams, *, max_beams: int
@@ -188,12 +201,21 @@ class Search:
             else:
                 if beams.codes is not None:
                     state = state.reorder(beams.parents)
-                logits, state = generator.step(state, beams.codes)
-                beams = self.enter_children(beams, children, logits, depth)
+                beams, state = self.enter_level(generator, state, beams, children, depth)
                 depth += 1
             if beams.scores.shape[1] == 0:
                 return beams, state
         return self.complete_items(beams, max_beams), state
+
+    def enter_level(
+        self, generator: Generator, state: GeneratorState, beams: Beams, children: Children, depth: int
+    ) -> tuple[Beams, GeneratorState]:
+        """Return the best live children of the beams, and the generator's state, which has read `beams.codes`."""
+        if isinstance(generator, ChildScorer):
+            logits, state = generator.score_children(state, beams.codes, children.nodes)
+            return self.enter_children(beams, children, logits, depth, by_child=True), state
+        logits, state = generator.step(state, beams.codes)
+        return self.enter_children(beams, children, logits, depth), state
 
     def enter_two_levels(
         self,
@@ -234,21 +256,32 @@ class Search:
         return replace(deeper, parents=columns.gather(1, deeper.parents)), state
 
     def enter_children(
-        self, beams: Beams, children: Children, logits: Tensor, depth: int, *, discount: Tensor | None = None
+        self,
+        beams: Beams,
+        children: Children,
+        logits: Tensor,
+        depth: int,
+        *,
+        by_child: bool = False,
+        discount: Tensor | None = None,
     ) -> Beams:
         """Return the best live children of the beams, one level deeper.
 
         Args:
             beams: beams of the given depth.
             children: their children.
-            logits: [B, W, C], of the next code.
+            logits: [B, W, C], of the next code; with `by_child` [B, W, D], of the children.
             depth: depth of `beams` in the trie.
+            by_child: whether the logits belong to the children instead of all codes of the level.
             discount: [B, W, D], subtracted from the children's scores for the selection only, not in the scores.
 
         """
-        assert logits.shape == (*beams.nodes.shape, self.trie.codebook_sizes[depth]), f"logits {logits.shape}"
+        num_logits = children.nodes.shape[2] if by_child else self.trie.codebook_sizes[depth]
+        assert logits.shape == (*beams.nodes.shape, num_logits), f"logits {logits.shape}"
         logits = logits.float()
-        scores = children_logits(logits, children)
+        if by_child:
+            logits = logits.masked_fill(children.nodes < 0, -torch.inf)
+        scores = logits.clone() if by_child else children_logits(logits, children)
         self.constraints.mask_excluded(scores, beams.nodes, children, depth=depth, item_positions=beams.item_positions)
         if self._needs_all_children:
             all_rows = torch.arange(len(scores), device=scores.device)
@@ -262,10 +295,14 @@ class Search:
             total = (scores if self.renormalise else logits).logsumexp(-1)
             shift = beams.scores - total.masked_fill(total == -torch.inf, 0)
         else:
+            scores = scores if self.guide is None else F.logsigmoid(scores)
             shift = beams.completed()
         # Whatever the generator returns for dead beams, even NaN, must not reach the selection.
         scores += shift.masked_fill(beams.nodes < 0, 0)[..., None]
         keys = scores if discount is None else scores - discount
+        if self.guide is not None:
+            former = beams.completed().masked_fill(beams.nodes < 0, 0)[..., None]
+            keys = former + self.guide.mix(keys - former, children.nodes, depth=depth + 1)
         if self.sampling is not None:
             keys = self.sampling.keys(scores, beams.sort_keys)
         num_children = scores.shape[2]
@@ -318,7 +355,7 @@ class Search:
         """Return the best `max_beams` items below the leaves that the beams have reached, as beams at the root."""
         assert beams.codes is not None
         rows, width = beams.nodes.shape
-        limit = max_beams if self.sampling is None else self.trie.num_items
+        limit = max_beams if self.sampling is None and self.guide is None else self.trie.num_items
         owners, positions = self.constraints.items_of_leaves(
             beams.nodes, limit=limit, item_positions=beams.item_positions
         )
@@ -326,6 +363,9 @@ class Search:
         if self.sampling is not None:
             values = values - torch.bincount(owners)[owners].log()  # the items of a leaf are equally likely
             keys = self.sampling.keys_of_groups(values, owners, beams.sort_keys.flatten()[owners])
+        if self.guide is not None:
+            former = beams.completed().flatten()[owners]
+            values = keys = former + self.guide.mix_items(values - former, owners // width, positions)
         # Lexicographic by request, descending key, item number: stable sorts from the last to the first.
         order = self.trie.items[positions].argsort(stable=True)
         order = order[keys[order].argsort(descending=True, stable=True)]

@@ -51,6 +51,7 @@ class Constraints:
 
         """
         self._trie = trie
+        self.num_requests = batch.num_requests
         self._device = batch.items.offsets.device
         if allowed is not None:
             if allowed.num_sets not in (1, batch.num_requests):
@@ -77,6 +78,24 @@ class Constraints:
         if self._allowed is None:
             return ends - starts > others
         return self._allowed.has_more_than(self._set_of(rows), starts, ends, others)
+
+    def allows_positions(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Return whether requests `rows [T]` may have the items at `positions [T]`, bool [T]."""
+        keys = rows * self._trie.num_items + positions
+        is_legal = ~torch.isin(keys, self._excluded)
+        if self._allowed is not None:
+            is_legal &= self._allowed.contains(self._set_of(rows), positions)
+        return is_legal
+
+    def mask_positions(self, values: Tensor) -> Tensor:
+        """Return `values [B, N]`, one for each position, with 0 at items that the request may not have."""
+        size = self._trie.num_items
+        if self._allowed is not None:
+            rows = torch.arange(len(values), device=values.device)[:, None]
+            positions = torch.arange(size, device=values.device).expand(len(values), -1)
+            rows = self._set_of(rows.expand_as(positions))
+            values = values * self._allowed.contains(rows, positions)
+        return values.index_put((self._excluded // size, self._excluded % size), values.new_zeros(()))
 
     def allows(self, rows: Tensor, nodes: Tensor) -> Tensor:
         """Return whether the allow-list of requests `rows` contains an item under `nodes`.

@@ -34,8 +34,7 @@ Shapes: B sequences, L positions, D width, T real targets of a batch, N items, S
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import zip_longest
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -48,7 +47,6 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
-from nextitem.core.jagged import Jagged
 from nextitem.core.roles import LossTerms
 from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.augmentations import augment
@@ -60,9 +58,8 @@ from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import gbce
 from nextitem.losses.objectives import BCE, GBCE, FullSoftmax, SampledSoftmax
 from nextitem.losses.sampled_softmax import sampled_softmax
+from nextitem.nn.attention.causal_encoder import CausalEncoder
 from nextitem.nn.attention.incremental import Window, extend_history_state
-from nextitem.nn.attention.key_value_cache import KeyValueCache, NewPositions
-from nextitem.nn.attention.transformer import BLOCKS
 from nextitem.nn.fields.item_features import CONTENT, ItemFeatures
 from nextitem.nn.initialisation import truncated_normal_
 
@@ -131,21 +128,20 @@ class SASRec(VectorModel):
 
     def __init__(self, config: SASRecConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        if config.width % config.heads:
-            raise ValueError(f"heads = {config.heads} must divide width = {config.width}")
         self.temperature = config.temperature
-        self.window = Window(config.max_history_length, config.window_step)
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
-        self.positions = nn.Embedding(config.max_history_length, config.width)  # row 0: the last item, or the first
+        self.encoder = CausalEncoder(
+            config.width,
+            window=Window(config.max_history_length, config.window_step),
+            layers=config.layers,
+            heads=config.heads,
+            block=config.block,
+            positions=config.positions,
+            dropout=config.dropout,
+        )
         self.features: ItemFeatures | None = None
         if config.features:
             self.features = ItemFeatures(catalog, config.features, width=config.width, merge=config.features_merge)
-        self.dropout = nn.Dropout(config.dropout)
-        block = BLOCKS[config.block]
-        self.blocks = nn.ModuleList(
-            block(config.width, heads=config.heads, dropout=config.dropout) for _ in range(config.layers)
-        )
-        self.norm = nn.LayerNorm(config.width, eps=1e-8)
         truncated_normal_(self)
 
     def examples(self, train: Dataset) -> NextItemSequences:
@@ -168,7 +164,7 @@ class SASRec(VectorModel):
                 reorder_share=views_config.reorder,
                 generator=generator,
             )
-            views.append(self._flat_hidden(view)[view.offsets[1:] - 1])
+            views.append(self.encoder(view, self._embed)[view.offsets[1:] - 1])
         agreement = contrastive(*views, temperature=views_config.temperature)
         named = {"next_item": loss.detach(), "contrastive": agreement.detach()}
         return LossTerms(loss + views_config.weight * agreement, named)
@@ -176,7 +172,7 @@ class SASRec(VectorModel):
     def _objective(self, batch: NextItemBatch, generator: torch.Generator) -> Tensor:
         objective, table = self.config.objective, self.item_vectors()
         is_target = batch.targets.values > 0
-        hidden_TD = self.scale_users(self._flat_hidden(batch.items)[is_target])
+        hidden_TD = self.scale_users(self.encoder(batch.items, self._embed)[is_target])
         targets = batch.targets.values[is_target]
         if isinstance(objective, FullSoftmax):
             return full_softmax(hidden_TD, table, targets)
@@ -201,9 +197,7 @@ class SASRec(VectorModel):
         """Return the last hidden state of each history, [B, D]."""
         if batch.state is not None:
             return self.encode_history(batch, batch.state).user_vectors
-        recent = self.window.recent_events(batch.items)
-        hidden = self._flat_hidden(recent)
-        return self.scale_users(hidden[recent.offsets[1:] - 1])
+        return self.scale_users(self.encoder.last(batch.items, self._embed))
 
     @torch.no_grad()
     def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
@@ -216,58 +210,24 @@ class SASRec(VectorModel):
             batch,
             state,
             self._read,
-            window=self.window,
+            window=self.encoder.window,
             version=self.weights_fingerprint(),
-            empty=self.norm.weight.new_zeros(self.config.width),
-            is_extensible=self.config.positions == "from-first",
+            empty=self.items.weight.new_zeros(self.config.width),
+            is_extensible=self.encoder.counts_from_first,
         )
 
     def item_vectors(self) -> Tensor:
         """Return the output table, [N + 1, D]."""
         return self.scale_items(self.items.weight)
 
-    def _flat_hidden(self, items: Jagged) -> Tensor:
-        """Return the normalised hidden states at the real positions of the histories, [T, D]."""
-        hidden_BLD = self._padded_hidden(items)
-        column = torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device)
-        return self.norm(hidden_BLD[column < items.lengths[:, None]])  # type: ignore[no-any-return]
-
-    def _padded_hidden(
-        self, items: Jagged, caches: Sequence[KeyValueCache] = (), *, num_cached: Tensor | None = None
-    ) -> Tensor:
-        """Return the output of the blocks for right-padded histories, [B, L, D].
-
-        Args:
-            items: histories, or their new items.
-            caches: keys and values of each block for the cached items; empty: no cache.
-            num_cached: number of cached items before `items` in each history, [B]; None: no item is cached.
-
-        """
-        padded_BL = items.to_padded()
-        column = torch.arange(padded_BL.shape[1], device=padded_BL.device)
-        if self.config.positions == "from-last":
-            position = items.lengths[:, None] - 1 - column
-        else:
-            position = column if num_cached is None else num_cached[:, None] + column
-        position = position.clamp(0, self.config.max_history_length - 1).expand(padded_BL.shape)  # of padding, too
-        vectors = self.items(padded_BL)
+    def _embed(self, items_BL: Tensor) -> Tensor:
+        """Return the input vectors of items, [B, L, D]."""
+        vectors = self.items(items_BL)
         if self.features is not None:
-            vectors = self.features(vectors, padded_BL)
-        hidden_BLD = self.dropout(vectors * self.config.width**0.5 + self.positions(position))
-        for block, cache in zip_longest(self.blocks, caches):
-            hidden_BLD = block(hidden_BLD, cache)
-        return hidden_BLD  # type: ignore[no-any-return]
+            vectors = self.features(vectors, items_BL)
+        return vectors * self.config.width**0.5  # type: ignore[no-any-return]
 
     def _read(self, batch: SequenceBatch, state: HistoryState | None) -> HistoryState:
         """Return the state after histories, read from the start or after `state`; each row has events to read."""
-        if state is None:
-            items, num_cached = self.window.recent_events(batch.items), None
-            caches = [KeyValueCache() for _ in self.blocks if self.config.positions == "from-first"]
-        else:
-            items, num_cached = batch.items.last(batch.items.lengths - state.lengths), state.lengths - state.starts
-            further = NewPositions(num_cached, items.lengths)
-            caches = [KeyValueCache(state.cache[f"block{n}"], further) for n in range(len(self.blocks))]
-        hidden_BLD = self._padded_hidden(items, caches, num_cached=num_cached)
-        last_BD = hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), items.lengths - 1]
-        cache = {f"block{n}": layer.keys_values for n, layer in enumerate(caches) if layer.keys_values is not None}
-        return HistoryState(batch.items.lengths, self.scale_users(self.norm(last_BD)), cache)
+        read_state = self.encoder.read(batch, state, self._embed)
+        return replace(read_state, vectors=self.scale_users(read_state.user_vectors))

@@ -61,6 +61,17 @@ def children_logits(logits: Tensor, children: Children) -> Tensor:
     return child_logits.masked_fill_(children.nodes < 0, -torch.inf)
 
 
+def logits_by_code(child_logits: Tensor, children: Children, num_codes: int) -> Tensor:
+    """Return the logits of children, [B, W, D], as logits of codes, [B, W, C]; -inf for codes without a child."""
+    child_logits = child_logits.masked_fill(children.nodes < 0, -torch.inf)
+    if children.codes is None:
+        return child_logits
+    # The last column is for padding.
+    by_code = child_logits.new_full((*child_logits.shape[:2], num_codes + 1), -torch.inf)
+    columns = torch.where(children.nodes >= 0, children.codes, num_codes)
+    return by_code.scatter_(2, columns, child_logits)[..., :num_codes]
+
+
 def children_logits_reference(
     logits: Tensor, parents: Tensor, first_child: Tensor, codes: Tensor
 ) -> list[list[dict[int, float]]]:

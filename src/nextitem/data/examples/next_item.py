@@ -52,6 +52,16 @@ class NextItemBatch:
         """Return the number of targets that are not 0, over which the loss is averaged."""
         return int((self.targets.values > 0).sum())
 
+    def later_targets(self, lag: int) -> Tensor:
+        """Return the event that comes `lag` events after each input, [T], a target of lag 1 being the next event.
+
+        0: that event may not be a target, or lies beyond the sequence.
+        """
+        places = torch.arange(len(self.targets.values), device=self.targets.values.device) + lag - 1
+        is_inside = places < self.targets.offsets[1:][self.targets.row_ids()]
+        later = self.targets.values[places.clamp(max=max(0, len(places) - 1))]
+        return torch.where(is_inside, later, 0)
+
     def map(self, change: Callable[[Jagged], Jagged]) -> NextItemBatch:
         """Return the batch with the same change applied to every column."""
         columns: dict[str, Any] = {

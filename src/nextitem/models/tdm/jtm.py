@@ -201,6 +201,12 @@ class JTM(Recommender):
         """Return the scores of the children, [B, W, C], and the state after `codes [B, W]`."""
         return self.network.step(state, codes)
 
+    def score_children(
+        self, state: GeneratorState, codes: Tensor | None, nodes: Tensor
+    ) -> tuple[Tensor, GeneratorState]:
+        """Return the scores of the children `nodes [B, W, D]`, and the state after `codes [B, W]`."""
+        return self.network.score_children(state, codes, nodes)
+
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
         width, trie = max(k, self.config.beam_width), self.network.trie
         return search_unseen_last(

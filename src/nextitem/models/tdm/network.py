@@ -23,6 +23,7 @@ from nextitem.data.negatives import level_negatives
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.nn.quantisation.balanced_tree import balanced_tree
 from nextitem.nn.ranking.node_scorer import NodeScorer
+from nextitem.ops.trie_step import logits_by_code
 
 # Standard deviation of initial embeddings. The authors' code has 0.001, with which the first epochs learn nothing here.
 _STD = 0.01
@@ -87,6 +88,7 @@ class TreeNetwork(nn.Module):
     def __init__(self, config: TreeConfig, table: IdentifierTable, *, by_level: bool) -> None:
         super().__init__()
         self.config, self.table, self.by_level = config, table, by_level
+        self.max_history_length = sum(config.windows)  # of most recent events that the network reads
         self.register_buffer("codes", table.codes.clone())
         self.build_tree()
         if isinstance(config.objective, Levels):
@@ -97,11 +99,6 @@ class TreeNetwork(nn.Module):
         nn.init.normal_(self.items.weight[1:], std=_STD)
         nn.init.normal_(self.inner.weight, std=_STD)
         self.register_load_state_dict_post_hook(lambda network, _: network.build_tree())  # type: ignore[no-untyped-call]
-
-    @property
-    def max_history_length(self) -> int:
-        """Maximum number of most recent events that the network reads."""
-        return sum(self.config.windows)
 
     def build_tree(self) -> None:
         """Build the trie of the current codes, and the tables that follow from it."""
@@ -193,27 +190,29 @@ class TreeNetwork(nn.Module):
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
         """Return the children's logits [B, W, C], -inf at codes without a child, and the state after `codes [B, W]`."""
-        node_BW = state.beams["node"]
-        if codes is not None:
-            node_BW = self.trie.advance(node_BW, codes)
+        node_BW = self._nodes_after(state, codes)
         depth = self._depth(node_BW)
         children = self.trie.expand(node_BW, depth=depth)
+        scores, state = self.score_children(state, codes, children.nodes)
+        return logits_by_code(scores, children, self.trie.codebook_sizes[depth]), state
+
+    def score_children(
+        self, state: GeneratorState, codes: Tensor | None, nodes: Tensor
+    ) -> tuple[Tensor, GeneratorState]:
+        """Return the logits of the children `nodes [B, W, D]`, and the state after `codes [B, W]`."""
+        node_BW, flat_nodes = self._nodes_after(state, codes), nodes.flatten(1)
         items = Jagged.from_padded(state.shared["items"], state.shared["lengths"])
-        slots = children.nodes.shape[2]
-        scores = self.logits(items, children.nodes.flatten(1), [depth + 1] * (slots * node_BW.shape[1]))
-        scores = scores.view(children.nodes.shape).masked_fill(children.nodes < 0, -torch.inf)
-        if children.codes is not None:
-            size = self.trie.codebook_sizes[depth]
-            # The last column is for slots without a child.
-            padded_scores = scores.new_full((*node_BW.shape, size + 1), -torch.inf)
-            columns = torch.where(children.nodes >= 0, children.codes, size)
-            scores = padded_scores.scatter_(2, columns, scores)[..., :size]
-        return scores, GeneratorState(state.shared, {"node": node_BW})
+        scores = self.logits(items, flat_nodes, [self._depth(node_BW) + 1] * flat_nodes.shape[1])
+        return scores.view(nodes.shape), GeneratorState(state.shared, {"node": node_BW})
+
+    def _nodes_after(self, state: GeneratorState, codes: Tensor | None) -> Tensor:
+        """Return the node [B, W] that each beam reaches by its next code."""
+        node_BW = state.beams["node"]
+        return node_BW if codes is None else self.trie.advance(node_BW, codes)
 
     def _depth(self, nodes: Tensor) -> int:
         """Return the depth of the beams, which all share it; dead beams (-1) are ignored."""
-        first = int(nodes.max())
-        return sum(first >= start for start in self.trie.level_starts[1:-1])
+        return sum(int(nodes.max()) >= start for start in self.trie.level_starts[1:-1])
 
     def _vectors(self, nodes: Tensor) -> Tensor:
         """Return the vectors of inner nodes, or of the items of leaves, [..., D]."""

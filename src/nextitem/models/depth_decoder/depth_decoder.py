@@ -1,0 +1,288 @@
+"""Depth decoder: a transformer reads one vector an item, and a small network generates the codes of the next item.
+
+The idea of RQ-Transformer (Lee et al., arXiv 2203.01941), for recommendation by MARIUS (arXiv 2508.14910) and IntRR
+(arXiv 2602.20704): a sequence of n items costs n tokens instead of n times M. All positions of a history are trained in
+one pass. From the hidden state after an event, a depth network descends the trie of the codes:
+
+    z_1 = h                                    h: hidden state after the last event
+    p(node | parent) = softmax over the parent's children of z_l . vector(node)
+    z_(l + 1) = norm(z_l + network(z_l, vector(node)))
+
+Notable
+- Every node of the trie has a vector of its own, and a softmax runs over siblings only; a leaf's vector is the vector
+  of its item, which the input reads, too. The papers share one vector among all nodes with the same code, `vectors =
+  "codes"`: with it, some hundred vectors have to tell all items apart, and quality halves.
+- Only legal codes compete, in training as in the search: what is trained is what is served.
+- The input is the sum of the item's own vector, those of the nodes above it, and its content.
+- The events after the next one are targets, too, with falling weights: what follows a purchase is not strictly ordered.
+  The papers predict the next event alone.
+- `id_dropout` hides the vectors of random items, at input and output alike, so that content and nodes learn to stand in
+  for them. Items without a training event have no vector of their own.
+- Positions are counted from the first event, so that a new event of a user costs one step (roles.Incremental).
+- `dense_weight` adds a softmax over items by the same hidden state and item vectors, trained jointly.
+
+Shapes: B requests, T targets of a batch, L positions, W beams, D width, N items, M levels, C children of a beam.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.config import Requirement
+from nextitem.core.dataset import Dataset
+from nextitem.core.history_state import HistoryState
+from nextitem.core.recommendations import Recommendations
+from nextitem.core.recommender import Recommender
+from nextitem.core.roles import GeneratorState, LossTerms
+from nextitem.core.top_items import search_unseen_last
+from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
+from nextitem.data.negatives import sample_negatives
+from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.trie import PrefixTrie
+from nextitem.losses.sampled_softmax import sampled_softmax
+from nextitem.models.depth_decoder.depth_network import DEPTH_NETWORKS
+from nextitem.models.depth_decoder.node_vectors import NodeVectors, Parts, child_ranges
+from nextitem.nn.attention.causal_encoder import CausalEncoder
+from nextitem.nn.attention.incremental import Window, extend_history_state
+from nextitem.nn.fields.item_features import CONTENT
+from nextitem.nn.initialisation import truncated_normal_
+from nextitem.ops.trie_step import logits_by_code
+
+
+class DepthDecoderConfig(configs.Config):
+    """Settings of DepthDecoder."""
+
+    width: int = Field(64, ge=1)
+    """Width of the vectors (D)."""
+    layers: int = Field(1, ge=1)
+    """Number of blocks of the transformer over items."""
+    heads: int = Field(1, ge=1)
+    """Number of attention heads; must divide width."""
+    block: Literal["published", "pre-norm", "ligr"] = "published"
+    """Kind of the transformer block (nn/attention/transformer.py)."""
+    dropout: float = Field(0.4, ge=0, lt=1)
+    """Dropout rate of inputs, attention and feed-forward layers."""
+    max_history_length: int = Field(50, ge=1)
+    """Maximum number of most recent events that the model reads."""
+    window_step: int = Field(1, ge=1)
+    """Number of events by which a full window advances at once; above 1, states stay valid in between."""
+    positions: Literal["from-last", "from-first"] = "from-first"
+    """End of the window from which positions are counted; from-first: a state is extended at the cost of new events."""
+    reads: tuple[Literal["items", "nodes", "content"], ...] = ("items", "nodes")
+    """Vectors that an event is the sum of: the item's own, those of the nodes above its leaf, its content."""
+    vectors: Parts = "nodes"
+    """Vectors of the nodes: one for each node, one for each code of a level, or the sum of both."""
+    content_at_leaves: bool = False
+    """Whether the vector of a leaf also contains the item's content; needed to generate items without events."""
+    depth_network: Literal["mlp", "transformer"] = "mlp"
+    """Network that goes one level deeper."""
+    depth_width: int = Field(128, ge=1)
+    """Number of hidden units of the depth network."""
+    target_weights: tuple[float, ...] = Field((1.0, 0.4, 0.2, 0.1, 0.05), min_length=1)
+    """Weights of the next event, the one after it, and so on, all of which are targets of the same hidden state."""
+    id_dropout: float = Field(0.0, ge=0, lt=1)
+    """Fraction of items whose own vectors are hidden in a training step."""
+    dense_weight: float = Field(0.0, ge=0)
+    """Weight of a softmax over items by the same vectors; 0: none."""
+    dense_negatives: int = Field(256, ge=1)
+    """Number of sampled items of that softmax."""
+    beam_width: int = Field(20, ge=1)
+    """Number of beams that stay in the search; raised to k if k is larger."""
+
+    @property
+    def needs(self) -> frozenset[Requirement]:
+        """What the catalogue must contain."""
+        reads_content = self.content_at_leaves or "content" in self.reads
+        return frozenset({"identifiers", CONTENT}) if reads_content else frozenset({"identifiers"})
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that have no effect under the other settings, each with the reason."""
+        return configs.idle_unless(self.dense_weight > 0, "dense_weight is 0", "dense_negatives")
+
+
+class DepthDecoder(Recommender):
+    """A recommender that ranks items by the probability of their path down a trie."""
+
+    Config = DepthDecoderConfig
+    config: DepthDecoderConfig
+    known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
+    needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers"})
+    paths: Tensor
+    codes: Tensor
+    content: Tensor | None
+
+    def __init__(self, config: DepthDecoderConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        table = catalog.identifiers
+        if table is None:
+            raise ValueError("DepthDecoder needs a catalogue with identifiers: create them with nextitem tokenize")
+        self.trie = PrefixTrie.from_table(table)
+        self.register_buffer("codes", table.codes.long().clamp(min=0), persistent=False)  # [N + 1, M]
+        positions = self.trie.positions.long().clamp(min=0)
+        depths = range(self.trie.num_levels + 1)
+        paths = torch.stack([self.trie.ancestors(positions, depth=depth) for depth in depths], dim=1)
+        self.register_buffer("paths", paths, persistent=False)  # [N + 1, M + 1] nodes from the root to the leaf
+        self.register_buffer("content", catalog.content if CONTENT in config.needs else None, persistent=False)
+        self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)  # input, and leaves
+        num_inner = self.trie.level_starts[self.trie.num_levels]
+        self.nodes_read = nn.Embedding(num_inner, config.width) if "nodes" in config.reads else None
+        self.content_read: nn.Linear | None = None
+        if self.content is not None and "content" in config.reads:
+            self.content_read = nn.Linear(self.content.shape[1], config.width, bias=False)
+        self.encoder = CausalEncoder(
+            config.width,
+            window=Window(config.max_history_length, config.window_step),
+            layers=config.layers,
+            heads=config.heads,
+            block=config.block,
+            positions=config.positions,
+            dropout=config.dropout,
+        )
+        content = self.content if config.content_at_leaves else None
+        self.nodes = NodeVectors(self.trie, parts=config.vectors, content=content, width=config.width)
+        network = DEPTH_NETWORKS[config.depth_network]
+        self.deeper = network(
+            config.width, levels=self.trie.num_levels, hidden=config.depth_width, dropout=config.dropout / 2
+        )
+        truncated_normal_(self)
+
+    @property
+    def can_rank_unseen_items(self) -> bool:
+        """Whether leaves contain content; without it nothing is known about an item without events."""
+        return self.config.content_at_leaves
+
+    def examples(self, train: Dataset) -> NextItemSequences:
+        """Return windows of the users' histories; every event but the first is a target."""
+        return NextItemSequences(train.interactions, max_length=self.config.max_history_length)
+
+    def training_loss(self, batch: NextItemBatch) -> LossTerms:
+        """Return the cross-entropy of the targets' nodes among their siblings, summed over levels, at all positions."""
+        generator = torch.Generator().manual_seed(batch.seed)
+        items = self._item_vectors(generator)
+        hidden_TD = self.encoder(batch.items, lambda ids: self._embed(ids, items))
+        places, targets, weights = self._targets(batch)
+        paths, states = self.paths[targets], self.deeper.start(hidden_TD[places])
+        named = {}
+        for level in range(self.trie.num_levels):
+            parents, nodes = paths[:, level], paths[:, level + 1]
+            if level:
+                states = self.deeper(states, self.nodes(parents, level=level - 1, trie=self.trie), level=level)
+            log_probs = self.nodes.log_probs(
+                states[:, -1], nodes, parents, level=level, trie=self.trie, items=items, content=self.content
+            )
+            named[f"level_{level + 1}"] = -(weights * log_probs).sum()
+        total = torch.stack(list(named.values())).sum()
+        if self.config.dense_weight:
+            count, is_target = self.config.dense_negatives, batch.targets.values > 0
+            sampled = sample_negatives(batch, self.popularity, count=count, shared_by="batch", generator=generator)
+            named["dense"] = sampled_softmax(
+                hidden_TD[is_target], items, batch.targets.values[is_target], **vars(sampled)
+            )
+            total = total + self.config.dense_weight * named["dense"]
+        return LossTerms(total, {name: value.detach() for name, value in named.items()})
+
+    def _targets(self, batch: NextItemBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the targets of all lags: their positions in the batch, items, and weights in the loss, [T] each.
+
+        The weights are divided by the number of next events, so that further targets do not dilute them.
+        """
+        places, targets, weights = [], [], []
+        for lag, weight in enumerate(self.config.target_weights, start=1):
+            later = batch.later_targets(lag)
+            places.append((later > 0).nonzero()[:, 0])
+            targets.append(later[places[-1]])
+            weights.append(torch.full_like(places[-1], weight, dtype=torch.float32))
+        return torch.cat(places), torch.cat(targets), torch.cat(weights) / max(1, len(places[0]))
+
+    def start(self, batch: SequenceBatch) -> GeneratorState:
+        """Return the state at the root, from the history or from its cached state."""
+        if batch.state is not None:
+            hidden_BD = self.encode_history(batch, batch.state).user_vectors
+        else:
+            hidden_BD = self.encoder.last(batch.items, self._embed)
+        root = torch.zeros((len(hidden_BD), 1), dtype=torch.int64, device=hidden_BD.device)
+        return GeneratorState({}, {"hidden": self.deeper.start(hidden_BD)[:, None], "node": root})
+
+    def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
+        """Return the logits [B, W, C] of the next codes, -inf without a node, and the state after `codes [B, W]`."""
+        node_BW = state.beams["node"] if codes is None else self.trie.advance(state.beams["node"], codes)
+        depth = self._depth(node_BW)
+        children = self.trie.expand(node_BW, depth=depth)
+        logits, state = self.score_children(state, codes, children.nodes)
+        return logits_by_code(logits, children, self.trie.codebook_sizes[depth]), state
+
+    def score_children(
+        self, state: GeneratorState, codes: Tensor | None, nodes: Tensor
+    ) -> tuple[Tensor, GeneratorState]:
+        """Return the logits of the children `nodes [B, W, D]`, and the state after `codes [B, W]`."""
+        node_BW, hidden_BWtD = state.beams["node"], state.beams["hidden"]
+        if codes is not None:
+            node_BW = self.trie.advance(node_BW, codes)
+            level = self._depth(node_BW)
+            vectors = self.nodes(node_BW.flatten(), level=level - 1, trie=self.trie)
+            hidden_BWtD = self.deeper(hidden_BWtD.flatten(0, 1), vectors, level=level).view(
+                *node_BW.shape, -1, hidden_BWtD.shape[3]
+            )
+        ranges = child_ranges(self.trie, node_BW.flatten())
+        logits = self.nodes.logits(
+            hidden_BWtD[:, :, -1].flatten(0, 1),
+            ranges,
+            level=self._depth(node_BW),
+            trie=self.trie,
+            items=self._item_vectors(),
+            content=self.content,
+        ).view(*node_BW.shape, -1)
+        places = nodes - ranges.starts.view(node_BW.shape)[..., None]
+        return logits.gather(2, places.clamp(0, logits.shape[2] - 1)), GeneratorState(
+            {}, {"hidden": hidden_BWtD, "node": node_BW}
+        )
+
+    @torch.no_grad()
+    def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
+        """Return the state after all events (roles.Incremental): keys and values of each block."""
+        return extend_history_state(
+            batch,
+            state,
+            lambda part, former: self.encoder.read(part, former, self._embed),
+            window=self.encoder.window,
+            version=self.weights_fingerprint(),
+            empty=self.items.weight.new_zeros(self.config.width),
+            is_extensible=self.encoder.counts_from_first,
+        )
+
+    def _item_vectors(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return the items' own vectors, [N + 1, D]; 0 for items that are hidden or have no training event."""
+        weight = self.items.weight
+        if self.training and self.config.id_dropout:
+            is_hidden = torch.rand(len(weight), generator=generator) < self.config.id_dropout
+            return weight * ~is_hidden.to(weight.device)[:, None]
+        if not self.training and self.can_rank_unseen_items:
+            return weight * (self.popularity > 0)[:, None]
+        return weight
+
+    def _embed(self, items_BL: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """Return the input vectors of items, [B, L, D]; `vectors [N + 1, D]` are the items' own."""
+        table = self._item_vectors() if vectors is None else vectors
+        parts = [nn.functional.embedding(items_BL, table, padding_idx=0)] if "items" in self.config.reads else []
+        if self.nodes_read is not None:
+            parts += [self.nodes_read(self.paths[items_BL, depth]) for depth in range(1, self.trie.num_levels)]
+        if self.content_read is not None and self.content is not None:
+            parts.append(self.content_read(self.content[items_BL]))
+        return torch.stack(parts).sum(0).mul(self.config.width**0.5)
+
+    def _depth(self, nodes: Tensor) -> int:
+        """Return the depth of the beams, which all share it; dead beams (-1) are ignored."""
+        return sum(int(nodes.max()) >= start for start in self.trie.level_starts[1:-1])
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        width = max(k, self.config.beam_width)
+        return search_unseen_last(
+            lambda part: beam_search(self, part, self.trie, k=k, beam_width=width), batch, self.unseen_items()
+        )

@@ -1,0 +1,239 @@
+"""Softmax over the children of given nodes of a trie: a vector for every node, and only siblings compete.
+
+The children of a node are neighbours in the order of nodes, so each row names a range of nodes. Rows of one parent are
+multiplied with its children's vectors in one product; ranges of similar length share a batched product. A parent with a
+single child has probability 1 and costs nothing. The cost depends on the siblings of the targets, not on the number of
+nodes.
+
+Shapes: R rows, D width, V nodes, X rows of the vectors, C children of a row. Of a group: P parts, G rows and K children
+of each part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# Reading the vectors of a child costs about as much as this many of its products.
+_READ_COST = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ChildRanges:
+    """The children of R rows: row r has the nodes starts[r] .. starts[r] + counts[r] - 1; both are int64 [R].
+
+    Rows with the same start must have the same count. A count may be 0.
+    """
+
+    starts: Tensor
+    counts: Tensor
+
+    @cached_property
+    def max_count(self) -> int:
+        """Largest number of children of a row (C)."""
+        return int(self.counts.max()) if len(self.counts) else 0
+
+    @cached_property
+    def competing(self) -> list[Group]:
+        """The rows with at least two children, in groups."""
+        return self._groups(2)
+
+    @cached_property
+    def all_rows(self) -> list[Group]:
+        """The rows with at least one child, in groups."""
+        return self._groups(1)
+
+    def _groups(self, min_count: int) -> list[Group]:
+        rows = (self.counts >= min_count).nonzero()[:, 0]
+        order = rows[self.starts[rows].argsort(stable=True)]
+        starts, num_rows = torch.unique_consecutive(self.starts[order], return_counts=True)
+        first_rows = num_rows.cumsum(0) - num_rows
+        counts = self.counts[order[first_rows]]
+        sizes = torch.ceil(torch.log2(counts.double())).long()  # counts in (2^(i - 1), 2^i] have size i
+        groups = []
+        for size in torch.unique(sizes).tolist():
+            parents = (sizes == size).nonzero()[:, 0]
+            of_parents = starts[parents], counts[parents], first_rows[parents], num_rows[parents]
+            groups.append(_group(order, *of_parents, padding=len(self.starts)))
+        return groups
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One batched product of P parts; each has up to G rows of one parent.
+
+    Attributes:
+        rows: [P, G] int64, numbers of rows; R for padding.
+        starts: [P] int64, the first child of each part's parent.
+        counts: [P] int64, the number of its children.
+        width: largest number of children (K).
+
+    """
+
+    rows: Tensor
+    starts: Tensor
+    counts: Tensor
+    width: int
+
+    @cached_property
+    def children(self) -> Tensor:
+        """The nodes, [P, K] int64; a parent with fewer than K children repeats its last one."""
+        numbers = torch.arange(self.width, device=self.starts.device)
+        return self.starts[:, None] + torch.minimum(numbers, self.counts[:, None] - 1)
+
+    @cached_property
+    def is_repeated(self) -> Tensor:
+        """Whether an entry of `children` is a repetition, bool [P, 1, K]."""
+        return (torch.arange(self.width, device=self.starts.device) >= self.counts[:, None])[:, None]
+
+    def logits(self, hidden: Tensor, vectors: Tensor, vector_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the logits [P, G, K] of padded rows, -inf for repetitions, and the two factors of the product.
+
+        `hidden` is [R + 1, D], with the padding row at its end.
+        """
+        nodes = self.children if vector_rows is None else vector_rows[self.children]
+        left, right = hidden[self.rows], vectors[nodes]
+        logits = left @ right.transpose(1, 2)
+        return logits.masked_fill_(self.is_repeated, -torch.inf), left, right
+
+
+def _group(
+    order: Tensor, starts: Tensor, counts: Tensor, first_rows: Tensor, num_rows: Tensor, *, padding: int
+) -> Group:
+    """Return the group of some parents, whose rows are `num_rows` entries of `order` from `first_rows` on."""
+    highest = int(num_rows.max())
+    sizes = [2**power for power in range((highest - 1).bit_length() + 1)]
+    costs = [int((-(-num_rows // size)).sum()) * (size + _READ_COST) for size in sizes]
+    size = min(sizes[costs.index(min(costs))], highest)
+    num_parts = -(-num_rows // size)
+    parent = torch.arange(len(starts), device=starts.device).repeat_interleave(num_parts)
+    part = torch.arange(len(parent), device=starts.device) - (num_parts.cumsum(0) - num_parts)[parent]
+    place = part[:, None] * size + torch.arange(size, device=starts.device)
+    is_row = place < num_rows[parent][:, None]
+    rows = order[torch.where(is_row, first_rows[parent][:, None] + place, 0)].masked_fill(~is_row, padding)
+    return Group(rows, starts[parent], counts[parent], int(counts.max()))
+
+
+def child_logits(
+    hidden: Tensor, vectors: Tensor, children: ChildRanges, *, vector_rows: Tensor | None = None
+) -> Tensor:
+    """Return the inner products of each row with the vectors of its children, [R, C]; -inf for padding.
+
+    Args:
+        hidden: hidden states [R, D].
+        vectors: node vectors [X, D].
+        children: the children of each row.
+        vector_rows: [V] int64, the row of `vectors` of each node; None: node v has row v.
+
+    """
+    out: Tensor = _ChildLogits.apply(hidden, vectors, children, vector_rows)  # type: ignore[no-untyped-call]
+    return out
+
+
+def trie_softmax(
+    hidden: Tensor,
+    vectors: Tensor,
+    children: ChildRanges,
+    targets: Tensor,
+    *,
+    vector_rows: Tensor | None = None,
+) -> Tensor:
+    """Return log softmax(hidden . children)[target] of each row, [R]; differentiable once.
+
+    Args:
+        hidden: hidden states [R, D].
+        vectors: node vectors [X, D].
+        children: the children of each row, among which the target competes.
+        targets: [R] int64, a child of each row.
+        vector_rows: [V] int64, the row of `vectors` of each node; None: node v has row v.
+
+    """
+    out: Tensor = _TrieSoftmax.apply(hidden, vectors, children, targets, vector_rows)  # type: ignore[no-untyped-call]
+    return out
+
+
+def trie_softmax_reference(
+    hidden: Tensor, vectors: Tensor, children: ChildRanges, targets: Tensor, *, vector_rows: Tensor | None = None
+) -> Tensor:
+    """Return what `trie_softmax` returns, computed row by row."""
+    out = []
+    for row, (start, count) in enumerate(zip(children.starts.tolist(), children.counts.tolist(), strict=True)):
+        nodes = torch.arange(start, start + count)
+        logits = vectors[nodes if vector_rows is None else vector_rows[nodes]] @ hidden[row]
+        out.append(logits.log_softmax(0)[int(targets[row]) - start])
+    return torch.stack(out) if out else hidden.sum(1)
+
+
+class _ChildLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, vectors: Tensor, children: ChildRanges, vector_rows: Tensor | None) -> Tensor:
+        ctx.save_for_backward(hidden, vectors)
+        ctx.children, ctx.vector_rows = children, vector_rows
+        padded = F.pad(hidden, (0, 0, 0, 1))
+        out = hidden.new_full((len(hidden) + 1, children.max_count), -torch.inf)
+        for group in children.all_rows:
+            out[group.rows, : group.width] = group.logits(padded, vectors, vector_rows)[0]
+        return out[:-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden, vectors = ctx.saved_tensors
+        padded, padded_grad = F.pad(hidden, (0, 0, 0, 1)), F.pad(grad, (0, 0, 0, 1))
+        grad_hidden, grad_vectors = torch.zeros_like(padded), torch.zeros_like(vectors)
+        for group in ctx.children.all_rows:
+            nodes = group.children if ctx.vector_rows is None else ctx.vector_rows[group.children]
+            grad_logits = padded_grad[group.rows, : group.width].masked_fill(group.is_repeated, 0)
+            grad_hidden[group.rows] = grad_logits @ vectors[nodes]
+            grad_vectors.index_add_(
+                0, nodes.flatten(), (grad_logits.transpose(1, 2) @ padded[group.rows]).flatten(0, 1)
+            )
+        return grad_hidden[:-1], grad_vectors, None, None
+
+
+class _TrieSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        vectors: Tensor,
+        children: ChildRanges,
+        targets: Tensor,
+        vector_rows: Tensor | None,
+    ) -> Tensor:
+        padded, padded_targets = F.pad(hidden, (0, 0, 0, 1)), F.pad(targets, (0, 1))
+        out = hidden.new_zeros(len(padded))
+        saved = []
+        for group in children.competing:
+            logits, left, right = group.logits(padded, vectors, vector_rows)
+            # Padding rows have target 0: any column will do, as their results are dropped.
+            column = (padded_targets[group.rows] - group.starts[:, None]).clamp(0, group.width - 1)[..., None]
+            log_probs = logits.log_softmax(2)
+            out[group.rows] = log_probs.gather(2, column)[..., 0]
+            if any(ctx.needs_input_grad[:2]):
+                # gradient of the log-probability with respect to the logits: 1 at the target, minus the softmax
+                factors = log_probs.exp_().neg_().scatter_add_(2, column, torch.ones_like(log_probs[..., :1]))
+                saved += [factors, left, right]
+        ctx.save_for_backward(hidden, vectors, *saved)
+        ctx.children, ctx.vector_rows = children, vector_rows
+        return out[:-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden, vectors, *saved = ctx.saved_tensors
+        padded_grad = F.pad(grad, (0, 1))
+        grad_hidden, grad_vectors = hidden.new_zeros(len(padded_grad), hidden.shape[1]), torch.zeros_like(vectors)
+        for number, group in enumerate(ctx.children.competing):
+            factors, left, right = saved[3 * number : 3 * number + 3]
+            nodes = group.children if ctx.vector_rows is None else ctx.vector_rows[group.children]
+            grad_logits = factors * padded_grad[group.rows][..., None]
+            grad_hidden[group.rows] = grad_logits @ right
+            grad_vectors.index_add_(0, nodes.flatten(), (grad_logits.transpose(1, 2) @ left).flatten(0, 1))
+        return grad_hidden[:-1], grad_vectors, None, None, None

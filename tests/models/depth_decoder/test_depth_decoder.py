@@ -1,0 +1,209 @@
+"""The depth decoder against a plain computation of its probabilities, item by item."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.core.ids import IdMap
+from nextitem.core.jagged import Jagged
+from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.models.depth_decoder.depth_decoder import DepthDecoder, DepthDecoderConfig
+
+SIZES = (4, 3, 5)
+NUM_ITEMS = 23
+HISTORIES = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 23]]
+VARIANTS: list[dict[str, Any]] = [
+    {"vectors": vectors, "depth_network": network, "content_at_leaves": content, "reads": reads}
+    for vectors, network, (content, reads) in product(
+        ("nodes", "codes", "both"),
+        ("mlp", "transformer"),
+        ((False, ("items", "nodes")), (True, ("items", "nodes", "content"))),
+    )
+]
+
+
+def catalog_of(num_items: int = NUM_ITEMS, *, sizes: tuple[int, ...] = SIZES, unique: bool = True) -> Catalog:
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.stack([torch.randint(size, (8 * num_items,), generator=generator) for size in sizes], dim=1)
+    if unique:
+        codes = torch.unique(codes, dim=0)
+        codes = codes[torch.randperm(len(codes), generator=generator)]
+    ids = pl.Series("item_id", range(num_items))
+    catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
+    content = torch.randn(num_items + 1, 6, generator=generator)
+    content[0] = 0
+    table = IdentifierTable.from_item_codes(
+        codes[:num_items], codebook_sizes=sizes, catalog_fingerprint=catalog.fingerprint
+    )
+    return catalog.with_content(content).with_identifiers(table)
+
+
+def model_of(catalog: Catalog | None = None, **settings: Any) -> DepthDecoder:
+    torch.manual_seed(5)
+    small = {"width": 8, "depth_width": 12, "dropout": 0.0, "max_history_length": 6}
+    model = DepthDecoder(DepthDecoderConfig.model_validate(small | settings), catalog or catalog_of()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # the initial vectors are too small to tell nodes apart
+            parameter.mul_(10)
+    model.set_popularity(torch.ones(model.num_items + 1).index_fill_(0, torch.tensor([0]), 0))
+    return model
+
+
+def batch_of(rows: list[list[int]], **columns: Any) -> SequenceBatch:
+    return SequenceBatch(Jagged.from_rows(rows), **columns)
+
+
+def vector_of(model: DepthDecoder, node: int, depth: int) -> Tensor:
+    """Return the vector of one node, from its parts."""
+    item = int(model.nodes.item_of_leaf[node])
+    total = torch.zeros(model.config.width)
+    if model.nodes.inner is not None:
+        total = total + (model.items.weight[item] if depth == len(SIZES) else model.nodes.inner.weight[node])
+    if model.nodes.codes is not None:
+        total = total + model.nodes.codes[depth - 1].weight[int(model.trie.codes[node])]  # type: ignore[index]
+    if model.nodes.content is not None and depth == len(SIZES):
+        assert model.content is not None
+        total = total + model.nodes.content(model.content[item])
+    return total
+
+
+def item_log_probs(model: DepthDecoder, history: list[int]) -> Tensor:
+    """Return log p of every item after one history, [N + 1], computed node by node."""
+    hidden = model.encoder.last(Jagged.from_rows([history]), model._embed)[0]
+    out = torch.full((model.num_items + 1,), -torch.inf)
+    for item in range(1, model.num_items + 1):
+        states, total = model.deeper.start(hidden[None]), torch.zeros(())
+        for level in range(len(SIZES)):
+            parent, node = int(model.paths[item, level]), int(model.paths[item, level + 1])
+            if level:
+                states = model.deeper(states, vector_of(model, parent, level)[None], level=level)
+            siblings = range(int(model.trie.first_child[parent]), int(model.trie.first_child[parent + 1]))
+            logits = torch.stack([states[0, -1] @ vector_of(model, sibling, level + 1) for sibling in siblings])
+            total = total + logits.log_softmax(0)[node - siblings.start]
+        out[item] = total
+    return out
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_a_full_search_equals_the_scores_of_all_items(settings: dict[str, Any]) -> None:
+    model = model_of(**settings)
+    answer = model.recommend(batch_of(HISTORIES), NUM_ITEMS)
+    with torch.no_grad():
+        expected = torch.stack([item_log_probs(model, history) for history in HISTORIES])
+    torch.testing.assert_close(answer.scores, expected.gather(1, answer.item_ids), atol=1e-4, rtol=1e-4)
+    assert torch.equal(answer.item_ids.sort(1).values, torch.arange(1, NUM_ITEMS + 1).expand(3, -1))
+    torch.testing.assert_close(answer.scores.exp().sum(1), torch.ones(3))  # the catalogue is all that there is
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_the_loss_is_minus_the_log_probability_of_the_targets(settings: dict[str, Any]) -> None:
+    model = model_of(target_weights=(1.0, 0.5), **settings)
+    batch = NextItemBatch(Jagged.from_rows([[1, 2, 3], [9, 4]]), Jagged.from_rows([[2, 3, 7], [4, 0]]), seed=0)
+    targets = [(1, [1], 2), (1, [1, 2], 3), (1, [1, 2, 3], 7), (1, [9], 4), (0.5, [1], 3), (0.5, [1, 2], 7)]
+    with torch.no_grad():
+        expected = -sum(weight * item_log_probs(model, past)[target] for weight, past, target in targets) / 4
+        loss = model.training_loss(batch)
+    torch.testing.assert_close(loss.total, expected)
+    torch.testing.assert_close(loss.total, torch.stack(list(loss.named.values())).sum())
+
+
+def test_the_dense_head_is_a_further_softmax_over_items() -> None:
+    batch = NextItemBatch(Jagged.from_rows([[1, 2, 3]]), Jagged.from_rows([[2, 3, 7]]), seed=0)
+    plain, dense = model_of(), model_of(dense_weight=0.5)
+    with torch.no_grad():
+        loss, former = dense.training_loss(batch), plain.training_loss(batch)
+    torch.testing.assert_close(loss.total, former.total + 0.5 * loss.named["dense"])
+
+
+def test_step_gives_the_logits_of_legal_codes_only() -> None:
+    model = model_of()
+    with torch.no_grad():
+        logits, state = model.step(model.start(batch_of(HISTORIES)), None)
+        first = logits[:, 0].argmax(1, keepdim=True)
+        logits, state = model.step(state, first)
+        legal = model.trie.allowed(state.beams["node"], depth=1)
+    assert torch.equal(logits > -torch.inf, legal)
+
+
+@pytest.mark.parametrize("network", ["mlp", "transformer"])
+def test_a_cached_history_gives_the_same_lists(network: str) -> None:
+    model = model_of(depth_network=network)
+    former = model.encode_history(batch_of([history[:-1] for history in HISTORIES]))
+    cached = model.recommend(batch_of(HISTORIES, state=former), 10)
+    plain = model.recommend(batch_of(HISTORIES), 10)
+    assert torch.equal(cached.item_ids, plain.item_ids)
+    torch.testing.assert_close(cached.scores, plain.scores)
+
+
+def test_the_future_never_leaks() -> None:
+    model = model_of()
+    first, second = ([[1, 2, 3, 4, 5]], [[1, 2, 3, 9, 8]])
+    states = [model.encoder(Jagged.from_rows(rows), model._embed) for rows in (first, second)]
+    torch.testing.assert_close(states[0][:3], states[1][:3])
+    assert not torch.allclose(states[0][3:], states[1][3:])
+
+
+def test_every_part_learns() -> None:
+    batch = NextItemBatch(Jagged.from_rows([[1, 2, 3], [9, 4]]), Jagged.from_rows([[2, 3, 7], [4, 5]]), seed=0)
+    for settings in VARIANTS:
+        model = model_of(**settings).train()
+        model.training_loss(batch).total.backward()
+        norms = {name: p.grad for name, p in model.named_parameters()}
+        idle = [name for name, grad in norms.items() if grad is None or not bool(grad.any())]
+        # The last state of the transformer has one position of its own; the MLP has none.
+        assert not idle, (settings, idle)
+
+
+def test_hidden_items_are_hidden_at_input_and_output() -> None:
+    model = model_of(id_dropout=0.5, content_at_leaves=True).train()
+    vectors = model._item_vectors(torch.Generator().manual_seed(0))
+    is_hidden = ~vectors.any(1)
+    assert 0.2 < float(is_hidden[1:].float().mean()) < 0.8
+    assert torch.equal(vectors[~is_hidden], model.items.weight[~is_hidden])
+    assert torch.equal(model.eval()._item_vectors(), model.items.weight)
+
+
+def test_an_item_without_events_is_ranked_by_its_content() -> None:
+    model = model_of(content_at_leaves=True)
+    counts = torch.ones(NUM_ITEMS + 1)
+    counts[[0, 7]] = 0
+    model.set_popularity(counts)
+    before = model.recommend(batch_of(HISTORIES), NUM_ITEMS)
+    with torch.no_grad():
+        model.items.weight[7] += 100.0
+    after = model.recommend(batch_of(HISTORIES), NUM_ITEMS)
+    assert torch.equal(before.item_ids, after.item_ids)
+    assert torch.equal(before.scores, after.scores)
+
+
+@pytest.mark.parametrize(
+    ("codes", "sizes"), [([[0, 0, 0]], (1, 1, 1)), ([[0, 1], [1, 0], [2, 2]], (3, 3)), ([[0], [1], [2]], (3,))]
+)
+def test_catalogues_of_one_item_single_children_and_one_level(codes: list[list[int]], sizes: tuple[int, ...]) -> None:
+    ids = pl.Series("item_id", range(len(codes)))
+    catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
+    table = IdentifierTable.from_item_codes(
+        torch.tensor(codes), codebook_sizes=sizes, catalog_fingerprint=catalog.fingerprint
+    )
+    model = model_of(catalog.with_identifiers(table))
+    answer = model.recommend(batch_of([[1]]), 3)
+    assert (answer.item_ids > 0).sum() == len(codes)
+    batch = NextItemBatch(Jagged.from_rows([[1]]), Jagged.from_rows([[len(codes)]]), seed=0)
+    loss = model.train().training_loss(batch).total
+    loss.backward()
+    assert bool(loss.isfinite())
+
+
+def test_items_that_share_a_leaf_are_all_reachable() -> None:
+    model = model_of(catalog_of(sizes=(2, 2), unique=False))
+    answer = model.recommend(batch_of(HISTORIES), NUM_ITEMS)
+    assert torch.equal(answer.item_ids.sort(1).values, torch.arange(1, NUM_ITEMS + 1).expand(3, -1))
