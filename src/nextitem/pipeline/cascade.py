@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import cast
 
 import torch
 
 from nextitem.cascade.cascade import Cascade, CascadeConfig
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.components import component_class
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.interactions import Interactions
 from nextitem.core.recommender import Recommender
-from nextitem.core.roles import ClosedForm, Examples, FitsExamples, LearnsFromRequests, Ranker, Trainable
+from nextitem.core.roles import Examples, LearnsFromRequests, Ranker, Trainable
 from nextitem.data.examples.cascade_candidates import (
     BLOCK,
     VALIDATION_REQUESTS,
@@ -28,114 +23,9 @@ from nextitem.data.examples.cascade_candidates import (
 from nextitem.data.examples.labelled_candidates import LabelledRequests
 from nextitem.data.examples.recent_events import recent_events
 from nextitem.evaluation.evaluate import quick_score
-from nextitem.pipeline.bundle import load_weights, save_weights
 from nextitem.pipeline.options import FitOptions
 from nextitem.pipeline.recipe import Recipe
-from nextitem.training.config import TrainingConfig
-from nextitem.training.fit import fit
-
-
-@dataclass(frozen=True)
-class StageTrainer:
-    """Trains the stages of one cascade.
-
-    Attributes:
-        recipe: the recipe of the whole cascade.
-        options: how and where to train; stages are saved under `options.folder`.
-        epochs_folder: for a refit, the folder of stages whose best numbers of epochs are repeated; None: validation
-            decides.
-
-    """
-
-    recipe: Recipe
-    options: FitOptions
-    epochs_folder: Path | None = None
-
-    def fit(
-        self,
-        name: str,
-        model: Recommender,
-        train: Dataset,
-        *,
-        examples: Callable[[], Examples[SequenceBatch]] | None = None,
-        validate: Callable[[], float] | None = None,
-        epochs: int | None = None,
-    ) -> int | None:
-        """Fit one stage and save its weights; when resuming, load a stage that is finished.
-
-        Args:
-            name: name of the stage, which is also its folder.
-            model: the model to fit, in place.
-            train: training data.
-            examples: returns the examples to learn from, instead of those that the model makes of `train`.
-            validate: returns the validation figure that the best epoch is selected by.
-            epochs: number of epochs to train; None: as the settings and `epochs_folder` say.
-
-        Returns:
-            The best epoch, or None for a model in closed form.
-
-        Raises:
-            UserError: the model cannot learn from `examples`.
-            KeyboardInterrupt: training was interrupted.
-
-        """
-        folder = self.options.folder / "stages" / name
-        weights = folder / "weights.safetensors"
-        if self.options.resume and weights.is_file():
-            load_weights(weights, model)
-            return _best_epoch(folder)
-        self.options.log(f"{name} ...")
-        model.set_popularity_from(train)
-        torch.manual_seed(self.recipe.seed)
-        best = None
-        if examples is not None and isinstance(model, FitsExamples):
-            model.fit_to(examples())
-        elif examples is None and isinstance(model, ClosedForm):
-            model.fit(train)
-        elif isinstance(model, Trainable):
-            if validate is None and self.epochs_folder is not None:
-                epochs = _best_epoch(self.epochs_folder / name)
-            result = fit(
-                cast(torch.nn.Module, model),
-                model.examples(train) if examples is None else examples(),
-                self._training(name.split("/")[0]),
-                seed=self.recipe.seed,
-                out=folder,
-                validate=validate,
-                stop_after=epochs,
-                resume=self.options.resume,
-                device=self.options.device,
-                progress=self.options.progress,
-                label=name,
-            )
-            if result.stop_reason == "interrupted":
-                raise KeyboardInterrupt
-            for note in result.notes:
-                self.options.log(f"note: {name}: {note}")
-            best = result.best_epoch
-        else:
-            raise UserError(f"{name}: {type(model).__name__} cannot learn from the candidates of a cascade")
-        folder.mkdir(parents=True, exist_ok=True)
-        model.eval()
-        save_weights(weights, model)
-        (folder / "best_epoch").write_text(str(best or 0), encoding="utf-8")
-        return best
-
-    def _training(self, name: str) -> TrainingConfig:
-        """Return the training settings of a stage; a time budget of the whole run is divided evenly."""
-        settings = self.recipe.stages.get(name, TrainingConfig())
-        minutes = self.recipe.training.max_minutes
-        if minutes is None:
-            return settings
-        return settings.model_copy(update={"max_minutes": minutes / max(1, self._num_fits())})
-
-    def _num_fits(self) -> int:
-        """Return the number of fits by gradient: one for each ranker, two for each channel."""
-        config = component_class("model", self.recipe.model)[1]
-        assert isinstance(config, CascadeConfig)
-        classes = [component_class("model", channel.model)[0] for channel in config.channels.values()]
-        by_gradient = [not issubclass(cls, ClosedForm) for cls in classes]
-        return 2 * sum(by_gradient) + sum(stage is not None for stage in (config.pre_ranking, config.ranking))
+from nextitem.pipeline.stages import StageTrainer, learns_by_gradient
 
 
 def fit_cascade(model: Cascade, train: Dataset, split: Split | None, recipe: Recipe, options: FitOptions) -> None:
@@ -161,9 +51,7 @@ def fit_cascade(model: Cascade, train: Dataset, split: Split | None, recipe: Rec
 
     """
     config = model.config
-    stages = StageTrainer(
-        recipe, options, epochs_folder=None if split is not None else options.folder.parent / "stages"
-    )
+    stages = StageTrainer(recipe, options, num_fits=_num_fits(config), is_refit=split is None)
     recent = recent_events(
         train,
         share=config.recent_share,
@@ -210,13 +98,18 @@ def _fit_channel(
     epochs: int | None = None,
 ) -> int | None:
     """Fit one channel; its second fit is on all training events, for as many epochs as were best in the first."""
-    torch.manual_seed(stages.recipe.seed)
-    channel = model.reset_channel(name)
+    channel = stages.untrained(partial(model.reset_channel, name))
     validate = None
     if part and validation is not None:
         quota = model.rates.quotas[model.channel_names.index(name)]
         validate = partial(quick_score, channel, validation.sample(VALIDATION_REQUESTS), metric=f"recall@{quota}")
     return stages.fit(name + part, channel, train, validate=validate, epochs=epochs)
+
+
+def _num_fits(config: CascadeConfig) -> int:
+    """Return the number of fits by gradient: one for each ranker, two for each channel."""
+    num_channels = sum(learns_by_gradient(channel.model) for channel in config.channels.values())
+    return 2 * num_channels + sum(stage is not None for stage in (config.pre_ranking, config.ranking))
 
 
 def _measure_rates(model: Cascade, requests: SequenceBatch) -> None:
@@ -245,8 +138,3 @@ def _fit_ranker(
 
     validate = partial(quick_score, ranker, requests.validation)
     stages.fit(name, ranker, train, examples=examples, validate=validate)
-
-
-def _best_epoch(folder: Path) -> int | None:
-    file = folder / "best_epoch"
-    return (int(file.read_text(encoding="utf-8")) or None) if file.is_file() else None

@@ -5,24 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from nextitem.cascade.cascade import Cascade
-from nextitem.core.batch import SequenceBatch
 from nextitem.core.components import build_component, component_class
 from nextitem.core.config import Config, apply_overrides
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
-from nextitem.core.roles import ClosedForm, Generator, Indexed, ProbabilityCalibrated, Ranker, Trainable
+from nextitem.core.roles import ClosedForm, Indexed, ProbabilityCalibrated, Trainable
 from nextitem.data.readers import load_dataset
 from nextitem.distributed import processes
-from nextitem.evaluation.evaluate import quick_score
-from nextitem.evaluation.evaluate_ranking import quick_auc
 from nextitem.neighbours.ann_index import AnnIndex
 from nextitem.pipeline.bundle import check_same_recipe, load_model, load_recipe, save_model, save_recipe, write_json
 from nextitem.pipeline.cascade import fit_cascade
@@ -32,11 +28,11 @@ from nextitem.pipeline.options import FitOptions, Log, silent
 from nextitem.pipeline.provenance import data_table, leak
 from nextitem.pipeline.recipe import Recipe, model_name, resolve_recipe, settings_table
 from nextitem.pipeline.runs import Run, aligned, load_run
+from nextitem.pipeline.stages import validation_figure
 from nextitem.pipeline.tokenize import require_identifiers, with_content
 from nextitem.recipes import default_recipe, read_recipe
 from nextitem.training.fit import TrainingResult, fit
 
-GENERATOR_VALIDATION = 2000  # maximum number of requests that a generator is validated on
 INDEX_QUERIES = 1000  # maximum number of validation requests that an index is built with
 IN_MEMORY = "memory:"  # prefix of the path of a data set that was passed as an object
 
@@ -293,7 +289,7 @@ def _fit(
         recipe.training,
         seed=recipe.seed,
         out=options.folder,
-        validate=None if split is None else _validate(model, split),
+        validate=None if split is None else validation_figure(model, split),
         stop_after=epochs,
         resume=options.resume,
         device=options.device,
@@ -301,22 +297,6 @@ def _fit(
         label=recipe.model["name"],
     )
     return model.eval(), result
-
-
-def _validate(model: Recommender, split: Split) -> partial[float] | None:
-    """Return the function that validates an epoch, or None without validation requests.
-
-    It measures the recommended lists; of a ranker under a protocol that judges scores, the AUC on logged impressions. A
-    generator is validated on a sample of the requests.
-    """
-    requests: SequenceBatch = split.validation
-    if not requests.num_requests:
-        return None
-    if split.judges_scores and isinstance(model, Ranker):
-        return partial(quick_auc, model, requests)
-    if isinstance(model, Generator):
-        requests = requests.sample(GENERATOR_VALIDATION)
-    return partial(quick_score, model, requests)
 
 
 def _finish(model: Recommender, split: Split, log: Log) -> None:
