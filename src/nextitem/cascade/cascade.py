@@ -30,7 +30,7 @@ from nextitem.cascade.reranker import Reranker
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
-from nextitem.core.components import build_component, component_class
+from nextitem.core.components import build_component, fill_in_settings, needs_of, unused_settings_of
 from nextitem.core.config import Requirement
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
@@ -88,8 +88,7 @@ class CascadeConfig(configs.Config):
     def _fill_in_parts(self) -> CascadeConfig:
         """Fill in all settings of every part, so that the recipe of a run contains all of them."""
         for where, kind, table in self.tables():
-            _, settings = component_class(kind, table, where=where)
-            table.update({"name": table["name"], **settings.model_dump()})
+            fill_in_settings(kind, table, where=where)
         return self
 
     def tables(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -109,14 +108,10 @@ class CascadeConfig(configs.Config):
         """
         sentences = list(super().unused_settings())
         for where, kind, table in self.tables():
-            settings = component_class(kind, table, where=where)[1]
-            changed = settings.model_dump(exclude_defaults=True)
-            values = {name: getattr(settings, name) for name in type(settings).model_fields}
-            part_sentences = type(settings).model_construct(_fields_set=set(changed), **values).unused_settings()
-            sentences += [f"{where} {sentence}" for sentence in part_sentences]
-            if "calibration" in changed:
+            sentences += unused_settings_of(kind, table, where=where)
+            if table.get("calibration") is not None:
                 sentences.append(
-                    f"{where} calibration = {changed['calibration']!r} has no effect: stages of a cascade order "
+                    f"{where} calibration = {table['calibration']!r} has no effect: stages of a cascade order "
                     "candidates, and no curve is fitted to their scores"
                 )
         return tuple(sentences)
@@ -124,11 +119,8 @@ class CascadeConfig(configs.Config):
     @property
     def needs(self) -> frozenset[Requirement]:
         """Requirements on the catalogue: those of all parts together."""
-        needs: frozenset[Requirement] = frozenset()
-        for where, kind, table in self.tables():
-            part, settings = component_class(kind, table, where=where)
-            needs |= settings.needs | (part.needs if kind == "model" else frozenset())
-        return needs
+        needs = (needs_of(kind, table, where=where) for where, kind, table in self.tables())
+        return frozenset().union(*needs)
 
 
 class Cascade(Recommender):

@@ -59,6 +59,7 @@ def train(
     check_out(out, resume=resume, overwrite=overwrite)
     dataset = load_data(data, drop_unknown_items=drop_unknown_items, recipe=recipe, overrides=settings or [])
     from nextitem.pipeline.train import train as run_training
+    from nextitem.reporting.scoreboard import part_line
 
     run = run_training(
         model, dataset, out=out, recipe=recipe, ids=ids, protocol=protocol, refit=refit, start_from=start_from,
@@ -70,3 +71,5 @@ def train(
     text = ", ".join(f"{name} {figures[name]:.4f}" for name in names if figures.get(name) is not None)
     data_used = "refit" if run.recipe.data.refit else "training events only"
     print(f"{run.folder}: {run.name} ({run.recipe.data.protocol}, {data_used}): {text}")
+    for part in run.metrics.get("parts", ()):
+        print(part_line(part))

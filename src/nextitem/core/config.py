@@ -140,9 +140,10 @@ def _explain(kind: type[Config], entry: Mapping[str, Any]) -> str:
         return f"{path}.kind = {entry['ctx']['tag']!r}: choose one of {tags}"
     if entry["type"] == "missing":
         return f"setting {path!r} is missing"
+    message = str(entry["msg"]).removeprefix("Value error, ")
     if not path:  # a rule about several settings: its message is complete
-        return str(entry["msg"]).removeprefix("Value error, ")
-    return f"{path} = {entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
+        return message
+    return f"{path} = {entry['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def _path_and_class(kind: type[Config], location: Sequence[str | int]) -> tuple[str, type[Config]]:

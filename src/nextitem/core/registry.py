@@ -130,6 +130,11 @@ MODELS: dict[str, Entry] = {
         "inner product of a request vector and an item vector",
         "Huang et al. 2013",
     ),
+    "blend": Entry(
+        "nextitem.models.blend:Blend",
+        "mixture of the probabilities of several models, with weights chosen on validation",
+        "-",
+    ),
     "cascade": Entry(
         "nextitem.cascade.cascade:Cascade",
         "pipeline of retrieval channels, rankers and re-rankers",

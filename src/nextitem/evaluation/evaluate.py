@@ -60,6 +60,7 @@ class Evaluation:
         lists: the recommended item ids, [requests, K] int64.
         generation: generation quality (evaluation.generation), if it was measured.
         funnel: figures of each stage of a staged model (evaluation.funnel), as JSON values.
+        parts: figures of each part of a blend alone (`part_figures`), as JSON values.
 
     """
 
@@ -75,6 +76,7 @@ class Evaluation:
     lists: Tensor = field(repr=False, default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     generation: dict[str, Any] | None = None
     funnel: list[dict[str, Any]] | None = None
+    parts: list[dict[str, Any]] | None = None
 
     def __repr__(self) -> str:
         """Return two lines: the model with its test requests, and the main figures."""
@@ -111,6 +113,7 @@ class Evaluation:
             },
             **({} if self.generation is None else {"generation": self.generation}),
             **({} if self.funnel is None else {"funnel": self.funnel}),
+            **({} if self.parts is None else {"parts": self.parts}),
         }
 
 

@@ -18,6 +18,8 @@ from nextitem.evaluation.evaluate import Evaluation, evaluate_lists
 from nextitem.evaluation.evaluate_ranking import evaluate_ranker
 from nextitem.evaluation.funnel import funnel
 from nextitem.evaluation.generation import generates_codes, generation_report
+from nextitem.evaluation.part_figures import part_figures
+from nextitem.models.blend import Blend
 from nextitem.pipeline.options import Log, silent
 from nextitem.pipeline.runs import Run, aligned, load_run
 
@@ -145,6 +147,9 @@ def evaluate_split(run: Run, split: Split, *, progress: bool = False) -> Evaluat
         refit=run.recipe.data.refit,
         progress=progress,
     )
+    if isinstance(run.model, Blend):
+        parts = part_figures(run.model, figures, split.test, ks=KS, progress=progress)
+        return replace(figures, parts=[part.to_json() for part in parts])
     if not isinstance(run.model, Staged):
         return figures
     with_history = split.test.select((split.test.items.lengths > 0).nonzero()[:, 0])

@@ -10,14 +10,17 @@ from typing import Any, cast
 
 import torch
 
+from nextitem.cascade.cascade import CascadeConfig
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.components import component_class
+from nextitem.core.config import Config
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import ClosedForm, Examples, FitsExamples, Generator, Ranker, Trainable
 from nextitem.evaluation.evaluate import quick_score
 from nextitem.evaluation.evaluate_ranking import quick_auc
+from nextitem.models.blend import BlendConfig
 from nextitem.pipeline.bundle import load_weights, save_weights
 from nextitem.pipeline.options import FitOptions
 from nextitem.pipeline.recipe import Recipe
@@ -140,6 +143,13 @@ class StageTrainer:
         if minutes is None:
             return settings
         return settings.model_copy(update={"max_minutes": minutes / max(1, self.num_fits)})
+
+
+def stage_names(config: Config) -> tuple[str, ...]:
+    """Return the names of the stages of a composed model, which are tables of [stages]; empty for another model."""
+    if isinstance(config, CascadeConfig):
+        return (*config.channels, "pre-ranking", "ranking")
+    return tuple(config.parts) if isinstance(config, BlendConfig) else ()
 
 
 def learns_by_gradient(table: Mapping[str, Any]) -> bool:

@@ -19,7 +19,9 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import ClosedForm, Indexed, ProbabilityCalibrated, Trainable
 from nextitem.data.readers import load_dataset
 from nextitem.distributed import processes
+from nextitem.models.blend import Blend
 from nextitem.neighbours.ann_index import AnnIndex
+from nextitem.pipeline.blend import fit_blend
 from nextitem.pipeline.bundle import check_same_recipe, load_model, load_recipe, save_model, save_recipe, write_json
 from nextitem.pipeline.cascade import fit_cascade
 from nextitem.pipeline.evaluate import evaluate_split, split_for
@@ -28,7 +30,7 @@ from nextitem.pipeline.options import FitOptions, Log, silent
 from nextitem.pipeline.provenance import data_table, leak
 from nextitem.pipeline.recipe import Recipe, model_name, resolve_recipe, settings_table
 from nextitem.pipeline.runs import Run, aligned, load_run
-from nextitem.pipeline.stages import validation_figure
+from nextitem.pipeline.stages import stage_names, validation_figure
 from nextitem.pipeline.tokenize import require_identifiers, with_content
 from nextitem.recipes import default_recipe, read_recipe
 from nextitem.training.fit import TrainingResult, fit
@@ -222,12 +224,19 @@ def _log_unused_settings(
     values = {name: getattr(config, name) for name in type(config).model_fields}
     for sentence in type(config).model_construct(_fields_set=set_fields, **values).unused_settings():
         log(f"warning: {sentence}")
-    if issubclass(cls, ClosedForm) and not issubclass(cls, Cascade):
+    name, stages = resolved.model["name"], stage_names(config)
+    for stage in resolved.stages:
+        if stage not in stages:
+            known_stages = f"; there are {', '.join(stages)}" if stages else ""
+            log(f"warning: stages.{stage} has no effect: {name} has no stage of this name{known_stages}")
+    reason = f"{name} learns in one pass, without gradients" if issubclass(cls, ClosedForm) else ""
+    if stages:
+        reason = f"each stage of {name} has settings of its own, in the table [stages.NAME]"
+    if reason:
         tables = [*layers, apply_overrides({}, overrides)]
-        names = {key for table in tables for key in table.get("training", {})} - {"max_minutes"}
-        for key in sorted(names):
-            name = resolved.model["name"]
-            log(f"warning: training.{key} has no effect: {name} learns in one pass, without gradients")
+        keys = {key for table in tables for key in table.get("training", {})} - {"max_minutes"}
+        for key in sorted(keys):
+            log(f"warning: training.{key} has no effect: {reason}")
 
 
 def _with_requirements(train: Dataset, recipe: Recipe, needs: frozenset[str], options: FitOptions) -> Dataset:
@@ -259,8 +268,8 @@ def _fit(
         epochs: number of epochs to train; None: as the settings say.
 
     Returns:
-        The model in evaluation mode, and the result of training by gradient; None for a cascade, whose stages have
-        results of their own, and for a model in closed form.
+        The model in evaluation mode, and the result of training by gradient; None for a cascade or a blend, whose
+        stages have results of their own, and for a model in closed form.
 
     """
     torch.manual_seed(recipe.seed)
@@ -268,12 +277,16 @@ def _fit(
     model.set_popularity_from(train)
     if start_from is not None:
         _load_initial_weights(model, Path(start_from), recipe, options.log)
-    if isinstance(model, Cascade):
+    if isinstance(model, Cascade | Blend):
         if start_from is not None:
             raise UserError(
-                "--from: a cascade cannot start from another run, as its stages are trained in order; omit --from"
+                f"--from: a {recipe.model['name']} cannot start from another run, as the models that it is composed of "
+                "are trained in order; omit --from"
             )
-        fit_cascade(model, train, split, recipe, options)
+        if isinstance(model, Cascade):
+            fit_cascade(model, train, split, recipe, options)
+        else:
+            fit_blend(model, train, split, recipe, options)
         return model.eval(), None
     if isinstance(model, ClosedForm):
         model.fit(train)

@@ -17,12 +17,14 @@ from nextitem.reporting import plots
 from nextitem.reporting.report_style import STYLE
 from nextitem.reporting.scoreboard import (
     COLUMNS,
+    PART_TITLES,
     Column,
     Mark,
     ReportRow,
     best_marks,
     column_marks,
     noise_marks,
+    part_cells,
     slice_size,
 )
 from nextitem.reporting.tree_map import LABELLED, groups, tree_map
@@ -53,7 +55,7 @@ def write_report(
     epoch_logs: Mapping[str, list[dict[str, float]]] = {},
     notes: Sequence[str] = (),
 ) -> None:
-    """Write the report: scoreboard, curves over k, slices, stages, generation, training, customers, codebooks, map.
+    """Write the report: scoreboard, curves, slices, stages, parts, generation, training, customers, codebooks, map.
 
     A section without data is skipped. The file contains no script and no address, and all text is escaped. The same
     arguments give the same bytes.
@@ -76,6 +78,7 @@ def write_report(
         _curves(evaluations),
         _slices(evaluations),
         _funnels(evaluations),
+        _parts(evaluations),
         _generation(evaluations),
         _training(epoch_logs, [evaluation.model for evaluation in evaluations]),
         _customers(examples),
@@ -240,6 +243,22 @@ def _funnels(evaluations: Sequence[Evaluation]) -> str:
     return (
         f"<h2>Stages</h2>{''.join(parts)}"
         '<p class="soft">The first stage receives every target. Times are medians of a request alone.</p>'
+    )
+
+
+def _parts(evaluations: Sequence[Evaluation]) -> str:
+    """Return the parts of each blend: weights, figures of each part alone, and the gain of the blend."""
+    tables = []
+    for evaluation in evaluations:
+        lines = ["".join(f"<td>{escape(cell)}</td>" for cell in part_cells(part)) for part in evaluation.parts or ()]
+        if lines:
+            tables.append(f"<h3>{escape(evaluation.model)}</h3>{_table(list(PART_TITLES), lines)}")
+    if not tables:
+        return ""
+    return (
+        f"<h2>Parts</h2>{''.join(tables)}"
+        '<p class="soft">Figures of a part are those of its own lists. A gain is the figure of the blend minus that of '
+        "the part, with the 95% interval (paired bootstrap over requests).</p>"
     )
 
 

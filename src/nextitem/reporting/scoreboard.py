@@ -129,6 +129,8 @@ def print_scoreboard(rows: Sequence[ReportRow], *, console: Console | None = Non
             output.print(note, highlight=False)
         if row.evaluation.funnel is not None:
             print_funnel(row.evaluation.funnel, title=f"{row.evaluation.model}: funnel", console=output)
+        if row.evaluation.parts is not None:
+            print_parts(row.evaluation.parts, title=f"{row.evaluation.model}: parts", console=output)
 
 
 def column_marks(rows: Sequence[ReportRow], column: Column) -> list[Mark]:
@@ -169,7 +171,7 @@ def _cells(rows: Sequence[ReportRow], column: Column) -> list[str]:
 
 
 def print_evaluation(evaluation: Evaluation, *, console: Console | None = None) -> None:
-    """Print the figures and slices of one model, and its funnel and generation quality if they were measured."""
+    """Print the figures and slices of one model, and its funnel, parts and generation quality if there are any."""
     output = console or Console()
     training_events = "training and validation events" if evaluation.refit else "training events only"
     table = Table(
@@ -195,6 +197,8 @@ def print_evaluation(evaluation: Evaluation, *, console: Console | None = None) 
     output.print(parts)
     if evaluation.funnel is not None:
         print_funnel(evaluation.funnel, console=output)
+    if evaluation.parts is not None:
+        print_parts(evaluation.parts, console=output)
     if evaluation.generation is not None:
         print_generation(evaluation.generation, console=output)
 
@@ -216,6 +220,41 @@ def print_funnel(stages: Sequence[Mapping[str, Any]], *, title: str = "funnel", 
             f"{stage['p50_ms']:.1f}",
         )
     output.print(table)
+
+
+PART_METRICS = ("recall@10", "ndcg@10")
+
+
+def part_cells(part: Mapping[str, Any]) -> list[str]:
+    """Return the printed figures of a part of a blend: name, weight, way to probabilities, its own figures, gains."""
+    temperature = "" if part["temperature"] == 1 else f", temperature {part['temperature']:g}"
+    gains = [part["gains"][metric] for metric in PART_METRICS]
+    return [
+        part["name"],
+        f"{part['weight']:.3g}",
+        f"{part['transform']}{temperature}",
+        *(f"{part['metrics'][metric]:.4f}" for metric in PART_METRICS),
+        *(f"{mean:+.4f} ({low:+.4f} .. {high:+.4f})" for mean, low, high in gains),
+    ]
+
+
+PART_TITLES = ("part", "weight", "probabilities", *PART_METRICS, *(f"gain in {metric}" for metric in PART_METRICS))
+
+
+def part_line(part: Mapping[str, Any]) -> str:
+    """Return one line on a part of a blend: weight, figures of the part alone, and the gain of the blend."""
+    name, weight, way, *figures = part_cells(part)
+    alone = ", ".join(f"{metric} {figure}" for metric, figure in zip(PART_METRICS, figures, strict=False))
+    gains = ", ".join(f"{metric} {gain}" for metric, gain in zip(PART_METRICS, figures[2:], strict=True))
+    return f"  {name}: weight {weight} ({way}); alone {alone}; blend minus {name}: {gains}"
+
+
+def print_parts(parts: Sequence[Mapping[str, Any]], *, title: str = "parts", console: Console | None = None) -> None:
+    """Print a line for each part of a blend."""
+    output = console or Console()
+    output.print(title, highlight=False)
+    for part in parts:
+        output.print(part_line(part), highlight=False, soft_wrap=True)
 
 
 def print_generation(report: Mapping[str, Any], *, console: Console | None = None) -> None:
