@@ -19,7 +19,7 @@ SCORERS = [name for name, entry in MODELS.items() if issubclass(entry.load(), It
 
 def test_the_models_that_score_all_items_are_known() -> None:
     expected = {"popularity", "geo-popularity", "item-cf", "user-cf", "swing", "item-graph", "content-neighbours"}
-    expected |= {"gru4rec", "sasrec", "hstu", "nextitnet", "sr-gnn", "matrix-factorisation", "two-tower"}
+    expected |= {"gru4rec", "sasrec", "hstu", "nextitnet", "sr-gnn", "matrix-factorisation", "two-tower", "blend"}
     assert set(SCORERS) == expected
 
 

@@ -146,6 +146,27 @@ def test_the_funnel_of_a_cascade_is_a_section(tmp_path: Path) -> None:
     tags(text)
 
 
+PART = {
+    "name": EVIL,
+    "weight": 0.65,
+    "transform": "softmax",
+    "temperature": 0.5,
+    "metrics": {"recall@10": 0.1, "ndcg@10": 0.05},
+    "gains": {"recall@10": [0.02, 0.01, 0.03], "ndcg@10": [-0.001, -0.002, 0.0]},
+}
+
+
+def test_the_parts_of_a_blend_are_a_section(tmp_path: Path) -> None:
+    blend = row("blend", 0.3)
+    row_with_parts = replace(blend, evaluation=replace(blend.evaluation, parts=[PART]))
+    text = page(tmp_path, rows=[row_with_parts, row("a", 0.1)])
+    assert "<h2>Parts" in text
+    assert "<td>0.65</td><td>softmax, temperature 0.5</td><td>0.1000</td><td>0.0500</td>" in text
+    assert "<td>+0.0200 (+0.0100 .. +0.0300)</td><td>-0.0010 (-0.0020 .. +0.0000)</td>" in text
+    assert "<h2>Parts" not in page(tmp_path)
+    tags(text)
+
+
 def test_generation_quality_is_a_section_by_level(tmp_path: Path) -> None:
     level = {"teacher_forced": 0.5, "free_running": 0.25, "survival": 0.75}
     shares = {"recall@10": 0.05, "free_recall@10": 0.04, "repaired_recall@10": 0.045, "invalid@10": 0.123}

@@ -20,6 +20,7 @@ from nextitem.reporting.scoreboard import (
     best_marks,
     column_marks,
     noise_marks,
+    part_line,
     print_evaluation,
     print_scoreboard,
     scoreboard_json,
@@ -86,6 +87,22 @@ def test_the_evaluation_of_one_model_is_printed_with_slices() -> None:
     print_evaluation(rows()[1].evaluation, console=Console(file=out, width=120))
     assert "recall@10" in out.getvalue()
     assert "cold" in out.getvalue()
+
+
+def test_parts_of_a_blend_are_printed_a_line_each() -> None:
+    gains = {"recall@10": [0.02, 0.01, 0.03], "ndcg@10": [-0.001, -0.002, 0.0]}
+    figures = {"metrics": {"recall@10": 0.1, "ndcg@10": 0.05}, "gains": gains}
+    part = {"name": "near", "weight": 0.625, "transform": "share", "temperature": 1.0, **figures}
+    line = (
+        "  near: weight 0.625 (share); alone recall@10 0.1000, ndcg@10 0.0500; blend minus near: "
+        "recall@10 +0.0200 (+0.0100 .. +0.0300), ndcg@10 -0.0010 (-0.0020 .. +0.0000)"
+    )
+    assert part_line(part) == line
+    out = io.StringIO()
+    evaluation = replace(rows()[1].evaluation, parts=[part, {**part, "name": "far"}])
+    print_evaluation(evaluation, console=Console(file=out, width=60))
+    print_scoreboard([replace(rows()[1], evaluation=evaluation)], console=Console(file=out, width=60))
+    assert out.getvalue().splitlines().count(line) == 2
 
 
 def test_terminal_and_report_have_the_same_marks_and_lower_log_loss_is_better() -> None:

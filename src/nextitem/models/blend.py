@@ -232,7 +232,7 @@ class Blend(Recommender):
         part = cast(Recommender, self.parts[self.part_names.index(name)])
         if part.catalog.fingerprint != self.catalog.fingerprint:
             raise ValueError(f"part {name} was built for other items than the blend; build it for the same catalogue")
-        return cast(ItemScorer, part).scores(batch)
+        return cast(ItemScorer, part).scores(batch).to(self.popularity.device)
 
     def part_terms(self, name: str, scores: Tensor, uses: Sequence[PartUse]) -> list[Tensor]:
         """Return what a part adds to the score of each item, with weight 1, for each of some ways to use it.

@@ -21,7 +21,7 @@ from nextitem.distributed import processes
 from nextitem.evaluation.mixture_weights import choose_mixture, target_ranks
 from nextitem.models.blend import Blend, PartUse
 from nextitem.pipeline.bundle import write_json
-from nextitem.pipeline.options import FitOptions
+from nextitem.pipeline.options import FitOptions, Log, silent
 from nextitem.pipeline.recipe import Recipe
 from nextitem.pipeline.stages import StageTrainer, learns_by_gradient, validation_figure
 
@@ -58,7 +58,7 @@ def fit_blend(model: Blend, train: Dataset, split: Split | None, recipe: Recipe,
         model.use(_read_choice(file))
     else:
         options.log("weights ...")
-        uses = choose_uses(model, split.validation)
+        uses = choose_uses(model, split.validation, log=options.log)
         model.use(uses)
         processes.run_on_rank_zero(lambda: write_json(file, {name: asdict(use) for name, use in uses.items()}))
     for name, use in model.uses.items():
@@ -74,10 +74,17 @@ def _read_choice(file: Path) -> dict[str, PartUse]:
 
 
 @torch.inference_mode()
-def choose_uses(model: Blend, validation: SequenceBatch) -> dict[str, PartUse]:
+def choose_uses(model: Blend, validation: SequenceBatch, *, log: Log = silent) -> dict[str, PartUse]:
     """Return how to use each part of a trained blend, so that NDCG@10 on the validation requests is highest.
 
-    Raises UserError if a part has negative scores and the transform "share".
+    Args:
+        model: the blend, whose parts are trained.
+        validation: requests with targets. If there are very many, an evenly spaced sample of them is used.
+        log: function that is called with a note if a sample is used.
+
+    Raises:
+        UserError: a part has negative scores and the transform "share", or scores that are not finite.
+
     """
     model.eval()
     options = {name: _options(model, name, validation) for name in model.part_names}
@@ -86,6 +93,9 @@ def choose_uses(model: Blend, validation: SequenceBatch) -> dict[str, PartUse]:
         weights, numbers = [cast(float, weight) for weight in fixed_weights], [0] * len(options)
     else:
         requests = validation.sample(max(1, MAX_SCORES // (model.num_items + 1)))
+        if requests.num_requests < validation.num_requests:
+            counts = f"{requests.num_requests:,} of {validation.num_requests:,}"
+            log(f"note: weights are chosen on {counts} validation requests, evenly spaced")
         blocks = _blocks(model, requests, list(options.values()))
         ranks = target_ranks(blocks, model.popularity, num_parts=len(options))
         best = choose_mixture(ranks, fixed_weights)

@@ -44,7 +44,7 @@ class Recipe(Config):
     training: TrainingConfig = TrainingConfig()
     """Training settings of a model that learns by gradient."""
     stages: dict[str, TrainingConfig] = {}
-    """Training settings of the stages of a cascade, by name of the channel, "pre-ranking" or "ranking"."""
+    """Training settings of the stages of a cascade (channels by name, "pre-ranking", "ranking") or parts of a blend."""
     content: ContentConfig = ContentConfig()
     """Content vectors of the items' text, for models and tokenizers that read them."""
     content_training: TrainingConfig = TrainingConfig(max_epochs=10, batch_size=512)

@@ -276,17 +276,17 @@ def _fit(
     model: Recommender = build_component("model", recipe.model, train.catalog)
     model.set_popularity_from(train)
     if start_from is not None:
-        _load_initial_weights(model, Path(start_from), recipe, options.log)
-    if isinstance(model, Cascade | Blend):
-        if start_from is not None:
+        if isinstance(model, Cascade | Blend):
             raise UserError(
                 f"--from: a {recipe.model['name']} cannot start from another run, as the models that it is composed of "
                 "are trained in order; omit --from"
             )
-        if isinstance(model, Cascade):
-            fit_cascade(model, train, split, recipe, options)
-        else:
-            fit_blend(model, train, split, recipe, options)
+        _load_initial_weights(model, Path(start_from), recipe, options.log)
+    if isinstance(model, Cascade):
+        fit_cascade(model, train, split, recipe, options)
+        return model.eval(), None
+    if isinstance(model, Blend):
+        fit_blend(model, train, split, recipe, options)
         return model.eval(), None
     if isinstance(model, ClosedForm):
         model.fit(train)
