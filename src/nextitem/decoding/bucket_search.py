@@ -18,6 +18,7 @@ from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import Generator, GeneratorState
 from nextitem.decoding.beam_search import Beams, Search
 from nextitem.decoding.constraints import Constraints
+from nextitem.decoding.guide import Guide, NodeGuide
 from nextitem.decoding.sets_on_demand import SetsOnDemand
 from nextitem.decoding.trie import PrefixTrie
 
@@ -45,6 +46,7 @@ def bucket_search(
     prior: Tensor | None = None,
     pooled: bool = False,
     allowed: SetsOnDemand | None = None,
+    guide: Guide | None = None,
 ) -> Recommendations:
     """Return the k best items in the buckets of the `beam_width` most probable code sequences.
 
@@ -62,6 +64,7 @@ def bucket_search(
         prior: [N + 1], added to the cosines of each item.
         pooled: compute the second softmax over all items under the beams of a request, not over the items of a bucket.
         allowed: the items that may be returned, as in beam_search.
+        guide: item probabilities that steer the choice of buckets; the score of an item becomes the log of the mixture.
 
     Returns:
         Lists [B, k], best first. Equal scores: the smaller item number first.
@@ -73,7 +76,8 @@ def bucket_search(
     if rows == 0 or trie.num_items == 0:
         return Recommendations(items, scores)
     constraints = Constraints(trie, batch, allowed)
-    search = Search(trie, constraints, beam_width, "sum", False)
+    node_guide = None if guide is None else NodeGuide(guide, trie, constraints)
+    search = Search(trie, constraints, beam_width, "sum", False, guide=node_guide)
     beams, state = Beams.at_root(rows, device), model.start(batch)
     for depth in range(trie.num_levels):
         if beams.codes is not None:
@@ -81,7 +85,7 @@ def bucket_search(
         logits, state = model.step(state, beams.codes)
         beams = search.enter_children(beams, trie.expand(beams.nodes, depth=depth), logits, depth)
         if beams.scores.shape[1] == 0:
-            return Recommendations(items, scores)
+            return Recommendations(items, scores, guided=None if node_guide is None else node_guide.is_guided)
     assert beams.codes is not None
     vectors = model.vectors_of(state.reorder(beams.parents), beams.codes)
     owners, positions = constraints.items_of_leaves(
@@ -95,6 +99,8 @@ def bucket_search(
     sparse = (sparse_sharpness * beams.scores).masked_fill(beams.nodes < 0, -torch.inf).log_softmax(1).flatten()[owners]
     group = row if pooled else owners
     fused = sparse + _log_softmax_by(dense_sharpness * cosines, group, rows if pooled else beams.nodes.numel())
+    if node_guide is not None:
+        fused = node_guide.mix_items(fused, row, positions)
     order = candidates.argsort(stable=True)
     order = order[fused[order].argsort(descending=True, stable=True)]
     order = order[row[order].argsort(stable=True)]
@@ -102,7 +108,7 @@ def bucket_search(
     is_listed = slot < k
     cells = row[order][is_listed], slot[is_listed]
     items[cells], scores[cells] = candidates[order][is_listed], fused[order][is_listed]
-    return Recommendations(items, scores)
+    return Recommendations(items, scores, guided=None if node_guide is None else node_guide.is_guided)
 
 
 def _log_softmax_by(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:

@@ -15,6 +15,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import Generator
 from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.guide import Guide
 from nextitem.decoding.trie import PrefixTrie
 
 
@@ -28,6 +29,7 @@ def search_with_new_items(
     k: int,
     beam_width: int,
     reserved: bool = False,
+    guide: Guide | None = None,
 ) -> Recommendations:
     """Return the k best items of each request, of which a limited share is new.
 
@@ -41,6 +43,7 @@ def search_with_new_items(
         share: at most `share` k items of a list (rounded down) are new.
         k: number of items to return.
         beam_width: number of beams of each of the two searches.
+        guide: item probabilities that steer both searches.
         reserved: give new items all of these slots, whatever their scores, as far as there are new items.
 
     Returns:
@@ -49,24 +52,32 @@ def search_with_new_items(
 
     """
     max_new = int(share * k + 1e-9)
-    parts = [_search_among(generator, batch, trie, ~new, k=k, beam_width=beam_width)]
+    parts = [_search_among(generator, batch, trie, ~new, k=k, beam_width=beam_width, guide=guide)]
     if max_new:
-        parts.append(_search_among(generator, batch, trie, new, k=max_new, beam_width=max(max_new, beam_width)))
+        width = max(max_new, beam_width)
+        parts.append(_search_among(generator, batch, trie, new, k=max_new, beam_width=width, guide=guide))
     if max_new and reserved:
         num_new = (parts[1].item_ids > 0).sum(1, keepdim=True)
         is_free = torch.arange(k, device=num_new.device) < k - num_new
         scores = parts[0].scores.masked_fill(~is_free, -torch.inf)
-        parts[0] = Recommendations(parts[0].item_ids.masked_fill(~is_free, 0), scores)
+        parts[0] = replace(parts[0], item_ids=parts[0].item_ids.masked_fill(~is_free, 0), scores=scores)
     items = torch.cat([part.item_ids for part in parts], dim=1)
     scores = torch.cat([part.scores for part in parts], dim=1)
     by_item = items.argsort(dim=1, stable=True)  # equal scores: the smaller item number
     order = by_item.gather(1, scores.gather(1, by_item).argsort(dim=1, descending=True, stable=True))[:, :k]
-    return Recommendations(items.gather(1, order), scores.gather(1, order))
+    return Recommendations(items.gather(1, order), scores.gather(1, order), guided=parts[0].guided)
 
 
 def _search_among(
-    generator: Generator, batch: SequenceBatch, trie: PrefixTrie, candidates: Tensor, *, k: int, beam_width: int
+    generator: Generator,
+    batch: SequenceBatch,
+    trie: PrefixTrie,
+    candidates: Tensor,
+    *,
+    k: int,
+    beam_width: int,
+    guide: Guide | None,
 ) -> Recommendations:
     """Return the k best items among `candidates`, bool [N + 1], that a request allows."""
     allowed = candidates[None] if batch.allowed is None else batch.allowed & candidates
-    return beam_search(generator, replace(batch, allowed=allowed), trie, k=k, beam_width=beam_width)
+    return beam_search(generator, replace(batch, allowed=allowed), trie, k=k, beam_width=beam_width, guide=guide)

@@ -39,11 +39,12 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.bucket_search import bucket_search
+from nextitem.decoding.guidance import GuidedConfig, GuidedRecommender
+from nextitem.decoding.guide import Guide
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.losses.in_batch_softmax import in_batch_log_q
 from nextitem.nn.attention.transformer import PreNormBlock
@@ -51,7 +52,7 @@ from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.initialisation import truncated_normal_
 
 
-class CobraConfig(configs.Config):
+class CobraConfig(GuidedConfig):
     """Settings of Cobra."""
 
     width: int = Field(64, ge=1)
@@ -90,7 +91,7 @@ class CobraConfig(configs.Config):
         return configs.idle_unless(self.dense, "dense is false", *vectors, *fusion)
 
 
-class Cobra(Recommender):
+class Cobra(GuidedRecommender):
     """A recommender that ranks items by BeamFusion of the probability of their codes and the cosine of their vector."""
 
     Config = CobraConfig
@@ -119,6 +120,7 @@ class Cobra(Recommender):
         self.register_buffer("code_offsets", starts, persistent=False)
         self.tokens = nn.Embedding(sum(self.sizes), config.width)
         self.positions = nn.Embedding(config.max_history_length + 1, config.width)  # of items; last row: the next item
+        self.head_shape = config.heads, config.width // config.heads
         self.per_item = len(self.sizes) + config.dense  # number of tokens of an item
         self.kinds = nn.Embedding(self.per_item, config.width)  # kinds of tokens: the code of each level, the vector
         self.dropout = nn.Dropout(config.dropout)
@@ -137,6 +139,7 @@ class Cobra(Recommender):
         truncated_normal_(self)
         self.register_buffer("encoded", torch.zeros(0, config.width), persistent=False)  # cached vectors of all items
         self.register_load_state_dict_post_hook(lambda model, keys: model.forget())  # type: ignore[no-untyped-call]
+        self.add_guidance(config.guide)
 
     def examples(self, train: Dataset) -> NextItemSequences:
         """Return windows of the users' histories; every event but the first is a target."""
@@ -175,7 +178,7 @@ class Cobra(Recommender):
             hidden = block(hidden)
         last = recent.lengths * self.per_item - 1
         shared["last"] = hidden[torch.arange(len(last), device=last.device), last]
-        beam_cache = hidden.new_zeros((len(last), 1, 0, len(self.blocks), 2, *self._head_shape()))
+        beam_cache = hidden.new_zeros((len(last), 1, 0, len(self.blocks), 2, *self.head_shape))
         return GeneratorState(shared, {"beam_cache": beam_cache})
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
@@ -205,10 +208,11 @@ class Cobra(Recommender):
         """Drop the cached vectors of items; the next use recomputes them."""
         self.encoded = self.encoded.new_zeros(0, self.config.width)
 
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+    def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
+        """Return the k best items of each request under this guide."""
         width = max(k, self.config.beam_width)
         if not self.config.dense:
-            return beam_search(self, batch, self.trie, k=k, beam_width=width)
+            return beam_search(self, batch, self.trie, k=k, beam_width=width, guide=guide)
         return bucket_search(
             self,
             batch,
@@ -219,6 +223,7 @@ class Cobra(Recommender):
             dense_sharpness=self.config.dense_sharpness,
             prior=self._prior() if self.config.log_q == "ranking" else None,
             pooled=self.config.fusion == "pool",
+            guide=guide,
         )
 
     def _dense_loss(self, hidden_TD: Tensor, targets: Tensor) -> Tensor:
@@ -232,15 +237,14 @@ class Cobra(Recommender):
 
     def _prior(self) -> Tensor:
         """Return the term that popularity adds to cosines, [N + 1]; logits of the loss are cosines / temperature."""
-        counts = self.popularity.clamp(min=0) + 1
-        return self.config.temperature * (counts / counts.sum()).log()
+        return self.config.temperature * ((self.popularity + 1) / (self.popularity + 1).sum()).log()
 
     def _item_vectors(self, items: Tensor) -> Tensor:
         return F.normalize(self.encoder(self.content[items]), dim=-1)
 
     def _level_logits(self, hidden: Tensor, level: int) -> Tensor:
-        start, size = int(self.code_offsets[level]), self.sizes[level]
-        return F.linear(hidden, self.sparse.weight[start : start + size])
+        start = int(self.code_offsets[level])
+        return F.linear(hidden, self.sparse.weight[start : start + self.sizes[level]])
 
     def _embedded(self, items_BL: Tensor) -> Tensor:
         """Return the tokens of items, their codes and then their vector, [B, L * tokens per item, D]."""
@@ -258,14 +262,11 @@ class Cobra(Recommender):
             hidden_BSD = block(hidden_BSD)
         return cast(Tensor, self.norm(hidden_BSD))
 
-    def _head_shape(self) -> tuple[int, int]:
-        return self.config.heads, self.config.width // self.config.heads
-
     def _keys_values(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """Return keys and values of one block's attention, [..., 2, H, d]."""
         attention = cast(PreNormBlock, block).attention
         projected = attention.query_key_value(cast(PreNormBlock, block).norm_attention(hidden))
-        return cast(Tensor, projected.view(*hidden.shape[:-1], 3, *self._head_shape())[..., 1:, :, :])
+        return cast(Tensor, projected.view(*hidden.shape[:-1], 3, *self.head_shape)[..., 1:, :, :])
 
     def _advance(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
         """Return the hidden states [B, W, D] after one more code of each beam (None: after the history)."""
@@ -281,7 +282,7 @@ class Cobra(Recommender):
             new_keys_values.append(self._keys_values(block, hidden))
             path_keys_values = torch.cat([beam_cache[:, :, :, number], new_keys_values[-1][:, :, None]], dim=2)
             query = block.attention.query_key_value(block.norm_attention(hidden))[..., : self.config.width]
-            mixed = self._attend(query.view(*hidden.shape[:2], *self._head_shape()), state, number, path_keys_values)
+            mixed = self._attend(query.view(*hidden.shape[:2], *self.head_shape), state, number, path_keys_values)
             hidden = hidden + block.attention.output(mixed)
             hidden = hidden + block.feed(block.norm_feed(hidden))
         beam_cache = torch.cat([beam_cache, torch.stack(new_keys_values, dim=2)[:, :, None]], dim=2)

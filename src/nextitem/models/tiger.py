@@ -34,10 +34,11 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.guidance import GuidedConfig, GuidedRecommender
+from nextitem.decoding.guide import Guide
 from nextitem.decoding.new_items import search_with_new_items
 from nextitem.decoding.scheduled_sampling import sampled_prefixes
 from nextitem.decoding.trie import PrefixTrie
@@ -45,7 +46,7 @@ from nextitem.decoding.visited_prefixes import listwise_loss, visited_prefixes
 from nextitem.nn.attention.t5 import DecoderLayer, EncoderLayer, RelativePositionBias, initialise_as_t5
 
 
-class TigerConfig(configs.Config):
+class TigerConfig(GuidedConfig):
     """Settings of Tiger."""
 
     width: int = Field(64, ge=1)
@@ -91,7 +92,7 @@ class TigerConfig(configs.Config):
         }
 
 
-class Tiger(Recommender):
+class Tiger(GuidedRecommender):
     """A recommender that ranks items by the probability of generating their semantic ID."""
 
     Config = TigerConfig
@@ -121,16 +122,16 @@ class Tiger(Recommender):
         sizes |= {"hidden_layers": config.ff_layers, "dropout": config.dropout}
         self.encoder = nn.ModuleList(EncoderLayer(config.width, **sizes) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config.width, **sizes) for _ in range(config.decoder_layers))
-        self.encoder_norm = nn.RMSNorm(config.width, eps=1e-6)
-        self.decoder_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.encoder_norm, self.decoder_norm = (nn.RMSNorm(config.width, eps=1e-6) for _ in range(2))
         self.dropout = nn.Dropout(config.dropout)
         initialise_as_t5(self, width=config.width, heads=config.heads, head_width=config.head_width)
+        self.add_guidance(config.guide)
 
     def examples(self, train: Dataset) -> NextTargets:
         """Return every target with the history before it."""
         keys = train.users.keys if self.config.user_buckets and not train.anonymous else None
-        log, max_length, count = train.interactions, self.config.max_history_length, self.config.targets_per_epoch
-        return NextTargets(log, max_length=max_length, per_epoch=count, user_keys=keys)
+        max_length, count = self.config.max_history_length, self.config.targets_per_epoch
+        return NextTargets(train.interactions, max_length=max_length, per_epoch=count, user_keys=keys)
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
         """Return the mean cross-entropy of the target's codes, given the codes before (equation of section 3.2)."""
@@ -172,13 +173,9 @@ class Tiger(Recommender):
     def with_catalog(self, catalog: Catalog, *, live: Tensor | None = None) -> Tiger:
         """Return a model with the same weights over a later version of the catalogue; this one answers as before.
 
-        A service can thus change the catalogue by replacing the model. Both models share their weights: neither may be
-        trained or moved to another device. Items keep their numbers and codes, new items follow. `live`, bool [N + 1],
-        are the items that may still be returned (None: all).
-
-        Raises:
-            ValueError: the catalogue is no later version.
-
+        Both models share their weights: neither may be trained or moved to another device. Items keep their numbers and
+        codes, new items follow. `live`, bool [N + 1], are the items that may still be returned (None: all). Raises
+        ValueError if the catalogue is no later version.
         """
         table, former, ids = catalog.identifiers, self.identifiers, catalog.ids.external.head(self.num_items)
         if table is None or former is None or not table.continues(former) or not ids.equals(self.catalog.ids.external):
@@ -187,6 +184,8 @@ class Tiger(Recommender):
         later._buffers, later._modules = dict(self._buffers), dict(self._modules)  # the tensors in them are shared
         later.catalog = catalog
         later.codes = table.codes.long().clamp(min=0).to(device)
+        if self.guidance is not None:
+            later.guidance = self.guidance.with_more_items(catalog.num_items)
         later.popularity = F.pad(self.popularity, (0, catalog.num_items - self.num_items))
         later.trie = PrefixTrie.from_table(table, live=None if live is None else live.cpu()).to(device)
         return later
@@ -207,8 +206,7 @@ class Tiger(Recommender):
     def steps(self, state: GeneratorState, codes: Tensor | None) -> tuple[list[Tensor], GeneratorState]:
         """Return the logits after each of n codes [B, W, n] (None: the first input), n times [B, W, C], and the state.
 
-        A request's positions are numbered in the order in which its beams reached them; `path [B, W, t]` contains the
-        positions of each beam.
+        A request's positions are numbered as its beams reached them; `path [B, W, t]` has those of each beam.
         """
         path_BWt, shared = state.beams["path"], dict(state.shared)
         level = path_BWt.shape[2]
@@ -243,12 +241,14 @@ class Tiger(Recommender):
         """Return the output rows [C, D] of a level's codes."""
         return self.output.weight[self.code_offsets[level] : self.code_offsets[level] + self.sizes[level]]
 
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        config, width = self.config, max(k, self.config.beam_width)
+    def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
+        """Return the k best items of each request under this guide."""
+        config, new = self.config, self.popularity == 0
+        options: dict[str, Any] = {"k": k, "beam_width": max(k, config.beam_width), "guide": guide}
         if config.new_items is None:
-            return beam_search(self, batch, self.trie, k=k, beam_width=width)
-        options: dict[str, Any] = {"share": config.new_items, "reserved": config.new_items_reserved, "k": k}
-        return search_with_new_items(self, batch, self.trie, new=self.popularity == 0, beam_width=width, **options)
+            return beam_search(self, batch, self.trie, **options)
+        options |= {"share": config.new_items, "reserved": config.new_items_reserved}
+        return search_with_new_items(self, batch, self.trie, new=new, **options)
 
     def _shared(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Return keys and values of the encoded histories for each decoder layer, and the bias that hides padding."""
@@ -272,9 +272,8 @@ class Tiger(Recommender):
         places = torch.arange(tokens_BL.shape[1], device=items_BT.device)
         bias, padding = self.encoder_bias(places, places)[None], None
         if not bool(is_real_BL.all()):
-            padding = torch.zeros(is_real_BL.shape, device=items_BT.device).masked_fill(~is_real_BL, -torch.inf)[
-                :, None, None
-            ]
+            padding = torch.zeros(is_real_BL.shape, device=items_BT.device).masked_fill(~is_real_BL, -torch.inf)
+            padding = padding[:, None, None]
             bias = bias + padding
         hidden_BLD = self.dropout(self.tokens(tokens_BL))
         for layer in self.encoder:
@@ -296,5 +295,5 @@ class Tiger(Recommender):
 
     def _user_tokens(self, batch: SequenceBatch) -> Tensor:
         """Return the token of each user's bucket, [B]; an unknown user has bucket 0."""
-        users = batch.user_ids if batch.user_ids is not None else torch.zeros_like(batch.items.lengths)
+        users = torch.zeros_like(batch.items.lengths) if batch.user_ids is None else batch.user_ids
         return self.first_input + 1 + torch.where(users > 0, users % self.config.user_buckets + 1, 0)

@@ -18,6 +18,7 @@ from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import ClosedForm, Examples, FitsExamples, Generator, Ranker, Trainable
+from nextitem.decoding.guidance import GuidedConfig
 from nextitem.evaluation.evaluate import quick_score
 from nextitem.evaluation.evaluate_ranking import quick_auc
 from nextitem.models.blend import BlendConfig
@@ -149,6 +150,8 @@ def stage_names(config: Config) -> tuple[str, ...]:
     """Return the names of the stages of a composed model, which are tables of [stages]; empty for another model."""
     if isinstance(config, CascadeConfig):
         return (*config.channels, "pre-ranking", "ranking")
+    if isinstance(config, GuidedConfig):
+        return () if config.guide is None else ("guide",)
     return tuple(config.parts) if isinstance(config, BlendConfig) else ()
 
 

@@ -18,6 +18,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import ClosedForm, Indexed, ProbabilityCalibrated, Trainable
 from nextitem.data.readers import load_dataset
+from nextitem.decoding.guidance import GuidedConfig, GuidedRecommender
 from nextitem.distributed import processes
 from nextitem.models.blend import Blend
 from nextitem.neighbours.ann_index import AnnIndex
@@ -26,6 +27,7 @@ from nextitem.pipeline.bundle import check_same_recipe, load_model, load_recipe,
 from nextitem.pipeline.cascade import fit_cascade
 from nextitem.pipeline.evaluate import evaluate_split, split_for
 from nextitem.pipeline.folders import prepare_out
+from nextitem.pipeline.guide import fit_guide
 from nextitem.pipeline.options import FitOptions, Log, silent
 from nextitem.pipeline.provenance import data_table, leak
 from nextitem.pipeline.recipe import Recipe, model_name, resolve_recipe, settings_table
@@ -230,7 +232,7 @@ def _log_unused_settings(
             known_stages = f"; there are {', '.join(stages)}" if stages else ""
             log(f"warning: stages.{stage} has no effect: {name} has no stage of this name{known_stages}")
     reason = f"{name} learns in one pass, without gradients" if issubclass(cls, ClosedForm) else ""
-    if stages:
+    if stages and not isinstance(config, GuidedConfig):
         reason = f"each stage of {name} has settings of its own, in the table [stages.NAME]"
     if reason:
         tables = [*layers, apply_overrides({}, overrides)]
@@ -309,6 +311,8 @@ def _fit(
         progress=options.progress,
         label=recipe.model["name"],
     )
+    if isinstance(model, GuidedRecommender) and model.guidance is not None and result.stop_reason != "interrupted":
+        fit_guide(model, train, split, recipe, options)
     return model.eval(), result
 
 

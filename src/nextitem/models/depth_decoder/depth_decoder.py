@@ -39,12 +39,13 @@ from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
 from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.core.top_items import search_unseen_last
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.negatives import sample_negatives
 from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.guidance import GuidedConfig, GuidedRecommender
+from nextitem.decoding.guide import Guide
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.models.depth_decoder.depth_network import DEPTH_NETWORKS
@@ -56,7 +57,7 @@ from nextitem.nn.initialisation import truncated_normal_
 from nextitem.ops.trie_step import logits_by_code
 
 
-class DepthDecoderConfig(configs.Config):
+class DepthDecoderConfig(GuidedConfig):
     """Settings of DepthDecoder."""
 
     width: int = Field(64, ge=1)
@@ -100,14 +101,14 @@ class DepthDecoderConfig(configs.Config):
     def needs(self) -> frozenset[Requirement]:
         """What the catalogue must contain."""
         reads_content = self.content_at_leaves or "content" in self.reads
-        return frozenset({"identifiers", CONTENT}) if reads_content else frozenset({"identifiers"})
+        return super().needs | (frozenset({CONTENT}) if reads_content else frozenset())
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that have no effect under the other settings, each with the reason."""
         return configs.idle_unless(self.dense_weight > 0, "dense_weight is 0", "dense_negatives")
 
 
-class DepthDecoder(Recommender):
+class DepthDecoder(GuidedRecommender):
     """A recommender that ranks items by the probability of their path down a trie."""
 
     Config = DepthDecoderConfig
@@ -129,7 +130,8 @@ class DepthDecoder(Recommender):
         depths = range(self.trie.num_levels + 1)
         paths = torch.stack([self.trie.ancestors(positions, depth=depth) for depth in depths], dim=1)
         self.register_buffer("paths", paths, persistent=False)  # [N + 1, M + 1] nodes from the root to the leaf
-        self.register_buffer("content", catalog.content if CONTENT in config.needs else None, persistent=False)
+        reads_content = config.content_at_leaves or "content" in config.reads
+        self.register_buffer("content", catalog.content if reads_content else None, persistent=False)
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)  # input, and leaves
         num_inner = self.trie.level_starts[self.trie.num_levels]
         self.nodes_read = nn.Embedding(num_inner, config.width) if "nodes" in config.reads else None
@@ -152,6 +154,7 @@ class DepthDecoder(Recommender):
             config.width, levels=self.trie.num_levels, hidden=config.depth_width, dropout=config.dropout / 2
         )
         truncated_normal_(self)
+        self.add_guidance(config.guide)
 
     @property
     def can_rank_unseen_items(self) -> bool:
@@ -281,8 +284,11 @@ class DepthDecoder(Recommender):
         """Return the depth of the beams, which all share it; dead beams (-1) are ignored."""
         return sum(int(nodes.max()) >= start for start in self.trie.level_starts[1:-1])
 
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+    def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
+        """Return the k best items of each request under this guide."""
         width = max(k, self.config.beam_width)
         return search_unseen_last(
-            lambda part: beam_search(self, part, self.trie, k=k, beam_width=width), batch, self.unseen_items()
+            lambda part: beam_search(self, part, self.trie, k=k, beam_width=width, guide=guide),
+            batch,
+            self.unseen_items(),
         )

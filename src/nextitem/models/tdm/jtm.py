@@ -39,11 +39,12 @@ from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.core.top_items import search_unseen_last
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.guidance import GuidedRecommender
+from nextitem.decoding.guide import Guide
 from nextitem.models.tdm.network import TreeConfig, TreeNetwork
 
 _BATCH_SIZE = 64  # number of targets whose nodes are scored together in an assignment
@@ -68,7 +69,7 @@ class JTMConfig(TreeConfig):
         }
 
 
-class JTM(Recommender):
+class JTM(GuidedRecommender):
     """A recommender that ranks items by the score of their leaf."""
 
     Config = JTMConfig
@@ -82,6 +83,7 @@ class JTM(Recommender):
         if catalog.identifiers is None:
             raise ValueError("JTM needs a tree: create one with nextitem tokenize tree")
         self.network = TreeNetwork(config, catalog.identifiers, by_level=True)
+        self.add_guidance(config.guide)
         self._examples: NextTargets | None = None
 
     @property
@@ -207,10 +209,11 @@ class JTM(Recommender):
         """Return the scores of the children `nodes [B, W, D]`, and the state after `codes [B, W]`."""
         return self.network.score_children(state, codes, nodes)
 
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+    def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
+        """Return the k best items of each request under this guide."""
         width, trie = max(k, self.config.beam_width), self.network.trie
         return search_unseen_last(
-            lambda part: beam_search(self, part, trie, k=k, beam_width=width, accumulate="last"),
+            lambda part: beam_search(self, part, trie, k=k, beam_width=width, accumulate="last", guide=guide),
             batch,
             self.unseen_items(),
         )

@@ -20,6 +20,7 @@ from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.jagged import Jagged
 from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.data.negatives import level_negatives
+from nextitem.decoding.guidance import GuidedConfig
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.nn.quantisation.balanced_tree import balanced_tree
 from nextitem.nn.ranking.node_scorer import NodeScorer
@@ -53,7 +54,7 @@ class BeamAware(configs.Choice):
     """Beam width of the search in training; a wider beam visits nodes that a serving beam never visits."""
 
 
-class TreeConfig(configs.Config):
+class TreeConfig(GuidedConfig):
     """Settings that all tree-based models share."""
 
     width: int = Field(24, ge=1)

@@ -34,11 +34,12 @@ from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
-from nextitem.core.recommender import Recommender
 from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.core.top_items import search_unseen_last
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.guidance import GuidedRecommender
+from nextitem.decoding.guide import Guide
 from nextitem.models.tdm.network import TreeConfig, TreeNetwork, bits_to_codes
 
 
@@ -46,7 +47,7 @@ class TDMConfig(TreeConfig):
     """Settings of TDM."""
 
 
-class TDM(Recommender):
+class TDM(GuidedRecommender):
     """A recommender that ranks items by the score of their leaf."""
 
     Config = TDMConfig
@@ -60,6 +61,7 @@ class TDM(Recommender):
         if catalog.identifiers is None:
             raise ValueError("TDM needs a tree: create one with nextitem tokenize tree")
         self.network = TreeNetwork(config, catalog.identifiers, by_level=False)
+        self.add_guidance(config.guide)
         if config.relearn_after:  # raise an error now, not after some epochs, if the tree cannot be rebuilt
             bits_to_codes(torch.zeros((1, (self.num_items - 1).bit_length())), catalog.identifiers.codebook_sizes)
 
@@ -101,10 +103,11 @@ class TDM(Recommender):
         """Return the scores of the children `nodes [B, W, D]`, and the state after `codes [B, W]`."""
         return self.network.score_children(state, codes, nodes)
 
-    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+    def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
+        """Return the k best items of each request under this guide."""
         width, trie = max(k, self.config.beam_width), self.network.trie
         return search_unseen_last(
-            lambda part: beam_search(self, part, trie, k=k, beam_width=width, accumulate="last"),
+            lambda part: beam_search(self, part, trie, k=k, beam_width=width, accumulate="last", guide=guide),
             batch,
             self.unseen_items(),
         )
