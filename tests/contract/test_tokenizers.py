@@ -25,11 +25,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{name: {"levels": 3, "codebook_size": 8} for name in NAMES},
     "tree": {"codebook_size": 8},
     "fsq": {"levels": 3, "values": (4, 2)},
+    "clusters": {"codebook_sizes": (8, 8, 8)},
 }
 SIZES = {name: {key: value for key, value in table.items() if key != "levels"} for name, table in SETTINGS.items()}
 # Maximum error of decoded vectors, as a share of the variance; random codes contain no information.
 ERROR = {"random": 1.001, "lsh": 0.6}
-UNIQUE = {"tree"}  # equal items get different codes
+UNIQUE = {"tree", "clusters"}  # equal items get different codes
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -114,15 +115,19 @@ def test_items_are_appended_without_changing_old_codes(tokenizer: Tokenizer) -> 
     longer = append_items(tokenizer, table, catalog_of(torch.cat([CONTENT, CONTENT[:7], CONTENT[:7]])))
     assert torch.equal(longer.codes[: len(CONTENT) + 1], table.codes)
     assert longer.version == 2
-    assert torch.equal(longer.codes[-7:, :3], table.codes[1:8, :3])
-    if tokenizer.has_unique_codes:  # there is no extra level: a new item shares its leaf with an old one
+    if tokenizer.has_item_numbers:
+        assert torch.equal(longer.codes[-7:, :2].long(), tokenizer.encode(CONTENT[:7])[:, :2])
+    else:
+        assert torch.equal(longer.codes[-7:, :3], table.codes[1:8, :3])
+    if tokenizer.has_unique_codes:
         assert table.num_levels == 3
-        return
-    # Codes are unique as far as the extra level suffices; beyond that, items share codes evenly.
-    prefixes, sizes = torch.unique(longer.codes[1:, :3], dim=0, return_counts=True)
+        if not tokenizer.has_item_numbers:
+            return  # there is no number for a new item: it shares its leaf with an old one
+    # Codes are unique as far as the numbers of the last level suffice; beyond that, items share codes.
+    prefixes, sizes = torch.unique(longer.codes[1:, :-1], dim=0, return_counts=True)
     for prefix, size in zip(prefixes, sizes, strict=True):
-        same = longer.codes[(longer.codes[:, :3] == prefix).all(1)]
-        assert len(torch.unique(same, dim=0)) == min(int(size), longer.codebook_sizes[3])
+        same = longer.codes[(longer.codes[:, :-1] == prefix).all(1)]
+        assert len(torch.unique(same, dim=0)) == min(int(size), longer.codebook_sizes[-1])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,8 +25,8 @@ def tokenize(
         str | None,
         typer.Option(
             "--protocol",
-            help="Protocol whose training events the IDs may learn from, if content.collaborative is true; default: "
-            "that of the recipe or of the data.",
+            help="Protocol whose training events the IDs may learn from, if they do (clusters, content.collaborative); "
+            "default: that of the recipe or of the data.",
         ),
     ] = None,
     append: Annotated[

@@ -195,6 +195,11 @@ TOKENIZERS: dict[str, Entry] = {
     "tree": Entry(
         "nextitem.tokenizers.tree:Tree", "path of an item in a balanced tree over the content", "arXiv 1801.02294"
     ),
+    "clusters": Entry(
+        "nextitem.tokenizers.clusters:Clusters",
+        "balanced clusters by content and by transitions between items, down to single items",
+        "arXiv 2604.12234, 1801.02294",
+    ),
     "opq": Entry("nextitem.tokenizers.opq:OPQ", "k-means on slices of the rotated content vectors", "Ge et al. 2013"),
     "fsq": Entry("nextitem.tokenizers.fsq:FSQ", "auto-encoder whose latent dimensions are rounded", "arXiv 2309.15505"),
     "vq-vae": Entry(

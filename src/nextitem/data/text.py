@@ -38,6 +38,10 @@ _UNSPACED = re.compile(
 _ASCII_WORD = re.compile("[a-z0-9]+")
 
 
+class NoContentError(UserError):
+    """The items have nothing from which the encoder can compute content vectors."""
+
+
 class ContentConfig(Config):
     """Settings of the content vectors of items."""
 
@@ -68,8 +72,9 @@ def content_vectors(
         progress: callback (number of encoded items, number of all items) of a sentence encoder.
 
     Raises:
-        UserError: the catalogue lacks the columns that the encoder reads, a column contains something else than equally
-            long lists of finite numbers, or an encoder cannot be loaded.
+        NoContentError: the items have neither text nor features that the encoder reads.
+        UserError: the catalogue lacks the column that the encoder names, the column contains something else than
+            equally long lists of finite numbers, or an encoder cannot be loaded.
 
     """
     column = _owner_column(config.encoder)
@@ -145,7 +150,7 @@ def _tfidf_vectors(catalog: Catalog, dim: int, fit_items: int) -> NDArray[np.flo
         numeric = _numeric_features(catalog, fit_items)
     if not any(documents[:fit_items]):
         if not numeric.shape[1]:
-            raise UserError(
+            raise NoContentError(
                 "content vectors cannot be computed: the items have neither text nor features. Add a title "
                 "column to the items file (or name [items] text or features in dataset.toml), or give your own "
                 'vectors in a column content_<name> and set encoder = "content_<name>"'
@@ -204,7 +209,7 @@ def _sentence_vectors(catalog: Catalog, encoder: str, progress: Progress | None)
     """Return the vectors of a sentence-transformers model for the content sentences, [N, D]."""
     sentences = _sentences(catalog)
     if not any(sentences):
-        raise UserError(
+        raise NoContentError(
             f"encoder {encoder!r} reads content sentences, and the items have none; name columns in [items] text "
             'of dataset.toml, or use encoder = "tfidf-svd", which can read features'
         )

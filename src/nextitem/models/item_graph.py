@@ -44,6 +44,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.top_items import top_items
 from nextitem.data.text import split_words
 from nextitem.neighbours.sparse_rows import SparseRows, ages, weighted_histories
+from nextitem.neighbours.transitions import count_transitions
 
 # Far below the score of any real transition, so popularity only orders what the walk does not reach.
 BACKFILL = 1e-7
@@ -145,12 +146,7 @@ class ItemGraph(Recommender):
 
 def item_transitions(log: Interactions, settings: ItemGraphConfig) -> sp.csr_matrix:
     """Return row-normalised transitions [N + 1, N + 1] between events of the same user, for lags 1, 2, ..."""
-    shape = (log.num_items + 1, log.num_items + 1)
-    total = sp.csr_matrix(shape, dtype=np.float32)
-    for lag, weight in enumerate(settings.lag_weights, start=1):
-        is_same_user = log.user_ids[lag:] == log.user_ids[:-lag]
-        earlier, later = log.item_ids[:-lag][is_same_user], log.item_ids[lag:][is_same_user]
-        total = total + sp.csr_matrix((np.full(len(earlier), weight, np.float32), (earlier, later)), shape=shape)
+    total = count_transitions(log, settings.lag_weights)
     total = (total + settings.backward * total.T).tocsr()
     sums = np.asarray(total.sum(axis=1)).ravel()
     total.data /= np.repeat(np.where(sums > 0, sums, 1), np.diff(total.indptr)).astype(np.float32)

@@ -11,14 +11,14 @@ import polars as pl
 import torch
 
 from nextitem.core.catalog import Catalog
-from nextitem.core.components import build_component
+from nextitem.core.components import build_component, component_class
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.roles import ClosedForm, Trainable
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
-from nextitem.data.text import content_vectors
+from nextitem.data.text import NoContentError, content_vectors
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.pipeline.bundle import (
     check_same_recipe,
@@ -41,19 +41,43 @@ from nextitem.tokenizers.tokenizer import Tokenizer
 from nextitem.training.fit import fit
 
 
-def with_content(train: Dataset, recipe: Recipe, *, out: Path | None = None, progress: bool = True) -> Dataset:
+def learns_from_events(recipe: Recipe) -> bool:
+    """Return whether the semantic IDs of a recipe depend on training events, not on the items alone."""
+    if recipe.content.collaborative or recipe.tokenizer is None:
+        return recipe.content.collaborative
+    cls, config = component_class("tokenizer", recipe.tokenizer)
+    return bool(cls.learns_from_events(config))
+
+
+def tokenizer_needs_content(recipe: Recipe) -> bool:
+    """Return whether the recipe's tokenizer requires content vectors."""
+    assert recipe.tokenizer is not None
+    cls, config = component_class("tokenizer", recipe.tokenizer)
+    return "content" in cls.needs | config.needs
+
+
+def with_content(
+    train: Dataset, recipe: Recipe, *, is_required: bool = True, out: Path | None = None, progress: bool = True
+) -> Dataset:
     """Return the data set with the content vectors of the recipe.
 
     If content.collaborative is true, the vectors are moved by a projection that is trained on the events of `train`.
+    If the items have no content and `is_required` is false, the data set is returned without.
 
     Args:
         train: training data.
         recipe: settings of the run.
+        is_required: whether it is an error if the items have no content.
         out: folder to which the trained projection is saved (content.safetensors); None: do not save it.
         progress: show a progress bar.
 
     """
-    catalog = train.catalog.with_content(content_vectors(train.catalog, recipe.content))
+    try:
+        catalog = train.catalog.with_content(content_vectors(train.catalog, recipe.content))
+    except NoContentError:
+        if is_required:
+            raise
+        return train
     if recipe.content.collaborative:
         torch.manual_seed(recipe.seed)
         projection = CollaborativeContent(catalog)
@@ -130,9 +154,9 @@ def tokenize(
         out: the folder of the semantic IDs; refused if it is not empty, unless `append`.
         settings: nested tables, {"tokenizer": {"levels": 4}}, or dotted keys, {"tokenizer.levels": 4}.
         recipe: a .toml file, or the name of a recipe that ships with the package; None: the defaults of the tokenizer.
-        protocol: protocol whose training events the IDs may learn from. It matters only if content.collaborative is
-            true, and a model that uses these IDs must then be evaluated under the same protocol. None: that of the
-            recipe, or the default of the data.
+        protocol: protocol whose training events the IDs may learn from. It matters only if they learn from events, as
+            those of `clusters` or with content.collaborative; a model that uses such IDs must be evaluated under the
+            same protocol. None: that of the recipe, or the default of the data.
         seed: seed of the tokenizer, and of a protocol that samples users; None: that of the recipe, or 0.
         append: add codes for new items to the IDs in `out`; the codes of other items do not change.
         overrides: settings as text, such as "tokenizer.levels=4", as the command line takes them.
@@ -177,7 +201,7 @@ def tokenize(
         raise UserError(f"recipe {recipe} is not for {tokenizer_name}")
     dataset = data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=drop_unknown_items)
     train = dataset
-    if resolved.content.collaborative:  # otherwise the IDs depend on items alone, and a log too small to split will do
+    if learns_from_events(resolved):  # otherwise the IDs depend on items alone, and a log too small to split will do
         split = make_split(dataset, resolved.data.protocol, seed=resolved.seed)
         resolved, train = resolved.model_copy(update={"data": data_table(resolved.data, dataset, split)}), split.train
     else:
@@ -197,7 +221,7 @@ def tokenize_items(
     """Write semantic IDs, their trie, the tokenizer and its quality report into `out`, and log a collapse.
 
     Args:
-        train: data whose items are tokenized, and whose events content vectors may learn from.
+        train: data whose items are tokenized, and whose events content vectors and tokenizer may learn from.
         recipe: settings of content vectors, tokenizer and quality.
         out: an existing folder.
         log: function that is called with a warning if the IDs have collapsed.
@@ -211,7 +235,7 @@ def tokenize_items(
     assert recipe.tokenizer is not None
     finish_replacing(out)
     save_recipe(out, recipe)
-    train = with_content(train, recipe, out=out, progress=progress)
+    train = _tokenizer_data(train, recipe, out=out, progress=progress, log=log)
     tokenizer = make_tokenizer(train, recipe, out=out, resume=resume, progress=progress)
     table = build_table(tokenizer, train.catalog)
     save_weights(out / "tokenizer.safetensors", tokenizer)
@@ -221,6 +245,17 @@ def tokenize_items(
     if warning:
         log(f"warning: {warning}")
     return table
+
+
+def _tokenizer_data(train: Dataset, recipe: Recipe, *, out: Path | None, progress: bool, log: Log) -> Dataset:
+    """Return the data set with content vectors, or without if there are none and the tokenizer can do without.
+
+    The arguments are those of `tokenize_items`.
+    """
+    data = with_content(train, recipe, is_required=tokenizer_needs_content(recipe), out=out, progress=progress)
+    if data.catalog.content is None:
+        log("note: the items have no content, so the semantic IDs depend on events alone")
+    return data
 
 
 def append_new_items(catalog: Catalog, folder: Path, *, tokenizer_name: str, log: Log) -> IdentifierTable:
@@ -260,11 +295,11 @@ def append_new_items(catalog: Catalog, folder: Path, *, tokenizer_name: str, log
         catalog.table.filter(new_rows), text=None if catalog.text is None else catalog.text.filter(new_rows)
     )
     num_first_items = int((table.report or {})["items"])
-    extended = extended.with_content(content_vectors(extended, recipe.content, fit_items=num_first_items))
-    if recipe.content.collaborative:
+    if old_catalog.content is not None:
+        extended = extended.with_content(content_vectors(extended, recipe.content, fit_items=num_first_items))
+    if recipe.content.collaborative and extended.content is not None:
         projection = CollaborativeContent(extended)
         load_weights(folder / "content.safetensors", projection)
-        assert extended.content is not None
         extended = extended.with_content(projection.eval().vectors(extended.content))
     tokenizer = cast(Tokenizer, build_component("tokenizer", recipe.tokenizer, extended))
     load_weights(folder / "tokenizer.safetensors", tokenizer)
@@ -319,7 +354,7 @@ def require_identifiers(train: Dataset, recipe: Recipe, options: FitOptions) -> 
         if recipe.tokenizer is None:
             raise UserError(f"{recipe.model['name']} needs semantic IDs: give --ids, or a [tokenizer] in the recipe")
         if train.catalog.content is None:
-            train = with_content(train, recipe, progress=options.progress)
+            train = _tokenizer_data(train, recipe, out=None, progress=options.progress, log=options.log)
         options.log(f"semantic IDs by {recipe.tokenizer['name']}")
         tokenizer = make_tokenizer(train, recipe, out=options.folder, resume=options.resume, progress=options.progress)
         table = build_table(tokenizer, train.catalog)
@@ -342,7 +377,12 @@ def _check_origin(folder: Path, recipe: Recipe, log: Log) -> None:
         log(f"note: {folder} does not record how its IDs were made; if from events, these may contain test targets")
         return
     ids_recipe = load_recipe(folder)
-    if not ids_recipe.content.collaborative:
+    try:
+        is_from_events = learns_from_events(ids_recipe)
+    except UserError as error:  # a class of the user's own that is not on the path
+        log(f"note: whether {folder} learned from events is unknown ({error}); if so, it may contain test targets")
+        return
+    if not is_from_events:
         return  # created from the items alone
     problem = leak(ids_recipe.data, recipe.data)
     if problem is not None:

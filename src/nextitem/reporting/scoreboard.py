@@ -288,16 +288,19 @@ def print_quality(identifiers: IdentifierTable, *, console: Console | None = Non
             f"{level['gini']:.2f}",
         )
     output.print(table)
-    shares = report.get("neighbours_sharing_prefix") or []
     facts = [
         f"collisions before resolution: {report.get('collision_rate', 0):.1%} of items, "
         f"largest group {report.get('largest_group', 1)}",
     ]
     if "reconstruction_error" in report:  # imported codes have none
         facts.append(f"reconstruction error: {report['reconstruction_error']:.3f} of the variance")
-    facts += [
-        f"nearest neighbours that share the first {depth} code{'s' if depth > 1 else ''}: {share:.1%}"
-        for depth, share in enumerate(shares, start=1)
-    ]
+    for key, pairs in (
+        ("neighbours_sharing_prefix", "nearest neighbours"),
+        ("transitions_sharing_prefix", "successive items of a user"),
+    ):
+        facts += [
+            f"{pairs} that share the first {depth} code{'s' if depth > 1 else ''}: {share:.1%}"
+            for depth, share in enumerate(report.get(key) or [], start=1)
+        ]
     for fact in facts:
         output.print(fact, highlight=False)

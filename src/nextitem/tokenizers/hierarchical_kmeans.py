@@ -21,10 +21,8 @@ from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.jagged import offsets_of
-from nextitem.nn.quantisation.quantizers import kmeans, nearest_code
+from nextitem.nn.quantisation.quantizers import kmeans, nearest_code, nearest_code_in_range
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
-
-_CHUNK = 1 << 24  # numbers in memory at once when items are compared with codes
 
 
 class HierarchicalKMeansConfig(configs.Config):
@@ -115,13 +113,4 @@ class HierarchicalKMeans(Tokenizer):
         centroids, offsets = self.get_buffer(f"centroids_{level}"), self._offsets(level)
         if len(offsets) == 2:
             return nearest_code(vectors, centroids)
-        codes = torch.empty_like(cluster)
-        max_codes = int(offsets.diff().max())
-        for rows in torch.split(torch.arange(len(vectors)), max(1, _CHUNK // (max_codes * self.content_dim))):
-            starts = offsets[cluster[rows]]
-            counts = offsets[cluster[rows] + 1] - starts
-            codes_of_cluster = torch.arange(max_codes)
-            indices = (starts[:, None] + codes_of_cluster).clamp(max=len(centroids) - 1)
-            distances = (vectors[rows, None] - centroids[indices]).square().sum(2)
-            codes[rows] = distances.masked_fill(codes_of_cluster >= counts[:, None], torch.inf).argmin(1)
-        return codes
+        return nearest_code_in_range(vectors, centroids, offsets[cluster], offsets[cluster + 1])

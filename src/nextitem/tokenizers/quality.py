@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nextitem.core.catalog import Catalog
 from nextitem.core.config import Config
-from nextitem.tokenizers.tokenizer import Tokenizer, content_of
+from nextitem.tokenizers.tokenizer import Tokenizer
 
 _NUM_NEIGHBOURS = 10  # nearest items whose codes are compared with an item's
 _SAMPLE = 2000  # items whose neighbours are looked up; a share over 2,000 items has an error of about one percent
@@ -50,7 +50,8 @@ def quality_report(tokenizer: Tokenizer, catalog: Catalog, codes: Tensor) -> dic
     Returns:
         These figures by name:
 
-        * items, distinct_contents: numbers of items and of different content vectors.
+        * items, distinct_contents: numbers of items and of different content vectors (of different vectors of content
+          and transitions, if codes are made from both).
         * collision_rate: share of items whose codes another item has too.
         * avoidable_collision_rate: share of different content vectors whose codes another one has too.
         * largest_group: largest number of items with the same codes.
@@ -58,27 +59,45 @@ def quality_report(tokenizer: Tokenizer, catalog: Catalog, codes: Tensor) -> dic
         * levels: for each level codebook_size; used, the number of codes in use; usage, used codes over the number that
           could be used (codes or different contents, whichever is smaller); entropy_bits; entropy_share, of its maximum
           (0 if all items have one code); gini (0: codes are used evenly).
-        * reconstruction_error: sum of squared distances to the decoded vectors, over those to the mean.
+        * reconstruction_error: sum of squared distances to the decoded vectors, over those to the mean; missing if
+          there is no content.
         * neighbours_sharing_prefix: share of an item's 10 nearest other items by cosine that share its first code, its
-          first two, ...; null if there is one item.
+          first two, ...; null if there is one item; missing if there is no content.
         * chance_sharing_prefix: the same for two items sampled at random.
+        * transitions_sharing_prefix: the same for two different items in succession in the training events of a user,
+          if the tokenizer reads transitions.
 
     """
-    content = content_of(catalog)
-    report = codes_report(codes, tokenizer.codebook_sizes, content=content, coarse_to_fine=tokenizer.coarse_to_fine)
-    return {**report, "reconstruction_error": _relative_error(content, tokenizer.decode(codes))}
+    content = tokenizer.item_content(catalog)
+    report = codes_report(
+        codes,
+        tokenizer.codebook_sizes,
+        content=content if content.shape[1] else None,
+        inputs=tokenizer.inputs(catalog),
+        coarse_to_fine=tokenizer.coarse_to_fine,
+    )
+    report |= tokenizer.figures(codes)
+    if content.shape[1]:
+        report["reconstruction_error"] = _relative_error(content, tokenizer.decode(codes))
+    return report
 
 
 def codes_report(
-    codes: Tensor, codebook_sizes: tuple[int, ...], *, content: Tensor | None, coarse_to_fine: bool = True
+    codes: Tensor,
+    codebook_sizes: tuple[int, ...],
+    *,
+    content: Tensor | None,
+    inputs: Tensor | None = None,
+    coarse_to_fine: bool = True,
 ) -> dict[str, Any]:
     """Return the figures of `quality_report` that need no tokenizer, for codes that come from elsewhere.
 
     Args:
         codes: [N, M], the codes of the items.
         codebook_sizes: number of codes of each level.
-        content: content vectors [N, D]. None: every item counts as different from the others, and the report has no
-            figures about neighbours.
+        content: content vectors [N, D]. None: the report has no figures about neighbours.
+        inputs: vectors [N, ...] from which the codes were made; items with equal vectors count as equal. None: those of
+            the content; if there is none either, every item counts as different from the others.
         coarse_to_fine: whether a code refines those before it.
 
     """
@@ -89,14 +108,16 @@ def codes_report(
         "largest_group": int(groups.max()),
         "coarse_to_fine": coarse_to_fine,
     }
-    if content is None:
+    inputs = content if inputs is None else inputs
+    if inputs is None:
         report |= {"distinct_contents": len(codes), "avoidable_collision_rate": report["collision_rate"]}
     else:
-        distinct, inverse = torch.unique(content, dim=0, return_inverse=True)
+        distinct, inverse = torch.unique(inputs, dim=0, return_inverse=True)
         # One row for each different content: any of the equal rows, since equal content has equal codes.
         representatives = torch.zeros(len(distinct), dtype=torch.int64).scatter_(0, inverse, torch.arange(len(inverse)))
         report["distinct_contents"] = len(distinct)
         report["avoidable_collision_rate"] = _share(_group_sizes(codes[representatives]) > 1)
+    if content is not None:
         report |= _neighbours(content, codes)
     count = report["distinct_contents"]
     report["levels"] = [_level(codes[:, level], size, count) for level, size in enumerate(codebook_sizes)]

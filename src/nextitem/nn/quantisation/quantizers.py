@@ -29,6 +29,22 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def nearest_code_in_range(vectors: Tensor, codebook: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """Return the nearest code to each of `vectors [B, D]` within a range of `codebook [C, D]` of its own, [B] int64.
+
+    The codes of row b are the codebook's rows from `starts[b]` to `ends[b] - 1`, numbered from 0; ties go to the
+    smaller number.
+    """
+    numbers = torch.arange(int((ends - starts).max()) if len(vectors) else 0)
+    codes = torch.empty_like(starts)
+    for rows in torch.split(torch.arange(len(vectors)), max(1, _CHUNK // max(1, len(numbers) * vectors.shape[1]))):
+        indices = (starts[rows, None] + numbers).clamp(max=len(codebook) - 1)
+        distances = (vectors[rows, None] - codebook[indices]).square().sum(2)
+        is_outside = numbers >= (ends - starts)[rows, None]
+        codes[rows] = distances.masked_fill(is_outside, torch.inf).argmin(1)
+    return codes
+
+
 Choice = Callable[[Tensor, Tensor], Tensor]  # vectors [B, D], codebook [C, D] -> codes [B]
 
 
