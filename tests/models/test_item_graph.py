@@ -16,48 +16,76 @@ from nextitem.core.jagged import Jagged
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
 from nextitem.evaluation.evaluate import evaluate_lists
-from nextitem.models.item_graph import ItemGraph, ItemGraphConfig
+from nextitem.models.item_graph import ItemGraph, ItemGraphConfig, PublishedWalk
 from nextitem.testing.known_answers import build
 
 SEQUENCES = [[1, 2, 3, 4], [2, 3, 5], [1, 3, 5, 5], [4, 1]]
 TEXTS = ["red tent", "blue tent", "red kettle", "steel kettle lid", "rope"]
 
 
-def expected_scores(history: list[int], *, content: bool) -> np.ndarray:
-    step = np.zeros((6, 6))
+LAGS = (1.0, 0.62, 0.46, 0.38, 0.32, 0.29, 0.26, 0.23)
+
+
+def counts_of(lag_weights: tuple[float, ...], backward: float) -> np.ndarray:
+    counts = np.zeros((6, 6))
     for sequence in SEQUENCES:
-        for lag, weight in ((1, 1.0), (2, 0.5), (3, 0.25)):
+        for lag, weight in enumerate(lag_weights, start=1):
             for a in range(len(sequence) - lag):
-                step[sequence[a], sequence[a + lag]] += weight
-                step[sequence[a + lag], sequence[a]] += 0.5 * weight
-    sums = step.sum(1, keepdims=True)
-    step = step / np.where(sums > 0, sums, 1)
+                counts[sequence[a], sequence[a + lag]] += weight
+                counts[sequence[a + lag], sequence[a]] += backward * weight
+    return counts
+
+
+def normalised(counts: np.ndarray) -> np.ndarray:
+    sums = counts.sum(1, keepdims=True)
+    return counts / np.where(sums > 0, sums, 1)  # type: ignore[no-any-return]
+
+
+def started(history: list[int], weights: list[float]) -> np.ndarray:
+    """Return the weights of the items of a history, newest weight first."""
     start = np.zeros(6)
-    start[history[-1]] += 1
-    if len(history) > 1:
-        start[history[-2]] += 0.5
-    walk = start @ step + 0.3 * start @ step @ step
+    for item, weight in zip(reversed(history), weights, strict=False):
+        start[item] += weight
+    return start
+
+
+def expected_scores(kind: str, history: list[int], *, content: bool) -> np.ndarray:
+    if kind == "published":
+        step, start = normalised(counts_of((1.0, 0.5, 0.25), 0.5)), started(history, [1, 0.5])
+        walk, floor, weight, read = start @ step + 0.3 * start @ step @ step, 0.05, 0.01, history[-2:]
+    else:
+        far, start = normalised(counts_of(LAGS, 0.5)), started(history, [0.8**age for age in range(9)])
+        near = started(history, [1, 0.63]) @ counts_of((1.0, 0.42, 0.17), 0.11)
+        walk, floor, weight, read = 0.02 * near + start @ far @ far, 0.33, 0.017, history
     if not content:
         return walk
     words = np.vstack([np.zeros((1, 7)), TfidfVectorizer().fit_transform(TEXTS).toarray()])
     content_scores = start @ words @ words.T
-    walked = walk * (0.05 + content_scores)
-    content_scores[history[-2:]] = 0
-    scores: np.ndarray = walked + 0.01 * content_scores
+    walked = walk * (floor + content_scores)
+    content_scores[read] = 0
+    scores: np.ndarray = walked + weight * content_scores
     return scores
 
 
+@pytest.mark.parametrize("kind", ["wide", "published"])
 @pytest.mark.parametrize("content", [True, False])
-@pytest.mark.parametrize("history", [[1], [4, 2, 3], [5, 5]])
-def test_scores_equal_the_definition(history: list[int], content: bool) -> None:
+@pytest.mark.parametrize("history", [[1], [4, 2, 3], [5, 5], [1, 2, 3, 4, 5]])
+def test_scores_equal_the_definition(history: list[int], content: bool, kind: str) -> None:
     dataset = build(SEQUENCES, TEXTS, name="tiny")
-    model = ItemGraph(ItemGraphConfig(use_content=content), dataset.catalog)
+    model = ItemGraph(ItemGraphConfig.model_validate({"use_content": content, "walk": kind}), dataset.catalog)
     model.fit(dataset)
-    answer = model.recommend(SequenceBatch(Jagged.from_rows([history])), 5)
+    batch = SequenceBatch(Jagged.from_rows([history, [2]]))
+    answer = model.recommend(batch, 5)
     scores = dict(zip(answer.item_ids[0].tolist(), answer.scores[0].tolist(), strict=True))
-    expected = expected_scores(history, content=content)
+    expected = expected_scores(kind, history, content=content)
     for item in range(1, 6):
         assert scores[item] == pytest.approx(expected[item], abs=1e-6)
+    sparse = model.sparse_scores(batch).to_dense()
+    dense = model.scores(batch)
+    is_reached = sparse > 0
+    torch.testing.assert_close(sparse[is_reached], dense[is_reached], atol=1e-6, rtol=1e-5)
+    walk = model._walk(batch)[0].toarray()
+    assert torch.equal(is_reached, torch.from_numpy(walk > 0))
 
 
 def test_categories_replace_missing_text() -> None:
@@ -74,7 +102,7 @@ def test_categories_replace_missing_text() -> None:
 @pytest.mark.parametrize(("name", "recall", "ndcg"), [("amazon14-beauty", 0.098, 0.060)])
 def test_it_reaches_its_published_figures(real_data: Path, name: str, recall: float, ndcg: float) -> None:
     split = make_split(load_dataset(real_data / name), "leave-one-out")
-    model = ItemGraph(ItemGraphConfig(), split.train.catalog)
+    model = ItemGraph(ItemGraphConfig(walk=PublishedWalk()), split.train.catalog)
     model.set_popularity(torch.from_numpy(split.train.interactions.item_counts()).float())
     model.fit(split.train)
     evaluation = evaluate_lists(model, split.test, train=split.train)

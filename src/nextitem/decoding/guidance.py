@@ -31,6 +31,7 @@ from nextitem.core.sparse_scores import SparseScores
 from nextitem.decoding.guide import Combination, Guide
 
 WHERE = "[model.guide.model]"
+SPARSE_FROM = 2**16  # number of items from which on sparse scores are read; below, dense ones cost less
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ class Guidance(nn.Module):
         if self.scorer.catalog.fingerprint != self.catalog.fingerprint:
             raise ValueError("the guide was trained on other items than the generator; train both on the same items")
         unseen, num_new = self.scorer.unseen_items(), self.num_items - self.catalog.num_items
-        if isinstance(self.scorer, SparseItemScorer) and use.transform == "share":
+        is_large = self.num_items >= SPARSE_FROM
+        if is_large and isinstance(self.scorer, SparseItemScorer) and use.transform == "share":
             return replace(_shares(self.scorer.sparse_scores(batch), use.temperature, unseen), num_items=self.num_items)
         scores = cast(ItemScorer, self.scorer).scores(batch)
         shares = item_probabilities(scores, use.transform, temperature=use.temperature, unseen=unseen)

@@ -23,7 +23,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.top_items import top_items
 from nextitem.data.text import ContentConfig, content_vectors
 from nextitem.evaluation.metrics.accuracy import recall
-from nextitem.models.item_graph import ItemGraphConfig, item_transitions
+from nextitem.models.item_graph import PublishedWalk, item_transitions
 from nextitem.neighbours.sparse_rows import ages, weighted_histories
 
 MEMORIES = (1, 2, 5, 50)  # numbers of most recent items that the untrained walk reads
@@ -107,7 +107,7 @@ def diagnose(dataset: Dataset) -> Diagnosis:
     is_last[log.offsets[1:][lengths >= 2] - 1] = True
     train = log.select(~is_last)
     histories, targets = _held_out(log, train, lengths)
-    steps = item_transitions(train, ItemGraphConfig(lag_weights=(1.0,), backward=0.0))
+    steps = item_transitions(train, (1.0,), backward=0.0)
     previous = histories.values[histories.offsets[1:] - 1].numpy().copy()
     target_items = targets.values.numpy().copy()
     consecutive, random = _content_similarities(dataset, log)
@@ -172,7 +172,8 @@ def _content_similarities(dataset: Dataset, log: Interactions) -> tuple[float | 
 
 def _hits_by_memory(train: Interactions, histories: Jagged, targets: Jagged) -> dict[int, float]:
     """Return recall@10 of an untrained walk on the transitions, for each number of last items that it reads."""
-    walk = item_transitions(train, ItemGraphConfig())
+    published = PublishedWalk()
+    walk = item_transitions(train, published.lag_weights, backward=published.backward)
     recalls = {}
     for memory in MEMORIES:
         recent = histories.last(memory)
