@@ -6,28 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.trie_cases import problem, vectors_of
 from torch import Tensor
 
 from nextitem.ops.trie_softmax import ChildRanges, child_logits, trie_softmax, trie_softmax_reference
-
-
-def problem(counts: list[int], num_rows: int, *, seed: int = 0) -> tuple[ChildRanges, Tensor, Tensor]:
-    """Return the children of random parents that have some, their targets, and the number of nodes."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.tensor(counts)
-    starts = sizes.cumsum(0) - sizes
-    parents = torch.randint(len(counts), (num_rows,), generator=generator)
-    parents = parents[sizes[parents] > 0]
-    children = ChildRanges(starts[parents], sizes[parents])
-    offsets = (torch.rand(len(parents), generator=generator) * children.counts).long()
-    return children, children.starts + offsets, sizes.sum()
-
-
-def vectors_of(num_rows: int, num_nodes: int, *, width: int = 5, seed: int = 1) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(num_rows, width, generator=generator, dtype=torch.float64, requires_grad=True)
-    vectors = torch.randn(num_nodes, width, generator=generator, dtype=torch.float64, requires_grad=True)
-    return hidden, vectors
 
 
 def assert_same(left: Tensor, right: Tensor, hidden: Tensor, vectors: Tensor) -> None:

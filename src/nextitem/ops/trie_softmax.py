@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,13 +23,16 @@ from torch.nn import functional as F
 
 # Reading the vectors of a child costs about as much as this many of its products.
 _READ_COST = 8
+# Widest vectors of which the fused kernels hold a tile in the memory of a GPU's core.
+_FUSED_WIDTH = 512
 
 
 @dataclass(frozen=True, eq=False)
 class ChildRanges:
     """The children of R rows: row r has the nodes starts[r] .. starts[r] + counts[r] - 1; both are int64 [R].
 
-    Rows with the same start must have the same count. A count may be 0.
+    Rows with the same start must have the same count; ranges with different starts must not overlap, as different
+    parents have different children. A count may be 0.
     """
 
     starts: Tensor
@@ -146,6 +150,9 @@ def trie_softmax(
 ) -> Tensor:
     """Return log softmax(hidden . children)[target] of each row, [R]; differentiable once.
 
+    On a GPU with Triton installed, fused kernels store no logits at all (ops/triton/trie_softmax.py); float64 and
+    vectors wider than 512 always use the groups.
+
     Args:
         hidden: hidden states [R, D].
         vectors: node vectors [X, D].
@@ -154,7 +161,13 @@ def trie_softmax(
         vector_rows: [V] int64, the row of `vectors` of each node; None: node v has row v.
 
     """
-    out: Tensor = _TrieSoftmax.apply(hidden, vectors, children, targets, vector_rows)  # type: ignore[no-untyped-call]
+    softmax: Any = _TrieSoftmax
+    is_fusible = hidden.is_cuda and hidden.dtype != torch.float64 and hidden.shape[1] <= _FUSED_WIDTH
+    if is_fusible and find_spec("triton") is not None:
+        from nextitem.ops.triton.trie_softmax import FusedTrieSoftmax
+
+        softmax = FusedTrieSoftmax
+    out: Tensor = softmax.apply(hidden, vectors, children, targets, vector_rows)
     return out
 
 
