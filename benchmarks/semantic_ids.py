@@ -44,7 +44,11 @@ PLANTED_RUN = (
     "quality.min_entropy_share=0",
     "quality.max_collision_rate=1",
 )
-SETTINGS: dict[str, dict[str, Any]] = {"fsq": {"values": [4, 2], "levels": 3}, "tree": {"codebook_size": 8}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fsq": {"values": [4, 2], "levels": 3},
+    "tree": {"codebook_size": 8},
+    "clusters": {"codebook_sizes": [8, 8, 16]},
+}
 
 
 def planted(

@@ -52,7 +52,7 @@ class ClustersConfig(configs.Config):
     """
     balance: Balance = "size"
     """What clusters have in equal numbers: items ("size"), training events ("exposure"), or nothing ("plain", plain
-    k-means). With the latter two the last level gets as many codes as the largest cluster has items.
+    k-means). With the latter two the last level gets more codes if the largest cluster has more items.
     """
     content_weight: float = Field(1.0, ge=0)
     """Weight of the content in the distance of items; 0: transitions alone."""
