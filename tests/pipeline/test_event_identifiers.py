@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -49,7 +50,11 @@ def test_only_training_events_of_the_protocol_are_read(tmp_path: Path) -> None:
 def test_they_are_refused_where_they_may_have_seen_test_targets(tmp_path: Path) -> None:
     data = planted_clusters()
     ni.tokenize("clusters", data, out=tmp_path / "ids", settings=SIZES, protocol="time")
-    arguments = {"ids": tmp_path / "ids", "recipe": "debug/tiger", "settings": {"training.max_epochs": 1}}
+    arguments: dict[str, Any] = {
+        "ids": tmp_path / "ids",
+        "recipe": "debug/tiger",
+        "settings": {"training.max_epochs": 1},
+    }
     with pytest.raises(UserError, match=r"--ids .*: it was trained under protocol time, whose training events may"):
         ni.train("tiger", data, out=tmp_path / "refused", protocol="leave-one-out", **arguments)
     run = ni.train("tiger", data, out=tmp_path / "run", protocol="time", **arguments)
@@ -91,7 +96,8 @@ def test_a_run_that_makes_its_own_learns_from_its_own_training_events(tmp_path: 
 
 
 def test_items_without_content_can_be_tokenized_and_appended(tmp_path: Path) -> None:
-    data, lines = untitled(), []
+    data = untitled()
+    lines: list[str] = []
     settings = {"tokenizer.codebook_sizes": [2, 12]}
     table = ni.tokenize(
         "clusters", data, out=tmp_path / "ids", settings=settings, protocol="leave-one-out", log=lines.append
@@ -125,7 +131,8 @@ def test_projected_content_counts_as_learned_from_events() -> None:
 
 
 def test_a_tokenizer_that_cannot_be_imported_is_noted(tmp_path: Path) -> None:
-    data, lines = planted_clusters(), []
+    data = planted_clusters()
+    lines: list[str] = []
     ni.tokenize("random", data, out=tmp_path / "ids", settings={"tokenizer.codebook_size": 16})
     file = tmp_path / "ids" / "recipe.toml"
     file.write_text(file.read_text().replace('name = "random"', 'name = "elsewhere.codes:Mine"'))
