@@ -79,9 +79,9 @@ def test_the_guide_can_be_turned_off(tmp_path: Path) -> None:
 def test_the_way_to_combine_is_chosen_on_validation_too(tmp_path: Path) -> None:
     settings = {"model": PERFECT, "combine": "validation", "temperature": "validation"}
     run = trained(tmp_path / "run", settings)
-    chosen = json.loads((tmp_path / "run" / "stages" / "guide.json").read_text())
-    assert chosen == vars(use_of(run))
-    assert chosen["temperature"] in pipeline.TEMPERATURES
+    choice = json.loads((tmp_path / "run" / "stages" / "guide.json").read_text())
+    assert choice == vars(use_of(run))
+    assert choice["temperature"] in pipeline.TEMPERATURES
 
 
 def test_a_fixed_weight_is_kept_and_a_request_without_a_score_is_not_guided(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ MODELS: dict[str, Entry] = {
         "nextitem.models.tiger:Tiger", "generates the semantic ID of an item, code by code", "arXiv 2305.05065"
     ),
     "depth-decoder": Entry(
-        "nextitem.models.depth_decoder.depth_decoder:DepthDecoder",
+        "nextitem.models.depth_decoder:DepthDecoder",
         "transformer over items; a small network generates the codes of the next item, one vector for each node",
         "arXiv 2203.01941, 2508.14910",
     ),

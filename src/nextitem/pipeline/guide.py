@@ -143,18 +143,18 @@ def _transform(guidance: Guidance, requests: SequenceBatch) -> Transform:
     """Return the transform of the settings, or the one that suits the scores of some requests."""
     scorer, config = guidance.scorer, guidance.config
     assert isinstance(scorer, ItemScorer)
-    unseen, found = scorer.unseen_items(), set()
+    unseen, transforms = scorer.unseen_items(), set()
     try:
         for block in requests.split(BLOCK):
-            found.add(default_transform(scorer.scores(block.to(scorer.popularity.device)), unseen=unseen))
+            transforms.add(default_transform(scorer.scores(block.to(scorer.popularity.device)), unseen=unseen))
     except ValueError as error:
         raise UserError(f"[model.guide] {config.model['name']}: {error}; use another guide") from None
-    if config.transform == "share" and "softmax" in found:
+    if config.transform == "share" and "softmax" in transforms:
         raise UserError(
             f'[model.guide] transform = "share" needs scores of at least 0, and {config.model["name"]} has negative '
             'ones; write transform = "softmax", or leave it out'
         )
-    return config.transform or ("softmax" if "softmax" in found else "share")
+    return config.transform or ("softmax" if "softmax" in transforms else "share")
 
 
 def _ndcg(model: GuidedRecommender, requests: SequenceBatch, uses: Sequence[GuideUse]) -> list[Tensor]:

@@ -46,12 +46,12 @@ from nextitem.data.negatives import sample_negatives
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.guidance import GuidedConfig, GuidedRecommender
 from nextitem.decoding.guide import Guide
+from nextitem.decoding.node_vectors import NodeVectors, Parts, child_ranges
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.losses.sampled_softmax import sampled_softmax
-from nextitem.models.depth_decoder.depth_network import DEPTH_NETWORKS
-from nextitem.models.depth_decoder.node_vectors import NodeVectors, Parts, child_ranges
 from nextitem.nn.attention.causal_encoder import CausalEncoder
 from nextitem.nn.attention.incremental import Window, extend_history_state
+from nextitem.nn.depth_network import DEPTH_NETWORKS
 from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.initialisation import truncated_normal_
 from nextitem.ops.trie_step import logits_by_code

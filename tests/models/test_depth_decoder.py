@@ -16,7 +16,7 @@ from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 from nextitem.core.jagged import Jagged
 from nextitem.data.examples.next_item import NextItemBatch
-from nextitem.models.depth_decoder.depth_decoder import DepthDecoder, DepthDecoderConfig
+from nextitem.models.depth_decoder import DepthDecoder, DepthDecoderConfig
 
 SIZES = (4, 3, 5)
 NUM_ITEMS = 23
