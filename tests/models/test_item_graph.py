@@ -38,7 +38,7 @@ def counts_of(lag_weights: tuple[float, ...], backward: float) -> np.ndarray:
 
 def normalised(counts: np.ndarray) -> np.ndarray:
     sums = counts.sum(1, keepdims=True)
-    return counts / np.where(sums > 0, sums, 1)  # type: ignore[no-any-return]
+    return counts / np.where(sums > 0, sums, 1)
 
 
 def started(history: list[int], weights: list[float]) -> np.ndarray:
@@ -57,13 +57,14 @@ def expected_scores(kind: str, history: list[int], *, content: bool) -> np.ndarr
         far, start = normalised(counts_of(LAGS, 0.5)), started(history, [0.8**age for age in range(9)])
         near = started(history, [1, 0.63]) @ counts_of((1.0, 0.42, 0.17), 0.11)
         walk, floor, weight, read = 0.02 * near + start @ far @ far, 0.33, 0.017, history
+    scores: np.ndarray = walk
     if not content:
-        return walk
+        return scores
     words = np.vstack([np.zeros((1, 7)), TfidfVectorizer().fit_transform(TEXTS).toarray()])
     content_scores = start @ words @ words.T
     walked = walk * (floor + content_scores)
     content_scores[read] = 0
-    scores: np.ndarray = walked + weight * content_scores
+    scores = walked + weight * content_scores
     return scores
 
 
