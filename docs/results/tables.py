@@ -95,6 +95,15 @@ CODES = {
 }
 TREES = {"tree": "label", "recall@10": "*recall@10", "recall@20": "*recall@20", "NDCG@10": "*ndcg@10"}
 VALIDATED = {"variant": "label", "validation NDCG@10": "*validation ndcg@10", **ACCURACY}
+GENERATORS = {
+    "change": "label",
+    "data": "data",
+    "NDCG@10": "*validation ndcg@10",
+    "recall@10": "*validation recall@10",
+    "generalization, NDCG@10 / recall@10": "generalization ndcg@10|generalization recall@10",
+    "weight of the graph": "weight of the graph",
+    "mixture, NDCG@10 / recall@10": "mixture ndcg@10|mixture recall@10",
+}
 EPOCHS = {f"epoch {number}": f"validation ndcg@10, epoch {number}" for number in (1, 2)}
 LEVELS = "right after the true codes", "right after its own codes", "true codes among 20 beams"
 
@@ -374,6 +383,10 @@ TABLES: dict[str, dict[str, str]] = {
         "goal, GiB": "target:peak_gib",
     },
     "data_speed/other": {"what": "label", "seconds": "seconds", "goal": "target:seconds"},
+    "lab_notes/depth_decoder_vectors": VALIDATED,
+    "lab_notes/depth_decoder_first": GENERATORS,
+    "lab_notes/depth_decoder_second": GENERATORS,
+    "lab_notes/guide_sums": {"semantic IDs": "label", **BY_BEAM, "exact": "exact recall@10"},
     "lab_notes/superseded": {
         "what": "label",
         "recall@10": "recall@10",
