@@ -23,6 +23,7 @@ class FitOptions:
         resume: continue from the resume points in `folder`.
         progress: show progress bars.
         log: function that is called with each line for the user.
+        is_resumable: write resume points and TensorBoard events of training by gradient.
 
     """
 
@@ -31,3 +32,4 @@ class FitOptions:
     resume: bool = False
     progress: bool = True
     log: Log = silent
+    is_resumable: bool = True

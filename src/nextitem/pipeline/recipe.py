@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nextitem.core import registry
 from nextitem.core.components import component_class
 from nextitem.core.config import Config, apply_overrides, merge_tables, parse
+from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
 from nextitem.data.text import ContentConfig
+from nextitem.recipes import default_recipe, read_recipe
 from nextitem.tokenizers.quality import QualityConfig
 from nextitem.training.config import TrainingConfig
 
@@ -98,6 +101,57 @@ def settings_table(settings: Mapping[str, Any] | Config) -> dict[str, Any]:
         key: settings_table(value)[key] if isinstance(value, Config) and key in ("model", "training") else value
         for key, value in table.items()
     }
+
+
+def run_arguments(
+    name: str,
+    path: str,
+    *,
+    protocol: str | None = None,
+    refit: bool | None = None,
+    drop: bool = False,
+    seed: int | None = None,
+    ids: str | Path | None = None,
+    minutes: float | None = None,
+) -> dict[str, Any]:
+    """Return the arguments of `train` as tables of a recipe, without those that are None or false."""
+    data = {"path": path, "protocol": protocol, "refit": refit, "drop_unknown_items": drop or None}
+    tables: dict[str, Any] = {
+        "data": {key: value for key, value in data.items() if value is not None},
+        "model": {"name": name},
+    }
+    if minutes is not None:
+        tables["training"] = {"max_minutes": minutes}
+    top_level = {"seed": seed, "ids": None if ids is None else str(ids)}
+    return tables | {key: value for key, value in top_level.items() if value is not None}
+
+
+def recipe_layers(
+    name: str,
+    *,
+    recipe: str | Path | None,
+    arguments: Mapping[str, Any],
+    settings: Mapping[str, Any] | Config | None = None,
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the layers of settings of a run, for `resolve_recipe`: the recipe, the arguments and the settings.
+
+    Args:
+        name: name of the model.
+        recipe: a .toml file, or the name of a recipe that ships with the package; None: the default of the model.
+        arguments: tables of `run_arguments`.
+        settings: as in `settings_table`; None: none.
+
+    Raises:
+        UserError: there is no such recipe, or it is one of another model.
+
+    """
+    base = read_recipe(recipe) if recipe is not None else default_recipe(name)
+    if base[1].get("model", {}).get("name", name) != name:
+        raise UserError(f"recipe {base[0]} is for {base[1]['model']['name']}, not for {name}")
+    layers: list[tuple[str, Mapping[str, Any]]] = [base, ("the arguments", arguments)]
+    if settings is not None:
+        layers.append(("settings", settings_table(settings)))
+    return layers
 
 
 def resolve_recipe(

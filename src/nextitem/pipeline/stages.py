@@ -28,6 +28,7 @@ from nextitem.pipeline.recipe import Recipe
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 
+DEFAULT_METRIC = "ndcg@10"  # figure of lists that the best epoch is selected by
 GENERATOR_VALIDATION = 2000  # maximum number of requests that a generator is validated on
 
 
@@ -115,7 +116,7 @@ class StageTrainer:
                 model.examples(train) if examples is None else examples(),
                 self._training(name.split("/")[0]),
                 seed=self.recipe.seed,
-                out=folder,
+                out=folder if self.options.is_resumable else None,
                 validate=validate,
                 stop_after=epochs,
                 resume=self.options.resume,
@@ -160,11 +161,11 @@ def learns_by_gradient(table: Mapping[str, Any]) -> bool:
     return not issubclass(component_class("model", table)[0], ClosedForm)
 
 
-def validation_figure(model: Recommender, split: Split) -> Callable[[], float] | None:
+def validation_figure(model: Recommender, split: Split, *, metric: str = DEFAULT_METRIC) -> Callable[[], float] | None:
     """Return the function that validates an epoch, or None without validation requests.
 
-    It measures the recommended lists; of a ranker under a protocol that judges scores, the AUC on logged impressions. A
-    generator is validated on a sample of the requests.
+    It measures the recommended lists by `metric`; of a ranker under a protocol that judges scores, the AUC on logged
+    impressions. A generator is validated on a sample of the requests.
     """
     requests: SequenceBatch = split.validation
     if not requests.num_requests:
@@ -173,7 +174,7 @@ def validation_figure(model: Recommender, split: Split) -> Callable[[], float] |
         return partial(quick_auc, model, requests)
     if isinstance(model, Generator):
         requests = requests.sample(GENERATOR_VALIDATION)
-    return partial(quick_score, model, requests)
+    return partial(quick_score, model, requests, metric=metric)
 
 
 def _best_epoch(folder: Path) -> int | None:

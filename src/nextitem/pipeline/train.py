@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,11 +30,10 @@ from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.guide import fit_guide
 from nextitem.pipeline.options import FitOptions, Log, silent
 from nextitem.pipeline.provenance import data_table, leak
-from nextitem.pipeline.recipe import Recipe, model_name, resolve_recipe, settings_table
+from nextitem.pipeline.recipe import Recipe, model_name, recipe_layers, resolve_recipe, run_arguments
 from nextitem.pipeline.runs import Run, aligned, load_run
-from nextitem.pipeline.stages import stage_names, validation_figure
+from nextitem.pipeline.stages import DEFAULT_METRIC, stage_names, validation_figure
 from nextitem.pipeline.tokenize import require_identifiers, with_content
-from nextitem.recipes import default_recipe, read_recipe
 from nextitem.training.fit import TrainingResult, fit
 
 INDEX_QUERIES = 1000  # maximum number of validation requests that an index is built with
@@ -108,15 +107,10 @@ def train(
     name = model_name(model)
     path = data if not isinstance(data, Dataset) else data.source or IN_MEMORY + data.name
     drop_unknown_items |= isinstance(data, Dataset) and data.drops_unknown_items
-    arguments = _arguments(
+    arguments = run_arguments(
         name, str(path), protocol=protocol, refit=refit, drop=drop_unknown_items, seed=seed, ids=ids, minutes=minutes
     )
-    base = read_recipe(recipe) if recipe is not None else default_recipe(name)
-    if base[1].get("model", {}).get("name", name) != name:
-        raise UserError(f"recipe {base[0]} is for {base[1]['model']['name']}, not for {name}")
-    layers = [base, ("the arguments", arguments)]
-    if settings is not None:
-        layers.append(("settings", settings_table(settings)))
+    layers = recipe_layers(name, recipe=recipe, arguments=arguments, settings=settings)
     resolved = resolve_recipe(layers, overrides=overrides)
     _log_unused_settings(resolved, [*(table for _, table in layers)], overrides, log)
     is_dropping = resolved.data.drop_unknown_items
@@ -157,16 +151,16 @@ def train_split(
     cls, config = component_class("model", recipe.model)
     if recipe.data.refit and getattr(config, "calibration", None):
         raise UserError("a refit leaves no requests to fit model.calibration to; omit one of the two")
-    train_data = _with_requirements(split.train, recipe, cls.needs | config.needs, options)
+    train_data = with_requirements(split.train, recipe, cls.needs | config.needs, options)
     start_time = time.perf_counter()
-    model, result = _fit(train_data, split, recipe, options, start_from=start_from)
+    model, result = fit_model(train_data, split, recipe, options, start_from=start_from)
     results = [result]
     if recipe.data.refit and (result is None or result.stop_reason != "interrupted"):
         refit_data = split.refit().with_catalog(train_data.catalog)
         epochs = None if result is None else max(1, result.best_epoch)
         options.log("refit on training and validation events" + (f" for {epochs} epochs" if epochs else ""))
         refit_options = replace(options, folder=options.folder / "refit")
-        model, refit_result = _fit(refit_data, None, recipe, refit_options, start_from=start_from, epochs=epochs)
+        model, refit_result = fit_model(refit_data, None, recipe, refit_options, start_from=start_from, epochs=epochs)
         results.append(refit_result)
     for note in () if result is None else result.notes:
         options.log(f"note: {note}")
@@ -190,29 +184,6 @@ def train_split(
     if not is_interrupted:
         processes.run_on_rank_zero(lambda: write_json(options.folder / "metrics.json", run.metrics))
     return run
-
-
-def _arguments(
-    name: str,
-    path: str,
-    *,
-    protocol: str | None,
-    refit: bool | None,
-    drop: bool,
-    seed: int | None,
-    ids: str | Path | None,
-    minutes: float | None,
-) -> dict[str, Any]:
-    """Return the arguments of `train` as tables of a recipe, without those that are None or false."""
-    data = {"path": path, "protocol": protocol, "refit": refit, "drop_unknown_items": drop or None}
-    tables: dict[str, Any] = {
-        "data": {key: value for key, value in data.items() if value is not None},
-        "model": {"name": name},
-    }
-    if minutes is not None:
-        tables["training"] = {"max_minutes": minutes}
-    top_level = {"seed": seed, "ids": None if ids is None else str(ids)}
-    return tables | {key: value for key, value in top_level.items() if value is not None}
 
 
 def _log_unused_settings(
@@ -241,7 +212,7 @@ def _log_unused_settings(
             log(f"warning: training.{key} has no effect: {reason}")
 
 
-def _with_requirements(train: Dataset, recipe: Recipe, needs: frozenset[str], options: FitOptions) -> Dataset:
+def with_requirements(train: Dataset, recipe: Recipe, needs: frozenset[str], options: FitOptions) -> Dataset:
     """Return the training data with the content vectors and semantic IDs that a model needs."""
     if "content" in needs:
         train = with_content(train, recipe, progress=options.progress)
@@ -250,14 +221,16 @@ def _with_requirements(train: Dataset, recipe: Recipe, needs: frozenset[str], op
     return train
 
 
-def _fit(
+def fit_model(
     train: Dataset,
     split: Split | None,
     recipe: Recipe,
     options: FitOptions,
     *,
-    start_from: str | Path | None,
+    start_from: str | Path | None = None,
     epochs: int | None = None,
+    metric: str = DEFAULT_METRIC,
+    on_validation: Callable[[float], None] | None = None,
 ) -> tuple[Recommender, TrainingResult | None]:
     """Build and fit one model.
 
@@ -268,6 +241,9 @@ def _fit(
         options: how and where to train.
         start_from: folder of a run whose weights training starts from; None: random weights.
         epochs: number of epochs to train; None: as the settings say.
+        metric: figure of lists that the best epoch is selected by, name@k.
+        on_validation: function that is called with the figure of each validation of training by gradient. An exception
+            that it raises ends training.
 
     Returns:
         The model in evaluation mode, and the result of training by gradient; None for a cascade or a blend, whose
@@ -303,8 +279,8 @@ def _fit(
         model.examples(train),
         recipe.training,
         seed=recipe.seed,
-        out=options.folder,
-        validate=None if split is None else validation_figure(model, split),
+        out=options.folder if options.is_resumable else None,
+        validate=None if split is None else _validate(model, split, metric, on_validation),
         stop_after=epochs,
         resume=options.resume,
         device=options.device,
@@ -314,6 +290,22 @@ def _fit(
     if isinstance(model, GuidedRecommender) and model.guidance is not None and result.stop_reason != "interrupted":
         fit_guide(model, train, split, recipe, options)
     return model.eval(), result
+
+
+def _validate(
+    model: Recommender, split: Split, metric: str, on_validation: Callable[[float], None] | None
+) -> Callable[[], float] | None:
+    """Return the function that validates an epoch, or None without validation requests."""
+    figure = validation_figure(model, split, metric=metric)
+    if figure is None or on_validation is None:
+        return figure
+
+    def validate() -> float:
+        value = figure()
+        on_validation(value)
+        return value
+
+    return validate
 
 
 def _finish(model: Recommender, split: Split, log: Log) -> None:
