@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nextitem.evaluation.intervals import EXACT_BELOW, interval, paired_difference
+from nextitem.evaluation.intervals import (
+    EXACT_BELOW,
+    Difference,
+    auc_interval,
+    interval,
+    paired_auc_difference,
+    paired_difference,
+)
+from nextitem.evaluation.metrics.ranking import auc
 
 
 def sample_hits(size: int, seed: int, *, chance: float = 0.3) -> torch.Tensor:
@@ -65,3 +73,22 @@ def test_only_requests_on_which_both_are_defined_are_compared() -> None:
     a, b = torch.tensor([1.0, torch.nan, 1.0]), torch.tensor([0.0, 0.0, torch.nan])
     assert paired_difference(a, b).mean == 1.0
     assert paired_difference(a[1:2], b[1:2]).is_noise
+
+
+def test_a_paired_difference_of_aucs_is_that_of_the_same_resampled_groups() -> None:
+    generator = torch.Generator().manual_seed(5)
+    groups = torch.arange(2000) // 5
+    labels = torch.rand(2000, generator=generator) < 0.3
+    good = labels + torch.randn(2000, generator=generator)
+    better = good + 0.3 * labels
+    difference = paired_auc_difference(better, good, labels, groups)
+    assert difference.mean == pytest.approx(auc(better, labels) - auc(good, labels))
+    assert 0 < difference.low < difference.mean < difference.high
+    low, high = auc_interval(good, labels, groups)
+    assert difference.high - difference.low < (high - low) / 2  # as the scores are nearly the same
+    assert paired_auc_difference(good, good, labels, groups) == Difference(0.0, 0.0, 0.0)
+    noise = paired_auc_difference(torch.randn(2000, generator=generator), good, labels, groups)
+    assert noise.high < 0
+    undefined = paired_auc_difference(good, better, torch.ones(2000, dtype=torch.bool), groups)
+    assert undefined.mean != undefined.mean
+    assert undefined.is_noise

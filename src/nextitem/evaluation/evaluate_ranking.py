@@ -82,11 +82,20 @@ def score_all(
 
 def quick_auc(model: Ranker, requests: SequenceBatch) -> float:
     """Return the figure by which the best epoch is selected: the first task's AUC; NaN if its labels are all equal."""
+    scores, labels, _ = first_task(model, requests)
+    return ranking.auc(scores, labels)
+
+
+def first_task(model: Ranker, requests: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scores, labels (bool) and groups of the candidates whose label is known, [n] each, for the first task.
+
+    A task that is no label is judged by the first label. Groups are those of `ranking_groups`.
+    """
     task, scores = next(iter(score_all(model, requests).items()))
     labels = requests.candidate_labels
     values = labels[task if task in labels else next(iter(labels))].values
     has_label = ~values.isnan()
-    return ranking.auc(scores.values[has_label], values[has_label] > 0)
+    return scores.values[has_label], values[has_label] > 0, ranking_groups(requests)[has_label]
 
 
 def evaluate_ranking(

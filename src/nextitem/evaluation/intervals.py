@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nextitem.evaluation.metrics.ranking import auc
+
 RESAMPLES = 1000
 AUC_RESAMPLES = 300
 # From this number of requests on, the mean is normal to more digits than are printed: no resampling is needed.
@@ -70,6 +72,41 @@ def auc_interval(scores: Tensor, labels: Tensor, groups: Tensor, *, seed: int = 
         The interval; (nan, nan) if one of the two labels does not occur.
 
     """
+    values = _resampled_aucs(scores, labels, groups, seed)
+    values = values[~values.isnan()]
+    if not values.numel():
+        return float("nan"), float("nan")
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def paired_auc_difference(a: Tensor, b: Tensor, labels: Tensor, groups: Tensor, *, seed: int = 0) -> Difference:
+    """Return how much greater the AUC of scores `a` is than that of scores `b`, with its 95% interval.
+
+    Both are resampled together, by a bootstrap over groups. The mean is NaN, and the interval unbounded, if one of the
+    two labels does not occur.
+
+    Args:
+        a: scores of the candidates by one model, [T].
+        b: scores of the same candidates by the other model, [T].
+        labels: labels of the candidates, 0 or 1, [T].
+        groups: group of each candidate, such as its user, [T]. A group is resampled as a whole.
+        seed: seed of the bootstrap.
+
+    """
+    samples = _resampled_aucs(a, labels, groups, seed) - _resampled_aucs(b, labels, groups, seed)
+    samples = samples[~samples.isnan()]
+    if not samples.numel():
+        return Difference(float("nan"), float("-inf"), float("inf"))
+    low, high = samples.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Difference(auc(a, labels) - auc(b, labels), low, high)
+
+
+def _resampled_aucs(scores: Tensor, labels: Tensor, groups: Tensor, seed: int) -> Tensor:
+    """Return the AUC of AUC_RESAMPLES bootstrap samples of the groups; NaN for a sample with labels of one kind.
+
+    The samples are a function of groups and seed alone, so those of two models are pairs.
+    """
     order = scores.argsort()
     ordered = scores[order]
     run = nn.functional.pad((ordered[1:] != ordered[:-1]).long().cumsum(0), (1, 0))  # equal scores share a rank
@@ -82,13 +119,9 @@ def auc_interval(scores: Tensor, labels: Tensor, groups: Tensor, *, seed: int = 
         weight = torch.bincount(sampled_groups, minlength=len(distinct)).double()[group]
         above = torch.bincount(run, weights=weight * positive)
         below = torch.bincount(run, weights=weight * ~positive)
-        num_pairs = above.sum() * below.sum()
-        if num_pairs > 0:
-            values.append((above * (below.cumsum(0) - below / 2)).sum() / num_pairs)
-    if not values:
-        return float("nan"), float("nan")
-    low, high = torch.stack(values).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+        num_pairs = above.sum() * below.sum()  # of 0 pairs, the quotient is NaN
+        values.append((above * (below.cumsum(0) - below / 2)).sum() / num_pairs)
+    return torch.stack(values)
 
 
 def _resampled_means(values: Tensor, seed: int) -> Tensor:
