@@ -33,6 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar, Literal, TypeVar
 
@@ -138,8 +139,8 @@ class ItemGraph(Recommender):
         if isinstance(walk, WideWalk):
             counts = count_transitions(log, walk.near_lag_weights)
             self.counts.store((counts + walk.near_backward * counts.T).tocsr())
-        documents = _documents(self.catalog) if self.config.use_content else []
-        self.content.store(_tfidf(documents, self.num_items))
+        has_content = self.config.use_content
+        self.content.store(_content(self.catalog) if has_content else _tfidf([], self.num_items))
 
     @property
     def can_rank_unseen_items(self) -> bool:
@@ -231,6 +232,12 @@ def item_transitions(log: Interactions, lag_weights: tuple[float, ...], *, backw
     sums = np.asarray(total.sum(axis=1)).ravel()
     total.data /= np.repeat(np.where(sums > 0, sums, 1), np.diff(total.indptr)).astype(np.float32)
     return total
+
+
+@lru_cache(maxsize=4)
+def _content(catalog: Catalog) -> sp.csr_matrix:
+    """Return the TF-IDF weights of the items' words, [N + 1, V]; no setting changes them, and they take longest."""
+    return _tfidf(_documents(catalog), catalog.num_items)
 
 
 def _documents(catalog: Catalog) -> list[list[str]]:
