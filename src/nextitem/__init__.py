@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from nextitem.pipeline.runs import Run, load_run
     from nextitem.pipeline.tokenize import tokenize
     from nextitem.pipeline.train import train
+    from nextitem.pipeline.tune import tune
+    from nextitem.pipeline.tuning.outcome import Tuning
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "Evaluation",
     "RecommendationList",
     "Run",
+    "Tuning",
     "UserError",
     "compare",
     "diagnose",
@@ -51,6 +54,7 @@ __all__ = [
     "models",
     "tokenize",
     "train",
+    "tune",
 ]
 
 _MODULES = {
@@ -61,6 +65,7 @@ _MODULES = {
     "Evaluation": "evaluation.evaluate",
     "RecommendationList": "pipeline.recommend",
     "Run": "pipeline.runs",
+    "Tuning": "pipeline.tuning.outcome",
     "UserError": "core.errors",
     "compare": "pipeline.compare",
     "diagnose": "evaluation.diagnose",
@@ -70,6 +75,7 @@ _MODULES = {
     "load_run": "pipeline.runs",
     "tokenize": "pipeline.tokenize",
     "train": "pipeline.train",
+    "tune": "pipeline.tune",
 }
 
 

@@ -21,6 +21,7 @@ from nextitem.cli import (
     similar,
     tokenize,
     train,
+    tune,
 )
 from nextitem.core.errors import UserError
 
@@ -38,6 +39,7 @@ app.add_typer(data.app, name="data")
 app.command("import", epilog=import_data.EXAMPLES)(import_data.import_data)
 app.command("tokenize", epilog=tokenize.EXAMPLES)(tokenize.tokenize)
 app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("recommend", epilog=recommend.EXAMPLES)(recommend.recommend)
 app.command("rank", epilog=rank.EXAMPLES)(rank.rank)

@@ -1,0 +1,1 @@
+"""Parts of a tuning: search space, proposals, trials, the search over them, and its outcome."""
