@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 from nextitem.cli.main import main
 from nextitem.core import registry
 from nextitem.testing.known_answers import planted_clusters
+
+TUNE = ["tune", "item-cf", "--data", "DATA", "--out", "OUT", "--trials", "3"]
 
 Result = tuple[int, str, str]
 Cli = Callable[..., Result]
@@ -217,6 +220,15 @@ def test_codes_of_new_items_are_appended_and_a_model_trains_on_them(cli: Cli, fo
         (["recommend", "RUN", "--history", "i1", "-k", "0"], "-k"),
         (["compare", "--data", "DATA", "--out", "OUT"], "--models"),
         (["export", "RUN", "--out", "OUT"], "train one with: nextitem train cobra"),
+        (["tune", "item-cg", "--data", "DATA", "--out", "OUT", "--trials", "3"], "no model is called 'item-cg'"),
+        (["tune", "item-cf", "--data", "DATA", "--out", "OUT"], "give --minutes, --trials, or both"),
+        (["tune", "item-cf", "--data", "DATA", "--out", "RUN", "--trials", "3"], "is not empty"),
+        (["tune", "item-cf", "--data", "nowhere", "--out", "OUT", "--trials", "3"], "nowhere"),
+        ([*TUNE, "--space", "model.decai=0.1..1"], "unknown setting 'decai'"),
+        ([*TUNE, "--space", "model.decay=1..0.1"], "the range is empty"),
+        ([*TUNE, "--space", "model.decay=0.1..3"], "less than or equal to 1"),
+        ([*TUNE, "--metric", "clicks@3"], "--metric clicks@3: write one of recall"),
+        ([*TUNE, "--protocol", "weekly"], "weekly"),
         (["frobnicate"], "frobnicate"),
         (["train", "--nonsense"], "nonsense"),
     ],
@@ -259,6 +271,24 @@ def test_compare_writes_scoreboard_and_report(cli: Cli, runs: Path, folder: Path
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "sasrec" in output
+
+
+def test_tune_prints_the_best_settings_and_train_takes_them(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    args = ["tune", "item-cf", "--data", folder, "--protocol", "leave-one-out", "--out", tmp_path / "tuning"]
+    code, out, err = cli(*args, "--trials", 4, "--space", "model.decay=0.1..1", "--space", "model.window=1,2,5")
+    assert code == 0
+    assert "item-cf on planted by ndcg@10 on validation requests, 4 trials" in out
+    assert "planted: 80, by which settings were selected" in out
+    assert "trial 3: " in err
+    files = {file.name for file in (tmp_path / "tuning").iterdir()}
+    assert files == {"best.toml", "trials.jsonl", "tune.toml", "tuning.png"}
+    args = ["train", "item-cf", "--data", folder, "--recipe", tmp_path / "tuning" / "best.toml"]
+    code, _, err = cli(*args, "--protocol", "leave-one-out", "--out", tmp_path / "run")
+    assert code == 0
+    assert "warning" not in err
+    recipe = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())
+    best = tomllib.loads((tmp_path / "tuning" / "best.toml").read_text())
+    assert recipe["model"] == best["model"]
 
 
 def test_a_protocol_for_rankers_is_refused_for_other_models(cli: Cli, tmp_path: Path) -> None:
