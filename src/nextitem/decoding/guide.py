@@ -8,7 +8,7 @@ probability of the items below it:
 
 Both parts can only fall from a prefix to an item below it, so the value of a prefix is never below that of an item
 below it, and at a leaf it is exact. The largest guide probabilities form a heap, as the node scores of TDM do: a guide
-alone is searched exactly at every width. Sums instead of maxima would need wide beams.
+alone is searched exactly at every width. With sums instead of maxima, long codes would need wide beams.
 
 Items that a request forbids do not count.
 

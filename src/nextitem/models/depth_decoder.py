@@ -11,7 +11,7 @@ one pass. From the hidden state after an event, a depth network descends the tri
 Notable
 - Every node of the trie has a vector of its own, and a softmax runs over siblings only; a leaf's vector is the vector
   of its item, which the input reads, too. The papers share one vector among all nodes with the same code, `vectors =
-  "codes"`: with it, some hundred vectors have to tell all items apart, and quality halves.
+  "codes"`: with it, some hundred vectors have to tell all items apart, and recall falls by almost a third.
 - Only legal codes compete, in training as in the search: what is trained is what is served.
 - The input is the sum of the item's own vector, those of the nodes above it, and its content.
 - The events after the next one are targets, too, with falling weights: what follows a purchase is not strictly ordered.
