@@ -143,6 +143,6 @@ def test_settings_of_parts_of_a_cascade_are_reported_with_their_table() -> None:
 def test_settings_of_a_part_are_reported_with_the_part() -> None:
     (sentence,) = unused("tdm", {"objective": {"negatives": 3, "negatives_per_level": [1, 2]}})
     assert sentence == "objective.negatives = 3 has no effect: negatives_per_level replaces it"
-    assert unused("item-graph", {"use_content": False, "content_floor": 0.1}) == (
-        "content_floor = 0.1 has no effect: use_content is false",
+    assert unused("item-graph", {"use_content": False, "walk": {"content_floor": 0.1}}) == (
+        "walk.content_floor = 0.1 has no effect: use_content is false",
     )

@@ -26,7 +26,8 @@ NAMES = [
     for name, entry in MODELS.items()
     if "max_history_length" in entry.load().Config.model_fields and not issubclass(entry.load(), ClosedForm)
 ]
-LONG_HISTORY_SETTINGS = {"sim": {"long_history_length": WINDOW}}
+# The attention of a wide model with such large weights ignores single events.
+SETTINGS = {"sim": {"long_history_length": WINDOW}, "depth-decoder": {"width": 8}}
 
 
 def model_of(name: str) -> Recommender:
@@ -38,7 +39,7 @@ def model_of(name: str) -> Recommender:
     content = torch.randn(13, 4, generator=torch.Generator().manual_seed(0)) * (torch.arange(13) > 0)[:, None]
     catalog = catalog.with_content(content)
     torch.manual_seed(0)
-    config = model_class.Config(max_history_length=WINDOW, **LONG_HISTORY_SETTINGS.get(name, {}))
+    config = model_class.Config(max_history_length=WINDOW, **SETTINGS.get(name, {}))
     model: Recommender = model_class(config, catalog.with_identifiers(table))
     with torch.no_grad():
         for parameter in model.parameters():

@@ -118,6 +118,13 @@ class ItemGraphConfig(configs.Config):
     use_content: bool = True
     """Whether to use content; False: transitions alone."""
 
+    def unused_settings(self) -> tuple[str, ...]:
+        """Return a sentence for each setting that has no effect, the weights of unused content included."""
+        changed = {} if self.use_content else self.walk.model_dump(exclude_defaults=True)
+        idle = [name for name in ("content_floor", "content_weight") if name in changed]
+        sentences = [f"walk.{name} = {changed[name]!r} has no effect: use_content is false" for name in idle]
+        return (*super().unused_settings(), *sentences)
+
 
 class ItemGraph(Recommender):
     """A recommender that ranks items by a walk from the history, re-weighted by content similarity."""
