@@ -95,6 +95,9 @@ def test_a_fixed_weight_is_kept_and_a_request_without_a_score_is_not_guided(tmp_
     assert int(answer.item_ids[0, 0]) == 9
     alone = model_of(run).search(requests([[1, 2, 3], [5]]), 3, guide=None)
     assert torch.equal(answer.item_ids[1], alone.item_ids[1])
+    lists = [run.recommend(history=history, k=3) for history in (["i1", "i3"], ["i5"])]
+    assert [each.guided for each in lists] == [True, False]
+    assert [each.to_json()["guided"] for each in lists] == [True, False]
 
 
 def test_resuming_and_refitting_use_the_same_choice(tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ def recommend(
         return
     if answer.fallback:
         log("no history: these are the most popular items")
+    elif answer.guided is False:
+        log("the guide has no score for this request: the generator alone answers")
     if len(answer) < k:
         log(f"only {len(answer)} items are allowed by this request")
     for rank, (item, score, title) in enumerate(zip(answer.item_ids, answer.scores, answer.titles, strict=True), 1):

@@ -56,6 +56,7 @@ class RecommendationList:
         channels: for a cascade, name of the channel that retrieved each item; otherwise empty.
         relaxed: rules of re-ranking that no candidate could satisfy, as text.
         unknown_exclusions: ids in `exclude_items` that no item has.
+        guided: whether the guide of a generator had a score for any allowed item; None: there is no guide.
 
     """
 
@@ -67,6 +68,7 @@ class RecommendationList:
     channels: tuple[str, ...] = ()
     relaxed: tuple[str, ...] = ()
     unknown_exclusions: tuple[str, ...] = ()
+    guided: bool | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.item_ids)
@@ -99,7 +101,8 @@ class RecommendationList:
         for item, channel in zip(items, self.channels, strict=False):
             item["channel"] = channel
         relaxed = {"relaxed": list(self.relaxed)} if self.relaxed else {}
-        return {"items": items, "fallback": self.fallback, **relaxed}
+        guided = {} if self.guided is None else {"guided": self.guided}
+        return {"items": items, "fallback": self.fallback, **guided, **relaxed}
 
 
 def history_requests(
@@ -224,6 +227,7 @@ def answer(
                     channels=() if fallback else tuple(lists.channels[channel] for channel in channels),
                     relaxed=tuple(_relaxation_text(relaxation) for relaxation in relaxations),
                     unknown_exclusions=unknown,
+                    guided=None if lists.guided is None else bool(lists.guided[row]),
                 )
             )
     return answers
