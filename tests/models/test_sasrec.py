@@ -340,6 +340,22 @@ def test_three_steps_have_their_pinned_losses(settings: dict[str, object], losse
     assert step_losses == pytest.approx(losses, rel=1e-5)
 
 
+def test_later_events_are_targets_of_the_full_softmax_with_their_weights() -> None:
+    """A state learns from the next event and, at half the weight, from the one after it."""
+    dataset = tiny()
+    model = model_of(dataset, dropout=0.0, objective={"kind": "full-softmax", "target_weights": (1.0, 0.5)})
+    (batch,) = model.examples(dataset).batches(2, epoch=0, seed=0)
+    hidden_TD = model.encoder(batch.items, model._embed)
+    log_probs = torch.log_softmax(hidden_TD @ model.item_vectors()[1:].T, dim=1)
+    losses, row_ids = [], batch.targets.row_ids()
+    for place, target in enumerate(batch.targets.values.tolist()):
+        losses.append(-log_probs[place, target - 1])
+        if place + 1 < len(row_ids) and row_ids[place + 1] == row_ids[place]:
+            losses.append(-0.5 * log_probs[place, int(batch.targets.values[place + 1]) - 1])
+    expected = torch.stack(losses).sum() / len(row_ids)
+    torch.testing.assert_close(model.training_loss(batch).total, expected)
+
+
 def test_heads_must_divide_width() -> None:
     with pytest.raises(ValueError, match="heads = 3 must divide width = 8"):
         model_of(tiny(), heads=3)

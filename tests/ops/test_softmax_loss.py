@@ -28,18 +28,26 @@ def case(positions: int, items: int, width: int = 5, *, seed: int = 0) -> tuple[
     items=st.integers(1, 60),
     block=st.integers(1, 500),
     rows=st.integers(1, 50),
+    further=st.integers(0, 3),
     seed=st.integers(0, 99),
 )
-def test_softmax_loss_equals_the_reference(positions: int, items: int, block: int, rows: int, seed: int) -> None:
-    """Covers value and gradients, in blocks of positions (small catalogue) and in blocks of items."""
+def test_softmax_loss_equals_the_reference(
+    positions: int, items: int, block: int, rows: int, further: int, seed: int
+) -> None:
+    """Covers value and gradients, in blocks of positions (small catalogue) and of items, with several targets, too."""
     hidden, table, targets = case(positions, items, seed=seed)
+    weights = None
+    if further:
+        generator = torch.Generator().manual_seed(seed)
+        targets = torch.randint(1, items + 1, (positions, 1 + further), generator=generator)
+        weights = torch.rand((positions, 1 + further), generator=generator, dtype=torch.float64).round(decimals=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
         patch.setattr(module, "ROWS", rows)
-        loss = softmax_loss(hidden, table, targets)
-        loss_without_gradients = softmax_loss(hidden.detach(), table.detach(), targets)
+        loss = softmax_loss(hidden, table, targets, weights)
+        loss_without_gradients = softmax_loss(hidden.detach(), table.detach(), targets, weights)
         gradients = torch.autograd.grad(3 * loss, [hidden, table])
-    plain = softmax_loss_reference(hidden, table, targets)
+    plain = softmax_loss_reference(hidden, table, targets, weights)
     expected = torch.autograd.grad(3 * plain, [hidden, table])
     torch.testing.assert_close(loss, plain)
     assert torch.equal(loss_without_gradients, loss.detach())
@@ -62,6 +70,15 @@ def test_blocks_are_of_positions_or_of_items_by_block_size(monkeypatch: pytest.M
     monkeypatch.setattr(module, "BLOCK", 100)
     softmax_loss(*case(30, 50))
     assert calls == ["_blocks_of_positions", "_blocks_of_items"]
+
+
+def test_the_loss_of_several_targets_is_the_weighted_sum_of_their_losses() -> None:
+    hidden, table, targets = case(6, 9)
+    later = (targets + 3) % 9 + 1
+    weights = torch.tensor([[1.0, 0.25]], dtype=torch.float64).repeat(6, 1)
+    together = softmax_loss(hidden, table, torch.stack([targets, later], 1), weights)
+    apart = softmax_loss(hidden, table, targets) + 0.25 * softmax_loss(hidden, table, later)
+    torch.testing.assert_close(together, apart)
 
 
 @pytest.mark.parametrize("block", [40, 2**22])

@@ -123,6 +123,29 @@ def test_a_guide_that_learns_by_gradient_is_trained_as_a_stage(tmp_path: Path) -
     assert not any(parameter.requires_grad for parameter in guidance.scorer.parameters())
 
 
+def test_a_blend_guides_and_its_parts_are_stages(tmp_path: Path) -> None:
+    """Its weights are chosen before the guide's; a resumed run and a refit use both choices again."""
+    parts = {"perfect": {"model": PERFECT}, "sasrec": {"model": "sasrec"}}
+    guide = {"model": {"name": "blend", "parts": parts}}
+    stages = {"sasrec": {"max_epochs": 1, "batch_size": 16}}
+    settings = {"model": {"guide": guide}, "training": {"max_epochs": 1}, "stages": stages}
+    run = trained(tmp_path / "run", None, settings=settings)
+    folder = tmp_path / "run" / "stages"
+    assert (folder / "guide" / "sasrec" / "weights.safetensors").is_file()
+    weights = {name: use["weight"] for name, use in json.loads((folder / "guide" / "blend.json").read_text()).items()}
+    assert weights["perfect"] > weights["sasrec"]
+    assert use_of(run).weight >= 0.3
+    histories = requests([[1, 2, 3], [11]])
+    answer = run.model.recommend(histories, 3)
+    assert answer.item_ids[:, 0].tolist() == [4, 12]
+    resumed = trained(tmp_path / "run", None, settings=settings, resume=True)
+    assert torch.equal(resumed.model.recommend(histories, 3).scores, answer.scores)
+    refit = trained(tmp_path / "refit", None, settings=settings, refit=True)
+    assert use_of(refit) == use_of(run)
+    reloaded = load_run(tmp_path / "run").model.recommend(histories, 3)
+    assert torch.equal(reloaded.scores, answer.scores)
+
+
 def test_the_generator_is_trained_as_without_a_guide(tmp_path: Path) -> None:
     plain = trained(tmp_path / "plain", None).model.state_dict()
     guided = trained(tmp_path / "guided", {"model": {"name": "item-graph"}}).model.state_dict()

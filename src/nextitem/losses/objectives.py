@@ -14,6 +14,8 @@ class FullSoftmax(Choice):
 
     kind: Literal["full-softmax"] = "full-softmax"
     """Cross-entropy over all items of the catalogue."""
+    target_weights: tuple[float, ...] = Field((1.0,), min_length=1)
+    """Weights of the next event, the one after it, and so on, all of which are targets of the same hidden state."""
 
 
 class SampledSoftmax(Choice):

@@ -55,7 +55,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.sparse_scores import SparseScores
 from nextitem.core.top_items import top_items
 from nextitem.data.text import split_words
-from nextitem.neighbours.sparse_rows import SparseRows, ages, weighted_histories
+from nextitem.neighbours.sparse_rows import SparseRows, ages, keep_largest, weighted_histories
 from nextitem.neighbours.transitions import count_transitions
 
 # Far below the score of any real transition, so popularity only orders what the walk does not reach.
@@ -102,6 +102,8 @@ class WideWalk(configs.Choice):
     """Weights of the transitions of the walk of two steps, between events that are 1, 2, 3, ... events apart."""
     backward: float = Field(0.5, ge=0)
     """Weight of the reverse of these transitions, relative to the transition."""
+    max_transitions: int | None = Field(128, ge=1)
+    """Number of transitions of an item that the walk of two steps follows, those of the highest weight; none: all."""
     decay: float = Field(0.8, gt=0, lt=1)
     """Weight of an event in the history, relative to that of the event after it."""
     content_floor: float = Field(0.33, ge=0)
@@ -142,7 +144,10 @@ class ItemGraph(Recommender):
     def fit(self, train: Dataset) -> None:
         """Count transitions of the training sequences and compute the TF-IDF weights of the items' words."""
         log, walk = train.interactions.targets_only(), self.config.walk
-        self.transitions.store(item_transitions(log, walk.lag_weights, backward=walk.backward))
+        transitions = item_transitions(log, walk.lag_weights, backward=walk.backward)
+        if isinstance(walk, WideWalk) and walk.max_transitions is not None:
+            transitions = keep_largest(transitions, walk.max_transitions)
+        self.transitions.store(transitions)
         if isinstance(walk, WideWalk):
             counts = count_transitions(log, walk.near_lag_weights)
             self.counts.store((counts + walk.near_backward * counts.T).tocsr())

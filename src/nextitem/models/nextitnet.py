@@ -128,7 +128,8 @@ class NextItNet(VectorModel):
         targets = batch.targets.values[is_target]
         objective = self.config.objective
         if isinstance(objective, FullSoftmax):
-            return LossTerms(full_softmax(hidden_TD, self.item_vectors(), targets))
+            weighted = batch.weighted_targets(objective.target_weights)
+            return LossTerms(full_softmax(hidden_TD, self.item_vectors(), *weighted))
         sampled = sample_negatives(
             batch,
             self.popularity,

@@ -32,7 +32,9 @@ MAX_SCORES = 2**30  # scores of a part on which weights are chosen; beyond them,
 BLOCK_SCORES = 2**21  # scores of a part in memory at a time: 8 MiB, and several copies of them
 
 
-def fit_blend(model: Blend, train: Dataset, split: Split | None, recipe: Recipe, options: FitOptions) -> None:
+def fit_blend(
+    model: Blend, train: Dataset, split: Split | None, recipe: Recipe, options: FitOptions, *, subfolder: str = ""
+) -> None:
     """Fit every part of a blend as if it were alone, and choose their weights on the validation requests.
 
     Args:
@@ -42,13 +44,14 @@ def fit_blend(model: Blend, train: Dataset, split: Split | None, recipe: Recipe,
             of epochs and weights are used again.
         recipe: settings of the run.
         options: how and where to train.
+        subfolder: folder of the parts within that of the stages, if the blend is a part of another model.
 
     Raises:
         UserError: a part cannot learn alone, or its scores do not suit its transform.
 
     """
     num_fits = sum(learns_by_gradient(part.model) for part in model.config.parts.values())
-    stages = StageTrainer(recipe, options, num_fits=num_fits, is_refit=split is None)
+    stages = StageTrainer(recipe, options, num_fits=num_fits, is_refit=split is None, subfolder=subfolder)
     for name in model.part_names:
         part = stages.untrained(partial(model.reset_part, name))
         stages.fit(name, part, train, validate=None if split is None else validation_figure(part, split))

@@ -19,12 +19,14 @@ from nextitem.decoding.guidance import Guidance, GuidedRecommender, GuideUse
 from nextitem.decoding.guide import Combination, Guide
 from nextitem.distributed import processes
 from nextitem.evaluation.metrics import accuracy
+from nextitem.models.blend import Blend
+from nextitem.pipeline.blend import fit_blend
 from nextitem.pipeline.bundle import write_json
 from nextitem.pipeline.options import FitOptions, Log, silent
 from nextitem.pipeline.recipe import Recipe
 from nextitem.pipeline.stages import StageTrainer, learns_by_gradient, validation_figure
 
-STAGE = "guide"  # name of the stage, which is also its folder and its table in [stages]
+STAGE = "guide"  # name of the stage, which is also its folder and, unless it is a blend, its table in [stages]
 CHOICE_FILE = "guide.json"
 CHOICE_REQUESTS = 4000  # maximum number of validation requests on which the weight is chosen
 BLOCK = 256  # requests that are searched together
@@ -49,7 +51,7 @@ def fit_guide(
         options: how and where to train.
 
     Raises:
-        UserError: the guide cannot learn alone, or its scores do not suit its transform.
+        UserError: the guide, or a part of it, cannot learn alone, or its scores do not suit its transform.
         KeyboardInterrupt: training was interrupted.
 
     """
@@ -59,7 +61,11 @@ def fit_guide(
         recipe, options, num_fits=int(learns_by_gradient(guidance.config.model)), is_refit=split is None
     )
     scorer = stages.untrained(guidance.reset_scorer)
-    stages.fit(STAGE, scorer, train, validate=None if split is None else validation_figure(scorer, split))
+    if isinstance(scorer, Blend):
+        fit_blend(scorer, train, split, recipe, options, subfolder=STAGE)
+        scorer.eval()
+    else:
+        stages.fit(STAGE, scorer, train, validate=None if split is None else validation_figure(scorer, split))
     scorer.requires_grad_(False).to(model.popularity.device)
     file = stages.first_folder / CHOICE_FILE
     if split is None or (options.resume and file.is_file()):

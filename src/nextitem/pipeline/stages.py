@@ -34,7 +34,7 @@ GENERATOR_VALIDATION = 2000  # maximum number of requests that a generator is va
 
 @dataclass(frozen=True)
 class StageTrainer:
-    """Trains the stages of one model: the channels and rankers of a cascade, the parts of a blend.
+    """Trains the stages of one model: the channels and rankers of a cascade, the parts of a blend, a guide.
 
     Attributes:
         recipe: the recipe of the whole model; `recipe.stages` has the training settings of each stage.
@@ -42,6 +42,7 @@ class StageTrainer:
         num_fits: number of fits by gradient, among which a time budget of the whole run is divided evenly.
         is_refit: whether the run is a refit. Stages then repeat the best numbers of epochs of the run in the parent
             folder; otherwise validation decides.
+        subfolder: folder within "stages", if the stages are those of a part of the model; empty: none.
 
     """
 
@@ -49,16 +50,17 @@ class StageTrainer:
     options: FitOptions
     num_fits: int
     is_refit: bool
+    subfolder: str = ""
 
     @property
     def folder(self) -> Path:
         """Folder of the stages."""
-        return self.options.folder / "stages"
+        return self.options.folder / "stages" / self.subfolder
 
     @property
     def first_folder(self) -> Path:
         """Folder of the stages of the first fit; of a refit, that of the run in the parent folder."""
-        return self.options.folder.parent / "stages" if self.is_refit else self.folder
+        return self.options.folder.parent / "stages" / self.subfolder if self.is_refit else self.folder
 
     def untrained(self, build: Callable[[], Recommender]) -> Recommender:
         """Return the model that `build` builds, with the initial weights that it has if it is trained alone."""
@@ -151,8 +153,8 @@ def stage_names(config: Config) -> tuple[str, ...]:
     """Return the names of the stages of a composed model, which are tables of [stages]; empty for another model."""
     if isinstance(config, CascadeConfig):
         return (*config.channels, "pre-ranking", "ranking")
-    if isinstance(config, GuidedConfig):
-        return () if config.guide is None else ("guide",)
+    if isinstance(config, GuidedConfig) and config.guide is not None:
+        return tuple(config.guide.model.get("parts", ("guide",)))
     return tuple(config.parts) if isinstance(config, BlendConfig) else ()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -61,6 +61,16 @@ class NextItemBatch:
         is_inside = places < self.targets.offsets[1:][self.targets.row_ids()]
         later = self.targets.values[places.clamp(max=max(0, len(places) - 1))]
         return torch.where(is_inside, later, 0)
+
+    def weighted_targets(self, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Return the targets of each input that has a next event, [T, K], and their weights, [T, K].
+
+        The weights are those of the next event, the one after it, and so on. An absent target has weight 0, and stands
+        as item 1.
+        """
+        lags = [self.later_targets(lag) for lag in range(1, len(weights) + 1)]
+        targets = torch.stack(lags, dim=1)[self.targets.values > 0]
+        return targets.clamp(min=1), (targets > 0) * torch.tensor(weights, device=targets.device)
 
     def map(self, change: Callable[[Jagged], Jagged]) -> NextItemBatch:
         """Return the batch with the same change applied to every column."""
