@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -61,6 +61,19 @@ class NextItemBatch:
         is_inside = places < self.targets.offsets[1:][self.targets.row_ids()]
         later = self.targets.values[places.clamp(max=max(0, len(places) - 1))]
         return torch.where(is_inside, later, 0)
+
+    def weighted_targets(self, weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the targets of lags 1, 2, ..., with a weight each: their inputs' positions, items, weights, [T] each.
+
+        The weights are divided by the number of next events, so that further targets do not dilute them.
+        """
+        places, targets, shares = [], [], []
+        for lag, weight in enumerate(weights, start=1):
+            later = self.later_targets(lag)
+            places.append((later > 0).nonzero()[:, 0])
+            targets.append(later[places[-1]])
+            shares.append(torch.full_like(places[-1], weight, dtype=torch.float32))
+        return torch.cat(places), torch.cat(targets), torch.cat(shares) / max(1, len(places[0]))
 
     def map(self, change: Callable[[Jagged], Jagged]) -> NextItemBatch:
         """Return the batch with the same change applied to every column."""
