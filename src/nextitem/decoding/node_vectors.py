@@ -50,16 +50,6 @@ class NodeVectors(nn.Module):
         """The tables of code vectors, one for each level; empty without code vectors."""
         return [cast(nn.Embedding, table) for table in self.codes or ()]
 
-    def of_leaves(self, items: Tensor, content: Tensor | None) -> Tensor:
-        """Return the item's part of the vectors of leaves, [N + 1, D]: its own vector, and its content if it is read.
-
-        Args:
-            items: item vectors, [N + 1, D].
-            content: content vectors [N + 1, content width], if the leaves read them.
-
-        """
-        return items if self.content is None or content is None else items + self.content(content)
-
     def forward(self, nodes: Tensor, *, level: int, tree: ItemPaths) -> Tensor:
         """Return the vectors of inner nodes of depth `level + 1`, [..., D]; -1 is read as some node."""
         safe = nodes.clamp(min=tree.trie.level_starts[level + 1])

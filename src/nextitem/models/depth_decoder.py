@@ -19,7 +19,7 @@ Notable
 - `id_dropout` hides the vectors of random items, at input and output alike, so that content and nodes learn to stand in
   for them. Items without a training event have no vector of their own.
 - Positions are counted from the first event, so that a new event of a user costs one step (roles.Incremental).
-- `relearn_after` replaces the identifiers by clusters of the items' trained vectors, as TDM relearns its tree.
+- `relearn_after` replaces the identifiers by clusters of the items' input vectors, as TDM relearns its tree.
 - `dense_weight` adds a softmax over items by the same hidden state and item vectors, trained jointly.
 
 Shapes: B requests, T targets of a batch, L positions, W beams, D width, N items, M levels, C children of a beam.
@@ -86,7 +86,7 @@ class DepthDecoderConfig(GuidedConfig):
     vectors: Parts = "nodes"
     """Vectors of the nodes: one for each node, one for each code of a level, or the sum of both."""
     relearn_after: tuple[int, ...] = ()
-    """Epochs after which the items get other identifiers: balanced clusters of their trained vectors."""
+    """Epochs after which the items get other identifiers: balanced clusters of the vectors as which they are read."""
     relearn_below: int = Field(0, ge=0)
     """Number of first codes that stay then: 1 if the first code is an attribute."""
     content_at_leaves: bool = False
@@ -206,16 +206,15 @@ class DepthDecoder(GuidedRecommender):
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
     def after_epoch(self, epoch: int) -> Sequence[nn.Parameter]:
-        """Cluster the items by their trained vectors after the configured epochs, and carry over the vectors of nodes.
+        """Cluster the items by their input vectors after the configured epochs, and carry over the vectors of nodes.
 
-        Items keep their own vectors, which are those of the new leaves.
+        Own vectors alone would not do: they are what the vectors of the former nodes leave to explain.
         """
         if epoch not in self.config.relearn_after:
             return ()
-        with torch.no_grad():
-            vectors = self.nodes.of_leaves(self.items.weight, self.content)[1:].cpu()
-        counts, num_kept = self.popularity[1:].cpu(), self.config.relearn_below
-        codes = relearned_codes(vectors, counts, self.tree.table, num_kept=num_kept, seed=epoch)
+        items = torch.arange(1, self.num_items + 1, device=self.items.weight.device)
+        vectors, counts = self._embed(items[None], self.items.weight)[0], self.popularity[1:]
+        codes = relearned_codes(vectors, counts, self.tree.table, num_kept=self.config.relearn_below, seed=epoch)
         by_node = [table for table in (self.nodes_read, self.nodes.inner) if table is not None]
         by_code = self.nodes.code_tables
         return self.tree.replace_codes(codes, by_node=by_node, by_code=by_code, weights=self.popularity)

@@ -118,6 +118,7 @@ def relearned_codes(
         seed: seed of k-means.
 
     """
+    vectors, popularity = vectors.detach().cpu(), popularity.cpu()
     has_events = popularity > 0
     tastes = vectors.new_full(vectors.shape, torch.nan)
     if bool(has_events.any()):
