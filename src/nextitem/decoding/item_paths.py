@@ -97,19 +97,19 @@ class ItemPaths(nn.Module):
             _average(table, former_codes[1:, level].long(), self.codes[1:, level].long(), item_weights)
         return [table.weight for table in (*by_node, *by_code)]
 
-    def _check_replaceable(self, kept: int) -> None:
-        """Raise ValueError if the items cannot be clustered below their first `kept` codes."""
+    def _check_replaceable(self, num_kept: int) -> None:
+        """Raise ValueError if the items cannot be clustered below their first `num_kept` codes."""
         sizes = self.table.codebook_sizes
-        if kept > len(sizes) - 2:
+        if num_kept > len(sizes) - 2:
             raise ValueError(
-                f"identifiers of {len(sizes)} levels have no level of clusters below the first {kept}; the last one "
-                "only numbers items"
+                f"identifiers of {len(sizes)} levels have no level of clusters below the first {num_kept}; the last "
+                "one only numbers items"
             )
-        prefixes = torch.nn.functional.pad(self.codes[1:, :kept], (1, 0))
+        prefixes = torch.nn.functional.pad(self.codes[1:, :num_kept], (1, 0))
         largest = int(prefixes.unique(dim=0, return_counts=True)[1].max())
-        if math.prod(sizes[kept:]) < largest:
+        if math.prod(sizes[num_kept:]) < largest:
             raise ValueError(
-                f"codebook sizes {sizes[kept:]} have fewer codes than the {largest:,} items that share the codes "
+                f"codebook sizes {sizes[num_kept:]} have fewer codes than the {largest:,} items that share the codes "
                 "before them, so these cannot get different ones; use a tokenizer with more codes"
             )
 
