@@ -316,6 +316,22 @@ def group_histories(seed: int) -> NextItemSequences:
     return NextItemSequences(log, max_length=6)
 
 
+def test_input_vectors_are_clustered_and_not_own_vectors_alone() -> None:
+    """Own vectors are small here, so the vectors of the former nodes decide: clusters stay together."""
+    catalog, _, group = planted()
+    model = model_of(catalog, relearn_after=[1])
+    assert model.nodes_read is not None
+    former = model.identifiers.codes[1:, 0].long()
+    with torch.no_grad():
+        model.items.weight.mul_(0.01)
+    relearned(model)
+    assert len(torch.unique(model.identifiers.codes[1:, 0].long() * 6 + former)) == 6
+    with torch.no_grad():
+        model.items.weight[1:] = 100 * torch.eye(8)[group]
+    model.after_epoch(1)
+    assert len(torch.unique(model.identifiers.codes[1:, 0].long() * 6 + group)) == 6
+
+
 @torch.no_grad()
 def log_loss(model: DepthDecoder, examples: NextItemSequences) -> float:
     losses = [model.training_loss(batch).total for batch in examples.batches(32, epoch=0, seed=0)]
