@@ -269,7 +269,7 @@ def test_other_numbers_of_the_same_clusters_change_no_probability() -> None:
     with torch.no_grad():
         before = [item_log_probs(model, history) for history in HISTORIES]
         codes = torch.tensor(SIZES) - 1 - model.identifiers.codes[1:]
-        by_node = [model.nodes_read, model.nodes.inner]
+        by_node = [table for table in (model.nodes_read, model.nodes.inner) if table is not None]
         model.tree.replace_codes(
             codes, by_node=by_node, by_code=model.nodes.code_tables, weights=torch.rand(NUM_ITEMS + 1)
         )

@@ -351,6 +351,6 @@ def test_new_items_go_below_their_own_value(tmp_path: Path) -> None:
     longer = append_items(loaded, table, later)
     assert torch.equal(longer.codes[: ITEMS + 1], table.codes)
     first = dict(zip(["glue", "paint", "paper", "wood"], range(4), strict=True))
-    expected = [first[value] for value in new[:4]] + [first["paint"], first["glue"], first["paint"]]
+    expected = [first[names[(n + 1) % 4]] for n in range(4)] + [first["paint"], first["glue"], first["paint"]]
     assert longer.codes[ITEMS + 1 :, 0].tolist() == expected  # an unknown or missing value: by content
     assert longer.is_unique

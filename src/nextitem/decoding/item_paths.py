@@ -95,7 +95,7 @@ class ItemPaths(nn.Module):
             _average(table, former, current, item_weights.repeat_interleave(num_inner))
         for level, table in enumerate(by_code):
             _average(table, former_codes[1:, level].long(), self.codes[1:, level].long(), item_weights)
-        return [table.weight for table in (*by_node, *by_code)]
+        return [*nn.ModuleList([*by_node, *by_code]).parameters()]
 
     def _check_replaceable(self, num_kept: int) -> None:
         """Raise ValueError if the items cannot be clustered below their first `num_kept` codes."""

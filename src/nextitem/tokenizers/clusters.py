@@ -145,7 +145,8 @@ class Clusters(Tokenizer):
             transitions = transition_vectors(events, config.lag_weights, config.width, seed=seed)
             parts.append(config.transition_weight * transitions)
         self._inputs = torch.cat(parts, dim=1)
-        prefixes, num_values, largest = None, (), train.catalog.num_items
+        num_values: tuple[int, ...] = ()
+        prefixes, largest = None, train.catalog.num_items
         if config.attribute is not None:
             prefixes = attribute_codes(train.catalog, config.attribute, train.catalog.num_items)[:, None]
             counts = torch.bincount(prefixes[:, 0])

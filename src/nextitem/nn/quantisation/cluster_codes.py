@@ -140,4 +140,5 @@ def without_popularity(vectors: Tensor, popularity: Tensor) -> Tensor:
     """
     log_popularity = torch.log1p(popularity.to(vectors.dtype))
     predictors = torch.stack([torch.ones_like(log_popularity), log_popularity, log_popularity.square()], dim=1)
-    return vectors - predictors @ torch.linalg.lstsq(predictors, vectors).solution
+    explained: Tensor = predictors @ torch.linalg.lstsq(predictors, vectors).solution
+    return vectors - explained
