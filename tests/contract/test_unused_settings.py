@@ -27,6 +27,7 @@ IDLE: list[tuple[str, dict[str, Any], str, Any]] = [
     ("cobra", {"dense": False}, "dense_weight", 0.1),
     ("cobra", {"dense": False}, "log_q", "loss"),
     ("jtm", {"relearn_after": []}, "segment", 1),
+    ("depth-decoder", {"relearn_after": []}, "relearn_below", 1),
     ("lr", {"learn_from": "events"}, "delay_hours", 3.0),
     ("lr", {"learn_from": "events", "position": "ignore"}, "position", "weight"),
     ("lr", {}, "order_by", {"target": 2.0}),

@@ -113,10 +113,10 @@ def test_a_sequence_contains_its_own_inputs_and_targets_only() -> None:
     ]
 
 
-def test_weighted_targets_are_the_events_after_each_input() -> None:
+def test_targets_by_lag_are_the_events_after_each_input() -> None:
     """An event that may not be a target, and one beyond the sequence, have the weight 0."""
     batch = NextItemBatch(Jagged.from_rows([[1, 2, 3], [9, 4]]), Jagged.from_rows([[2, 0, 7], [4, 5]]), seed=0)
-    targets, weights = batch.weighted_targets((1.0, 0.5, 0.25))
+    targets, weights = batch.targets_by_lag((1.0, 0.5, 0.25))
     assert weights.tolist() == [[1.0, 0.0, 0.25], [1.0, 0.0, 0.0], [1.0, 0.5, 0.0], [1.0, 0.0, 0.0]]
     assert (targets * (weights > 0)).tolist() == [[2, 0, 7], [7, 0, 0], [4, 5, 0], [5, 0, 0]]
     assert int(targets.min()) >= 1

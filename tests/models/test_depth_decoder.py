@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -12,11 +16,19 @@ from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
+from nextitem.core.components import build_component
+from nextitem.core.config import parse
+from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
+from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
-from nextitem.data.examples.next_item import NextItemBatch
+from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.models.depth_decoder import DepthDecoder, DepthDecoderConfig
+from nextitem.pipeline.bundle import load_model, save_model
+from nextitem.pipeline.recipe import Recipe
+from nextitem.training.config import TrainingConfig
+from nextitem.training.fit import TrainingResult, fit
 
 SIZES = (4, 3, 5)
 NUM_ITEMS = 23
@@ -64,7 +76,7 @@ def batch_of(rows: list[list[int]], **columns: Any) -> SequenceBatch:
 
 def vector_of(model: DepthDecoder, node: int, depth: int) -> Tensor:
     """Return the vector of one node, from its parts."""
-    item = int(model.nodes.item_of_leaf[node])
+    item = int(model.tree.item_of_leaf[node])
     total = torch.zeros(model.config.width)
     if model.nodes.inner is not None:
         total = total + (model.items.weight[item] if depth == len(SIZES) else model.nodes.inner.weight[node])
@@ -83,7 +95,7 @@ def item_log_probs(model: DepthDecoder, history: list[int]) -> Tensor:
     for item in range(1, model.num_items + 1):
         states, total = model.deeper.start(hidden[None]), torch.zeros(())
         for level in range(len(SIZES)):
-            parent, node = int(model.paths[item, level]), int(model.paths[item, level + 1])
+            parent, node = int(model.tree.nodes[item, level]), int(model.tree.nodes[item, level + 1])
             if level:
                 states = model.deeper(states, vector_of(model, parent, level)[None], level=level)
             siblings = range(int(model.trie.first_child[parent]), int(model.trie.first_child[parent + 1]))
@@ -207,3 +219,207 @@ def test_items_that_share_a_leaf_are_all_reachable() -> None:
     model = model_of(catalog_of(sizes=(2, 2), unique=False))
     answer = model.recommend(batch_of(HISTORIES), NUM_ITEMS)
     assert torch.equal(answer.item_ids.sort(1).values, torch.arange(1, NUM_ITEMS + 1).expand(3, -1))
+
+
+def relearned(model: DepthDecoder, epoch: int = 1) -> DepthDecoder:
+    """Return the model after its epoch hook, with other identifiers than before."""
+    former = model.identifiers.codes.clone()
+    changed = model.after_epoch(epoch)
+    assert changed
+    assert not torch.equal(model.identifiers.codes, former)
+    return model
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_after_relearning_a_full_search_equals_the_scores_of_all_items(settings: dict[str, Any]) -> None:
+    model = relearned(model_of(relearn_after=[1], **settings))
+    answer = model.recommend(batch_of(HISTORIES), NUM_ITEMS)
+    with torch.no_grad():
+        expected = torch.stack([item_log_probs(model, history) for history in HISTORIES])
+        logits, state = model.step(model.start(batch_of(HISTORIES)), None)
+        logits, state = model.step(state, logits[:, 0].argmax(1, keepdim=True))
+    assert torch.equal(logits > -torch.inf, model.trie.allowed(state.beams["node"], depth=1))
+    torch.testing.assert_close(answer.scores, expected.gather(1, answer.item_ids), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(answer.scores.exp().sum(1), torch.ones(3))
+    assert model.identifiers.is_unique
+
+
+def test_items_are_relearned_only_after_the_configured_epochs() -> None:
+    model = model_of(relearn_after=[2, 5])
+    codes = model.identifiers.codes
+    assert [bool(model.after_epoch(epoch)) for epoch in (1, 3)] == [False, False]
+    assert torch.equal(model.identifiers.codes, codes)
+    relearned(model, 2)
+
+
+def test_relearning_keeps_the_vectors_of_items_and_the_first_codes() -> None:
+    model = model_of(relearn_after=[1], relearn_below=1, vectors="both")
+    items, first = model.items.weight.detach().clone(), model.identifiers.codes[:, 0].clone()
+    inner = model.nodes.inner.weight.detach().clone()  # type: ignore[union-attr]
+    relearned(model)
+    assert torch.equal(model.items.weight, items)
+    assert torch.equal(model.identifiers.codes[:, 0], first)
+    top = range(1, 1 + int(first[1:].unique().numel()))
+    torch.testing.assert_close(model.nodes.inner.weight[top], inner[top])  # type: ignore[union-attr]
+
+
+def test_other_numbers_of_the_same_clusters_change_no_probability() -> None:
+    """Node vectors go where their items go, so a new numbering alone is no change of the model."""
+    model = model_of(relearn_after=[1], vectors="both")
+    with torch.no_grad():
+        before = [item_log_probs(model, history) for history in HISTORIES]
+        codes = torch.tensor(SIZES) - 1 - model.identifiers.codes[1:]
+        by_node = [table for table in (model.nodes_read, model.nodes.inner) if table is not None]
+        model.tree.replace_codes(
+            codes, by_node=by_node, by_code=model.nodes.code_tables, weights=torch.rand(NUM_ITEMS + 1)
+        )
+        after = [item_log_probs(model, history) for history in HISTORIES]
+    torch.testing.assert_close(after, before)
+
+
+def test_relearned_identifiers_are_part_of_weights_and_bundle(tmp_path: Path) -> None:
+    model, fresh = relearned(model_of(relearn_after=[1])), model_of(relearn_after=[1])
+    expected = model.recommend(batch_of(HISTORIES), NUM_ITEMS)
+    former = fresh.weights_fingerprint()
+    fresh.load_state_dict(model.state_dict())
+    assert fresh.weights_fingerprint() not in (former, "")
+    save_model(tmp_path, model)
+    values = {"data": {"path": "-"}, "model": {"name": "depth-decoder", **model.config.model_dump()}}
+    loaded = load_model(tmp_path, parse(Recipe, values, where="test"))
+    for other in (fresh, loaded):
+        answer = other.recommend(batch_of(HISTORIES), NUM_ITEMS)
+        assert torch.equal(answer.item_ids, expected.item_ids)
+        assert torch.equal(answer.scores, expected.scores)
+        assert other.identifiers is not None
+        assert torch.equal(other.identifiers.codes, model.identifiers.codes)
+    assert torch.equal(IdentifierTable.load(tmp_path).codes, model.identifiers.codes)
+    assert loaded.catalog.identifiers is not None
+    assert torch.equal(loaded.catalog.identifiers.codes, model.identifiers.codes)
+
+
+def planted() -> tuple[Catalog, NextItemSequences, Tensor]:
+    """Return items of six groups, whose users stay within a group, with codes that have nothing to do with them."""
+    ids = pl.Series("item_id", range(60))
+    catalog = Catalog(IdMap(ids), pl.DataFrame({"item_id": ids}))
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    codes = torch.stack([order % 6, order // 6], dim=1)
+    table = IdentifierTable.from_item_codes(codes, codebook_sizes=(6, 10), catalog_fingerprint=catalog.fingerprint)
+    return catalog.with_identifiers(table), group_histories(seed=0), torch.arange(60) % 6
+
+
+def group_histories(seed: int) -> NextItemSequences:
+    """Return six random items of a group, the items g + 1, g + 7, ..., for each of 300 users."""
+    rng = np.random.default_rng(seed)
+    items = [user % 6 + 1 + 6 * rng.integers(10, size=6) for user in range(300)]
+    users = np.repeat(np.arange(1, 301), 6).astype(np.int32)
+    log = Interactions(users, np.concatenate(items).astype(np.int32), 300, 60)
+    return NextItemSequences(log, max_length=6)
+
+
+def test_input_vectors_are_clustered_and_not_own_vectors_alone() -> None:
+    """Own vectors are small here, so the vectors of the former nodes decide: clusters stay together."""
+    catalog, _, group = planted()
+    model = model_of(catalog, relearn_after=[1])
+    assert model.nodes_read is not None
+    former = model.identifiers.codes[1:, 0].long()
+    with torch.no_grad():
+        model.items.weight.mul_(0.01)
+    relearned(model)
+    assert len(torch.unique(model.identifiers.codes[1:, 0].long() * 6 + former)) == 6
+    with torch.no_grad():
+        model.items.weight[1:] = 100 * torch.eye(8)[group]
+    model.after_epoch(1)
+    assert len(torch.unique(model.identifiers.codes[1:, 0].long() * 6 + group)) == 6
+
+
+@torch.no_grad()
+def log_loss(model: DepthDecoder, examples: NextItemSequences) -> float:
+    losses = [model.training_loss(batch).total for batch in examples.batches(32, epoch=0, seed=0)]
+    return float(torch.stack(losses).mean())
+
+
+def trained_on(
+    catalog: Catalog, examples: NextItemSequences, *, epochs: int, relearn_after: list[int], **options: Any
+) -> tuple[DepthDecoder, TrainingResult]:
+    torch.manual_seed(1)
+    settings = {"width": 16, "depth_width": 16, "dropout": 0.0, "target_weights": [1.0], "relearn_after": relearn_after}
+    model = DepthDecoder(DepthDecoderConfig.model_validate(settings), catalog)
+    model.set_popularity(torch.ones(model.num_items + 1).index_fill_(0, torch.tensor([0]), 0))
+    config = TrainingConfig(
+        max_epochs=epochs, batch_size=32, learning_rate=1e-2, patience=None, checkpoint_minutes=1e-9
+    )
+    return model, fit(model, examples, config, device="cpu", progress=False, **options)
+
+
+def test_relearning_finds_the_groups_of_items_and_raises_the_likelihood() -> None:
+    catalog, examples, group = planted()
+    plain, fixed = trained_on(catalog, examples, epochs=8, relearn_after=[])
+    model, result = trained_on(catalog, examples, epochs=8, relearn_after=[4])
+    assert result.epoch_log[:4] == fixed.epoch_log[:4]
+    assert len(torch.unique(plain.identifiers.codes[1:, 0] * 6 + group)) > 24  # of 36 pairs of cluster and group
+    assert len(torch.unique(model.identifiers.codes[1:, 0] * 6 + group)) == 6  # a cluster is a group
+    losses = [log_loss(entry, group_histories(seed=1)) for entry in (plain, model)]
+    # A target is one of the ten items of its group: no model has less than log 10 on other users.
+    assert math.log(10) < losses[1] < losses[0] - 0.03
+
+
+@pytest.mark.parametrize("cut_after", [19, 20, 25, 41])
+def test_resuming_after_relearning_equals_an_uninterrupted_run(tmp_path: Path, cut_after: int) -> None:
+    """Ten batches make an epoch, and identifiers are relearned after the second and the fourth of five."""
+    catalog, examples, _ = planted()
+    options: dict[str, Any] = {"epochs": 5, "relearn_after": [2, 4]}
+    whole, expected = trained_on(catalog, examples, **options)
+
+    class StopTraining(Exception):
+        pass
+
+    class CutExamples(NextItemSequences):
+        num_batches_read = 0
+
+        def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[NextItemBatch]:
+            for batch in super().batches(batch_size, epoch=epoch, seed=seed, start=start):
+                if self.num_batches_read == cut_after:
+                    raise StopTraining
+                self.num_batches_read += 1
+                yield batch
+
+    cut = CutExamples.__new__(CutExamples)
+    cut.__dict__.update(examples.__dict__)
+    assert examples.num_batches(32) == 10
+    with pytest.raises(StopTraining):
+        trained_on(catalog, cut, out=tmp_path, **options)
+    resumed, result = trained_on(catalog, examples, out=tmp_path, resume=True, **options)
+    assert result.epoch_log == expected.epoch_log
+    assert torch.equal(resumed.identifiers.codes, whole.identifiers.codes)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("best", [1, 3, 4])
+def test_the_best_weights_are_kept_with_their_identifiers(best: int) -> None:
+    catalog, examples, _ = planted()
+    model = model_of(catalog, relearn_after=[2, 3])
+    by_epoch: list[Tensor] = []
+
+    def validate() -> float:
+        by_epoch.append(model.identifiers.codes.clone())
+        return float(len(by_epoch) == best)
+
+    fit(model, examples, TrainingConfig(max_epochs=4, batch_size=32), validate=validate, progress=False)
+    codes = model.identifiers.codes
+    assert torch.equal(codes, by_epoch[best - 1])
+    assert [torch.equal(codes, other) for other in by_epoch].count(True) == (2 if best == 1 else 1)
+    answer = model.recommend(batch_of([[1, 2]]), 60)
+    assert torch.equal(answer.item_ids.sort(1).values, torch.arange(1, 61)[None])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "below", "message"),
+    [((2, 2), 0, "fewer codes than the 23 items"), (SIZES, 2, "no level of clusters below the first 2")],
+)
+def test_identifiers_that_cannot_be_relearned_are_refused_at_once(
+    sizes: tuple[int, ...], below: int, message: str
+) -> None:
+    catalog = catalog_of(sizes=sizes, unique=len(sizes) > 2)
+    with pytest.raises(UserError, match=message):
+        build_component("model", {"name": "depth-decoder", "relearn_after": [1], "relearn_below": below}, catalog)

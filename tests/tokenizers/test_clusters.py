@@ -22,7 +22,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.pipeline.bundle import load_weights, save_weights
-from nextitem.tokenizers.clusters import Clusters, ClustersConfig
+from nextitem.tokenizers.clusters import Clusters, ClustersConfig, attribute_codes
 from nextitem.tokenizers.collisions import append_items, build_table
 from nextitem.tokenizers.quality import QualityConfig, collapse_warning
 
@@ -262,3 +262,95 @@ def test_equal_content_is_no_collapse_if_transitions_tell_items_apart() -> None:
     assert collapse_warning(with_events.report or {}, QualityConfig()) is None
     without = build_table(fitted(dataset_of([], content)), catalog)
     assert collapse_warning(without.report or {}, QualityConfig()) is not None
+
+
+def with_attribute(train: Dataset, values: list[Any], *, name: str = "kind") -> Dataset:
+    table = train.catalog.table.with_columns(pl.Series(name, values))
+    return train.with_catalog(replace(train.catalog, table=table))
+
+
+def test_an_attribute_is_the_first_code_and_clusters_are_made_within_its_values() -> None:
+    """Values are numbered in alphabetical order, items without one have the last number."""
+    kinds = ["paint", None, "glue", "paper"]
+    train = with_attribute(dataset_of(shelf_histories(), content_of_kinds()), [kinds[n % 4] for n in range(ITEMS)])
+    model = fitted(train, attribute="kind")
+    assert model.codebook_sizes == (4, 4, 4)
+    codes = model.encode_catalog(train.catalog)
+    assert codes[:4, 0].tolist() == [1, 3, 0, 2]
+    assert torch.equal(codes[:, 0], codes[:4, 0][KIND])
+    assert purity(codes[:, :2], KIND * 4 + SHELF) == 1  # transitions separate the shelves within a kind
+    assert torch.equal(torch.unique(codes, dim=0, return_counts=True)[1], torch.ones(ITEMS, dtype=torch.int64))
+    table = build_table(model, train.catalog)
+    assert table.is_unique
+    assert (table.report or {})["attribute_levels"] == 1
+    torch.testing.assert_close(model.decode(codes), content_of_kinds(), atol=1e-5, rtol=1e-5)
+
+
+def test_unequal_values_have_codes_for_the_largest() -> None:
+    values = ["common"] * 50 + ["rare"] * 13 + ["single"]
+    train = with_attribute(dataset_of(shelf_histories(), content_of_kinds()), values)
+    model = fitted(train, attribute="kind")
+    assert model.codebook_sizes == (3, 8, 8)
+    codes = model.encode_catalog(train.catalog)
+    for value, sizes in enumerate(([6, 6, 6, 6, 6, 6, 7, 7], [1, 1, 1, 2, 2, 2, 2, 2], [1])):
+        members = codes[codes[:, 0] == value, 1]
+        assert sorted(torch.bincount(members)[members.unique()].tolist()) == sizes
+    assert fitted(train, attribute="kind", codebook_sizes=[2, 25]).codebook_sizes == (3, 2, 25)
+    with pytest.raises(UserError, match="has 48 codes for 50 items with equal first codes"):
+        fitted(train, attribute="kind", codebook_sizes=[2, 24])
+
+
+@pytest.mark.parametrize("values", [["same"] * ITEMS, [None] * ITEMS], ids=["one value", "none"])
+def test_an_attribute_with_one_value_changes_no_cluster_and_is_no_collapse(values: list[Any]) -> None:
+    train = with_attribute(dataset_of(shelf_histories(), content_of_kinds()), values)
+    model = fitted(train, attribute="kind")
+    codes = model.encode_catalog(train.catalog)
+    assert not codes[:, 0].any()
+    assert torch.equal(codes[:, 1:], codes_of(train))
+    report = build_table(model, train.catalog).report or {}
+    assert collapse_warning(report, QualityConfig()) is None
+    report["levels"][1] |= {"entropy_share": 0.1}
+    assert "has collapsed" in (collapse_warning(report, QualityConfig()) or "")
+
+
+def test_of_a_list_the_value_that_most_items_have_counts() -> None:
+    lists: list[Any] = [["a", "z"], ["z", "b"], ["c", "z", "c"], ["b", "a"], [], None, ["q", None]]
+    rows = lists + [["a"]] * 2 + [["new"], ["z", "new"]]
+    catalog = catalog_of(torch.ones(len(rows), 1))
+    catalog = replace(catalog, table=catalog.table.with_columns(pl.Series("tags", rows, dtype=pl.List(pl.String))))
+    # Of the first nine items four have a, three z, two b, one c, one q; two have no value.
+    assert attribute_codes(catalog, "tags", 9).tolist() == [0, 2, 2, 0, 3, 3, 1, 0, 0, -1, 2]
+
+
+def test_a_column_that_the_items_lack_is_named() -> None:
+    train = with_attribute(dataset_of([], content_of_kinds()), ["a"] * ITEMS)
+    with pytest.raises(UserError, match=r'attribute = "colour" is not a column of the items; there are .*kind'):
+        build_component("tokenizer", {"name": "clusters", "attribute": "colour"}, train.catalog)
+
+
+def test_numbers_and_truth_values_are_attributes_too() -> None:
+    train = dataset_of(shelf_histories(), content_of_kinds())
+    for values in ([n % 2 for n in range(ITEMS)], [n % 2 == 1 for n in range(ITEMS)]):
+        codes = codes_of(with_attribute(train, values), attribute="kind")
+        assert torch.equal(codes[:, 0], torch.arange(ITEMS) % 2)
+
+
+def test_new_items_go_below_their_own_value(tmp_path: Path) -> None:
+    """Content tells one kind, the attribute another: the attribute decides, if one of the old items has its value."""
+    content, names = content_of_kinds(), ["paint", "glue", "paper", "wood"]
+    train = with_attribute(dataset_of(shelf_histories(), content), [names[n % 4] for n in range(ITEMS)])
+    model = fitted(train, attribute="kind", codebook_sizes=(4, 8))
+    save_weights(tmp_path / "tokenizer.safetensors", model)
+    loaded = Clusters(model.config, train.catalog)
+    load_weights(tmp_path / "tokenizer.safetensors", loaded)
+    table = build_table(model, train.catalog)
+    new = [names[(n + 1) % 4] for n in range(4)] + ["cloth", None, "paint"]
+    later = catalog_of(torch.cat([content, content_of_kinds(count=6), torch.zeros(1, 8)]))
+    values = [names[n % 4] for n in range(ITEMS)] + new
+    later = replace(later, table=later.table.with_columns(pl.Series("kind", values)))
+    longer = append_items(loaded, table, later)
+    assert torch.equal(longer.codes[: ITEMS + 1], table.codes)
+    first = dict(zip(["glue", "paint", "paper", "wood"], range(4), strict=True))
+    expected = [first[names[(n + 1) % 4]] for n in range(4)] + [first["paint"], first["glue"], first["paint"]]
+    assert longer.codes[ITEMS + 1 :, 0].tolist() == expected  # an unknown or missing value: by content
+    assert longer.is_unique

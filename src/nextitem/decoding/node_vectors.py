@@ -20,6 +20,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from nextitem.decoding.item_paths import ItemPaths
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.ops.trie_softmax import ChildRanges, child_logits, trie_softmax
 
@@ -30,40 +31,33 @@ class NodeVectors(nn.Module):
     """Vectors of all nodes below the root.
 
     Args:
-        trie: the trie; the caller keeps it on the device of this module.
+        tree: the trie with the paths of the items; the caller keeps it on the device of this module.
         parts: own vectors ("nodes"), code vectors ("codes"), or their sum ("both").
         content: [N + 1, content width], read at the leaves; None: no content.
         width: width of the vectors (D).
 
     """
 
-    item_of_leaf: Tensor
-
-    def __init__(self, trie: PrefixTrie, *, parts: Parts, content: Tensor | None, width: int) -> None:
+    def __init__(self, tree: ItemPaths, *, parts: Parts, content: Tensor | None, width: int) -> None:
         super().__init__()
-        self.level_starts = trie.level_starts
-        self.inner = nn.Embedding(trie.level_starts[trie.num_levels], width) if parts != "codes" else None
-        self.codes = (
-            nn.ModuleList(nn.Embedding(size, width) for size in trie.codebook_sizes) if parts != "nodes" else None
-        )
+        sizes = tree.trie.codebook_sizes
+        self.inner = nn.Embedding(tree.num_inner, width) if parts != "codes" else None
+        self.codes = nn.ModuleList(nn.Embedding(size, width) for size in sizes) if parts != "nodes" else None
         self.content = None if content is None else nn.Linear(content.shape[1], width, bias=False)
-        self.set_leaves(trie)
 
-    def set_leaves(self, trie: PrefixTrie) -> None:
-        """Store the item of each leaf; a leaf that several items share has the vector of the first."""
-        leaves = torch.zeros(trie.level_starts[-1], dtype=torch.int64)
-        start = trie.level_starts[-2]
-        leaves[start:-1] = trie.items[trie.item_starts[start:-1].long()].long().cpu()
-        self.register_buffer("item_of_leaf", leaves.to(trie.items.device), persistent=False)
+    @property
+    def code_tables(self) -> list[nn.Embedding]:
+        """The tables of code vectors, one for each level; empty without code vectors."""
+        return [cast(nn.Embedding, table) for table in self.codes or ()]
 
-    def forward(self, nodes: Tensor, *, level: int, trie: PrefixTrie) -> Tensor:
+    def forward(self, nodes: Tensor, *, level: int, tree: ItemPaths) -> Tensor:
         """Return the vectors of inner nodes of depth `level + 1`, [..., D]; -1 is read as some node."""
-        safe = nodes.clamp(min=self.level_starts[level + 1])
+        safe = nodes.clamp(min=tree.trie.level_starts[level + 1])
         parts = []
         if self.inner is not None:
             parts.append(self.inner(safe))
         if self.codes is not None:
-            parts.append(self.codes[level](trie.codes[safe].long()))
+            parts.append(self.codes[level](tree.trie.codes[safe].long()))
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def log_probs(
@@ -73,7 +67,7 @@ class NodeVectors(nn.Module):
         parents: Tensor,
         *,
         level: int,
-        trie: PrefixTrie,
+        tree: ItemPaths,
         items: Tensor,
         content: Tensor | None,
     ) -> Tensor:
@@ -84,17 +78,17 @@ class NodeVectors(nn.Module):
             targets: [R] int64, nodes of depth `level + 1`.
             parents: [R] int64, their parents.
             level: depth of the parents.
-            trie: the trie.
+            tree: the trie with the paths of the items.
             items: item vectors, [N + 1, D].
             content: content vectors [N + 1, content width], if the leaves read them.
 
         """
-        children = child_ranges(trie, parents)
-        is_leaf = level + 1 == trie.num_levels
+        children = child_ranges(tree.trie, parents)
+        is_leaf = level + 1 == tree.trie.num_levels
         if self.inner is not None and self.codes is None and (self.content is None or not is_leaf):
-            table, rows = (items, self.item_of_leaf) if is_leaf else (self.inner.weight, None)
+            table, rows = (items, tree.item_of_leaf) if is_leaf else (self.inner.weight, None)
             return trie_softmax(hidden, table, children, targets, vector_rows=rows)
-        logits = self.logits(hidden, children, level=level, trie=trie, items=items, content=content)
+        logits = self.logits(hidden, children, level=level, tree=tree, items=items, content=content)
         column = (targets - children.starts)[:, None]
         return logits.gather(1, column)[:, 0] - logits.logsumexp(1)
 
@@ -104,27 +98,27 @@ class NodeVectors(nn.Module):
         children: ChildRanges,
         *,
         level: int,
-        trie: PrefixTrie,
+        tree: ItemPaths,
         items: Tensor,
         content: Tensor | None,
     ) -> Tensor:
         """Return the logits of the children of each row, [R, C]; -inf for padding. Arguments as in `log_probs`."""
-        is_leaf = level + 1 == trie.num_levels
+        is_leaf = level + 1 == tree.trie.num_levels
         parts = []
         if self.inner is not None:
-            table, rows = (items, self.item_of_leaf) if is_leaf else (self.inner.weight, None)
+            table, rows = (items, tree.item_of_leaf) if is_leaf else (self.inner.weight, None)
             parts.append(child_logits(hidden, table, children, vector_rows=rows))
         if self.codes is not None:
             by_code = hidden @ cast(nn.Embedding, self.codes[level]).weight.T
             numbers = torch.arange(children.max_count, device=hidden.device)
             nodes = children.starts[:, None] + torch.minimum(numbers, children.counts[:, None] - 1).clamp(min=0)
             is_child = numbers < children.counts[:, None]
-            codes = trie.codes[nodes].long().clamp(min=0)
+            codes = tree.trie.codes[nodes].long().clamp(min=0)
             parts.append(by_code.gather(1, codes).masked_fill(~is_child, -torch.inf))
         if self.content is not None and is_leaf:
             assert content is not None
             queries = hidden @ self.content.weight
-            parts.append(child_logits(queries, content, children, vector_rows=self.item_of_leaf))
+            parts.append(child_logits(queries, content, children, vector_rows=tree.item_of_leaf))
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
 

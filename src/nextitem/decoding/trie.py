@@ -181,6 +181,10 @@ class PrefixTrie(nn.Module):
         is_child = inner & (low < end) & (self.codes[low.clamp(max=self.codes.numel() - 1)] == codes)
         return torch.where(is_child, low, -1)
 
+    def depth_of(self, nodes: Tensor) -> int:
+        """Return the depth of beams, which all share it; dead beams (-1) are ignored."""
+        return sum(int(nodes.max()) >= start for start in self.level_starts[1:-1])
+
     def item_ranges(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the ranges of positions under nodes [...] (none may be -1): starts and ends [...], int64."""
         return self.item_starts[nodes].long(), self.item_starts[nodes + 1].long()

@@ -176,7 +176,9 @@ def evaluate_lists(
         metrics[f"coverage@{k}"] = beyond_accuracy.coverage(lists[:, :k], num_items=model.num_items)
         metrics[f"gini@{k}"] = beyond_accuracy.gini(lists[:, :k], num_items=model.num_items)
     metrics |= {name: _mean(value) for name, value in values.items()}
-    slices = _slices(slice_masks(requests, train, model.catalog), values, ks)
+    identifiers = model.identifiers  # those that the model has learned, if it has
+    catalog = model.catalog if identifiers is None else model.catalog.with_identifiers(identifiers)
+    slices = _slices(slice_masks(requests, train, catalog), values, ks)
     for name in slices.get("cold", {}):
         if name in slices.get("warm", {}) and name != "requests":
             metrics[f"cold_warm_{name}"] = _harmonic(slices["cold"][name], slices["warm"][name])

@@ -19,6 +19,7 @@ Notable
 - `id_dropout` hides the vectors of random items, at input and output alike, so that content and nodes learn to stand in
   for them. Items without a training event have no vector of their own.
 - Positions are counted from the first event, so that a new event of a user costs one step (roles.Incremental).
+- `relearn_after` replaces the identifiers by clusters of the items' input vectors, as TDM relearns its tree.
 - `dense_weight` adds a softmax over items by the same hidden state and item vectors, trained jointly.
 
 Shapes: B requests, T targets of a batch, L positions, W beams, D width, N items, M levels, C children of a beam.
@@ -26,6 +27,7 @@ Shapes: B requests, T targets of a batch, L positions, W beams, D width, N items
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -38,6 +40,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
+from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.core.top_items import search_unseen_last
@@ -46,6 +49,7 @@ from nextitem.data.negatives import sample_negatives
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.guidance import GuidedConfig, GuidedRecommender
 from nextitem.decoding.guide import Guide
+from nextitem.decoding.item_paths import ItemPaths
 from nextitem.decoding.node_vectors import NodeVectors, Parts, child_ranges
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.losses.sampled_softmax import sampled_softmax
@@ -54,6 +58,7 @@ from nextitem.nn.attention.incremental import Window, extend_history_state
 from nextitem.nn.depth_network import DEPTH_NETWORKS
 from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.initialisation import truncated_normal_
+from nextitem.nn.quantisation.cluster_codes import relearned_codes
 from nextitem.ops.trie_step import logits_by_code
 
 
@@ -80,6 +85,10 @@ class DepthDecoderConfig(GuidedConfig):
     """Vectors that an event is the sum of: the item's own, those of the nodes above its leaf, its content."""
     vectors: Parts = "nodes"
     """Vectors of the nodes: one for each node, one for each code of a level, or the sum of both."""
+    relearn_after: tuple[int, ...] = ()
+    """Epochs after which the items get other identifiers: balanced clusters of the vectors as which they are read."""
+    relearn_below: int = Field(0, ge=0)
+    """Number of first codes that stay then: 1 if the first code is an attribute."""
     content_at_leaves: bool = False
     """Whether the vector of a leaf also contains the item's content; needed to generate items without events."""
     depth_network: Literal["mlp", "transformer"] = "mlp"
@@ -105,7 +114,10 @@ class DepthDecoderConfig(GuidedConfig):
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that have no effect under the other settings, each with the reason."""
-        return configs.idle_unless(self.dense_weight > 0, "dense_weight is 0", "dense_negatives")
+        return {
+            **configs.idle_unless(self.dense_weight > 0, "dense_weight is 0", "dense_negatives"),
+            **configs.idle_unless(bool(self.relearn_after), "relearn_after names no epoch", "relearn_below"),
+        }
 
 
 class DepthDecoder(GuidedRecommender):
@@ -115,8 +127,6 @@ class DepthDecoder(GuidedRecommender):
     config: DepthDecoderConfig
     known_answers: ClassVar[tuple[str, ...]] = ("cycle", "planted-clusters")
     needs: ClassVar[frozenset[Requirement]] = frozenset({"identifiers"})
-    paths: Tensor
-    codes: Tensor
     content: Tensor | None
 
     def __init__(self, config: DepthDecoderConfig, catalog: Catalog) -> None:
@@ -124,17 +134,11 @@ class DepthDecoder(GuidedRecommender):
         table = catalog.identifiers
         if table is None:
             raise ValueError("DepthDecoder needs a catalogue with identifiers: create them with nextitem tokenize")
-        self.trie = PrefixTrie.from_table(table)
-        self.register_buffer("codes", table.codes.long().clamp(min=0), persistent=False)  # [N + 1, M]
-        positions = self.trie.positions.long().clamp(min=0)
-        depths = range(self.trie.num_levels + 1)
-        paths = torch.stack([self.trie.ancestors(positions, depth=depth) for depth in depths], dim=1)
-        self.register_buffer("paths", paths, persistent=False)  # [N + 1, M + 1] nodes from the root to the leaf
+        self.tree = ItemPaths(table, replaced_below=config.relearn_below if config.relearn_after else None)
         reads_content = config.content_at_leaves or "content" in config.reads
         self.register_buffer("content", catalog.content if reads_content else None, persistent=False)
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)  # input, and leaves
-        num_inner = self.trie.level_starts[self.trie.num_levels]
-        self.nodes_read = nn.Embedding(num_inner, config.width) if "nodes" in config.reads else None
+        self.nodes_read = nn.Embedding(self.tree.num_inner, config.width) if "nodes" in config.reads else None
         self.content_read: nn.Linear | None = None
         if self.content is not None and "content" in config.reads:
             self.content_read = nn.Linear(self.content.shape[1], config.width, bias=False)
@@ -148,13 +152,23 @@ class DepthDecoder(GuidedRecommender):
             dropout=config.dropout,
         )
         content = self.content if config.content_at_leaves else None
-        self.nodes = NodeVectors(self.trie, parts=config.vectors, content=content, width=config.width)
+        self.nodes = NodeVectors(self.tree, parts=config.vectors, content=content, width=config.width)
         network = DEPTH_NETWORKS[config.depth_network]
         self.deeper = network(
             config.width, levels=self.trie.num_levels, hidden=config.depth_width, dropout=config.dropout / 2
         )
         truncated_normal_(self)
         self.add_guidance(config.guide)
+
+    @property
+    def trie(self) -> PrefixTrie:
+        """The trie of the current identifiers."""
+        return self.tree.trie
+
+    @property
+    def identifiers(self) -> IdentifierTable:
+        """The current identifiers."""
+        return self.tree.table
 
     @property
     def can_rank_unseen_items(self) -> bool:
@@ -170,15 +184,15 @@ class DepthDecoder(GuidedRecommender):
         generator = torch.Generator().manual_seed(batch.seed)
         items = self._item_vectors(generator)
         hidden_TD = self.encoder(batch.items, lambda ids: self._embed(ids, items))
-        places, targets, weights = self._targets(batch)
-        paths, states = self.paths[targets], self.deeper.start(hidden_TD[places])
+        places, targets, weights = batch.weighted_targets(self.config.target_weights)
+        paths, states = self.tree.nodes[targets], self.deeper.start(hidden_TD[places])
         named = {}
         for level in range(self.trie.num_levels):
             parents, nodes = paths[:, level], paths[:, level + 1]
             if level:
-                states = self.deeper(states, self.nodes(parents, level=level - 1, trie=self.trie), level=level)
+                states = self.deeper(states, self.nodes(parents, level=level - 1, tree=self.tree), level=level)
             log_probs = self.nodes.log_probs(
-                states[:, -1], nodes, parents, level=level, trie=self.trie, items=items, content=self.content
+                states[:, -1], nodes, parents, level=level, tree=self.tree, items=items, content=self.content
             )
             named[f"level_{level + 1}"] = -(weights * log_probs).sum()
         total = torch.stack(list(named.values())).sum()
@@ -191,18 +205,19 @@ class DepthDecoder(GuidedRecommender):
             total = total + self.config.dense_weight * named["dense"]
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
-    def _targets(self, batch: NextItemBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the targets of all lags: their positions in the batch, items, and weights in the loss, [T] each.
+    def after_epoch(self, epoch: int) -> Sequence[nn.Parameter]:
+        """Cluster the items by their input vectors after the configured epochs, and carry over the vectors of nodes.
 
-        The weights are divided by the number of next events, so that further targets do not dilute them.
+        Own vectors alone would not do: they are what the vectors of the former nodes leave to explain.
         """
-        places, targets, weights = [], [], []
-        for lag, weight in enumerate(self.config.target_weights, start=1):
-            later = batch.later_targets(lag)
-            places.append((later > 0).nonzero()[:, 0])
-            targets.append(later[places[-1]])
-            weights.append(torch.full_like(places[-1], weight, dtype=torch.float32))
-        return torch.cat(places), torch.cat(targets), torch.cat(weights) / max(1, len(places[0]))
+        if epoch not in self.config.relearn_after:
+            return ()
+        items = torch.arange(1, self.num_items + 1, device=self.items.weight.device)
+        vectors, counts = self._embed(items[None], self.items.weight)[0], self.popularity[1:]
+        codes = relearned_codes(vectors, counts, self.tree.table, num_kept=self.config.relearn_below, seed=epoch)
+        by_node = [table for table in (self.nodes_read, self.nodes.inner) if table is not None]
+        by_code = self.nodes.code_tables
+        return self.tree.replace_codes(codes, by_node=by_node, by_code=by_code, weights=self.popularity)
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
         """Return the state at the root, from the history or from its cached state."""
@@ -216,7 +231,7 @@ class DepthDecoder(GuidedRecommender):
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
         """Return the logits [B, W, C] of the next codes, -inf without a node, and the state after `codes [B, W]`."""
         node_BW = state.beams["node"] if codes is None else self.trie.advance(state.beams["node"], codes)
-        depth = self._depth(node_BW)
+        depth = self.trie.depth_of(node_BW)
         children = self.trie.expand(node_BW, depth=depth)
         logits, state = self.score_children(state, codes, children.nodes)
         return logits_by_code(logits, children, self.trie.codebook_sizes[depth]), state
@@ -226,21 +241,15 @@ class DepthDecoder(GuidedRecommender):
     ) -> tuple[Tensor, GeneratorState]:
         """Return the logits of the children `nodes [B, W, D]`, and the state after `codes [B, W]`."""
         node_BW, hidden_BWtD = state.beams["node"], state.beams["hidden"]
+        node_BW = node_BW if codes is None else self.trie.advance(node_BW, codes)
+        level = self.trie.depth_of(node_BW)
         if codes is not None:
-            node_BW = self.trie.advance(node_BW, codes)
-            level = self._depth(node_BW)
-            vectors = self.nodes(node_BW.flatten(), level=level - 1, trie=self.trie)
-            hidden_BWtD = self.deeper(hidden_BWtD.flatten(0, 1), vectors, level=level).view(
-                *node_BW.shape, -1, hidden_BWtD.shape[3]
-            )
-        ranges = child_ranges(self.trie, node_BW.flatten())
+            vectors = self.nodes(node_BW.flatten(), level=level - 1, tree=self.tree)
+            deeper = self.deeper(hidden_BWtD.flatten(0, 1), vectors, level=level)
+            hidden_BWtD = deeper.view(*node_BW.shape, *deeper.shape[1:])
+        ranges, current = child_ranges(self.trie, node_BW.flatten()), hidden_BWtD[:, :, -1].flatten(0, 1)
         logits = self.nodes.logits(
-            hidden_BWtD[:, :, -1].flatten(0, 1),
-            ranges,
-            level=self._depth(node_BW),
-            trie=self.trie,
-            items=self._item_vectors(),
-            content=self.content,
+            current, ranges, level=level, tree=self.tree, items=self._item_vectors(), content=self.content
         ).view(*node_BW.shape, -1)
         places = nodes - ranges.starts.view(node_BW.shape)[..., None]
         return logits.gather(2, places.clamp(0, logits.shape[2] - 1)), GeneratorState(
@@ -275,14 +284,10 @@ class DepthDecoder(GuidedRecommender):
         table = self._item_vectors() if vectors is None else vectors
         parts = [nn.functional.embedding(items_BL, table, padding_idx=0)] if "items" in self.config.reads else []
         if self.nodes_read is not None:
-            parts += [self.nodes_read(self.paths[items_BL, depth]) for depth in range(1, self.trie.num_levels)]
+            parts += [self.nodes_read(self.tree.nodes[items_BL, depth]) for depth in range(1, self.trie.num_levels)]
         if self.content_read is not None and self.content is not None:
             parts.append(self.content_read(self.content[items_BL]))
         return torch.stack(parts).sum(0).mul(self.config.width**0.5)
-
-    def _depth(self, nodes: Tensor) -> int:
-        """Return the depth of the beams, which all share it; dead beams (-1) are ignored."""
-        return sum(int(nodes.max()) >= start for start in self.trie.level_starts[1:-1])
 
     def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
         """Return the k best items of each request under this guide."""

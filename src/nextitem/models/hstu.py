@@ -139,7 +139,7 @@ class HSTU(VectorModel):
         if not len(targets):
             return LossTerms(hidden_TD.sum())  # stochastic length has sampled no event: there is nothing to learn
         if isinstance(config.objective, FullSoftmax):
-            return LossTerms(full_softmax(hidden_TD, table, *batch.weighted_targets(config.objective.target_weights)))
+            return LossTerms(full_softmax(hidden_TD, table, *batch.targets_by_lag(config.objective.target_weights)))
         sampled = sample_negatives(
             batch,
             self.popularity,

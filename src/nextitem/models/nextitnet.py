@@ -128,7 +128,7 @@ class NextItNet(VectorModel):
         targets = batch.targets.values[is_target]
         objective = self.config.objective
         if isinstance(objective, FullSoftmax):
-            weighted = batch.weighted_targets(objective.target_weights)
+            weighted = batch.targets_by_lag(objective.target_weights)
             return LossTerms(full_softmax(hidden_TD, self.item_vectors(), *weighted))
         sampled = sample_negatives(
             batch,

@@ -175,7 +175,7 @@ class SASRec(VectorModel):
         hidden_TD = self.scale_users(self.encoder(batch.items, self._embed)[is_target])
         targets = batch.targets.values[is_target]
         if isinstance(objective, FullSoftmax):
-            return full_softmax(hidden_TD, table, *batch.weighted_targets(objective.target_weights))
+            return full_softmax(hidden_TD, table, *batch.targets_by_lag(objective.target_weights))
         if isinstance(objective, SampledSoftmax):
             sampled = sample_negatives(
                 batch,

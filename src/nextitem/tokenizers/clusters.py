@@ -7,6 +7,7 @@ balanced clusters are the first codes, clusters within them the next, and the la
 So a generator decides by a few small softmaxes, and items that users take in succession are in the same one.
 
 Notable
+- An attribute of the items, such as their category, can precede these codes (UniRec's chain of attributes).
 - The number of levels and codes follows from the number of items, if it is not set. 12,101 items: 111 clusters with 109
   or 110 items each, and a code or two in each are free for new items.
 - Each of the two vectors has unit length, times its weight. An item without transitions is assigned by its content, one
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import polars as pl
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -48,7 +50,11 @@ class ClustersConfig(configs.Config):
     codebook_sizes: tuple[int, ...] | None = None
     """Number of codes of each level: clusters, clusters within each of them, ..., items of a last cluster. None: equal
     sizes that just suffice for the items, in two levels up to 200,000 items and in three above. (64, 256) has fewer,
-    larger clusters, (512, 32) more and smaller ones.
+    larger clusters, (512, 32) more and smaller ones. With an attribute these are the levels below its own.
+    """
+    attribute: str | None = None
+    """Item feature whose value is the first code, so that clusters are made among items with the same value; None: no
+    such level. Items without a value share a code. Of a list of values, the one that most items have counts.
     """
     balance: Balance = "size"
     """What clusters have in equal numbers: items ("size"), training events ("exposure"), or nothing ("plain", plain
@@ -97,6 +103,8 @@ class Clusters(Tokenizer):
         sizes = self.config.codebook_sizes
         if sizes is not None and (len(sizes) < 2 or min(sizes) < 1):
             raise ValueError(f"codebook_sizes = {sizes}: set two levels or more, and at least one code for each")
+        if self.config.attribute is not None:
+            attribute_codes(catalog, self.config.attribute, catalog.num_items)  # raises an error if there is no column
         width = min(self.config.width, self.content_dim)
         self.register_buffer("axes", torch.zeros(self.content_dim, width))
         # Filled by fit: the tree of codes, nodes breadth first. Children of node v: first_child[v], ... below
@@ -137,7 +145,13 @@ class Clusters(Tokenizer):
             transitions = transition_vectors(events, config.lag_weights, config.width, seed=seed)
             parts.append(config.transition_weight * transitions)
         self._inputs = torch.cat(parts, dim=1)
-        sizes = config.codebook_sizes or equal_codebook_sizes(train.catalog.num_items)
+        num_values: tuple[int, ...] = ()
+        prefixes, largest = None, train.catalog.num_items
+        if config.attribute is not None:
+            prefixes = attribute_codes(train.catalog, config.attribute, train.catalog.num_items)[:, None]
+            counts = torch.bincount(prefixes[:, 0])
+            num_values, largest = (len(counts),), int(counts.max())
+        sizes = config.codebook_sizes or equal_codebook_sizes(largest)
         exposure = None
         if self.learns_from_events(config):  # an item without events counts as one with one event
             exposure = torch.from_numpy(train.interactions.item_counts()[1:]).clamp(min=1)
@@ -150,10 +164,11 @@ class Clusters(Tokenizer):
                 balance=config.balance,
                 weights=exposure,
                 iterations=config.iterations,
+                prefixes=prefixes,
             )
         except ValueError as error:
             raise UserError(f"[tokenizer] clusters: {error}, or omit the setting") from None
-        self.sizes = torch.tensor([*sizes[:-1], max(sizes[-1], int(codes[:, -1].max()) + 1)])
+        self.sizes = torch.tensor([*num_values, *sizes[:-1], max(sizes[-1], int(codes[:, -1].max()) + 1)])
         self._store_tree(codes, coordinates)
         self._codes = codes
 
@@ -163,15 +178,28 @@ class Clusters(Tokenizer):
         assert len(self._codes) == catalog.num_items
         return self._codes
 
-    @torch.no_grad()
+    def encode_new(self, catalog: Catalog, num_old: int) -> tuple[Tensor, Tensor]:
+        """Return the codes of new items, and which of them content or attribute have placed; see `Tokenizer`."""
+        content = self.item_content(catalog)[num_old:]
+        is_placed = (content != 0).any(1)
+        if self.config.attribute is None:
+            return self.encode(content), is_placed
+        values = attribute_codes(catalog, self.config.attribute, len(self.leaves))[num_old:]
+        return self._nearest(content, values), is_placed | (values >= 0)
+
     def encode(self, content: Tensor) -> Tensor:
         """Return codes [n, M] of content vectors [n, D]: those of the nearest item in the nearest clusters."""
+        return self._nearest(content, torch.full((len(content),), -1))
+
+    @torch.no_grad()
+    def _nearest(self, content: Tensor, first: Tensor) -> Tensor:
+        """Return codes [n, M] of content vectors [n, D] below the first codes `first [n]`; -1: the nearest one."""
         unit = torch.nn.functional.normalize(content @ self.axes, dim=1)
         leaves = torch.nn.functional.normalize(self.leaves, dim=1)
         leaves = torch.where((self.leaves == 0).all(1, keepdim=True), _FAR, leaves)
         table = torch.cat([self.centres, leaves])
         start, end = int(self.first_child[0]), int(self.first_child[1])
-        levels = [nearest_code(unit, table[start:end])]
+        levels = [torch.where(first < 0, nearest_code(unit, table[start:end]), first)]
         node = start + levels[0]
         for _ in range(1, len(self.sizes)):
             levels.append(nearest_code_in_range(unit, table, self.first_child[node], self.first_child[node + 1]))
@@ -196,10 +224,11 @@ class Clusters(Tokenizer):
 
     def figures(self, codes: Tensor) -> dict[str, Any]:
         """Return how often successive items of training share the first code, the first two, ... (quality report)."""
-        if self._pairs is None or not len(self._pairs.left):
-            return {}
-        shared = (codes[self._pairs.left - 1] == codes[self._pairs.right - 1]).cumprod(1)
-        return {"transitions_sharing_prefix": shared.double().mean(0).tolist()}
+        figures: dict[str, Any] = {} if self.config.attribute is None else {"attribute_levels": 1}
+        if self._pairs is not None and len(self._pairs.left):
+            shared = (codes[self._pairs.left - 1] == codes[self._pairs.right - 1]).cumprod(1)
+            figures["transitions_sharing_prefix"] = shared.double().mean(0).tolist()
+        return figures
 
     def _store_tree(self, codes: Tensor, coordinates: Tensor) -> None:
         """Store the tree of `codes [N, M]`, with the content of its nodes, from that of the items [N, W]."""
@@ -218,3 +247,40 @@ class Clusters(Tokenizer):
         self.first_child = torch.cat([*first_child, torch.tensor([num_nodes])])
         self.leaves = torch.empty_like(coordinates)
         self.leaves[group] = coordinates
+
+
+def attribute_codes(catalog: Catalog, attribute: str, num_items: int) -> Tensor:
+    """Return a code for the value of an item feature of each item of the catalogue, [N] int64.
+
+    The first `num_items` items determine the codes: their values are numbered from 0 in alphabetical order, and a
+    missing value has the next number if one of these items lacks a value. Another value has the code -1, as a missing
+    one if none of these items lacks it. Of a list of values the one that most of these items have counts, of equally
+    frequent ones the first in alphabetical order.
+
+    Raises:
+        UserError: the items have no such column.
+
+    """
+    if attribute not in catalog.table.columns:
+        names = [name for name in catalog.table.columns if name != "item_id"]
+        raise UserError(
+            f'[tokenizer] clusters: attribute = "{attribute}" is not a column of the items; '
+            + (f"there are {', '.join(names)}" if names else "they have no columns, so omit the setting")
+        )
+    column = catalog.table[attribute]
+    if column.dtype == pl.List:
+        rows = pl.DataFrame({"row": pl.int_range(len(column), eager=True), "value": column.cast(pl.List(pl.String))})
+        members = rows.explode("value").drop_nulls("value")
+        counts = members.filter(pl.col("row") < num_items).unique().group_by("value").len()
+        best = members.join(counts, on="value", how="left").sort(
+            ["len", "value"], descending=[True, False], nulls_last=True
+        )
+        best = best.group_by("row", maintain_order=True).agg(pl.col("value").first())
+        column = rows.select("row").join(best, on="row", how="left", maintain_order="left")["value"]
+    column = column.cast(pl.String)
+    first = column.head(num_items)
+    values = first.drop_nulls().unique().sort()
+    missing = len(values) if first.null_count() else -1
+    numbers = pl.Series(range(len(values)), dtype=pl.Int64)
+    codes = column.replace_strict(values, numbers, default=-1, return_dtype=pl.Int64)
+    return torch.tensor(codes.zip_with(column.is_not_null(), pl.repeat(missing, len(codes), eager=True)).to_numpy())

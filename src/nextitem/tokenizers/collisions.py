@@ -52,7 +52,7 @@ def append_items(tokenizer: Tokenizer, table: IdentifierTable, catalog: Catalog)
 
     Old codes stay as they are. A new item gets the next free running index of its codes. If the additional level is
     full, it shares the sequence of an old item. If the last level of the tokenizer numbers items, it takes the place of
-    an additional level; a new item without content then goes where most numbers are free.
+    an additional level; a new item of which nothing is known then goes where most numbers are free.
 
     Args:
         tokenizer: the tokenizer with which the table was made; it encodes the new content vectors.
@@ -73,24 +73,23 @@ def append_items(tokenizer: Tokenizer, table: IdentifierTable, catalog: Catalog)
             f"the identifier table has codebooks of sizes {table.codebook_sizes[:levels]}, the tokenizer of sizes "
             f"{tokenizer.codebook_sizes}: append with the tokenizer that made the table"
         )
-    content = tokenizer.item_content(catalog)[num_old:]
-    codes, old_codes = tokenizer.encode(content), table.codes[1:, :levels].to(torch.int64)
+    (codes, is_placed), old_codes = tokenizer.encode_new(catalog, num_old), table.codes[1:, :levels].to(torch.int64)
     if tokenizer.has_item_numbers:
-        codes = _numbered(codes, old_codes, (content != 0).any(1), table.codebook_sizes[-1])
+        codes = _numbered(codes, old_codes, is_placed, table.codebook_sizes[-1])
     elif table.num_levels > levels:
         index = running_index(torch.cat([old_codes, codes]))[num_old:]
         codes = torch.cat([codes, (index % table.codebook_sizes[-1])[:, None]], dim=1)
     return table.append(codes, catalog_fingerprint=catalog.fingerprint)
 
 
-def _numbered(codes: Tensor, old_codes: Tensor, has_content: Tensor, size: int) -> Tensor:
+def _numbered(codes: Tensor, old_codes: Tensor, is_placed: Tensor, size: int) -> Tensor:
     """Return `codes [n, M]` of new items with the next free number as last code, if one of the `size` numbers is free.
 
-    A new item without content gets the prefix of `old_codes [N, M]` under which the smallest number is free.
+    A new item that is not placed gets the prefix of `old_codes [N, M]` under which the smallest number is free.
     """
     codes = codes.clone()
     prefixes, counts = torch.unique(old_codes[:, :-1], dim=0, return_counts=True)
-    rows = (~has_content).nonzero()[:, 0]
+    rows = (~is_placed).nonzero()[:, 0]
     num_free = (size - counts).clamp(min=0, max=len(rows))
     places = torch.arange(len(counts)).repeat_interleave(num_free)
     numbers = torch.arange(len(places)) - (num_free.cumsum(0) - num_free - counts)[places]

@@ -66,6 +66,7 @@ def quality_report(tokenizer: Tokenizer, catalog: Catalog, codes: Tensor) -> dic
         * chance_sharing_prefix: the same for two items sampled at random.
         * transitions_sharing_prefix: the same for two different items in succession in the training events of a user,
           if the tokenizer reads transitions.
+        * attribute_levels: number of first levels whose codes are values of an attribute; missing if there are none.
 
     """
     content = tokenizer.item_content(catalog)
@@ -134,7 +135,8 @@ def collapse_warning(report: Mapping[str, Any], config: QualityConfig) -> str | 
         return None
     # If levels are independent, some of them may contain no information: the best one counts.
     is_ordered = report.get("coarse_to_fine", True)
-    first = report["levels"][0] if is_ordered else max(report["levels"], key=lambda level: level["entropy_share"])
+    levels = report["levels"][report.get("attribute_levels", 0) :]  # values of an attribute are as uneven as they are
+    first = levels[0] if is_ordered else max(levels, key=lambda level: level["entropy_share"])
     items, code_kind = f"{report['items']:,} items", "first codes" if is_ordered else "codes of any level"
     if first["entropy_share"] < config.min_entropy_share or first["usage"] < config.min_usage:
         return (

@@ -69,6 +69,14 @@ class Tokenizer(nn.Module, ABC):
         """
         return self.encode(self.item_content(catalog))
 
+    def encode_new(self, catalog: Catalog, num_old: int) -> tuple[Tensor, Tensor]:
+        """Return the codes [n, M] of the items after the first `num_old` of the catalogue, and whether each is placed.
+
+        An item is placed if something that is known of it has determined its codes. Here that is its content.
+        """
+        content = self.item_content(catalog)[num_old:]
+        return self.encode(content), (content != 0).any(1)
+
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """Return the content vectors [n, D] that codes [n, M] represent."""

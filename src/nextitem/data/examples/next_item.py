@@ -62,7 +62,7 @@ class NextItemBatch:
         later = self.targets.values[places.clamp(max=max(0, len(places) - 1))]
         return torch.where(is_inside, later, 0)
 
-    def weighted_targets(self, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def targets_by_lag(self, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Return the targets of each input that has a next event, [T, K], and their weights, [T, K].
 
         The weights are those of the next event, the one after it, and so on. An absent target has weight 0, and stands
@@ -71,6 +71,19 @@ class NextItemBatch:
         lags = [self.later_targets(lag) for lag in range(1, len(weights) + 1)]
         targets = torch.stack(lags, dim=1)[self.targets.values > 0]
         return targets.clamp(min=1), (targets > 0) * torch.tensor(weights, device=targets.device)
+
+    def weighted_targets(self, weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the targets of lags 1, 2, ..., with a weight each: their inputs' positions, items, weights, [T] each.
+
+        The weights are divided by the number of next events, so that further targets do not dilute them.
+        """
+        places, targets, shares = [], [], []
+        for lag, weight in enumerate(weights, start=1):
+            later = self.later_targets(lag)
+            places.append((later > 0).nonzero()[:, 0])
+            targets.append(later[places[-1]])
+            shares.append(torch.full_like(places[-1], weight, dtype=torch.float32))
+        return torch.cat(places), torch.cat(targets), torch.cat(shares) / max(1, len(places[0]))
 
     def map(self, change: Callable[[Jagged], Jagged]) -> NextItemBatch:
         """Return the batch with the same change applied to every column."""

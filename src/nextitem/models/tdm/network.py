@@ -23,6 +23,7 @@ from nextitem.data.negatives import level_negatives
 from nextitem.decoding.guidance import GuidedConfig
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.nn.quantisation.balanced_tree import balanced_tree
+from nextitem.nn.quantisation.cluster_codes import without_popularity
 from nextitem.nn.ranking.node_scorer import NodeScorer
 from nextitem.ops.trie_step import logits_by_code
 
@@ -139,13 +140,9 @@ class TreeNetwork(nn.Module):
     def clustered_codes(self, popularity: Tensor, *, seed: int) -> Tensor:
         """Return the codes [N, M] of a balanced tree over the items' trained vectors (TDM, section 3.5).
 
-        First the part of the vectors is removed that log `popularity [N + 1]` and its square explain by least squares.
-        It is the largest part. A tree whose upper levels separate frequent items from rare ones separates no tastes.
+        First the part of the vectors is removed that `popularity [N + 1]` explains.
         """
-        vectors = self.items.weight.detach()[1:].cpu()
-        log_popularity = torch.log1p(popularity[1:].cpu().to(vectors.dtype))
-        predictors = torch.stack([torch.ones_like(log_popularity), log_popularity, log_popularity.square()], dim=1)
-        tastes = vectors - predictors @ torch.linalg.lstsq(predictors, vectors).solution
+        tastes = without_popularity(self.items.weight.detach()[1:].cpu(), popularity[1:].cpu())
         return bits_to_codes(balanced_tree(tastes, seed=seed).bits, self.table.codebook_sizes)
 
     def logits(self, items: Jagged, nodes_BK: Tensor, depths_K: Sequence[int]) -> Tensor:
@@ -192,7 +189,7 @@ class TreeNetwork(nn.Module):
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
         """Return the children's logits [B, W, C], -inf at codes without a child, and the state after `codes [B, W]`."""
         node_BW = self._nodes_after(state, codes)
-        depth = self._depth(node_BW)
+        depth = self.trie.depth_of(node_BW)
         children = self.trie.expand(node_BW, depth=depth)
         scores, state = self.score_children(state, codes, children.nodes)
         return logits_by_code(scores, children, self.trie.codebook_sizes[depth]), state
@@ -203,17 +200,13 @@ class TreeNetwork(nn.Module):
         """Return the logits of the children `nodes [B, W, D]`, and the state after `codes [B, W]`."""
         node_BW, flat_nodes = self._nodes_after(state, codes), nodes.flatten(1)
         items = Jagged.from_padded(state.shared["items"], state.shared["lengths"])
-        scores = self.logits(items, flat_nodes, [self._depth(node_BW) + 1] * flat_nodes.shape[1])
+        scores = self.logits(items, flat_nodes, [self.trie.depth_of(node_BW) + 1] * flat_nodes.shape[1])
         return scores.view(nodes.shape), GeneratorState(state.shared, {"node": node_BW})
 
     def _nodes_after(self, state: GeneratorState, codes: Tensor | None) -> Tensor:
         """Return the node [B, W] that each beam reaches by its next code."""
         node_BW = state.beams["node"]
         return node_BW if codes is None else self.trie.advance(node_BW, codes)
-
-    def _depth(self, nodes: Tensor) -> int:
-        """Return the depth of the beams, which all share it; dead beams (-1) are ignored."""
-        return sum(int(nodes.max()) >= start for start in self.trie.level_starts[1:-1])
 
     def _vectors(self, nodes: Tensor) -> Tensor:
         """Return the vectors of inner nodes, or of the items of leaves, [..., D]."""

@@ -2,7 +2,7 @@
 
 Every item has codes of its own, and the same number of items (or of events) lies under every prefix of a length. So a
 softmax over the children of a prefix costs about the same everywhere. A model can cluster its own item vectors in this
-way, to replace the codes with which it started.
+way, to replace the codes with which it started (`relearned_codes`).
 
 Shapes: N items, D width, M levels.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nextitem.core.identifiers import IdentifierTable
 from nextitem.nn.quantisation.balanced_kmeans import balanced_kmeans
 
 Balance = Literal["size", "exposure", "plain"]
@@ -41,6 +42,7 @@ def cluster_codes(
     balance: Balance = "size",
     weights: Tensor | None = None,
     iterations: int = 20,
+    prefixes: Tensor | None = None,
 ) -> Tensor:
     """Return codes [N, M] int64 of items, which are all different; deterministic for a seed.
 
@@ -57,19 +59,26 @@ def cluster_codes(
             `codebook_sizes[-1]`, and then the last codes exceed it.
         weights: [N] positive numbers, such as counts of events; None: 1 each.
         iterations: maximum number of rounds of each k-means.
+        prefixes: [N, P] codes that precede the others, such as the number of a category: items are clustered among
+            those with the same prefix, and the result is [N, P + M]. None: no such codes.
 
     Raises:
-        ValueError: the codebook sizes have fewer codes than there are items, with the balance "size".
+        ValueError: the codebook sizes have fewer codes than there are items under a prefix, with the balance "size".
 
     """
     count = len(vectors)
-    if balance == "size" and math.prod(codebook_sizes) < count:
+    group, columns = torch.zeros(count, dtype=torch.int64), []
+    if prefixes is not None:
+        columns = list(prefixes.long().unbind(1))
+        group = prefixes.unique(dim=0, return_inverse=True)[1]
+    largest = int(torch.bincount(group).max())
+    if balance == "size" and math.prod(codebook_sizes) < largest:
+        where = "" if prefixes is None else " with equal first codes"
         raise ValueError(
-            f"codebook_sizes = {tuple(codebook_sizes)} has {math.prod(codebook_sizes):,} codes for {count:,} items; "
-            f"use larger sizes, such as {equal_codebook_sizes(count)}"
+            f"codebook_sizes = {tuple(codebook_sizes)} has {math.prod(codebook_sizes):,} codes for {largest:,} items"
+            f"{where}; use larger sizes, such as {equal_codebook_sizes(largest)}"
         )
     item_weights = torch.ones(count, dtype=torch.float64) if weights is None else weights.double()
-    group, columns = torch.zeros(count, dtype=torch.int64), []
     for level, size in enumerate(codebook_sizes[:-1]):
         codes = torch.zeros(count, dtype=torch.int64)
         sizes = torch.bincount(group).tolist()
@@ -91,3 +100,45 @@ def cluster_codes(
     rank = torch.empty_like(group)
     rank[order] = torch.arange(count) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     return torch.stack([*columns, rank], dim=1)
+
+
+def relearned_codes(
+    vectors: Tensor, popularity: Tensor, former: IdentifierTable, *, num_kept: int, seed: int
+) -> Tensor:
+    """Return codes [N, M] by which a model's trained item vectors replace its former ones (TDM, section 3.5).
+
+    Clusters have equal sizes. An item without a training event has learned no vector, so it takes a place that the
+    others leave.
+
+    Args:
+        vectors: trained vectors of the items, [N, D]; popularity is removed from them first (`without_popularity`).
+        popularity: number of training events of each item, [N].
+        former: former codes of the items; the codebook sizes stay.
+        num_kept: number of first codes that stay, such as that of an attribute.
+        seed: seed of k-means.
+
+    """
+    vectors, popularity = vectors.detach().cpu(), popularity.cpu()
+    has_events = popularity > 0
+    tastes = vectors.new_full(vectors.shape, torch.nan)
+    if bool(has_events.any()):
+        tastes[has_events] = without_popularity(vectors[has_events], popularity[has_events])
+    return cluster_codes(
+        tastes,
+        former.codebook_sizes[num_kept:],
+        seed=seed,
+        weights=popularity.clamp(min=1),
+        prefixes=former.codes[1:, :num_kept] if num_kept else None,
+    )
+
+
+def without_popularity(vectors: Tensor, popularity: Tensor) -> Tensor:
+    """Return trained item vectors [N, D] without the part that log `popularity [N]` and its square explain.
+
+    Least squares determine that part, which is the largest one. Clusters that separate frequent items from rare ones
+    separate no tastes.
+    """
+    log_popularity = torch.log1p(popularity.to(vectors.dtype))
+    predictors = torch.stack([torch.ones_like(log_popularity), log_popularity, log_popularity.square()], dim=1)
+    explained: Tensor = predictors @ torch.linalg.lstsq(predictors, vectors).solution
+    return vectors - explained

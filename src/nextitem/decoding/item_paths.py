@@ -1,0 +1,138 @@
+"""The trie of a model's identifiers and the path of every item in it, which can be replaced while the model is trained.
+
+The codes are part of the weights. So checkpoints, the best weights and bundles contain the identifiers to which their
+node vectors belong.
+
+Shapes: N items, M levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from operator import mul
+
+import torch
+from torch import Tensor, nn
+
+from nextitem.core.identifiers import IdentifierTable
+from nextitem.decoding.trie import PrefixTrie
+
+
+class ItemPaths(nn.Module):
+    """The identifiers of all items, their trie, and the nodes on the path of each item.
+
+    Attributes:
+        table: the current identifiers.
+        trie: their trie.
+        codes: [N + 1, M] int32, those of the table.
+        nodes: [N + 1, M + 1] int64, the nodes from the root to the item's leaf; those of padding have no meaning.
+        item_of_leaf: [nodes of the trie] int64, the item of a leaf, the first one if several items share it; else 0.
+        num_inner: number of inner nodes, sentinels included, for which a model needs vectors: those of the trie, or
+            those that any trie of these items and codebook sizes can have at most, if the codes can be replaced.
+
+    Args:
+        table: the first identifiers.
+        replaced_below: number of first codes that stay if codes are replaced; None: they never are.
+
+    Raises:
+        ValueError: the codes cannot be replaced by clusters.
+
+    """
+
+    codes: Tensor
+    nodes: Tensor
+    item_of_leaf: Tensor
+    trie: PrefixTrie
+
+    def __init__(self, table: IdentifierTable, *, replaced_below: int | None = None) -> None:
+        super().__init__()
+        self.table = table
+        self.register_buffer("codes", table.codes.clone())
+        self._build()
+        self.num_inner = self.trie.level_starts[-2]
+        if replaced_below is not None:
+            self._check_replaceable(replaced_below)
+            num_codes = accumulate(table.codebook_sizes[:-1], initial=1, func=mul)
+            self.num_inner = sum(min(count, table.num_items) + 1 for count in num_codes)
+        self.register_load_state_dict_post_hook(lambda paths, _: paths._build())  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def replace_codes(
+        self,
+        codes: Tensor,
+        *,
+        by_node: Sequence[nn.Embedding],
+        by_code: Sequence[nn.Embedding],
+        weights: Tensor,
+    ) -> list[nn.Parameter]:
+        """Replace the identifiers by other codes of the same items, and carry over the vectors of nodes and codes.
+
+        A vector becomes the weighted mean of those that the items below the node had at its depth. So a node whose
+        items stay together keeps its vector, and another one starts between the nodes that its items come from.
+
+        Args:
+            codes: [N, M], below the codebook sizes of the table.
+            by_node: tables with a row for each inner node.
+            by_code: tables of the levels with a row for each code, or none.
+            weights: weight of each item, such as its number of training events, [N + 1]; less than 1 counts as 1.
+
+        Returns:
+            The changed parameters.
+
+        """
+        former_nodes, former_codes = self.nodes, self.codes
+        self.codes = former_codes.clone()
+        self.codes[1:] = codes.to(self.codes)
+        self._build()
+        item_weights = weights[1:].clamp(min=1)
+        inner = slice(1, self.trie.num_levels)  # neither the root, which has no vector, nor the leaves
+        num_inner = self.trie.num_levels - 1
+        for table in by_node:
+            former, current = (nodes[1:, inner].flatten() for nodes in (former_nodes, self.nodes))
+            _average(table, former, current, item_weights.repeat_interleave(num_inner))
+        for level, table in enumerate(by_code):
+            _average(table, former_codes[1:, level].long(), self.codes[1:, level].long(), item_weights)
+        return [*nn.ModuleList([*by_node, *by_code]).parameters()]
+
+    def _check_replaceable(self, num_kept: int) -> None:
+        """Raise ValueError if the items cannot be clustered below their first `num_kept` codes."""
+        sizes = self.table.codebook_sizes
+        if num_kept > len(sizes) - 2:
+            raise ValueError(
+                f"identifiers of {len(sizes)} levels have no level of clusters below the first {num_kept}; the last "
+                "one only numbers items"
+            )
+        prefixes = torch.nn.functional.pad(self.codes[1:, :num_kept], (1, 0))
+        largest = int(prefixes.unique(dim=0, return_counts=True)[1].max())
+        if math.prod(sizes[num_kept:]) < largest:
+            raise ValueError(
+                f"codebook sizes {sizes[num_kept:]} have fewer codes than the {largest:,} items that share the codes "
+                "before them, so these cannot get different ones; use a tokenizer with more codes"
+            )
+
+    def _build(self) -> None:
+        """Build the trie of the current codes, and the paths."""
+        device = self.codes.device
+        codes = self.codes.cpu().clone()
+        if not torch.equal(codes, self.table.codes):
+            self.table = replace(self.table, codes=codes, report=None)  # the report describes the former codes
+        trie = PrefixTrie.from_table(self.table)
+        positions = trie.positions.long().clamp(min=0)
+        nodes = torch.stack([trie.ancestors(positions, depth=depth) for depth in range(trie.num_levels + 1)], dim=1)
+        self.trie = trie.to(device)
+        self.register_buffer("nodes", nodes.to(device), persistent=False)
+        leaves = torch.zeros(trie.level_starts[-1], dtype=torch.int64)
+        start = trie.level_starts[-2]
+        leaves[start:-1] = trie.items[trie.item_starts[start:-1].long()].long()
+        self.register_buffer("item_of_leaf", leaves.to(device), persistent=False)
+
+
+def _average(table: nn.Embedding, former: Tensor, current: Tensor, weights: Tensor) -> None:
+    """Set row r to the weighted mean of the rows `former[i]` of all i with `current[i] == r`; other rows stay."""
+    factors = weights.to(table.weight)[:, None]
+    sums = torch.zeros_like(table.weight).index_add_(0, current, table.weight[former] * factors)
+    totals = torch.zeros_like(table.weight[:, :1]).index_add_(0, current, factors)
+    table.weight.copy_(torch.where(totals > 0, sums / totals.clamp(min=1), table.weight))
