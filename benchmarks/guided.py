@@ -6,7 +6,8 @@
 Trains through `nextitem.train`, which chooses the weight of the guide on validation requests. Prints one JSON line for
 each seed, then means and spreads (largest minus smallest). Recall and NDCG are of the test requests, over the full
 catalogue; `gain` is guided minus the other, per request, with its 95% interval. The slice `generalization` contains the
-requests whose target did not follow the last item in training.
+requests whose target did not follow the last item in training. If the guide is a blend, its parts are judged alone, and
+as guides by themselves, too ("guided by NAME"; not with --refit, as their weights come from validation requests).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from nextitem.data.readers import load_dataset
 from nextitem.decoding.guidance import GuidedRecommender
 from nextitem.evaluation.evaluate import Evaluation, evaluate_lists
 from nextitem.evaluation.intervals import paired_difference
+from nextitem.models.blend import Blend
+from nextitem.pipeline.guide import choose_use
 from nextitem.recipes import read_recipe
 
 METRICS = ("recall@10", "ndcg@10")
@@ -69,13 +72,23 @@ def main() -> None:
             guidance = model.guidance
             assert guidance is not None
             use = guidance.chosen_use
+            row: dict[str, object] = {"weight": use.weight, "combine": use.combine}
             evaluations = {"guided": judge(model), "guide": judge(guidance.scorer)}
+            if isinstance(guidance.scorer, Blend):
+                parts = dict(zip(guidance.scorer.part_names, guidance.scorer.parts, strict=True))
+                row["parts"] = {name: round(use.weight, 3) for name, use in guidance.scorer.uses.items()}
+                for name, part in parts.items():
+                    evaluations[name] = judge(cast(Recommender, part))
+                    if not arguments.refit:
+                        guidance.scorer = cast(Recommender, part)
+                        guidance.use(choose_use(model, split.validation))
+                        row[f"weight of {name}"] = guidance.chosen_use.weight
+                        evaluations[f"guided by {name}"] = judge(model)
             model.guidance = None
             evaluations["alone"] = judge(model)
             for text in arguments.others:
                 name, _, recipe = text.partition("=")
                 evaluations[name] = judge(run_of(name, recipe, seed, []).model)
-            row: dict[str, object] = {"weight": use.weight, "combine": use.combine}
             row["train_minutes"] = round(run.metrics["train_seconds"] / 60, 2)
             for name, evaluation in evaluations.items():
                 for metric in METRICS:
