@@ -20,6 +20,7 @@ Notable
   for them. Items without a training event have no vector of their own.
 - Positions are counted from the first event, so that a new event of a user costs one step (roles.Incremental).
 - `dense_weight` adds a softmax over items by the same hidden state and item vectors, trained jointly.
+- `prefix_loss` adds APAO's loss of prefixes, which is in none of these papers (losses/prefix_loss.py).
 
 Shapes: B requests, T targets of a batch, L positions, W beams, D width, N items, M levels, C children of a beam.
 """
@@ -48,6 +49,7 @@ from nextitem.decoding.guidance import GuidedConfig, GuidedRecommender
 from nextitem.decoding.guide import Guide
 from nextitem.decoding.node_vectors import NodeVectors, Parts, child_ranges
 from nextitem.decoding.trie import PrefixTrie
+from nextitem.losses.prefix_loss import PrefixAwareConfig, prefix_loss_of
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.attention.causal_encoder import CausalEncoder
 from nextitem.nn.attention.incremental import Window, extend_history_state
@@ -57,7 +59,7 @@ from nextitem.nn.initialisation import truncated_normal_
 from nextitem.ops.trie_step import logits_by_code
 
 
-class DepthDecoderConfig(GuidedConfig):
+class DepthDecoderConfig(PrefixAwareConfig, GuidedConfig):
     """Settings of DepthDecoder."""
 
     width: int = Field(64, ge=1)
@@ -153,6 +155,7 @@ class DepthDecoder(GuidedRecommender):
         self.deeper = network(
             config.width, levels=self.trie.num_levels, hidden=config.depth_width, dropout=config.dropout / 2
         )
+        self.prefix_loss = prefix_loss_of(config, num_levels=self.trie.num_levels)
         truncated_normal_(self)
         self.add_guidance(config.guide)
 
@@ -182,6 +185,9 @@ class DepthDecoder(GuidedRecommender):
             )
             named[f"level_{level + 1}"] = -(weights * log_probs).sum()
         total = torch.stack(list(named.values())).sum()
+        if self.prefix_loss is not None:
+            named["prefixes"] = self.trie.num_levels * self.prefix_loss(list(named.values()))  # the levels are summed
+            total = total + named["prefixes"]
         if self.config.dense_weight:
             count, is_target = self.config.dense_negatives, batch.targets.values > 0
             sampled = sample_negatives(batch, self.popularity, count=count, shared_by="batch", generator=generator)
