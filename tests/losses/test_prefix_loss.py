@@ -20,6 +20,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.roles import LossTerms
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.losses.prefix_loss import PrefixLoss, PrefixLossConfig, prefix_losses
+from nextitem.models.cobra import Cobra, CobraConfig
 from nextitem.models.depth_decoder import DepthDecoder, DepthDecoderConfig
 from nextitem.models.tiger import Tiger, TigerConfig
 from nextitem.testing.known_answers import cycle
@@ -57,6 +58,13 @@ def depth_decoder(prefix_loss: dict[str, float] | None = None) -> DepthDecoder:
     return DepthDecoder(DepthDecoderConfig.model_validate({**small, "prefix_loss": prefix_loss}), catalog())
 
 
+def cobra(prefix_loss: dict[str, float] | None = None) -> Cobra:
+    torch.manual_seed(5)
+    small = {"width": 16, "dropout": 0.0, "dense": False}
+    content = torch.nn.functional.pad(torch.eye(12), (0, 0, 1, 0))
+    return Cobra(CobraConfig.model_validate({**small, "prefix_loss": prefix_loss}), catalog().with_content(content))
+
+
 def terms_of(model: Any) -> LossTerms:
     """Return the loss of a batch of the kind that the model reads."""
     items = Jagged.from_rows([[1, 2, 3], [9, 4]])
@@ -66,7 +74,7 @@ def terms_of(model: Any) -> LossTerms:
     return terms
 
 
-BUILDERS: list[Callable[..., Any]] = [tiger, depth_decoder]
+BUILDERS: list[Callable[..., Any]] = [tiger, depth_decoder, cobra]
 
 
 def test_a_prefix_has_the_mean_loss_of_its_codes() -> None:
