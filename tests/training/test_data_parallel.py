@@ -26,6 +26,7 @@ from nextitem.data.protocols import make_split
 from nextitem.distributed import processes
 from nextitem.evaluation.evaluate import evaluate_lists, recommend_all
 from nextitem.losses.objectives import SampledSoftmax
+from nextitem.losses.prefix_loss import PrefixLoss, PrefixLossConfig
 from nextitem.models.gru4rec import BPR, GRU4Rec, GRU4RecConfig
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.pipeline.runs import load_run
@@ -87,6 +88,29 @@ def train_sparse() -> dict[str, torch.Tensor]:
     return net.state_dict()
 
 
+class TwoLevelNet(nn.Module):
+    """Network with the loss of two levels and of their prefixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.line = nn.Linear(1, 2)
+        self.prefix_loss = PrefixLoss(PrefixLossConfig(weight=0.5, rate=0.3), num_levels=2)
+
+    def training_loss(self, batch: ContentBatch) -> LossTerms:
+        """Return the mean squared distance of two outputs to 1 and to 3, and the loss of prefixes."""
+        errors = (self.line(batch.content) - torch.tensor([1.0, 3.0])).square().mean(0)
+        return LossTerms(errors.mean() + self.prefix_loss(list(errors)))
+
+
+def train_prefixes() -> dict[str, torch.Tensor]:
+    """Train on seven rows in batches of three: one process has no row of the last batch."""
+    net, rows = TwoLevelNet(), torch.tensor([0.1, 0.5, 1.0, -1.0, 2.0, 0.3, -0.7])[:, None]
+    settings = TrainingConfig(optimizer="sgd", learning_rate=0.05, max_epochs=5, batch_size=3)
+    fit(net, ContentRows(rows), settings, seed=1, progress=False)
+    return net.state_dict()
+
+
 def train_single_rows() -> dict[str, torch.Tensor]:
     """Train on batches of one sequence: the second process never has any."""
     model = sasrec()
@@ -125,6 +149,7 @@ def run_process(out: Path) -> None:
             if is_first:
                 torch.save({"weights": model.state_dict(), "epoch_log": epoch_log}, out / f"{name}.pt")
         torch.save(train_sparse(), out / f"sparse-{processes.rank()}.pt")
+        torch.save(train_prefixes(), out / f"prefixes-{processes.rank()}.pt")
         torch.save(train_single_rows(), out / f"single-rows-{processes.rank()}.pt")
         test = make_split(cycle(), "leave-one-out").test
         lists = recommend_all(sasrec().eval(), test, 3, batch_size=9)
@@ -222,6 +247,17 @@ def test_sparse_gradients_are_those_of_one_process(results_folder: Path) -> None
     for rank in (0, 1):
         assert_close(torch.load(results_folder / f"sparse-{rank}.pt", weights_only=True), expected)
     torch.testing.assert_close(expected["table.weight"][[0, 3, 4, 6]], SparseNet().table.weight.detach()[[0, 3, 4, 6]])
+
+
+@pytest.mark.slow
+def test_weights_of_prefixes_are_those_of_one_process(results_folder: Path) -> None:
+    """Check that they follow the losses of whole batches, also if a process has no part of one."""
+    expected = train_prefixes()
+    assert float(expected["prefix_loss.log_weights"].exp().max()) > 0.55
+    ranks = [torch.load(results_folder / f"prefixes-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for saved in ranks:
+        assert_close(saved, expected)
+    assert torch.equal(ranks[0]["prefix_loss.log_weights"], ranks[1]["prefix_loss.log_weights"])
 
 
 @pytest.mark.slow

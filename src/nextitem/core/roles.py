@@ -95,6 +95,21 @@ class HasEpochHook(Protocol):
 
 
 @runtime_checkable
+class HasBatchHook(Protocol):
+    """A module, part of a Trainable or the whole, that updates its buffers once the loss of a training batch is known.
+
+    The buffers are part of the state_dict, and are the same in all processes.
+    """
+
+    def after_batch(self, weight: float) -> None:
+        """Update the buffers; all processes call it for each training batch, and may communicate.
+
+        `weight` is the factor of this process's loss, such that the mean over processes is the loss of the whole batch:
+        1 if there is one process, 0 if this process has no part of the batch and has not called `training_loss`.
+        """
+
+
+@runtime_checkable
 class ClosedForm(Protocol):
     """A model that is fitted in one pass, without gradients."""
 

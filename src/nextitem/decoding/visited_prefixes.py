@@ -95,3 +95,12 @@ def listwise_loss(
         logits = log_probs(codes[some_item][..., :depth]).masked_fill(nodes < 0, -torch.inf)
         losses.append(F.cross_entropy(logits, torch.zeros_like(some_item[:, 0])))
     return torch.stack(losses).mean()
+
+
+def prefix_log_probs(logits: Sequence[Tensor], codes_BWS: Tensor) -> Tensor:
+    """Return the log-probabilities [B, W] of prefixes, the sums over their codes; `logits` are [B * W, C] a level."""
+    parts = [
+        F.cross_entropy(level_logits, codes.flatten(), reduction="none")
+        for level_logits, codes in zip(logits, codes_BWS.unbind(2), strict=True)
+    ]
+    return -torch.stack(parts).sum(0).view(codes_BWS.shape[:2])

@@ -20,13 +20,14 @@ Notable
   docs/results/generation.md.
 - The paper does not define the set of BeamFusion's second softmax. `fusion` selects it: the items of a "bucket", as
   P(item) is P(codes) P(item | codes), which measures better, or the "pool" of a request's candidates.
+- `prefix_loss` adds APAO's loss of prefixes, which is not in the paper (losses/prefix_loss.py).
 
 Shapes: B sequences, L items, S tokens, W beams, D width, H heads, M levels, C codes, T targets, N items.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -47,12 +48,13 @@ from nextitem.decoding.guidance import GuidedConfig, GuidedRecommender
 from nextitem.decoding.guide import Guide
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.losses.in_batch_softmax import in_batch_log_q
+from nextitem.losses.prefix_loss import PrefixAwareConfig, prefix_loss_of
 from nextitem.nn.attention.transformer import PreNormBlock
 from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.initialisation import truncated_normal_
 
 
-class CobraConfig(GuidedConfig):
+class CobraConfig(PrefixAwareConfig, GuidedConfig):
     """Settings of Cobra."""
 
     width: int = Field(64, ge=1)
@@ -136,6 +138,7 @@ class Cobra(GuidedRecommender):
                 nn.Linear(config.content_hidden, config.width),
             )
             self.dense = nn.Linear(config.width, config.width)
+        self.prefix_loss = prefix_loss_of(config, num_levels=len(self.sizes))
         truncated_normal_(self)
         self.register_buffer("encoded", torch.zeros(0, config.width), persistent=False)  # cached vectors of all items
         self.register_load_state_dict_post_hook(lambda model, keys: model.forget())  # type: ignore[no-untyped-call]
@@ -163,6 +166,9 @@ class Cobra(GuidedRecommender):
             logits = self._level_logits(inputs_TXD[:, level], level)
             named[f"level_{level + 1}"] = F.cross_entropy(logits, self.codes[targets, level])
         total = torch.stack(list(named.values())).sum()
+        if self.prefix_loss is not None:
+            named["prefixes"] = len(self.sizes) * self.prefix_loss(list(named.values()))  # the levels are summed
+            total = total + named["prefixes"]
         if self.config.dense:
             named["dense"] = self._dense_loss(inputs_TXD[:, -1], targets)
             total = total + self.config.dense_weight * named["dense"]
@@ -210,21 +216,12 @@ class Cobra(GuidedRecommender):
 
     def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
         """Return the k best items of each request under this guide."""
-        width = max(k, self.config.beam_width)
-        if not self.config.dense:
-            return beam_search(self, batch, self.trie, k=k, beam_width=width, guide=guide)
-        return bucket_search(
-            self,
-            batch,
-            self.trie,
-            k=k,
-            beam_width=width,
-            sparse_sharpness=self.config.sparse_sharpness,
-            dense_sharpness=self.config.dense_sharpness,
-            prior=self._prior() if self.config.log_q == "ranking" else None,
-            pooled=self.config.fusion == "pool",
-            guide=guide,
-        )
+        config, prior = self.config, self._prior() if self.config.log_q == "ranking" else None
+        options: dict[str, Any] = {"k": k, "beam_width": max(k, config.beam_width), "guide": guide}
+        if not config.dense:
+            return beam_search(self, batch, self.trie, **options)
+        options |= {"sparse_sharpness": config.sparse_sharpness, "dense_sharpness": config.dense_sharpness}
+        return bucket_search(self, batch, self.trie, prior=prior, pooled=config.fusion == "pool", **options)
 
     def _dense_loss(self, hidden_TD: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy of each target's vector among those of the batch's distinct targets (eq. 8)."""

@@ -21,6 +21,7 @@ Notable
 - Positions are counted from the first event, so that a new event of a user costs one step (roles.Incremental).
 - `relearn_after` replaces the identifiers by clusters of the items' input vectors, as TDM relearns its tree.
 - `dense_weight` adds a softmax over items by the same hidden state and item vectors, trained jointly.
+- `prefix_loss` adds APAO's loss of prefixes, which is in none of these papers (losses/prefix_loss.py).
 
 Shapes: B requests, T targets of a batch, L positions, W beams, D width, N items, M levels, C children of a beam.
 """
@@ -52,9 +53,10 @@ from nextitem.decoding.guide import Guide
 from nextitem.decoding.item_paths import ItemPaths
 from nextitem.decoding.node_vectors import NodeVectors, Parts, child_ranges
 from nextitem.decoding.trie import PrefixTrie
+from nextitem.losses.prefix_loss import PrefixAwareConfig, prefix_loss_of
 from nextitem.losses.sampled_softmax import sampled_softmax
-from nextitem.nn.attention.causal_encoder import CausalEncoder
-from nextitem.nn.attention.incremental import Window, extend_history_state
+from nextitem.nn.attention.causal_encoder import CausalEncoder, CausalEncoderConfig
+from nextitem.nn.attention.incremental import extend_history_state
 from nextitem.nn.depth_network import DEPTH_NETWORKS
 from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.initialisation import truncated_normal_
@@ -62,25 +64,9 @@ from nextitem.nn.quantisation.cluster_codes import relearned_codes
 from nextitem.ops.trie_step import logits_by_code
 
 
-class DepthDecoderConfig(GuidedConfig):
+class DepthDecoderConfig(CausalEncoderConfig, PrefixAwareConfig, GuidedConfig):
     """Settings of DepthDecoder."""
 
-    width: int = Field(64, ge=1)
-    """Width of the vectors (D)."""
-    layers: int = Field(1, ge=1)
-    """Number of blocks of the transformer over items."""
-    heads: int = Field(1, ge=1)
-    """Number of attention heads; must divide width."""
-    block: Literal["published", "pre-norm", "ligr"] = "published"
-    """Kind of the transformer block (nn/attention/transformer.py)."""
-    dropout: float = Field(0.4, ge=0, lt=1)
-    """Dropout rate of inputs, attention and feed-forward layers."""
-    max_history_length: int = Field(50, ge=1)
-    """Maximum number of most recent events that the model reads."""
-    window_step: int = Field(1, ge=1)
-    """Number of events by which a full window advances at once; above 1, states stay valid in between."""
-    positions: Literal["from-last", "from-first"] = "from-first"
-    """End of the window from which positions are counted; from-first: a state is extended at the cost of new events."""
     reads: tuple[Literal["items", "nodes", "content"], ...] = ("items", "nodes")
     """Vectors that an event is the sum of: the item's own, those of the nodes above its leaf, its content."""
     vectors: Parts = "nodes"
@@ -142,21 +128,14 @@ class DepthDecoder(GuidedRecommender):
         self.content_read: nn.Linear | None = None
         if self.content is not None and "content" in config.reads:
             self.content_read = nn.Linear(self.content.shape[1], config.width, bias=False)
-        self.encoder = CausalEncoder(
-            config.width,
-            window=Window(config.max_history_length, config.window_step),
-            layers=config.layers,
-            heads=config.heads,
-            block=config.block,
-            positions=config.positions,
-            dropout=config.dropout,
-        )
+        self.encoder = CausalEncoder(config)
         content = self.content if config.content_at_leaves else None
         self.nodes = NodeVectors(self.tree, parts=config.vectors, content=content, width=config.width)
         network = DEPTH_NETWORKS[config.depth_network]
         self.deeper = network(
             config.width, levels=self.trie.num_levels, hidden=config.depth_width, dropout=config.dropout / 2
         )
+        self.prefix_loss = prefix_loss_of(config, num_levels=self.trie.num_levels)
         truncated_normal_(self)
         self.add_guidance(config.guide)
 
@@ -196,6 +175,9 @@ class DepthDecoder(GuidedRecommender):
             )
             named[f"level_{level + 1}"] = -(weights * log_probs).sum()
         total = torch.stack(list(named.values())).sum()
+        if self.prefix_loss is not None:
+            named["prefixes"] = self.trie.num_levels * self.prefix_loss(list(named.values()))  # the levels are summed
+            total = total + named["prefixes"]
         if self.config.dense_weight:
             count, is_target = self.config.dense_negatives, batch.targets.values > 0
             sampled = sample_negatives(batch, self.popularity, count=count, shared_by="batch", generator=generator)

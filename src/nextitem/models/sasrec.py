@@ -58,8 +58,8 @@ from nextitem.losses.full_softmax import full_softmax
 from nextitem.losses.gbce import gbce
 from nextitem.losses.objectives import BCE, GBCE, FullSoftmax, SampledSoftmax
 from nextitem.losses.sampled_softmax import sampled_softmax
-from nextitem.nn.attention.causal_encoder import CausalEncoder
-from nextitem.nn.attention.incremental import Window, extend_history_state
+from nextitem.nn.attention.causal_encoder import BlockName, CausalEncoder, CausalEncoderConfig, Positions
+from nextitem.nn.attention.incremental import extend_history_state
 from nextitem.nn.fields.item_features import CONTENT, ItemFeatures
 from nextitem.nn.initialisation import truncated_normal_
 
@@ -79,24 +79,14 @@ class ContrastiveConfig(configs.Config):
     """Fraction of the history that a reordered view permutes."""
 
 
-class SASRecConfig(configs.Config):
+class SASRecConfig(CausalEncoderConfig):
     """Settings of SASRec."""
 
-    width: int = Field(64, ge=1)
-    """Width of the vectors (D)."""
-    layers: int = Field(1, ge=1)
-    """Number of blocks."""
-    heads: int = Field(1, ge=1)
-    """Number of attention heads; must divide width."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    """Dropout rate of embeddings, attention and feed-forward layers."""
-    max_history_length: int = Field(50, ge=1)
-    """Maximum number of most recent events that the model reads."""
-    window_step: int = Field(1, ge=1)
-    """Number of events by which a full window advances at once; above 1, states stay valid in between."""
-    positions: Literal["from-last", "from-first"] = "from-last"
+    """Dropout rate of inputs, attention and feed-forward layers."""
+    positions: Positions = "from-last"
     """End of the window from which positions are counted; from-first: a state is extended at the cost of new events."""
-    block: Literal["published", "pre-norm", "ligr"] = "ligr"
+    block: BlockName = "ligr"
     """Kind of the transformer block: as published, pre-norm, or LiGR (nn/attention/transformer.py)."""
     objective: FullSoftmax | SampledSoftmax | BCE | GBCE = Field(SampledSoftmax(), discriminator="kind")
     """Loss of the next item."""
@@ -130,15 +120,7 @@ class SASRec(VectorModel):
         super().__init__(config, catalog)
         self.temperature = config.temperature
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
-        self.encoder = CausalEncoder(
-            config.width,
-            window=Window(config.max_history_length, config.window_step),
-            layers=config.layers,
-            heads=config.heads,
-            block=config.block,
-            positions=config.positions,
-            dropout=config.dropout,
-        )
+        self.encoder = CausalEncoder(config)
         self.features: ItemFeatures | None = None
         if config.features:
             self.features = ItemFeatures(catalog, config.features, width=config.width, merge=config.features_merge)

@@ -13,7 +13,8 @@ Notable
   hidden layers of 1,024) and `width = 384` are the two readings that reach that number.
 - Input and output tables are separate, as in T5 1.1. Every prefix of a history is an example.
 - The user token is a bucket of the user's stable key; visitors have bucket 0.
-- `beam_aware` adds a loss of OTM's kind (decoding/visited_prefixes.py), which is not in the paper.
+- `beam_aware` adds a loss of OTM's kind (decoding/visited_prefixes.py), `prefix_loss` one of APAO's (losses/
+  prefix_loss.py). Neither is in the paper.
 
 Shapes: B requests, L tokens, W beams, D width, H heads, E head width, M levels, C codes of a level.
 """
@@ -42,11 +43,12 @@ from nextitem.decoding.guide import Guide
 from nextitem.decoding.new_items import search_with_new_items
 from nextitem.decoding.scheduled_sampling import sampled_prefixes
 from nextitem.decoding.trie import PrefixTrie
-from nextitem.decoding.visited_prefixes import listwise_loss, visited_prefixes
+from nextitem.decoding.visited_prefixes import listwise_loss, prefix_log_probs, visited_prefixes
+from nextitem.losses.prefix_loss import PrefixAwareConfig, prefix_loss_of
 from nextitem.nn.attention.t5 import DecoderLayer, EncoderLayer, RelativePositionBias, initialise_as_t5
 
 
-class TigerConfig(GuidedConfig):
+class TigerConfig(PrefixAwareConfig, GuidedConfig):
     """Settings of Tiger."""
 
     width: int = Field(64, ge=1)
@@ -124,6 +126,7 @@ class Tiger(GuidedRecommender):
         self.decoder = nn.ModuleList(DecoderLayer(config.width, **sizes) for _ in range(config.decoder_layers))
         self.encoder_norm, self.decoder_norm = (nn.RMSNorm(config.width, eps=1e-6) for _ in range(2))
         self.dropout = nn.Dropout(config.dropout)
+        self.prefix_loss = prefix_loss_of(config, num_levels=len(self.sizes))
         initialise_as_t5(self, width=config.width, heads=config.heads, head_width=config.head_width)
         self.add_guidance(config.guide)
 
@@ -140,15 +143,16 @@ class Tiger(GuidedRecommender):
         shared, input_BM, mask_BM = self._shared(batch), target_BM, torch.ones_like(target_BM, dtype=torch.bool)
         if self.config.scheduled_sampling and self.training:
             with torch.no_grad():
-                first_logits = self._all_logits(self._decode(shared, target_BM[:, :-1]))
-            input_BM, mask_BM = sampled_prefixes(
-                first_logits, target_BM, self.trie, share=self.config.scheduled_sampling
-            )
+                first = self._all_logits(self._decode(shared, target_BM[:, :-1]))
+            input_BM, mask_BM = sampled_prefixes(first, target_BM, self.trie, share=self.config.scheduled_sampling)
         named = {}
         for level, logits in enumerate(self._all_logits(self._decode(shared, input_BM[:, :-1]))):
             losses = F.cross_entropy(logits, target_BM[:, level], reduction="none") * mask_BM[:, level]
             named[f"level_{level + 1}"] = losses.sum() / mask_BM[:, level].sum().clamp(min=1)
         total = torch.stack(list(named.values())).mean()
+        if self.prefix_loss is not None:
+            named["prefixes"] = self.prefix_loss(list(named.values()))
+            total = total + named["prefixes"]
         if self.config.beam_aware and self.training:
             named["beam"] = self._beam_loss(batch, shared)
             total = total + self.config.beam_aware * named["beam"]
@@ -164,9 +168,7 @@ class Tiger(GuidedRecommender):
         def log_probs(codes_BWS: Tensor) -> Tensor:
             repeated = {name: value.repeat_interleave(codes_BWS.shape[1], 0) for name, value in shared.items()}
             logits = self._all_logits(self._decode(repeated, codes_BWS.flatten(0, 1)[:, :-1]))
-            pairs = zip(logits, codes_BWS.unbind(2), strict=True)
-            parts = [F.cross_entropy(level_logits, codes.flatten(), reduction="none") for level_logits, codes in pairs]
-            return -torch.stack(parts).sum(0).view(codes_BWS.shape[:2])
+            return prefix_log_probs(logits, codes_BWS)
 
         return listwise_loss(visited, self.trie, self.codes, log_probs)
 
@@ -272,8 +274,7 @@ class Tiger(GuidedRecommender):
         places = torch.arange(tokens_BL.shape[1], device=items_BT.device)
         bias, padding = self.encoder_bias(places, places)[None], None
         if not bool(is_real_BL.all()):
-            padding = torch.zeros(is_real_BL.shape, device=items_BT.device).masked_fill(~is_real_BL, -torch.inf)
-            padding = padding[:, None, None]
+            padding = torch.where(is_real_BL, 0.0, -torch.inf)[:, None, None]
             bias = bias + padding
         hidden_BLD = self.dropout(self.tokens(tokens_BL))
         for layer in self.encoder:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nextitem.core.errors import UserError
-from nextitem.core.roles import LossTerms, Trainable, has_step_state
+from nextitem.core.roles import HasBatchHook, LossTerms, Trainable, has_step_state
 from nextitem.distributed import processes
 from nextitem.training.config import TrainingConfig
 from nextitem.training.loader import ScheduledBatch
@@ -32,6 +32,7 @@ class TrainingModule(lightning.LightningModule):
         self.seed = seed
         self.total_steps = total_steps
         self.terms: dict[str, Tensor] = {}  # loss of the last batch and its named parts, detached
+        self._hooked_parts = [part for part in model.modules() if isinstance(part, HasBatchHook)]
         # Several processes add up their sparse gradients in on_before_optimizer_step. gloo's own reduction, which
         # DistributedDataParallel uses, corrupts memory now and then (torch 2.13).
         self._sparse = sparse_tables(model, config)
@@ -51,6 +52,8 @@ class TrainingModule(lightning.LightningModule):
                 f"batch {scheduled.index + 1}: "
                 "training has diverged; lower training.learning_rate or set training.gradient_clip"
             )
+        for part in self._hooked_parts:
+            part.after_batch(scheduled.weight)
         self.terms = {"loss": terms.total.detach(), **terms.named}
         return terms.total
 

@@ -13,6 +13,7 @@ from nextitem.training.adagrad import Adagrad
 from nextitem.training.chained_optimizer import ChainedOptimizer
 from nextitem.training.config import OptimizerConfig, TrainingConfig
 from nextitem.training.ftrl import FTRL
+from nextitem.training.muon import Muon
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -22,7 +23,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     gradients if their optimizer supports them, see `sparse_tables`.
 
     Raises:
-        UserError: a group has no parameter, or the learning rate of ftrl would change.
+        UserError: a group has no parameter, the learning rate of ftrl would change, or muon has no matrix to train.
 
     """
     sparse = sparse_tables(model, config)
@@ -40,9 +41,15 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     # A fused step is one pass over memory, on a CPU eight times as fast. It forbids gradient clipping under mixed
     # precision.
     fused = True if config.precision == "32-true" else None
-    optimizers = [
-        _optimizer(group, config.groups.get(name, config), fused=fused) for name, group in parts.items() if group
-    ]
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    optimizers = []
+    for name, group in parts.items():
+        settings = config.groups.get(name, config)
+        if group and settings.optimizer == "muon":
+            where = f"training.groups.{name}" if name else "training"
+            optimizers += _muon(group, settings, tables=tables, fused=fused, where=where)
+        elif group:
+            optimizers.append(_optimizer(group, settings, fused=fused))
     if any(isinstance(optimizer, FTRL) for optimizer in optimizers) and (
         config.schedule != "constant" or config.warmup_steps
     ):
@@ -99,6 +106,43 @@ def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig, *, fused
     if config.optimizer == "ftrl":
         return FTRL(groups, lr=config.learning_rate)
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+
+
+def _muon(
+    parameters: list[nn.Parameter], config: OptimizerConfig, *, tables: set[int], fused: bool | None, where: str
+) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices among the parameters, and AdamW for the others, if there are any.
+
+    Args:
+        parameters: the parameters that both train.
+        config: settings of both.
+        tables: ids of the weights of embeddings, which count as no matrices: a row of a table is a vector of its own.
+        fused: as for `_optimizer`.
+        where: prefix of the settings, for errors.
+
+    """
+    matrices = [weight for weight in parameters if weight.dim() == 2 and id(weight) not in tables]
+    others = [weight for weight in parameters if weight.dim() != 2 or id(weight) in tables]
+    if not matrices:
+        raise UserError(
+            f"{where}.optimizer = 'muon' finds no matrix to train: embeddings, biases and norms are not; choose adamw"
+        )
+    optimizers: list[torch.optim.Optimizer] = [
+        Muon(
+            matrices,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.muon.momentum,
+            nesterov=config.muon.nesterov,
+            iterations=config.muon.iterations,
+            scale=config.muon.scale,
+        )
+    ]
+    if others:
+        rate = config.muon.adamw_learning_rate or config.learning_rate
+        adamw = config.model_copy(update={"optimizer": "adamw", "learning_rate": rate})
+        optimizers.append(_optimizer(others, adamw, fused=fused))
+    return optimizers
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, *, total_steps: int) -> LambdaLR:

@@ -14,8 +14,10 @@ from itertools import zip_longest
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.history_state import HistoryState
 from nextitem.core.jagged import Jagged
@@ -24,41 +26,46 @@ from nextitem.nn.attention.key_value_cache import KeyValueCache, NewPositions
 from nextitem.nn.attention.transformer import BLOCKS
 
 Positions = Literal["from-last", "from-first"]
+BlockName = Literal["published", "pre-norm", "ligr"]
 Embed = Callable[[Tensor], Tensor]  # item ids [B, L] -> vectors [B, L, D]
 
 
+class CausalEncoderConfig(configs.Config):
+    """Settings that models with a causal encoder share."""
+
+    width: int = Field(64, ge=1)
+    """Width of the vectors (D)."""
+    layers: int = Field(1, ge=1)
+    """Number of blocks of the transformer over items."""
+    heads: int = Field(1, ge=1)
+    """Number of attention heads; must divide width."""
+    block: BlockName = "published"
+    """Kind of the transformer block (nn/attention/transformer.py)."""
+    dropout: float = Field(0.4, ge=0, lt=1)
+    """Dropout rate of inputs, attention and feed-forward layers."""
+    max_history_length: int = Field(50, ge=1)
+    """Maximum number of most recent events that the model reads."""
+    window_step: int = Field(1, ge=1)
+    """Number of events by which a full window advances at once; above 1, states stay valid in between."""
+    positions: Positions = "from-first"
+    """End of the window from which positions are counted; from-first: a state is extended at the cost of new events."""
+
+
 class CausalEncoder(nn.Module):
-    """Positions, blocks of causal attention and a final norm.
+    """Positions, blocks of causal attention and a final norm."""
 
-    Args:
-        width: width of the vectors (D).
-        window: which events of a history are read.
-        layers: number of blocks.
-        heads: number of attention heads.
-        block: kind of the blocks, a name of nn.attention.transformer.BLOCKS.
-        positions: end of the window from which positions are counted.
-        dropout: dropout rate of the input, attention and feed-forward layers.
-
-    """
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        window: Window,
-        layers: int,
-        heads: int,
-        block: str,
-        positions: Positions,
-        dropout: float,
-    ) -> None:
+    def __init__(self, config: CausalEncoderConfig) -> None:
         super().__init__()
+        width, heads, dropout = config.width, config.heads, config.dropout
         if width % heads:
             raise ValueError(f"heads = {heads} must divide width = {width}")
-        self.window, self.counts_from_first = window, positions == "from-first"
-        self.positions = nn.Embedding(window.length, width)  # row 0: the last event, or the first
+        self.window = Window(config.max_history_length, config.window_step)
+        self.counts_from_first = config.positions == "from-first"
+        self.positions = nn.Embedding(self.window.length, width)  # row 0: the last event, or the first
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(BLOCKS[block](width, heads=heads, dropout=dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            BLOCKS[config.block](width, heads=heads, dropout=dropout) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(width, eps=1e-8)
 
     def forward(self, items: Jagged, embed: Embed) -> Tensor:
