@@ -1,4 +1,4 @@
-# make demo    environment and the main job: five recommenders on one scoreboard
+# make demo    environment and the main job: seven recommenders on one scoreboard
 # make test    environment with the dev extra and the fast tests
 # make check   lint, types, fast tests
 # make docs    environment with the docs extra and the documentation as a site in build/site

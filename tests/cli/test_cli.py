@@ -17,6 +17,7 @@ from nextitem.cli.main import main
 from nextitem.core import registry
 from nextitem.testing.known_answers import planted_clusters
 
+COMPARE = ["compare", "--models", "sasrec", "--data", "DATA", "--out", "OUT"]
 TUNE = ["tune", "item-cf", "--data", "DATA", "--out", "OUT", "--trials", "3"]
 
 Result = tuple[int, str, str]
@@ -219,6 +220,9 @@ def test_codes_of_new_items_are_appended_and_a_model_trains_on_them(cli: Cli, fo
         (["recommend", "RUN", "--history", "i1", "--only", "category=zz"], "some values are c"),
         (["recommend", "RUN", "--history", "i1", "-k", "0"], "-k"),
         (["compare", "--data", "DATA", "--out", "OUT"], "--models"),
+        ([*COMPARE, "--set", "sasrex.model.width=8"], "settings of sasrex"),
+        ([*COMPARE, "--set", "sasrec.model.widht=8"], "widht"),
+        ([*COMPARE, "--set", "sasrec=8"], "sasrec"),
         (["export", "RUN", "--out", "OUT"], "train one with: nextitem train cobra"),
         (["tune", "item-cg", "--data", "DATA", "--out", "OUT", "--trials", "3"], "no model is called 'item-cg'"),
         (["tune", "item-cf", "--data", "DATA", "--out", "OUT"], "give --minutes, --trials, or both"),
@@ -261,11 +265,12 @@ def test_a_damaged_bundle_is_refused_with_the_file(cli: Cli, runs: Path, tmp_pat
 
 def test_compare_writes_scoreboard_and_report(cli: Cli, runs: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    args = ["compare", runs / "item-cf", runs / "sasrec", "--models", "popularity", "--data", folder]
-    code, output, _ = cli(*args, "--protocol", "leave-one-out", "--out", out)
+    args = ["compare", runs / "item-cf", runs / "sasrec", "--models", "popularity,swing", "--data", folder]
+    code, output, _ = cli(*args, "--protocol", "leave-one-out", "--out", out, "--set", "swing.model.alpha=2")
     assert code == 0
     rows = json.loads((out / "scoreboard.json").read_text())["rows"]
-    assert {row["model"] for row in rows} == {"item-cf", "sasrec", "popularity"}
+    assert {row["model"] for row in rows} == {"item-cf", "sasrec", "popularity", "swing"}
+    assert tomllib.loads((out / "runs" / "swing" / "recipe.toml").read_text())["model"]["alpha"] == 2
     assert {"parameters", "train_seconds", "p50_ms", "p99_ms", "metrics", "intervals"} <= set(rows[0])
     page = (out / "report.html").read_text()
     assert "<svg" in page

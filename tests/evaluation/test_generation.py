@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,12 @@ import torch
 from support.fake_generator import FakeGenerator, identifier_table, requests
 
 from nextitem.core.jagged import Jagged
+from nextitem.data.protocols import make_split
+from nextitem.decoding.guidance import GuideUse
 from nextitem.decoding.trie import PrefixTrie
-from nextitem.evaluation.generation import LEVEL_FIGURES, generation_report
+from nextitem.evaluation.generation import LEVEL_FIGURES, generation_report, prefix_survival
+from nextitem.pipeline.train import train
+from nextitem.testing.known_answers import cycle
 
 ROWS = [[0, 0], [0, 1], [1, 0], [2, 1]]
 TABLE = identifier_table(ROWS, (3, 2))
@@ -87,3 +93,50 @@ def test_unconstrained_generation_by_hand() -> None:
 def test_excluded_items_are_dropped_from_unconstrained_lists() -> None:
     assert report(3, beam_width=3, k=2, excluded=[3])["repaired_recall@2"] == 0
     assert report(2, beam_width=3, k=1, excluded=[3])["repaired_recall@1"] == 1
+
+
+def guided_generator(tmp_path: Path, weight: float) -> Any:
+    """Return a depth-decoder that has learned little from the cycle, with a guide that knows every answer."""
+    guide = {"model": {"name": "support.planted_scorers:Planted", "right_after": 12}, "weight": weight}
+    settings = {"model": {"guide": guide}, "training": {"max_epochs": 1}}
+    options: dict[str, Any] = {"recipe": "debug/depth-decoder", "protocol": "leave-one-out", "progress": False}
+    return train("depth-decoder", cycle(), out=tmp_path / "run", settings=settings, **options).model
+
+
+def test_a_guide_steers_what_is_measured(tmp_path: Path) -> None:
+    model, test = guided_generator(tmp_path, 0.95), make_split(cycle(), "leave-one-out").test
+    guided = generation_report(model, test, beam_width=10)
+    assert guided["guided"]
+    assert guided["levels"] == [dict.fromkeys(LEVEL_FIGURES, 1.0)] * model.trie.num_levels
+    alone = generation_report(model.without_guide(), test, beam_width=10)
+    assert not alone["guided"]
+    assert alone["levels"][-1]["free_running"] < 1
+    assert alone["free_recall@10"] == guided["free_recall@10"]  # unconstrained generation has no guide
+    assert model.is_guided  # the copy without a guide leaves the model as it was
+    model.guidance.use(GuideUse(0.0))
+    assert generation_report(model, test, beam_width=10) == alone
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4, 0.8])
+def test_after_true_greedy_codes_the_next_code_is_the_greedy_one(weight: float, tmp_path: Path) -> None:
+    model, test = guided_generator(tmp_path, weight), make_split(cycle(), "leave-one-out").test
+    num_checked = 0
+    for row in range(test.num_requests):
+        figures = prefix_survival(model, test.select(torch.tensor([row])), beam_widths=[1])
+        forced, free = figures["teacher_forced"], figures["free_running"]
+        assert figures["survival"][1] == [float(all(free[: level + 1])) for level in range(len(free))]
+        depth = next((level for level, share in enumerate(free) if not share), len(free) - 1)
+        assert forced[: depth + 1] == free[: depth + 1]
+        num_checked += depth
+    assert num_checked > 0
+
+
+def test_survival_rises_with_the_beams_and_ends_at_1(tmp_path: Path) -> None:
+    model, test = guided_generator(tmp_path, 0.0), make_split(cycle(), "leave-one-out").test
+    figures = prefix_survival(model, test, beam_widths=[1, 3, 12])
+    by_width = [figures["survival"][width] for width in (1, 3, 12)]
+    for narrow, wide in pairwise(by_width):
+        assert all(less <= more for less, more in zip(narrow, wide, strict=True))
+    assert by_width[0][-1] < by_width[2][-1] == 1
+    report = generation_report(model, test, beam_width=3, k=1)
+    assert [level["survival"] for level in report["levels"]] == by_width[1]

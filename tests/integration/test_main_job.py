@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nextitem.pipeline.compare import MAIN_JOB, compare
+from nextitem.pipeline.compare import MAIN_JOB, MAIN_JOB_SETTINGS, compare
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,14 +19,22 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["online-retail", "amazon14-beauty"])
 def test_the_comparison_of_the_demo_runs_on_real_data(real_data: Path, tmp_path: Path, name: str) -> None:
-    comparison = compare(real_data / name, out=tmp_path / "out", models=MAIN_JOB, minutes_per_model=0.3, progress=False)
+    comparison = compare(
+        real_data / name,
+        out=tmp_path / "out",
+        models=MAIN_JOB,
+        settings=MAIN_JOB_SETTINGS,
+        minutes_per_model=0.3,
+        progress=False,
+    )
     board = json.loads((tmp_path / "out" / "scoreboard.json").read_text())["rows"]
-    assert [row["model"] for row in board] == list(MAIN_JOB)
-    figures = {row["model"]: row["metrics"]["recall@10"] for row in board}
+    names = [*MAIN_JOB, "depth-decoder alone"]
+    assert [row["name"] for row in board] == names
+    figures = {row["name"]: row["metrics"]["recall@10"] for row in board}
     assert figures["item-graph"] > figures["item-cf"] > figures["popularity"] > 0
     assert all(row["p50_ms"] > 0 for row in board)
     assert len(comparison.examples) == 3
-    assert set(comparison.examples[0].recommended) == set(MAIN_JOB)
+    assert set(comparison.examples[0].recommended) == set(names)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<svg") >= 4
     assert "<script" not in page

@@ -174,10 +174,30 @@ def test_generation_quality_is_a_section_by_level(tmp_path: Path) -> None:
     tiger = row(EVIL, 0.3)
     tiger = replace(tiger, evaluation=replace(tiger.evaluation, generation=generation))
     text = page(tmp_path, rows=[tiger, row("a", 0.1)])
-    assert "<td>2</td><td>50.0%</td><td>25.0%</td><td>75.0%</td>" in text
-    assert "12.3% of the first 10 sequences are no item" in text
+    cells = "".join(f"<td>{share}</td><td>{share}</td>" for share in ("50.0%", "25.0%", "75.0%"))
+    assert f"<td>alone</td><td>20</td>{cells}</tr>" in text
+    assert "<td>12.3%</td><td>0.0400</td><td>0.0450</td><td>0.0500</td>" in text
     assert "<h2>Generation of codes" in text
     assert "<h2>Generation of codes" not in page(tmp_path)
+    tags(text)
+
+
+def test_generators_of_different_depth_stand_side_by_side(tmp_path: Path) -> None:
+    level = {"teacher_forced": 0.5, "free_running": 0.25, "survival": 0.75}
+    shares = {"recall@10": 0.05, "free_recall@10": 0.04, "repaired_recall@10": 0.045, "invalid@10": 0.123}
+    rows = []
+    for name, depth, is_guided in (("deep", 3, False), ("flat", 2, True)):
+        generation = {"requests": 9, "beam_width": 20, "guided": is_guided, "levels": [level] * depth, **shares}
+        plain = row(name, 0.3)
+        rows.append(replace(plain, evaluation=replace(plain.evaluation, generation=generation)))
+    text = page(tmp_path, rows=rows)
+    section = text[text.index("<h2>Generation of codes") :]
+    lines = re.findall("<tr>.*?</tr>", section)[:4]
+    assert [line.count('colspan="3"') for line in lines] == [4, 0, 0, 0]
+    assert lines[1].count("<th>level 3</th>") == 3
+    assert lines[2].count("<td>") == lines[3].count("<td>") == 12
+    assert lines[3].count("<td></td>") == 3
+    assert "<td>guided</td>" in lines[3]
     tags(text)
 
 

@@ -22,6 +22,10 @@ def compare(
     models: Annotated[
         str | None, typer.Option("--models", help="Models to train with their default recipes, separated by commas.")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of a model, for example --set sasrec.training.max_epochs=5."),
+    ] = None,
     protocol: Protocol = None,
     minutes: Annotated[
         float | None,
@@ -35,7 +39,8 @@ def compare(
 ) -> None:
     """Compare runs and new models on the same test requests.
 
-    Prints a scoreboard, and writes report.html and scoreboard.json.
+    A guided generator has two rows, with and without its guide. Prints a scoreboard, and writes report.html and
+    scoreboard.json.
     """
     names = [name.strip() for name in (models or "").split(",") if name.strip()]
     check_names("model", names)
@@ -43,6 +48,7 @@ def compare(
     for run in runs or []:
         check_run(run)
     dataset = load_data(data, drop_unknown_items=drop_unknown_items)
+    from nextitem.core.config import apply_overrides
     from nextitem.pipeline.compare import compare as run_comparison
     from nextitem.reporting.scoreboard import print_scoreboard
 
@@ -51,6 +57,7 @@ def compare(
         out=out,
         runs=runs or [],
         models=names,
+        settings=apply_overrides({}, settings or []),
         protocol=protocol,
         minutes_per_model=minutes,
         seed=seed,

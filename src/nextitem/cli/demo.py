@@ -1,4 +1,4 @@
-"""The command `nextitem demo`: a comparison of five recommenders."""
+"""The command `nextitem demo`: a comparison of seven recommenders."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ def demo(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train and compare five recommenders on one data set.
+    """Train and compare seven recommenders on one data set.
 
-    They are classic and generative models. Prints a scoreboard and writes a report.
+    They are classic models, a cascade, and generative models: popularity, item-cf, item-graph, sasrec, cascade, tiger,
+    and depth-decoder with and without its guide. Prints a scoreboard and writes a report.
     """
     check_out(out, resume=resume, overwrite=overwrite)
     dataset = load_data(data, drop_unknown_items=drop_unknown_items)
-    from nextitem.pipeline.compare import MAIN_JOB
+    from nextitem.pipeline.compare import MAIN_JOB, MAIN_JOB_SETTINGS
     from nextitem.pipeline.compare import compare as run_comparison
     from nextitem.reporting.scoreboard import print_scoreboard
 
     comparison = run_comparison(
-        dataset, out=out, models=MAIN_JOB, protocol=protocol, minutes_per_model=minutes, seed=seed,
-        drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=log,
+        dataset, out=out, models=MAIN_JOB, settings=MAIN_JOB_SETTINGS, protocol=protocol, minutes_per_model=minutes,
+        seed=seed, drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=log,
     )  # fmt: skip
+    width = max(len("held-out items"), *(len(row.name) for row in comparison.rows)) + 2
     for customer in comparison.examples:
         print(f"\n{customer.name}")
-        print(f"  {'history':<16}{_one_line(customer.history[-5:])}")
-        print(f"  {'held-out items':<16}{_one_line(customer.held_out[:5])}")
+        print(f"  {'history':<{width}}{_one_line(customer.history[-5:])}")
+        print(f"  {'held-out items':<{width}}{_one_line(customer.held_out[:5])}")
         for model, titles in customer.recommended.items():
             marked_titles = [f"[{title}]" if title in customer.held_out else title for title in titles[:5]]
-            print(f"  {model:<16}{_one_line(marked_titles)}")
+            print(f"  {model:<{width}}{_one_line(marked_titles)}")
     print()
     print_scoreboard(comparison.rows)
     print(f"report: {out}/report.html")

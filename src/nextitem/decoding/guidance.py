@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import pydantic
 import torch
@@ -208,6 +208,18 @@ class GuidedRecommender(Recommender):
     def add_guidance(self, config: GuideConfig | None) -> None:
         """Build the guide of these settings, untrained."""
         self.guidance = None if config is None else Guidance(config, self.catalog)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether there is a guide, with a weight above 0."""
+        return self.guidance is not None and self.guidance.chosen_use.weight > 0
+
+    def without_guide(self) -> Self:
+        """Return the same generator without its guide; both share their weights."""
+        alone = copy(self)
+        alone._buffers, alone._modules = dict(self._buffers), dict(self._modules)  # the tensors in them are shared
+        alone.guidance = None
+        return alone
 
     @abstractmethod
     def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:

@@ -61,6 +61,7 @@ class Evaluation:
         generation: generation quality (evaluation.generation), if it was measured.
         funnel: figures of each stage of a staged model (evaluation.funnel), as JSON values.
         parts: figures of each part of a blend alone (`part_figures`), as JSON values.
+        guide: model, weight and combination of the guide that steers a generator, as JSON values; None without one.
 
     """
 
@@ -77,6 +78,7 @@ class Evaluation:
     generation: dict[str, Any] | None = None
     funnel: list[dict[str, Any]] | None = None
     parts: list[dict[str, Any]] | None = None
+    guide: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         """Return two lines: the model with its test requests, and the main figures."""
@@ -88,13 +90,17 @@ class Evaluation:
     @property
     def notes(self) -> list[str]:
         """What a reader of the figures should know, one sentence for each note."""
-        share = self.metrics.get("ties@10", 0.0)
-        if share < NOTABLE_TIES:
-            return []
-        return [
-            f"{self.model or 'the model'}: {share:.0%} of the lists of 10 are cut inside a tie; item numbers "
-            "decide which of the equally good items they contain, so figures may be off in either direction"
-        ]
+        name, share, notes = self.model or "the model", self.metrics.get("ties@10", 0.0), []
+        if self.guide is not None:
+            notes.append(
+                f"{name}: the search is guided by {self.guide['model']}, with weight {self.guide['weight']:.3g}"
+            )
+        if share >= NOTABLE_TIES:
+            notes.append(
+                f"{name}: {share:.0%} of the lists of 10 are cut inside a tie; item numbers decide which of the "
+                "equally good items they contain, so figures may be off in either direction"
+            )
+        return notes
 
     def to_json(self) -> dict[str, Any]:
         """Return the public format of `nextitem evaluate --json`."""
@@ -114,6 +120,7 @@ class Evaluation:
             **({} if self.generation is None else {"generation": self.generation}),
             **({} if self.funnel is None else {"funnel": self.funnel}),
             **({} if self.parts is None else {"parts": self.parts}),
+            **({} if self.guide is None else {"guide": self.guide}),
         }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import polars as pl
 import torch
@@ -15,20 +16,22 @@ from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
 from nextitem.data.protocols import default_protocol
 from nextitem.data.readers import load_dataset
+from nextitem.decoding.guidance import GuidedRecommender
 from nextitem.evaluation.evaluate import latency
 from nextitem.pipeline.bundle import write_json
 from nextitem.pipeline.evaluate import evaluate_split, generation_quality, split_for
 from nextitem.pipeline.folders import prepare_out
 from nextitem.pipeline.options import Log, silent
 from nextitem.pipeline.provenance import data_table, leak
-from nextitem.pipeline.recipe import DataTable, model_name, resolve_recipe
+from nextitem.pipeline.recipe import DataTable, model_name, resolve_recipe, settings_table
 from nextitem.pipeline.runs import Run, aligned, load_run
 from nextitem.pipeline.train import IN_MEMORY, train
 from nextitem.recipes import default_recipe
 from nextitem.reporting.report import CustomerExample, write_report
 from nextitem.reporting.scoreboard import ReportRow, scoreboard_json
 
-MAIN_JOB = ("popularity", "item-cf", "item-graph", "sasrec", "tiger")
+MAIN_JOB = ("popularity", "item-cf", "item-graph", "sasrec", "cascade", "tiger", "depth-decoder")
+MAIN_JOB_SETTINGS = {"tiger": {"training": {"max_epochs": 3}}}  # its default six would take as long as all the others
 NUM_CUSTOMERS = 3  # example customers in the report
 GENERATION_REQUESTS = 500  # test requests on which the report measures how a model generates codes
 LIST_LENGTH = 10  # displayed items of a history or list
@@ -39,7 +42,8 @@ class Comparison:
     """Figures of several models on the same test requests.
 
     Attributes:
-        rows: one row for each model, with its evaluation, size, training time and latency.
+        rows: one row for each model, with its evaluation, size, training time and latency. A guided generator has a
+            second row, "NAME alone", of the same network without its guide.
         folder: the folder that contains scoreboard.json, report.html and the trained runs.
         examples: customers with their recommended items, as the report presents them; empty under protocol impressions.
         runs: the compared runs, in the order of `rows`.
@@ -61,7 +65,7 @@ class Comparison:
         return "\n".join([f"Comparison in {self.folder}: {len(self.rows)} models", *lines])
 
     def to_frame(self) -> pl.DataFrame:
-        """Return a data frame with one row for each model.
+        """Return a data frame with a line for each of `rows`.
 
         Its columns are name, each metric, parameters (number of weights), train_seconds, and the latency of one request
         in milliseconds: p50_ms (median) and p99_ms (99th percentile).
@@ -87,6 +91,7 @@ def compare(
     out: str | Path,
     runs: Sequence[Run | str | Path] = (),
     models: Sequence[str | type[Recommender]] = (),
+    settings: Mapping[str, Mapping[str, Any]] = {},
     protocol: str | None = None,
     minutes_per_model: float | None = None,
     seed: int | None = None,
@@ -99,6 +104,8 @@ def compare(
 ) -> Comparison:
     """Train models, open runs, and evaluate all of them on the same test requests.
 
+    A generator with a guide is trained once and evaluated twice: as it is, and without its guide ("NAME alone").
+
     Writes scoreboard.json, report.html and the trained runs (runs/NAME) into `out`.
 
     Args:
@@ -106,6 +113,7 @@ def compare(
         out: the folder to write; refused if it is not empty.
         runs: runs, or their folders. They must be trained on this data under this split, on training events only.
         models: names, import paths or classes of models to train, each with its default recipe.
+        settings: name of one of `models` -> settings that differ from its default recipe, as in `train`.
         protocol: how the data are split: time, leave-one-out, session, user-split, published or impressions; None: the
             default of the data.
         minutes_per_model: maximum training time of each model, in minutes; None: no limit.
@@ -121,19 +129,26 @@ def compare(
         The figures of all models. They are also in `out`, as scoreboard.json and report.html.
 
     Raises:
-        UserError: nothing to compare, or a run that was trained on other data, under another split, or refit on
-            validation events.
+        UserError: nothing to compare, settings of a model that is not compared, or a run that was trained on other
+            data, under another split, or refit on validation events.
 
     Examples:
         >>> comparison = ni.compare("shop", models=["popularity", "sasrec"], out="runs/comparison")
         >>> comparison.to_frame()
+        >>> settings = {"sasrec": {"model.width": 128}}
+        >>> ni.compare("shop", models=["sasrec", "tiger"], settings=settings, out="runs/wide")
 
     """
     if not runs and not models:
         raise UserError("nothing to compare: name runs, or give --models popularity,sasrec,...")
     names = [model_name(model) for model in models]
-    for name in names:  # a wrong name is an error before any work is done
-        resolve_recipe([default_recipe(name), ("compare", {"data": {"path": str(data)}})])
+    if others := sorted(settings.keys() - set(names)):
+        raise UserError(
+            f"settings of {others[0]}, which is not among the models to train: {', '.join(names) or 'none'}"
+        )
+    tables = {name: settings_table(settings.get(name, {})) for name in names}
+    for name in names:  # a wrong name or setting is an error before any work is done
+        resolve_recipe([default_recipe(name), ("compare", {"data": {"path": str(data)}}), ("settings", tables[name])])
     dataset = data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=drop_unknown_items)
     opened = [run if isinstance(run, Run) else load_run(run, device=device) for run in runs]
     protocol, reason = (protocol, "as requested") if protocol else default_protocol(dataset)
@@ -155,6 +170,7 @@ def compare(
                 name,
                 dataset,
                 out=run_folder,
+                settings=tables[name],
                 protocol=protocol,
                 minutes=minutes_per_model,
                 seed=seed,
@@ -165,9 +181,8 @@ def compare(
                 log=lambda line: None if line.startswith("note: ") else log(line),
             )
         )
-    rows = [
-        _row(run, name, dataset, split, progress=progress) for run, name in zip(opened, row_names(opened), strict=True)
-    ]
+    entries = [entry for run, name in zip(opened, row_names(opened), strict=True) for entry in _entries(run, name)]
+    rows = [_row(run, name, dataset, split, progress=progress) for name, run in entries]
     examples = _customers(rows, split, opened[0].model)
     write_json(folder / "scoreboard.json", scoreboard_json(rows))
     write_report(
@@ -177,10 +192,33 @@ def compare(
         examples=examples,
         identifiers=next((run.model.catalog.identifiers for run in opened if run.model.catalog.identifiers), None),
         item_titles=dataset.catalog.titles(),
-        epoch_logs={row.name: run.epoch_log for row, run in zip(rows, opened, strict=True) if run.epoch_log},
-        notes=[f"Protocol {split.protocol}: {reason}.", *dataset.notes, *split.notes],
+        epoch_logs={name: run.epoch_log for name, run in entries if run.epoch_log and not _is_guided(run.model)},
+        notes=[
+            f"Protocol {split.protocol}: {reason}.",
+            *dataset.notes,
+            *split.notes,
+            *(note for row in rows for note in row.evaluation.notes),
+        ],
     )
-    return Comparison(rows, folder, examples, opened)
+    return Comparison(rows, folder, examples, [run for _, run in entries])
+
+
+def _is_guided(model: Recommender) -> TypeGuard[GuidedRecommender]:
+    return isinstance(model, GuidedRecommender) and model.is_guided
+
+
+def _entries(run: Run, name: str) -> list[tuple[str, Run]]:
+    """Return the names and runs of the rows of a run: itself and, if it has a guide, the same without it.
+
+    Training validates the generator alone, so its epochs belong to the second row.
+    """
+    if not _is_guided(run.model):
+        return [(name, run)]
+    model = run.model.without_guide()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    metrics = {"train_seconds": run.metrics.get("train_seconds", 0.0), "parameters": parameters}
+    alone = replace(run, model=model, metrics=metrics, evaluation=None)
+    return [(name, run), (f"{name} alone", alone)]
 
 
 def row_names(runs: Sequence[Run]) -> list[str]:

@@ -13,6 +13,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.roles import Ranker, Staged
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
+from nextitem.decoding.guidance import GuidedRecommender
 from nextitem.distributed import processes
 from nextitem.evaluation.evaluate import Evaluation, evaluate_lists
 from nextitem.evaluation.evaluate_ranking import evaluate_ranker
@@ -96,11 +97,15 @@ def evaluate(
 
 
 def generation_quality(run: Run, split: Split, num_requests: int) -> dict[str, Any] | None:
-    """Measure how a model generates codes, on `num_requests` sampled test requests; None if it generates none."""
+    """Measure how a model generates codes, on `num_requests` sampled test requests; None if it generates none.
+
+    Requests without an event are skipped: popularity answers them.
+    """
     if not generates_codes(run.model):
         return None
+    with_history = split.test.select((split.test.items.lengths > 0).nonzero()[:, 0])
     width = run.recipe.model["beam_width"]
-    return generation_report(run.model, split.test.sample(num_requests), beam_width=width)
+    return generation_report(run.model, with_history.sample(num_requests), beam_width=width)
 
 
 def split_for(dataset: Dataset, protocol: str | None, *, models: Sequence[str], seed: int) -> Split:
@@ -150,6 +155,10 @@ def evaluate_split(run: Run, split: Split, *, progress: bool = False) -> Evaluat
     if isinstance(run.model, Blend):
         parts = part_figures(run.model, figures, split.test, ks=KS, progress=progress)
         return replace(figures, parts=[part.to_json() for part in parts])
+    if isinstance(run.model, GuidedRecommender) and run.model.guidance is not None and run.model.is_guided:
+        use = run.model.guidance.chosen_use
+        guide = {"model": run.model.guidance.config.model["name"], "weight": use.weight, "combine": use.combine}
+        return replace(figures, guide=guide)
     if not isinstance(run.model, Staged):
         return figures
     with_history = split.test.select((split.test.items.lengths > 0).nonzero()[:, 0])

@@ -17,6 +17,7 @@ from nextitem.reporting import plots
 from nextitem.reporting.report_style import STYLE
 from nextitem.reporting.scoreboard import (
     COLUMNS,
+    LEVEL_TITLES,
     PART_TITLES,
     Column,
     Mark,
@@ -263,30 +264,41 @@ def _parts(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _generation(evaluations: Sequence[Evaluation]) -> str:
-    """Return the generation quality of each model that generates codes."""
-    parts = []
-    for evaluation in evaluations:
-        if evaluation.generation is None:
-            continue
-        titles = ["level", "correct after the true codes", "correct after its own codes", "true codes among the beams"]
-        lines = [
-            f"<td>{number}</td>" + "".join(f"<td>{level[name]:.1%}</td>" for name in LEVEL_FIGURES)
-            for number, level in enumerate(evaluation.generation["levels"], start=1)
-        ]
-        report = evaluation.generation
-        parts.append(
-            f"<h3>{escape(evaluation.model)}</h3>{_table(titles, lines)}<p>{report['beam_width']} beams, "
-            f"{report['requests']:,} requests. Without the constraint {report['invalid@10']:.1%} of the first 10 "
-            f"sequences are no item: recall@10 {report['free_recall@10']:.4f} if those are dropped, "
-            f"{report['repaired_recall@10']:.4f} if the items below their longest existing prefix replace them. "
-            f"With the constraint, recall@10 by codes alone is {report['recall@10']:.4f}.</p>"
-        )
-    if not parts:
+    """Return the generation quality of the models that generate codes, side by side."""
+    reports = [
+        (f"<td>{_legend_name(index, evaluation.model)}</td>", evaluation.generation)
+        for index, evaluation in enumerate(evaluations)
+        if evaluation.generation is not None
+    ]
+    if not reports:
         return ""
+    depth = max(len(report["levels"]) for _, report in reports)
+    lines, free_lines = [], []
+    for name, report in reports:
+        cells = ""
+        for figure in LEVEL_FIGURES:
+            shares = [f"{level[figure]:.1%}" for level in report["levels"]]
+            cells += "".join(f"<td>{share}</td>" for share in shares + [""] * (depth - len(shares)))
+        search = "guided" if report.get("guided") else "alone"
+        lines.append(f"{name}<td>{search}</td><td>{report['beam_width']}</td>{cells}")
+        recalls = [report[metric] for metric in ("free_recall@10", "repaired_recall@10", "recall@10")]
+        free_cells = "".join(f"<td>{value:.4f}</td>" for value in recalls)
+        free_lines.append(f"{name}<td>{report['invalid@10']:.1%}</td>{free_cells}")
+    groups = "".join(f'<th colspan="{depth}">{title}</th>' for title in LEVEL_TITLES)
+    levels = [f"level {number}" for number in range(1, depth + 1)] * len(LEVEL_TITLES)
+    by_level = _table(["model", "search", "beams", *levels], lines, groups=f'<th colspan="3"></th>{groups}')
+    num_requests = max(report["requests"] for _, report in reports)
+    free_titles = ["model", "no item among the first 10 sequences", "recall@10, those dropped"]
+    free_titles += ["recall@10, those repaired", "recall@10 with the constraint"]
     return (
-        f"<h2>Generation of codes</h2>{''.join(parts)}"
+        f"<h2>Generation of codes</h2>{by_level}"
         '<p class="soft">Training predicts a code after the true codes, a search after the codes that it generated '
-        "itself: the columns show how far the two differ.</p>"
+        "itself: the columns show how far the two differ. The last group is the share of targets whose codes, up to "
+        f"this level, are among the beams. Measured on {num_requests:,} requests.</p>"
+        f"{_table(free_titles, free_lines)}"
+        '<p class="soft">Without the constraint to real items, and without a guide, some sequences are no item. They '
+        "are dropped, or replaced by the items below their longest existing prefix. The last column is of the search "
+        "with the constraint, by codes alone.</p>"
     )
 
 
@@ -376,7 +388,7 @@ def _legend_name(index: int, name: str) -> str:
     return f'<span class="mark" style="color:{plots.color(index)}">{plots.text_marker(index)}</span>{escape(name)}'
 
 
-def _table(titles: Sequence[str], lines: Sequence[str]) -> str:
-    """Return a table of column titles and rows of cells."""
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+def _table(titles: Sequence[str], lines: Sequence[str], *, groups: str = "") -> str:
+    """Return a table of column titles and rows of cells; `groups` are the header cells above the titles."""
+    head = f"<tr>{groups}</tr>" * bool(groups) + f"<tr>{''.join(f'<th>{escape(title)}</th>' for title in titles)}</tr>"
+    return f'<div class="wide"><table>{head}{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'

@@ -257,11 +257,15 @@ def print_parts(parts: Sequence[Mapping[str, Any]], *, title: str = "parts", con
         output.print(part_line(part), highlight=False, soft_wrap=True)
 
 
+LEVEL_TITLES = ("correct after the true codes", "correct after its own codes", "true codes among the beams")
+
+
 def print_generation(report: Mapping[str, Any], *, console: Console | None = None) -> None:
     """Print the generation quality of a model that generates codes."""
     output = console or Console()
-    table = Table(title=f"generation of codes, {report['requests']:,} requests, {report['beam_width']} beams")
-    for title in ("level", "correct after the true codes", "correct after its own codes", "true codes among the beams"):
+    guided = ", guided" if report.get("guided") else ""
+    table = Table(title=f"generation of codes, {report['requests']:,} requests, {report['beam_width']} beams{guided}")
+    for title in ("level", *LEVEL_TITLES):
         table.add_column(title, justify="right")
     for number, level in enumerate(report["levels"], start=1):
         table.add_row(str(number), *(f"{value:.4f}" for value in level.values()))
