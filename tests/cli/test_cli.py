@@ -222,7 +222,7 @@ def test_codes_of_new_items_are_appended_and_a_model_trains_on_them(cli: Cli, fo
         (["compare", "--data", "DATA", "--out", "OUT"], "--models"),
         ([*COMPARE, "--set", "sasrex.model.width=8"], "settings of sasrex"),
         ([*COMPARE, "--set", "sasrec.model.widht=8"], "widht"),
-        ([*COMPARE, "--set", "sasrec=8"], "sasrec"),
+        ([*COMPARE, "--set", "sasrec=8"], "is no table"),
         (["export", "RUN", "--out", "OUT"], "train one with: nextitem train cobra"),
         (["tune", "item-cg", "--data", "DATA", "--out", "OUT", "--trials", "3"], "no model is called 'item-cg'"),
         (["tune", "item-cf", "--data", "DATA", "--out", "OUT"], "give --minutes, --trials, or both"),

@@ -90,6 +90,7 @@ def test_settings_change_one_model_and_resuming_uses_them_again(tmp_path: Path) 
     [
         ({"item-cg": {"model.window": 3}}, "settings of item-cg, which is not among the models to train: item-cf"),
         ({"item-cf": {"model.widow": 3}}, "widow"),
+        ({"item-cf": 8}, "8 is no table"),
     ],
 )
 def test_wrong_settings_are_an_error_before_any_work(settings: Any, message: str, tmp_path: Path) -> None:

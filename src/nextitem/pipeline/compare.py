@@ -11,6 +11,7 @@ import polars as pl
 import torch
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.config import Config
 from nextitem.core.dataset import Dataset, Split
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
@@ -91,7 +92,7 @@ def compare(
     out: str | Path,
     runs: Sequence[Run | str | Path] = (),
     models: Sequence[str | type[Recommender]] = (),
-    settings: Mapping[str, Mapping[str, Any]] = {},
+    settings: Mapping[str, Mapping[str, Any] | Config] = {},
     protocol: str | None = None,
     minutes_per_model: float | None = None,
     seed: int | None = None,
@@ -142,11 +143,7 @@ def compare(
     if not runs and not models:
         raise UserError("nothing to compare: name runs, or give --models popularity,sasrec,...")
     names = [model_name(model) for model in models]
-    if others := sorted(settings.keys() - set(names)):
-        raise UserError(
-            f"settings of {others[0]}, which is not among the models to train: {', '.join(names) or 'none'}"
-        )
-    tables = {name: settings_table(settings.get(name, {})) for name in names}
+    tables = _tables(settings, names)
     for name in names:  # a wrong name or setting is an error before any work is done
         resolve_recipe([default_recipe(name), ("compare", {"data": {"path": str(data)}}), ("settings", tables[name])])
     dataset = data if isinstance(data, Dataset) else load_dataset(data, drop_unknown_items=drop_unknown_items)
@@ -201,6 +198,16 @@ def compare(
         ],
     )
     return Comparison(rows, folder, examples, [run for _, run in entries])
+
+
+def _tables(settings: Mapping[str, Mapping[str, Any] | Config], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the settings of each model as tables of its recipe. Raises UserError if they are no tables of a model."""
+    for name, values in settings.items():
+        if name not in names:
+            raise UserError(f"settings of {name}, which is not among the models to train: {', '.join(names) or 'none'}")
+        if not isinstance(values, Mapping | Config):
+            raise UserError(f"settings of {name}: {values!r} is no table; write them as {name}.model.width=64")
+    return {name: settings_table(settings.get(name, {})) for name in names}
 
 
 def _is_guided(model: Recommender) -> TypeGuard[GuidedRecommender]:
