@@ -84,8 +84,7 @@ def main() -> None:
                         guidance.use(choose_use(model, split.validation))
                         row[f"weight of {name}"] = guidance.chosen_use.weight
                         evaluations[f"guided by {name}"] = judge(model)
-            model.guidance = None
-            evaluations["alone"] = judge(model)
+            evaluations["alone"] = judge(model.without_guide())
             for text in arguments.others:
                 name, _, recipe = text.partition("=")
                 evaluations[name] = judge(run_of(name, recipe, seed, []).model)

@@ -106,6 +106,7 @@ GENERATORS = {
 }
 EPOCHS = {f"epoch {number}": f"validation ndcg@10, epoch {number}" for number in (1, 2)}
 LEVELS = "right after the true codes", "right after its own codes", "true codes among 20 beams"
+SURVIVAL = tuple(f"true codes among {width} beams" for width in (10, 20, 50, 100))
 
 # Each table, and its columns: header, and what a cell shows. A cell is a field of the row ("label"), metrics
 # ("recall@10", several joined by "|"; the best of a column in bold after "*"), "seeds:METRIC" (one figure a seed),
@@ -180,6 +181,12 @@ TABLES: dict[str, dict[str, str]] = {
         **{name: "|".join(f"{name}, level {level}" for level in range(1, 5)) for name in LEVELS},
         "recall@10 / NDCG@10": "recall@10|ndcg@10",
         "seconds": "seconds",
+    },
+    "generation/survival": {
+        "model": "label",
+        **{name: "|".join(f"{name}, level {level}" for level in range(1, 5)) for name in (*LEVELS[:2], *SURVIVAL)},
+        "recall@10": "recall@10",
+        "minutes": "training_minutes",
     },
     "generation/constraint": {
         "search": "label",
