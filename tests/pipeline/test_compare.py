@@ -13,8 +13,10 @@ from support.trained_models import requests
 from nextitem.core.errors import UserError
 from nextitem.decoding.guidance import GuidedRecommender
 from nextitem.pipeline.compare import MAIN_JOB, MAIN_JOB_SETTINGS, Comparison, compare
+from nextitem.pipeline.recipe import resolve_recipe, settings_table
 from nextitem.pipeline.runs import Run
 from nextitem.pipeline.train import train
+from nextitem.recipes import default_recipe
 from nextitem.testing.known_answers import cycle
 
 PERFECT = {"name": "support.planted_scorers:Planted", "right_after": 12}  # knows what follows each item of the cycle
@@ -99,6 +101,9 @@ def test_wrong_settings_are_an_error_before_any_work(settings: Any, message: str
     assert not (tmp_path / "out").exists()
 
 
-def test_the_models_of_the_demo_have_one_name_each_and_their_settings_exist() -> None:
-    assert len(set(MAIN_JOB)) == len(MAIN_JOB)
+def test_the_settings_of_the_demo_change_the_recipes_of_its_models() -> None:
     assert set(MAIN_JOB_SETTINGS) <= set(MAIN_JOB)
+    for name in MAIN_JOB:
+        layers = [default_recipe(name), ("data", {"data": {"path": "shop"}})]
+        changed = resolve_recipe([*layers, ("demo", settings_table(MAIN_JOB_SETTINGS.get(name, {})))])
+        assert (changed != resolve_recipe(layers)) == (name in MAIN_JOB_SETTINGS)
