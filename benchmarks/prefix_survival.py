@@ -8,8 +8,8 @@ requests with their first target, spread evenly; all models get the same request
 level (evaluation/generation.py): the best code after the true prefix is true; the greedy code is true after the codes
 that the search chose itself; the true prefix is among the beams. A guided model is measured with its guide and alone.
 
-Prints a JSON line for each model and search, then the table. Levels of two models differ in number and meaning: the
-last level of each is the whole code of the item, and the figures there can be compared.
+Prints a JSON line for each model and search, then the table. Levels of two models differ in number and meaning. The
+last level is the item itself, so these figures can be compared, unless codes name buckets of items (cobra).
 """
 
 from __future__ import annotations
