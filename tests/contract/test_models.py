@@ -42,7 +42,7 @@ def test_the_same_seed_gives_the_same_weights(name: str) -> None:
     check_same_weights(rich_run(name), rich_run(name, again=1))
 
 
-@pytest.mark.parametrize("name", ["tiger", "cobra", "sasrec"])
+@pytest.mark.parametrize("name", ["tiger", "cobra", "depth-decoder", "sasrec"])
 def test_quality_of_generation_is_reported_for_models_that_generate_codes(name: str) -> None:
     run = trained(name)
     quality = generation_quality(run, make_split(DATASETS["cycle"](), "leave-one-out"), 20)

@@ -31,7 +31,7 @@ class CodeGenerator(Generator, Protocol):
     """A model that generates codes of a table, and can generate sequences that belong to no item."""
 
     trie: PrefixTrie
-    codes: Tensor  # [N + 1, M] int64
+    codes: Tensor  # [N + 1, M]
 
 
 def generates_codes(model: object) -> TypeGuard[CodeGenerator]:

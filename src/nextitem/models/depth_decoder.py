@@ -145,6 +145,11 @@ class DepthDecoder(GuidedRecommender):
         return self.tree.trie
 
     @property
+    def codes(self) -> Tensor:
+        """The codes of the current identifiers, [N + 1, M]."""
+        return self.tree.codes
+
+    @property
     def identifiers(self) -> IdentifierTable:
         """The current identifiers."""
         return self.tree.table
