@@ -93,16 +93,16 @@ def rounded(figures: dict[str, Any]) -> dict[str, Any]:
 
 def print_table(columns: dict[str, dict[str, Any]], beams: list[int]) -> None:
     """Print one line for each figure and level, and one column for each model and search."""
+    parts = {
+        "after true codes": [figures["teacher_forced"] for figures in columns.values()],
+        "after own codes": [figures["free_running"] for figures in columns.values()],
+        **{f"among {width} beams": [figures["survival"][width] for figures in columns.values()] for width in beams},
+    }
     num_levels = max(len(figures["teacher_forced"]) for figures in columns.values())
     lines = [["figure", "level", *columns]]
-    for name, of in [
-        ("after true codes", lambda figures: figures["teacher_forced"]),
-        ("after own codes", lambda figures: figures["free_running"]),
-        *((f"among {width} beams", lambda figures, width=width: figures["survival"][width]) for width in beams),
-    ]:
+    for name, by_model in parts.items():
         for level in range(num_levels):
-            parts = [of(figures) for figures in columns.values()]
-            cells = [f"{shares[level]:.1%}" if level < len(shares) else "-" for shares in parts]
+            cells = [f"{shares[level]:.1%}" if level < len(shares) else "-" for shares in by_model]
             lines.append([name, str(level + 1), *cells])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
