@@ -182,7 +182,7 @@ TABLES: dict[str, dict[str, str]] = {
         "recall@10 / NDCG@10": "recall@10|ndcg@10",
         "seconds": "seconds",
     },
-    "generation/survival": {
+    "survival/beauty": {
         "model": "label",
         **{name: "|".join(f"{name}, level {level}" for level in range(1, 5)) for name in (*LEVELS[:2], *SURVIVAL)},
         "recall@10": "recall@10",
