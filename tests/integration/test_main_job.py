@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["online-retail", "amazon14-beauty"])
+@pytest.mark.parametrize("name", ["online-retail"])
 def test_the_comparison_of_the_demo_runs_on_real_data(real_data: Path, tmp_path: Path, name: str) -> None:
     comparison = compare(
         real_data / name,
