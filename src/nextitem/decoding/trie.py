@@ -138,6 +138,11 @@ class PrefixTrie(nn.Module):
         return self.items.numel()
 
     @property
+    def num_nodes(self) -> int:
+        """Return the number of nodes, sentinels included (V)."""
+        return self.level_starts[-1]
+
+    @property
     def num_levels(self) -> int:
         """Return the number of levels, which is the number of codes of an item (M)."""
         return len(self.codebook_sizes)
@@ -194,6 +199,13 @@ class PrefixTrie(nn.Module):
         start, end = self.level_starts[depth], self.level_starts[depth + 1] - 1
         queries = positions.to(torch.int32)
         return torch.searchsorted(self.item_starts[start:end], queries, right=True) + (start - 1)
+
+    def parents(self, nodes: Tensor, *, depth: int) -> Tensor:
+        """Return the parents, of the given depth, of `nodes` [...], int64; -1 for node -1."""
+        start, end = self.level_starts[depth], self.level_starts[depth + 1] - 1
+        queries = nodes.to(torch.int32)
+        parents = torch.searchsorted(self.first_child[start:end], queries, right=True) + (start - 1)
+        return parents.masked_fill_(nodes < 0, -1)
 
     def items_under(self, node: int) -> Tensor:
         """Return the items of one node, int64, in order of their code sequences."""
