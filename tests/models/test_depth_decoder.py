@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
+from nextitem.core.sparse_scores import SparseScores
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
+from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.guide import Guide
 from nextitem.models.depth_decoder import DepthDecoder, DepthDecoderConfig
 from nextitem.pipeline.bundle import load_model, save_model
 from nextitem.pipeline.recipe import Recipe
@@ -236,6 +240,36 @@ def test_unseen_items_take_no_probability_from_seen_ones_and_a_loaded_model_know
     repeated = loaded.recommend(batch_of(HISTORIES), NUM_ITEMS)
     assert torch.equal(repeated.item_ids, answer.item_ids)
     assert torch.equal(repeated.scores, answer.scores)
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+@pytest.mark.parametrize("weight", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("num_unseen", [1, 9, 15])
+def test_a_search_without_unseen_items_equals_one_with_an_allow_list(
+    num_unseen: int, weight: float, is_sparse: bool
+) -> None:
+    model = model_of(catalog_of(sizes=(4, 3, 2), unique=False))
+    random = torch.Generator().manual_seed(num_unseen)
+    counts = torch.ones(NUM_ITEMS + 1)
+    counts[0] = 0
+    counts[1 + torch.randperm(NUM_ITEMS, generator=random)[:num_unseen]] = 0
+    model.set_popularity(counts)
+    probabilities = torch.rand(3, NUM_ITEMS + 1, generator=random) / NUM_ITEMS
+    probabilities[:, 0] = 0
+    everything = Jagged.from_rows([list(range(1, NUM_ITEMS + 1))] * 3)
+    sparse = SparseScores(everything, probabilities[:, 1:].flatten(), NUM_ITEMS)
+    guide = Guide(sparse if is_sparse else probabilities, weight)
+    batch = batch_of(HISTORIES, excluded=Jagged.from_rows([[2, 3], [], [9, 11, 12, 20]]))
+    answer = model.search(batch, NUM_ITEMS, guide=guide)
+    seen = (counts > 0)[None]
+    former = beam_search(
+        model, replace(batch, allowed=seen), model.trie, k=NUM_ITEMS, beam_width=NUM_ITEMS, guide=guide
+    )
+    for row in range(3):
+        length = int((former.item_ids[row] > 0).sum())
+        assert length == int(seen.sum()) - sum(bool(seen[0, i]) for i in ([2, 3], [], [9, 11, 12, 20])[row])
+        assert torch.equal(answer.item_ids[row, :length], former.item_ids[row, :length])
+        torch.testing.assert_close(answer.scores[row, :length], former.scores[row, :length])
 
 
 def test_content_shares_add_items_without_events_to_the_list_of_the_others() -> None:

@@ -17,7 +17,6 @@ Shapes: B requests, N items, D content width, K returned.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -69,15 +68,6 @@ class ContentShares(nn.Module):
         if batch.excluded is not None:
             logits[batch.excluded.row_ids(), batch.excluded.values] = -torch.inf
         return logits.log_softmax(1)
-
-    def search(
-        self, find: Callable[[SequenceBatch], Recommendations], batch: SequenceBatch, unseen: Tensor | None
-    ) -> Recommendations:
-        """Return the answer of `find` among the seen items, merged with the `unseen` items (bool [N + 1])."""
-        if unseen is None:
-            return find(batch)
-        allowed = ~unseen[None] if batch.allowed is None else batch.allowed & ~unseen
-        return self.merge(find(replace(batch, allowed=allowed)), batch, unseen)
 
     def merge(self, answer: Recommendations, batch: SequenceBatch, unseen: Tensor) -> Recommendations:
         """Return the best K items of `answer`, which contains seen items alone, and of `unseen` items, bool [N + 1].

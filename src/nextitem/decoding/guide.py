@@ -164,7 +164,7 @@ class _DenseLargest(_Largest):
         for depth in range(trie.num_levels, 0, -1):
             first, end = trie.level_starts[depth], trie.level_starts[depth + 1] - 1
             sizes = bounds[first : end + 1].long().diff()
-            if len(sizes) < table.shape[1]:  # otherwise each node has one child
+            if len(sizes) != table.shape[1] or bool((sizes != 1).any()):  # otherwise each node has one child
                 owners = torch.arange(len(sizes), device=table.device).repeat_interleave(sizes)
                 table = table.new_zeros(len(table), len(sizes)).scatter_reduce_(
                     1, owners.expand_as(table), table, "amax"

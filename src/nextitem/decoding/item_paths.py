@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import mul
 
 import torch
@@ -31,6 +31,8 @@ class ItemPaths(nn.Module):
         nodes: [N + 1, M + 1] int64, the nodes from the root to the item's leaf; those of padding have no meaning.
         item_of_leaf: [nodes of the trie] int64, the item of a leaf; else 0. Of several items that share it, the first
             one that is seen, or the first.
+        seen_trie: the trie without items that are not seen. Its nodes are the same, but some may have no item.
+        has_empty_nodes: whether an inner node has no seen item.
         own_rows: [nodes of the trie] int64, the item whose own vector a leaf has; 0 if none of its items is seen.
         seen_leaves: leaves with a seen item, in order; None: all.
         num_seen: [leaves + 1] int64, number of them before each leaf; None with `seen_leaves`.
@@ -54,6 +56,8 @@ class ItemPaths(nn.Module):
     num_seen: Tensor | None
     unseen: Tensor | None
     trie: PrefixTrie
+    seen_trie: PrefixTrie
+    has_empty_nodes: bool
 
     def __init__(self, table: IdentifierTable, *, replaced_below: int | None = None) -> None:
         super().__init__()
@@ -67,6 +71,13 @@ class ItemPaths(nn.Module):
             num_codes = accumulate(table.codebook_sizes[:-1], initial=1, func=mul)
             self.num_inner = sum(min(count, table.num_items) + 1 for count in num_codes)
         self.register_load_state_dict_post_hook(lambda paths, _: paths._build())  # type: ignore[no-untyped-call]
+
+    def mask_without_seen(self, logits: Tensor, nodes: Tensor, *, is_leaf: bool) -> Tensor:
+        """Return the logits of nodes, -inf for those without a seen item; any value for node -1."""
+        if self.unseen is None or not (is_leaf or self.has_empty_nodes):
+            return logits
+        starts, safe = self.seen_trie.item_starts, nodes.clamp(min=0)
+        return logits.masked_fill(starts[safe] == starts[safe + 1], -torch.inf)
 
     @torch.no_grad()
     def replace_codes(
@@ -143,6 +154,12 @@ class ItemPaths(nn.Module):
         """
         self.register_buffer("unseen", unseen, persistent=False)
         trie = self.trie
+        self.seen_trie = trie if unseen is None else trie.without(unseen)
+        starts = self.seen_trie.item_starts
+        self.has_empty_nodes = any(
+            bool((starts[start : end - 1] == starts[start + 1 : end]).any())
+            for start, end in pairwise(trie.level_starts[:-1])
+        )
         first, size, items = trie.level_starts[-2], trie.num_items, trie.items.long()
         num_items = trie.item_starts[first:].long().diff()
         leaves = torch.arange(len(num_items), device=items.device).repeat_interleave(num_items)

@@ -150,21 +150,18 @@ class NodeVectors(nn.Module):
         if self.inner is not None:
             table, rows = (items, tree.own_rows) if is_leaf else (self.inner.weight, None)
             parts.append(child_logits(hidden, table, children, vector_rows=rows))
-        is_partial = is_leaf and self.content is None and tree.num_seen is not None
-        if self.codes is not None or is_partial:
+        if self.codes is not None:
+            by_code = hidden @ cast(nn.Embedding, self.codes[level]).weight.T
             numbers = torch.arange(children.max_count, device=hidden.device)
             nodes = children.starts[:, None] + torch.minimum(numbers, children.counts[:, None] - 1).clamp(min=0)
             is_child = numbers < children.counts[:, None]
-        if self.codes is not None:
-            by_code = hidden @ cast(nn.Embedding, self.codes[level]).weight.T
             codes = tree.trie.codes[nodes].long().clamp(min=0)
             parts.append(by_code.gather(1, codes).masked_fill(~is_child, -torch.inf))
         if self.content is not None and is_leaf:
             assert content is not None
             queries = hidden @ self.content.weight
             parts.append(child_logits(queries, content, children, vector_rows=tree.item_of_leaf))
-        logits = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
-        return logits.masked_fill(tree.own_rows[nodes] == 0, -torch.inf) if is_partial else logits
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
 
 def child_ranges(trie: PrefixTrie, parents: Tensor) -> ChildRanges:

@@ -102,6 +102,16 @@ class PrefixTrie(nn.Module):
         }
         return cls(sizes, level_starts, tensors | _heads(tensors, level_starts, sizes))
 
+    def without(self, items: Tensor) -> PrefixTrie:
+        """Return a trie of the same nodes without some items, bool [items + 1]; some of its nodes may have no item."""
+        is_left = ~items[self.items.long()]
+        ranks = torch.nn.functional.pad(is_left.cumsum(0), (1, 0)).int()
+        left = self.items[is_left]
+        positions = torch.full_like(self.positions, -1)
+        positions[left.long()] = torch.arange(len(left), dtype=torch.int32, device=left.device)
+        changed = {"items": left, "positions": positions, "item_starts": ranks[self.item_starts.long()]}
+        return PrefixTrie(self.codebook_sizes, self.level_starts, dict(self.named_buffers()) | changed)
+
     def save(self, file: Path) -> None:
         """Write the trie as one safetensors file, in the format of docs/formats.md."""
         numbers = {"codebook_sizes": self.codebook_sizes, "level_starts": self.level_starts}

@@ -26,7 +26,6 @@ Shapes: B requests, T targets of a batch, L positions, W beams, D width, N items
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -42,7 +41,7 @@ from nextitem.core.history_state import HistoryState
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import GeneratorState, LossTerms
-from nextitem.core.top_items import search_unseen_last
+from nextitem.core.top_items import append_unseen
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.negatives import sample_negatives
 from nextitem.decoding.beam_search import beam_search
@@ -236,8 +235,10 @@ class DepthDecoder(GuidedRecommender):
             current, ranges, level=level, tree=self.tree, items=self.items.weight, content=self.content
         ).view(*node_BW.shape, -1)
         places = nodes - ranges.starts.view(node_BW.shape)[..., None]
-        state = GeneratorState({}, {"hidden": hidden_BWtD, "node": node_BW})
-        return logits.gather(2, places.clamp(0, logits.shape[2] - 1)), state
+        logits = logits.gather(2, places.clamp(0, logits.shape[2] - 1))
+        if not self.config.content_at_leaves:
+            logits = self.tree.mask_without_seen(logits, nodes, is_leaf=level + 1 == self.trie.num_levels)
+        return logits, GeneratorState({}, {"hidden": hidden_BWtD, "node": node_BW})
 
     @torch.no_grad()
     def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
@@ -275,8 +276,9 @@ class DepthDecoder(GuidedRecommender):
 
     def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
         """Return the k best items of each request under this guide."""
-        width = max(k, self.config.beam_width)
-        find = partial(beam_search, self, trie=self.trie, k=k, beam_width=width, guide=guide)
-        if self.shares is None:
-            return search_unseen_last(find, batch, self.unseen_items())
-        return self.shares.search(find, batch, self._items_without_events())
+        width, unseen = max(k, self.config.beam_width), self._items_without_events()
+        trie = self.trie if self.config.content_at_leaves else self.tree.seen_trie
+        answer = beam_search(self, batch, trie, k=k, beam_width=width, guide=guide)
+        if self.shares is None or unseen is None:
+            return append_unseen(answer, batch, self.unseen_items())
+        return self.shares.merge(answer, batch, unseen)
