@@ -1,14 +1,16 @@
 """Growth of a training step's time and memory with the length of histories and the size of the catalogue.
 
     python benchmarks/cost_growth.py [--plot docs/cost_growth.png] [--tokens 16384] [--steps 5] [--save rows.jsonl]
-        [--lengths 128 256 512 1024 2048 4096 8192] [--items 10000 31623 100000 316228 1000000]
+        [--lengths 128 256 512 1024 2048 4096 8192] [--items 10000 31623 100000 316228 1000000] [--only depth-decoder]
 
 A step is loss, gradients and update, on generated events (uniform random ids, a history's events minutes to days
 apart), width 64, two layers, two threads. Along the length every batch has the same number of events, so that what
 grows is the work of an event: with 10,000 items and 256 sampled negatives. Along the catalogue a batch has 64 histories
-of 64 events (gru4rec: 128 lanes). Each cell runs in a process of its own; its memory is the peak minus the memory
-before the model was built: model and optimizer's state included. Prints one JSON line for each cell; then, by least
-squares on logarithms, the exponents over the whole range and over its upper half, where fixed costs weigh less.
+of 64 events (gru4rec: 128 lanes). depth-decoder has random codes, in two levels up to 200,000 items and in three above;
+its targets are the next event, or the next five. Each cell runs in a process of its own; its memory is the peak minus
+the memory before the model was built: model and optimizer's state included. Prints one JSON line for each cell; then,
+by least squares on logarithms, the exponents over the whole range and over its upper half, where fixed costs weigh
+less.
 """
 
 from __future__ import annotations
@@ -19,18 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
+from guided_latency import catalog_of
 from matplotlib.figure import Figure
 from measure import Results, Stopwatch, in_own_process, median_ms, parser
 from peers.meter import memory_mb
 
-from nextitem.core.catalog import Catalog
-from nextitem.core.ids import IdMap
 from nextitem.core.jagged import Jagged
 from nextitem.core.registry import MODELS
 from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.data.examples.session_lanes import LaneBatch
+from nextitem.nn.quantisation.cluster_codes import equal_codebook_sizes
 from nextitem.training.config import TrainingConfig
 from nextitem.training.optimizers import build_optimizer
 
@@ -43,6 +44,8 @@ ALONG_LENGTH: dict[str, dict[str, Any]] = {
 ALONG_ITEMS: dict[str, dict[str, Any]] = {
     "sasrec, full softmax": {"model": "sasrec", "objective": "full-softmax"},
     "sasrec, 256 negatives": {"model": "sasrec", **SAMPLED},
+    "depth-decoder, five targets": {"model": "depth-decoder"},
+    "depth-decoder, next event": {"model": "depth-decoder", "target_weights": (1.0,)},
     "gru4rec, 2,048 negatives, sparse": {"model": "gru4rec", "num_negatives": 2048},
 }
 
@@ -51,14 +54,13 @@ def one_cell(cell: dict[str, Any]) -> dict[str, Any]:
     """Return milliseconds of a step (median), its events and its peak memory in MiB."""
     settings, length, items, rows = (cell[name] for name in ("settings", "length", "items", "rows"))
     torch.manual_seed(0)
-    ids = [f"i{n}" for n in range(items)]
-    catalog = Catalog(IdMap(pl.Series(ids)), pl.DataFrame({"item_id": ids}))
+    catalog = catalog_of(items, equal_codebook_sizes(items))
     kind: Any = MODELS[settings.pop("model")].load()
     is_gru = kind.__name__ == "GRU4Rec"
     shape = {"layers": (64,)} if is_gru else {"width": 64, "layers": 2, "max_history_length": length}
     before = memory_mb("VmRSS")
     model = kind(kind.Config(**shape, **settings), catalog).train()
-    model.set_popularity(torch.ones(items + 1))
+    model.set_popularity(torch.ones(items + 1).index_fill_(0, torch.tensor([0]), 0))
     training = (
         {"optimizer": "adagrad", "learning_rate": 0.05} if is_gru else {"optimizer": "adamw", "learning_rate": 1e-3}
     )
@@ -123,6 +125,7 @@ def main() -> None:
     options.add_argument("--save", type=Path)
     options.add_argument("--lengths", type=int, nargs="*", default=[128, 256, 512, 1024, 2048, 4096, 8192])
     options.add_argument("--items", type=int, nargs="*", default=[10_000, 31_623, 100_000, 316_228, 1_000_000])
+    options.add_argument("--only", default="", help="beginning of the names of what is measured; default: everything")
     options.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
     arguments = options.parse_args()
     if arguments.cell:
@@ -133,11 +136,13 @@ def main() -> None:
         {"along": "length", "what": what, "settings": settings, "length": length, "items": 10_000}
         | {"rows": max(1, arguments.tokens // length)}
         for what, settings in ALONG_LENGTH.items()
+        if what.startswith(arguments.only)
         for length in arguments.lengths
     ]
     cells += [
         {"along": "items", "what": what, "settings": settings, "length": 64, "items": items, "rows": 64}
         for what, settings in ALONG_ITEMS.items()
+        if what.startswith(arguments.only)
         for items in arguments.items
     ]
     rows = []

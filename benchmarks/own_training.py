@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.roles import Examples
 from nextitem.data.protocols import make_split
 from nextitem.evaluation.evaluate import recommend_all
+from nextitem.pipeline.options import FitOptions
 from nextitem.pipeline.recipe import resolve_recipe
+from nextitem.pipeline.train import with_requirements
 from nextitem.recipes import default_recipe, read_recipe
 from nextitem.training.fit import fit
 
@@ -66,12 +69,19 @@ def main() -> None:
     split = make_split(ni.load_dataset(arguments.folder), "leave-one-out")
     source: dict[str, Any] = {"data": {"path": str(arguments.folder)}, "model": {"name": arguments.model}}
     base = default_recipe(arguments.model) if arguments.recipe is None else read_recipe(arguments.recipe)
-    recipe = resolve_recipe([base, ("the benchmark", source)], overrides=arguments.overrides)
+    overrides = list(arguments.overrides)
+    if "guide" in component_class("model", source["model"])[0].Config.model_fields:
+        overrides.append("model.guide=none")  # a guide is fitted after training
+    recipe = resolve_recipe([base, ("the benchmark", source)], overrides=overrides)
     training = recipe.training.model_copy(update={"validate_every": 1, "patience": None, "max_minutes": None})
     kind, config = component_class("model", recipe.model)
-    model = kind(config, split.train.catalog)
-    model.set_popularity(torch.from_numpy(split.train.interactions.item_counts()).float())
-    examples, watch = model.examples(split.train), watch_for(arguments)
+    with TemporaryDirectory() as folder:
+        train = with_requirements(
+            split.train, recipe, kind.needs | config.needs, FitOptions(Path(folder), progress=False)
+        )
+    model = kind(config, train.catalog)
+    model.set_popularity_from(train)
+    examples, watch = model.examples(train), watch_for(arguments)
     validate = None
     if isinstance(watch, Quality):
         validate = watch.epoch

@@ -74,11 +74,12 @@ OWN: dict[str, tuple[str, list[str]]] = {
     "sasrec-pre-norm": ("sasrec", [*TRANSFORMER, "model.block=pre-norm"]),  # inner width 4 x width, as RecBole has
     "hstu": ("hstu", [*TRANSFORMER, "model.head_width=64"]),
     "gru4rec": ("gru4rec", GRU),
+    "depth-decoder": ("depth-decoder", [part for part in TRANSFORMER if "objective" not in part]),
 }
 
 
 def trainers_parser(doc: str, **numbers: int) -> argparse.ArgumentParser:
-    """Return `measure.parser` with the options that name data, trainers and their environments."""
+    """Return `measure.parser` with the options that name data, trainers, their recipes and their environments."""
     options = parser(doc, threads=2, seed=0, **numbers)
     options.add_argument("folder", type=Path)
     options.add_argument("--what", nargs="+", choices=[*OWN, *PEERS], default=[*OWN, *PEERS])
@@ -88,6 +89,7 @@ def trainers_parser(doc: str, **numbers: int) -> argparse.ArgumentParser:
     options.add_argument(
         "--set", dest="own", nargs="+", default=[], metavar="WHAT:SETTING", help="such as gru4rec:model.dropout=0.1"
     )
+    options.add_argument("--recipe", dest="recipes", nargs="+", default=[], metavar="WHAT=RECIPE", help="of ours")
     return options
 
 
@@ -104,17 +106,14 @@ def write_log(split: Split, file: Path) -> None:
     pl.DataFrame(columns).write_csv(file)
 
 
-def command(
-    name: str, arguments: argparse.Namespace, *, log: Path, split: Split, recipe: str | None = None
-) -> list[str] | str:
+def command(name: str, arguments: argparse.Namespace, *, log: Path, split: Split) -> list[str] | str:
     """Return the command line of one process, without the options of its measurement.
 
     Args:
         name: a key of OWN or PEERS.
-        arguments: those of `trainers_parser`.
+        arguments: those of `trainers_parser`; a recipe of ours takes the place of the sizes that all have.
         log: the file of `write_log`.
         split: the events that a trainer learns from.
-        recipe: of one of ours, in place of the sizes that all have.
 
     Returns:
         The command line; if it cannot run, the reason as a sentence.
@@ -124,6 +123,7 @@ def command(
         model, overrides = OWN[name]
         if model not in MODELS:
             return f"nextitem has no model {model}"
+        recipe = dict(part.split("=", 1) for part in arguments.recipes).get(name)
         overrides = [] if recipe is not None else list(overrides)
         overrides += [part.partition(":")[2] for part in arguments.own if part.partition(":")[0] == name]
         line = [sys.executable, str(HERE / "own_training.py"), "--what", name, "--model", model]

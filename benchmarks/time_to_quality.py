@@ -113,7 +113,6 @@ def main() -> None:
     options.add_argument("--minutes", type=float, default=15.0)
     options.add_argument("--every", type=float, default=60.0, help="seconds of training between two examinations")
     options.add_argument("--reach", type=float, default=0.044)
-    options.add_argument("--recipe", nargs="+", default=[], metavar="WHAT=RECIPE", help="of ours")
     options.add_argument("--dropout", type=float)
     options.add_argument("--learning-rate", type=float)
     arguments = options.parse_args()
@@ -124,13 +123,12 @@ def main() -> None:
     assert split.validation.user_ids is not None
     numbers = torch.from_numpy(dataset.users.numbers_of(split.validation.user_ids.numpy()))  # as the log names users
     requests = replace(split.validation, user_ids=numbers)
-    recipes = dict(part.split("=", 1) for part in arguments.recipe)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         log, answers = Path(folder) / "log.csv", Path(folder) / "answers.npz"
         write_log(split, log)
         for name in arguments.what:
-            line = command(name, arguments, log=log, split=split, recipe=recipes.get(name))
+            line = command(name, arguments, log=log, split=split)
             if isinstance(line, str):
                 results.add_printed(name, {"what": name, "skipped": line})
                 continue

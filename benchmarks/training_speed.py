@@ -1,8 +1,9 @@
-"""Training speed of SASRec, HSTU and GRU4Rec on a CPU, ours and public peers', over the same leave-one-out events.
+"""Training speed of SASRec, HSTU, GRU4Rec and the depth decoder on a CPU, ours and public peers', on equal events.
 
     python benchmarks/training_speed.py DATASET_FOLDER --python-rectools RECTOOLS/bin/python
         --python-recbole RECBOLE/bin/python --gru4rec-official GRU4REC
         [--what sasrec rectools-sasrec-repaired ...] [--repeats 3] [--max-batches 40] [--threads 2]
+        [--recipe sasrec=amazon14-beauty/sasrec depth-decoder=amazon14-beauty/depth-decoder]
 
 Without --what all run; a trainer that cannot run is skipped with its reason. peer_processes.py describes the
 environments and names the rival of each peer. An event is a real target that a trainer learns from. Model building,
@@ -13,8 +14,11 @@ histories of 50, batches of 128, dropout 0.2 and cross-entropy over all items, e
                 "same-targets" gives it batches with as many targets as ours; its GRU has 128 hidden units
   gru4rec-authors  one layer of 128 units, 128 lanes, 2,048 sampled items; always timed over a whole epoch
   "repaired"    RecTools with the loss at real targets only, as ours: stock computes logits of padding too
-Runs alternate, --repeats times; the last line gives medians, and ratios (ours over the peer) of events per second
-with their range, and of peak memory (whole process, libraries included).
+  depth-decoder  no softmax over all items, but one over siblings at each level; it has no peer, and is compared with
+                our sasrec
+Ours follows the recipe that --recipe names instead of these sizes, without its guide. Runs alternate, --repeats times;
+the last line gives medians, and ratios (ours over the peer) of events per second with their range, and of peak memory
+(whole process, libraries included).
 """
 
 from __future__ import annotations
@@ -38,6 +42,9 @@ def ratios(runs: SpeedRuns) -> dict[str, dict[str, object]]:
         if runs.has_both(peer.against, name):
             rate, span, memory = runs.ratios(peer.against, name)
             table[name] = {"ours": peer.against, "events_per_second": rate, "range": span, "peak_memory": memory}
+    if runs.has_both("depth-decoder", "sasrec"):
+        rate, span, memory = runs.ratios("depth-decoder", "sasrec")
+        table["sasrec"] = {"ours": "depth-decoder", "events_per_second": rate, "range": span, "peak_memory": memory}
     return table
 
 

@@ -40,7 +40,8 @@ Way = Callable[[Tensor, Tensor, ChildRanges, Tensor], Tensor]
 
 def grouped(hidden: Tensor, vectors: Tensor, children: ChildRanges, targets: Tensor) -> Tensor:
     """Return what `trie_softmax` returns, computed in groups on every device."""
-    out: Tensor = _TrieSoftmax.apply(hidden, vectors, children, targets, None)  # type: ignore[no-untyped-call]
+    rows = torch.arange(len(targets), device=targets.device)
+    out: Tensor = _TrieSoftmax.apply(hidden, vectors, children, targets, rows, None)  # type: ignore[no-untyped-call]
     return out
 
 

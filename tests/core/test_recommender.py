@@ -55,6 +55,24 @@ def mask(*items: int) -> Tensor:
     return torch.isin(torch.arange(N + 1), torch.tensor(items))[None, :]
 
 
+def test_unseen_items_follow_the_training_events() -> None:
+    model = Fixed([])
+    unseen = model.unseen_items()
+    assert unseen is not None
+    assert unseen.nonzero()[:, 0].tolist() == [5]
+    assert model.unseen_items() is unseen  # read once
+    model.set_popularity(torch.tensor([0.0, 0, 5, 5, 2, 1]))
+    unseen = model.unseen_items()
+    assert unseen is not None
+    assert unseen.nonzero()[:, 0].tolist() == [1]
+    model.load_state_dict(Fixed([]).state_dict())
+    unseen = model.unseen_items()
+    assert unseen is not None
+    assert unseen.nonzero()[:, 0].tolist() == [5]
+    model.popularity = torch.tensor([0.0, 1, 1, 1, 1, 1])
+    assert model.unseen_items() is None
+
+
 def test_an_empty_history_is_answered_by_popularity_and_marked() -> None:
     answer = Scores([]).recommend(requests([[], [1], []]), 3)
     assert answer.item_ids.tolist() == [[2, 3, 4], [5, 4, 3], [2, 3, 4]]

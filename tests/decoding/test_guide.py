@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.fake_generator import FakeGenerator, identifier_table, requests
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from nextitem.core.jagged import Jagged
 from nextitem.core.roles import GeneratorState
 from nextitem.core.sparse_scores import SparseScores
+from nextitem.decoding import guide as guide_module
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.constraints import Constraints
 from nextitem.decoding.guide import Combination, Guide, NodeGuide
@@ -51,7 +52,14 @@ def fused(log_prob: float, probability: float, weight: float, combine: Combinati
     return (1 - weight) * log_prob + weight * math.log(probability + 1e-3 / num_items)
 
 
-@settings(max_examples=80, deadline=None)
+@pytest.fixture(params=[0, 2**20], ids=["entries are searched", "tables of nodes"])
+def _way_of_sparse_entries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a sparse guide search its entries, or store a table of the nodes of a depth."""
+    monkeypatch.setattr(guide_module, "_TABLE_ENTRIES_BY_QUERY", request.param)
+
+
+@pytest.mark.usefixtures("_way_of_sparse_entries")
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     codes=st.lists(st.tuples(*(st.integers(0, size - 1) for size in SIZES)).map(list), min_size=1, max_size=14),
     weight=st.sampled_from([0.0, 0.3, 0.9]),

@@ -65,6 +65,7 @@ def test_a_trie_equals_a_trie_of_dictionaries(
         assert (children.nodes[0, 1] == -1).all()
         assert sorted(n for n in children.nodes[0, 0].tolist() if n >= 0) == sorted(reached[reached >= 0].tolist())
         nodes |= {(*prefix, code): int(reached[code]) for code in following}
+        assert trie.parents(reached, depth=depth).tolist() == torch.where(reached >= 0, node, -1).tolist()
     for position, item in enumerate(trie.items.tolist()):
         assert int(trie.positions[item]) == position
         for depth in range(len(sizes) + 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
+from nextitem.core.sparse_scores import SparseScores
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
+from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.guide import Guide
 from nextitem.models.depth_decoder import DepthDecoder, DepthDecoderConfig
 from nextitem.pipeline.bundle import load_model, save_model
 from nextitem.pipeline.recipe import Recipe
@@ -177,11 +181,16 @@ def test_every_part_learns() -> None:
 
 def test_hidden_items_are_hidden_at_input_and_output() -> None:
     model = model_of(id_dropout=0.5, content_at_leaves=True).train()
-    vectors = model._item_vectors(torch.Generator().manual_seed(0))
-    is_hidden = ~vectors.any(1)
-    assert 0.2 < float(is_hidden[1:].float().mean()) < 0.8
-    assert torch.equal(vectors[~is_hidden], model.items.weight[~is_hidden])
-    assert torch.equal(model.eval()._item_vectors(), model.items.weight)
+    everything = list(range(1, NUM_ITEMS + 1))
+    batch = NextItemBatch(Jagged.from_rows([everything[:-1]]), Jagged.from_rows([everything[1:]]), seed=0)
+    model.training_loss(batch).total.backward()
+    assert model.items.weight.grad is not None
+    is_hidden = ~model.items.weight.grad[1:].any(1)
+    assert 0.2 < float(is_hidden.float().mean()) < 0.8
+    loss = model.training_loss(batch).total
+    with torch.no_grad():
+        model.items.weight[1:][is_hidden] += 100.0
+    torch.testing.assert_close(model.training_loss(batch).total, loss)
 
 
 def test_an_item_without_events_is_ranked_by_its_content() -> None:
@@ -195,6 +204,95 @@ def test_an_item_without_events_is_ranked_by_its_content() -> None:
     after = model.recommend(batch_of(HISTORIES), NUM_ITEMS)
     assert torch.equal(before.item_ids, after.item_ids)
     assert torch.equal(before.scores, after.scores)
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_items_without_events_do_not_compete_in_training(settings: dict[str, Any]) -> None:
+    model = model_of(**settings).train()
+    counts = torch.ones(NUM_ITEMS + 1)
+    counts[[0, 7, 8, 11]] = 0
+    model.set_popularity(counts)
+    batch = NextItemBatch(Jagged.from_rows([[1, 2, 3], [9, 4]]), Jagged.from_rows([[2, 3, 5], [4, 6]]), seed=0)
+    loss = model.training_loss(batch).total
+    loss.backward()
+    unseen = torch.tensor([7, 8, 11])
+    assert model.items.weight.grad is not None
+    assert not bool(model.items.weight.grad[unseen].any())
+    with torch.no_grad():
+        model.items.weight[unseen] = 100.0
+        if model.content is not None:
+            model.content[unseen] = 100.0
+    torch.testing.assert_close(model.training_loss(batch).total, loss)
+
+
+def test_unseen_items_take_no_probability_from_seen_ones_and_a_loaded_model_knows_them() -> None:
+    model = model_of()
+    parents = model.tree.nodes[1:, -2].tolist()
+    unseen = next(item for item in range(1, NUM_ITEMS + 1) if parents.count(parents[item - 1]) > 1)
+    counts = torch.ones(NUM_ITEMS + 1)
+    counts[[0, unseen]] = 0
+    model.set_popularity(counts)
+    answer = model.recommend(batch_of(HISTORIES), NUM_ITEMS)
+    assert answer.item_ids[:, -1].tolist() == [unseen] * len(HISTORIES)
+    torch.testing.assert_close(answer.scores[:, :-1].exp().sum(1), torch.ones(len(HISTORIES)))
+    loaded = model_of()
+    loaded.load_state_dict(model.state_dict())
+    repeated = loaded.recommend(batch_of(HISTORIES), NUM_ITEMS)
+    assert torch.equal(repeated.item_ids, answer.item_ids)
+    assert torch.equal(repeated.scores, answer.scores)
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+@pytest.mark.parametrize("weight", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("num_unseen", [1, 9, 15])
+def test_a_search_without_unseen_items_equals_one_with_an_allow_list(
+    num_unseen: int, weight: float, is_sparse: bool
+) -> None:
+    model = model_of(catalog_of(sizes=(4, 3, 2), unique=False))
+    random = torch.Generator().manual_seed(num_unseen)
+    counts = torch.ones(NUM_ITEMS + 1)
+    counts[0] = 0
+    counts[1 + torch.randperm(NUM_ITEMS, generator=random)[:num_unseen]] = 0
+    model.set_popularity(counts)
+    probabilities = torch.rand(3, NUM_ITEMS + 1, generator=random) / NUM_ITEMS
+    probabilities[:, 0] = 0
+    everything = Jagged.from_rows([list(range(1, NUM_ITEMS + 1))] * 3)
+    sparse = SparseScores(everything, probabilities[:, 1:].flatten(), NUM_ITEMS)
+    guide = Guide(sparse if is_sparse else probabilities, weight)
+    batch = batch_of(HISTORIES, excluded=Jagged.from_rows([[2, 3], [], [9, 11, 12, 20]]))
+    answer = model.search(batch, NUM_ITEMS, guide=guide)
+    seen = (counts > 0)[None]
+    former = beam_search(
+        model, replace(batch, allowed=seen), model.trie, k=NUM_ITEMS, beam_width=NUM_ITEMS, guide=guide
+    )
+    for row in range(3):
+        length = int((former.item_ids[row] > 0).sum())
+        assert length == int(seen.sum()) - sum(bool(seen[0, i]) for i in ([2, 3], [], [9, 11, 12, 20])[row])
+        assert torch.equal(answer.item_ids[row, :length], former.item_ids[row, :length])
+        torch.testing.assert_close(answer.scores[row, :length], former.scores[row, :length])
+
+
+def test_content_shares_add_items_without_events_to_the_list_of_the_others() -> None:
+    model, plain = model_of(content_shares={"weight": 2.0}), model_of()
+    assert model.can_rank_unseen_items
+    counts = torch.ones(NUM_ITEMS + 1)
+    counts[[0, 7, 8, 11]] = 0
+    for part in (model, plain):
+        part.set_popularity(counts)
+    batch = batch_of(HISTORIES, excluded=Jagged.from_rows(HISTORIES))
+    answer, former = model.recommend(batch, NUM_ITEMS), plain.recommend(batch, NUM_ITEMS)
+    unseen = torch.tensor([7, 8, 11])
+    assert model.shares is not None
+    shares = model.shares(batch)
+    for row in range(len(HISTORIES)):
+        is_new = torch.isin(answer.item_ids[row], unseen)
+        new = answer.item_ids[row][is_new]
+        torch.testing.assert_close(answer.scores[row][is_new], shares[row, new] + torch.tensor(2.0).log())
+        others, expected = (
+            [item for item in items[row].tolist() if item not in (0, *unseen.tolist())]
+            for items in (answer.item_ids, former.item_ids)
+        )
+        assert others == expected
 
 
 @pytest.mark.parametrize(

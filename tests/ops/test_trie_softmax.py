@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.trie_cases import problem, vectors_of
 from torch import Tensor
 
+from nextitem.ops import trie_softmax as trie_softmax_module
 from nextitem.ops.trie_softmax import ChildRanges, child_logits, trie_softmax, trie_softmax_reference
 
 
@@ -22,7 +23,14 @@ def assert_same(left: Tensor, right: Tensor, hidden: Tensor, vectors: Tensor) ->
         torch.testing.assert_close(actual, torch.zeros_like(actual) if expected is None else expected)
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.fixture(params=[0, 2**15], ids=["groups", "few logits"])
+def _way_of_logits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `child_logits` divide the rows into groups, or read the children of each row."""
+    monkeypatch.setattr(trie_softmax_module, "_FEW_LOGITS", request.param)
+
+
+@pytest.mark.usefixtures("_way_of_logits")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     counts=st.lists(st.integers(0, 9) | st.just(40), min_size=1, max_size=12).filter(any),
     num_rows=st.integers(0, 40),
@@ -40,6 +48,7 @@ def test_values_and_gradients_equal_the_plain_computation(counts: list[int], num
         )
 
 
+@pytest.mark.usefixtures("_way_of_logits")
 def test_nodes_can_share_vectors() -> None:
     children, targets, num_nodes = problem([3, 4, 2], 20)
     rows = torch.tensor([0, 2, 1, 1, 3, 0, 2, 2, 1])
@@ -49,6 +58,25 @@ def test_nodes_can_share_vectors() -> None:
     assert_same(trie_softmax(hidden, vectors, children, targets, vector_rows=rows), expected, hidden, vectors)
     logits = child_logits(hidden, vectors, children, vector_rows=rows)
     torch.testing.assert_close(logits.log_softmax(1).gather(1, (targets - children.starts)[:, None])[:, 0], expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 9) | st.just(40), min_size=1, max_size=12),
+    num_rows=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_targets_can_share_a_softmax(counts: list[int], num_rows: int, seed: int) -> None:
+    children, targets, num_nodes = problem(counts, num_rows, seed=seed)
+    hidden, vectors = vectors_of(len(targets), int(num_nodes), seed=seed)
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(targets), (2 * num_rows,), generator=random)  # some rows have several targets, some none
+    places = torch.randint(1000, rows.shape, generator=random) % children.counts[rows]
+    shared = children.starts[rows] + places
+    expected = trie_softmax_reference(hidden, vectors, children, shared, rows=rows)
+    assert_same(trie_softmax(hidden, vectors, children, shared, rows=rows), expected, hidden, vectors)
+    copies = ChildRanges(children.starts[rows], children.counts[rows])
+    torch.testing.assert_close(trie_softmax_reference(hidden[rows], vectors, copies, shared), expected)
 
 
 def test_known_probabilities() -> None:
@@ -68,6 +96,7 @@ def test_a_single_child_is_certain_and_has_no_gradient() -> None:
     assert not grads[1].any()
 
 
+@pytest.mark.usefixtures("_way_of_logits")
 def test_logits_of_rows_without_children_are_padding() -> None:
     hidden, vectors = vectors_of(2, 3)
     logits = child_logits(hidden, vectors, ChildRanges(torch.tensor([0, 0]), torch.tensor([3, 0])))

@@ -19,6 +19,7 @@ from nextitem.core.history_state import weights_fingerprint
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.top_items import top_items
+from nextitem.ops.tensor_version import version_of
 
 
 class Recommender(nn.Module, ABC):
@@ -38,6 +39,7 @@ class Recommender(nn.Module, ABC):
         self.catalog = catalog
         self.register_buffer("popularity", torch.zeros(catalog.num_items + 1))
         self._fingerprint: tuple[Catalog, str] | None = None  # cached while the weights cannot change
+        self._unseen: tuple[Tensor, int, Tensor | None] | None = None  # popularity, its version, items without events
         self.register_load_state_dict_post_hook(_clear_fingerprint)  # type: ignore[no-untyped-call]
 
     @property
@@ -84,12 +86,20 @@ class Recommender(nn.Module, ABC):
         They are the items without a training event, unless the model can rank them. If no item has a training event,
         there are none: the model cannot prefer one item to another.
         """
-        if self.can_rank_unseen_items:
-            return None
-        unseen = self.popularity == 0
-        unseen[0] = False
-        num_unseen = int(unseen.sum())
-        return unseen if 0 < num_unseen < self.num_items else None
+        return None if self.can_rank_unseen_items else self._items_without_events()
+
+    def _items_without_events(self) -> Tensor | None:
+        """Return the items without a training event, bool [N + 1], or None if there are none or no others.
+
+        The catalogue is read again only after `popularity` has changed.
+        """
+        version = version_of(self.popularity)
+        if self._unseen is None or self._unseen[0] is not self.popularity or self._unseen[1] != version:
+            unseen = self.popularity == 0
+            unseen[0] = False
+            has_both = 0 < int(unseen.sum()) < self.num_items
+            self._unseen = (self.popularity, version, unseen if has_both else None)
+        return self._unseen[2]
 
     def set_popularity(self, counts: Tensor) -> None:
         """Store how often each item occurs in training, [N + 1]; entry 0 must be 0."""

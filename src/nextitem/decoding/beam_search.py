@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cache
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -187,7 +188,7 @@ class Search:
         Returns the best `max_beams` continuations and the generator's state. There are no beams (W = 0) if no item is
         left.
         """
-        parallel = generator if isinstance(generator, ParallelGenerator) else None
+        parallel = cast(ParallelGenerator, generator) if _has_role(type(generator), ParallelGenerator) else None
         levels, depth = self.trie.num_levels, 0
         while depth < levels:
             children = self.trie.expand(beams.nodes, depth=depth)
@@ -211,8 +212,8 @@ class Search:
         self, generator: Generator, state: GeneratorState, beams: Beams, children: Children, depth: int
     ) -> tuple[Beams, GeneratorState]:
         """Return the best live children of the beams, and the generator's state, which has read `beams.codes`."""
-        if isinstance(generator, ChildScorer):
-            logits, state = generator.score_children(state, beams.codes, children.nodes)
+        if _has_role(type(generator), ChildScorer):
+            logits, state = cast(ChildScorer, generator).score_children(state, beams.codes, children.nodes)
             return self.enter_children(beams, children, logits, depth, by_child=True), state
         logits, state = generator.step(state, beams.codes)
         return self.enter_children(beams, children, logits, depth), state
@@ -441,6 +442,12 @@ def _few_children(children: Children, *, limit: int) -> _Lookahead | None:
         parents=slots // width,
         starts=starts.masked_fill(degrees == 0, 0),
     )
+
+
+@cache
+def _has_role(kind: type, role: type) -> bool:
+    """Return whether a class has the methods of a role; a check of a protocol takes as long as a step of a search."""
+    return issubclass(kind, role)
 
 
 def _rows(values: Tensor, parents: Tensor) -> Tensor:

@@ -30,8 +30,10 @@ from nextitem.decoding.trie import PrefixTrie
 
 Combination = Literal["mixture", "product"]
 
-# A table of the nodes of a depth is stored for all requests up to this many entries; beyond, entries are searched.
+# A table of the nodes of a depth is stored for all requests up to this many entries, and up to so many for each query;
+# beyond, entries are searched.
 _TABLE_ENTRIES = 2**24
+_TABLE_ENTRIES_BY_QUERY = 16
 # In a product, each item has at least this part of the probability that it would have if all were equally likely.
 _FLOOR = 1e-3
 # In a mixture, the generator keeps this weight, so that it orders the items that the guide does not know.
@@ -162,7 +164,7 @@ class _DenseLargest(_Largest):
         for depth in range(trie.num_levels, 0, -1):
             first, end = trie.level_starts[depth], trie.level_starts[depth + 1] - 1
             sizes = bounds[first : end + 1].long().diff()
-            if len(sizes) < table.shape[1]:  # otherwise each node has one child
+            if len(sizes) != table.shape[1] or bool((sizes != 1).any()):  # otherwise each node has one child
                 owners = torch.arange(len(sizes), device=table.device).repeat_interleave(sizes)
                 table = table.new_zeros(len(table), len(sizes)).scatter_reduce_(
                     1, owners.expand_as(table), table, "amax"
@@ -200,7 +202,7 @@ class _SparseLargest(_Largest):
         ancestors = self._trie.ancestors(self._positions, depth=depth)
         keys, groups = torch.unique_consecutive(self._rows * count + ancestors - first, return_inverse=True)
         largest = self._values.new_zeros(len(keys)).scatter_reduce_(0, groups, self._values, "amax")
-        if self._num_requests * count <= _TABLE_ENTRIES:
+        if self._num_requests * count <= min(_TABLE_ENTRIES, _TABLE_ENTRIES_BY_QUERY * nodes.numel()):
             table = largest.new_zeros(self._num_requests * count).index_copy_(0, keys, largest)
             return _from_table(table.view(self._num_requests, count), nodes, first=first)
         rows = torch.arange(len(nodes), device=nodes.device)[:, None, None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import mul
 
 import torch
@@ -29,7 +29,13 @@ class ItemPaths(nn.Module):
         trie: their trie.
         codes: [N + 1, M] int32, those of the table.
         nodes: [N + 1, M + 1] int64, the nodes from the root to the item's leaf; those of padding have no meaning.
-        item_of_leaf: [nodes of the trie] int64, the item of a leaf, the first one if several items share it; else 0.
+        item_of_leaf: [nodes of the trie] int64, the item of a leaf; else 0. Of several items that share it, the first
+            one that is seen, or the first.
+        seen_trie: the trie without items that are not seen. Its nodes are the same, but some may have no item.
+        has_empty_nodes: whether an inner node has no seen item.
+        own_rows: [nodes of the trie] int64, the item whose own vector a leaf has; 0 if none of its items is seen.
+        seen_leaves: leaves with a seen item, in order; None: all.
+        num_seen: [leaves + 1] int64, number of them before each leaf; None with `seen_leaves`.
         num_inner: number of inner nodes, sentinels included, for which a model needs vectors: those of the trie, or
             those that any trie of these items and codebook sizes can have at most, if the codes can be replaced.
 
@@ -45,12 +51,19 @@ class ItemPaths(nn.Module):
     codes: Tensor
     nodes: Tensor
     item_of_leaf: Tensor
+    own_rows: Tensor
+    seen_leaves: Tensor | None
+    num_seen: Tensor | None
+    unseen: Tensor | None
     trie: PrefixTrie
+    seen_trie: PrefixTrie
+    has_empty_nodes: bool
 
     def __init__(self, table: IdentifierTable, *, replaced_below: int | None = None) -> None:
         super().__init__()
         self.table = table
         self.register_buffer("codes", table.codes.clone())
+        self.register_buffer("unseen", None, persistent=False)
         self._build()
         self.num_inner = self.trie.level_starts[-2]
         if replaced_below is not None:
@@ -58,6 +71,13 @@ class ItemPaths(nn.Module):
             num_codes = accumulate(table.codebook_sizes[:-1], initial=1, func=mul)
             self.num_inner = sum(min(count, table.num_items) + 1 for count in num_codes)
         self.register_load_state_dict_post_hook(lambda paths, _: paths._build())  # type: ignore[no-untyped-call]
+
+    def mask_without_seen(self, logits: Tensor, nodes: Tensor, *, is_leaf: bool) -> Tensor:
+        """Return the logits of nodes, -inf for those without a seen item; any value for node -1."""
+        if self.unseen is None or not (is_leaf or self.has_empty_nodes):
+            return logits
+        starts, safe = self.seen_trie.item_starts, nodes.clamp(min=0)
+        return logits.masked_fill(starts[safe] == starts[safe + 1], -torch.inf)
 
     @torch.no_grad()
     def replace_codes(
@@ -124,10 +144,38 @@ class ItemPaths(nn.Module):
         nodes = torch.stack([trie.ancestors(positions, depth=depth) for depth in range(trie.num_levels + 1)], dim=1)
         self.trie = trie.to(device)
         self.register_buffer("nodes", nodes.to(device), persistent=False)
-        leaves = torch.zeros(trie.level_starts[-1], dtype=torch.int64)
-        start = trie.level_starts[-2]
-        leaves[start:-1] = trie.items[trie.item_starts[start:-1].long()].long()
-        self.register_buffer("item_of_leaf", leaves.to(device), persistent=False)
+        self.set_unseen(self.unseen)
+
+    def set_unseen(self, unseen: Tensor | None) -> None:
+        """Tell which items are not seen: those without a training event, bool [N + 1]; None: all are.
+
+        Their leaves have no vector of their own. As they never are a target, they do not compete in training: that
+        would lower what their content shares with other items.
+        """
+        self.register_buffer("unseen", unseen, persistent=False)
+        trie = self.trie
+        self.seen_trie = trie if unseen is None else trie.without(unseen)
+        starts = self.seen_trie.item_starts
+        self.has_empty_nodes = any(
+            bool((starts[start : end - 1] == starts[start + 1 : end]).any())
+            for start, end in pairwise(trie.level_starts[:-1])
+        )
+        first, size, items = trie.level_starts[-2], trie.num_items, trie.items.long()
+        num_items = trie.item_starts[first:].long().diff()
+        leaves = torch.arange(len(num_items), device=items.device).repeat_interleave(num_items)
+        ranks = torch.arange(size, device=items.device)
+        if unseen is not None:
+            ranks += size * unseen[items]
+        ranks = torch.full_like(num_items, 2 * size).scatter_reduce_(0, leaves, ranks, "amin")
+        item_of_leaf = items.new_zeros(trie.level_starts[-1])
+        item_of_leaf[first:-1] = items[ranks % size]
+        own_rows = item_of_leaf.clone()
+        own_rows[first:-1].masked_fill_(ranks >= size, 0)
+        seen_leaves = None if unseen is None else own_rows.nonzero()[:, 0]
+        num_seen = None if unseen is None else torch.nn.functional.pad((ranks < size).cumsum(0), (1, 0))
+        buffers = {"item_of_leaf": item_of_leaf, "own_rows": own_rows, "seen_leaves": seen_leaves, "num_seen": num_seen}
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer, persistent=False)
 
 
 def _average(table: nn.Embedding, former: Tensor, current: Tensor, weights: Tensor) -> None:

@@ -19,7 +19,9 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from nextitem.core.jagged import offsets_of, ranges
 from nextitem.decoding.item_paths import ItemPaths
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.ops.trie_softmax import ChildRanges, child_logits, trie_softmax
@@ -50,14 +52,29 @@ class NodeVectors(nn.Module):
         """The tables of code vectors, one for each level; empty without code vectors."""
         return [cast(nn.Embedding, table) for table in self.codes or ()]
 
-    def forward(self, nodes: Tensor, *, level: int, tree: ItemPaths) -> Tensor:
-        """Return the vectors of inner nodes of depth `level + 1`, [..., D]; -1 is read as some node."""
+    def forward(
+        self,
+        nodes: Tensor,
+        *,
+        level: int,
+        tree: ItemPaths,
+        items: Tensor | None = None,
+        content: Tensor | None = None,
+    ) -> Tensor:
+        """Return the vectors of nodes of depth `level + 1`, [..., D]; -1 is read as some node.
+
+        `items` and `content` are needed at the leaves, as in `log_probs`.
+        """
         safe = nodes.clamp(min=tree.trie.level_starts[level + 1])
         parts = []
+        is_leaf = level + 1 == tree.trie.num_levels
         if self.inner is not None:
-            parts.append(self.inner(safe))
+            parts.append(self.inner(safe) if items is None else F.embedding(tree.own_rows[safe], items))
         if self.codes is not None:
             parts.append(self.codes[level](tree.trie.codes[safe].long()))
+        if self.content is not None and is_leaf:
+            assert content is not None
+            parts.append(self.content(content[tree.item_of_leaf[safe]]))
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def log_probs(
@@ -70,27 +87,52 @@ class NodeVectors(nn.Module):
         tree: ItemPaths,
         items: Tensor,
         content: Tensor | None,
+        rows: Tensor,
     ) -> Tensor:
-        """Return the log-probability of the target among the children of its parent, [R].
+        """Return the log-probability of each target among the children of its parent, [T].
 
         Args:
             hidden: hidden states [R, D].
-            targets: [R] int64, nodes of depth `level + 1`.
-            parents: [R] int64, their parents.
+            targets: [T] int64, nodes of depth `level + 1`, with a training event.
+            parents: [R] int64, the node of each hidden state.
             level: depth of the parents.
             tree: the trie with the paths of the items.
             items: item vectors, [N + 1, D].
             content: content vectors [N + 1, content width], if the leaves read them.
+            rows: [T] int64, the hidden state of each target; its parent is that of the target.
 
         """
-        children = child_ranges(tree.trie, parents)
         is_leaf = level + 1 == tree.trie.num_levels
+        if level == 0 and not is_leaf:
+            first, end = tree.trie.level_starts[1], tree.trie.level_starts[2] - 1
+            table = self(torch.arange(first, end, device=hidden.device), level=0, tree=tree)
+            log_probs: Tensor = (hidden @ table.T).log_softmax(1)
+            return log_probs.flatten().index_select(0, rows * (end - first) + targets - first)
+        children, columns = child_ranges(tree.trie, parents), None
+        if is_leaf and tree.num_seen is not None and tree.seen_leaves is not None:
+            first, columns = tree.trie.level_starts[level + 1], tree.seen_leaves
+            starts, ends = (
+                tree.num_seen[edge - first] for edge in (children.starts, children.starts + children.counts)
+            )
+            children, targets = ChildRanges(starts, ends - starts), tree.num_seen[targets - first]
         if self.inner is not None and self.codes is None and (self.content is None or not is_leaf):
-            table, rows = (items, tree.item_of_leaf) if is_leaf else (self.inner.weight, None)
-            return trie_softmax(hidden, table, children, targets, vector_rows=rows)
-        logits = self.logits(hidden, children, level=level, tree=tree, items=items, content=content)
-        column = (targets - children.starts)[:, None]
-        return logits.gather(1, column)[:, 0] - logits.logsumexp(1)
+            of_leaves = tree.item_of_leaf if columns is None else tree.item_of_leaf[columns]
+            table, vector_rows = (items, of_leaves) if is_leaf else (self.inner.weight, None)
+            return trie_softmax(hidden, table, children, targets, rows=rows, vector_rows=vector_rows)
+        # A table of the children of all parents, each parent once.
+        starts, parent = torch.unique(children.starts, return_inverse=True)
+        counts = torch.zeros_like(starts).index_copy_(0, parent, children.counts)
+        nodes = ranges(starts, counts)
+        table = self(
+            nodes if columns is None else columns[nodes],
+            level=level,
+            tree=tree,
+            items=items if is_leaf else None,
+            content=content,
+        )
+        shift = (offsets_of(counts)[:-1] - starts)[parent]
+        children, targets = ChildRanges(children.starts + shift, children.counts), targets + shift[rows]
+        return trie_softmax(hidden, table, children, targets, rows=rows)
 
     def logits(
         self,
@@ -106,7 +148,7 @@ class NodeVectors(nn.Module):
         is_leaf = level + 1 == tree.trie.num_levels
         parts = []
         if self.inner is not None:
-            table, rows = (items, tree.item_of_leaf) if is_leaf else (self.inner.weight, None)
+            table, rows = (items, tree.own_rows) if is_leaf else (self.inner.weight, None)
             parts.append(child_logits(hidden, table, children, vector_rows=rows))
         if self.codes is not None:
             by_code = hidden @ cast(nn.Embedding, self.codes[level]).weight.T

@@ -102,6 +102,16 @@ class PrefixTrie(nn.Module):
         }
         return cls(sizes, level_starts, tensors | _heads(tensors, level_starts, sizes))
 
+    def without(self, items: Tensor) -> PrefixTrie:
+        """Return a trie of the same nodes without some items, bool [items + 1]; some of its nodes may have no item."""
+        is_left = ~items[self.items.long()]
+        ranks = torch.nn.functional.pad(is_left.cumsum(0), (1, 0)).int()
+        left = self.items[is_left]
+        positions = torch.full_like(self.positions, -1)
+        positions[left.long()] = torch.arange(len(left), dtype=torch.int32, device=left.device)
+        changed = {"items": left, "positions": positions, "item_starts": ranks[self.item_starts.long()]}
+        return PrefixTrie(self.codebook_sizes, self.level_starts, dict(self.named_buffers()) | changed)
+
     def save(self, file: Path) -> None:
         """Write the trie as one safetensors file, in the format of docs/formats.md."""
         numbers = {"codebook_sizes": self.codebook_sizes, "level_starts": self.level_starts}
@@ -136,6 +146,11 @@ class PrefixTrie(nn.Module):
     def num_items(self) -> int:
         """Return the number of items in the trie, which a search can return (N)."""
         return self.items.numel()
+
+    @property
+    def num_nodes(self) -> int:
+        """Return the number of nodes, sentinels included (V)."""
+        return self.level_starts[-1]
 
     @property
     def num_levels(self) -> int:
@@ -194,6 +209,13 @@ class PrefixTrie(nn.Module):
         start, end = self.level_starts[depth], self.level_starts[depth + 1] - 1
         queries = positions.to(torch.int32)
         return torch.searchsorted(self.item_starts[start:end], queries, right=True) + (start - 1)
+
+    def parents(self, nodes: Tensor, *, depth: int) -> Tensor:
+        """Return the parents, of the given depth, of `nodes` [...], int64; -1 for node -1."""
+        start, end = self.level_starts[depth], self.level_starts[depth + 1] - 1
+        queries = nodes.to(torch.int32)
+        parents = torch.searchsorted(self.first_child[start:end], queries, right=True) + (start - 1)
+        return parents.masked_fill_(nodes < 0, -1)
 
     def items_under(self, node: int) -> Tensor:
         """Return the items of one node, int64, in order of their code sequences."""

@@ -9,15 +9,12 @@ one pass. From the hidden state after an event, a depth network descends the tri
     z_(l + 1) = norm(z_l + network(z_l, vector(node)))
 
 Notable
-- Every node of the trie has a vector of its own, and a softmax runs over siblings only; a leaf's vector is the vector
-  of its item, which the input reads, too. The papers share one vector among all nodes with the same code, `vectors =
-  "codes"`: with it, some hundred vectors have to tell all items apart, and recall falls by almost a third.
+- Every node of the trie has a vector of its own; a leaf's is the vector of its item, which the input reads, too. The
+  papers share one vector among all nodes with the same code (`vectors = "codes"`): recall falls by almost a third.
 - Only legal codes compete, in training as in the search: what is trained is what is served.
-- The input is the sum of the item's own vector, those of the nodes above it, and its content.
-- The events after the next one are targets, too, with falling weights: what follows a purchase is not strictly ordered.
-  The papers predict the next event alone.
-- `id_dropout` hides the vectors of random items, at input and output alike, so that content and nodes learn to stand in
-  for them. Items without a training event have no vector of their own.
+- The events after the next one are targets, too, with falling weights; the papers predict the next event alone.
+- Items without a training event have no vector of their own, and do not compete in training. `content_shares` lists
+  them by their content; `id_dropout` hides the vectors of random items, so that content at leaves stands in for them.
 - Positions are counted from the first event, so that a new event of a user costs one step (roles.Incremental).
 - `relearn_after` replaces the identifiers by clusters of the items' input vectors, as TDM relearns its tree.
 - `dense_weight` adds a softmax over items by the same hidden state and item vectors, trained jointly.
@@ -29,7 +26,7 @@ Shapes: B requests, T targets of a batch, L positions, W beams, D width, N items
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -44,10 +41,11 @@ from nextitem.core.history_state import HistoryState
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import GeneratorState, LossTerms
-from nextitem.core.top_items import search_unseen_last
+from nextitem.core.top_items import append_unseen
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.negatives import sample_negatives
 from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.content_shares import ContentShares, ContentSharesConfig
 from nextitem.decoding.guidance import GuidedConfig, GuidedRecommender
 from nextitem.decoding.guide import Guide
 from nextitem.decoding.item_paths import ItemPaths
@@ -89,13 +87,15 @@ class DepthDecoderConfig(CausalEncoderConfig, PrefixAwareConfig, GuidedConfig):
     """Weight of a softmax over items by the same vectors; 0: none."""
     dense_negatives: int = Field(256, ge=1)
     """Number of sampled items of that softmax."""
+    content_shares: ContentSharesConfig | None = None
+    """Settings by which items without a training event compete by their content; none: they are ranked last."""
     beam_width: int = Field(20, ge=1)
     """Number of beams that stay in the search; raised to k if k is larger."""
 
     @property
     def needs(self) -> frozenset[Requirement]:
         """What the catalogue must contain."""
-        reads_content = self.content_at_leaves or "content" in self.reads
+        reads_content = self.content_at_leaves or "content" in self.reads or self.content_shares is not None
         return super().needs | (frozenset({CONTENT}) if reads_content else frozenset())
 
     def idle_fields(self) -> dict[str, str]:
@@ -125,19 +125,18 @@ class DepthDecoder(GuidedRecommender):
         self.register_buffer("content", catalog.content if reads_content else None, persistent=False)
         self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)  # input, and leaves
         self.nodes_read = nn.Embedding(self.tree.num_inner, config.width) if "nodes" in config.reads else None
-        self.content_read: nn.Linear | None = None
-        if self.content is not None and "content" in config.reads:
-            self.content_read = nn.Linear(self.content.shape[1], config.width, bias=False)
+        is_read, content_width = "content" in config.reads, 0 if self.content is None else self.content.shape[1]
+        self.content_read = nn.Linear(content_width, config.width, bias=False) if is_read else None
         self.encoder = CausalEncoder(config)
-        content = self.content if config.content_at_leaves else None
+        shares, content = config.content_shares, self.content if config.content_at_leaves else None
+        self.shares = None if shares is None else ContentShares(shares, cast(Tensor, catalog.content))
         self.nodes = NodeVectors(self.tree, parts=config.vectors, content=content, width=config.width)
-        network = DEPTH_NETWORKS[config.depth_network]
-        self.deeper = network(
-            config.width, levels=self.trie.num_levels, hidden=config.depth_width, dropout=config.dropout / 2
-        )
-        self.prefix_loss = prefix_loss_of(config, num_levels=self.trie.num_levels)
+        levels, network = self.trie.num_levels, DEPTH_NETWORKS[config.depth_network]
+        self.deeper = network(config.width, levels=levels, hidden=config.depth_width, dropout=config.dropout / 2)
+        self.prefix_loss = prefix_loss_of(config, num_levels=levels)
         truncated_normal_(self)
         self.add_guidance(config.guide)
+        self.register_load_state_dict_post_hook(DepthDecoder._set_unseen)  # type: ignore[no-untyped-call]
 
     @property
     def trie(self) -> PrefixTrie:
@@ -156,8 +155,8 @@ class DepthDecoder(GuidedRecommender):
 
     @property
     def can_rank_unseen_items(self) -> bool:
-        """Whether leaves contain content; without it nothing is known about an item without events."""
-        return self.config.content_at_leaves
+        """Whether content is read at leaves or by shares; without it nothing is known of an item without events."""
+        return self.config.content_at_leaves or self.config.content_shares is not None
 
     def examples(self, train: Dataset) -> NextItemSequences:
         """Return windows of the users' histories; every event but the first is a target."""
@@ -166,18 +165,23 @@ class DepthDecoder(GuidedRecommender):
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
         """Return the cross-entropy of the targets' nodes among their siblings, summed over levels, at all positions."""
         generator = torch.Generator().manual_seed(batch.seed)
-        items = self._item_vectors(generator)
+        items = self.items.weight
+        if self.training and self.config.id_dropout:
+            is_hidden = torch.rand(len(items), generator=generator) < self.config.id_dropout
+            items = items * ~is_hidden.to(items.device)[:, None]
         hidden_TD = self.encoder(batch.items, lambda ids: self._embed(ids, items))
-        places, targets, weights = batch.weighted_targets(self.config.target_weights)
-        paths, states = self.tree.nodes[targets], self.deeper.start(hidden_TD[places])
-        named = {}
+        rows, targets, weights = batch.weighted_targets(self.config.target_weights)
+        paths, states, named = self.tree.nodes[targets], self.deeper.start(hidden_TD), {}
+        parents = paths.new_zeros(len(states))  # of the states: the root
         for level in range(self.trie.num_levels):
-            parents, nodes = paths[:, level], paths[:, level + 1]
-            if level:
-                states = self.deeper(states, self.nodes(parents, level=level - 1, tree=self.tree), level=level)
-            log_probs = self.nodes.log_probs(
-                states[:, -1], nodes, parents, level=level, tree=self.tree, items=items, content=self.content
-            )
+            if level:  # targets with the same history and prefix share a state
+                keys, rows = torch.unique(rows * self.trie.num_nodes + paths[:, level], return_inverse=True)
+                former, parents = keys // self.trie.num_nodes, keys % self.trie.num_nodes
+                above, nodes = torch.unique(parents, return_inverse=True)
+                vectors = self.nodes(above, level=level - 1, tree=self.tree)
+                states = self.deeper(states, vectors, level=level, rows=former, nodes=nodes)
+            vectors_of: dict[str, Any] = {"level": level, "tree": self.tree, "items": items, "content": self.content}
+            log_probs = self.nodes.log_probs(states[:, -1], paths[:, level + 1], parents, rows=rows, **vectors_of)
             named[f"level_{level + 1}"] = -(weights * log_probs).sum()
         total = torch.stack(list(named.values())).sum()
         if self.prefix_loss is not None:
@@ -186,9 +190,8 @@ class DepthDecoder(GuidedRecommender):
         if self.config.dense_weight:
             count, is_target = self.config.dense_negatives, batch.targets.values > 0
             sampled = sample_negatives(batch, self.popularity, count=count, shared_by="batch", generator=generator)
-            named["dense"] = sampled_softmax(
-                hidden_TD[is_target], items, batch.targets.values[is_target], **vars(sampled)
-            )
+            next_items = batch.targets.values[is_target]
+            named["dense"] = sampled_softmax(hidden_TD[is_target], items, next_items, **vars(sampled))
             total = total + self.config.dense_weight * named["dense"]
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
@@ -203,8 +206,7 @@ class DepthDecoder(GuidedRecommender):
         vectors, counts = self._embed(items[None], self.items.weight)[0], self.popularity[1:]
         codes = relearned_codes(vectors, counts, self.tree.table, num_kept=self.config.relearn_below, seed=epoch)
         by_node = [table for table in (self.nodes_read, self.nodes.inner) if table is not None]
-        by_code = self.nodes.code_tables
-        return self.tree.replace_codes(codes, by_node=by_node, by_code=by_code, weights=self.popularity)
+        return self.tree.replace_codes(codes, by_node=by_node, by_code=self.nodes.code_tables, weights=self.popularity)
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
         """Return the state at the root, from the history or from its cached state."""
@@ -227,21 +229,21 @@ class DepthDecoder(GuidedRecommender):
         self, state: GeneratorState, codes: Tensor | None, nodes: Tensor
     ) -> tuple[Tensor, GeneratorState]:
         """Return the logits of the children `nodes [B, W, D]`, and the state after `codes [B, W]`."""
-        node_BW, hidden_BWtD = state.beams["node"], state.beams["hidden"]
-        node_BW = node_BW if codes is None else self.trie.advance(node_BW, codes)
-        level = self.trie.depth_of(node_BW)
-        if codes is not None:
+        hidden_BWtD, level = state.beams["hidden"], self.trie.depth_of(nodes) - 1
+        node_BW = self.trie.parents(nodes.amax(2), depth=level)
+        if level:
             vectors = self.nodes(node_BW.flatten(), level=level - 1, tree=self.tree)
             deeper = self.deeper(hidden_BWtD.flatten(0, 1), vectors, level=level)
             hidden_BWtD = deeper.view(*node_BW.shape, *deeper.shape[1:])
         ranges, current = child_ranges(self.trie, node_BW.flatten()), hidden_BWtD[:, :, -1].flatten(0, 1)
         logits = self.nodes.logits(
-            current, ranges, level=level, tree=self.tree, items=self._item_vectors(), content=self.content
+            current, ranges, level=level, tree=self.tree, items=self.items.weight, content=self.content
         ).view(*node_BW.shape, -1)
         places = nodes - ranges.starts.view(node_BW.shape)[..., None]
-        return logits.gather(2, places.clamp(0, logits.shape[2] - 1)), GeneratorState(
-            {}, {"hidden": hidden_BWtD, "node": node_BW}
-        )
+        logits = logits.gather(2, places.clamp(0, logits.shape[2] - 1))
+        if not self.config.content_at_leaves:
+            logits = self.tree.mask_without_seen(logits, nodes, is_leaf=level + 1 == self.trie.num_levels)
+        return logits, GeneratorState({}, {"hidden": hidden_BWtD, "node": node_BW})
 
     @torch.no_grad()
     def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
@@ -256,20 +258,21 @@ class DepthDecoder(GuidedRecommender):
             is_extensible=self.encoder.counts_from_first,
         )
 
-    def _item_vectors(self, generator: torch.Generator | None = None) -> Tensor:
-        """Return the items' own vectors, [N + 1, D]; 0 for items that are hidden or have no training event."""
-        weight = self.items.weight
-        if self.training and self.config.id_dropout:
-            is_hidden = torch.rand(len(weight), generator=generator) < self.config.id_dropout
-            return weight * ~is_hidden.to(weight.device)[:, None]
-        if not self.training and self.can_rank_unseen_items:
-            return weight * (self.popularity > 0)[:, None]
-        return weight
+    def set_popularity(self, counts: Tensor) -> None:
+        """Store how often each item occurs in training; items without an event get no vector of their own."""
+        super().set_popularity(counts)
+        self._set_unseen()
+
+    def _set_unseen(self, *_: object) -> None:
+        self.tree.set_unseen(self._items_without_events())
 
     def _embed(self, items_BL: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Return the input vectors of items, [B, L, D]; `vectors [N + 1, D]` are the items' own."""
-        table = self._item_vectors() if vectors is None else vectors
+        table = self.items.weight if vectors is None else vectors
         parts = [nn.functional.embedding(items_BL, table, padding_idx=0)] if "items" in self.config.reads else []
+        unseen = None if self.training else self._items_without_events()
+        if unseen is not None:
+            parts = [part.masked_fill(unseen[items_BL][..., None], 0) for part in parts]
         if self.nodes_read is not None:
             parts += [self.nodes_read(self.tree.nodes[items_BL, depth]) for depth in range(1, self.trie.num_levels)]
         if self.content_read is not None and self.content is not None:
@@ -278,9 +281,9 @@ class DepthDecoder(GuidedRecommender):
 
     def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
         """Return the k best items of each request under this guide."""
-        width = max(k, self.config.beam_width)
-        return search_unseen_last(
-            lambda part: beam_search(self, part, self.trie, k=k, beam_width=width, guide=guide),
-            batch,
-            self.unseen_items(),
-        )
+        width, unseen = max(k, self.config.beam_width), self._items_without_events()
+        trie = self.trie if self.config.content_at_leaves else self.tree.seen_trie
+        answer = beam_search(self, batch, trie, k=k, beam_width=width, guide=guide)
+        if self.shares is None or unseen is None:
+            return append_unseen(answer, batch, self.unseen_items())
+        return self.shares.merge(answer, batch, unseen)
