@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -64,6 +65,12 @@ class Recommender(nn.Module, ABC):
         if not self.training:
             self._fingerprint = (self.catalog, value)
         return value
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the module as any other, and drop what was read from the former tensors."""
+        self._unseen = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; in training mode weights may change, so the fingerprint is cleared."""

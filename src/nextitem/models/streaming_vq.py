@@ -115,7 +115,7 @@ class StreamingVQ(Recommender):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the module as any other, and drop the cached lists, which belong to the former tensors."""
         self._index = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         return self
 
     def examples(self, train: Dataset) -> NextTargets:

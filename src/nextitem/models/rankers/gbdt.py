@@ -96,7 +96,7 @@ class GBDT(RankingModel):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the module; the trees are parsed again from the converted text."""
         self._booster_cache = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         return self
 
     def fit(self, train: Dataset) -> None:
