@@ -31,7 +31,10 @@ def setting_names(path: str) -> list[str] | None:
 
 
 def field_names(path: str) -> list[str] | None:
-    """Return the fields of a config class and of its base classes; None if one of them cannot be read."""
+    """Return the fields of a config class and of its base classes; None if one of them cannot be read.
+
+    Those of a base class that is named later come first, as in `model_fields`.
+    """
     if path == _BASE:
         return []
     module, _, name = path.partition(":")
@@ -40,11 +43,11 @@ def field_names(path: str) -> list[str] | None:
     if tree is None or node is None:
         return None
     names: list[str] = []
-    for base in node.bases:
+    for base in reversed(node.bases):
         of_base = field_names(_origin(tree, module, ast.unparse(base)))
         if of_base is None:
             return None
-        names += of_base
+        names += [each for each in of_base if each not in names]
     own = [
         each.target.id
         for each in node.body

@@ -182,7 +182,12 @@ def test_all_weights_of_the_item_graph_are_searched_within_the_walk() -> None:
         tried[kind] = {name.removeprefix("model.walk.") for name in settings}
         assert not [name for name in settings if name.startswith("training.")]
     both = {"kind", "backward", "previous_weight", "content_floor", "content_weight", "model.use_content"}
-    near = {f"near_lag_weights.{lag}" for lag in range(3)} | {"near_backward", "count_weight", "decay"}
+    near = {f"near_lag_weights.{lag}" for lag in range(3)} | {
+        "near_backward",
+        "count_weight",
+        "decay",
+        "max_transitions",
+    }
     assert tried["wide"] == both | near  # its eight lag weights are too many
     assert tried["published"] == both | {f"lag_weights.{lag}" for lag in range(3)} | {"second_step"}
     names = [each.name for each in space_of("item-graph", ["model.walk", "model.walk.lag_weights"]).dimensions]
@@ -223,7 +228,7 @@ def test_settings_of_a_kind_are_selected_with_their_kind_only() -> None:
         objective = space.with_values(settings)["model"]["objective"]
         assert {**objective, "calibration": 0.75} == {
             **{"kind": kind, "calibration": 0.75},
-            **({"num_negatives": 7} if kind != "full-softmax" else {}),
+            **({"num_negatives": 7} if kind != "full-softmax" else {"target_weights": (1.0,)}),
         }
 
 
