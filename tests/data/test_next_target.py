@@ -68,6 +68,44 @@ def test_an_epoch_contains_every_target_once_with_its_history(
     assert source.num_batches(size) == -(-len(examples) // size)
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=12), min_size=1, max_size=6),
+    st.integers(1, 5),
+    st.integers(1, 4),
+)
+def test_later_events_of_the_user_follow_the_target(
+    rows: list[list[tuple[int, bool]]], num_targets: int, size: int
+) -> None:
+    sequences, positive = [[i for i, _ in row] for row in rows], [[p for _, p in row] for row in rows]
+    source = next_targets(log_of(sequences, positive), max_length=3, num_targets=num_targets)
+    actual = []
+    for batch in source.batches(size, epoch=0, seed=0):
+        assert batch.user_ids is not None
+        assert batch.targets is not None
+        histories, targets = batch.items.to_lists(), batch.targets.to_lists()
+        actual += list(zip(batch.user_ids.tolist(), histories, targets, strict=True))
+    expected_rows = []
+    for user, row in enumerate(rows, start=1):
+        events = [(item, is_positive) for item, is_positive in row if item > 0]
+        for place in range(1, len(events)):
+            if events[place][1]:
+                later = [item * is_positive for item, is_positive in events[place : place + num_targets]]
+                expected_rows.append((user, [item for item, _ in events[max(0, place - 3) : place]], later))
+    assert sorted(actual) == sorted(expected_rows)
+
+
+def test_batches_contain_similar_numbers_of_targets() -> None:
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(1, 10, rng.geometric(0.15) + 1).tolist() for _ in range(3000)]
+    real = padded = 0
+    for batch in next_targets(log_of(sequences), max_length=20, num_targets=5).batches(64, epoch=0, seed=0):
+        assert batch.targets is not None
+        real += len(batch.targets.values)
+        padded += batch.num_requests * int(batch.targets.lengths.max())
+    assert padded < 1.25 * real
+
+
 SEQUENCES = [[1 + (user * 7 + step) % 9 for step in range(2 + user % 9)] for user in range(60)]
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 from support.t5_peer import DictTrie, as_transformers, encoder_inputs, generate
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextitem.core.batch import SequenceBatch
@@ -19,6 +19,8 @@ from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 from nextitem.core.jagged import Jagged
 from nextitem.models.tiger import Tiger, TigerConfig
+from nextitem.nn.attention.t5 import DecoderLayer
+from nextitem.testing.known_answers import cycle
 
 SIZES = (16, 12, 16, 8)
 
@@ -174,6 +176,99 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_codes() -> None:
     terms = model.training_loss(batch)
     torch.testing.assert_close(terms.total, -log_p.mean() / 4, rtol=1e-4, atol=1e-5)
     assert sorted(terms.named) == ["level_1", "level_2", "level_3", "level_4"]
+
+
+WEIGHTS = (1.0, 0.5, 0.25)
+LATER_TARGETS = ([17, 4, 9], [90, 0, 5], [3])  # 0: an event that may not be a target
+
+
+def training_batch(*targets: list[int]) -> SequenceBatch:
+    return SequenceBatch(requests(*HISTORIES).items, targets=Jagged.from_rows(targets))
+
+
+@torch.no_grad()
+def test_the_loss_of_several_targets_is_the_weighted_sum_of_separate_decodes() -> None:
+    model = tiger(target_weights=WEIGHTS)
+    log_p = code_log_probs(model, requests(*HISTORIES))
+    terms = [
+        weight * log_p[row, item]
+        for row, items in enumerate(LATER_TARGETS)
+        for weight, item in zip(WEIGHTS, items, strict=False)
+        if item
+    ]
+    total = model.training_loss(training_batch(*LATER_TARGETS)).total
+    torch.testing.assert_close(total, -torch.stack(terms).sum() / 3 / 4, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_several_targets_are_those_of_separate_examples() -> None:
+    """Each target as an example of its own, with the same encoder input, has the same gradient by its weight."""
+    several, plain = tiger(dropout=0.0, target_weights=WEIGHTS).train(), tiger(dropout=0.0).train()
+    plain.load_state_dict(several.state_dict())
+    several.training_loss(training_batch(*LATER_TARGETS)).total.backward()
+    for lag, weight in enumerate(WEIGHTS):
+        rows = [row for row, items in enumerate(LATER_TARGETS) if lag < len(items) and items[lag]]
+        targets = Jagged.from_rows([[LATER_TARGETS[row][lag]] for row in rows])
+        separate = replace(requests(*HISTORIES).select(torch.tensor(rows)), targets=targets)
+        (weight * len(rows) / 3 * plain.training_loss(separate).total).backward()
+    for (name, parameter), expected in zip(several.named_parameters(), plain.parameters(), strict=True):
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().max()) > 0, name
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_all_targets_of_a_request_share_one_encoding() -> None:
+    model = tiger(target_weights=WEIGHTS).train()
+    layers: list[tuple[str, nn.Module]] = [(f"encoder {n}", layer) for n, layer in enumerate(model.encoder)]
+    for number, layer in enumerate(model.decoder):
+        assert isinstance(layer, DecoderLayer)
+        layers.append((f"keys {number}", layer.cross.key_value))
+    read_rows: dict[str, list[int]] = {}
+    for name, layer in layers:
+        layer.register_forward_pre_hook(
+            lambda _, inputs, name=name: read_rows.setdefault(name, []).append(len(inputs[0]))
+        )
+    model.training_loss(training_batch(*LATER_TARGETS)).total.backward()
+    assert read_rows == {name: [3] for name in ("encoder 0", "encoder 1", "keys 0", "keys 1")}
+
+
+@torch.no_grad()
+def test_no_sequence_reads_a_later_code_or_another_target() -> None:
+    model = tiger()
+    shared = model._shared(requests(*HISTORIES))
+    codes = model.codes[[17, 4, 90, 5, 3, 9], :-1]  # two sequences for each of three requests
+    hidden = model._decode(shared, codes)
+    changed = codes.clone()
+    changed[1::2] = (changed[1::2] + 1) % 8  # all of each second sequence
+    changed[::2, 2] = (changed[::2, 2] + 1) % 8  # the last code of each first one
+    after = model._decode(shared, changed)
+    torch.testing.assert_close(after[::2, :3], hidden[::2, :3])
+    assert not torch.allclose(after[::2, 3], hidden[::2, 3])
+
+
+def test_parts_of_a_batch_with_several_targets_add_up_to_it() -> None:
+    """As in training in several processes; no row of the last part has as many targets as one of the others."""
+    whole, parts = (tiger(dropout=0.0, target_weights=WEIGHTS).train() for _ in range(2))
+    parts.load_state_dict(whole.state_dict())
+    batch = training_batch(*LATER_TARGETS)
+    loss = whole.training_loss(batch).total
+    loss.backward()
+    for count in (2, 3):
+        parts.zero_grad()
+        shares = [batch.share(rank, count) for rank in range(count)]
+        losses = [parts.training_loss(part).total * part.loss_count / batch.loss_count for part in shares]
+        torch.testing.assert_close(torch.stack(losses).sum(), loss)
+        torch.stack(losses).sum().backward()
+        for parameter, expected in zip(parts.parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_examples_have_as_many_targets_as_there_are_weights() -> None:
+    dataset = cycle()  # item i is followed by i + 1, and item 12 by 1
+    batch = next(iter(tiger(target_weights=WEIGHTS).examples(dataset).batches(64, epoch=0, seed=0)))
+    assert batch.targets is not None
+    assert int(batch.targets.lengths.max()) == 3
+    for history, targets in zip(batch.items.to_lists(), batch.targets.to_lists(), strict=True):
+        assert targets == [(history[-1] + lag) % 12 + 1 for lag in range(len(targets))]
 
 
 def test_padding_and_old_events_change_nothing() -> None:
@@ -361,6 +456,25 @@ def test_scheduled_sampling_changes_training_alone() -> None:
     terms.total.backward()
     assert scheduled.output.weight.grad is not None
     assert bool(torch.isfinite(scheduled.output.weight.grad).all())
+
+
+def test_scheduled_sampling_of_several_targets_reads_no_absent_one() -> None:
+    model = tiger(dropout=0.0, scheduled_sampling=0.9, target_weights=(1.0, 0.5)).train()
+    plain = tiger(dropout=0.0, target_weights=(1.0, 0.5)).train()
+    plain.load_state_dict(model.state_dict())
+    batch = training_batch([17, 4], [90, 0], [3])
+    torch.manual_seed(0)
+    terms, plain_terms = model.training_loss(batch), plain.training_loss(batch)
+    torch.testing.assert_close(terms.named["level_1"], plain_terms.named["level_1"])
+    assert float(terms.named["level_2"]) != float(plain_terms.named["level_2"])
+    terms.total.backward()
+    assert all(bool(torch.isfinite(part.grad).all()) for part in model.parameters() if part.grad is not None)
+
+
+def test_the_beam_aware_loss_compares_the_next_event_alone() -> None:
+    model = tiger(dropout=0.0, beam_aware=2.0, training_beam=6, target_weights=(1.0, 0.5)).train()
+    one = model.training_loss(training_batch([17], [90], [3])).named["beam"]
+    torch.testing.assert_close(model.training_loss(training_batch([17, 4], [90, 0], [3])).named["beam"], one)
 
 
 def test_the_beam_aware_loss_compares_a_target_with_prefixes_in_the_beam() -> None:

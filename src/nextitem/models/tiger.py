@@ -14,9 +14,9 @@ Notable
 - Input and output tables are separate, as in T5 1.1. Every prefix of a history is an example.
 - The user token is a bucket of the user's stable key; visitors have bucket 0.
 - `beam_aware` adds a loss of OTM's kind (decoding/visited_prefixes.py), `prefix_loss` one of APAO's (losses/
-  prefix_loss.py). Neither is in the paper.
+  prefix_loss.py), `target_weights` later events as targets of the same encoded history. None of them is in the paper.
 
-Shapes: B requests, L tokens, W beams, D width, H heads, E head width, M levels, C codes of a level.
+Shapes: B requests, K targets, N = B K, L tokens, W beams, D width, H heads, E head width, M levels, C codes of a level.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class TigerConfig(PrefixAwareConfig, GuidedConfig):
     """Number of hash buckets of the user token before the history; 0: no user token."""
     targets_per_epoch: int | None = Field(None, ge=1)
     """Number of training examples of an epoch, sampled again for each epoch; None: all."""
+    target_weights: tuple[float, ...] = Field((1.0,), min_length=1)
+    """Weights of the next event, the one after it, and so on, all generated from the same encoded history."""
     beam_width: int = Field(20, ge=1)
     """Number of beams that stay in the search; raised to k if k is larger."""
     scheduled_sampling: float = Field(0.0, ge=0, le=1)
@@ -131,44 +133,44 @@ class Tiger(GuidedRecommender):
         self.add_guidance(config.guide)
 
     def examples(self, train: Dataset) -> NextTargets:
-        """Return every target with the history before it."""
-        keys = train.users.keys if self.config.user_buckets and not train.anonymous else None
-        max_length, count = self.config.max_history_length, self.config.targets_per_epoch
-        return NextTargets(train.interactions, max_length=max_length, per_epoch=count, user_keys=keys)
+        """Return every target with the history before it, and the events after it if they have weights."""
+        config = self.config
+        keys = train.users.keys if config.user_buckets and not train.anonymous else None
+        sizes: dict[str, Any] = {"num_targets": len(config.target_weights), "per_epoch": config.targets_per_epoch}
+        return NextTargets(train.interactions, max_length=config.max_history_length, user_keys=keys, **sizes)
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
-        """Return the mean cross-entropy of the target's codes, given the codes before (equation of section 3.2)."""
+        """Return the mean cross-entropy of the next event's codes (section 3.2), plus later events' by weight."""
         assert batch.targets is not None
-        target_BM = self.codes[batch.targets.values]
-        shared, input_BM, mask_BM = self._shared(batch), target_BM, torch.ones_like(target_BM, dtype=torch.bool)
+        items_BK = batch.targets.to_padded()
+        K, target_NM = items_BK.shape[1], self.codes[items_BK.flatten()]
+        weight_N = ((items_BK > 0) * torch.tensor(self.config.target_weights[:K], device=items_BK.device)).flatten()
+        shared, input_NM, mask_NM = self._shared(batch), target_NM, torch.ones_like(target_NM, dtype=torch.bool)
         if self.config.scheduled_sampling and self.training:
             with torch.no_grad():
-                first = self._all_logits(self._decode(shared, target_BM[:, :-1]))
-            input_BM, mask_BM = sampled_prefixes(first, target_BM, self.trie, share=self.config.scheduled_sampling)
+                first = self._all_logits(self._decode(shared, target_NM[:, :-1]))
+            input_NM, mask_NM = sampled_prefixes(first, target_NM, self.trie, share=self.config.scheduled_sampling)
         named = {}
-        for level, logits in enumerate(self._all_logits(self._decode(shared, input_BM[:, :-1]))):
-            losses = F.cross_entropy(logits, target_BM[:, level], reduction="none") * mask_BM[:, level]
-            named[f"level_{level + 1}"] = losses.sum() / mask_BM[:, level].sum().clamp(min=1)
+        for level, logits in enumerate(self._all_logits(self._decode(shared, input_NM[:, :-1]))):
+            losses = F.cross_entropy(logits, target_NM[:, level], reduction="none") * mask_NM[:, level] * weight_N
+            named[f"level_{level + 1}"] = losses.sum() / mask_NM[::K, level].sum().clamp(min=1)
         total = torch.stack(list(named.values())).mean()
         if self.prefix_loss is not None:
             named["prefixes"] = self.prefix_loss(list(named.values()))
             total = total + named["prefixes"]
         if self.config.beam_aware and self.training:
-            named["beam"] = self._beam_loss(batch, shared)
+            named["beam"] = self._beam_loss(batch, items_BK[:, 0], shared)
             total = total + self.config.beam_aware * named["beam"]
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
-    def _beam_loss(self, batch: SequenceBatch, shared: dict[str, Tensor]) -> Tensor:
-        """Return the loss of each target prefix among those in the current model's beam, a mean over the levels."""
-        assert batch.targets is not None
+    def _beam_loss(self, batch: SequenceBatch, items_B: Tensor, shared: dict[str, Tensor]) -> Tensor:
+        """Return the loss of each next event's prefix among those in the model's beam, a mean over the levels."""
         self.eval()  # the search must not change what training measures
-        visited = visited_prefixes(self, batch, self.trie, batch.targets.values, beam_width=self.config.training_beam)
+        visited = visited_prefixes(self, batch, self.trie, items_B, beam_width=self.config.training_beam)
         self.train()
 
         def log_probs(codes_BWS: Tensor) -> Tensor:
-            repeated = {name: value.repeat_interleave(codes_BWS.shape[1], 0) for name, value in shared.items()}
-            logits = self._all_logits(self._decode(repeated, codes_BWS.flatten(0, 1)[:, :-1]))
-            return prefix_log_probs(logits, codes_BWS)
+            return prefix_log_probs(self._all_logits(self._decode(shared, codes_BWS.flatten(0, 1)[:, :-1])), codes_BWS)
 
         return listwise_loss(visited, self.trie, self.codes, log_probs)
 
@@ -184,8 +186,7 @@ class Tiger(GuidedRecommender):
             raise ValueError("the catalogue must begin with the model's items and their identifiers: append new items")
         later, device = copy(self), self.codes.device
         later._buffers, later._modules = dict(self._buffers), dict(self._modules)  # the tensors in them are shared
-        later.catalog = catalog
-        later.codes = table.codes.long().clamp(min=0).to(device)
+        later.catalog, later.codes = catalog, table.codes.long().clamp(min=0).to(device)
         if self.guidance is not None:
             later.guidance = self.guidance.with_more_items(catalog.num_items)
         later.popularity = F.pad(self.popularity, (0, catalog.num_items - self.num_items))
@@ -245,12 +246,11 @@ class Tiger(GuidedRecommender):
 
     def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
         """Return the k best items of each request under this guide."""
-        config, new = self.config, self.popularity == 0
-        options: dict[str, Any] = {"k": k, "beam_width": max(k, config.beam_width), "guide": guide}
-        if config.new_items is None:
+        options: dict[str, Any] = {"k": k, "beam_width": max(k, self.config.beam_width), "guide": guide}
+        if self.config.new_items is None:
             return beam_search(self, batch, self.trie, **options)
-        options |= {"share": config.new_items, "reserved": config.new_items_reserved}
-        return search_with_new_items(self, batch, self.trie, new=new, **options)
+        options |= {"share": self.config.new_items, "reserved": self.config.new_items_reserved}
+        return search_with_new_items(self, batch, self.trie, new=self.popularity == 0, **options)
 
     def _shared(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Return keys and values of the encoded histories for each decoder layer, and the bias that hides padding."""
@@ -281,18 +281,18 @@ class Tiger(GuidedRecommender):
             hidden_BLD = layer(hidden_BLD, bias)
         return self.dropout(self.encoder_norm(hidden_BLD)), padding
 
-    def _decode(self, shared: dict[str, Tensor], codes_BS: Tensor) -> Tensor:
-        """Return the hidden states [B, S + 1, D] that predict each next code, all positions at once (training)."""
-        starts = codes_BS.new_tensor(self.code_offsets[: codes_BS.shape[1]])
-        tokens_BS = F.pad(codes_BS + starts, (1, 0), value=self.first_input)
-        places = torch.arange(tokens_BS.shape[1], device=codes_BS.device)
-        is_future = torch.ones(len(places), len(places), dtype=torch.bool, device=codes_BS.device).triu(1)
+    def _decode(self, shared: dict[str, Tensor], codes_NS: Tensor) -> Tensor:
+        """Return the hidden states [N, S + 1, D] that predict the next codes, for N / B sequences a request."""
+        starts = codes_NS.new_tensor(self.code_offsets[: codes_NS.shape[1]])
+        tokens_NS = F.pad(codes_NS + starts, (1, 0), value=self.first_input)
+        places = torch.arange(tokens_NS.shape[1], device=codes_NS.device)
+        is_future = torch.ones(len(places), len(places), dtype=torch.bool, device=codes_NS.device).triu(1)
         bias = self.decoder_bias(places, places)[None].masked_fill(is_future, -torch.inf)
-        hidden_BSD = self.dropout(self.tokens(tokens_BS))
+        hidden_NSD = self.dropout(self.tokens(tokens_NS))
         for number, layer in enumerate(self.decoder):
             cross = (shared[f"key_{number}"], shared[f"value_{number}"])
-            hidden_BSD = layer(hidden_BSD, cross, bias=bias, cross_bias=shared.get("bias"))
-        return self.dropout(self.decoder_norm(hidden_BSD))  # type: ignore[no-any-return]
+            hidden_NSD = layer(hidden_NSD, cross, bias=bias, cross_bias=shared.get("bias"))
+        return self.dropout(self.decoder_norm(hidden_NSD))  # type: ignore[no-any-return]
 
     def _user_tokens(self, batch: SequenceBatch) -> Tensor:
         """Return the token of each user's bucket, [B]; an unknown user has bucket 0."""

@@ -70,6 +70,18 @@ def test_self_attention_equals_cross_attention_to_the_same_sequence() -> None:
 
 
 @torch.no_grad()
+def test_several_sequences_of_a_request_read_its_keys_as_if_they_were_repeated() -> None:
+    torch.manual_seed(0)
+    layer = DecoderLayer(8, heads=2, head_width=4, inner=16, hidden_layers=1, dropout=0.0)
+    keys_values = layer.cross.keys_values(torch.randn(3, 7, 8))
+    cross_bias, bias = torch.randn(3, 1, 1, 7), torch.randn(1, 2, 4, 4)
+    hidden = torch.randn(3 * 5, 4, 8)
+    repeated = (keys_values[0].repeat_interleave(5, 0), keys_values[1].repeat_interleave(5, 0))
+    expected = layer(hidden, repeated, bias=bias, cross_bias=cross_bias.repeat_interleave(5, 0))
+    torch.testing.assert_close(layer(hidden, keys_values, bias=bias, cross_bias=cross_bias), expected)
+
+
+@torch.no_grad()
 def test_stepwise_decoding_of_beams_equals_whole_sequences() -> None:
     """Two beams share their first position and differ in the second one.
 

@@ -1,4 +1,4 @@
-"""Next targets: a history, and the one item that followed it."""
+"""Next targets: a history, and the item that followed it, or the first few."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ class NextTargets:
     (None: all); shorter epochs change only how often a model is validated. All random choices depend on (seed, epoch)
     alone.
 
+    With `num_targets` above 1, the events after the target follow it in the same row, up to that number or the end of
+    the user's events; 0 stands for one that may not be a target.
+
     With `in_order` nothing is random: targets stream by time and user. If the log is undated, they stream by their
     place in the history and user.
     """
@@ -31,6 +34,7 @@ class NextTargets:
         log: Interactions,
         *,
         max_length: int,
+        num_targets: int = 1,
         per_epoch: int | None = None,
         in_order: bool = False,
         user_keys: NDArray[np.int64] | None = None,
@@ -40,13 +44,17 @@ class NextTargets:
         self.items = torch.from_numpy(with_item.item_ids.astype(np.int64))
         first = with_item.offsets[with_item.user_ids - 1]
         before = np.arange(len(with_item)) - first
-        self.places = np.flatnonzero(with_item.is_target() & (before > 0))  # rows of the targets in the log
+        is_target = with_item.is_target()
+        self.is_target = torch.from_numpy(is_target)
+        self.places = np.flatnonzero(is_target & (before > 0))  # rows of the targets in the log
         self.in_order = in_order
         if in_order:
             moments = before if with_item.timestamps is None else with_item.timestamps
             self.places = self.places[np.argsort(moments[self.places], kind="stable")]  # the log is sorted by user
         self.lengths = np.minimum(before[self.places], max_length)
-        self.users = None if user_keys is None else user_keys[with_item.user_ids[self.places]]
+        users = with_item.user_ids[self.places]
+        self.target_counts = np.minimum(with_item.offsets[users] - self.places, num_targets)
+        self.users = None if user_keys is None else user_keys[users]
         self.per_epoch = len(self.places) if per_epoch is None else min(per_epoch, len(self.places))
 
     def num_batches(self, batch_size: int) -> int:
@@ -59,9 +67,9 @@ class NextTargets:
             for number in range(start, self.num_batches(batch_size)):
                 yield self._batch(np.arange(number * batch_size, min((number + 1) * batch_size, self.per_epoch)))
             return
-        for rows in batches_by_length(
-            self.lengths, batch_size, epoch=epoch, seed=seed, start=start, count=self.per_epoch
-        ):
+        # Among histories of equal length, batches contain similar numbers of targets.
+        sizes = self.lengths * (self.target_counts.max(initial=0) + 1) + self.target_counts
+        for rows in batches_by_length(sizes, batch_size, epoch=epoch, seed=seed, start=start, count=self.per_epoch):
             yield self._batch(rows)
 
     def item_capped_batches(self, max_per_item: int, *, batch_size: int, seed: int) -> Iterator[SequenceBatch]:
@@ -78,8 +86,10 @@ class NextTargets:
     def _batch(self, rows: np.ndarray) -> SequenceBatch:
         """Return the examples of the targets with these indices, [B]."""
         places, lengths = torch.from_numpy(self.places[rows]), torch.from_numpy(self.lengths[rows])
+        counts = torch.from_numpy(self.target_counts[rows])
+        targets = ranges(places, counts)
         return SequenceBatch(
             Jagged.from_lengths(self.items[ranges(places - lengths, lengths)], lengths),
             user_ids=None if self.users is None else torch.from_numpy(self.users[rows]),
-            targets=Jagged(self.items[places], torch.arange(len(rows) + 1)),
+            targets=Jagged.from_lengths(self.items[targets] * self.is_target[targets], counts),
         )

@@ -188,16 +188,19 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, hidden_BSD: Tensor, cross: tuple[Tensor, Tensor], *, bias: Tensor, cross_bias: Tensor | None
+        self, hidden_NSD: Tensor, cross: tuple[Tensor, Tensor], *, bias: Tensor, cross_bias: Tensor | None
     ) -> Tensor:
-        """Return the hidden states after the layer, [B, S, D].
+        """Return the hidden states after the layer, [N, S, D], of N = B K sequences, K in a row for each request.
 
-        `cross` contains the keys and values of the encoder's output; the biases are as in T5SelfAttention and
-        T5CrossAttention.
+        `cross` contains the keys and values of the encoder's output for each of B requests. Its K sequences read them
+        together, so they are not repeated. The biases are as in T5SelfAttention and T5CrossAttention; `cross_bias` is
+        the same for all positions.
         """
-        hidden_BSD = hidden_BSD + self.dropout(self.attention(self.norm_attention(hidden_BSD), bias))
-        hidden_BSD = hidden_BSD + self.dropout(self.cross(self.norm_cross(hidden_BSD), cross, cross_bias))
-        out: Tensor = hidden_BSD + self.dropout(self.feed(self.norm_feed(hidden_BSD)))
+        hidden_NSD = hidden_NSD + self.dropout(self.attention(self.norm_attention(hidden_NSD), bias))
+        queries_BQD = self.norm_cross(hidden_NSD).view(len(cross[0]), -1, hidden_NSD.shape[2])  # Q = K S
+        crossed_BQD = self.cross(queries_BQD, cross, cross_bias)
+        hidden_NSD = hidden_NSD + self.dropout(crossed_BQD.view_as(hidden_NSD))
+        out: Tensor = hidden_NSD + self.dropout(self.feed(self.norm_feed(hidden_NSD)))
         return out
 
     def step(
