@@ -48,6 +48,14 @@ PEERS = {
     "goal": "target:ratio",
     "verdict": "verdict",
 }
+GUIDED = {
+    "model": "label",
+    **ACCURACY,
+    "recall@10, generalization": "generalization recall@10",
+    "spread of the seeds": "recall@10 spread|ndcg@10 spread",
+    "guided less this, NDCG@10 (95%)": "gain",
+    "goal": "target:recall@10|ndcg@10",
+}
 MASKING = {
     "filters of a request": "label",
     "search step over that at 10^4 items": "step over that at 10^4",
@@ -176,6 +184,8 @@ TABLES: dict[str, dict[str, str]] = {
         "weights": "weights",
         "minutes": "training_minutes",
     },
+    "generation/guided_beauty": GUIDED,
+    "generation/guided_sports": GUIDED,
     "generation/leaving": {
         "training": "label",
         **{name: "|".join(f"{name}, level {level}" for level in range(1, 5)) for name in LEVELS},
