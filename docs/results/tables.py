@@ -184,8 +184,8 @@ TABLES: dict[str, dict[str, str]] = {
         "weights": "weights",
         "minutes": "training_minutes",
     },
-    "generation/guided_beauty": GUIDED,
-    "generation/guided_sports": GUIDED,
+    "guided/beauty": GUIDED,
+    "guided/sports": GUIDED,
     "generation/leaving": {
         "training": "label",
         **{name: "|".join(f"{name}, level {level}" for level in range(1, 5)) for name in LEVELS},
