@@ -24,7 +24,7 @@ def test_the_comparison_of_the_demo_runs_on_real_data(real_data: Path, tmp_path:
         out=tmp_path / "out",
         models=MAIN_JOB,
         settings=MAIN_JOB_SETTINGS,
-        minutes_per_model=0.3,
+        minutes_per_model=0.1,
         progress=False,
     )
     board = json.loads((tmp_path / "out" / "scoreboard.json").read_text())["rows"]
