@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nextitem.training.parameter_optimizer import ParameterOptimizer
+
 EPSILON = 1e-6  # added within the square root
 
 
-class Adagrad(torch.optim.Optimizer):
+class Adagrad(ParameterOptimizer):
     """Adagrad with momentum, for dense and sparse gradients.
 
     For a gradient g: acc += g ** 2 (from 0); m = momentum * m - lr * g / sqrt(acc + 1e-6); p += m.
@@ -22,19 +24,6 @@ class Adagrad(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Any], *, lr: float, momentum: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; return the loss of `closure`, if given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
 
     def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         """Update one parameter and its state in place."""

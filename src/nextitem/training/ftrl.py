@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nextitem.training.parameter_optimizer import ParameterOptimizer
+
 BETA = 1.0  # smooths the learning rate of a weight that has had few gradients
 
 
-class FTRL(torch.optim.Optimizer):
+class FTRL(ParameterOptimizer):
     """FTRL-Proximal: each weight minimises the linearised loss so far plus l1 |w| + weight_decay w^2 / 2.
 
     McMahan et al., KDD 2013, algorithm 1, with alpha = lr: for a gradient g,
@@ -23,19 +25,6 @@ class FTRL(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Any], *, lr: float, l1: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "l1": l1, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; return the loss of `closure`, if given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
 
     def _update(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         """Update one parameter and its state in place."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from nextitem.training.parameter_optimizer import ParameterOptimizer
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the iteration; its singular values end within 0.7 and 1.2, not at 1
 
 Scale = Literal["as-adamw", "as-published"]
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(ParameterOptimizer):
     """Muon (Jordan et al., 2024) with Nesterov momentum and decoupled weight decay.
 
     For a gradient g: b <- momentum b + (1 - momentum) g; u = momentum b + (1 - momentum) g, or b without Nesterov; then
@@ -44,19 +46,6 @@ class Muon(torch.optim.Optimizer):
             "scale": scale,
         }
         super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every matrix that has a gradient; return the loss of `closure`, if given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
 
     def _update(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         """Update one matrix and its momentum in place."""
