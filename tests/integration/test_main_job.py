@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nextitem.data.shop.shop import generate_shop
 from nextitem.pipeline.compare import MAIN_JOB, MAIN_JOB_SETTINGS, compare
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,14 @@ def test_a_wheel_runs_the_demo_from_an_empty_folder(tmp_path: Path) -> None:
         cwd=empty, env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert str(tmp_path / "env") in location.stdout
-    command: list[str | Path] = [python, "-m", "nextitem", "demo", "--minutes-per-model", "0.1", "--out", "runs/demo"]
+    program: list[str | Path] = [python, "-m", "nextitem"]
+    trained = subprocess.run(
+        [*program, "train", "item-cf", "--data", "shop", "--out", "runs/item-cf"],
+        cwd=empty, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    generate_shop(0, num_users=300).write(tmp_path / "small-shop")  # the whole shop takes five minutes
+    command = [*program, "demo", "--data", tmp_path / "small-shop", "--minutes-per-model", "0.1", "--out", "runs/demo"]
     first = subprocess.run(command, cwd=empty, env=environment, check=True, capture_output=True, text=True)
     for model in MAIN_JOB:
         assert model in first.stdout

@@ -13,7 +13,7 @@ from nextitem.core.config import read_toml
 from nextitem.core.errors import UserError
 from nextitem.pipeline.bundle import load_recipe, save_recipe
 from nextitem.pipeline.recipe import resolve_recipe
-from nextitem.recipes import default_recipe, read_recipe, shipped_recipes
+from nextitem.recipes import read_recipe, shipped_recipes
 
 Layer = tuple[str, Mapping[str, Any]]
 DATA: Layer = ("test", {"data": {"path": "shop"}})
@@ -62,11 +62,12 @@ def test_every_shipped_recipe_resolves(name: str) -> None:
     assert recipe.model["name"] == name.split("/")[1].rsplit("-", 1)[0] or recipe.model["name"] in name
 
 
-def test_a_saved_recipe_loads_as_the_same_recipe(tmp_path: Path) -> None:
-    recipe = resolve_recipe([DATA, default_recipe("tiger")])
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_saved_recipe_loads_as_the_same_recipe(name: str, tmp_path: Path) -> None:
+    recipe = resolve_recipe([DATA, read_recipe(name)])
     save_recipe(tmp_path, recipe)
     assert load_recipe(tmp_path) == recipe
-    assert read_toml(tmp_path / "recipe.toml")["model"]["name"] == "tiger"
+    assert read_toml(tmp_path / "recipe.toml")["model"]["name"] == recipe.model["name"]
 
 
 def test_an_unknown_recipe_is_refused_with_a_list_of_recipes(tmp_path: Path) -> None:
