@@ -39,7 +39,7 @@ def component_class(kind: str, table: Mapping[str, Any], *, where: str | None = 
 def fill_in_settings(kind: str, table: dict[str, Any], *, where: str) -> None:
     """Add every setting of the component to its table, in place, so that a recipe with the table contains all."""
     _, settings = component_class(kind, table, where=where)
-    table.update({"name": table["name"], **settings.model_dump()})
+    table.update({"name": table["name"], **settings.as_table()})
 
 
 def needs_of(kind: str, table: Mapping[str, Any], *, where: str) -> frozenset[Requirement]:

@@ -42,6 +42,11 @@ class Config(pydantic.BaseModel):
         """Parts of the catalogue that these settings require, in addition to those that the class requires."""
         return frozenset()
 
+    def as_table(self) -> dict[str, Any]:
+        """Return the settings as nested tables as a recipe has them: sequences are lists, not tuples."""
+        table: dict[str, Any] = _as_lists(self.model_dump())
+        return table
+
     def unused_settings(self) -> tuple[str, ...]:
         """Return a sentence for each field that was set but has no effect with the other settings.
 
@@ -263,6 +268,13 @@ def to_toml_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_toml_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _replace_value(value, "none", None) for key, value in values.items()}
+
+
+def _as_lists(value: Any) -> Any:
+    """Return nested tables and sequences with every sequence as a list."""
+    if isinstance(value, Mapping):
+        return {key: _as_lists(part) for key, part in value.items()}
+    return [_as_lists(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _replace_value(value: Any, old: Any, new: Any) -> Any:

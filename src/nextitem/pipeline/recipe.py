@@ -185,10 +185,10 @@ def resolve_recipe(
     if recipe.model:
         changes["model"] = {
             "name": recipe.model.get("name"),
-            **component_class("model", recipe.model)[1].model_dump(mode="json"),
+            **component_class("model", recipe.model)[1].as_table(),
         }
     if recipe.tokenizer is not None:
-        settings = component_class("tokenizer", recipe.tokenizer)[1].model_dump(mode="json")
+        settings = component_class("tokenizer", recipe.tokenizer)[1].as_table()
         changes["tokenizer"] = {"name": recipe.tokenizer["name"], **settings}
     return recipe.model_copy(update=changes)
 
