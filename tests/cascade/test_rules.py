@@ -62,7 +62,8 @@ def column_of(catalog: Catalog, name: str) -> list[Any]:
     """Return the values of a column, read once: an exhaustive search looks at them a million times."""
     if catalog is not SHOP:
         return catalog.table[name].to_list()
-    return {"brand": BRANDS, "tags": TAGS}[name]
+    columns: dict[str, list[Any]] = {"brand": BRANDS, "tags": TAGS}
+    return columns[name]
 
 
 def holds(rule: dict[str, Any], row: Sequence[int], catalog: Catalog, k: int) -> bool:
