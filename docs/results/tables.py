@@ -56,6 +56,13 @@ GUIDED = {
     "guided less this, NDCG@10 (95%)": "gain",
     "goal": "target:recall@10|ndcg@10",
 }
+IDENTIFIERS = {
+    "identifiers": "label",
+    "NDCG@10": "*validation ndcg@10",
+    "recall@10": "*validation recall@10",
+    "recall@10, generalization": "generalization recall@10",
+    "difference in NDCG@10 (95%)": "gain",
+}
 MASKING = {
     "filters of a request": "label",
     "search step over that at 10^4 items": "step over that at 10^4",
@@ -186,6 +193,15 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "guided/beauty": GUIDED,
     "guided/sports": GUIDED,
+    "guided/shop": GUIDED,
+    "guided/identifiers": IDENTIFIERS,
+    "guided/clusters": {
+        "clusters and items": "label",
+        "NDCG@10": "*validation ndcg@10",
+        "recall@10": "*validation recall@10",
+        "recall@10, generalization": "generalization recall@10",
+        "seconds of training": "train_seconds",
+    },
     "generation/leaving": {
         "training": "label",
         **{name: "|".join(f"{name}, level {level}" for level in range(1, 5)) for name in LEVELS},
