@@ -34,6 +34,19 @@ def test_text_of_integers_is_encoded_as_integer_ids() -> None:
     assert ids.encode(pl.Series(["30", str(2**40), "x"])).tolist() == [1, 2, 0]
 
 
+@given(st.data())
+def test_an_index_finds_what_a_join_finds(data: st.DataObject) -> None:
+    numbers = data.draw(st.lists(st.integers(-(2**40), 2**40), min_size=200, max_size=300, unique=True))
+    series = pl.Series("id", numbers) if data.draw(st.booleans()) else pl.Series("id", [f"i{n}" for n in numbers])
+    known_ids = st.sampled_from(series.cast(pl.String).to_list())
+    some_ids = pl.Series(data.draw(st.lists(known_ids | st.text(max_size=3) | st.none(), max_size=3)), dtype=pl.String)
+    expected = IdMap(series).encode(some_ids)
+    indexed = IdMap(series).index()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pl.DataFrame, "join", None)  # a join would raise
+        assert indexed.encode(some_ids).tolist() == expected.tolist()
+
+
 def test_extend_never_renumbers() -> None:
     longer = IdMap(pl.Series([7, 3])).extend(pl.Series([3, 9, 7, 1, 9]))
     assert longer.external.to_list() == [7, 3, 9, 1]

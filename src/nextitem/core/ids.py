@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from nextitem.core.errors import UserError
+
+_FEW = 50  # ids are few if the map has more than this many for each of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +47,35 @@ class IdMap:
         """
         if ids.dtype != self.external.dtype:
             ids = ids.cast(self.external.dtype, strict=False)
+        index = self.__dict__.get("_index")  # built by `index` only
+        if index is not None and len(ids) * _FEW < len(self):
+            return self._encode_few(ids, *index)
         table = pl.DataFrame({"id": self.external, "internal": np.arange(1, len(self.external) + 1, dtype=np.int32)})
         joined = pl.DataFrame({"id": ids}).join(table, on="id", how="left", maintain_order="left")
         return joined["internal"].fill_null(0).to_numpy()
+
+    def index(self) -> IdMap:
+        """Build the index by which `encode` looks up a few ids without a join over the map, and return the map itself.
+
+        It takes 12 bytes an id, and pays for a map that is asked many times: that of a server.
+        """
+        _ = self._index
+        return self
+
+    def _encode_few(self, ids: pl.Series, keys: NDArray[np.int64], numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return what `encode` returns, by a binary search of each id's key among the sorted `keys` of all ids."""
+        places = np.searchsorted(keys, stable_keys(ids.fill_null(0 if ids.dtype.is_integer() else "")))
+        candidates = numbers[places.clip(max=len(keys) - 1)]
+        is_same = (self.external.gather(candidates - 1) == ids).fill_null(False).to_numpy()
+        return np.where(is_same, candidates, 0).astype(np.int32)
+
+    @cached_property
+    def _index(self) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
+        """The keys of all ids in ascending order, and their numbers; None if two ids have the same key."""
+        keys = stable_keys(self.external)
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        return None if bool((keys[1:] == keys[:-1]).any()) else (keys, (order + 1).astype(np.int32))
 
     def decode(self, internal: NDArray[np.integer]) -> pl.Series:
         """Return the external ids of internal numbers [n]; null if the number is 0."""

@@ -208,28 +208,34 @@ def answer(
     model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
 ) -> list[RecommendationList]:
     """Return one list of at most k items for each request, under the filters."""
-    catalog = model.catalog
-    titles = catalog.titles()
-    unknown = unknown_items(catalog, filters.exclude_items)
+    unknown = unknown_items(model.catalog, filters.exclude_items)
+    titles = model.catalog.titles()
+    return [
+        replace(decoded, unknown_exclusions=unknown)
+        for lists in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters)
+        for decoded in decoded_lists(model.catalog, lists, titles)
+    ]
+
+
+def decoded_lists(catalog: Catalog, lists: Recommendations, titles: pl.Series) -> list[RecommendationList]:
+    """Return the lists of a batch in external ids; `titles` are those of the catalogue."""
     answers = []
-    for lists in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
-        for row, (padded_ids, scores) in enumerate(zip(lists.item_ids, lists.scores, strict=True)):
-            item_ids = padded_ids[padded_ids > 0].numpy()
-            channels = () if lists.channel is None else lists.channel[row, : len(item_ids)].tolist()
-            fallback = lists.fallback is not None and bool(lists.fallback[row])
-            relaxations = [relaxation for relaxation in lists.relaxations if relaxation.request == row]
-            answers.append(
-                RecommendationList(
-                    catalog.ids.decode(item_ids).to_list(),
-                    [round(score, 6) for score in scores[: len(item_ids)].tolist()],
-                    titles.gather(item_ids - 1).to_list(),
-                    fallback,
-                    channels=() if fallback else tuple(lists.channels[channel] for channel in channels),
-                    relaxed=tuple(_relaxation_text(relaxation) for relaxation in relaxations),
-                    unknown_exclusions=unknown,
-                    guided=None if lists.guided is None else bool(lists.guided[row]),
-                )
+    for row, (padded_ids, scores) in enumerate(zip(lists.item_ids.cpu(), lists.scores.cpu(), strict=True)):
+        item_ids = padded_ids[padded_ids > 0].numpy()
+        channels = () if lists.channel is None else lists.channel[row, : len(item_ids)].tolist()
+        fallback = lists.fallback is not None and bool(lists.fallback[row])
+        relaxations = [relaxation for relaxation in lists.relaxations if relaxation.request == row]
+        answers.append(
+            RecommendationList(
+                catalog.ids.decode(item_ids).to_list(),
+                [round(score, 6) for score in scores[: len(item_ids)].tolist()],
+                titles.gather(item_ids - 1).to_list(),
+                fallback,
+                channels=() if fallback else tuple(lists.channels[channel] for channel in channels),
+                relaxed=tuple(_relaxation_text(relaxation) for relaxation in relaxations),
+                guided=None if lists.guided is None else bool(lists.guided[row]),
             )
+        )
     return answers
 
 

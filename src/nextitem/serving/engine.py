@@ -1,0 +1,182 @@
+"""Engine: answers many different requests to one model at once, each as if it had come alone.
+
+Requests may differ in everything: users and visitors, numbers of items, filters, candidates. Those that a model can
+answer together share a batch; an invalid request gets an error, and the others their lists.
+
+Shapes: B requests, N items, K returned.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+from nextitem.core.errors import UserError
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommender import Recommender
+from nextitem.pipeline.recommend import Filters, RecommendationList, allowed_items, decoded_lists
+from nextitem.serving.histories import HistoryReader
+from nextitem.serving.requests import HistoryEvent, ServedRequest
+
+MASK_BYTES = 256 * 2**20  # of the allow-lists that are kept for the next request with the same conditions
+
+
+class Engine:
+    """One model with its data, which answers batches of requests."""
+
+    def __init__(self, model: Recommender, dataset: Dataset) -> None:
+        """Prepare a model to answer requests of the users of a data set (in the model's item numbers) and of others."""
+        self.model = model.eval()
+        self.repeats = dataset.repeats
+        self.histories = HistoryReader(dataset)
+        self.titles = model.catalog.titles()
+        self._masks: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()  # allow-lists by conditions, bool [N + 1]
+
+    def recommend(
+        self, requests: Sequence[ServedRequest], new_events: Mapping[str, Sequence[HistoryEvent]] | None = None
+    ) -> list[RecommendationList | Exception]:
+        """Return a list for each request, or the error of an invalid one: UserError if the request is to blame.
+
+        Args:
+            requests: the requests.
+            new_events: events since the data set, oldest first, by user id.
+
+        """
+        answers: dict[int, RecommendationList | Exception] = {}
+        histories = self.histories.read(requests, new_events)
+        answers |= histories.errors
+        for rows, batch in histories.batches:
+            conditions: dict[int, _Conditions] = {}
+            for place, row in enumerate(rows):
+                try:
+                    conditions[place] = self._conditions(requests[row])
+                except UserError as error:
+                    answers[row] = error
+            by_shape: dict[tuple[int, bool, bool], list[int]] = {}
+            for place, condition in conditions.items():
+                by_shape.setdefault(condition.shape, []).append(place)
+            for places in by_shape.values():
+                lists = self._answered(batch, places, conditions)
+                for place, answer in zip(places, lists, strict=True):
+                    row = rows[place]
+                    answers[row] = answer
+                    if isinstance(answer, RecommendationList):
+                        unknown = conditions[place].unknown_exclusions
+                        skipped = histories.skipped.get(row, ())
+                        answers[row] = replace(answer, skipped=skipped, unknown_exclusions=unknown)
+        return [answers[row] for row in range(len(requests))]
+
+    def _answered(
+        self, batch: SequenceBatch, places: list[int], conditions: Mapping[int, _Conditions]
+    ) -> Sequence[RecommendationList | Exception]:
+        """Return the lists of the rows `places` of a batch, whose conditions have one shape.
+
+        If the model fails, each request is answered alone, so that only the one to blame has no list.
+        """
+        row_conditions = [conditions[place] for place in places]
+        part = self._constrained(batch.select(torch.tensor(places)), row_conditions).to(self.model.popularity.device)
+        try:
+            lists = self.model.recommend(part, row_conditions[0].k)
+        except Exception as error:
+            if len(places) == 1:
+                return [error]
+            return [answer for place in places for answer in self._answered(batch, [place], conditions)]
+        return decoded_lists(self.model.catalog, lists, self.titles)
+
+    def _conditions(self, request: ServedRequest) -> _Conditions:
+        """Return the conditions of a request in item numbers. Raises UserError if they are invalid."""
+        if request.candidates is not None:
+            numbers = self._numbers(request.candidates)
+            unknown = [item for item, number in zip(request.candidates, numbers, strict=True) if not number]
+            if unknown or not request.candidates:
+                problem = f"no item is called {', '.join(unknown[:5])}" if unknown else "there are none"
+                raise UserError(f"candidates: {problem}")
+            return _Conditions(len(np.unique(numbers)), candidates=torch.from_numpy(np.unique(numbers)).long())
+        if request.k < 1:
+            raise UserError(f"k must be at least 1, got {request.k}")
+        numbers = self._numbers(request.exclude)
+        is_own = request.history is not None or request.user_id is None
+        exclude_seen = (is_own or not self.repeats) if request.exclude_seen is None else request.exclude_seen
+        return _Conditions(
+            request.k,
+            mask=self._mask(request.only) if request.only else None,
+            excluded=torch.from_numpy(numbers[numbers > 0]).long(),
+            exclude_seen=exclude_seen,
+            unknown_exclusions=tuple(item for item, number in zip(request.exclude, numbers, strict=True) if not number),
+        )
+
+    def _numbers(self, item_ids: Sequence[str]) -> NDArray[np.int32]:
+        ids = pl.Series([item.strip() for item in item_ids], dtype=pl.String)
+        return self.model.catalog.ids.encode(ids)
+
+    def _mask(self, only: tuple[str, ...]) -> Tensor:
+        """Return the items that satisfy the conditions, bool [N + 1]; masks of recent conditions are kept."""
+        if only not in self._masks:
+            allowed = allowed_items(self.model.catalog, Filters(only=only))
+            assert allowed is not None, "there are conditions"
+            self._masks[only] = allowed[0]
+            while len(self._masks) > 1 and len(self._masks) * len(allowed[0]) > MASK_BYTES:
+                self._masks.popitem(last=False)
+        self._masks.move_to_end(only)
+        return self._masks[only]
+
+    def _constrained(self, batch: SequenceBatch, conditions: Sequence[_Conditions]) -> SequenceBatch:
+        """Return the batch with its allow-lists, exclusions and candidates; all conditions have one shape."""
+        if conditions[0].candidates is not None:
+            rows = Jagged.from_lengths(
+                torch.cat([part.candidates for part in conditions if part.candidates is not None]),
+                torch.tensor([part.k for part in conditions]),
+            )
+            allowed = torch.zeros(len(conditions), self.model.num_items + 1, dtype=torch.bool)
+            allowed[rows.row_ids(), rows.values] = True
+            return replace(batch, allowed=allowed, candidates=rows)
+        masks = [part.mask for part in conditions if part.mask is not None]
+        is_seen = torch.tensor([part.exclude_seen for part in conditions])[batch.items.row_ids()]
+        counts = torch.tensor([len(part.excluded) for part in conditions])
+        values = torch.cat([batch.items.values[is_seen], *[part.excluded for part in conditions]])
+        owners = torch.cat(
+            [batch.items.row_ids()[is_seen], torch.repeat_interleave(torch.arange(len(conditions)), counts)]
+        )
+        order = owners.argsort(stable=True)
+        lengths = torch.bincount(owners, minlength=len(conditions))
+        return replace(
+            batch,
+            allowed=torch.stack(masks) if masks else None,
+            excluded=Jagged.from_lengths(values[order], lengths) if len(values) else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Conditions:
+    """Conditions of one request, in item numbers.
+
+    Attributes:
+        k: number of items to return.
+        mask: allowed items, bool [N + 1]; None: all.
+        excluded: items that must not be returned, [n] int64.
+        exclude_seen: whether the items of the history must not be returned.
+        candidates: items to order, [k] int64 ascending; None: any.
+        unknown_exclusions: ids to exclude that no item has.
+
+    """
+
+    k: int
+    mask: Tensor | None = None
+    excluded: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    exclude_seen: bool = False
+    candidates: Tensor | None = None
+    unknown_exclusions: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, bool, bool]:
+        """What requests must have in common to be answered in one batch."""
+        return self.k, self.mask is None, self.candidates is None
