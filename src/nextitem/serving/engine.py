@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -40,6 +42,7 @@ class Engine:
         self.histories = HistoryReader(dataset)
         self.titles = model.catalog.titles()
         self._masks: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()  # allow-lists by conditions, bool [N + 1]
+        self._masks_lock = Lock()
 
     def recommend(
         self, requests: Sequence[ServedRequest], new_events: Mapping[str, Sequence[HistoryEvent]] | None = None
@@ -92,6 +95,52 @@ class Engine:
             return [answer for place in places for answer in self._answered(batch, [place], conditions)]
         return decoded_lists(self.model.catalog, lists, self.titles)
 
+    def popular(self, request: ServedRequest, first: Sequence[Any] = ()) -> RecommendationList:
+        """Return the items `first` that a request allows, then the most popular of the others; the model is not asked.
+
+        The items of the history are excluded as `recommend` does, except those that only the store knows.
+
+        Raises:
+            UserError: the conditions of the request are invalid.
+
+        """
+        conditions, catalog = self._conditions(request), self.model.catalog
+        popularity = self.model.popularity.cpu()
+        is_allowed = torch.ones(catalog.num_items + 1, dtype=torch.bool) if conditions.mask is None else conditions.mask
+        if conditions.candidates is not None:
+            is_allowed = torch.zeros(catalog.num_items + 1, dtype=torch.bool)
+            is_allowed[conditions.candidates] = True
+        is_allowed = is_allowed.clone()
+        is_allowed[0] = False
+        is_allowed[conditions.excluded] = False
+        if conditions.exclude_seen:
+            for _, batch in self.histories.read([request]).batches:
+                is_allowed[batch.items.values] = False
+        numbers = self._numbers([str(item) for item in first]).astype(np.int64)
+        head = [number for number in numbers.tolist() if is_allowed[number]][: conditions.k]
+        is_allowed[head] = False
+        scores = popularity.masked_fill(~is_allowed, -torch.inf)
+        count = min(conditions.k - len(head), int(is_allowed.sum()))
+        tail = scores.sort(descending=True, stable=True).indices[:count].tolist() if count else []
+        items = np.array([*head, *tail], dtype=np.int64)
+        return RecommendationList(
+            catalog.ids.decode(items).to_list(),
+            popularity[torch.from_numpy(items)].tolist(),
+            self.titles.gather(items - 1).to_list(),
+            fallback=True,
+            unknown_exclusions=conditions.unknown_exclusions,
+        )
+
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        """Return the columns of an item, or None if the model does not know it."""
+        number = int(self._numbers([item_id])[0])
+        return self.model.catalog.table.row(number - 1, named=True) if number else None
+
+    def unknown_items(self, item_ids: Sequence[str]) -> list[str]:
+        """Return the distinct ids that the model does not know."""
+        ids = list(dict.fromkeys(item_ids))
+        return [item for item, number in zip(ids, self._numbers(ids), strict=True) if not number]
+
     def _conditions(self, request: ServedRequest) -> _Conditions:
         """Return the conditions of a request in item numbers. Raises UserError if they are invalid."""
         if request.candidates is not None:
@@ -120,14 +169,15 @@ class Engine:
 
     def _mask(self, only: tuple[str, ...]) -> Tensor:
         """Return the items that satisfy the conditions, bool [N + 1]; masks of recent conditions are kept."""
-        if only not in self._masks:
-            allowed = allowed_items(self.model.catalog, Filters(only=only))
-            assert allowed is not None, "there are conditions"
-            self._masks[only] = allowed[0]
-            while len(self._masks) > 1 and len(self._masks) * len(allowed[0]) > MASK_BYTES:
-                self._masks.popitem(last=False)
-        self._masks.move_to_end(only)
-        return self._masks[only]
+        with self._masks_lock:
+            if only not in self._masks:
+                allowed = allowed_items(self.model.catalog, Filters(only=only))
+                assert allowed is not None, "there are conditions"
+                self._masks[only] = allowed[0]
+                while len(self._masks) > 1 and len(self._masks) * len(allowed[0]) > MASK_BYTES:
+                    self._masks.popitem(last=False)
+            self._masks.move_to_end(only)
+            return self._masks[only]
 
     def _constrained(self, batch: SequenceBatch, conditions: Sequence[_Conditions]) -> SequenceBatch:
         """Return the batch with its allow-lists, exclusions and candidates; all conditions have one shape."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -52,3 +52,7 @@ class ServedRequest:
     exclude_seen: bool | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
     candidates: tuple[str, ...] | None = None
+
+    def without(self, item_ids: Sequence[str]) -> ServedRequest:
+        """Return the request with more items excluded."""
+        return replace(self, exclude=(*self.exclude, *item_ids)) if item_ids else self
