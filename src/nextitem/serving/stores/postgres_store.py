@@ -7,7 +7,6 @@ import selectors
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from typing import Any, TypeVar
 
 import psycopg
@@ -107,7 +106,7 @@ class PostgresStore(EventStore):
         self._pool.clear()
 
     def _append(self, events: Sequence[StoredEvent]) -> int:
-        columns = [list(column) for column in zip(*map(astuple, events), strict=True)]
+        columns = [list(column) for column in zip(*events, strict=True)]
         with self._connection() as connection:
             with connection.pipeline(), connection.transaction():  # one round trip: the lock never waits for a client
                 connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", self._lock_key)
@@ -118,7 +117,7 @@ class PostgresStore(EventStore):
         histories: list[list[StoredEvent]] = [[] for _ in user_ids]
         with self._connection() as connection:
             for place, *fields in connection.execute(self._select_histories, (list(user_ids), limit)):
-                histories[place - 1].append(StoredEvent(*fields))
+                histories[place - 1].append(StoredEvent._make(fields))
         return histories
 
     def _events_after(self, cursor: int, limit: int) -> EventPage:

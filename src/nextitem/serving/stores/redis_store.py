@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from typing import Any
 
 import redis
@@ -73,7 +72,7 @@ class RedisStore(EventStore):
         keys = self._keys("version", "last", "log", "events", "ids", "longer", *(f"user:{e.user_id}" for e in events))
         arguments: list[str | int] = [SCHEMA_VERSION, self.config.max_events_per_user]
         for event in events:
-            text = json.dumps(astuple(event), ensure_ascii=False, separators=(",", ":"))
+            text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
             arguments += [event.event_id, event.user_id, event.timestamp_ms, text]
         num_new: int = self._call(scripts.APPEND, keys, *arguments)
         return num_new
@@ -81,11 +80,11 @@ class RedisStore(EventStore):
     def _histories(self, user_ids: Sequence[str], limit: int) -> list[list[StoredEvent]]:
         keys = self._keys("events", *(f"user:{user}" for user in user_ids))
         histories = self._call(scripts.HISTORIES, keys, limit)
-        return [[StoredEvent(*json.loads(text)) for text in reversed(history)] for history in histories]
+        return [[StoredEvent._make(json.loads(text)) for text in reversed(history)] for history in histories]
 
     def _events_after(self, cursor: int, limit: int) -> EventPage:
         last, *events = self._call(scripts.EVENTS_AFTER, self._keys("log", "events"), cursor, limit)
-        return EventPage([StoredEvent(*json.loads(text)) for text in events], int(last))
+        return EventPage([StoredEvent._make(json.loads(text)) for text in events], int(last))
 
     def _delete_user(self, user_id: str) -> int:
         keys = self._keys("log", "events", "ids", "longer", f"user:{user_id}")

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from pathlib import Path
 
 from nextitem.core.errors import UserError
@@ -80,7 +79,7 @@ class SqliteStore(EventStore):
     def _append(self, events: Sequence[StoredEvent]) -> int:
         with self._writing() as connection:
             statement = f"INSERT INTO {self._table} ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-            return connection.executemany(statement, map(astuple, events)).rowcount
+            return connection.executemany(statement, events).rowcount
 
     def _histories(self, user_ids: Sequence[str], limit: int) -> list[list[StoredEvent]]:
         statement = (
@@ -88,7 +87,7 @@ class SqliteStore(EventStore):
         )
         with self._reading() as connection:
             rows = [connection.execute(statement, (user, limit)).fetchall() for user in user_ids]
-        return [[StoredEvent(*row) for row in reversed(of_user)] for of_user in rows]
+        return [[StoredEvent._make(row) for row in reversed(of_user)] for of_user in rows]
 
     def _events_after(self, cursor: int, limit: int) -> EventPage:
         statement = f"SELECT position, {COLUMNS} FROM {self._table} WHERE position > ? ORDER BY position LIMIT ?"
