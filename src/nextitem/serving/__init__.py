@@ -1,1 +1,1 @@
-"""Serving: answers to single requests, in batches, with the events that users have sent since training."""
+"""Recommending over HTTP: stores of events, and what is built on them."""
