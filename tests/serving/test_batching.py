@@ -82,7 +82,7 @@ def test_a_full_queue_refuses_and_a_cancelled_request_is_skipped() -> None:
     assert futures[2].cancel()
     gate.opened.set()
     assert futures[3].result(10) == 6
-    assert [0, 1, 3] == [request for batch in gate.batches for request in batch]
+    assert [request for batch in gate.batches for request in batch] == [0, 1, 3]
 
 
 def test_closing_answers_what_waits_and_refuses_what_comes() -> None:

@@ -63,7 +63,9 @@ class _Metrics:
             "nextitem_fallbacks_total", "Lists that a model did not make.", ["model", "reason"], registry=self.registry
         )
         self.events = Counter("nextitem_events_total", "Events that were stored.", registry=self.registry)
-        self.waiting = Gauge("nextitem_waiting_requests", "Requests that wait for a model.", ["model"], registry=self.registry)
+        self.waiting = Gauge(
+            "nextitem_waiting_requests", "Requests that wait for a model.", ["model"], registry=self.registry
+        )
 
 
 def make_app(service: Service, *, tokens: Sequence[str] = ()) -> FastAPI:

@@ -92,7 +92,7 @@ class Batcher(Generic[Q, A]):
                 answers = list(self._answer([request for request, _ in batch]))
                 if len(answers) != len(batch):
                     raise RuntimeError(f"{len(answers)} answers to {len(batch)} requests")
-            except Exception as error:  # noqa: BLE001 (each of the requests is told, and the thread goes on)
+            except Exception as error:
                 answers = [error] * len(batch)
             for (_, future), answer in zip(batch, answers, strict=True):
                 if isinstance(answer, Exception):

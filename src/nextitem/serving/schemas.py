@@ -56,8 +56,12 @@ class _Asker(_Body):
     def _common(self) -> dict[str, Any]:
         if self.user_id is None and self.history is None:
             raise UserError("user_id or history is needed")
-        history = None if self.history is None else tuple(
-            entry.to_event() if isinstance(entry, Event) else HistoryEvent(str(entry)) for entry in self.history
+        history = (
+            None
+            if self.history is None
+            else tuple(
+                entry.to_event() if isinstance(entry, Event) else HistoryEvent(str(entry)) for entry in self.history
+            )
         )
         user_id = None if self.user_id is None else str(self.user_id)
         return {"user_id": user_id, "history": history, "context": self.context}
@@ -70,7 +74,9 @@ class RecommendBody(_Asker):
     """Number of items."""
     exclude: list[IdOrNumber] = Field(default=[], max_length=MAX_EXCLUDED)
     """Ids of items that must not be returned."""
-    only: dict[Name, Value] | list[Annotated[str, StringConstraints(max_length=2_200)]] = Field(default={}, max_length=20)
+    only: dict[Name, Value] | list[Annotated[str, StringConstraints(max_length=2_200)]] = Field(
+        default={}, max_length=20
+    )
     """Conditions on columns of the items, all of which an item must satisfy: {"category": "Tents"}."""
     exclude_seen: bool | None = None
     """Whether to leave out the items of the history; by default as the data set says."""
@@ -79,7 +85,9 @@ class RecommendBody(_Asker):
 
     def to_request(self) -> ServedRequest:
         """Return the request as the engine reads it. Raises UserError if neither a user nor a history is given."""
-        only = self.only if isinstance(self.only, list) else [f"{name}={text(value)}" for name, value in self.only.items()]
+        only = (
+            self.only if isinstance(self.only, list) else [f"{name}={text(value)}" for name, value in self.only.items()]
+        )
         return ServedRequest(
             **self._common(),
             k=self.k,

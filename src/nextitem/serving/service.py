@@ -187,7 +187,9 @@ class Service:
         if users:
             try:
                 stored = self.store.histories(users, limit=self.config.max_history)
-                new_events = {user: [_history_event(event) for event in events] for user, events in stored.items() if events}
+                new_events = {
+                    user: [_history_event(event) for event in events] for user, events in stored.items() if events
+                }
             except StoreUnavailable as error:
                 log.warning("histories are read without the store: %s", error)
         return engine.recommend(requests, new_events)
@@ -234,7 +236,9 @@ class Service:
         return unknown
 
 
-def stored_event(event_id: str, user_id: str, item_id: str, action: str | None, timestamp_ms: int | None, request_id: str | None) -> StoredEvent:
+def stored_event(
+    event_id: str, user_id: str, item_id: str, action: str | None, timestamp_ms: int | None, request_id: str | None
+) -> StoredEvent:
     """Return an event with the present time if it has none."""
     now = int(time.time() * 1000) if timestamp_ms is None else timestamp_ms
     return StoredEvent(event_id, user_id, item_id, action, now, request_id)
