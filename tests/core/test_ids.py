@@ -35,16 +35,19 @@ def test_text_of_integers_is_encoded_as_integer_ids() -> None:
 
 
 @given(st.data())
-def test_an_index_finds_what_a_join_finds(data: st.DataObject) -> None:
-    numbers = data.draw(st.lists(st.integers(-(2**40), 2**40), min_size=200, max_size=300, unique=True))
-    series = pl.Series("id", numbers) if data.draw(st.booleans()) else pl.Series("id", [f"i{n}" for n in numbers])
-    known_ids = st.sampled_from(series.cast(pl.String).to_list())
-    some_ids = pl.Series(data.draw(st.lists(known_ids | st.text(max_size=3) | st.none(), max_size=3)), dtype=pl.String)
-    expected = IdMap(series).encode(some_ids)
-    indexed = IdMap(series).index()
+def test_a_lookup_finds_what_encode_finds(data: st.DataObject) -> None:
+    ids = data.draw(IDS)
+    known_ids = st.sampled_from([str(each) for each in ids])
+    texts = data.draw(st.lists(known_ids | st.text(max_size=3) | st.integers().map(str), max_size=5))
+    numbers = IdMap(pl.Series(ids))
+    assert numbers.lookup(texts).tolist() == numbers.encode(pl.Series(texts, dtype=pl.String)).tolist()
+
+
+def test_a_lookup_tells_ids_with_equal_keys_apart() -> None:
+    ids = IdMap(pl.Series(["a", "b", "c"]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pl.DataFrame, "join", None)  # a join would raise
-        assert indexed.encode(some_ids).tolist() == expected.tolist()
+        patch.setattr("nextitem.core.ids.stable_keys", lambda texts: np.ones(len(texts), np.int64))
+        assert ids.lookup(["c", "x", "b"]).tolist() == [3, 0, 2]
 
 
 def test_extend_never_renumbers() -> None:

@@ -77,7 +77,7 @@ def test_pages_continue_a_list_without_repeating(client: TestClient) -> None:
     for _ in range(5):
         answer = client.post("/v1/recommend", json={**body, "page": token}).json()
         pages.append([item["item_id"] for item in answer["items"]])
-        token = answer["next_page"]
+        token = answer.get("next_page")
         if token is None:
             break
     shown = [item for page in pages for item in page]
@@ -253,7 +253,7 @@ def test_calls_of_events_that_are_stored_together_are_judged_apart(service: Serv
     good = [services.stored_event("e1", "u", "i03", None, 1, None)]
     bad = [services.stored_event("", "u", "i03", None, 1, None)]
 
-    async def both() -> list[None | BaseException]:
+    async def both() -> list[BaseException | None]:
         return await asyncio.gather(service.append(good), service.append(bad), return_exceptions=True)
 
     first, second = asyncio.run(both())

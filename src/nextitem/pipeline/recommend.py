@@ -219,19 +219,23 @@ def answer(
 
 def decoded_lists(catalog: Catalog, lists: Recommendations, titles: pl.Series) -> list[RecommendationList]:
     """Return the lists of a batch in external ids; `titles` are those of the catalogue."""
-    answers = []
-    for row, (padded_ids, scores) in enumerate(zip(lists.item_ids.cpu(), lists.scores.cpu(), strict=True)):
-        item_ids = padded_ids[padded_ids > 0].numpy()
-        channels = () if lists.channel is None else lists.channel[row, : len(item_ids)].tolist()
-        fallback = lists.fallback is not None and bool(lists.fallback[row])
+    is_item = lists.item_ids.cpu() > 0
+    items, lengths = lists.item_ids.cpu()[is_item].numpy(), is_item.sum(1).tolist()
+    ids, names = catalog.ids.decode(items).to_list(), titles[items - 1].to_list()
+    scores = [round(score, 6) for score in lists.scores.cpu()[is_item].tolist()]
+    fallbacks = [False] * len(lengths) if lists.fallback is None else lists.fallback.tolist()
+    answers, end = [], 0
+    for row, length in enumerate(lengths):
+        start, end = end, end + length
+        channels = () if lists.channel is None else lists.channel[row, :length].tolist()
         relaxations = [relaxation for relaxation in lists.relaxations if relaxation.request == row]
         answers.append(
             RecommendationList(
-                catalog.ids.decode(item_ids).to_list(),
-                [round(score, 6) for score in scores[: len(item_ids)].tolist()],
-                titles.gather(item_ids - 1).to_list(),
-                fallback,
-                channels=() if fallback else tuple(lists.channels[channel] for channel in channels),
+                ids[start:end],
+                scores[start:end],
+                names[start:end],
+                fallbacks[row],
+                channels=() if fallbacks[row] else tuple(lists.channels[channel] for channel in channels),
                 relaxed=tuple(_relaxation_text(relaxation) for relaxation in relaxations),
                 guided=None if lists.guided is None else bool(lists.guided[row]),
             )

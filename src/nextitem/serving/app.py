@@ -178,7 +178,7 @@ def _add_lists(app: FastAPI, service: Service, metrics: _Metrics, needs: list[An
             metrics.fallbacks.labels(answer.model.name, answer.fallback_reason).inc()
         return answer
 
-    @app.post("/v1/recommend", dependencies=needs, responses=PROBLEMS)
+    @app.post("/v1/recommend", dependencies=needs, responses=PROBLEMS, response_model_exclude_none=True)
     async def recommend(body: RecommendBody) -> ListAnswer:
         """Recommend items to a user, or for a history."""
         request, shown = body.to_request(), shown_items(body.page)
@@ -188,7 +188,7 @@ def _add_lists(app: FastAPI, service: Service, metrics: _Metrics, needs: list[An
         token = None if is_last else page_token([*shown, *map(str, answer.found.item_ids)])
         return _list_answer(answer, token)
 
-    @app.post("/v1/rank", dependencies=needs, responses=PROBLEMS)
+    @app.post("/v1/rank", dependencies=needs, responses=PROBLEMS, response_model_exclude_none=True)
     async def rank(body: RankBody) -> ListAnswer:
         """Order given items for a user, or for a history."""
         request = body.to_request()

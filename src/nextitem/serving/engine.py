@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -57,11 +56,12 @@ class Engine:
         answers: dict[int, RecommendationList | Exception] = {}
         histories = self.histories.read(requests, new_events)
         answers |= histories.errors
+        numbers = self._numbers(requests)
         for rows, batch in histories.batches:
             conditions: dict[int, _Conditions] = {}
             for place, row in enumerate(rows):
                 try:
-                    conditions[place] = self._conditions(requests[row])
+                    conditions[place] = self._conditions(requests[row], numbers)
                 except UserError as error:
                     answers[row] = error
             by_shape: dict[tuple[int, bool, bool], list[int]] = {}
@@ -104,7 +104,7 @@ class Engine:
             UserError: the conditions of the request are invalid.
 
         """
-        conditions, catalog = self._conditions(request), self.model.catalog
+        conditions, catalog = self._conditions(request, self._numbers([request])), self.model.catalog
         popularity = self.model.popularity.cpu()
         is_allowed = torch.ones(catalog.num_items + 1, dtype=torch.bool) if conditions.mask is None else conditions.mask
         if conditions.candidates is not None:
@@ -116,8 +116,8 @@ class Engine:
         if conditions.exclude_seen:
             for _, batch in self.histories.read([request]).batches:
                 is_allowed[batch.items.values] = False
-        numbers = self._numbers([str(item) for item in first]).astype(np.int64)
-        head = [number for number in numbers.tolist() if is_allowed[number]][: conditions.k]
+        head = [int(number) for number in self._encode([str(item) for item in first]) if is_allowed[number]]
+        head = head[: conditions.k]
         is_allowed[head] = False
         scores = popularity.masked_fill(~is_allowed, -torch.inf)
         count = min(conditions.k - len(head), int(is_allowed.sum()))
@@ -133,39 +133,42 @@ class Engine:
 
     def item(self, item_id: str) -> dict[str, Any] | None:
         """Return the columns of an item, or None if the model does not know it."""
-        number = int(self._numbers([item_id])[0])
+        number = int(self._encode([item_id])[0])
         return self.model.catalog.table.row(number - 1, named=True) if number else None
 
     def unknown_items(self, item_ids: Sequence[str]) -> list[str]:
         """Return the distinct ids that the model does not know."""
         ids = list(dict.fromkeys(item_ids))
-        return [item for item, number in zip(ids, self._numbers(ids), strict=True) if not number]
+        return [item for item, number in zip(ids, self._encode(ids), strict=True) if not number]
 
-    def _conditions(self, request: ServedRequest) -> _Conditions:
+    def _conditions(self, request: ServedRequest, numbers: Mapping[str, int]) -> _Conditions:
         """Return the conditions of a request in item numbers. Raises UserError if they are invalid."""
         if request.candidates is not None:
-            numbers = self._numbers(request.candidates)
-            unknown = [item for item, number in zip(request.candidates, numbers, strict=True) if not number]
+            unknown = [item for item in request.candidates if not numbers[item]]
             if unknown or not request.candidates:
                 problem = f"no item is called {', '.join(unknown[:5])}" if unknown else "there are none"
                 raise UserError(f"candidates: {problem}")
-            return _Conditions(len(np.unique(numbers)), candidates=torch.from_numpy(np.unique(numbers)).long())
+            candidates = sorted({numbers[item] for item in request.candidates})
+            return _Conditions(len(candidates), candidates=torch.tensor(candidates))
         if request.k < 1:
             raise UserError(f"k must be at least 1, got {request.k}")
-        numbers = self._numbers(request.exclude)
         is_own = request.history is not None or request.user_id is None
         exclude_seen = (is_own or not self.repeats) if request.exclude_seen is None else request.exclude_seen
         return _Conditions(
             request.k,
             mask=self._mask(request.only) if request.only else None,
-            excluded=torch.from_numpy(numbers[numbers > 0]).long(),
+            excluded=[numbers[item] for item in request.exclude if numbers[item]],
             exclude_seen=exclude_seen,
-            unknown_exclusions=tuple(item for item, number in zip(request.exclude, numbers, strict=True) if not number),
+            unknown_exclusions=tuple(item for item in request.exclude if not numbers[item]),
         )
 
-    def _numbers(self, item_ids: Sequence[str]) -> NDArray[np.int32]:
-        ids = pl.Series([item.strip() for item in item_ids], dtype=pl.String)
-        return self.model.catalog.ids.encode(ids)
+    def _numbers(self, requests: Sequence[ServedRequest]) -> dict[str, int]:
+        """Return the numbers of the items that the conditions of some requests name, 0 for an unknown id."""
+        ids = list({item for request in requests for item in (*request.exclude, *(request.candidates or ()))})
+        return dict(zip(ids, self._encode(ids).tolist(), strict=True)) if ids else {}
+
+    def _encode(self, item_ids: Sequence[str]) -> NDArray[np.int32]:
+        return self.model.catalog.ids.lookup([item.strip() for item in item_ids])
 
     def _mask(self, only: tuple[str, ...]) -> Tensor:
         """Return the items that satisfy the conditions, bool [N + 1]; masks of recent conditions are kept."""
@@ -191,11 +194,9 @@ class Engine:
             return replace(batch, allowed=allowed, candidates=rows)
         masks = [part.mask for part in conditions if part.mask is not None]
         is_seen = torch.tensor([part.exclude_seen for part in conditions])[batch.items.row_ids()]
-        counts = torch.tensor([len(part.excluded) for part in conditions])
-        values = torch.cat([batch.items.values[is_seen], *[part.excluded for part in conditions]])
-        owners = torch.cat(
-            [batch.items.row_ids()[is_seen], torch.repeat_interleave(torch.arange(len(conditions)), counts)]
-        )
+        excluded = [(row, item) for row, part in enumerate(conditions) for item in part.excluded]
+        values = torch.cat([batch.items.values[is_seen], torch.tensor([item for _, item in excluded]).long()])
+        owners = torch.cat([batch.items.row_ids()[is_seen], torch.tensor([row for row, _ in excluded]).long()])
         order = owners.argsort(stable=True)
         lengths = torch.bincount(owners, minlength=len(conditions))
         return replace(
@@ -212,7 +213,7 @@ class _Conditions:
     Attributes:
         k: number of items to return.
         mask: allowed items, bool [N + 1]; None: all.
-        excluded: items that must not be returned, [n] int64.
+        excluded: items that must not be returned.
         exclude_seen: whether the items of the history must not be returned.
         candidates: items to order, [k] int64 ascending; None: any.
         unknown_exclusions: ids to exclude that no item has.
@@ -221,7 +222,7 @@ class _Conditions:
 
     k: int
     mask: Tensor | None = None
-    excluded: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    excluded: Sequence[int] = ()
     exclude_seen: bool = False
     candidates: Tensor | None = None
     unknown_exclusions: tuple[str, ...] = ()

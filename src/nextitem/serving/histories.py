@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,10 @@ class HistoryReader:
     """Reader of the histories of requests, from a data set and from events since then."""
 
     def __init__(self, dataset: Dataset) -> None:
-        """Encode the log of the data set once, and index the ids of items and users."""
+        """Encode the log of the data set once, and build the indexes of the ids of items and users."""
         self.dataset, self.builder = dataset, RequestBuilder(dataset)
-        dataset.catalog.ids.index()
-        dataset.users.ids.index()
+        dataset.catalog.ids.lookup([])  # builds its index
+        dataset.users.ids.lookup([])
         self.latest_ms = self.builder.end_time or 0
 
     def advance(self, timestamp_ms: int) -> None:
@@ -72,8 +73,9 @@ class HistoryReader:
             new_events: events since the data set, oldest first, by user id.
 
         """
-        user_ids = pl.Series([request.user_id for request in requests], dtype=pl.String)
-        numbers = self.dataset.users.ids.encode(user_ids).astype(np.int64)
+        user_ids = [request.user_id or "" for request in requests]
+        has_user = np.array([request.user_id is not None for request in requests])
+        numbers = np.where(has_user, self.dataset.users.ids.lookup(user_ids), 0).astype(np.int64)
         log_users = np.where([request.history is None for request in requests], numbers, 0)
         events = [
             (new_events or {}).get(request.user_id or "", ()) if request.history is None else request.history
@@ -90,8 +92,7 @@ class HistoryReader:
         is_own = torch.tensor([request.history is not None for request in requests])
         request_times = torch.where(is_own, latest, latest.clamp(min=self.latest_ms)) + 1
         context, errors = self._context(requests, numbers)
-        users = stable_keys(user_ids.fill_null(""))
-        users[user_ids.is_null().to_numpy()] = 0
+        users = np.where(has_user, stable_keys(user_ids), 0)
         batch = replace(
             batch,
             request_times=request_times,
@@ -117,8 +118,7 @@ class HistoryReader:
         """Return the events with a known item as a batch, their times (0: none) [T], and the other ids by request."""
         flat = [event for part in events for event in part]
         owner = np.repeat(np.arange(len(events)), [len(part) for part in events])
-        ids = pl.Series([event.item_id.strip() for event in flat], dtype=pl.String)
-        items = self.dataset.catalog.ids.encode(ids)
+        items = self.dataset.catalog.ids.lookup([event.item_id.strip() for event in flat])
         unknown: dict[int, tuple[str, ...]] = {}
         for place in np.flatnonzero(items == 0).tolist():
             row = int(owner[place])
@@ -132,8 +132,8 @@ class HistoryReader:
             self.dataset.catalog.num_items,
             columns=_columns(flat),
         )
-        visitors = Users(IdMap(pl.Series("id", np.arange(len(events)))))
-        builder = RequestBuilder(replace(self.dataset, interactions=log, users=visitors, impressions=None))
+        users = _visitors(len(events))
+        builder = RequestBuilder(replace(self.dataset, interactions=log, users=users, impressions=None))
         times = torch.tensor([event.timestamp_ms or 0 for event in flat], dtype=torch.int64)
         return builder.build(log.offsets[:-1], log.offsets[1:]), times, unknown
 
@@ -165,6 +165,12 @@ class HistoryReader:
     def _no_item(self, ids: Sequence[str]) -> UserError:
         examples = ", ".join(str(item) for item in self.dataset.catalog.ids.external.head(3))
         return UserError(f"history: no item is called {', '.join(ids[:5])}; item ids look like {examples}")
+
+
+@lru_cache(maxsize=256)
+def _visitors(count: int) -> Users:
+    """Return users without features."""
+    return Users(IdMap(pl.Series("id", np.arange(count))))
 
 
 def _columns(events: Sequence[HistoryEvent]) -> pl.DataFrame:
