@@ -53,7 +53,7 @@ def test_lists_equal_those_of_python(client: TestClient) -> None:
         ({"history": HISTORY, "exclude_seen": False}, {"history": HISTORY, "exclude_seen": False}),
     ):
         answer = client.post("/v1/recommend", json={**body, "k": 4, "model": "item-cf"}).json()
-        expected = run.recommend(k=4, **arguments)  # type: ignore[arg-type]
+        expected = run.recommend(k=4, **arguments)
         assert [item["item_id"] for item in answer["items"]] == expected.item_ids
         assert [item["title"] for item in answer["items"]] == expected.titles
         assert (answer["fallback"], answer["model"]) == (False, "item-cf")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -112,8 +112,8 @@ def stable_keys(ids: pl.Series | Sequence[str]) -> NDArray[np.int64]:
     get unrelated keys. The probability that any two of ten million ids have the same key is about one in 200,000.
     """
     if isinstance(ids, pl.Series):
-        encoded: Iterable[bytes] = ids.cast(pl.String).cast(pl.Binary)
-        lengths = encoded.bin.size().to_numpy().astype(np.int64)
+        column = ids.cast(pl.String).cast(pl.Binary)
+        encoded, lengths = list(column), column.bin.size().to_numpy().astype(np.int64)
     else:
         encoded = [text.encode() for text in ids]
         lengths = np.array([len(text) for text in encoded], dtype=np.int64)
