@@ -254,7 +254,7 @@ def test_calls_of_events_that_are_stored_together_are_judged_apart(service: Serv
     bad = [services.stored_event("", "u", "i03", None, 1, None)]
 
     async def both() -> list[BaseException | None]:
-        return await asyncio.gather(service.append(good), service.append(bad), return_exceptions=True)
+        return list(await asyncio.gather(service.append(good), service.append(bad), return_exceptions=True))
 
     first, second = asyncio.run(both())
     assert first is None
