@@ -42,7 +42,7 @@ def num_bytes(url: str) -> int:
     if url.startswith("redis"):
         import redis
 
-        return int(redis.Redis.from_url(url).info("memory")["used_memory"])  # type: ignore[index]
+        return int(redis.Redis.from_url(url).info("memory")["used_memory"])
     import psycopg
 
     with psycopg.connect(url) as connection:
