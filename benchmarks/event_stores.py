@@ -1,20 +1,21 @@
-"""Measure event stores: `python benchmarks/event_stores.py URL [URL ...] [--events 100000] [--users 2000]`.
+"""What an event store costs: appending, reading histories and pages, removing a user, and the bytes of an event.
 
-Prints medians in milliseconds of appending 1 and 100 events, of reading the histories of 32 users with 50 events each,
-of reading a page of 1,000 events and of removing a user; and the bytes of an event. Use an empty store.
+    python benchmarks/event_stores.py sqlite:///events.db redis://127.0.0.1:6379/0 [--events 100000] [--users 2000]
+
+Fills each store, which must be empty, and then times appending 1 and 100 events, reading the histories of 32 users with
+up to 50 events each, reading a page of 1,000 events, and removing a user. Prints one JSON line for each store, with
+medians in milliseconds. One thread; the servers run elsewhere and are configured as they are.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
-from nextitem.serving.stores import EventStore, StoredEvent, open_store
+from measure import Results, parser, timed_median
+
+from nextitem.serving.stores import StoredEvent, open_store
 
 REPEATS = 50
 
@@ -34,24 +35,14 @@ def events_of(generator: random.Random, num_events: int, num_users: int) -> list
     ]
 
 
-def milliseconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Return the median time of a call."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(1000 * (time.perf_counter() - start))
-    return median(times)
-
-
-def num_bytes(store: EventStore, url: str) -> int:
+def num_bytes(url: str) -> int:
     """Return the size of the store, indexes included."""
     if url.startswith("sqlite"):
         return Path(url.removeprefix("sqlite:///")).stat().st_size  # without the log, which is 4 MB at most
     if url.startswith("redis"):
         import redis
 
-        return int(redis.Redis.from_url(url).info("memory")["used_memory"])  # type: ignore[index]
+        return int(redis.Redis.from_url(url).info("memory")["used_memory"])
     import psycopg
 
     with psycopg.connect(url) as connection:
@@ -59,34 +50,39 @@ def num_bytes(store: EventStore, url: str) -> int:
     return int(row[0]) if row else 0
 
 
+def figures_of(url: str, num_events: int, num_users: int) -> dict[str, object]:
+    """Fill a store and return its figures."""
+    generator = random.Random(0)
+    with open_store(url) as store:
+        before = num_bytes(url)
+        for _ in range(num_events // 1000):
+            store.append(events_of(generator, 1000, num_users))
+        size = (num_bytes(url) - before) / num_events
+        users = [f"u{number:07d}" for number in range(num_users)]
+        removed = iter(users)
+        calls = {
+            "append_1_ms": lambda: store.append(events_of(generator, 1, num_users)),
+            "append_100_ms": lambda: store.append(events_of(generator, 100, num_users)),
+            "histories_ms": lambda: store.histories(generator.sample(users, 32), limit=50),
+            "page_ms": lambda: store.events_after(generator.randrange(num_events // 2), limit=1000),
+            "remove_ms": lambda: store.delete_user(next(removed)),
+        }
+        repeats = {"remove_ms": 5}
+        figures: dict[str, object] = {
+            name: round(1000 * timed_median(call, repeats=repeats.get(name, REPEATS)), 2)
+            for name, call in calls.items()
+        }
+    return {"store": url.partition(":")[0], **figures, "bytes_per_event": round(size)}
+
+
 def main() -> None:
-    """Measure each store and print one line for it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("urls", nargs="+")
-    parser.add_argument("--events", type=int, default=100_000)
-    parser.add_argument("--users", type=int, default=2_000)
-    arguments = parser.parse_args()
-    print(f"{'store':12} append 1  append 100  histories  page 1000  remove a user  bytes an event")
+    options = parser(__doc__, events=100_000, users=2_000)
+    options.add_argument("urls", nargs="+", help="empty stores")
+    arguments = options.parse_args()
+    results = Results(arguments)
     for url in arguments.urls:
-        generator = random.Random(0)
-        with open_store(url) as store:
-            before = num_bytes(store, url)
-            for _ in range(arguments.events // 1000):
-                store.append(events_of(generator, 1000, arguments.users))
-            size = (num_bytes(store, url) - before) / arguments.events
-            users = [[f"u{generator.randrange(arguments.users):07d}" for _ in range(32)] for _ in range(REPEATS)]
-            ones = [events_of(generator, 1, arguments.users) for _ in range(REPEATS)]
-            hundreds = [events_of(generator, 100, arguments.users) for _ in range(REPEATS)]
-            removed = iter(range(5))
-            figures = (
-                milliseconds(lambda: store.append(ones.pop())),
-                milliseconds(lambda: store.append(hundreds.pop())),
-                milliseconds(lambda: store.histories(users.pop(), limit=50)),
-                milliseconds(lambda: store.events_after(generator.randrange(arguments.events // 2), limit=1000)),
-                milliseconds(lambda: store.delete_user(f"u{next(removed):07d}"), repeats=5),
-            )
-        texts = "  ".join(f"{figure:9.2f}" for figure in figures)
-        print(f"{url.partition(':')[0]:12} {texts}  {size:9.0f}", flush=True)
+        row = figures_of(url, arguments.events, arguments.users)
+        results.add_printed(str(row["store"]), row)
 
 
 if __name__ == "__main__":

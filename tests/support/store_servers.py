@@ -103,15 +103,14 @@ class PostgresServer(StoreServer):
     quick_end = signal.SIGQUIT  # without writing what only the next start would need
 
     def __init__(self) -> None:
+        initdb, self.program = require("initdb"), require("postgres")
         super().__init__()
         self.account: str | None = None
-        initdb = require("initdb")
         if os.geteuid() == 0:
             self.account = "postgres"
             shutil.chown(self.folder, self.account)
         command = [initdb, "-D", str(self.folder / "data"), "-U", "tester", "-A", "trust", "-E", "UTF8", "--no-locale"]
         subprocess.run([*self.prefix(), *command, "--no-sync"], check=True, capture_output=True, cwd=self.folder)
-        self.program = require("postgres")
 
     def prefix(self) -> list[str]:
         return [require("setpriv"), f"--reuid={self.account}", f"--regid={self.account}", "--init-groups"] * bool(

@@ -30,7 +30,9 @@ COLUMNS = sql.SQL("event_id, user_id, item_id, action, timestamp_ms, request_id"
 MARK = "nextitem events, version "  # comment of the table
 LOCK_CLASS = 0x6E786974  # first half of the number of our advisory locks
 PRUNE_STEP = 20_000  # positions of one statement
-MAINTENANCE_TIMEOUT = 3600.0  # seconds that VACUUM of a large table may last
+MAINTENANCE_TIMEOUT = 600.0  # seconds that VACUUM of a large table may last
+# A host that disappears during a long statement is noticed within seconds. A URL may have other values.
+KEEP_ALIVE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
 
 
 class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
@@ -65,7 +67,7 @@ class PostgresStore(EventStore):
     def __init__(self, url: str, config: StoreConfig, namespace: str, *, place: str) -> None:
         super().__init__(config, place)
         try:
-            self._parameters: dict[str, Any] = psycopg.conninfo.conninfo_to_dict(url)
+            self._parameters: dict[str, Any] = {**KEEP_ALIVE, **psycopg.conninfo.conninfo_to_dict(url)}
         except psycopg.Error:  # its message may contain the password
             raise UserError(f"store {place}: not a valid URL; write postgresql://USER@HOST:PORT/DATABASE") from None
         self._parameters |= {"connect_timeout": max(1, round(config.timeout)), "application_name": "nextitem"}

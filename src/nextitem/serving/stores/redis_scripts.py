@@ -38,7 +38,8 @@ end
 return num_new
 """
 
-# KEYS: events, then user:USER of each user. ARGV: limit. Returns the events of each user, latest first.
+# KEYS: events, then user:USER of each user. ARGV: limit. Returns a JSON list of events for each user, latest first: one
+# text is read several times as fast as one for each event.
 HISTORIES = """
 local histories = {}
 for i = 2, #KEYS do
@@ -50,20 +51,20 @@ for i = 2, #KEYS do
       history[#history + 1] = event
     end
   end
-  histories[i - 1] = history
+  histories[i - 1] = '[' .. table.concat(history, ',') .. ']'
 end
 return histories
 """
 
-# KEYS: log, events. ARGV: cursor, limit. Returns the last position as text, then the events.
+# KEYS: log, events. ARGV: cursor, limit. Returns the last position as text, and a JSON list of events.
 EVENTS_AFTER = """
-local page = {ARGV[1]}
+local last, page = ARGV[1], {}
 local first = string.format('%d-0', tonumber(ARGV[1]) + 1)
 for _, entry in ipairs(redis.call('XRANGE', KEYS[1], first, '+', 'COUNT', ARGV[2])) do
-  page[1] = string.match(entry[1], '^%d+')
-  page[#page + 1] = redis.call('HGET', KEYS[2], string.format('%012d', tonumber(page[1])))
+  last = string.match(entry[1], '^%d+')
+  page[#page + 1] = redis.call('HGET', KEYS[2], string.format('%012d', tonumber(last)))
 end
-return page
+return {last, '[' .. table.concat(page, ',') .. ']'}
 """
 
 REMOVE = """

@@ -80,11 +80,11 @@ class RedisStore(EventStore):
     def _histories(self, user_ids: Sequence[str], limit: int) -> list[list[StoredEvent]]:
         keys = self._keys("events", *(f"user:{user}" for user in user_ids))
         histories = self._call(scripts.HISTORIES, keys, limit)
-        return [[StoredEvent._make(json.loads(text)) for text in reversed(history)] for history in histories]
+        return [[StoredEvent._make(event) for event in reversed(json.loads(text))] for text in histories]
 
     def _events_after(self, cursor: int, limit: int) -> EventPage:
-        last, *events = self._call(scripts.EVENTS_AFTER, self._keys("log", "events"), cursor, limit)
-        return EventPage([StoredEvent._make(json.loads(text)) for text in events], int(last))
+        last, text = self._call(scripts.EVENTS_AFTER, self._keys("log", "events"), cursor, limit)
+        return EventPage([StoredEvent._make(event) for event in json.loads(text)], int(last))
 
     def _delete_user(self, user_id: str) -> int:
         keys = self._keys("log", "events", "ids", "longer", f"user:{user_id}")
@@ -112,7 +112,7 @@ class RedisStore(EventStore):
         return total
 
     def _rewrite_file(self) -> None:
-        """Let the server write its append-only file anew, without the commands that stored removed events."""
+        """Let the server rewrite its append-only file without the commands that stored removed events."""
         try:
             if self._client.config_get("appendonly").get("appendonly") == "yes":
                 self._client.bgrewriteaof()

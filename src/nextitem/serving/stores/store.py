@@ -64,8 +64,9 @@ class StoreConfig(Config):
 class EventStore(ABC):
     """Events of the users of one namespace. All methods may be called from several threads.
 
-    Every method raises `StoreUnavailable` if the store cannot be reached, and works again once it can be. A subclass
-    implements the methods with an underscore, which receive checked arguments.
+    Every method raises `StoreUnavailable` if the store cannot be reached, and works again once it can be. It raises
+    `UserError` if what can be reached is no event store, or one of a newer version. A subclass implements the methods
+    with an underscore, which receive checked arguments.
 
     Args:
         config: Settings of the store.
