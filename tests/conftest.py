@@ -36,6 +36,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFileOrModel(config, log)
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the figures of reports empty: drawing them takes longer than the rest of a comparison.
+
+    The figures of tests/reporting/test_report.py and of the command in tests/cli/test_cli.py are drawn.
+    """
+    monkeypatch.setattr("nextitem.reporting.plots._svg", lambda figure, label: f'<svg aria-label="{label}"></svg>')
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Return the folder of real data sets; skip the test without one."""

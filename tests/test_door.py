@@ -23,6 +23,8 @@ from nextitem.testing.known_answers import DATASETS
 from nextitem.testing.rich_log import SETTINGS, longer_log, rich_frames, rich_log
 from nextitem.training.fit import TrainingResult, fit
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> ni.Run:

@@ -109,7 +109,8 @@ def test_import_loads_no_heavy_package() -> None:
         "psycopg",
         "fastapi",
     ]
-    code = f"import nextitem, nextitem.models.sasrec, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    modules = "nextitem, nextitem.models.sasrec, nextitem.reporting.report, sys"
+    code = f"import {modules}; print([m for m in {heavy!r} if m in sys.modules])"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "[]"
 
@@ -118,7 +119,7 @@ def test_help_needs_no_torch_and_answers_quickly() -> None:
     code = "import sys, nextitem.cli.main; print('torch' in sys.modules, 'polars' in sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "False False"
-    assert min(processor_seconds("--help") for _ in range(3)) < 2.0
+    assert any(processor_seconds("--help") < 2.0 for _ in range(3))
 
 
 @pytest.mark.parametrize(
@@ -147,8 +148,9 @@ def test_data_are_described_and_mistakes_reported_without_torch(
     rows = [f"u{user},i{(user + step) % 5},{1_700_000_000 + step}" for user in range(9) for step in range(4)]
     (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]), encoding="utf-8")
     places = {"FOLDER": str(folder), "OUT": str(tmp_path / "out")}
-    seconds = [processor_seconds(*[places.get(word, word) for word in arguments], code=code) for _ in range(2)]
-    assert min(seconds) < 2.0  # 0.6 on a quiet machine; a busy one shares its caches
+    words = [places.get(word, word) for word in arguments]
+    # 0.6 on a quiet machine; a busy one shares its caches, and may try again.
+    assert any(processor_seconds(*words, code=code) < 2.0 for _ in range(2))
 
 
 def processor_seconds(*arguments: str, code: int = 0) -> float:

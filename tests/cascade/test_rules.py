@@ -58,15 +58,23 @@ def broken_rules(rules: Sequence[dict[str, Any]], items: list[int], k: int, cata
     return [(relaxation.rule, relaxation.slot) for relaxation in rerank(rules, items, k, catalog).relaxations]
 
 
+def column_of(catalog: Catalog, name: str) -> list[Any]:
+    """Return the values of a column, read once: an exhaustive search looks at them a million times."""
+    if catalog is not SHOP:
+        return catalog.table[name].to_list()
+    columns: dict[str, list[Any]] = {"brand": BRANDS, "tags": TAGS}
+    return columns[name]
+
+
 def holds(rule: dict[str, Any], row: Sequence[int], catalog: Catalog, k: int) -> bool:
     """Return whether a rule holds in a list, computed from the list alone."""
-    brands = [catalog.table["brand"][item - 1] for item in row]
     if rule["kind"] == "pin":
         return rule["slot"] > k or row[rule["slot"] - 1 : rule["slot"]] == [int(rule["item"][1:])]
     if rule["kind"] == "quota":
-        values = [catalog.table[rule["column"]][item - 1] for item in row]
+        values = [column_of(catalog, rule["column"])[item - 1] for item in row]
         count = sum(rule["value"] in (value if rule["column"] == "tags" else [value]) for value in values)
         return count >= int(rule["least"])
+    brands = [column_of(catalog, "brand")[item - 1] for item in row]
     max_count = rule.get("most", 1)
     window = rule.get("window") or (rule["between"] + 1 if rule["kind"] == "gap" else len(row))
     spans = [[brand for brand in brands[start : start + window] if brand is not None] for start in range(len(row))]

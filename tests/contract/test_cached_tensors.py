@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.trained_models import requests, trained
+from support.trained_models import requests, trained_anywhere
 from torch import Tensor
 
 from nextitem.core.catalog import Catalog
@@ -24,7 +24,7 @@ HISTORIES = [[1, 2, 3], [7], [4, 9, 1, 2]]
 
 def opened(name: str) -> Recommender:
     """Return a freshly loaded model, which has not answered any request."""
-    return load_run(trained(name).folder).model.eval()
+    return load_run(trained_anywhere(name).folder).model.eval()
 
 
 def answer(model: Recommender) -> Recommendations:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from support.trained_models import requests
+from support.trained_models import few_epochs, requests
 
 from nextitem.cascade.cascade import Cascade, CascadeConfig
 from nextitem.core.config import parse
@@ -33,7 +33,7 @@ def trained(name: str, with_column: bool = False) -> Recommender:
 @cache
 def _trained(name: str, with_column: bool) -> Recommender:
     dataset = partly_unseen(with_column=with_column)
-    short = [] if name in BY_CONTENT or with_column else ["training.max_epochs=1"]
+    short = [] if name in BY_CONTENT or with_column else few_epochs(name, 1)
     out = Path(RUNS.name) / f"{name}-{with_column}"
     run = train(
         name, dataset, out=out, recipe=f"debug/{name}", protocol="leave-one-out", progress=False, overrides=short

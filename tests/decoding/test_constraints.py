@@ -15,7 +15,7 @@ items = st.lists(st.integers(0, NUM_ITEMS), max_size=12)
 masks = st.lists(st.booleans(), min_size=NUM_ITEMS, max_size=NUM_ITEMS)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)).map(list), min_size=NUM_ITEMS, max_size=NUM_ITEMS),
     excluded=st.lists(items, min_size=2, max_size=2),

@@ -222,7 +222,7 @@ def test_every_block_learns_a_cycle_by_every_objective(block: str, objective: Ob
     torch.manual_seed(0)
     config = SASRecConfig(width=16, dropout=0.0, block=block, objective=objective)
     model = SASRec(config, dataset.catalog)
-    settings = TrainingConfig(max_epochs=40, batch_size=16, learning_rate=1e-2)
+    settings = TrainingConfig(max_epochs=16, batch_size=16, learning_rate=1e-2)
     fit(model, model.examples(dataset), settings, progress=False)
     answer = model.recommend(requests([[item] for item in range(1, 13)]), 1)
     assert answer.item_ids[:, 0].tolist() == [*range(2, 13), 1]

@@ -19,6 +19,7 @@ from nextitem.pipeline.train import train
 from nextitem.recipes import default_recipe
 from nextitem.testing.known_answers import cycle
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 PERFECT = {"name": "support.planted_scorers:Planted", "right_after": 12}  # knows what follows each item of the cycle
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.trained_models import rich_run
+from support.trained_models import few_epochs, rich_run
 
 from nextitem.core.errors import UserError
 from nextitem.pipeline.runs import load_run
@@ -69,6 +69,7 @@ def test_a_damaged_resume_point_is_named(content: bytes, tmp_path: Path) -> None
             rich_log(),
             out=folder,
             recipe="debug/sasrec",
+            overrides=few_epochs("sasrec", 4),  # as the run was trained
             protocol="leave-one-out",
             resume=True,
             progress=False,

@@ -59,9 +59,9 @@ def test_a_good_guide_gets_a_high_weight_and_leads_the_search(name: str, tmp_pat
 
 
 def test_a_useless_guide_gets_the_weight_0_and_changes_nothing(tmp_path: Path) -> None:
-    plain = trained(tmp_path / "plain", None, epochs=16)
+    plain = trained(tmp_path / "plain", None, epochs=8)
     lines: list[str] = []
-    guided = trained(tmp_path / "guided", {"model": RANDOM}, epochs=16, log=lines.append)
+    guided = trained(tmp_path / "guided", {"model": RANDOM}, epochs=8, log=lines.append)
     assert use_of(guided).weight == 0
     assert any("does not help" in line for line in lines)
     histories = requests([[1, 2, 3], [11], [5, 6, 7, 8]])

@@ -79,6 +79,7 @@ def test_missing_features_of_a_request_have_a_default_and_are_counted(tmp_path: 
     assert run.model.fields.missing["user.country"] >= 1
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_comparison_of_rankers_writes_a_report(tmp_path: Path) -> None:
     generate_shop(3, num_items=150, num_users=300).write(tmp_path / "data")
     comparison = compare(

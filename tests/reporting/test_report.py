@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -135,6 +133,7 @@ def test_the_page_contains_all_sections_and_is_small(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_funnel_of_a_cascade_is_a_section(tmp_path: Path) -> None:
     stage = {"name": EVIL, "candidates": 250.0, "recall": 0.75, "kept": 0.982, "ndcg": 0.16, "p50_ms": 6.1}
     cascade = row("cascade", 0.3)
@@ -156,6 +155,7 @@ PART = {
 }
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_parts_of_a_blend_are_a_section(tmp_path: Path) -> None:
     blend = row("blend", 0.3)
     row_with_parts = replace(blend, evaluation=replace(blend.evaluation, parts=[PART]))
@@ -167,6 +167,7 @@ def test_the_parts_of_a_blend_are_a_section(tmp_path: Path) -> None:
     tags(text)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_generation_quality_is_a_section_by_level(tmp_path: Path) -> None:
     level = {"teacher_forced": 0.5, "free_running": 0.25, "survival": 0.75}
     shares = {"recall@10": 0.05, "free_recall@10": 0.04, "repaired_recall@10": 0.045, "invalid@10": 0.123}
@@ -182,6 +183,7 @@ def test_generation_quality_is_a_section_by_level(tmp_path: Path) -> None:
     tags(text)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_generators_of_different_depth_stand_side_by_side(tmp_path: Path) -> None:
     level = {"teacher_forced": 0.5, "free_running": 0.25, "survival": 0.75}
     shares = {"recall@10": 0.05, "free_recall@10": 0.04, "repaired_recall@10": 0.045, "invalid@10": 0.123}
@@ -210,6 +212,7 @@ def test_a_section_without_data_is_skipped(tmp_path: Path) -> None:
     tags(text)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_best_figures_and_those_within_noise_are_marked(tmp_path: Path) -> None:
     twin = row("twin", 0.303)
     text = page(tmp_path, rows=[row("weak", 0.1), row("strong", 0.3), twin])
@@ -226,6 +229,7 @@ def test_the_best_figures_and_those_within_noise_are_marked(tmp_path: Path) -> N
     assert "<b>strong</b> leads by recall@10, beyond noise." in distinct
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_hits_of_example_customers_are_marked(tmp_path: Path) -> None:
     example = CustomerExample("ann", ["mug"], ["lamp"], {"a": ["cup", "lamp"]})
     text = page(tmp_path, examples=[example])
@@ -245,11 +249,6 @@ def test_undefined_figures_do_not_stop_the_report(tmp_path: Path) -> None:
     text = page(tmp_path, rows=[ReportRow(evaluation, 0, 0.0, 0.0, 0.0), row("b", 0.3, size=5)])
     tags(text)
     assert "&nbsp;≈" not in text
-
-
-def test_importing_the_report_does_not_import_matplotlib() -> None:
-    code = "import sys, nextitem.reporting.report; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @settings(max_examples=60, deadline=None)

@@ -25,7 +25,7 @@ LOG_PROTOCOLS = [name for name in PROTOCOLS if name != "impressions"]
 Event = tuple[Any, ...]
 
 
-def random_log(seed: int, *, distinct_times: bool, users: int = 30, events: int = 1_000) -> pl.DataFrame:
+def random_log(seed: int, *, distinct_times: bool, users: int = 15, events: int = 400) -> pl.DataFrame:
     rng = np.random.default_rng(seed)
     times = rng.permutation(events * 3)[:events] if distinct_times else rng.integers(0, events // 4, events)
     return pl.DataFrame(
