@@ -57,14 +57,15 @@ def serve(
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         if find_spec(package) is None:
             raise UserError(f"serving needs the package {package}: pip install 'nextitem[serve]'")
+    from nextitem.serving.stores import open_store
+
+    events = open_store(store, namespace=namespace)
     import uvicorn
 
     from nextitem.pipeline.runs import load_run
     from nextitem.serving.app import make_app
     from nextitem.serving.service import Service, ServiceConfig
-    from nextitem.serving.stores import open_store
 
-    events = open_store(store, namespace=namespace)
     opened = {}
     for name, folder in names.items():
         log(f"loading {folder} ...")
@@ -78,6 +79,7 @@ def serve(
         uvicorn.Config(make_app(service, tokens=tokens), host=host, port=port, log_level="warning", access_log=False)
     )
     socket = server.config.bind_socket()
+    socket.listen()  # from here on connections wait, so that the next line is true
     address = socket.getsockname()
     log(f"serving {', '.join(names)} at http://{address[0]}:{address[1]} (API: /docs; stop with Ctrl-C)")
     server.run(sockets=[socket])
