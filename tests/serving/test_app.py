@@ -27,10 +27,10 @@ HISTORY = ["i03", "i04", "i05"]
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     runs = {name: rich_run(name) for name in ("item-cf", "sasrec")}
-    made = Service(runs, open_store(f"sqlite:///{tmp_path / 'events.db'}"), ServiceConfig(deadline_seconds=20))
-    made.warm_up()
-    yield made
-    made.close()
+    new_service = Service(runs, open_store(f"sqlite:///{tmp_path / 'events.db'}"), ServiceConfig(deadline_seconds=20))
+    new_service.warm_up()
+    yield new_service
+    new_service.close()
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def test_pages_continue_a_list_without_repeating(client: TestClient) -> None:
         token = answer.get("next_page")
         if token is None:
             break
-    shown = [item for page in pages for item in page]
-    assert len(shown) == len(set(shown)) == 12 - len(HISTORY)
+    shown_ids = [item for page in pages for item in page]
+    assert len(shown_ids) == len(set(shown_ids)) == 12 - len(HISTORY)
     assert pages[0] + pages[1] == rich_run("item-cf").recommend(history=HISTORY, k=8).item_ids
 
 
@@ -163,6 +163,34 @@ def test_mistakes_have_a_status_and_one_line(
     assert list(answer.json()) == ["error"]
     assert words in answer.json()["error"]
     assert "\n" not in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        r'{"user_id": "\ud800"}',
+        r'{"history": ["\ud800"]}',
+        r'{"history": [{"item_id": "i03", "action": "\ud800", "timestamp": 1e400}]}',
+        r'{"history": ["i03"], "exclude": ["\ud800"]}',
+        r'{"history": ["i03"], "only": {"\ud800": "\udfff"}}',
+        r'{"history": ["i03"], "context": {"user.country": ["\ud800", 3, null]}}',
+        r'{"history": ["i03"], "context": {"user.age": "old", "user.hobbies": 7, "user.country": 1e308}}',
+        '{"history": ["i03"], "page": "WyJcdWQ4MDAiXQ=="}',
+        '{"history": ["i03"], "page": "' + "W1tb" * 20000 + '"}',
+        '{"history": [{"item_id": "i03", "columns": {"price": "cheap", "device": 3, "item_id": "x"}}, "i04"]}',
+        '{"history": [9223372036854775807, -1, "i03"], "k": 1000}',
+        '{"history": [NaN], "k": Infinity}',
+        '{"user_id": true, "k": "ten"}',
+        "[" * 50000,
+        '"text"',
+        "null",
+    ],
+)
+def test_hostile_bodies_never_break_the_server(client: TestClient, body: str) -> None:
+    for path in ("recommend", "rank", "similar", "events"):
+        answer = client.post(f"/v1/{path}", content=body.encode(), headers={"Content-Type": "application/json"})
+        assert answer.status_code in (200, 400, 422), answer.text
+        assert answer.status_code == 200 or list(answer.json()) == ["error"]
 
 
 def test_large_and_unmeasured_bodies_are_refused(client: TestClient) -> None:

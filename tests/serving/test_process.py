@@ -46,11 +46,11 @@ def server(data: Path, folder: Path, *, tokens: str = "") -> Iterator[tuple[subp
         lines: list[str] = []
         for line in process.stderr:
             lines.append(line)
-            if found := re.search(r"http://\S+", line):
+            if match := re.search(r"http://\S+", line):
                 break
         else:
             pytest.fail("".join(lines))
-        yield process, found[0]
+        yield process, match[0]
     finally:
         process.kill()
         process.wait()

@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from nextitem.core.errors import UserError
 from nextitem.pipeline.recommend import similar_items
@@ -29,10 +30,10 @@ from nextitem.serving.schemas import (
     RankBody,
     RecommendBody,
     SimilarBody,
-    milliseconds,
 )
 from nextitem.serving.service import Answer, Service, stored_event
 from nextitem.serving.stores.store import StoreUnavailable
+from nextitem.serving.values import milliseconds
 
 log = logging.getLogger("nextitem.serving")
 MAX_BODY = 2 * 2**20  # bytes
@@ -120,12 +121,12 @@ def _add_errors(app: FastAPI) -> None:
         return problem(422, f"{place}: {first['msg']}" if place else str(first["msg"]))
 
     def refused(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
+        assert isinstance(error, AnyHTTPException)
         return problem(error.status_code, str(error.detail), **(error.headers or {}))
 
     app.add_exception_handler(UserError, handler(400))
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, refused)
+    app.add_exception_handler(AnyHTTPException, refused)
     app.add_exception_handler(QueueFullError, handler(429, **{"Retry-After": "1"}))
     app.add_exception_handler(ClosedError, handler(503, **{"Retry-After": "5"}))
     app.add_exception_handler(StoreUnavailable, handler(503, **{"Retry-After": "5"}))
@@ -152,9 +153,9 @@ def _add_limits(app: FastAPI, metrics: _Metrics) -> None:
 
 
 def _list_answer(answer: Answer, next_page: str | None = None) -> ListAnswer:
-    found = answer.found
-    channels = found.channels or (None,) * len(found.item_ids)
-    rows = zip(found.item_ids, found.scores, found.titles or map(str, found.item_ids), channels, strict=True)
+    result = answer.result
+    channels = result.channels or (None,) * len(result.item_ids)
+    rows = zip(result.item_ids, result.scores, result.titles or map(str, result.item_ids), channels, strict=True)
     return ListAnswer(
         request_id=answer.request_id,
         model=answer.model.name,
@@ -162,10 +163,10 @@ def _list_answer(answer: Answer, next_page: str | None = None) -> ListAnswer:
         items=[Item(item_id=item, score=score, title=title, channel=channel) for item, score, title, channel in rows],
         fallback=answer.fallback_reason is not None,
         fallback_reason=answer.fallback_reason,
-        relaxed=list(found.relaxed),
-        skipped=list(found.skipped),
-        unknown_exclusions=list(found.unknown_exclusions),
-        guided=found.guided,
+        relaxed=list(result.relaxed),
+        skipped=list(result.skipped),
+        unknown_exclusions=list(result.unknown_exclusions),
+        guided=result.guided,
         next_page=next_page,
     )
 
@@ -181,11 +182,11 @@ def _add_lists(app: FastAPI, service: Service, metrics: _Metrics, needs: list[An
     @app.post("/v1/recommend", dependencies=needs, responses=PROBLEMS, response_model_exclude_none=True)
     async def recommend(body: RecommendBody) -> ListAnswer:
         """Recommend items to a user, or for a history."""
-        request, shown = body.to_request(), shown_items(body.page)
+        request, shown_ids = body.to_request(), shown_items(body.page)
         model = service.model_for(body.model, request.user_id)
-        answer = counted(await service.recommend(model, request.without(shown)))
-        is_last = len(answer.found.item_ids) < request.k
-        token = None if is_last else page_token([*shown, *map(str, answer.found.item_ids)])
+        answer = counted(await service.recommend(model, request.without(shown_ids)))
+        is_last = len(answer.result.item_ids) < request.k
+        token = None if is_last else page_token([*shown_ids, *map(str, answer.result.item_ids)])
         return _list_answer(answer, token)
 
     @app.post("/v1/rank", dependencies=needs, responses=PROBLEMS, response_model_exclude_none=True)

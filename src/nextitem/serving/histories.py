@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import ACTION
 from nextitem.core.dataset import Dataset, Users
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap, stable_keys
@@ -30,6 +31,7 @@ from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.data.requests import RequestBuilder, context_of, request_values
 from nextitem.serving.requests import HistoryEvent, ServedRequest
+from nextitem.serving.values import checked_value, series_of
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class HistoryReader:
             new_events: events since the data set, oldest first, by user id.
 
         """
+        errors: dict[int, UserError] = {}
+        requests = [self._valid(row, request, errors) for row, request in enumerate(requests)]
         user_ids = [request.user_id or "" for request in requests]
         has_user = np.array([request.user_id is not None for request in requests])
         numbers = np.where(has_user, self.dataset.users.ids.lookup(user_ids), 0).astype(np.int64)
@@ -91,13 +95,12 @@ class HistoryReader:
         batch, latest = _joined(former, later, times, torch.from_numpy(has_times))
         is_own = torch.tensor([request.history is not None for request in requests])
         request_times = torch.where(is_own, latest, latest.clamp(min=self.latest_ms)) + 1
-        context, errors = self._context(requests, numbers)
         users = np.where(has_user, stable_keys(user_ids), 0)
         batch = replace(
             batch,
             request_times=request_times,
             user_ids=None if self.builder.is_anonymous else torch.from_numpy(users),
-            context=context,
+            context=self._context(requests, numbers),
         )
         for row, request in enumerate(requests):
             if request.history is not None and unknown.get(row) and len(unknown[row]) == len(request.history):
@@ -130,27 +133,53 @@ class HistoryReader:
             items[places],
             len(events),
             self.dataset.catalog.num_items,
-            columns=_columns(flat),
+            columns=self._columns(flat),
         )
         users = _visitors(len(events))
         builder = RequestBuilder(replace(self.dataset, interactions=log, users=users, impressions=None))
         times = torch.tensor([event.timestamp_ms or 0 for event in flat], dtype=torch.int64)
         return builder.build(log.offsets[:-1], log.offsets[1:]), times, unknown
 
+    def _valid(self, row: int, request: ServedRequest, errors: dict[int, UserError]) -> ServedRequest:
+        """Return the request, or note its error and return one without history and context in its place."""
+        catalog = self.dataset.catalog
+        try:
+            for name, value in request.context.items():
+                if name not in catalog.requests:
+                    names = ", ".join(catalog.requests) or "no features"
+                    raise UserError(f"context {name!r}: no such feature; of a request this model reads {names}")
+                checked_value(value, catalog.requests[name].kind, f"context {name!r}")
+            for event in request.history or ():
+                for name, value in event.columns.items():
+                    if name in catalog.events and name != ACTION:
+                        checked_value(value, catalog.events[name].kind, f"history: column {name!r}")
+        except UserError as error:
+            errors[row] = error
+            return replace(request, history=(), context={})
+        return request
+
+    def _columns(self, events: Sequence[HistoryEvent]) -> pl.DataFrame:
+        """Return the columns of events that models read, T rows; a column that no event has is left out."""
+        encodings = self.dataset.catalog.events
+        columns: dict[str, pl.Series] = {}
+        for name in sorted({name for event in events for name in event.columns if name in encodings} - {ACTION}):
+            kind = encodings[name].kind
+            values = [checked_value(event.columns.get(name), kind, name) for event in events]
+            columns[name] = series_of(name, values, kind)
+        if any(event.action is not None for event in events):
+            columns[ACTION] = pl.Series(ACTION, [event.action for event in events], dtype=pl.String)
+        return pl.DataFrame(columns)
+
     def _context(
         self, requests: Sequence[ServedRequest], numbers: np.ndarray[Any, np.dtype[np.int64]]
-    ) -> tuple[dict[str, Any], dict[int, UserError]]:
-        """Return the features of requests and users, encoded, and the errors of requests with unknown features."""
-        encodings, errors = self.dataset.catalog.requests, dict[int, UserError]()
+    ) -> dict[str, Any]:
+        """Return the features of requests and of users with these numbers, encoded."""
         context = context_of(self.builder.users, torch.from_numpy(numbers))
-        for row, request in enumerate(requests):
-            for name in request.context:
-                if name not in encodings:
-                    names = ", ".join(encodings) or "no features"
-                    errors[row] = UserError(f"context {name!r}: no such feature; of a request this model reads {names}")
-        for name in sorted({name for request in requests for name in request.context if name in encodings}):
-            values = pl.Series(name, [request.context.get(name) for request in requests], strict=False)
-            own = request_values(pl.DataFrame({name: values}), {name: encodings[name]})[name]
+        for name in sorted({name for request in requests for name in request.context}):
+            encoding = self.dataset.catalog.requests[name]
+            values = [checked_value(request.context.get(name), encoding.kind, name) for request in requests]
+            column = pl.DataFrame([series_of(name, values, encoding.kind)])
+            own = request_values(column, {name: encoding})[name]
             is_given = torch.tensor([name in request.context for request in requests])
             former = context.get(name)
             if former is None:
@@ -160,7 +189,7 @@ class HistoryReader:
                 context[name] = Jagged.concat([former, own]).select(rows)
             else:
                 context[name] = torch.where(is_given, own, former)
-        return context, errors
+        return context
 
     def _no_item(self, ids: Sequence[str]) -> UserError:
         examples = ", ".join(str(item) for item in self.dataset.catalog.ids.external.head(3))
@@ -171,15 +200,6 @@ class HistoryReader:
 def _visitors(count: int) -> Users:
     """Return users without features."""
     return Users(IdMap(pl.Series("id", np.arange(count))))
-
-
-def _columns(events: Sequence[HistoryEvent]) -> pl.DataFrame:
-    """Return the action and the other columns of events, T rows; a column that no event has is left out."""
-    names = sorted({name for event in events for name in event.columns})
-    columns = {name: pl.Series(name, [event.columns.get(name) for event in events], strict=False) for name in names}
-    if any(event.action is not None for event in events):
-        columns["action"] = pl.Series("action", [event.action for event in events], dtype=pl.String)
-    return pl.DataFrame(columns)
 
 
 def _joined(

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from nextitem.core.errors import UserError
-from nextitem.data.times import LATEST_MS, SECONDS_BELOW
+from nextitem.data.times import LATEST_MS
 from nextitem.serving.requests import HistoryEvent, ServedRequest
+from nextitem.serving.values import milliseconds, text
 
 MAX_HISTORY = 2_000  # events of a history in a request
 MAX_LIST = 1_000  # items of an answer, of candidates
@@ -202,15 +203,3 @@ class Problem(BaseModel):
     """What is wrong with a request, and the way out."""
 
     error: str
-
-
-def milliseconds(timestamp: float | None) -> int | None:
-    """Return seconds or milliseconds since 1970 as milliseconds."""
-    if timestamp is None:
-        return None
-    return int(timestamp * 1000) if timestamp < SECONDS_BELOW else int(timestamp)
-
-
-def text(value: object) -> str:
-    """Return a value as the items table prints it: true and false in small letters."""
-    return str(value).lower() if isinstance(value, bool) else str(value)

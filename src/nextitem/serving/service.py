@@ -72,7 +72,7 @@ class Answer:
 
     request_id: str
     model: ServedModel
-    found: RecommendationList
+    result: RecommendationList
     fallback_reason: str | None
 
 
@@ -155,21 +155,21 @@ class Service:
         request_id, reason = uuid.uuid4().hex, None
         future = asyncio.wrap_future(model.batcher.submit(request))
         try:
-            found = await asyncio.wait_for(future, self.config.deadline_seconds)
-            reason = "no history" if found.fallback else None
-            if request.user_id is not None and not found.fallback and request.candidates is None:
-                self._keep(model, request.user_id, found)
+            result = await asyncio.wait_for(future, self.config.deadline_seconds)
+            reason = "no history" if result.fallback else None
+            if request.user_id is not None and not result.fallback and request.candidates is None:
+                self._keep(model, request.user_id, result)
         except TimeoutError:
-            found, reason = self._fallback(model, request), "deadline"
+            result, reason = self._fallback(model, request), "deadline"
         except UserError:
             raise
         except Exception:
             log.exception("request %s: the model %s failed", request_id, model.name)
-            found, reason = self._fallback(model, request), "error"
-        return Answer(request_id, model, found, reason)
+            result, reason = self._fallback(model, request), "error"
+        return Answer(request_id, model, result, reason)
 
-    def _keep(self, model: ServedModel, user_id: str, found: RecommendationList) -> None:
-        model.last_lists[user_id] = found
+    def _keep(self, model: ServedModel, user_id: str, result: RecommendationList) -> None:
+        model.last_lists[user_id] = result
         model.last_lists.move_to_end(user_id)
         while len(model.last_lists) > self.config.last_lists:
             model.last_lists.popitem(last=False)
