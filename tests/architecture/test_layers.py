@@ -98,7 +98,17 @@ def test_every_model_has_a_debug_recipe() -> None:
 
 
 def test_import_loads_no_heavy_package() -> None:
-    heavy = ["triton", "transformers", "ray", "sentence_transformers", "lightning", "matplotlib"]
+    heavy = [
+        "triton",
+        "transformers",
+        "ray",
+        "sentence_transformers",
+        "lightning",
+        "matplotlib",
+        "redis",
+        "psycopg",
+        "fastapi",
+    ]
     modules = "nextitem, nextitem.models.sasrec, nextitem.reporting.report, sys"
     code = f"import {modules}; print([m for m in {heavy!r} if m in sys.modules])"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -34,6 +34,22 @@ def test_text_of_integers_is_encoded_as_integer_ids() -> None:
     assert ids.encode(pl.Series(["30", str(2**40), "x"])).tolist() == [1, 2, 0]
 
 
+@given(st.data())
+def test_a_lookup_finds_what_encode_finds(data: st.DataObject) -> None:
+    ids = data.draw(IDS)
+    known_ids = st.sampled_from([str(each) for each in ids])
+    texts = data.draw(st.lists(known_ids | st.text(max_size=3) | st.integers().map(str), max_size=5))
+    numbers = IdMap(pl.Series(ids))
+    assert numbers.lookup(texts).tolist() == numbers.encode(pl.Series(texts, dtype=pl.String)).tolist()
+
+
+def test_a_lookup_tells_ids_with_equal_keys_apart() -> None:
+    ids = IdMap(pl.Series(["a", "b", "c"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nextitem.core.ids.stable_keys", lambda texts: np.ones(len(texts), np.int64))
+        assert ids.lookup(["c", "x", "b"]).tolist() == [3, 0, 2]
+
+
 def test_extend_never_renumbers() -> None:
     longer = IdMap(pl.Series([7, 3])).extend(pl.Series([3, 9, 7, 1, 9]))
     assert longer.external.to_list() == [7, 3, 9, 1]

@@ -18,6 +18,7 @@ from nextitem.cli import (
     models,
     rank,
     recommend,
+    serve,
     similar,
     tokenize,
     train,
@@ -44,6 +45,7 @@ app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("recommend", epilog=recommend.EXAMPLES)(recommend.recommend)
 app.command("rank", epilog=rank.EXAMPLES)(rank.rank)
 app.command("similar", epilog=similar.EXAMPLES)(similar.similar)
+app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("models", epilog=models.EXAMPLES)(models.models)

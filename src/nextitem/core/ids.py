@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from nextitem.core.errors import UserError
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +53,38 @@ class IdMap:
         joined = pl.DataFrame({"id": ids}).join(table, on="id", how="left", maintain_order="left")
         return joined["internal"].fill_null(0).to_numpy()
 
+    def lookup(self, texts: Sequence[str]) -> NDArray[np.int32]:
+        """Return what `encode` returns for a few ids given as text, by a binary search among the keys of all ids.
+
+        The first call builds the index, which takes 12 bytes an id. So this is for a map that is asked many times,
+        as that of a server is: a join with a map of a million ids takes longer than the answer of a model.
+        """
+        if self._index is None:
+            return self.encode(pl.Series(texts, dtype=pl.String))
+        keys, numbers = self._index
+        if self.external.dtype.is_integer():
+            texts = [str(int(text)) if _INTEGER.fullmatch(text) else "" for text in texts]
+        places = np.searchsorted(keys, stable_keys(texts))
+        candidates = numbers[places.clip(max=len(keys) - 1)]
+        externals = self.external[candidates - 1].to_list() if len(candidates) else []
+        is_same = [str(external) == text for external, text in zip(externals, texts, strict=True)]
+        return np.where(is_same, candidates, 0).astype(np.int32)
+
+    @cached_property
+    def _index(self) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
+        """The keys of all ids in ascending order, and their numbers; None if two ids have the same key."""
+        keys = stable_keys(self.external)
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        return None if bool((keys[1:] == keys[:-1]).any()) else (keys, (order + 1).astype(np.int32))
+
     def decode(self, internal: NDArray[np.integer]) -> pl.Series:
         """Return the external ids of internal numbers [n]; null if the number is 0."""
-        index = pl.Series(np.asarray(internal, dtype=np.int64) - 1)
-        index = index.set(index < 0, None)
-        return self.external.gather(index)
+        places = np.asarray(internal, dtype=np.int64) - 1
+        if not len(places) or int(places.min()) >= 0:
+            return self.external[places]
+        index = pl.Series(places)
+        return self.external.gather(index.set(index < 0, None))
 
     def extend(self, ids: pl.Series) -> IdMap:
         """Return a map with the new ones among `ids` appended, in their order; existing ids keep their numbers.
@@ -73,14 +105,18 @@ class IdMap:
 _FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 
 
-def stable_keys(ids: pl.Series) -> NDArray[np.int64]:
+def stable_keys(ids: pl.Series | Sequence[str]) -> NDArray[np.int64]:
     """Return a 63-bit key for each id, [n] int64: it depends on the text of the id alone, and is never 0.
 
     The key is the 64-bit FNV-1a hash of the UTF-8 bytes, followed by the finaliser of MurmurHash3, so that similar ids
     get unrelated keys. The probability that any two of ten million ids have the same key is about one in 200,000.
     """
-    encoded = ids.cast(pl.String).cast(pl.Binary)
-    lengths = encoded.bin.size().to_numpy().astype(np.int64)
+    if isinstance(ids, pl.Series):
+        column = ids.cast(pl.String).cast(pl.Binary)
+        encoded, lengths = list(column), column.bin.size().to_numpy().astype(np.int64)
+    else:
+        encoded = [text.encode() for text in ids]
+        lengths = np.array([len(text) for text in encoded], dtype=np.int64)
     data = np.frombuffer(b"".join(encoded), np.uint8)
     starts = np.cumsum(lengths) - lengths
     keys = np.full(len(ids), _FNV_OFFSET)

@@ -208,28 +208,38 @@ def answer(
     model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
 ) -> list[RecommendationList]:
     """Return one list of at most k items for each request, under the filters."""
-    catalog = model.catalog
-    titles = catalog.titles()
-    unknown = unknown_items(catalog, filters.exclude_items)
-    answers = []
-    for lists in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
-        for row, (padded_ids, scores) in enumerate(zip(lists.item_ids, lists.scores, strict=True)):
-            item_ids = padded_ids[padded_ids > 0].numpy()
-            channels = () if lists.channel is None else lists.channel[row, : len(item_ids)].tolist()
-            fallback = lists.fallback is not None and bool(lists.fallback[row])
-            relaxations = [relaxation for relaxation in lists.relaxations if relaxation.request == row]
-            answers.append(
-                RecommendationList(
-                    catalog.ids.decode(item_ids).to_list(),
-                    [round(score, 6) for score in scores[: len(item_ids)].tolist()],
-                    titles.gather(item_ids - 1).to_list(),
-                    fallback,
-                    channels=() if fallback else tuple(lists.channels[channel] for channel in channels),
-                    relaxed=tuple(_relaxation_text(relaxation) for relaxation in relaxations),
-                    unknown_exclusions=unknown,
-                    guided=None if lists.guided is None else bool(lists.guided[row]),
-                )
+    unknown = unknown_items(model.catalog, filters.exclude_items)
+    titles = model.catalog.titles()
+    return [
+        replace(decoded, unknown_exclusions=unknown)
+        for lists in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters)
+        for decoded in decoded_lists(model.catalog, lists, titles)
+    ]
+
+
+def decoded_lists(catalog: Catalog, lists: Recommendations, titles: pl.Series) -> list[RecommendationList]:
+    """Return the lists of a batch in external ids; `titles` are those of the catalogue."""
+    is_item = lists.item_ids.cpu() > 0
+    items, lengths = lists.item_ids.cpu()[is_item].numpy(), is_item.sum(1).tolist()
+    ids, names = catalog.ids.decode(items).to_list(), titles[items - 1].to_list()
+    scores = [round(score, 6) for score in lists.scores.cpu()[is_item].tolist()]
+    fallbacks = [False] * len(lengths) if lists.fallback is None else lists.fallback.tolist()
+    answers, end = [], 0
+    for row, length in enumerate(lengths):
+        start, end = end, end + length
+        channels = () if lists.channel is None else lists.channel[row, :length].tolist()
+        relaxations = [relaxation for relaxation in lists.relaxations if relaxation.request == row]
+        answers.append(
+            RecommendationList(
+                ids[start:end],
+                scores[start:end],
+                names[start:end],
+                fallbacks[row],
+                channels=() if fallbacks[row] else tuple(lists.channels[channel] for channel in channels),
+                relaxed=tuple(_relaxation_text(relaxation) for relaxation in relaxations),
+                guided=None if lists.guided is None else bool(lists.guided[row]),
             )
+        )
     return answers
 
 

@@ -1,0 +1,193 @@
+"""How many requests a second does a server answer, how fast, and what does sharing batches gain?
+
+    python benchmarks/serving.py RUN [--seconds 10] [--loads 1 4 16 64] [--rates 50 100 200] [--k 10]
+
+Starts `nextitem serve` of the run, and as a peer a plain FastAPI endpoint around the same model (one request, one call
+of `run.recommend`), each in a process of its own. Requests are histories of the run's own users, or their ids (`--what
+users`). Closed loop: for each number of `--loads`, so many clients ask one after another. Open loop: for each of
+`--rates`, requests arrive at random times at this rate, whatever the server does, and latency counts from the time at
+which a request should have been sent. Prints requests per second, p50 and p99 in milliseconds, and the shares of
+fallbacks and of refused requests. Server and clients share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import Results, parser
+
+PLAIN = """
+import sys, torch, uvicorn, nextitem as ni
+from fastapi import FastAPI
+torch.set_num_threads(int(sys.argv[2]))
+run, app = ni.load_run(sys.argv[1]), FastAPI()
+run.recommend(history=[str(run.model.catalog.ids.external[0])])
+run.dataset
+@app.post("/v1/recommend")
+def recommend(body: dict):
+    answer = run.recommend(history=body.get("history"), user=body.get("user_id"), k=body["k"])
+    return {"fallback": answer.fallback, **answer.to_json()}
+server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+socket = server.config.bind_socket()
+socket.listen()
+print("http://%s:%s" % socket.getsockname()[:2], file=sys.stderr, flush=True)
+server.run(sockets=[socket])
+"""
+
+
+class Client:
+    """One connection that is kept open, with just enough HTTP for this purpose."""
+
+    def __init__(self, address: str) -> None:
+        self.host, port = address.removeprefix("http://").split(":")
+        self.port = int(port)
+        self.reader: asyncio.StreamReader | None = None
+
+    async def ask(self, body: bytes) -> tuple[int, bytes]:
+        """Return status and body of the answer to POST /v1/recommend."""
+        if self.reader is None:
+            self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
+        head = f"POST /v1/recommend HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
+        self.writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        header = await self.reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", header, re.IGNORECASE)
+        assert length is not None
+        return int(header.split(b" ", 2)[1]), await self.reader.readexactly(int(length[1]))
+
+
+def row_of(latencies: list[float], answers: list[tuple[int, bytes]], seconds: float) -> dict[str, object]:
+    """Return the figures of one load."""
+    milliseconds = np.array(latencies or [np.nan]) * 1000
+    refused = sum(status != 200 for status, _ in answers)
+    fallbacks = sum(b'"fallback":true' in body for _, body in answers)
+    return {
+        "requests_per_second": round((len(answers) - refused) / seconds, 1),
+        "p50_ms": round(float(np.percentile(milliseconds, 50)), 1),
+        "p99_ms": round(float(np.percentile(milliseconds, 99)), 1),
+        "fallback_share": round(fallbacks / max(1, len(answers)), 4),
+        "refused_share": round(refused / max(1, len(answers)), 4),
+    }
+
+
+async def closed_loop(address: str, bodies: list[bytes], clients: int, seconds: float) -> dict[str, object]:
+    """Let so many clients ask one request after another, and return the figures."""
+    latencies: list[float] = []
+    answers: list[tuple[int, bytes]] = []
+    end = time.perf_counter() + seconds
+
+    async def one(seed: int) -> None:
+        client, generator = Client(address), random.Random(seed)
+        while (start := time.perf_counter()) < end:
+            answers.append(await client.ask(generator.choice(bodies)))
+            latencies.append(time.perf_counter() - start)
+
+    await asyncio.gather(*(one(seed) for seed in range(clients)))
+    return row_of(latencies, answers, seconds)
+
+
+async def open_loop(address: str, bodies: list[bytes], rate: float, seconds: float) -> dict[str, object]:
+    """Send requests at random times at this rate, and return the figures; latency counts from the planned time."""
+    generator, idle = random.Random(0), [Client(address) for _ in range(64)]
+    latencies: list[float] = []
+    answers: list[tuple[int, bytes]] = []
+
+    async def one(planned: float, body: bytes) -> None:
+        client = idle.pop() if idle else Client(address)
+        status, answer = await client.ask(body)
+        idle.append(client)
+        answers.append((status, answer))
+        if status == 200:
+            latencies.append(time.perf_counter() - planned)
+
+    planned = start = time.perf_counter()
+    tasks = []
+    while planned < start + seconds:
+        planned += generator.expovariate(rate)
+        await asyncio.sleep(max(0.0, planned - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(planned, generator.choice(bodies))))
+    await asyncio.gather(*tasks)
+    return row_of(latencies, answers, seconds)
+
+
+def bodies_of(run_folder: str, what: str, k: int) -> list[bytes]:
+    """Return requests for 2,000 users of the run's data set."""
+    import nextitem as ni
+
+    dataset = ni.load_run(run_folder).dataset
+    log, items = dataset.interactions, dataset.catalog.ids.external
+    users = dataset.users.ids.external[:2000].to_list()
+    bodies: list[dict[str, Any]] = []
+    for number, user in enumerate(users):
+        events = log.item_ids[log.offsets[number] : log.offsets[number + 1]][-50:]
+        history = [str(items[int(item) - 1]) for item in events if item]
+        bodies.append({"user_id": str(user), "k": k} if what == "users" else {"history": history, "k": k})
+    return [json.dumps(body).encode() for body in bodies]
+
+
+def start(command: list[str], folder: str) -> tuple[subprocess.Popen[str], str]:
+    """Start a server and return its process and address."""
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if match := re.search(r"http://\S+", line):
+            return process, match[0]
+    raise SystemExit(f"{command[1:4]} did not start")
+
+
+def measure(arguments: argparse.Namespace, bodies: list[bytes], results: Results) -> None:
+    run = str(Path(arguments.run).resolve())
+    servers = {
+        "nextitem": [sys.executable, "-m", "nextitem", "serve", run, "--port", "0", "--store", "sqlite:///events.db"],
+        "plain endpoint": [sys.executable, "-c", PLAIN, run, str(arguments.threads)],
+    }
+    best: dict[str, list[float]] = {name: [] for name in servers}
+    for name, command in servers.items():
+        with tempfile.TemporaryDirectory() as folder:
+            process, address = start(command, folder)
+            try:
+                asyncio.run(closed_loop(address, bodies, 4, 2.0))  # warm
+                for clients in arguments.loads:
+                    row = asyncio.run(closed_loop(address, bodies, clients, arguments.seconds))
+                    best[name].append(float(str(row["requests_per_second"])))
+                    results.add_printed(f"{name}, {clients} clients", {"server": name, "clients": clients, **row})
+                for rate in arguments.rates if name == "nextitem" else []:
+                    row = asyncio.run(open_loop(address, bodies, rate, arguments.seconds))
+                    results.add_printed(f"{name}, {rate:g} a second", {"server": name, "rate": rate, **row})
+            finally:
+                process.kill()
+                process.wait()
+    ours, plain = best["nextitem"], best["plain endpoint"]
+    about = {"run": Path(arguments.run).name, "what": arguments.what, "threads": arguments.threads}
+    ratios = {
+        "saturated_over_one_by_one": round(max(ours) / ours[0], 2),
+        "over_plain_endpoint": round(max(ours) / max(plain), 2),
+        "median_over_plain": round(statistics.median(a / b for a, b in zip(ours, plain, strict=True)), 2),
+    }
+    results.add_printed("ratios", {**about, **ratios})
+
+
+def main() -> None:
+    options = parser(__doc__, k=10, threads=1)
+    options.add_argument("run", help="folder of a run")
+    options.add_argument("--seconds", type=float, default=10.0, help="length of each load")
+    options.add_argument("--loads", type=int, nargs="+", default=[1, 4, 16, 64], help="numbers of clients")
+    options.add_argument("--rates", type=float, nargs="*", default=[], help="requests a second that arrive")
+    options.add_argument("--what", choices=["histories", "users"], default="histories")
+    arguments = options.parse_args()
+    measure(arguments, bodies_of(arguments.run, arguments.what, arguments.k), Results(arguments))
+
+
+if __name__ == "__main__":
+    main()

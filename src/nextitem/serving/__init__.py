@@ -1,0 +1,1 @@
+"""Recommending over HTTP: stores of events, and what is built on them."""

@@ -1,0 +1,233 @@
+"""Engine: answers many different requests to one model at once, each as if it had come alone.
+
+Requests may differ in everything: users and visitors, numbers of items, filters, candidates. Those that a model can
+answer together share a batch; an invalid request gets an error, and the others their lists.
+
+Shapes: B requests, N items, K returned.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+from nextitem.core.errors import UserError
+from nextitem.core.jagged import Jagged
+from nextitem.core.recommender import Recommender
+from nextitem.pipeline.recommend import Filters, RecommendationList, allowed_items, decoded_lists
+from nextitem.serving.histories import HistoryReader
+from nextitem.serving.requests import HistoryEvent, ServedRequest
+
+MASK_BYTES = 256 * 2**20  # of the allow-lists that are kept for the next request with the same conditions
+
+
+class Engine:
+    """One model with its data, which answers batches of requests."""
+
+    def __init__(self, model: Recommender, dataset: Dataset) -> None:
+        """Prepare a model to answer requests of the users of a data set (in the model's item numbers) and of others."""
+        self.model = model.eval()
+        self.repeats = dataset.repeats
+        self.histories = HistoryReader(dataset)
+        self.titles = model.catalog.titles()
+        self._masks: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()  # allow-lists by conditions, bool [N + 1]
+        self._masks_lock = Lock()
+
+    def recommend(
+        self, requests: Sequence[ServedRequest], new_events: Mapping[str, Sequence[HistoryEvent]] | None = None
+    ) -> list[RecommendationList | Exception]:
+        """Return a list for each request, or the error of an invalid one: UserError if the request is to blame.
+
+        Args:
+            requests: the requests.
+            new_events: events since the data set, oldest first, by user id.
+
+        """
+        answers: dict[int, RecommendationList | Exception] = {}
+        histories = self.histories.read(requests, new_events)
+        answers |= histories.errors
+        numbers = self._numbers(requests)
+        for rows, batch in histories.batches:
+            conditions: dict[int, _Conditions] = {}
+            for place, row in enumerate(rows):
+                try:
+                    conditions[place] = self._conditions(requests[row], numbers)
+                except UserError as error:
+                    answers[row] = error
+            by_shape: dict[tuple[int, bool, bool], list[int]] = {}
+            for place, condition in conditions.items():
+                by_shape.setdefault(condition.shape, []).append(place)
+            for places in by_shape.values():
+                lists = self._answered(batch, places, conditions)
+                for place, answer in zip(places, lists, strict=True):
+                    row = rows[place]
+                    answers[row] = answer
+                    if isinstance(answer, RecommendationList):
+                        unknown = conditions[place].unknown_exclusions
+                        skipped = histories.skipped.get(row, ())
+                        answers[row] = replace(answer, skipped=skipped, unknown_exclusions=unknown)
+        return [answers[row] for row in range(len(requests))]
+
+    def _answered(
+        self, batch: SequenceBatch, places: list[int], conditions: Mapping[int, _Conditions]
+    ) -> Sequence[RecommendationList | Exception]:
+        """Return the lists of the rows `places` of a batch, whose conditions have one shape.
+
+        If the model fails, each request is answered alone, so that only the one to blame has no list.
+        """
+        row_conditions = [conditions[place] for place in places]
+        part = self._constrained(batch.select(torch.tensor(places)), row_conditions).to(self.model.popularity.device)
+        try:
+            lists = self.model.recommend(part, row_conditions[0].k)
+        except Exception as error:
+            if len(places) == 1:
+                return [error]
+            return [answer for place in places for answer in self._answered(batch, [place], conditions)]
+        return decoded_lists(self.model.catalog, lists, self.titles)
+
+    def popular(self, request: ServedRequest, first: Sequence[Any] = ()) -> RecommendationList:
+        """Return the items `first` that a request allows, then the most popular of the others; the model is not asked.
+
+        The items of the history are excluded as `recommend` does, except those that only the store knows.
+
+        Raises:
+            UserError: the conditions of the request are invalid.
+
+        """
+        conditions, catalog = self._conditions(request, self._numbers([request])), self.model.catalog
+        popularity = self.model.popularity.cpu()
+        is_allowed = torch.ones(catalog.num_items + 1, dtype=torch.bool) if conditions.mask is None else conditions.mask
+        if conditions.candidates is not None:
+            is_allowed = torch.zeros(catalog.num_items + 1, dtype=torch.bool)
+            is_allowed[conditions.candidates] = True
+        is_allowed = is_allowed.clone()
+        is_allowed[0] = False
+        is_allowed[conditions.excluded] = False
+        if conditions.exclude_seen:
+            for _, batch in self.histories.read([request]).batches:
+                is_allowed[batch.items.values] = False
+        head = [int(number) for number in self._encode([str(item) for item in first]) if is_allowed[number]]
+        head = head[: conditions.k]
+        is_allowed[head] = False
+        scores = popularity.masked_fill(~is_allowed, -torch.inf)
+        count = min(conditions.k - len(head), int(is_allowed.sum()))
+        tail = scores.sort(descending=True, stable=True).indices[:count].tolist() if count else []
+        items = np.array([*head, *tail], dtype=np.int64)
+        return RecommendationList(
+            catalog.ids.decode(items).to_list(),
+            popularity[torch.from_numpy(items)].tolist(),
+            self.titles.gather(items - 1).to_list(),
+            fallback=True,
+            unknown_exclusions=conditions.unknown_exclusions,
+        )
+
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        """Return the columns of an item, or None if the model does not know it."""
+        number = int(self._encode([item_id])[0])
+        return self.model.catalog.table.row(number - 1, named=True) if number else None
+
+    def unknown_items(self, item_ids: Sequence[str]) -> list[str]:
+        """Return the distinct ids that the model does not know."""
+        ids = list(dict.fromkeys(item_ids))
+        return [item for item, number in zip(ids, self._encode(ids), strict=True) if not number]
+
+    def _conditions(self, request: ServedRequest, numbers: Mapping[str, int]) -> _Conditions:
+        """Return the conditions of a request in item numbers. Raises UserError if they are invalid."""
+        if request.candidates is not None:
+            unknown = [item for item in request.candidates if not numbers[item]]
+            if unknown or not request.candidates:
+                problem = f"no item is called {', '.join(unknown[:5])}" if unknown else "there are none"
+                raise UserError(f"candidates: {problem}")
+            candidates = sorted({numbers[item] for item in request.candidates})
+            return _Conditions(len(candidates), candidates=torch.tensor(candidates))
+        if request.k < 1:
+            raise UserError(f"k must be at least 1, got {request.k}")
+        is_own = request.history is not None or request.user_id is None
+        exclude_seen = (is_own or not self.repeats) if request.exclude_seen is None else request.exclude_seen
+        return _Conditions(
+            request.k,
+            mask=self._mask(request.only) if request.only else None,
+            excluded=[numbers[item] for item in request.exclude if numbers[item]],
+            exclude_seen=exclude_seen,
+            unknown_exclusions=tuple(item for item in request.exclude if not numbers[item]),
+        )
+
+    def _numbers(self, requests: Sequence[ServedRequest]) -> dict[str, int]:
+        """Return the numbers of the items that the conditions of some requests name, 0 for an unknown id."""
+        ids = list({item for request in requests for item in (*request.exclude, *(request.candidates or ()))})
+        return dict(zip(ids, self._encode(ids).tolist(), strict=True)) if ids else {}
+
+    def _encode(self, item_ids: Sequence[str]) -> NDArray[np.int32]:
+        return self.model.catalog.ids.lookup([item.strip() for item in item_ids])
+
+    def _mask(self, only: tuple[str, ...]) -> Tensor:
+        """Return the items that satisfy the conditions, bool [N + 1]; masks of recent conditions are kept."""
+        with self._masks_lock:
+            if only not in self._masks:
+                allowed = allowed_items(self.model.catalog, Filters(only=only))
+                assert allowed is not None, "there are conditions"
+                self._masks[only] = allowed[0]
+                while len(self._masks) > 1 and len(self._masks) * len(allowed[0]) > MASK_BYTES:
+                    self._masks.popitem(last=False)
+            self._masks.move_to_end(only)
+            return self._masks[only]
+
+    def _constrained(self, batch: SequenceBatch, conditions: Sequence[_Conditions]) -> SequenceBatch:
+        """Return the batch with its allow-lists, exclusions and candidates; all conditions have one shape."""
+        if conditions[0].candidates is not None:
+            rows = Jagged.from_lengths(
+                torch.cat([part.candidates for part in conditions if part.candidates is not None]),
+                torch.tensor([part.k for part in conditions]),
+            )
+            allowed = torch.zeros(len(conditions), self.model.num_items + 1, dtype=torch.bool)
+            allowed[rows.row_ids(), rows.values] = True
+            return replace(batch, allowed=allowed, candidates=rows)
+        masks = [part.mask for part in conditions if part.mask is not None]
+        is_seen = torch.tensor([part.exclude_seen for part in conditions])[batch.items.row_ids()]
+        excluded = [(row, item) for row, part in enumerate(conditions) for item in part.excluded]
+        values = torch.cat([batch.items.values[is_seen], torch.tensor([item for _, item in excluded]).long()])
+        owners = torch.cat([batch.items.row_ids()[is_seen], torch.tensor([row for row, _ in excluded]).long()])
+        order = owners.argsort(stable=True)
+        lengths = torch.bincount(owners, minlength=len(conditions))
+        return replace(
+            batch,
+            allowed=torch.stack(masks) if masks else None,
+            excluded=Jagged.from_lengths(values[order], lengths) if len(values) else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Conditions:
+    """Conditions of one request, in item numbers.
+
+    Attributes:
+        k: number of items to return.
+        mask: allowed items, bool [N + 1]; None: all.
+        excluded: items that must not be returned.
+        exclude_seen: whether the items of the history must not be returned.
+        candidates: items to order, [k] int64 ascending; None: any.
+        unknown_exclusions: ids to exclude that no item has.
+
+    """
+
+    k: int
+    mask: Tensor | None = None
+    excluded: Sequence[int] = ()
+    exclude_seen: bool = False
+    candidates: Tensor | None = None
+    unknown_exclusions: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, bool, bool]:
+        """What requests must have in common to be answered in one batch."""
+        return self.k, self.mask is None, self.candidates is None

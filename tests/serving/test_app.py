@@ -1,0 +1,290 @@
+"""The HTTP API: answers equal those of Python, events count at once, and every mistake has a status and one line."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from support.trained_models import rich_run
+
+from nextitem.core.errors import UserError
+from nextitem.pipeline.recommend import RecommendationList
+from nextitem.serving import service as services
+from nextitem.serving.app import make_app
+from nextitem.serving.batching import QueueFullError
+from nextitem.serving.requests import ServedRequest
+from nextitem.serving.service import Service, ServiceConfig
+from nextitem.serving.stores import StoreUnavailable, open_store
+
+HISTORY = ["i03", "i04", "i05"]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    runs = {name: rich_run(name) for name in ("item-cf", "sasrec")}
+    new_service = Service(runs, open_store(f"sqlite:///{tmp_path / 'events.db'}"), ServiceConfig(deadline_seconds=20))
+    new_service.warm_up()
+    yield new_service
+    new_service.close()
+
+
+@pytest.fixture
+def client(service: Service) -> TestClient:
+    return TestClient(make_app(service))
+
+
+def event(number: int, **changes: Any) -> dict[str, Any]:
+    return {"event_id": f"e{number}", "user_id": "stranger", "item_id": f"i{number:02d}", "action": "view", **changes}
+
+
+def test_lists_equal_those_of_python(client: TestClient) -> None:
+    run = rich_run("item-cf")
+    for body, arguments in (
+        ({"user_id": "u03"}, {"user": "u03"}),
+        ({"history": HISTORY}, {"history": HISTORY}),
+        ({"history": HISTORY, "only": {"category": "tent"}}, {"history": HISTORY, "only": ["category=tent"]}),
+        ({"history": HISTORY, "only": ["category=tent"]}, {"history": HISTORY, "only": ["category=tent"]}),
+        ({"history": HISTORY, "exclude": ["i06", "i07"]}, {"history": HISTORY, "exclude_items": ["i06", "i07"]}),
+        ({"history": HISTORY, "exclude_seen": False}, {"history": HISTORY, "exclude_seen": False}),
+    ):
+        answer = client.post("/v1/recommend", json={**body, "k": 4, "model": "item-cf"}).json()
+        expected = run.recommend(k=4, **arguments)
+        assert [item["item_id"] for item in answer["items"]] == expected.item_ids
+        assert [item["title"] for item in answer["items"]] == expected.titles
+        assert (answer["fallback"], answer["model"]) == (False, "item-cf")
+        assert answer["version"] == run.model.weights_fingerprint()
+        assert len(answer["request_id"]) == 32
+
+
+def test_rank_and_similar_equal_those_of_python(client: TestClient) -> None:
+    run = rich_run("sasrec")
+    candidates = ["i02", "i09", "i05", "i02"]
+    answer = client.post("/v1/rank", json={"user_id": "u03", "candidates": candidates, "model": "sasrec"}).json()
+    expected = run.rank(user="u03", candidates=candidates)
+    assert [item["item_id"] for item in answer["items"]] == expected["item_id"].to_list()
+    similar = client.post("/v1/similar", json={"item_id": "i03", "k": 3, "model": "sasrec"}).json()
+    assert [item["item_id"] for item in similar["items"]] == run.similar("i03", k=3)["item_id"].to_list()
+
+
+def test_pages_continue_a_list_without_repeating(client: TestClient) -> None:
+    body = {"history": HISTORY, "k": 4, "model": "item-cf"}
+    pages, token = [], None
+    for _ in range(5):
+        answer = client.post("/v1/recommend", json={**body, "page": token}).json()
+        pages.append([item["item_id"] for item in answer["items"]])
+        token = answer.get("next_page")
+        if token is None:
+            break
+    shown_ids = [item for page in pages for item in page]
+    assert len(shown_ids) == len(set(shown_ids)) == 12 - len(HISTORY)
+    assert pages[0] + pages[1] == rich_run("item-cf").recommend(history=HISTORY, k=8).item_ids
+
+
+def test_events_count_at_once_and_only_once(client: TestClient) -> None:
+    before = client.post("/v1/recommend", json={"user_id": "stranger", "model": "item-cf"}).json()
+    assert (before["fallback"], before["fallback_reason"]) == (True, "no history")
+    events = [event(3), event(4), event(5, item_id="unheard of")]
+    for _ in range(2):
+        answer = client.post("/v1/events", json={"events": events})
+        assert answer.json() == {"accepted": 3, "unknown_items": ["unheard of"]}
+    after = client.post("/v1/recommend", json={"user_id": "stranger", "k": 5, "model": "item-cf"}).json()
+    expected = rich_run("item-cf").recommend(history=["i03", "i04"], k=5, exclude_seen=False)
+    assert [item["item_id"] for item in after["items"]] == expected.item_ids
+    assert after["fallback"] is False
+
+
+def test_a_deleted_user_leaves_no_trace(client: TestClient, service: Service) -> None:
+    client.post("/v1/events", json={"events": [event(3), event(4), event(5, user_id="another")]})
+    client.post("/v1/recommend", json={"user_id": "stranger"})
+    assert client.delete("/v1/users/stranger").json() == {"deleted_events": 2}
+    assert client.post("/v1/recommend", json={"user_id": "stranger"}).json()["fallback"]
+    assert not any("stranger" in model.last_lists for model in service.models.values())
+    assert [stored.user_id for stored in service.store.events_after(limit=10).events] == ["another"]
+
+
+def test_users_are_shared_out_and_stay_with_their_model(client: TestClient) -> None:
+    def model_of(user: int) -> str:
+        return str(client.post("/v1/recommend", json={"user_id": f"v{user}"}).json()["model"])
+
+    models = [model_of(user) for user in range(60)]
+    assert models == [model_of(user) for user in range(60)]
+    assert 15 < models.count("sasrec") < 45
+
+
+def test_items_models_health_and_metrics_are_answered(client: TestClient) -> None:
+    item = client.get("/v1/items/i03").json()
+    assert item == rich_run("item-cf").model.catalog.table.row(3, named=True)
+    assert client.get("/v1/items/nothing").status_code == 404
+    assert [(model["name"], model["weight"]) for model in client.get("/v1/models").json()] == [
+        ("item-cf", 0.5),
+        ("sasrec", 0.5),
+    ]
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ok", "models": ["item-cf", "sasrec"]}
+    client.post("/v1/recommend", json={"user_id": "nobody", "model": "item-cf"})
+    text = client.get("/metrics").text
+    assert 'nextitem_requests_total{path="/v1/recommend",status="200"} 1.0' in text
+    assert 'nextitem_fallbacks_total{model="item-cf",reason="no history"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("recommend", {}, 400, "user_id or history"),
+        ("recommend", {"history": ["nothing"]}, 400, "no item is called nothing"),
+        ("recommend", {"history": HISTORY, "only": {"colour": "red"}}, 400, "no column 'colour'"),
+        ("recommend", {"history": HISTORY, "only": {"category": "x"}}, 400, "no item is left"),
+        ("recommend", {"history": HISTORY, "model": "tiger"}, 400, "no model is called 'tiger'"),
+        ("recommend", {"history": HISTORY, "context": {"colour": 1}}, 400, "no such feature"),
+        ("recommend", {"history": HISTORY, "page": "W10x"}, 400, "no token"),
+        ("recommend", {"history": HISTORY, "k": 0}, 422, "k: "),
+        ("recommend", {"history": HISTORY, "k": 10**6}, 422, "k: "),
+        ("recommend", {"history": HISTORY, "file": "/etc/passwd"}, 422, "file: "),
+        ("recommend", {"history": ["i03"] * 2_001}, 422, "history"),
+        ("rank", {"history": HISTORY, "candidates": []}, 422, "candidates"),
+        ("rank", {"history": HISTORY, "candidates": ["nothing"]}, 400, "no item is called nothing"),
+        ("similar", {"item_id": "nothing"}, 400, "no item is called nothing"),
+        ("events", {"events": []}, 422, "events"),
+        ("events", {"events": [{"event_id": "e1", "user_id": "u"}]}, 422, "item_id"),
+        ("events", {"events": [event(1, timestamp=4_000_000_000)]}, 400, "future"),
+        ("events", {"events": [event(1, timestamp=-1)]}, 422, "timestamp"),
+    ],
+)
+def test_mistakes_have_a_status_and_one_line(
+    client: TestClient, path: str, body: dict[str, Any], status: int, words: str
+) -> None:
+    answer = client.post(f"/v1/{path}", json=body)
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    assert words in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        r'{"user_id": "\ud800"}',
+        r'{"history": ["\ud800"]}',
+        r'{"history": [{"item_id": "i03", "action": "\ud800", "timestamp": 1e400}]}',
+        r'{"history": ["i03"], "exclude": ["\ud800"]}',
+        r'{"history": ["i03"], "only": {"\ud800": "\udfff"}}',
+        r'{"history": ["i03"], "context": {"user.country": ["\ud800", 3, null]}}',
+        r'{"history": ["i03"], "context": {"user.age": "old", "user.hobbies": 7, "user.country": 1e308}}',
+        '{"history": ["i03"], "page": "WyJcdWQ4MDAiXQ=="}',
+        '{"history": ["i03"], "page": "' + "W1tb" * 20000 + '"}',
+        '{"history": [{"item_id": "i03", "columns": {"price": "cheap", "device": 3, "item_id": "x"}}, "i04"]}',
+        '{"history": [9223372036854775807, -1, "i03"], "k": 1000}',
+        '{"history": [NaN], "k": Infinity}',
+        '{"user_id": true, "k": "ten"}',
+        "[" * 50000,
+        '"text"',
+        "null",
+    ],
+)
+def test_hostile_bodies_never_break_the_server(client: TestClient, body: str) -> None:
+    for path in ("recommend", "rank", "similar", "events"):
+        answer = client.post(f"/v1/{path}", content=body.encode(), headers={"Content-Type": "application/json"})
+        assert answer.status_code in (200, 400, 422), answer.text
+        assert answer.status_code == 200 or list(answer.json()) == ["error"]
+
+
+def test_large_and_unmeasured_bodies_are_refused(client: TestClient) -> None:
+    assert client.post("/v1/recommend", content=b"x" * (2 * 2**20 + 1)).status_code == 413
+    assert client.post("/v1/recommend", content=iter([b"{}"])).status_code == 411
+    assert client.post("/v1/recommend", content=b"{").status_code == 422
+
+
+def test_tokens_are_asked_for_except_by_those_who_watch(service: Service) -> None:
+    client = TestClient(make_app(service, tokens=["s3cret", "other"]))
+    body = {"history": HISTORY}
+    assert client.post("/v1/recommend", json=body).status_code == 401
+    for header, status in (("Bearer wrong", 401), ("s3cret", 401), ("Bearer other", 200), ("bearer s3cret", 200)):
+        assert client.post("/v1/recommend", json=body, headers={"Authorization": header}).status_code == status
+    assert client.get("/healthz").status_code == 200
+
+
+def test_without_its_store_the_server_recommends_and_takes_no_events(client: TestClient, service: Service) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise StoreUnavailable("the store is down")
+
+    expected = client.post("/v1/recommend", json={"user_id": "u03", "model": "item-cf"}).json()["items"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("append", "histories", "check", "delete_user"):
+            patch.setattr(service.store, name, fail)
+        assert client.post("/v1/recommend", json={"user_id": "u03", "model": "item-cf"}).json()["items"] == expected
+        answer = client.post("/v1/events", json={"events": [event(3)]})
+        assert (answer.status_code, answer.json()) == (503, {"error": "the store is down"})
+        assert "retry-after" in answer.headers
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/healthz").status_code == 200
+    assert client.post("/v1/events", json={"events": [event(3)]}).status_code == 200
+
+
+def test_late_and_failing_models_are_replaced_by_the_last_list_and_popularity(
+    client: TestClient, service: Service
+) -> None:
+    model = service.models["item-cf"]
+    body = {"user_id": "u03", "k": 5, "model": "item-cf"}
+    last = client.post("/v1/recommend", json=body).json()["items"]
+    may_answer = threading.Event()
+    recommend = model.engine.recommend
+
+    def slow(*arguments: Any) -> Any:
+        assert may_answer.wait(20)
+        return recommend(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "config", ServiceConfig(deadline_seconds=0.05))
+        patch.setattr(model.engine, "recommend", slow)
+        answer = client.post("/v1/recommend", json={**body, "exclude": [last[0]["item_id"]]}).json()
+        assert (answer["fallback"], answer["fallback_reason"]) == (True, "deadline")
+        items = [item["item_id"] for item in answer["items"]]
+        assert items[:4] == [item["item_id"] for item in last[1:]]
+        assert len(set(items)) == 5
+        assert last[0]["item_id"] not in items
+        may_answer.set()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def failing(requests: Sequence[ServedRequest], _: Any) -> list[RecommendationList | Exception]:
+            return [RuntimeError("planted")] * len(requests)
+
+        patch.setattr(model.engine, "recommend", failing)
+        answer = client.post("/v1/recommend", json={"history": HISTORY, "k": 3, "model": "item-cf"}).json()
+        assert (answer["fallback"], answer["fallback_reason"]) == (True, "error")
+        popularity = dict(
+            zip(model.run.model.catalog.ids.external, model.run.model.popularity[1:].tolist(), strict=True)
+        )
+        best = sorted((item for item in popularity if item not in HISTORY), key=lambda item: -popularity[item])
+        assert sorted(popularity[item["item_id"]] for item in answer["items"]) == sorted(
+            popularity[item] for item in best[:3]
+        )
+
+
+def test_a_full_queue_is_answered_by_429(client: TestClient, service: Service) -> None:
+    model = service.models["item-cf"]
+
+    def full(*_: Any) -> None:
+        raise QueueFullError("512 requests wait already")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.batcher, "submit", full)
+        answer = client.post("/v1/recommend", json={"history": HISTORY, "model": "item-cf"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+
+
+def test_calls_of_events_that_are_stored_together_are_judged_apart(service: Service) -> None:
+    good = [services.stored_event("e1", "u", "i03", None, 1, None)]
+    bad = [services.stored_event("", "u", "i03", None, 1, None)]
+
+    async def both() -> list[BaseException | None]:
+        return list(await asyncio.gather(service.append(good), service.append(bad), return_exceptions=True))
+
+    first, second = asyncio.run(both())
+    assert first is None
+    assert isinstance(second, UserError)
+    assert [stored.event_id for stored in service.store.events_after(limit=10).events] == ["e1"]
