@@ -2,11 +2,12 @@
 
     python benchmarks/cold_items.py DATASET_FOLDER [--recipe amazon14-beauty/depth-decoder] [--share 0.05]
         [--variant cold model.content_at_leaves=true model.id_dropout=0.2] [--others content-neighbours item-graph]
-        [--judge-on validation] [--seeds 0 1 2]
+        [--set content.dim=512] [--set-others content.dim=512] [--judge-on validation] [--seeds 0 1 2]
 
 Drops every event of a random share of the items from the histories, except each user's last event, and trains on the
 rest by leave-one-out. A request is cold if its target was dropped. All items compete in one list. The recipe is trained
-as it is ("plain") and with the settings of each --variant; --others are trained with their default recipes.
+as it is ("plain") and with the settings of each --variant; --others are trained with their default recipes. `--set`
+changes plain and the variants, `--set-others` the others.
 `--judge-on validation` first removes each user's last event, so that settings are chosen without test events. Prints
 recall@10 and NDCG@10 of cold and warm requests for each, the paired interval of the cold recall against the first of
 --others, and the ratio of the warm figures to those of "plain".
@@ -78,6 +79,7 @@ def main() -> None:
     options.add_argument("--judge-on", choices=["test", "validation"], default="test")
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options.add_argument("--set", dest="overrides", nargs="+", default=[], help="settings of plain and all variants")
+    options.add_argument("--set-others", nargs="+", default=[], help="settings of all --others")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     results = Results(arguments)
@@ -85,7 +87,9 @@ def main() -> None:
     if arguments.judge_on == "validation":
         whole = whole.with_interactions(whole.interactions.select(~is_last_event(whole.interactions)))
     model_name = read_recipe(arguments.recipe)[1]["model"]["name"]
-    works: dict[str, tuple[str, str | None, list[str]]] = {name: (name, None, []) for name in arguments.others}
+    works: dict[str, tuple[str, str | None, list[str]]] = {
+        name: (name, None, arguments.set_others) for name in arguments.others
+    }
     works["plain"] = (model_name, arguments.recipe, arguments.overrides)
     for name, *settings in arguments.variants:
         works[name] = (model_name, arguments.recipe, [*arguments.overrides, *settings])

@@ -19,6 +19,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.components import build_component
 from nextitem.core.config import parse
+from nextitem.core.dataset import Dataset, Users
 from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
@@ -273,7 +274,7 @@ def test_a_search_without_unseen_items_equals_one_with_an_allow_list(
 
 
 def test_content_shares_add_items_without_events_to_the_list_of_the_others() -> None:
-    model, plain = model_of(content_shares={"weight": 2.0}), model_of()
+    model, plain = model_of(content_shares={"weight": 2.0, "power": 0.8}), model_of()
     assert model.can_rank_unseen_items
     counts = torch.ones(NUM_ITEMS + 1)
     counts[[0, 7, 8, 11]] = 0
@@ -287,12 +288,42 @@ def test_content_shares_add_items_without_events_to_the_list_of_the_others() -> 
     for row in range(len(HISTORIES)):
         is_new = torch.isin(answer.item_ids[row], unseen)
         new = answer.item_ids[row][is_new]
-        torch.testing.assert_close(answer.scores[row][is_new], shares[row, new] + torch.tensor(2.0).log())
+        torch.testing.assert_close(answer.scores[row][is_new], 0.8 * shares[row, new] + math.log(2))
         others, expected = (
             [item for item in items[row].tolist() if item not in (0, *unseen.tolist())]
             for items in (answer.item_ids, former.item_ids)
         )
         assert others == expected
+
+
+def test_content_shares_store_what_follows_the_items_and_a_loaded_model_knows_it(tmp_path: Path) -> None:
+    catalog = catalog_of()
+    items = np.array([1, 2, 3, 4, 2, 5, 6, 3, 2, 9], dtype=np.int32)
+    log = Interactions(np.repeat([1, 2], 5).astype(np.int32), items, 2, NUM_ITEMS)
+    train = Dataset("small", log, catalog, Users(IdMap(pl.Series("user_id", [0, 1]))))
+    settings: dict[str, Any] = {"weight": 5.0, "transition_weight": 0.5}
+    model = model_of(catalog, content_shares=settings)
+    before = model.recommend(batch_of(HISTORIES), NUM_ITEMS)
+    model.set_popularity_from(train)
+    assert model.shares is not None
+    assert model.shares.transitions is not None
+    assert model.shares.transitions.matrix().nnz
+    answer = model.recommend(batch_of(HISTORIES), NUM_ITEMS)
+    assert not torch.equal(answer.item_ids, before.item_ids)
+    save_model(tmp_path, model)
+    values = model.config.model_dump() | {"name": "depth-decoder"}
+    bundled = load_model(tmp_path, Recipe.model_validate({"model": values, "data": {"path": "small"}}))
+    started = model_of(catalog, content_shares=settings)  # without transitions so far
+    started.load_state_dict(model.state_dict())
+    for loaded in (bundled, started):
+        repeated = loaded.recommend(batch_of(HISTORIES), NUM_ITEMS)
+        assert torch.equal(repeated.item_ids, answer.item_ids)
+        torch.testing.assert_close(repeated.scores, answer.scores)
+
+
+def test_content_shares_need_content() -> None:
+    with pytest.raises(ValueError, match="content_shares needs a catalogue with content"):
+        model_of(replace(catalog_of(), content=None), content_shares={})
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,9 @@ from nextitem.core.jagged import Jagged
 from nextitem.core.top_items import top_items
 from nextitem.data.text import ContentConfig, content_vectors
 from nextitem.evaluation.metrics.accuracy import recall
-from nextitem.models.item_graph import PublishedWalk, item_transitions
+from nextitem.models.item_graph import PublishedWalk
 from nextitem.neighbours.sparse_rows import ages, weighted_histories
+from nextitem.neighbours.transitions import item_transitions
 
 MEMORIES = (1, 2, 5, 50)  # numbers of most recent items that the untrained walk reads
 DECAY = 0.8  # weight of an item for each event that followed it

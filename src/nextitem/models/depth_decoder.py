@@ -26,7 +26,7 @@ Shapes: B requests, T targets of a batch, L positions, W beams, D width, N items
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -45,7 +45,6 @@ from nextitem.core.top_items import append_unseen
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
 from nextitem.data.negatives import sample_negatives
 from nextitem.decoding.beam_search import beam_search
-from nextitem.decoding.content_shares import ContentShares, ContentSharesConfig
 from nextitem.decoding.guidance import GuidedConfig, GuidedRecommender
 from nextitem.decoding.guide import Guide
 from nextitem.decoding.item_paths import ItemPaths
@@ -53,6 +52,7 @@ from nextitem.decoding.node_vectors import NodeVectors, Parts, child_ranges
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.losses.prefix_loss import PrefixAwareConfig, prefix_loss_of
 from nextitem.losses.sampled_softmax import sampled_softmax
+from nextitem.neighbours.content_shares import ContentShares, ContentSharesConfig
 from nextitem.nn.attention.causal_encoder import CausalEncoder, CausalEncoderConfig
 from nextitem.nn.attention.incremental import extend_history_state
 from nextitem.nn.depth_network import DEPTH_NETWORKS
@@ -129,7 +129,7 @@ class DepthDecoder(GuidedRecommender):
         self.content_read = nn.Linear(content_width, config.width, bias=False) if is_read else None
         self.encoder = CausalEncoder(config)
         shares, content = config.content_shares, self.content if config.content_at_leaves else None
-        self.shares = None if shares is None else ContentShares(shares, cast(Tensor, catalog.content))
+        self.shares = None if shares is None else ContentShares(shares, catalog.content)
         self.nodes = NodeVectors(self.tree, parts=config.vectors, content=content, width=config.width)
         levels, network = self.trie.num_levels, DEPTH_NETWORKS[config.depth_network]
         self.deeper = network(config.width, levels=levels, hidden=config.depth_width, dropout=config.dropout / 2)
@@ -258,6 +258,12 @@ class DepthDecoder(GuidedRecommender):
             is_extensible=self.encoder.counts_from_first,
         )
 
+    def set_popularity_from(self, train: Dataset) -> None:
+        """Store how often each item occurs in training and, for the content shares, what follows it."""
+        if self.shares is not None:
+            self.shares.count_transitions(train)
+        super().set_popularity_from(train)
+
     def set_popularity(self, counts: Tensor) -> None:
         """Store how often each item occurs in training; items without an event get no vector of their own."""
         super().set_popularity(counts)
@@ -265,6 +271,8 @@ class DepthDecoder(GuidedRecommender):
 
     def _set_unseen(self, *_: object) -> None:
         self.tree.set_unseen(self._items_without_events())
+        if self.shares is not None:
+            self.shares.set_popularity(self.popularity, self._items_without_events())
 
     def _embed(self, items_BL: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Return the input vectors of items, [B, L, D]; `vectors [N + 1, D]` are the items' own."""
@@ -281,9 +289,9 @@ class DepthDecoder(GuidedRecommender):
 
     def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
         """Return the k best items of each request under this guide."""
-        width, unseen = max(k, self.config.beam_width), self._items_without_events()
+        width = max(k, self.config.beam_width)
         trie = self.trie if self.config.content_at_leaves else self.tree.seen_trie
         answer = beam_search(self, batch, trie, k=k, beam_width=width, guide=guide)
-        if self.shares is None or unseen is None:
-            return append_unseen(answer, batch, self.unseen_items())
-        return self.shares.merge(answer, batch, unseen)
+        if self.shares is not None:
+            return self.shares.merge(answer, batch)
+        return append_unseen(answer, batch, self.unseen_items())

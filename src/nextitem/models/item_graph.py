@@ -48,7 +48,6 @@ from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
-from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
@@ -56,7 +55,7 @@ from nextitem.core.sparse_scores import SparseScores
 from nextitem.core.top_items import top_items
 from nextitem.data.text import split_words
 from nextitem.neighbours.sparse_rows import SparseRows, ages, keep_largest, weighted_histories
-from nextitem.neighbours.transitions import count_transitions
+from nextitem.neighbours.transitions import count_transitions, item_transitions
 
 # Far below the score of any real transition, so popularity only orders what the walk does not reach.
 BACKFILL = 1e-7
@@ -235,15 +234,6 @@ class ItemGraph(Recommender):
         bounds = np.unique(np.linspace(0, batch.num_requests, num_blocks + 1).astype(int)).tolist()
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(block_result, pairwise(bounds)))
-
-
-def item_transitions(log: Interactions, lag_weights: tuple[float, ...], *, backward: float) -> sp.csr_matrix:
-    """Return row-normalised transitions [N + 1, N + 1] between events of the same user, for lags 1, 2, ..."""
-    total = count_transitions(log, lag_weights)
-    total = (total + backward * total.T).tocsr()
-    sums = np.asarray(total.sum(axis=1)).ravel()
-    total.data /= np.repeat(np.where(sums > 0, sums, 1), np.diff(total.indptr)).astype(np.float32)
-    return total
 
 
 @lru_cache(maxsize=4)

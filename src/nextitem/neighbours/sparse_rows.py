@@ -43,6 +43,14 @@ class SparseRows(nn.Module):
         self.columns = torch.from_numpy(matrix.indices.astype(np.int32))
         self.values = torch.from_numpy(matrix.data.astype(np.float32))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Load buffers as any module does, those of another size included: a matrix of other training data."""
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if saved is not None and buffer is not None and saved.shape != buffer.shape:
+                self._buffers[name] = buffer.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def row(self, number: int, *, missing: float = 0.0) -> Tensor:
         """Return one row as a dense tensor; entries that are not stored become `missing`."""
         low, high = int(self.offsets[number]), int(self.offsets[number + 1])

@@ -34,6 +34,15 @@ def count_transitions(log: Interactions, lag_weights: Sequence[float]) -> sp.csr
     return total
 
 
+def item_transitions(log: Interactions, lag_weights: Sequence[float], *, backward: float) -> sp.csr_matrix:
+    """Return row-normalised transitions [N + 1, N + 1] between events of the same user, for lags 1, 2, ..."""
+    total = count_transitions(log, lag_weights)
+    total = (total + backward * total.T).tocsr()
+    sums = np.asarray(total.sum(axis=1)).ravel()
+    total.data /= np.repeat(np.where(sums > 0, sums, 1), np.diff(total.indptr)).astype(np.float32)
+    return total
+
+
 def positive_information(counts: sp.csr_matrix) -> sp.csr_matrix:
     """Return max(0, log p(a, b) / (p(a) p(b))) of each stored entry of symmetric counts of pairs (a, b)."""
     sums, entries = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel(), counts.tocoo()
