@@ -227,6 +227,15 @@ TABLES: dict[str, dict[str, str]] = {
         "harmonic mean": "*harmonic mean",
         "all": "*recall@10",
     },
+    "generation/cold_items": {
+        "model": "label",
+        "cold": "*cold recall@10",
+        "by seed": "seeds:cold recall@10",
+        "less content-neighbours (95%)": "gain",
+        "warm, recall@10 / NDCG@10": "warm recall@10|warm ndcg@10",
+        "warm, part of plain": "warm recall@10 ratio|warm ndcg@10 ratio",
+        "all, recall@10": "*recall@10",
+    },
     "generation/diversity": {
         "sampling": "label",
         "entropy of 10 / 20 / 50 items": "entropy@10|entropy@20|entropy@50",

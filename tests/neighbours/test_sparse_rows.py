@@ -73,6 +73,14 @@ def test_stored_matrix_is_returned_unchanged() -> None:
     np.testing.assert_array_equal(rows.matrix().toarray(), matrix.toarray())
 
 
+def test_weights_of_another_size_are_loaded() -> None:
+    saved, loaded = SparseRows(), SparseRows()
+    saved.store(random_matrix(3, rows=4, columns=5))
+    loaded.store(random_matrix(4, rows=2, columns=3))
+    loaded.load_state_dict(saved.state_dict())
+    np.testing.assert_array_equal(loaded.matrix().toarray(), saved.matrix().toarray())
+
+
 def test_weights_of_a_repeated_item_in_a_history_are_added() -> None:
     items, offsets = torch.tensor([2, 3, 2, 1]), torch.tensor([0, 3, 3, 4])
     assert ages(offsets).tolist() == [2, 1, 0, 0]
