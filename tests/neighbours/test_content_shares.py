@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -61,7 +62,7 @@ def batch_of(rows: list[list[int]], *, allowed: Tensor | None = None) -> Sequenc
     return SequenceBatch(Jagged.from_rows(rows), excluded=Jagged.from_rows(rows), allowed=allowed)
 
 
-def expected_transitions(histories: list[list[int]], num_items: int) -> np.ndarray:
+def expected_transitions(histories: list[list[int]], num_items: int) -> NDArray[np.float64]:
     """Return T by a loop over the pairs of events of a user."""
     counts = np.zeros((num_items + 1, num_items + 1))
     for history in histories:
@@ -69,7 +70,8 @@ def expected_transitions(histories: list[list[int]], num_items: int) -> np.ndarr
             for weight, later in zip(content_shares.LAG_WEIGHTS, history[place + 1 :], strict=False):
                 counts[earlier, later] += weight
                 counts[later, earlier] += weight * content_shares.BACKWARD
-    return counts / np.maximum(counts.sum(1, keepdims=True), 1e-9)
+    normalised: NDArray[np.float64] = counts / np.maximum(counts.sum(1, keepdims=True), 1e-9)
+    return normalised
 
 
 def expected_bonus(shares: ContentShares, training: list[list[int]], history: list[int]) -> dict[int, float]:
@@ -115,7 +117,7 @@ def expected_shares(shares: ContentShares, training: list[list[int]], history: l
     return {item: power / sum(powers.values()) for item, power in powers.items()}
 
 
-SETTINGS: list[dict[str, float]] = [
+SETTINGS: list[dict[str, Any]] = [
     {},
     {"recent_items": 2, "recency_decay": 0.5, "temperature": 0.4},
     {"transition_weight": 0.5, "temperature": 0.2},
@@ -124,7 +126,7 @@ SETTINGS: list[dict[str, float]] = [
 
 
 @pytest.mark.parametrize("values", SETTINGS, ids=str)
-def test_shares_equal_their_definition(values: dict[str, float]) -> None:
+def test_shares_equal_their_definition(values: dict[str, Any]) -> None:
     shares = shares_of(**values)
     actual = shares(batch_of(HISTORIES)).exp()
     for row, history in enumerate(HISTORIES):
