@@ -227,7 +227,7 @@ TABLES: dict[str, dict[str, str]] = {
         "harmonic mean": "*harmonic mean",
         "all": "*recall@10",
     },
-    "generation/cold_items": {
+    "cold_items/beauty": {
         "model": "label",
         "cold": "*cold recall@10",
         "by seed": "seeds:cold recall@10",
