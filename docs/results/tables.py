@@ -208,6 +208,11 @@ TABLES: dict[str, dict[str, str]] = {
         "recall@10 / NDCG@10": "recall@10|ndcg@10",
         "seconds": "seconds",
     },
+    "survival/prefix_loss": {
+        "training": "label",
+        **{f"beam {width}": f"beam {width} validation ndcg@10" for width in (10, 20, 50, 100)},
+        "difference with 20 beams (95%)": "gain",
+    },
     "survival/beauty": {
         "model": "label",
         **{name: "|".join(f"{name}, level {level}" for level in range(1, 5)) for name in (*LEVELS[:2], *SURVIVAL)},
@@ -325,6 +330,14 @@ TABLES: dict[str, dict[str, str]] = {
         "pre-ranking": "pre-ranking_ms",
         "ranking": "ranking_ms",
         "re-ranking": "re-ranking_ms",
+    },
+    "cost_growth/trie_softmax": {
+        "trie": "label",
+        "fused, ms": "fused_ms",
+        "grouped products": "grouped_ms",
+        "padded": "padded_ms",
+        "plain full softmax": "plain_ms",
+        "full softmax in blocks": "full_ms",
     },
     "training_speed/peers": {**PEERS, "the peer's epoch, seconds": "peer_epoch_seconds"},
     "training_speed/memory": {"ours / peer": "label", "ours, MiB": "peak_mib", "peer, MiB": "peer_peak_mib"},
