@@ -17,6 +17,7 @@ from nextitem.pipeline.recommend import RecommendationList
 from nextitem.serving import service as services
 from nextitem.serving.app import make_app
 from nextitem.serving.batching import QueueFullError
+from nextitem.serving.impressions import ImpressionLog
 from nextitem.serving.requests import ServedRequest
 from nextitem.serving.service import Service, ServiceConfig
 from nextitem.serving.stores import StoreUnavailable, open_store
@@ -27,7 +28,8 @@ HISTORY = ["i03", "i04", "i05"]
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     runs = {name: rich_run(name) for name in ("item-cf", "sasrec")}
-    new_service = Service(runs, open_store(f"sqlite:///{tmp_path / 'events.db'}"), ServiceConfig(deadline_seconds=20))
+    store, log = open_store(f"sqlite:///{tmp_path / 'events.db'}"), ImpressionLog(tmp_path / "log", is_synced=True)
+    new_service = Service(runs, store, ServiceConfig(deadline_seconds=20), impressions=log)
     new_service.warm_up()
     yield new_service
     new_service.close()
@@ -102,9 +104,39 @@ def test_a_deleted_user_leaves_no_trace(client: TestClient, service: Service) ->
     client.post("/v1/events", json={"events": [event(3), event(4), event(5, user_id="another")]})
     client.post("/v1/recommend", json={"user_id": "stranger"})
     assert client.delete("/v1/users/stranger").json() == {"deleted_events": 2}
-    assert client.post("/v1/recommend", json={"user_id": "stranger"}).json()["fallback"]
     assert not any("stranger" in model.last_lists for model in service.models.values())
+    assert service.impressions is not None
+    assert not any(b"stranger" in file.read_bytes() for file in service.impressions.folder.iterdir())
+    assert client.post("/v1/recommend", json={"user_id": "stranger"}).json()["fallback"]
     assert [stored.user_id for stored in service.store.events_after(limit=10).events] == ["another"]
+
+
+def test_recommended_lists_are_logged_as_impressions(client: TestClient, service: Service) -> None:
+    answer = client.post("/v1/recommend", json={"user_id": "u03", "k": 4, "model": "item-cf"}).json()
+    client.post("/v1/rank", json={"user_id": "u03", "candidates": ["i01"]})
+    fallback = client.post("/v1/recommend", json={"user_id": "new", "k": 2, "model": "sasrec"}).json()
+    assert service.impressions is not None
+    table = service.impressions.table()
+    assert table["impression_id"].to_list() == [answer["request_id"]] * 4 + [fallback["request_id"]] * 2
+    assert table["item_id"].to_list() == [item["item_id"] for item in answer["items"] + fallback["items"]]
+    assert table["slot"].to_list() == [1, 2, 3, 4, 1, 2]
+    assert table["policy"].unique(maintain_order=True).to_list() == [
+        f"item-cf {answer['version']}",
+        f"sasrec {fallback['version']} fallback: no history",
+    ]
+
+
+def test_a_full_disk_is_said_if_the_log_is_synced(client: TestClient, service: Service) -> None:
+    def full(_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.impressions, "append", full)
+        answer = client.post("/v1/recommend", json={"user_id": "u03"})
+    assert (answer.status_code, answer.json()) == (
+        503,
+        {"error": "the log of impressions cannot be written: No space left on device"},
+    )
 
 
 def test_users_are_shared_out_and_stay_with_their_model(client: TestClient) -> None:

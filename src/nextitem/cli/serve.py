@@ -40,6 +40,12 @@ def serve(
     max_queue: Annotated[
         int, typer.Option("--max-queue", min=1, help="Requests that wait for a model; more are refused (429).")
     ] = 512,
+    impressions: Annotated[
+        str, typer.Option("--impressions", help="Folder of the log of recommended lists, in Parquet; none: no log.")
+    ] = "nextitem-impressions",
+    sync_impressions: Annotated[
+        bool, typer.Option("--sync-impressions", help="Answer only after the list is on disk in that log.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Serve recommendations over HTTP, and take events that count at once.
@@ -57,9 +63,11 @@ def serve(
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         if find_spec(package) is None:
             raise UserError(f"serving needs the package {package}: pip install 'nextitem[serve]'")
+    from nextitem.serving.impressions import ImpressionLog
     from nextitem.serving.stores import open_store
 
     events = open_store(store, namespace=namespace)
+    shown_lists = None if impressions == "none" else ImpressionLog(impressions, is_synced=sync_impressions)
     import uvicorn
 
     from nextitem.pipeline.runs import load_run
@@ -72,7 +80,9 @@ def serve(
         opened[name] = load_run(folder, device=device)
         if data is not None:
             opened[name].use_data(data)
-    service = Service(opened, events, ServiceConfig(max_queue=max_queue, deadline_seconds=deadline))
+    service = Service(
+        opened, events, ServiceConfig(max_queue=max_queue, deadline_seconds=deadline), impressions=shown_lists
+    )
     service.warm_up()
     tokens = [token.strip() for token in os.environ.get(TOKENS, "").split(",") if token.strip()]
     server = uvicorn.Server(

@@ -21,6 +21,7 @@ from nextitem.pipeline.recommend import RecommendationList
 from nextitem.pipeline.runs import Run
 from nextitem.serving.batching import Batcher
 from nextitem.serving.engine import Engine
+from nextitem.serving.impressions import ImpressionLog, ShownList
 from nextitem.serving.requests import HistoryEvent, ServedRequest
 from nextitem.serving.stores.store import AppendOutcome, EventStore, StoredEvent, StoreUnavailable
 
@@ -79,13 +80,21 @@ class Answer:
 class Service:
     """The models and the store of a server."""
 
-    def __init__(self, runs: Mapping[str, Run], store: EventStore, config: ServiceConfig | None = None) -> None:
+    def __init__(
+        self,
+        runs: Mapping[str, Run],
+        store: EventStore,
+        config: ServiceConfig | None = None,
+        *,
+        impressions: ImpressionLog | None = None,
+    ) -> None:
         """Load the models' data, and start a thread for each model and one for writing events.
 
         Args:
             runs: the runs by the names of their models; the first is the default.
             store: the events since the data sets.
             config: settings.
+            impressions: where the lists that are recommended are logged; None: nowhere.
 
         Raises:
             UserError: there is no run, or the data set of a run cannot be loaded.
@@ -98,6 +107,10 @@ class Service:
         self.models = {name: self._served(name, run, 1 / len(runs)) for name, run in runs.items()}
         self._writer: Batcher[list[StoredEvent], AppendOutcome] = Batcher(
             self._append, max_batch=100, max_queue=1_000, name="event-writer"
+        )
+        self.impressions = impressions
+        self._recorder: Batcher[ShownList, None] = Batcher(
+            self._record, max_batch=1_000, max_queue=100_000, name="impression-writer"
         )
 
     def _served(self, name: str, run: Run, weight: float) -> ServedModel:
@@ -121,6 +134,9 @@ class Service:
         for model in self.models.values():
             model.batcher.close(timeout)
         self._writer.close(timeout)
+        self._recorder.close(timeout)
+        if self.impressions is not None:
+            self.impressions.close()
         self.store.close()
 
     def model_for(self, name: str | None, user_id: str | None) -> ServedModel:
@@ -150,6 +166,7 @@ class Service:
             UserError: the request is invalid.
             QueueFullError: too many requests wait.
             ClosedError: the server stops.
+            StoreUnavailable: the log of impressions is synced, and cannot be written.
 
         """
         request_id, reason = uuid.uuid4().hex, None
@@ -166,7 +183,34 @@ class Service:
         except Exception:
             log.exception("request %s: the model %s failed", request_id, model.name)
             result, reason = self._fallback(model, request), "error"
+        if self.impressions is not None and request.candidates is None:
+            await self._log(self.impressions, request_id, model, request, result, reason)
         return Answer(request_id, model, result, reason)
+
+    async def _log(
+        self,
+        impressions: ImpressionLog,
+        request_id: str,
+        model: ServedModel,
+        request: ServedRequest,
+        result: RecommendationList,
+        reason: str | None,
+    ) -> None:
+        items = [str(item) for item in result.item_ids]
+        policy = f"{model.name} {model.version}" + (f" fallback: {reason}" if reason else "")
+        shown_list = ShownList(request_id, request.user_id, items, int(time.time() * 1000), [1.0] * len(items), policy)
+        future = self._recorder.submit(shown_list)
+        if impressions.is_synced:
+            await asyncio.wrap_future(future)
+
+    def _record(self, lists: Sequence[ShownList]) -> Sequence[Exception | None]:
+        assert self.impressions is not None
+        try:
+            self.impressions.append(lists)
+        except OSError as error:
+            log.error("%d lists were not logged: %s", len(lists), error)
+            return [StoreUnavailable(f"the log of impressions cannot be written: {error.strerror}")] * len(lists)
+        return [None] * len(lists)
 
     def _keep(self, model: ServedModel, user_id: str, result: RecommendationList) -> None:
         model.last_lists[user_id] = result
@@ -226,6 +270,8 @@ class Service:
         """Delete every trace of a user from the store and from memory, and return the number of deleted events."""
         for model in self.models.values():
             model.last_lists.pop(user_id, None)
+        if self.impressions is not None:
+            await asyncio.to_thread(self.impressions.delete_user, user_id)
         return await asyncio.to_thread(self.store.delete_user, user_id)
 
     def unknown_items(self, item_ids: Sequence[str]) -> list[str]:
