@@ -12,7 +12,7 @@ from support.trained_models import requests
 
 from nextitem.core.errors import UserError
 from nextitem.decoding.guidance import GuidedRecommender
-from nextitem.pipeline.compare import MAIN_JOB, MAIN_JOB_SETTINGS, Comparison, compare
+from nextitem.pipeline.compare import MAIN_JOB, MAIN_JOB_SETTINGS, Comparison, compare, main_job_settings
 from nextitem.pipeline.recipe import resolve_recipe, settings_table
 from nextitem.pipeline.runs import Run
 from nextitem.pipeline.train import train
@@ -108,3 +108,6 @@ def test_the_settings_of_the_demo_change_the_recipes_of_its_models() -> None:
         layers = [default_recipe(name), ("data", {"data": {"path": "shop"}})]
         changed = resolve_recipe([*layers, ("demo", settings_table(MAIN_JOB_SETTINGS.get(name, {})))])
         assert (changed != resolve_recipe(layers)) == (name in MAIN_JOB_SETTINGS)
+    assert main_job_settings(None) == MAIN_JOB_SETTINGS
+    limited = main_job_settings(0.5)  # a limit of the user holds for tiger, too
+    assert limited["tiger"]["training"] == {**MAIN_JOB_SETTINGS["tiger"]["training"], "max_minutes": 0.5}

@@ -32,13 +32,13 @@ def demo(
     """
     check_out(out, resume=resume, overwrite=overwrite)
     dataset = load_data(data, drop_unknown_items=drop_unknown_items)
-    from nextitem.pipeline.compare import MAIN_JOB, MAIN_JOB_SETTINGS
+    from nextitem.pipeline.compare import MAIN_JOB, main_job_settings
     from nextitem.pipeline.compare import compare as run_comparison
     from nextitem.reporting.scoreboard import print_scoreboard
 
     comparison = run_comparison(
-        dataset, out=out, models=MAIN_JOB, settings=MAIN_JOB_SETTINGS, protocol=protocol, minutes_per_model=minutes,
-        seed=seed, drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=log,
+        dataset, out=out, models=MAIN_JOB, settings=main_job_settings(minutes), protocol=protocol,
+        minutes_per_model=minutes, seed=seed, drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=log,
     )  # fmt: skip
     width = max(len("held-out items"), *(len(row.name) for row in comparison.rows)) + 2
     for customer in comparison.examples:

@@ -37,9 +37,18 @@ MAIN_JOB_SETTINGS: dict[str, dict[str, Any]] = {
     "cascade": {"model.pre_ranking.keep": 150, "stages.two-tower.max_epochs": 3, "stages.ranking.max_epochs": 2},
     "tiger": {"training": {"max_epochs": 3, "validate_every": 3, "max_minutes": 10}},  # busy cores need longer
 }
+
 NUM_CUSTOMERS = 3  # example customers in the report
 GENERATION_REQUESTS = 500  # test requests on which the report measures how a model generates codes
 LIST_LENGTH = 10  # displayed items of a history or list
+
+
+def main_job_settings(minutes_per_model: float | None) -> dict[str, dict[str, Any]]:
+    """Return MAIN_JOB_SETTINGS; a limit of minutes for all models replaces that of tiger."""
+    if minutes_per_model is None:
+        return MAIN_JOB_SETTINGS
+    training = {**MAIN_JOB_SETTINGS["tiger"]["training"], "max_minutes": minutes_per_model}
+    return {**MAIN_JOB_SETTINGS, "tiger": {"training": training}}
 
 
 @dataclass(frozen=True)
