@@ -38,7 +38,8 @@ def demo(
 
     comparison = run_comparison(
         dataset, out=out, models=MAIN_JOB, settings=main_job_settings(minutes), protocol=protocol,
-        minutes_per_model=minutes, seed=seed, drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=log,
+        minutes_per_model=minutes, seed=seed, drop_unknown_items=drop_unknown_items, resume=resume,
+        overwrite=overwrite, log=log,
     )  # fmt: skip
     width = max(len("held-out items"), *(len(row.name) for row in comparison.rows)) + 2
     for customer in comparison.examples:
