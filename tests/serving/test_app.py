@@ -297,6 +297,14 @@ def test_late_and_failing_models_are_replaced_by_the_last_list_and_popularity(
         )
 
 
+def test_the_api_is_described_and_loads_nothing_from_elsewhere(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/recommend", "/v1/rank", "/v1/similar", "/v1/events", "/v1/users/{user_id}", "/readyz"} <= set(paths)
+    assert set(paths["/v1/recommend"]["post"]["responses"]) >= {"200", "400", "401", "422", "429", "503"}
+    assert client.get("/docs").status_code == 404
+    assert client.get("/docs").json() == {"error": "Not Found"}
+
+
 def test_a_full_queue_is_answered_by_429(client: TestClient, service: Service) -> None:
     model = service.models["item-cf"]
 

@@ -50,8 +50,8 @@ def serve(
 ) -> None:
     """Serve recommendations over HTTP, and take events that count at once.
 
-    The API is documented at /docs of the server. If the environment variable NEXTITEM_TOKENS contains tokens, separated
-    by commas, every request except those for health must send one of them (Authorization: Bearer TOKEN).
+    The server describes its API at /openapi.json. If the environment variable NEXTITEM_TOKENS contains tokens,
+    separated by commas, every request except those for health must send one of them (Authorization: Bearer TOKEN).
     """
     names: dict[str, Path] = {}
     for run in runs:
@@ -91,5 +91,5 @@ def serve(
     socket = server.config.bind_socket()
     socket.listen()  # from here on connections wait, so that the next line is true
     address = socket.getsockname()
-    log(f"serving {', '.join(names)} at http://{address[0]}:{address[1]} (API: /docs; stop with Ctrl-C)")
+    log(f"serving {', '.join(names)} at http://{address[0]}:{address[1]} (API: /openapi.json; stop with Ctrl-C)")
     server.run(sockets=[socket])

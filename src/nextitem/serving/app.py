@@ -1,4 +1,4 @@
-"""The HTTP API: routes, errors and metrics around a Service. FastAPI writes its OpenAPI document at /docs."""
+"""The HTTP API: routes, errors and metrics around a Service. Its OpenAPI document is at /openapi.json."""
 
 from __future__ import annotations
 
@@ -95,6 +95,7 @@ def make_app(service: Service, *, tokens: Sequence[str] = ()) -> FastAPI:
         title="nextitem",
         description="Recommendations, ranking, similar items and events.",
         lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
     )
     _add_errors(app)
