@@ -154,7 +154,12 @@ class SqliteStore(EventStore):
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Create the tables of the namespace; refuse a file that another program or a newer version wrote."""
-        self._refuse_foreign(connection)
+        connection.execute("BEGIN")  # one state of the file: another process may be creating the tables
+        try:
+            self._refuse_foreign(connection)
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
         if self._path != MEMORY and self._switch_to_log(connection) != "wal":
             raise UserError(f"{self.place}: the file system allows no write-ahead log; use a local disk")
         with self._transaction(connection):
