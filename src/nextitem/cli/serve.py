@@ -28,7 +28,7 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0: any free one.")] = 8000,
     store: Annotated[
         str,
-        typer.Option("--store", help="Where events are kept: sqlite:///FILE, redis://..., or postgresql://..."),
+        typer.Option("--store", help="Where events are stored: sqlite:///FILE, redis://..., or postgresql://..."),
     ] = "sqlite:///nextitem-events.db",
     namespace: Annotated[str, typer.Option("--namespace", help="Name of the tenant in a shared store.")] = "default",
     data: Annotated[
