@@ -22,6 +22,7 @@ from nextitem.pipeline import recommend as serving
 from nextitem.pipeline.bundle import load_model, load_recipe
 from nextitem.pipeline.recipe import Recipe
 from nextitem.pipeline.recommend import Filters, RecommendationList
+from nextitem.pipeline.versions import current_folder
 
 
 @dataclass
@@ -259,7 +260,7 @@ class Run:
 
 
 def load_run(folder: str | Path, *, device: str = "cpu") -> Run:
-    """Open a run that `train` has written.
+    """Open a run that `train` has written, in the version that is used (see `nextitem.pipeline.versions`).
 
     Args:
         folder: the folder of the run.
@@ -279,6 +280,7 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> Run:
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{path}: no such run; make one with: nextitem train")
+    path = current_folder(path)
     recipe = load_recipe(path)
     file = path / "metrics.json"
     metrics: dict[str, Any] = {}
