@@ -417,6 +417,14 @@ TABLES: dict[str, dict[str, str]] = {
     "decoding_speed/masking_1e7": MASKING,
     "decoding_speed/masking_1e6": MASKING,
     "decoding_speed/filters": {"a stored set that allows": "label", "ms": "cpu_ms_per_search"},
+    "decoding_speed/large_catalogues": {
+        "catalogue": "label",
+        "p50, ms": "p50_ms",
+        "p99, ms": "p99_ms",
+        "guided, p50, ms": "guided_p50_ms",
+        "guided, p99, ms": "guided_p99_ms",
+        "guided / not": "ratio",
+    },
     "decoding_speed/incremental": {
         "batch": "label",
         **{f"{events} events": f"ratio at {events} events" for events in ("50", "200", "1,000")},
