@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -86,3 +88,25 @@ def test_weights_of_a_repeated_item_in_a_history_are_added() -> None:
     assert ages(offsets).tolist() == [2, 1, 0, 0]
     histories = weighted_histories(items, offsets, 0.5 ** ages(offsets).float(), num_items=3)
     assert histories.toarray().tolist() == [[0, 0, 1.25, 0.5], [0, 0, 0, 0], [0, 1, 0, 0]]
+
+
+def test_views_follow_the_values() -> None:
+    first = sp.random(6, 5, density=0.4, random_state=np.random.default_rng(0), format="csr", dtype=np.float32)
+    second = sp.random(4, 7, density=0.4, random_state=np.random.default_rng(1), format="csr", dtype=np.float32)
+    rows, others = SparseRows(), SparseRows()
+    rows.store(first)
+    others.store(second)
+    assert rows.transposed() is rows.transposed()
+    np.testing.assert_array_equal(rows.transposed().toarray(), first.T.toarray())
+    twin = copy(rows)
+    twin._buffers = dict(rows._buffers)
+    twin.store(second)
+    for _ in range(2):
+        np.testing.assert_array_equal(rows.matrix().toarray(), first.toarray())
+        np.testing.assert_array_equal(twin.matrix().toarray(), second.toarray())
+    rows.load_state_dict(others.state_dict())
+    np.testing.assert_array_equal(rows.matrix().toarray(), second.toarray())
+    np.testing.assert_array_equal(rows.transposed().toarray(), second.T.toarray())
+    others.store((second * 2).tocsr())
+    rows.load_state_dict(others.state_dict())  # the same sizes: written into the tensors that stand
+    np.testing.assert_array_equal(rows.transposed().toarray(), 2 * second.T.toarray())

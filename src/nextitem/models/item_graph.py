@@ -213,12 +213,12 @@ class ItemGraph(Recommender):
 
         """
         content, walk = self.content.matrix(), self.config.walk
-        words = content.T.tocsr()
+        words = self.content.transposed()
         backfill = BACKFILL * self.popularity.cpu() / self.popularity.max().clamp(min=1).cpu()
 
         def block_result(span: tuple[int, int]) -> Read:
             rows = torch.arange(*span)
-            steps, history = self._walk(batch.select(rows))
+            steps, history = self._walk(batch if len(rows) == batch.num_requests else batch.select(rows))
             scores = torch.from_numpy(steps.toarray().astype(np.float32, copy=False))
             if content.shape[1]:
                 content_scores = torch.from_numpy(((history @ content) @ words).toarray())
@@ -232,6 +232,8 @@ class ItemGraph(Recommender):
         threads, block_size = torch.get_num_threads(), max(1, BLOCK_SCORES // (self.num_items + 1))
         num_blocks = max(threads, -(-batch.num_requests // block_size))
         bounds = np.unique(np.linspace(0, batch.num_requests, num_blocks + 1).astype(int)).tolist()
+        if threads == 1 or len(bounds) == 2:  # to start a thread takes longer than a small block
+            return [block_result(span) for span in pairwise(bounds)]
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(block_result, pairwise(bounds)))
 

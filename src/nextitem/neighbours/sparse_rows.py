@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class SparseRows(nn.Module):
         self.register_buffer("offsets", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("columns", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(0))
+        self._views: dict[str, tuple[Tensor, sp.csr_matrix]] = {}  # by name, with the values that each comes from
 
     def store(self, matrix: sp.csr_matrix) -> None:
         """Store the entries of a scipy CSR matrix as float32."""
@@ -49,6 +50,7 @@ class SparseRows(nn.Module):
             saved = state_dict.get(prefix + name)
             if saved is not None and buffer is not None and saved.shape != buffer.shape:
                 self._buffers[name] = buffer.new_empty(saved.shape)
+        self._views = {}  # loading may write into the same tensors
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def row(self, number: int, *, missing: float = 0.0) -> Tensor:
@@ -59,9 +61,25 @@ class SparseRows(nn.Module):
         return dense
 
     def matrix(self) -> sp.csr_matrix:
-        """Return the scipy matrix, which shares memory with the buffers if they are on the CPU."""
-        parts = (self.values.cpu().numpy(), self.columns.cpu().numpy(), self.offsets.cpu().numpy())
-        return sp.csr_matrix(parts, shape=tuple(self.shape.tolist()))
+        """Return the scipy matrix, which shares memory with the buffers if they are on the CPU. Do not change it."""
+
+        def new_matrix() -> sp.csr_matrix:
+            parts = (self.values.cpu().numpy(), self.columns.cpu().numpy(), self.offsets.cpu().numpy())
+            return sp.csr_matrix(parts, shape=tuple(self.shape.tolist()))
+
+        return self._view("matrix", new_matrix)
+
+    def transposed(self) -> sp.csr_matrix:
+        """Return the transposed matrix in rows. Do not change it."""
+        return self._view("transposed", lambda: self.matrix().T.tocsr())
+
+    def _view(self, name: str, make: Callable[[], sp.csr_matrix]) -> sp.csr_matrix:
+        """Return a matrix that is made once for the present values."""
+        values, view = self._views.get(name, (None, None))
+        if values is not self.values:
+            view = make()
+            self._views[name] = (self.values, view)
+        return view
 
 
 def weighted_histories(items: Tensor, offsets: Tensor, weights: Tensor, *, num_items: int) -> sp.csr_matrix:
