@@ -520,3 +520,8 @@ def test_an_open_vocabulary_is_hashed_the_same_way_everywhere() -> None:
     column = ColumnEncoding("categorical", None, 1000)
     assert column.encode(pl.Series(["a", None, "b", "a"])).to_list() == [908, 0, 682, 908]
     assert column.num_codes == 1001
+
+
+def test_a_data_frame_in_place_of_a_data_set_says_how_to_make_one() -> None:
+    with pytest.raises(UserError, match=r"got a DataFrame; make a data set of a data frame with: Dataset.from_frames"):
+        load_dataset(pl.DataFrame({"user_id": [1], "item_id": [2]}))  # type: ignore[arg-type]
