@@ -31,7 +31,7 @@ UNDATED = (HistoryEvent("i07"), HistoryEvent("unknown"), HistoryEvent("i08"))
 @cache
 def engine_of(name: str) -> Engine:
     run = rich_run(name)
-    return Engine(run.model, run.dataset)
+    return Engine(run.model, run.dataset, state_bytes=2**24)
 
 
 def users_of(name: str) -> list[str]:
@@ -111,7 +111,7 @@ def test_an_answer_does_not_depend_on_the_other_requests_of_its_batch(name: str)
 
 @pytest.mark.parametrize("name", MODELS)
 def test_events_since_training_count_as_if_the_data_set_had_them(name: str) -> None:
-    engine = Engine(rich_run(name).model, rich_run(name).dataset)
+    engine = Engine(rich_run(name).model, rich_run(name).dataset, state_bytes=2**24)
     frames = rich_frames()
     log = frames["interactions"]
     times = log["timestamp"].to_list()

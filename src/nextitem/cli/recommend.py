@@ -12,6 +12,7 @@ from nextitem.cli.options import Device, Overwrite, ids_of, lines_of, log
 from nextitem.core.errors import UserError
 
 if TYPE_CHECKING:
+    from nextitem.pipeline.explanations import Explanation
     from nextitem.pipeline.runs import Run
 
 EXAMPLES = (
@@ -55,11 +56,16 @@ def recommend(
     ] = None,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print which events carry each item, and how the search went.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Recommend items for a user, a history, or many users."""
     if sum(option is not None for option in (user, history, users)) != 1:
         raise UserError("give exactly one of --user, --history and --users")
+    if explain and users is not None:
+        raise UserError("--explain explains one list: use it with --user or --history")
     if (users is None) != (out is None):
         raise UserError("--users and --out RECS.parquet belong together")
     check_run(run)
@@ -75,7 +81,7 @@ def recommend(
         return
     answer = opened.recommend(
         history=None if history is None else ids_of(history),
-        user=user, k=k, exclude_seen=exclude_seen, only=only or [], exclude_items=blocked,
+        user=user, k=k, exclude_seen=exclude_seen, only=only or [], exclude_items=blocked, explain=explain,
     )  # fmt: skip
     if answer.skipped:
         log(f"skipped unknown items: {_first_names(answer.skipped)}")
@@ -97,6 +103,23 @@ def recommend(
         name = f"{item}  {title}" if str(item) != title else item
         channel = f"  {answer.channels[rank - 1]}" if answer.channels else ""
         print(f"{rank:3d}  {name}  {score:.4f}{channel}")
+    if answer.explanation is not None:
+        print("\n".join(_explanation_lines(answer.explanation)))
+
+
+def _explanation_lines(explanation: Explanation) -> list[str]:
+    """Return an explanation as lines of text."""
+    lines = ["", "carried by (share of the score)"]
+    for rank, item in enumerate(explanation.items, 1):
+        parts = [f"{one.title} {one.share:.0%}" for one in item.neighbours[:3]] or ["no event of the history"]
+        places = ", ".join(f"{place.stage} {place.position}" for place in item.stages)
+        lines.append(f"{rank:3d}  {item.item_id}  {', '.join(parts)}{'; place after ' + places if places else ''}")
+    for level in explanation.levels:
+        lines += ["", f"level {level.level} of the semantic IDs: {level.cut_by_constraint} cut by filters, exclusions"]
+        for prefix in level.prefixes:
+            codes = "-".join(str(code) for code in prefix.codes)
+            lines.append(f"  {prefix.state:6s}  {codes}  {prefix.score:.4f}  {', '.join(prefix.titles)}")
+    return lines
 
 
 def _write_table(

@@ -102,6 +102,10 @@ class HistoryState:
             raise ValueError("a state has read more events than its history has; pass the full histories")
         return num_new
 
+    def zeros(self, num_rows: int) -> HistoryState:
+        """Return the state of `num_rows` histories of which nothing has been read, with tensors like these, zeros."""
+        return self._map(lambda value: value.new_zeros(num_rows, *value.shape[1:]))
+
     def select(self, rows: Tensor) -> HistoryState:
         """Return the rows at the indices `rows [R]` (int64), in the order of `rows`."""
         return self._map(lambda value: value[rows])

@@ -36,6 +36,7 @@ from nextitem.ops.trie_step import Children, children_logits
 # pass over the weights, which is the cost of a step while a batch has few beams. It adds some rows of work.
 _LOOKAHEAD_DIVISOR = 4
 _MAX_LOOKAHEAD_ROWS = 128
+Watch = Callable[["Level"], None]  # what is called after each level of a search
 # An allow-list is first checked for this many times W of the likeliest children, and for all of them if too few of
 # those are allowed.
 _CHECK_FACTOR = 4
@@ -91,7 +92,7 @@ def beam_search(
     sampling: Sampling | None = None,
     allowed: SetsOnDemand | None = None,
     guide: Guide | None = None,
-    watch: Callable[[int, Tensor], None] | None = None,
+    watch: Watch | None = None,
 ) -> Recommendations:
     """Return the items that the generator finds likeliest, among those that each request allows.
 
@@ -115,8 +116,7 @@ def beam_search(
         guide: item probabilities of another model that steer the search; the score of an item is the log of the
             mixture (decoding/guide.py). With `accumulate` "last", the generator's probability is the sigmoid of the
             logit. It cannot be combined with `sampling`.
-        watch: callback for diagnostics, called after each level with the depth (from 1 on) and the nodes [B, W] of
-            the beams that are kept there; -1 for dead beams.
+        watch: callback that is called after each level with what was selected there, and from what.
 
     Returns:
         Lists [B, k]. A list has fewer items, and then padding, if the request allows fewer or if the generator gives
@@ -177,7 +177,7 @@ class Search:
     accumulate: Literal["sum", "last"]
     renormalise: bool
     sampling: Sampling | None = None
-    watch: Callable[[int, Tensor], None] | None = None
+    watch: Watch | None = None
     guide: NodeGuide | None = None
 
     def generate_item(
@@ -312,9 +312,7 @@ class Search:
         parents = picks // max(num_children, 1)
         codes = picks % max(num_children, 1) if children.codes is None else children.codes.flatten(1).gather(1, picks)
         nodes = children.nodes.flatten(1).gather(1, picks).masked_fill(~alive, -1)
-        if self.watch is not None:
-            self.watch(depth + 1, nodes)
-        return Beams(
+        entered = Beams(
             nodes=nodes,
             scores=best if keys is scores else scores.flatten(1).gather(1, picks).masked_fill(~alive, -torch.inf),
             sort_keys=best,
@@ -323,6 +321,9 @@ class Search:
             item_positions=_rows(beams.item_positions, parents),
             item_scores=_rows(beams.item_scores, parents),
         )
+        if self.watch is not None:
+            self.watch(Level(self, depth + 1, beams, children, keys, scores, entered))
+        return entered
 
     def _best(self, keys: Tensor, parents: Tensor, children: Children, depth: int) -> tuple[Tensor, Tensor]:
         """Select the W highest `keys [B, W, D]` of live children.
@@ -396,6 +397,31 @@ class Search:
             item_positions=torch.cat([_rows(beams.item_positions, parents), new_positions[..., None]], dim=2),
             item_scores=torch.cat([_rows(beams.item_scores, parents), scores[..., None]], dim=2),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """What a search selected at one level, and from what; the tensors must not be changed.
+
+    Attributes:
+        search: the search, with its trie, constraints and guide.
+        depth: depth of the children in the trie, from 1 on.
+        parents: the beams one level higher.
+        children: their children.
+        keys: [B, W, D], values of the children by which they were selected; -inf for children whose items are all
+            excluded. Those without an allowed item may have any value.
+        scores: [B, W, D], values of the children by the generator alone.
+        selected: the children that stay in the search.
+
+    """
+
+    search: Search
+    depth: int
+    parents: Beams
+    children: Children
+    keys: Tensor
+    scores: Tensor
+    selected: Beams
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import offsets_of
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import Generator, GeneratorState
-from nextitem.decoding.beam_search import Beams, Search
+from nextitem.decoding.beam_search import Beams, Search, Watch
 from nextitem.decoding.constraints import Constraints
 from nextitem.decoding.guide import Guide, NodeGuide
 from nextitem.decoding.sets_on_demand import SetsOnDemand
@@ -47,6 +47,7 @@ def bucket_search(
     pooled: bool = False,
     allowed: SetsOnDemand | None = None,
     guide: Guide | None = None,
+    watch: Watch | None = None,
 ) -> Recommendations:
     """Return the k best items in the buckets of the `beam_width` most probable code sequences.
 
@@ -65,6 +66,7 @@ def bucket_search(
         pooled: compute the second softmax over all items under the beams of a request, not over the items of a bucket.
         allowed: the items that may be returned, as in beam_search.
         guide: item probabilities that steer the choice of buckets; the score of an item becomes the log of the mixture.
+        watch: callback of each level, as in beam_search.
 
     Returns:
         Lists [B, k], best first. Equal scores: the smaller item number first.
@@ -77,7 +79,7 @@ def bucket_search(
         return Recommendations(items, scores)
     constraints = Constraints(trie, batch, allowed)
     node_guide = None if guide is None else NodeGuide(guide, trie, constraints)
-    search = Search(trie, constraints, beam_width, "sum", False, guide=node_guide)
+    search = Search(trie, constraints, beam_width, "sum", False, watch=watch, guide=node_guide)
     beams, state = Beams.at_root(rows, device), model.start(batch)
     for depth in range(trie.num_levels):
         if beams.codes is not None:

@@ -28,6 +28,7 @@ from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import ItemScorer, SparseItemScorer
 from nextitem.core.sparse_scores import SparseScores
+from nextitem.decoding.beam_search import Watch
 from nextitem.decoding.guide import Combination, Guide
 
 WHERE = "[model.guide.model]"
@@ -121,6 +122,7 @@ class Guidance(nn.Module):
     use_temperature: Tensor
     use_product: Tensor
     use_softmax: Tensor
+    can_be_silent = True  # whether a request of which the guide knows nothing is searched without it
 
     def __init__(self, config: GuideConfig, catalog: Catalog) -> None:
         super().__init__()
@@ -158,7 +160,7 @@ class Guidance(nn.Module):
         use = self.chosen_use
         if use.weight == 0:
             return None
-        return Guide(self.probabilities(batch, use), use.weight, use.combine)
+        return Guide(self.probabilities(batch, use), use.weight, use.combine, can_be_silent=self.can_be_silent)
 
     def probabilities(self, batch: SequenceBatch, use: GuideUse) -> Tensor | SparseScores:
         """Return the guide's probabilities of the items of each request, [B, N + 1] or sparse.
@@ -176,6 +178,15 @@ class Guidance(nn.Module):
         scores = cast(ItemScorer, self.scorer).scores(batch)
         shares = item_probabilities(scores, use.transform, temperature=use.temperature, unseen=unseen)
         return F.pad(shares, (0, num_new)) if num_new else shares
+
+    def with_weight(self, weight: float | None, *, can_be_silent: bool) -> Guidance:
+        """Return the same guide with another weight (None: this one), and whether a request can be without it."""
+        other = copy(self)
+        other._buffers = dict(self._buffers)
+        other.can_be_silent = can_be_silent
+        if weight is not None:
+            other.use_weight = torch.full_like(self.use_weight, weight)
+        return other
 
     def with_more_items(self, num_items: int) -> Guidance:
         """Return the same guide for a later version of the catalogue, of `num_items` items; it knows no new item."""
@@ -204,6 +215,7 @@ class GuidedRecommender(Recommender):
     """
 
     guidance: Guidance | None
+    watch: Watch | None = None
 
     def add_guidance(self, config: GuideConfig | None) -> None:
         """Build the guide of these settings, untrained."""
@@ -216,10 +228,35 @@ class GuidedRecommender(Recommender):
 
     def without_guide(self) -> Self:
         """Return the same generator without its guide; both share their weights."""
-        alone = copy(self)
-        alone._buffers, alone._modules = dict(self._buffers), dict(self._modules)  # the tensors in them are shared
+        alone = self._sharing_weights()
         alone.guidance = None
         return alone
+
+    def steered(self, *, weight: float | None = None, watch: Watch | None = None, can_be_silent: bool = True) -> Self:
+        """Return the same generator with other searches; both share their weights.
+
+        Args:
+            weight: weight of the guide, 0 to 1; None: as before. Without a guide it has no effect.
+            watch: callback of each level of a search.
+            can_be_silent: as in Guide.
+
+        """
+        self.weights_fingerprint()  # stored, so that the copy has it: states of histories do not depend on the guide
+        other = self._sharing_weights()
+        other.watch = watch
+        if self.guidance is not None:
+            other.guidance = self.guidance.with_weight(weight, can_be_silent=can_be_silent)
+        return other
+
+    def steering(self, guide: Guide | None) -> dict[str, Any]:
+        """Return the arguments of a search by which it is steered and watched."""
+        return {"guide": guide, "watch": self.watch}
+
+    def _sharing_weights(self) -> Self:
+        """Return a copy of the model with the same tensors."""
+        other = copy(self)
+        other._buffers, other._modules = dict(self._buffers), dict(self._modules)  # the tensors in them are shared
+        return other
 
     @abstractmethod
     def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:

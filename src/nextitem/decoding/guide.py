@@ -49,12 +49,15 @@ class Guide:
             A request whose probabilities are all 0 is searched without the guide.
         weight: weight of the guide, 0 to 1 (w).
         combine: "mixture": (1 - w) p + w g. "product": p^(1 - w) g^w, with a small constant added to g.
+        can_be_silent: if false, a request whose probabilities are all 0 is searched with the guide's weight, too. So
+            its scores can be compared with those of other requests.
 
     """
 
     probabilities: Tensor | SparseScores
     weight: float
     combine: Combination = "mixture"
+    can_be_silent: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
@@ -103,7 +106,11 @@ class NodeGuide:
         layout = _sparse_layout if isinstance(guide.probabilities, SparseScores) else _dense_layout
         self._largest: _Largest = layout(guide.probabilities, trie, constraints)  # type: ignore[arg-type]
         self.is_guided = self._largest.is_guided()
-        self._weight = torch.where(self.is_guided, guide.weight, 0.0)
+        self._weight = torch.where(self.is_guided, guide.weight, 0.0 if guide.can_be_silent else guide.weight)
+
+    def largest(self, nodes: Tensor, *, depth: int) -> Tensor:
+        """Return the largest probability below nodes of the given depth, [B, W, D]; 0 below node -1."""
+        return self._largest.below(nodes, depth=depth)
 
     def mix(self, log_probs: Tensor, nodes: Tensor, *, depth: int) -> Tensor:
         """Return the log of the mixture at nodes of the given depth, [B, W, D]; -inf if `log_probs` is -inf.

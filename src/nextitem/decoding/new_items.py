@@ -14,7 +14,7 @@ from torch import Tensor
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import Generator
-from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.beam_search import Watch, beam_search
 from nextitem.decoding.guide import Guide
 from nextitem.decoding.trie import PrefixTrie
 
@@ -30,6 +30,7 @@ def search_with_new_items(
     beam_width: int,
     reserved: bool = False,
     guide: Guide | None = None,
+    watch: Watch | None = None,
 ) -> Recommendations:
     """Return the k best items of each request, of which a limited share is new.
 
@@ -45,6 +46,7 @@ def search_with_new_items(
         beam_width: number of beams of each of the two searches.
         guide: item probabilities that steer both searches.
         reserved: give new items all of these slots, whatever their scores, as far as there are new items.
+        watch: callback of each level of the search among the other items, as in beam_search.
 
     Returns:
         Lists [B, k], best first. A list is shorter if there are too few other items to fill its other slots. Equal
@@ -52,7 +54,7 @@ def search_with_new_items(
 
     """
     max_new = int(share * k + 1e-9)
-    parts = [_search_among(generator, batch, trie, ~new, k=k, beam_width=beam_width, guide=guide)]
+    parts = [_search_among(generator, batch, trie, ~new, k=k, beam_width=beam_width, guide=guide, watch=watch)]
     if max_new:
         width = max(max_new, beam_width)
         parts.append(_search_among(generator, batch, trie, new, k=max_new, beam_width=width, guide=guide))
@@ -77,7 +79,9 @@ def _search_among(
     k: int,
     beam_width: int,
     guide: Guide | None,
+    watch: Watch | None = None,
 ) -> Recommendations:
     """Return the k best items among `candidates`, bool [N + 1], that a request allows."""
     allowed = candidates[None] if batch.allowed is None else batch.allowed & candidates
-    return beam_search(generator, replace(batch, allowed=allowed), trie, k=k, beam_width=beam_width, guide=guide)
+    requests = replace(batch, allowed=allowed)
+    return beam_search(generator, requests, trie, k=k, beam_width=beam_width, guide=guide, watch=watch)

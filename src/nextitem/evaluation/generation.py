@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.roles import Generator
-from nextitem.decoding.beam_search import beam_search
+from nextitem.decoding.beam_search import Level, beam_search
 from nextitem.decoding.constraints import Constraints
 from nextitem.decoding.guidance import GuidedRecommender
 from nextitem.decoding.guide import Guide, NodeGuide
@@ -173,9 +173,10 @@ def _searched(model: CodeGenerator, batch: SequenceBatch, *, beam_width: int, k:
 
     Beams that died leave fewer columns.
     """
-    nodes: dict[int, Tensor] = {}
+    levels: list[Level] = []
     guide = _guide(model, batch)
-    answer = beam_search(model, batch, model.trie, k=k, beam_width=beam_width, guide=guide, watch=nodes.__setitem__)
+    answer = beam_search(model, batch, model.trie, k=k, beam_width=beam_width, guide=guide, watch=levels.append)
+    nodes = {level.depth: level.selected.nodes for level in levels}
     nothing = answer.item_ids[:, :0]
     return [nodes.get(depth, nothing) for depth in range(1, model.trie.num_levels + 1)], answer.item_ids
 

@@ -217,7 +217,7 @@ class Cobra(GuidedRecommender):
     def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
         """Return the k best items of each request under this guide."""
         config, prior = self.config, self._prior() if self.config.log_q == "ranking" else None
-        options: dict[str, Any] = {"k": k, "beam_width": max(k, config.beam_width), "guide": guide}
+        options: dict[str, Any] = {"k": k, "beam_width": max(k, config.beam_width), **self.steering(guide)}
         if not config.dense:
             return beam_search(self, batch, self.trie, **options)
         options |= {"sparse_sharpness": config.sparse_sharpness, "dense_sharpness": config.dense_sharpness}

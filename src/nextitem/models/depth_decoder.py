@@ -291,7 +291,7 @@ class DepthDecoder(GuidedRecommender):
         """Return the k best items of each request under this guide."""
         width = max(k, self.config.beam_width)
         trie = self.trie if self.config.content_at_leaves else self.tree.seen_trie
-        answer = beam_search(self, batch, trie, k=k, beam_width=width, guide=guide)
+        answer = beam_search(self, batch, trie, k=k, beam_width=width, **self.steering(guide))
         if self.shares is not None:
             return self.shares.merge(answer, batch)
         return append_unseen(answer, batch, self.unseen_items())

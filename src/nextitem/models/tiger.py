@@ -246,7 +246,7 @@ class Tiger(GuidedRecommender):
 
     def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
         """Return the k best items of each request under this guide."""
-        options: dict[str, Any] = {"k": k, "beam_width": max(k, self.config.beam_width), "guide": guide}
+        options: dict[str, Any] = {"k": k, "beam_width": max(k, self.config.beam_width), **self.steering(guide)}
         if self.config.new_items is None:
             return beam_search(self, batch, self.trie, **options)
         options |= {"share": self.config.new_items, "reserved": self.config.new_items_reserved}

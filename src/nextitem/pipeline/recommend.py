@@ -27,6 +27,7 @@ from nextitem.core.vector_model import VectorModel
 from nextitem.data.requests import RequestBuilder, request_values
 from nextitem.data.times import SECONDS_BELOW
 from nextitem.nn.fields.fields import Fields
+from nextitem.pipeline.explanations import Explanation, recommend_explained
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class RecommendationList:
         relaxed: rules of re-ranking that no candidate could satisfy, as text.
         unknown_exclusions: ids in `exclude_items` that no item has.
         guided: whether the guide of a generator had a score for any allowed item; None: there is no guide.
+        explanation: why these items, if it was asked for; otherwise None.
 
     """
 
@@ -69,6 +71,7 @@ class RecommendationList:
     relaxed: tuple[str, ...] = ()
     unknown_exclusions: tuple[str, ...] = ()
     guided: bool | None = None
+    explanation: Explanation | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.item_ids)
@@ -102,7 +105,8 @@ class RecommendationList:
             item["channel"] = channel
         relaxed = {"relaxed": list(self.relaxed)} if self.relaxed else {}
         guided = {} if self.guided is None else {"guided": self.guided}
-        return {"items": items, "fallback": self.fallback, **guided, **relaxed}
+        explanation = {} if self.explanation is None else {"explanation": self.explanation.to_json()}
+        return {"items": items, "fallback": self.fallback, **guided, **relaxed, **explanation}
 
 
 def history_requests(
@@ -205,16 +209,25 @@ def user_numbers(dataset: Dataset, users: Sequence[Any] | None) -> NDArray[np.in
 
 
 def answer(
-    model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
+    model: Recommender,
+    requests: SequenceBatch,
+    *,
+    k: int,
+    exclude_seen: bool,
+    filters: Filters,
+    explain: bool = False,
 ) -> list[RecommendationList]:
-    """Return one list of at most k items for each request, under the filters."""
+    """Return one list of at most k items for each request, under the filters, with explanations if `explain`."""
     unknown = unknown_items(model.catalog, filters.exclude_items)
-    titles = model.catalog.titles()
-    return [
-        replace(decoded, unknown_exclusions=unknown)
-        for lists in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters)
-        for decoded in decoded_lists(model.catalog, lists, titles)
-    ]
+    titles, answers = model.catalog.titles(), []
+    for batch in _constrained(model, requests, exclude_seen=exclude_seen, filters=filters):
+        if explain:
+            lists, explanations = recommend_explained(model, batch, k, titles)
+            decoded = decoded_lists(model.catalog, lists, titles)
+            answers += [replace(part, explanation=why) for part, why in zip(decoded, explanations, strict=True)]
+        else:
+            answers += decoded_lists(model.catalog, model.recommend(batch, k), titles)
+    return [replace(part, unknown_exclusions=unknown) for part in answers]
 
 
 def decoded_lists(catalog: Catalog, lists: Recommendations, titles: pl.Series) -> list[RecommendationList]:
@@ -283,7 +296,8 @@ def answer_table(
     """
     requests, numbers = user_requests(dataset, users), user_numbers(dataset, users)
     parts, start = [], 0
-    for lists in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
+    for batch in _constrained(model, requests, exclude_seen=exclude_seen, filters=filters):
+        lists = model.recommend(batch, k)
         end = start + len(lists.item_ids)
         parts.append(_list_frame(model, lists).with_columns(_decoded(dataset.users.ids, numbers[start:end])))
         start = end
@@ -378,14 +392,14 @@ def similarity_scores(model: Recommender, item: int) -> Tensor:
     )
 
 
-def _lists(
-    model: Recommender, requests: SequenceBatch, *, k: int, exclude_seen: bool, filters: Filters
-) -> Iterator[Recommendations]:
-    """Yield the recommendations of batches of requests, in order."""
+def _constrained(
+    model: Recommender, requests: SequenceBatch, *, exclude_seen: bool, filters: Filters
+) -> Iterator[SequenceBatch]:
+    """Yield the requests in batches, in order, with the filters."""
     allowed = allowed_items(model.catalog, filters)
     for batch in requests.split(256):
         batch = replace(batch, allowed=allowed, excluded=batch.items if exclude_seen else None)
-        yield model.recommend(batch.to(model.popularity.device), k)
+        yield batch.to(model.popularity.device)
 
 
 def allowed_items(catalog: Catalog, filters: Filters) -> Tensor | None:

@@ -116,6 +116,7 @@ class Run:
         only: Sequence[str] = (),
         exclude_items: Sequence[Any] = (),
         context: Mapping[str, Any] | None = None,
+        explain: bool = False,
     ) -> RecommendationList:
         """Recommend k items for a history, or for a user of the data set.
 
@@ -129,6 +130,7 @@ class Run:
             only: conditions "column=value" on the items table; an item must satisfy all of them.
             exclude_items: ids of items that must not be recommended.
             context: with `history`, features of the request, such as {"user.country": "FR"}.
+            explain: whether to explain the list (field `explanation` of the answer, see docs/serving/explain.md).
 
         Returns:
             The items, best first, with scores and titles. If the history is empty, the most popular items may be
@@ -148,8 +150,8 @@ class Run:
         # A history from outside belongs to no data set, so no setting `repeats` applies to it.
         is_seen_excluded = exclude_seen if exclude_seen is not None else user is None or not self.dataset.repeats
         filters = Filters(tuple(only), tuple(exclude_items))
-        answer = serving.answer(self.model, requests, k=k, exclude_seen=is_seen_excluded, filters=filters)[0]
-        return replace(answer, skipped=unknown)
+        options: dict[str, Any] = {"exclude_seen": is_seen_excluded, "filters": filters, "explain": explain}
+        return replace(serving.answer(self.model, requests, k=k, **options)[0], skipped=unknown)
 
     def recommend_many(
         self,

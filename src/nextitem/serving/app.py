@@ -25,6 +25,7 @@ from nextitem.serving.schemas import (
     EventsBody,
     Item,
     ListAnswer,
+    ListExplanation,
     ModelAnswer,
     Problem,
     RankBody,
@@ -169,6 +170,7 @@ def _list_answer(answer: Answer, next_page: str | None = None) -> ListAnswer:
         unknown_exclusions=list(result.unknown_exclusions),
         guided=result.guided,
         next_page=next_page,
+        explanation=None if result.explanation is None else ListExplanation(**result.explanation.to_json()),
     )
 
 

@@ -24,19 +24,39 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommender import Recommender
+from nextitem.core.roles import Incremental
+from nextitem.pipeline.explanations import Explanation, recommend_explained
 from nextitem.pipeline.recommend import Filters, RecommendationList, allowed_items, decoded_lists
+from nextitem.pipeline.steering import ordered_by, with_guide_weight
 from nextitem.serving.histories import HistoryReader
 from nextitem.serving.requests import HistoryEvent, ServedRequest
+from nextitem.serving.states import StateCache
 
 MASK_BYTES = 256 * 2**20  # of the allow-lists that are kept for the next request with the same conditions
 
 
 class Engine:
-    """One model with its data, which answers batches of requests."""
+    """One model with its data, which answers batches of requests.
 
-    def __init__(self, model: Recommender, dataset: Dataset) -> None:
-        """Prepare a model to answer requests of the users of a data set (in the model's item numbers) and of others."""
+    Attributes:
+        model: the model.
+        states: what it has read of the histories of recent users; None: every history is read from the start.
+
+    """
+
+    def __init__(self, model: Recommender, dataset: Dataset, *, state_bytes: int = 0) -> None:
+        """Prepare a model to answer requests of the users of a data set (in the model's item numbers) and of others.
+
+        Args:
+            model: the model.
+            dataset: the data set.
+            state_bytes: largest memory for what the model has read of histories, if it is Incremental; 0: none.
+
+        """
         self.model = model.eval()
+        self.states: StateCache | None = None
+        if state_bytes and isinstance(model, Incremental):
+            self.states = StateCache(model, max_bytes=state_bytes)
         self.repeats = dataset.repeats
         self.histories = HistoryReader(dataset)
         self.titles = model.catalog.titles()
@@ -64,7 +84,7 @@ class Engine:
                     conditions[place] = self._conditions(requests[row], numbers)
                 except UserError as error:
                     answers[row] = error
-            by_shape: dict[tuple[int, bool, bool], list[int]] = {}
+            by_shape: dict[_Shape, list[int]] = {}
             for place, condition in conditions.items():
                 by_shape.setdefault(condition.shape, []).append(place)
             for places in by_shape.values():
@@ -86,14 +106,37 @@ class Engine:
         If the model fails, each request is answered alone, so that only the one to blame has no list.
         """
         row_conditions = [conditions[place] for place in places]
+        first = row_conditions[0]
         part = self._constrained(batch.select(torch.tensor(places)), row_conditions).to(self.model.popularity.device)
+        explanations: Sequence[Explanation | None] = [None] * len(places)
         try:
-            lists = self.model.recommend(part, row_conditions[0].k)
+            model = self._steered(first)
+            if self.states is not None:
+                part = replace(part, state=self.states.read(part, [part.user_id for part in row_conditions]))
+            if first.explain:
+                lists, explanations = recommend_explained(model, part, first.k, self.titles)
+            else:
+                lists = model.recommend(part, first.k)
         except Exception as error:
             if len(places) == 1:
                 return [error]
             return [answer for place in places for answer in self._answered(batch, [place], conditions)]
-        return decoded_lists(self.model.catalog, lists, self.titles)
+        answers = decoded_lists(self.model.catalog, lists, self.titles)
+        if not first.explain:
+            return answers
+        return [replace(answer, explanation=part) for answer, part in zip(answers, explanations, strict=True)]
+
+    def _steered(self, conditions: _Conditions) -> Recommender:
+        """Return the model as some conditions want it. Raises UserError if it cannot be steered like that."""
+        model = self.model
+        if conditions.guide_weight is not None:
+            model = with_guide_weight(model, conditions.guide_weight)
+        return model if conditions.objective is None else ordered_by(model, conditions.objective)
+
+    def forget(self, user_id: str) -> None:
+        """Remove what the engine keeps of a user; the data set and the store are not its own."""
+        if self.states is not None:
+            self.states.forget(user_id)
 
     def popular(self, request: ServedRequest, first: Sequence[Any] = ()) -> RecommendationList:
         """Return the items `first` that a request allows, then the most popular of the others; the model is not asked.
@@ -143,13 +186,19 @@ class Engine:
 
     def _conditions(self, request: ServedRequest, numbers: Mapping[str, int]) -> _Conditions:
         """Return the conditions of a request in item numbers. Raises UserError if they are invalid."""
+        options: dict[str, Any] = {
+            "user_id": request.user_id if request.history is None else None,
+            "explain": request.explain,
+            "guide_weight": request.guide_weight,
+            "objective": request.objective,
+        }
         if request.candidates is not None:
             unknown = [item for item in request.candidates if not numbers[item]]
             if unknown or not request.candidates:
                 problem = f"no item is called {', '.join(unknown[:5])}" if unknown else "there are none"
                 raise UserError(f"candidates: {problem}")
             candidates = sorted({numbers[item] for item in request.candidates})
-            return _Conditions(len(candidates), candidates=torch.tensor(candidates))
+            return _Conditions(len(candidates), candidates=torch.tensor(candidates), **options)
         if request.k < 1:
             raise UserError(f"k must be at least 1, got {request.k}")
         is_own = request.history is not None or request.user_id is None
@@ -160,6 +209,7 @@ class Engine:
             excluded=[numbers[item] for item in request.exclude if numbers[item]],
             exclude_seen=exclude_seen,
             unknown_exclusions=tuple(item for item in request.exclude if not numbers[item]),
+            **options,
         )
 
     def _numbers(self, requests: Sequence[ServedRequest]) -> dict[str, int]:
@@ -206,6 +256,18 @@ class Engine:
         )
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """What requests must have in common to be answered by one call of the model."""
+
+    k: int
+    has_mask: bool
+    has_candidates: bool
+    explain: bool
+    guide_weight: float | None
+    objective: str | None
+
+
 @dataclass(frozen=True, eq=False)
 class _Conditions:
     """Conditions of one request, in item numbers.
@@ -217,6 +279,10 @@ class _Conditions:
         exclude_seen: whether the items of the history must not be returned.
         candidates: items to order, [k] int64 ascending; None: any.
         unknown_exclusions: ids to exclude that no item has.
+        user_id: the user whose known history it is; None: a visitor, or the request has a history of its own.
+        explain: whether to explain the list.
+        guide_weight: weight of the guide; None: as trained.
+        objective: objective that orders the list; None: as trained.
 
     """
 
@@ -226,8 +292,13 @@ class _Conditions:
     exclude_seen: bool = False
     candidates: Tensor | None = None
     unknown_exclusions: tuple[str, ...] = ()
+    user_id: str | None = None
+    explain: bool = False
+    guide_weight: float | None = None
+    objective: str | None = None
 
     @property
-    def shape(self) -> tuple[int, bool, bool]:
+    def shape(self) -> _Shape:
         """What requests must have in common to be answered in one batch."""
-        return self.k, self.mask is None, self.candidates is None
+        has_mask, has_candidates = self.mask is not None, self.candidates is not None
+        return _Shape(self.k, has_mask, has_candidates, self.explain, self.guide_weight, self.objective)

@@ -41,6 +41,9 @@ class ServedRequest:
         context: features of the request, by the names in `catalog.requests`.
         candidates: external ids of items to order, instead of recommending any; `k`, `exclude`, `only` and
             `exclude_seen` do not apply then.
+        explain: whether the answer explains the list.
+        guide_weight: weight of the guide of a generator, 0 to 1; None: as chosen in training.
+        objective: name of the objective that orders the list, for models that have several; None: as trained.
 
     """
 
@@ -52,6 +55,9 @@ class ServedRequest:
     exclude_seen: bool | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
     candidates: tuple[str, ...] | None = None
+    explain: bool = False
+    guide_weight: float | None = None
+    objective: str | None = None
 
     def without(self, item_ids: Sequence[str]) -> ServedRequest:
         """Return the request with more items excluded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -53,6 +53,12 @@ class _Asker(_Body):
     """Features of the request, by the names that the model has learned, such as user.country."""
     model: Name | None = None
     """Name of the model; without it, the server assigns one to the user."""
+    explain: bool = False
+    """Whether the answer explains the list; it takes several times as long."""
+    guide_weight: float | None = Field(None, ge=0, le=1)
+    """Weight of the guide of a generator; without it, the weight that was chosen in training."""
+    objective: Name | None = None
+    """Name of the objective that orders the list, for models that have several."""
 
     def _common(self) -> dict[str, Any]:
         if self.user_id is None and self.history is None:
@@ -65,7 +71,14 @@ class _Asker(_Body):
             )
         )
         user_id = None if self.user_id is None else str(self.user_id)
-        return {"user_id": user_id, "history": history, "context": self.context}
+        return {
+            "user_id": user_id,
+            "history": history,
+            "context": self.context,
+            "explain": self.explain,
+            "guide_weight": self.guide_weight,
+            "objective": self.objective,
+        }
 
 
 class RecommendBody(_Asker):
@@ -153,6 +166,65 @@ class Item(BaseModel):
     """For a cascade, the channel that retrieved the item."""
 
 
+class Neighbour(BaseModel):
+    """An item of the history, and its share in the score of a listed item."""
+
+    item_id: str | int
+    title: str
+    share: float
+
+
+class StagePosition(BaseModel):
+    """The place of an item after a stage of a cascade, from 1."""
+
+    stage: str
+    position: int
+
+
+class ExplainedItem(BaseModel):
+    """Why an item is in a list."""
+
+    item_id: str | int
+    channel: str | None = None
+    """For a cascade, the channel that retrieved the item."""
+    neighbours: list[Neighbour]
+    """Items of the history that raise its score, the largest share first; the shares sum to 1."""
+    stages: list[StagePosition] | None = None
+    """For a cascade, its place after each stage."""
+
+
+class ExplainedPrefix(BaseModel):
+    """A prefix of semantic IDs in a search."""
+
+    codes: list[int]
+    score: float
+    """What it was selected by."""
+    model: float | None = None
+    """Its log-probability by the generator alone, if there is a guide."""
+    guide: float | None = None
+    """Log of the largest probability that the guide has for an item below it; none for 0."""
+    state: Literal["kept", "pruned", "cut"]
+    """kept: it stayed in the search; pruned: others were better; cut: no item below it is allowed."""
+    titles: list[str] | None = None
+    """Titles of the most popular items below it."""
+
+
+class ExplainedLevel(BaseModel):
+    """The prefixes of one level of a search."""
+
+    level: int
+    prefixes: list[ExplainedPrefix]
+    cut_by_constraint: int
+    """Number of prefixes that would have stayed without filters and exclusions."""
+
+
+class ListExplanation(BaseModel):
+    """Why these items: which events carry them, and how the search walked down the semantic IDs."""
+
+    items: list[ExplainedItem]
+    levels: list[ExplainedLevel]
+
+
 class ListAnswer(BaseModel):
     """A list of items, best first."""
 
@@ -176,6 +248,8 @@ class ListAnswer(BaseModel):
     """For a generator with a guide, whether the guide had a score for any allowed item."""
     next_page: str | None = None
     """Token for the items that follow; none if this list is the end."""
+    explanation: ListExplanation | None = None
+    """Why these items, if `explain` was set and the list is not a fallback for a missed deadline or an error."""
 
 
 class EventsAnswer(BaseModel):

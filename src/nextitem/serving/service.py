@@ -39,6 +39,8 @@ class ServiceConfig(Config):
     """Time after which a request gets a fallback list instead of the model's."""
     max_history: int = 1_000
     """Number of a user's latest events in the store that are read."""
+    state_bytes: int = 256 * 2**20
+    """Memory for what each model has read of the histories of recent users, in bytes; 0: histories are read anew."""
     last_lists: int = 100_000
     """Number of users whose last list is kept for fallback."""
 
@@ -114,7 +116,7 @@ class Service:
         )
 
     def _served(self, name: str, run: Run, weight: float) -> ServedModel:
-        engine = Engine(run.model, run.dataset)
+        engine = Engine(run.model, run.dataset, state_bytes=self.config.state_bytes)
         batcher: Batcher[ServedRequest, RecommendationList] = Batcher(
             lambda requests: self._answer_batch(engine, requests),
             max_batch=self.config.max_batch,
@@ -270,6 +272,7 @@ class Service:
         """Delete every trace of a user from the store and from memory, and return the number of deleted events."""
         for model in self.models.values():
             model.last_lists.pop(user_id, None)
+            model.engine.forget(user_id)
         if self.impressions is not None:
             await asyncio.to_thread(self.impressions.delete_user, user_id)
         return await asyncio.to_thread(self.store.delete_user, user_id)

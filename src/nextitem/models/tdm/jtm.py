@@ -211,9 +211,9 @@ class JTM(GuidedRecommender):
 
     def search(self, batch: SequenceBatch, k: int, *, guide: Guide | None) -> Recommendations:
         """Return the k best items of each request under this guide."""
-        width, trie = max(k, self.config.beam_width), self.network.trie
+        width, trie, steering = max(k, self.config.beam_width), self.network.trie, self.steering(guide)
         return search_unseen_last(
-            lambda part: beam_search(self, part, trie, k=k, beam_width=width, accumulate="last", guide=guide),
+            lambda part: beam_search(self, part, trie, k=k, beam_width=width, accumulate="last", **steering),
             batch,
             self.unseen_items(),
         )
