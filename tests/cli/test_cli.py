@@ -147,6 +147,22 @@ def test_recommend_prints_items_for_a_history(cli: Cli, runs: Path) -> None:
     assert len(out.splitlines()) == 2
 
 
+def test_recommend_explains_a_list(cli: Cli, runs: Path) -> None:
+    args = ["recommend", runs / "item-cf", "--history", "i1,i2", "-k", 3, "--explain"]
+    explained = json.loads(cli(*args, "--json")[1])
+    plain = json.loads(cli(*args[:-1], "--json")[1])
+    explanation = explained.pop("explanation")
+    assert explained == plain
+    assert [item["item_id"] for item in explanation["items"]] == [item["item_id"] for item in plain["items"]]
+    neighbour = explanation["items"][0]["neighbours"][0]
+    assert neighbour["item_id"] in ("i1", "i2")
+    lines = cli(*args)[1].splitlines()
+    assert lines[:3] == cli(*args[:-1])[1].splitlines()
+    assert f"{neighbour['title']} {neighbour['share']:.0%}" in lines[5]
+    message = one_line(cli("recommend", runs / "item-cf", "--users", "all", "--out", "a.parquet", "--explain"))
+    assert "--explain explains one list" in message
+
+
 def test_recommend_applies_filters(cli: Cli, runs: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "blocked.txt"
     blocked.write_text("i7\ni8\n")

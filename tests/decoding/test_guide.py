@@ -286,3 +286,22 @@ def test_exclusions_do_not_change_the_softmax_over_children() -> None:
     scores = dict(zip(everything.item_ids[0].tolist(), everything.scores[0].tolist(), strict=True))
     for item, score in zip(some.item_ids[0, :7].tolist(), some.scores[0].tolist(), strict=False):
         assert score == pytest.approx(scores[item])
+
+
+@pytest.mark.parametrize("combine", ["mixture", "product"])
+def test_a_guide_that_must_not_be_silent_counts_even_if_it_knows_nothing(combine: Combination) -> None:
+    generator = FakeGenerator.random(SIZES, users=1, seed=4)
+    rows = [[a, b, c] for a in range(3) for b in range(4) for c in range(2)]
+    trie = PrefixTrie.from_table(identifier_table(rows, SIZES))
+    nothing = torch.zeros(1, len(rows) + 1)
+    plain = beam_search(generator, requests(1), trie, k=5, beam_width=24)
+    silent = beam_search(generator, requests(1), trie, k=5, beam_width=24, guide=Guide(nothing, 0.4, combine))
+    assert silent.scores.equal(plain.scores)
+    guide = Guide(nothing, 0.4, combine, can_be_silent=False)
+    answer = beam_search(generator, requests(1), trie, k=5, beam_width=24, guide=guide)
+    assert answer.item_ids.equal(plain.item_ids)
+    for item, score in zip(answer.item_ids[0].tolist(), answer.scores[0].tolist(), strict=True):
+        own = generator.log_prob(1, rows[item - 1])
+        assert score == pytest.approx(fused(own, 0.0, 0.4, combine, len(rows)), abs=1e-4)
+    assert answer.guided is not None
+    assert not bool(answer.guided.any())

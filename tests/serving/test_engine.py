@@ -7,6 +7,7 @@ from functools import cache
 
 import polars as pl
 import pytest
+from support.small_models import identified, small_model
 from support.trained_models import rich_run
 
 from nextitem.core.batch import SequenceBatch
@@ -14,9 +15,11 @@ from nextitem.core.errors import UserError
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.registry import MODELS
 from nextitem.data.readers import dataset_from_frames
+from nextitem.decoding.guidance import GuidedRecommender, GuideUse
 from nextitem.pipeline.recommend import RecommendationList
 from nextitem.serving.engine import Engine
 from nextitem.serving.requests import HistoryEvent, ServedRequest
+from nextitem.serving.schemas import ListExplanation
 from nextitem.testing.rich_log import SETTINGS, rich_frames
 
 HOUR_MS = 3_600_000
@@ -182,3 +185,57 @@ def test_a_request_on_which_the_model_fails_does_not_spoil_the_others() -> None:
         answers = engine.recommend(requests)
     assert [answers[0], answers[2]] == [expected[0], expected[2]]
     assert isinstance(answers[1], RuntimeError)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_explained_list_is_the_same_list_and_names_events_of_the_history(name: str) -> None:
+    engine = engine_of(name)
+    requests = [request for request in mixed(name) if request.only or request.candidates or request.k == 5]
+    explained = engine.recommend([replace(request, explain=True) for request in requests])
+    for request, answer, plain in zip(requests, explained, engine.recommend(requests), strict=True):
+        assert isinstance(answer, RecommendationList), answer
+        assert isinstance(plain, RecommendationList)
+        assert answer.item_ids == plain.item_ids
+        assert answer.scores == pytest.approx(plain.scores, rel=1e-5, abs=1e-5)
+        assert plain.explanation is None
+        assert answer.explanation is not None
+        explanation = ListExplanation(**answer.explanation.to_json())
+        assert [item.item_id for item in explanation.items] == answer.item_ids
+        for item in explanation.items:
+            assert not item.neighbours or sum(one.share for one in item.neighbours) == pytest.approx(1, abs=0.002)
+            if request.history is not None:
+                assert {one.item_id for one in item.neighbours} <= {event.item_id for event in request.history}
+        is_generator = isinstance(engine.model, GuidedRecommender)
+        assert bool(explanation.levels) == (is_generator and not answer.fallback)
+
+
+def test_requests_with_different_knobs_share_no_batch() -> None:
+    model = small_model("depth-decoder", identified(rich_run("item-cf").dataset), guide={"model": {"name": "item-cf"}})
+    assert isinstance(model, GuidedRecommender)
+    assert model.guidance is not None
+    model.guidance.scorer = rich_run("item-cf").model
+    model.guidance.use(GuideUse(0.5))
+    engine = Engine(model, rich_run("item-cf").dataset, state_bytes=2**20)
+    requests = [ServedRequest(history=DATED, k=5, guide_weight=weight) for weight in (0.0, None, 1.0, 0.5)]
+    answers = engine.recommend(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        assert isinstance(answer, RecommendationList), answer
+        assert answer == engine.recommend([request])[0]
+    ids = [answer.item_ids for answer in answers if isinstance(answer, RecommendationList)]
+    assert ids[1] == ids[3]
+    assert ids[0] != ids[2]
+
+
+def test_knobs_that_a_model_does_not_have_are_errors_of_their_requests_alone() -> None:
+    engine = engine_of("item-cf")
+    requests = [
+        ServedRequest(history=DATED, k=4, guide_weight=0.5),
+        ServedRequest(history=DATED, k=4, objective="click"),
+        ServedRequest(history=DATED, k=4),
+    ]
+    first, second, third = engine.recommend(requests)
+    assert str(first).startswith("guide_weight: ItemCF has no guide")
+    assert str(second).startswith("objective: no objective is called 'click'; ItemCF has none")
+    assert isinstance(first, UserError)
+    assert isinstance(second, UserError)
+    assert third == engine.recommend(requests[2:])[0]
