@@ -5,14 +5,16 @@
 Two engines of one model with random weights, with and without the cache of states, answer the same batches in turns.
 Users return in random order; each has one more event than the last time. Prints one JSON line for each model, length
 of the histories, window of the model and number of requests of a batch: median milliseconds of a batch with and without
-states, their ratio, requests per second of both, share of hits, and the memory of a user's state. Everything that an
-engine does is timed: histories, states, the search and the list. The store and HTTP are not.
+states, their ratio, requests per second of both, share of hits, and the memory of a user's state. Times are processor
+time of the thread, which a busy machine changes little. Everything that an engine does is timed: histories, states, the
+search and the list. The store and HTTP are not.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import time
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.registry import MODELS
 from nextitem.serving.engine import Engine
 from nextitem.serving.requests import HistoryEvent, ServedRequest
+from nextitem.serving.states import MIN_EVENTS, StateCache
 
 START = 1_700_000_000_000
 HOUR_MS = 3_600_000
@@ -65,10 +68,11 @@ def model_of(name: str, dataset: Dataset, window: int) -> Recommender:
     return model.eval()
 
 
-def compare(name: str, dataset: Dataset, *, window: int, size: int, repeats: int) -> dict[str, object]:
+def compare(name: str, dataset: Dataset, *, window: int, size: int, repeats: int, min_events: int) -> dict[str, object]:
     """Return the figures of batches of `size` users."""
     model, rng = model_of(name, dataset, window), random.Random(0)
-    engines = {"states": Engine(model, dataset, state_bytes=2**28), "whole": Engine(model, dataset)}
+    engines = {"states": Engine(model, dataset), "whole": Engine(model, dataset)}
+    states = engines["states"].states = StateCache(model, max_bytes=2**28, min_events=min_events)
     users, items = dataset.users.ids.external.to_list(), dataset.catalog.ids.external.to_list()
     events: dict[str, list[HistoryEvent]] = {user: [] for user in users}
     now, batches = START + 10_000 * HOUR_MS, []
@@ -81,21 +85,19 @@ def compare(name: str, dataset: Dataset, *, window: int, size: int, repeats: int
         batches.append(([ServedRequest(user, k=10) for user in asking], stored))
     for start in range(0, len(users), 64):  # everybody has been here before
         engines["states"].recommend([ServedRequest(user, k=10) for user in users[start : start + 64]])
-    states = engines["states"].states
-    assert states is not None
     misses, hits = states.misses, states.hits
     turns = {engine: iter(batches) for engine in engines}
     works = {engine: lambda engine=engine: engines[engine].recommend(*next(turns[engine])) for engine in engines}
-    seconds = interleaved(works, repeats=repeats)
-    found, missed = states.hits - hits, states.misses - misses
+    seconds = interleaved(works, repeats=repeats, clock=time.thread_time)
+    num_hits, num_misses = states.hits - hits, states.misses - misses
     return {
         "states_ms": median_ms(seconds["states"]),
         "whole_ms": median_ms(seconds["whole"]),
         "ratio": median_ratio(seconds["whole"], seconds["states"]),
         "states_per_second": round(size * len(seconds["states"]) / sum(seconds["states"])),
         "whole_per_second": round(size * len(seconds["whole"]) / sum(seconds["whole"])),
-        "hit_share": round(found / (found + missed), 3),
-        "state_kib_per_user": round(states.num_bytes / len(states) / 1024, 1),
+        "hit_share": round(num_hits / max(1, num_hits + num_misses), 3),
+        "state_kib_per_user": round(states.num_bytes / max(1, len(states)) / 1024, 1),
     }
 
 
@@ -106,13 +108,14 @@ def measure(arguments: argparse.Namespace, results: Results) -> None:
         for length, window in cells:
             dataset = dataset_of(arguments.users, length, arguments.items)
             for size in arguments.sizes:
-                row = compare(name, dataset, window=window, size=size, repeats=arguments.repeats)
+                options = {"size": size, "repeats": arguments.repeats, "min_events": arguments.min_events}
+                row = compare(name, dataset, window=window, **options)
                 about = {"model": name, "history": length, "window": window, "batch": size}
                 results.add_printed(f"{name}, history {length} of {window}, batch {size}", {**about, **row})
 
 
 def main() -> None:
-    options = parser(__doc__, items=10_000, users=300, repeats=60, threads=1)
+    options = parser(__doc__, items=10_000, users=300, repeats=60, threads=1, min_events=MIN_EVENTS)
     options.add_argument("--models", nargs="+", choices=SETTINGS, default=["sasrec", "depth-decoder"])
     options.add_argument("--lengths", type=int, nargs="+", default=[20, 50], help="of histories")
     options.add_argument("--sizes", type=int, nargs="+", default=[1, 32], help="requests of a batch")

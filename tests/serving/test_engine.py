@@ -14,12 +14,14 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.errors import UserError
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.registry import MODELS
+from nextitem.core.roles import Incremental
 from nextitem.data.readers import dataset_from_frames
 from nextitem.decoding.guidance import GuidedRecommender, GuideUse
 from nextitem.pipeline.recommend import RecommendationList
 from nextitem.serving.engine import Engine
 from nextitem.serving.requests import HistoryEvent, ServedRequest
 from nextitem.serving.schemas import ListExplanation
+from nextitem.serving.states import StateCache
 from nextitem.testing.rich_log import SETTINGS, rich_frames
 
 HOUR_MS = 3_600_000
@@ -34,7 +36,14 @@ UNDATED = (HistoryEvent("i07"), HistoryEvent("unknown"), HistoryEvent("i08"))
 @cache
 def engine_of(name: str) -> Engine:
     run = rich_run(name)
-    return Engine(run.model, run.dataset, state_bytes=2**24)
+    return with_states(Engine(run.model, run.dataset))
+
+
+def with_states(engine: Engine) -> Engine:
+    """Return the engine, with states of histories even in small batches."""
+    if isinstance(engine.model, Incremental):
+        engine.states = StateCache(engine.model, max_bytes=2**24, min_events=1)
+    return engine
 
 
 def users_of(name: str) -> list[str]:
@@ -114,7 +123,7 @@ def test_an_answer_does_not_depend_on_the_other_requests_of_its_batch(name: str)
 
 @pytest.mark.parametrize("name", MODELS)
 def test_events_since_training_count_as_if_the_data_set_had_them(name: str) -> None:
-    engine = Engine(rich_run(name).model, rich_run(name).dataset, state_bytes=2**24)
+    engine = with_states(Engine(rich_run(name).model, rich_run(name).dataset))
     frames = rich_frames()
     log = frames["interactions"]
     times = log["timestamp"].to_list()

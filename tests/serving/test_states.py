@@ -104,15 +104,17 @@ def requests_of(histories: list[list[Event]], time: int) -> SequenceBatch:
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=[f"{name} {settings}" for name, settings in CASES])
 def test_answers_are_those_without_the_cache(name: str, settings: dict[str, object], num_users: int) -> None:
     model, rng = model_of(name, **settings), random.Random(1)
-    states = StateCache(model, max_bytes=2**24)
+    states = StateCache(model, max_bytes=2**24, min_events=1)
     states.read(requests_of([[(1, 1, START)] * WINDOW], START), ["a"])
-    states = StateCache(model, max_bytes=(num_users + 1) * states.num_bytes)
+    can_extend = settings.get("positions") != "from-last"
+    assert (states.num_bytes > 0) == can_extend
+    states = StateCache(model, max_bytes=(num_users + 1) * max(1, states.num_bytes), min_events=1)
     users = [*"abcdefgh"]
     events: dict[str, list[Event]] = {user: [] for user in users}
-    for turn in range(16):
+    for turn in range(12):
         for user in users:
             events[user] = changed(events[user], rng, turn)
-        if turn == 8:
+        if turn == 6:
             states.forget("a")
         askers = [rng.choice([*users, None]) for _ in range(6)]
         batch = requests_of([[(3, 1, START)] if user is None else events[user] for user in askers], START + 10**9)
@@ -121,16 +123,16 @@ def test_answers_are_those_without_the_cache(name: str, settings: dict[str, obje
         assert answer.item_ids.equal(expected.item_ids)
         torch.testing.assert_close(answer.scores, expected.scores, rtol=1e-4, atol=1e-4)
         assert states.num_bytes <= states._max_bytes
-    assert states.hits > 0
-    assert (states.evictions > 0) == (num_users == 3)
+    assert (states.hits > 0) == can_extend
+    assert (states.evictions > 0) == (can_extend and num_users == 3)
 
 
 @pytest.mark.parametrize("name", ["sasrec", "hstu", "depth-decoder"])
 def test_an_engine_answers_the_same_with_and_without_states(name: str) -> None:
-    model = model_of(name)
+    positions = {"positions": "from-first"} if name == "sasrec" else {}
+    model = small_model(name, data(), max_history_length=20, **positions)
     engines = Engine(model, data(), state_bytes=2**20), Engine(model, data())
-    states = engines[0].states
-    assert states is not None
+    states = engines[0].states = StateCache(model, max_bytes=2**20, min_events=1)
     first, second, *_ = data().users.ids.external.to_list()
     new = [HistoryEvent(f"i{n:02d}", "view", START + n * HOUR_MS) for n in (5, 7, 2)]
     requests = [
@@ -161,7 +163,7 @@ def test_a_model_that_reads_histories_as_a_whole_has_no_states() -> None:
 
 def test_only_new_events_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     model = extensible()
-    cache, lengths = StateCache(model, max_bytes=2**20), []
+    cache, lengths = StateCache(model, max_bytes=2**20, min_events=1), []
     embed = model._embed
 
     def counting(items_BL: torch.Tensor) -> torch.Tensor:
@@ -182,7 +184,7 @@ def test_only_new_events_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("history", [[1, 9, 2, 3, 4], [1, 2, 4], [1, 2, 4, 4, 5], [2, 3, 4, 5]])
 def test_a_history_that_does_not_go_on_is_read_from_the_start(history: list[int]) -> None:
     model = extensible()
-    cache = StateCache(model, max_bytes=2**20)
+    cache = StateCache(model, max_bytes=2**20, min_events=1)
     read(cache, ada=[1, 2, 3, 4])
     state = read(cache, ada=history)
     torch.testing.assert_close(state.user_vectors, model.encode_history(batch_of(history)).user_vectors)
@@ -190,7 +192,7 @@ def test_a_history_that_does_not_go_on_is_read_from_the_start(history: list[int]
 
 
 def test_columns_of_events_count_even_if_the_items_are_the_same() -> None:
-    cache = StateCache(extensible(), max_bytes=2**20)
+    cache = StateCache(extensible(), max_bytes=2**20, min_events=1)
     items = Jagged.from_rows([[1, 2, 3]])
 
     def with_actions(*actions: int) -> SequenceBatch:
@@ -201,20 +203,29 @@ def test_columns_of_events_count_even_if_the_items_are_the_same() -> None:
     assert (cache.hits, cache.misses) == (1, 3)
 
 
-def test_a_window_that_slides_counts_as_a_miss() -> None:
-    cache = StateCache(extensible(), max_bytes=2**20)
-    history = list(range(1, 10))
+def test_a_window_that_moves_with_each_event_is_not_stored() -> None:
+    model = extensible()
+    cache = StateCache(model, max_bytes=2**20, min_events=1)
+    history = list(range(1, 12))
     for stop in range(4, 10):
         read(cache, ada=history[:stop])
     assert (cache.hits, cache.misses) == (3, 3)  # 4 is new; 5, 6 and 7 events fit the window; 8 and 9 do not
+    assert cache.read(batch_of(history[:8]), ["bob"]) is None  # the window of 9 begins elsewhere
+    assert cache.read(batch_of(history[:8], history[:5]), ["bob", "eve"]) is not None
+    assert len(cache) == 2  # ada and eve
+    stepping = model_of("sasrec", positions="from-first", window_step=3)
+    cache = StateCache(stepping, max_bytes=2**20, min_events=1)
+    for stop in range(4, 12):
+        cache.read(batch_of(history[:stop]), ["ada"])
+    assert (cache.hits, cache.misses) == (5, 3)  # 4 is new, and the window moves with the events 8 and 11
 
 
 def test_the_least_recent_user_is_evicted_first() -> None:
     model = extensible()
-    cache = StateCache(model, max_bytes=2**20)
+    cache = StateCache(model, max_bytes=2**20, min_events=1)
     read(cache, ada=[1, 2])
     row = cache.num_bytes
-    cache = StateCache(model, max_bytes=3 * row)  # one row is for unread histories
+    cache = StateCache(model, max_bytes=3 * row, min_events=1)  # one row is for unread histories
     read(cache, ada=[1, 2])
     read(cache, bob=[3, 4])
     read(cache, ada=[1, 2])
@@ -229,9 +240,9 @@ def test_the_least_recent_user_is_evicted_first() -> None:
 
 def test_more_users_at_once_than_fit_are_answered_right() -> None:
     model = extensible()
-    cache = StateCache(model, max_bytes=2**20)
+    cache = StateCache(model, max_bytes=2**20, min_events=1)
     read(cache, ada=[1, 2])
-    cache = StateCache(model, max_bytes=3 * cache.num_bytes)
+    cache = StateCache(model, max_bytes=3 * cache.num_bytes, min_events=1)
     histories = {f"u{n}": [n, n + 1] for n in range(1, 8)}
     for _ in range(2):
         state = read(cache, **histories)
@@ -244,7 +255,7 @@ def test_more_users_at_once_than_fit_are_answered_right() -> None:
 
 def test_a_cache_without_room_for_a_state_stores_nothing() -> None:
     model = extensible()
-    cache = StateCache(model, max_bytes=100)
+    cache = StateCache(model, max_bytes=100, min_events=1)
     for _ in range(2):
         state = read(cache, ada=[1, 2, 3])
     torch.testing.assert_close(state.user_vectors, model.encode_history(batch_of([1, 2, 3])).user_vectors)
@@ -254,7 +265,7 @@ def test_a_cache_without_room_for_a_state_stores_nothing() -> None:
 def test_the_pool_grows_with_the_histories_and_keeps_the_states() -> None:
     model = small_model("sasrec", data(), max_history_length=40, positions="from-first")
     assert isinstance(model, SASRec)
-    cache = StateCache(model, max_bytes=2**20)
+    cache = StateCache(model, max_bytes=2**20, min_events=1)
     read(cache, ada=[1, 2, 3], bob=[4])
     long = [n % 12 + 1 for n in range(30)]
     read(cache, eve=long)
@@ -266,7 +277,7 @@ def test_the_pool_grows_with_the_histories_and_keeps_the_states() -> None:
 
 def test_growing_evicts_the_least_recent_users_if_fewer_fit() -> None:
     model = small_model("sasrec", data(), max_history_length=40, positions="from-first")
-    cache = StateCache(model, max_bytes=50_000)
+    cache = StateCache(model, max_bytes=50_000, min_events=1)
     for n in range(1, 9):
         read(cache, **{f"u{n}": [n]})
     assert cache.evictions == 0
@@ -279,7 +290,7 @@ def test_growing_evicts_the_least_recent_users_if_fewer_fit() -> None:
 
 
 def test_forgetting_leaves_no_trace_of_a_user_in_memory() -> None:
-    cache = StateCache(extensible(), max_bytes=2**16)
+    cache = StateCache(extensible(), max_bytes=2**16, min_events=1)
     read(cache, ada=[1, 2, 3], bob=[4, 5])
     cache.forget("ada")
     cache.forget("nobody")
@@ -295,7 +306,7 @@ def test_forgetting_leaves_no_trace_of_a_user_in_memory() -> None:
 
 def test_a_user_who_is_forgotten_while_a_batch_is_answered_is_not_stored() -> None:
     model = extensible()
-    cache = StateCache(model, max_bytes=2**16)
+    cache = StateCache(model, max_bytes=2**16, min_events=1)
     encode = cache._encode
 
     def forgetting(batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
@@ -309,7 +320,7 @@ def test_a_user_who_is_forgotten_while_a_batch_is_answered_is_not_stored() -> No
 
 def test_states_of_former_weights_are_dropped() -> None:
     model = extensible()
-    cache = StateCache(model, max_bytes=2**16)
+    cache = StateCache(model, max_bytes=2**16, min_events=1)
     read(cache, ada=[1, 2, 3])
     other = {name: value + 0.1 for name, value in model.state_dict().items()}
     model.load_state_dict(other)
@@ -318,11 +329,12 @@ def test_states_of_former_weights_are_dropped() -> None:
     assert cache.hits == 0
 
 
-def test_visitors_and_short_histories_are_not_stored() -> None:
+def test_visitors_and_small_batches_are_not_stored() -> None:
     cache = StateCache(extensible(), max_bytes=2**16, min_events=3)
     assert cache.read(batch_of([1, 2, 3, 4]), [None]) is None
     assert cache.read(batch_of([1, 2]), ["ada"]) is None
-    state = cache.read(batch_of([1, 2], [], [1, 2, 3], [4, 5, 6]), ["ada", "bob", "eve", None])
+    assert cache.read(batch_of([1, 2], [3, 4, 5]), ["ada", None]) is None
+    state = cache.read(batch_of([1, 2], [], [1], [4, 5, 6]), ["ada", "bob", "eve", None])
     assert state is not None
-    assert state.lengths.tolist() == [2, 0, 3, 3]
-    assert len(cache) == 1
+    assert state.lengths.tolist() == [2, 0, 1, 3]
+    assert len(cache) == 2

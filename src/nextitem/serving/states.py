@@ -29,6 +29,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import Incremental
 
 COLUMNS_STEP = 8  # the pool grows by so many columns at once
+MIN_EVENTS = 512  # events of a batch below which reading all of them takes no longer than looking up states
 UNREAD = 0  # slot of the pool in which nothing has been read
 
 
@@ -44,6 +45,8 @@ class _Entry:
 class StateCache:
     """States of the histories of recent users, in memory of a bounded size; the least recent user is evicted first.
 
+    Threads may share it.
+
     Attributes:
         hits: histories of which only new events were read, or none.
         misses: histories that were read from the start, though their users may come back.
@@ -51,22 +54,24 @@ class StateCache:
 
     """
 
-    def __init__(self, model: Recommender, *, max_bytes: int, min_events: int = 1) -> None:
+    def __init__(self, model: Recommender, *, max_bytes: int, min_events: int = MIN_EVENTS) -> None:
         """Create an empty cache.
 
         Args:
             model: the model, which is Incremental.
-            max_bytes: largest memory of the states, in bytes. While the pool grows, it needs up to twice as much.
-            min_events: shorter histories are read from the start each time.
+            max_bytes: largest memory of the states, in bytes. While they move to a larger pool, both are in memory.
+            min_events: batches whose users have fewer events in all are read from the start, and nothing is stored.
 
         """
         assert isinstance(model, Incremental), f"{type(model).__name__} reads every history as a whole"
         self._encode, self._version = model.encode_history, model.weights_fingerprint
-        self._max_bytes, self._min_events = max_bytes, max(1, min_events)
+        self._max_bytes, self._min_events = max_bytes, min_events
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._pool: HistoryState | None = None  # S slots
         self._free: list[int] = []
         self._num_removals = 0
+        self._can_extend = True
+        self._starts: dict[int, int] = {}  # first event that is read of a history, by its number of events
         self._lock = threading.Lock()
         self.hits = self.misses = self.evictions = 0
 
@@ -88,18 +93,27 @@ class StateCache:
             user_ids: the users whose states are stored, by request; None: this history is of nobody who comes back.
 
         Returns:
-            The state for `batch.state`, or None if no history is of a user, or none is long enough.
+            The state for `batch.state`, or None if states would not save time: no history is of a user, there are few
+            events, or nothing that was read can be used after the next event (the window moves with each event, or
+            positions are counted from the last one).
 
         """
         lengths = batch.items.lengths.tolist()
-        rows = [row for row, user in enumerate(user_ids) if user is not None and lengths[row] >= self._min_events]
-        if not rows:
+        rows = [
+            row
+            for row, user in enumerate(user_ids)
+            if user is not None and lengths[row] and not self._is_left_behind(lengths[row])
+        ]
+        if not self._can_extend or not rows or sum(lengths[row] for row in rows) < self._min_events:
             return None
         events = _EventBytes(batch)
-        slots, num_removals = self._slots_of(rows, user_ids, events)
         with self._lock:
-            former = None if self._pool is None else self._pool.select(slots)
+            former, num_removals = self._former(rows, user_ids, events), self._num_removals
         state = self._encode(batch, former)
+        if not state.cache:  # the model computes vectors alone, so each new event needs all events again
+            self._can_extend = False
+            return state
+        self._starts.update(zip(lengths, state.starts.tolist(), strict=True))
         is_reused = _reused_rows(former, state)
         num_hits = sum(is_reused[row] for row in rows)
         with self._lock:
@@ -118,30 +132,34 @@ class StateCache:
                 self._clear(entry.slot)
                 self._free.append(entry.slot)
 
-    def _slots_of(self, rows: Sequence[int], user_ids: Sequence[str | None], events: _EventBytes) -> tuple[Tensor, int]:
-        """Return the slot of each history's state, UNREAD if there is none that it continues, and `_num_removals`."""
-        slots = torch.full((len(user_ids),), UNREAD, dtype=torch.int64)
-        with self._lock:
-            if self._pool is not None and self._pool.version != self._version():
-                self._entries.clear()
-                self._pool = None
-            for row in rows:
-                user = user_ids[row]
-                entry = None if user is None else self._entries.get(user)
-                if user is None or entry is None:
-                    continue
+    def _is_left_behind(self, num_events: int) -> bool:
+        """Return whether the next event moves the window of such a history; its start depends on the length alone."""
+        start, next_start = self._starts.get(num_events), self._starts.get(num_events + 1)
+        return start is not None and next_start is not None and start != next_start
+
+    def _former(self, rows: Sequence[int], user_ids: Sequence[str | None], events: _EventBytes) -> HistoryState | None:
+        """Return the state that each history continues, if there is one; None if nothing is stored."""
+        if self._pool is not None and self._pool.version != self._version():
+            self._entries.clear()
+            self._pool = None
+        if self._pool is None:
+            return None
+        slots = [UNREAD] * len(user_ids)
+        for row in rows:
+            user = user_ids[row]
+            assert user is not None
+            entry = self._entries.get(user)
+            if entry is not None:
                 self._entries.move_to_end(user)
                 if events.digest(row, entry.num_events) == entry.digest:
                     slots[row] = entry.slot
-            if self._pool is not None:
-                slots = slots.to(self._pool.lengths.device)
-            return slots, self._num_removals
+        return self._pool.select(torch.tensor(slots, device=self._pool.lengths.device))
 
     def _store(
         self, rows: Sequence[int], user_ids: Sequence[str | None], events: _EventBytes, state: HistoryState
     ) -> None:
         """Store the states of some rows; those of the same user are equal, so the last one is stored."""
-        self._make_pool(state)
+        self._make_pool(state, len({user_ids[row] for row in rows} - self._entries.keys()))
         pool = self._pool
         if pool is None:
             return
@@ -183,28 +201,30 @@ class StateCache:
         for target, _ in _tensor_pairs(self._pool, self._pool):
             target[slot] = 0
 
-    def _make_pool(self, state: HistoryState) -> None:
-        """Create the pool, or let it grow, so that the rows of a state fit; None if not even one of them does."""
-        if self._pool is not None and all(
-            value.dim() < 2 or value.shape[1] <= target.shape[1] for target, value in _tensor_pairs(self._pool, state)
-        ):
-            return
-        shapes = _wider(state, self._pool)
-        num_slots = self._max_bytes // _row_bytes(shapes)
-        if num_slots < 2:  # slot 0 is UNREAD
-            self._pool = None
-            return
-        former, self._pool = self._pool, shapes.zeros(num_slots)
-        entries = list(self._entries.items())
-        self.evictions += max(0, len(entries) - num_slots + 1)
-        entries = entries[-(num_slots - 1) :]
+    def _make_pool(self, state: HistoryState, num_new: int) -> None:
+        """Create the pool, or let it grow for the rows of a state, `num_new` of them; none if not even one row fits."""
+        num_needed, num_slots = 1 + len(self._entries) + num_new, 0
+        former = self._pool
+        if former is not None:
+            num_slots = len(former.lengths)
+            is_wide = all(
+                value.dim() < 2 or value.shape[1] <= target.shape[1] for target, value in _tensor_pairs(former, state)
+            )
+            if is_wide and (num_needed <= num_slots or num_slots == self._max_bytes // _row_bytes(former)):
+                return
+        shape = _wider(state, former)
+        num_slots = min(self._max_bytes // _row_bytes(shape), max(num_slots, 2 ** (num_needed - 1).bit_length()))
+        entries = list(self._entries.items())[-(num_slots - 1) :] if num_slots > 1 else []  # slot 0 is UNREAD
+        self.evictions += len(self._entries) - len(entries)
+        self._pool = shape.zeros(num_slots) if num_slots > 1 else None
         self._entries = OrderedDict((user, replace(entry, slot=slot)) for slot, (user, entry) in enumerate(entries, 1))
         self._free = list(range(num_slots - 1, len(entries), -1))
-        if former is not None and entries:
-            slots = torch.tensor([entry.slot for _, entry in entries], device=former.lengths.device)
-            for target, value in _tensor_pairs(self._pool, former):
-                part = target[1 : len(entries) + 1]
-                (part[:, : value.shape[1]] if value.dim() > 1 else part).copy_(value[slots])
+        if self._pool is None or former is None or not entries:
+            return
+        slots = torch.tensor([entry.slot for _, entry in entries], device=former.lengths.device)
+        for target, value in _tensor_pairs(self._pool, former):
+            part = target[1 : len(entries) + 1]
+            (part[:, : value.shape[1]] if value.dim() > 1 else part).copy_(value[slots])
 
 
 class _EventBytes:

@@ -86,6 +86,8 @@ def extend_history_state(
         state = HistoryState(torch.zeros_like(lengths), empty.expand(len(lengths), -1), version=version)
     state.check_version(version)
     num_new, starts = state.new_events(lengths), window.starts(lengths)
+    if not bool(num_new.any()):
+        return state
     is_extended = (num_new > 0) & (state.lengths > 0) & (state.starts == starts) & is_extensible
     is_fresh = (num_new > 0) & ~is_extended
     requests = replace(batch, state=None)
