@@ -53,7 +53,7 @@ def of_state(level: TracedLevel, state: str) -> list[TracedPrefix]:
     return [prefix for prefix in level.prefixes if prefix.state == state]
 
 
-def values_of(prefixes: list[TracedPrefix]) -> list[tuple[Prefix, float]]:
+def values_of(prefixes: list[TracedPrefix]) -> list[tuple[Prefix, object]]:
     return [(prefix.codes, pytest.approx(prefix.score, abs=1e-4)) for prefix in prefixes]
 
 
@@ -80,12 +80,12 @@ def test_a_trace_is_the_walk_of_the_definition(kind: type[FakeGenerator], seed: 
     probabilities[:, 0] = 0
     probabilities /= probabilities.sum(1, keepdim=True)
     guide = Guide(probabilities, 0.4) if is_guided else None
-    weights = {"guide": probabilities, "weight": 0.4} if is_guided else {}
+    weights = (probabilities, 0.4) if is_guided else (None, 0.0)
     trace = traced(generator, requests(2, allowed=allowed, excluded=excluded), guide)
     free = traced(generator, requests(2), guide)
     for row in range(2):
         live = {item for item in everything if bool(allowed[row, item])} - set(excluded[row])
-        expected, unlimited = walk(generator, row + 1, live, **weights), walk(generator, row + 1, everything, **weights)
+        expected, unlimited = walk(generator, row + 1, live, *weights), walk(generator, row + 1, everything, *weights)
         levels = trace.levels(row, POPULARITY, free=free)
         assert [level.level for level in levels] == [1, 2, 3]
         for level, best, all_best in zip(levels, expected, unlimited, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,22 @@ def event_values(log: Interactions, catalog: Catalog) -> dict[str, NDArray[Any]]
     present = log.columns.columns
     values: dict[str, NDArray[Any]] = {}
     for name, encoding in catalog.events.items():
-        column = log.columns[name] if name in present else pl.Series(name, [None] * len(log), dtype=pl.Null)
-        codes = encoding.encode(column)
-        values[name] = (codes.fill_null(float("nan")) if codes.dtype.is_float() else codes).to_numpy()
+        if name in present:
+            values[name] = _encoded(encoding, log.columns[name])
+        else:
+            values[name] = np.repeat(_missing_value(encoding), len(log))
     return values
+
+
+def _encoded(encoding: ColumnEncoding, column: pl.Series) -> NDArray[Any]:
+    codes = encoding.encode(column)
+    return (codes.fill_null(float("nan")) if codes.dtype.is_float() else codes).to_numpy()
+
+
+@lru_cache(maxsize=256)
+def _missing_value(encoding: ColumnEncoding) -> NDArray[Any]:
+    """Return the code of a missing value, [1]; a few events of a request have most columns missing."""
+    return _encoded(encoding, pl.Series([None], dtype=pl.Null))
 
 
 def action_codes(dataset: Dataset) -> NDArray[np.int64] | None:

@@ -107,12 +107,14 @@ class Engine:
         """
         row_conditions = [conditions[place] for place in places]
         first = row_conditions[0]
-        part = self._constrained(batch.select(torch.tensor(places)), row_conditions).to(self.model.popularity.device)
+        part = batch if len(places) == batch.num_requests else batch.select(torch.tensor(places))
+        part, device = self._constrained(part, row_conditions), self.model.popularity.device
+        part = part if device == part.items.values.device else part.to(device)
         explanations: Sequence[Explanation | None] = [None] * len(places)
         try:
             model = self._steered(first)
             if self.states is not None:
-                part = replace(part, state=self.states.read(part, [part.user_id for part in row_conditions]))
+                part = replace(part, state=self.states.read(part, [each.user_id for each in row_conditions]))
             if first.explain:
                 lists, explanations = recommend_explained(model, part, first.k, self.titles)
             else:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -60,6 +61,7 @@ class HistoryReader:
         dataset.catalog.ids.lookup([])  # builds its index
         dataset.users.ids.lookup([])
         self.latest_ms = self.builder.end_time or 0
+        self._empty: dict[int, SequenceBatch] = {}  # histories without events, by their number
 
     def advance(self, timestamp_ms: int) -> None:
         """Move the time of requests on to that of an event."""
@@ -119,6 +121,8 @@ class HistoryReader:
         self, events: Sequence[Sequence[HistoryEvent]]
     ) -> tuple[SequenceBatch, Tensor, dict[int, tuple[str, ...]]]:
         """Return the events with a known item as a batch, their times (0: none) [T], and the other ids by request."""
+        if not any(events):
+            return self._no_events(len(events)), torch.zeros(0, dtype=torch.int64), {}
         flat = [event for part in events for event in part]
         owner = np.repeat(np.arange(len(events)), [len(part) for part in events])
         items = self.dataset.catalog.ids.lookup([event.item_id.strip() for event in flat])
@@ -128,17 +132,24 @@ class HistoryReader:
             unknown[row] = (*unknown.get(row, ()), flat[place].item_id)
         places = np.flatnonzero(items)
         flat = [flat[place] for place in places]
-        log = Interactions(
-            owner[places].astype(np.int32) + 1,
-            items[places],
-            len(events),
-            self.dataset.catalog.num_items,
-            columns=self._columns(flat),
-        )
-        users = _visitors(len(events))
-        builder = RequestBuilder(replace(self.dataset, interactions=log, users=users, impressions=None))
         times = torch.tensor([event.timestamp_ms or 0 for event in flat], dtype=torch.int64)
-        return builder.build(log.offsets[:-1], log.offsets[1:]), times, unknown
+        return self._built(owner[places], items[places], self._columns(flat), len(events)), times, unknown
+
+    def _no_events(self, count: int) -> SequenceBatch:
+        """Return `count` histories without events."""
+        if count not in self._empty:
+            nothing = np.zeros(0, np.int64)
+            self._empty[count] = self._built(nothing, nothing.astype(np.int32), pl.DataFrame(), count)
+        return self._empty[count]
+
+    def _built(
+        self, owner: NDArray[np.int64], items: NDArray[np.int32], columns: pl.DataFrame, count: int
+    ) -> SequenceBatch:
+        """Return the histories of `count` requests; event t is of request `owner[t]`, in ascending order."""
+        num_items = self.dataset.catalog.num_items
+        log = Interactions(owner.astype(np.int32) + 1, items, count, num_items, columns=columns)
+        builder = RequestBuilder(replace(self.dataset, interactions=log, users=_visitors(count), impressions=None))
+        return builder.build(log.offsets[:-1], log.offsets[1:])
 
     def _valid(self, row: int, request: ServedRequest, errors: dict[int, UserError]) -> ServedRequest:
         """Return the request, or note its error and return one without history and context in its place."""
