@@ -29,7 +29,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import Incremental
 
 COLUMNS_STEP = 8  # the pool grows by so many columns at once
-MIN_EVENTS = 512  # events of a batch below which reading all of them takes no longer than looking up states
+MIN_EVENTS = 1024  # events of a batch below which reading all of them takes no longer than looking up states
 UNREAD = 0  # slot of the pool in which nothing has been read
 
 
