@@ -47,7 +47,7 @@ def shares(model: Recommender, history: list[int], k: int = 3) -> Shares:
 def fitted(model: ItemCF | ItemGraph, data: Dataset) -> ItemCF | ItemGraph:
     model.set_popularity_from(data)
     model.fit(data)
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def item_cf() -> ItemCF | ItemGraph:
