@@ -153,19 +153,32 @@ def test_a_run_is_exported_and_its_readme_works_without_the_package(tmp_path: Pa
     assert prepare_out(folder, overwrite=True) == folder  # an export may be replaced
 
 
+class SideBySide(torch.nn.Module):
+    """Several encoders in one file, as writing a file costs seconds: `forward` returns the scores of each model."""
+
+    def __init__(self, parts: list[tuple[VectorModel, HistoryModule]]) -> None:
+        super().__init__()
+        self.parts = torch.nn.ModuleList(ItemScores(model, encoder) for model, encoder in parts)
+        widest = max((encoder for _, encoder in parts), key=lambda encoder: len(encoder.inputs))
+        self.inputs, self.counts = widest.inputs, [len(encoder.inputs) for _, encoder in parts]
+
+    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(part(*values[:count])[0] for part, count in zip(self.parts, self.counts, strict=True))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("gru4rec", {"layers": [12, 8], "embedding": "one-hot"}),  # both kinds of GRU
-        ("nextitnet", {}),
-        ("sr-gnn", {}),
-        ("hstu", {"actions": "interleaved"}),
-    ],
-)
-def test_onnxruntime_computes_the_scores_of_the_model(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    model, encoder = encoder_of(build(name, settings, std=0.1), name)
-    assert written_difference(model, encoder, tmp_path / "model.onnx") <= 1
+def test_onnxruntime_computes_the_scores_of_the_models(tmp_path: Path) -> None:
+    settings: dict[str, dict[str, Any]] = {"nextitnet": {}, "sr-gnn": {}, "hstu": {"actions": "interleaved"}}
+    parts = [encoder_of(build(name, values, std=0.1), name) for name, values in settings.items()]
+    module, names, file = SideBySide(parts), list(settings), tmp_path / "models.onnx"
+    write_onnx(module, module.inputs, names, file)
+    for batch in batches(parts[0][0]):
+        with torch.inference_mode():
+            expected = {name: expected_scores(model, batch) for name, (model, _) in zip(names, parts, strict=True)}
+        assert largest_difference(file, feeds_of(batch, module.inputs), expected) <= 1
+    feeds = {each.name: np.zeros((1, 2) if "length" in each.shape else 1, np.int64) for each in module.inputs}
+    for (model, _), scores in zip(parts, open_session(file).run(names, feeds), strict=True):
+        np.testing.assert_array_equal(scores[0, 1:], model.popularity[1:].numpy())
 
 
 @pytest.mark.slow
@@ -193,22 +206,6 @@ def test_both_towers_are_exported(tmp_path: Path) -> None:
     categories, costs = (model.catalog.table[name].to_list() for name in ("category", "cost"))
     assert [values.index(value) + 1 for value in categories] == feeds["item.category"].tolist()
     assert [1 + sum(border <= cost for border in numbers) for cost in costs] == feeds["item.cost"].tolist()
-
-
-def written_difference(model: VectorModel, encoder: HistoryModule, file: Path) -> float:
-    """Write the scores of a model, and return the largest difference of the file's from its own."""
-    write_onnx(ItemScores(model, encoder), encoder.inputs, ["scores", "user_vectors"], file)
-    differences = []
-    for batch in batches(model):
-        with torch.inference_mode():
-            expected = {"scores": expected_scores(model, batch), "user_vectors": model.user_vectors(batch)}
-        differences.append(largest_difference(file, feeds_of(batch, encoder.inputs), expected))
-    feeds = {
-        each.name: torch.zeros((1, 2) if "length" in each.shape else 1, dtype=torch.int64) for each in encoder.inputs
-    }
-    scores = open_session(file).run(["scores"], {name: value.numpy() for name, value in feeds.items()})[0]
-    np.testing.assert_array_equal(scores[0, 1:], model.popularity[1:].numpy())
-    return max(differences)
 
 
 def test_models_that_cannot_be_exported_raise_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ import torch
 from support.exports import readme_code, run_blocked
 from support.trained_models import requests, rich_run
 
+from nextitem.cli.export import export as command
+from nextitem.core.errors import UserError
 from nextitem.core.vector_model import VectorModel
-from nextitem.models.gru4rec import GRU4Rec
+from nextitem.models.gru4rec import GRU4Rec, GRU4RecConfig
 from nextitem.pipeline.export import export
-from nextitem.pipeline.exporting.encoders import encoder_of
 from nextitem.pipeline.exporting.onnx_files import open_session
 from nextitem.pipeline.exporting.vector_export import indexed_vectors, write_index
 from nextitem.pipeline.runs import Run, load_run
@@ -41,6 +42,15 @@ def test_vectors_of_a_model_without_onnx_rank_as_it_does(tmp_path: Path) -> None
     assert json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["user_model"] is None
     first = run_blocked(readme_code(folder), folder, allowed="faiss")
     assert repr(model.catalog.ids.external[0]) in first
+
+
+def test_the_command_exports_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "vectors"
+    command(str(rich_run("matrix-factorisation").folder), str(folder), form="vectors")
+    assert capsys.readouterr().out.startswith(f"{folder}: README.md shows how to search the index")
+    assert (folder / "index.faiss").is_file()
+    with pytest.raises(UserError, match="no such run"):
+        command(str(tmp_path / "nowhere"), str(tmp_path / "out"), form="onnx")
 
 
 def with_two_unseen_items(run: Run) -> tuple[Run, VectorModel]:
@@ -69,18 +79,24 @@ def test_biases_are_part_of_the_vectors_and_unseen_items_are_not_indexed(tmp_pat
 
 @pytest.mark.slow
 def test_the_request_vector_is_exported_with_a_one_for_the_bias(tmp_path: Path) -> None:
+    """The first layer is the GRU over one-hot items, the second one that of torch."""
     pytest.importorskip("onnxscript")
-    run, model = with_two_unseen_items(rich_run("gru4rec"))
-    assert isinstance(model, GRU4Rec)
+    run, trained_model = with_two_unseen_items(rich_run("gru4rec"))
+    config = GRU4RecConfig(layers=(12, 8), embedding="one-hot", max_history_length=6)
+    model = GRU4Rec(config, trained_model.catalog).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    model.set_popularity(trained_model.popularity)
+    run.model = model
     folder = export(run, out=tmp_path / "vectors", form="vectors")
-    items = requests(HISTORIES).items.to_padded().numpy()
-    vectors = open_session(folder / "user.onnx").run(["vectors"], {"items": items})[0]
-    scores, numbers = faiss.read_index(str(folder / "index.faiss")).search(vectors, 5)
-    answer = model.recommend(requests(HISTORIES), 5)
-    assert numbers.tolist() == answer.item_ids.tolist()
-    np.testing.assert_allclose(scores, answer.scores.numpy(), atol=1e-5, rtol=1e-5)
-    _, encoder = encoder_of(model, "gru4rec")
-    assert [each.name for each in encoder.inputs] == ["items"]
+    for histories in (HISTORIES, HISTORIES[1:2]):
+        batch = requests(histories)
+        vectors = open_session(folder / "user.onnx").run(["vectors"], {"items": batch.items.to_padded().numpy()})[0]
+        scores, numbers = faiss.read_index(str(folder / "index.faiss")).search(vectors, 5)
+        answer = model.recommend(batch, 5)
+        assert numbers.tolist() == answer.item_ids.tolist()
+        np.testing.assert_allclose(scores, answer.scores.numpy(), atol=1e-5, rtol=1e-5)
     ids = model.catalog.ids.external
     printed = run_blocked(readme_code(folder), folder, allowed="faiss")
-    assert printed.strip() == repr(run.recommend(history=ids.head(2).to_list(), k=10).item_ids[:8])
+    assert printed.strip() == repr(run.recommend(history=ids.head(2).to_list(), k=8).item_ids)

@@ -116,6 +116,11 @@ def test_a_recipe_that_names_a_class_elsewhere_is_refused(hub: FakeHub, run: Run
     hub.repos[REPO]["recipe.toml"] = recipe.replace(b'name = "item-graph"', b'name = "antigravity:Model"')
     with pytest.raises(UserError, match="--allow-import"):
         pull(REPO, out=tmp_path / "pulled", api=api(hub))
+    nested = b"[model.guide]\nparts = ['antigravity:Model']\n"
+    hub.repos[REPO]["recipe.toml"], replaced = recipe + nested, hub.repos[REPO]["recipe.toml"]
+    with pytest.raises(UserError, match="--allow-import"):
+        pull(REPO, out=tmp_path / "pulled", api=api(hub))
+    hub.repos[REPO]["recipe.toml"] = replaced
     assert "antigravity" not in sys.modules
     with pytest.raises(UserError, match="antigravity"):  # it is imported, and has no such class
         pull(REPO, out=tmp_path / "pulled", allow_import=True, api=api(hub))

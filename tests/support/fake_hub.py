@@ -53,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: FakeHub
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing."""
+        """Log nothing of a request."""
 
     def _send(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -78,10 +78,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         parts = self.path.split("?")[0].strip("/").split("/")
         if parts == ["api", "repos", "create"]:
-            asked = json.loads(body)
-            repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            values = json.loads(body)
+            repo = f"{values.get('organization') or 'me'}/{values['name']}"
             self.server.repos.setdefault(repo, {})
-            self.server.is_private[repo] = asked.get("private", asked.get("visibility") == "private")
+            self.server.is_private[repo] = values.get("private", values.get("visibility") == "private")
             self._json({"url": f"{self.server.address}/{repo}"})
         elif parts[:2] == ["api", "validate-yaml"]:
             self._json({"errors": [], "warnings": []})

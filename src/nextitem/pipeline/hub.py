@@ -8,6 +8,7 @@ run must open before it takes its place.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 import tomllib
@@ -29,6 +30,7 @@ REQUIRED_FILES = ("recipe.toml", "weights.safetensors", "catalog.parquet")
 OPTIONAL_FILES = ("identifiers.safetensors", "identifiers.json", "requests.json", "events.json", "metrics.json")
 CARD = "README.md"
 IGNORED_FILES = (CARD, ".gitattributes")  # of a repository; they are not part of a run
+IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:Class
 MAX_TEXT_BYTES = 2**28  # of a JSON or TOML file
 MAX_BYTES = 2**36  # of all files
 
@@ -209,26 +211,23 @@ def check_recipe(file: Path, repo: str) -> None:
         recipe = tomllib.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{repo}: recipe.toml is damaged ({error}); ask its owner to push it again") from None
-    for name in _names_in(recipe):
-        if ":" in name:
-            raise UserError(
-                f"{repo}: the recipe names {name!r}, a class of another package. If you trust the repository, and that "
-                "package is installed, add --allow-import"
-            )
+    for name in _import_paths({key: value for key, value in recipe.items() if key not in ("data", "ids")}):
+        raise UserError(
+            f"{repo}: the recipe names {name!r}, a class of another package. If you trust the repository, and that "
+            "package is installed, add --allow-import"
+        )
 
 
-def _names_in(value: Any) -> Iterator[str]:
-    """Yield every text below a key "name" or "model" of a recipe."""
+def _import_paths(value: Any, key: str = "") -> Iterator[str]:
+    """Yield every text of a recipe that may be the import path of a class: below `name` or `model` any with a colon."""
     if isinstance(value, dict):
-        for key, part in value.items():
-            if key in ("name", "model") and isinstance(part, str):
-                yield part
-            yield from _names_in(part)
+        for name, part in value.items():
+            yield from _import_paths(part, name)
     elif isinstance(value, list):
         for part in value:
-            if isinstance(part, str):
-                yield part
-            yield from _names_in(part)
+            yield from _import_paths(part, key)
+    elif isinstance(value, str) and (IMPORT_PATH.fullmatch(value) or (key in ("name", "model") and ":" in value)):
+        yield value
 
 
 @contextmanager

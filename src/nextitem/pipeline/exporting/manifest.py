@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,7 @@ def write_items(folder: Path, catalog: Catalog, *columns: pl.Series) -> None:
 
 def write_manifest(folder: Path, run: Run, form: str, entries: Mapping[str, Any]) -> None:
     """Write manifest.json: format and version, model, number of items, and the entries of the format."""
-    from nextitem import __version__
-
-    head = {"format": form, "nextitem": __version__, "model": run.name, "num_items": run.model.num_items}
+    head = {"format": form, "nextitem": version("nextitem"), "model": run.name, "num_items": run.model.num_items}
     write_json(folder / "manifest.json", {**head, **entries})
 
 
