@@ -27,7 +27,7 @@ OUTPUTS = {
     "user_vectors": "vector of each request, [batch, width]",
 }
 NUM_CHECKED = 32  # random histories that the written file must score as the model does
-LONGEST = 80  # events of the longest of them
+LONG, LONGEST = 80, 250  # events of all but the longest of them, and of that one
 # Factor of TOLERANCE from which on a file is no copy of the model; below, float32 sums in another order explain it.
 MAX_DIFFERENCE = 100
 
@@ -89,9 +89,9 @@ def check_scores(model: VectorModel, file: Path, inputs: tuple[Any, ...]) -> flo
 
 
 def _random_requests(num_items: int, *, has_times: bool) -> SequenceBatch:
-    """Return requests with random histories of 1 .. LONGEST events."""
+    """Return requests with random histories of 1 .. LONG events, and one of LONGEST."""
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, LONGEST + 1, (NUM_CHECKED // 2,), generator=generator)
+    lengths = torch.randint(1, LONG + 1, (NUM_CHECKED // 2,), generator=generator)
     lengths[0], lengths[1] = 1, LONGEST
     total = int(lengths.sum())
     items = Jagged.from_lengths(torch.randint(1, num_items + 1, (total,), generator=generator), lengths)

@@ -14,7 +14,7 @@ from torch import Tensor
 from nextitem.core.errors import UserError
 from nextitem.core.vector_model import VectorModel
 from nextitem.pipeline.exporting import manifest
-from nextitem.pipeline.exporting.encoders import ENCODERS
+from nextitem.pipeline.exporting.encoders import ENCODERS, EXPORTABLE
 from nextitem.pipeline.exporting.onnx_files import import_onnx, write_onnx
 from nextitem.pipeline.exporting.score_modules import IndexedVectors
 from nextitem.pipeline.folders import prepare_out
@@ -57,7 +57,7 @@ def write_vectors(run: Run, out: str | Path, *, overwrite: bool) -> Path:
         "user_model": None,
     }
     if encoder is None:
-        entries["reason"] = f"{run.name} solves a system of equations for each request, which ONNX cannot"
+        entries["reason"] = f"the requests of {run.name} cannot be encoded by ONNX; those of {EXPORTABLE} can"
     else:
         has_biases = model.item_biases() is not None
         write_onnx(IndexedVectors(encoder, has_biases=has_biases), encoder.inputs, ["vectors"], folder / "user.onnx")
