@@ -108,6 +108,9 @@ def test_import_loads_no_heavy_package() -> None:
         "redis",
         "psycopg",
         "fastapi",
+        "onnx",
+        "onnxruntime",
+        "huggingface_hub",
     ]
     modules = "nextitem, nextitem.models.sasrec, nextitem.reporting.report, sys"
     code = f"import {modules}; print([m for m in {heavy!r} if m in sys.modules])"

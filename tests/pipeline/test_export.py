@@ -24,7 +24,8 @@ from nextitem.decoding.transformers_generate import CatalogueLogitsProcessor, pr
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.models.cobra import Cobra, CobraConfig
 from nextitem.pipeline.bundle import load_catalog
-from nextitem.pipeline.export import as_gpt2, export
+from nextitem.pipeline.export import export
+from nextitem.pipeline.exporting.transformers_export import as_gpt2
 from nextitem.testing.known_answers import planted_clusters
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from nextitem.cli import (
     demo,
     evaluate,
     export,
+    hub,
     import_data,
     models,
     rank,
@@ -48,6 +49,8 @@ app.command("similar", epilog=similar.EXAMPLES)(similar.similar)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("export", epilog=export.EXAMPLES)(export.export)
+app.command("push", epilog=hub.PUSH_EXAMPLES)(hub.push)
+app.command("pull", epilog=hub.PULL_EXAMPLES)(hub.pull)
 app.command("models", epilog=models.EXAMPLES)(models.models)
 
 

@@ -120,12 +120,17 @@ def save_catalog(folder: Path, catalog: Catalog) -> None:
         columns.append(pl.Series(_RELEASED, catalog.released_ms))
     table = catalog.table.with_columns(catalog.ids.external.alias("item_id"), *columns)
     table.write_parquet(folder / "catalog.parquet", metadata={"features": json.dumps(catalog.features)})
+    save_encodings(folder, catalog)
+    if catalog.identifiers is not None:
+        catalog.identifiers.save(folder)
+
+
+def save_encodings(folder: Path, catalog: Catalog) -> None:
+    """Write requests.json and events.json: how columns of requests and of events become codes."""
     for name, encodings in (("requests", catalog.requests), ("events", catalog.events)):
         if encodings:
             columns_json = {column: _column_json(encoding) for column, encoding in encodings.items()}
             write_json(folder / f"{name}.json", columns_json)
-    if catalog.identifiers is not None:
-        catalog.identifiers.save(folder)
 
 
 def load_catalog(folder: Path) -> Catalog:

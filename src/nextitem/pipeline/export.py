@@ -1,129 +1,63 @@
-"""Export of a decoder-only generator to a folder for Hugging Face's transformers and engines that read its format.
-
-Cobra without vectors is GPT-2's decoder: pre-norm blocks, learned position embeddings, GELU. The position of a token in
-the prompt determines both the position of its item and the level of its code. So the sum of Cobra's two embeddings of
-these becomes one position embedding of GPT-2.
-"""
+"""Export of a run for other software: transformers, ONNX, vectors for an index, or a generator without this package."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
-
-import torch
-from torch import Tensor
 
 from nextitem.core.errors import UserError
-from nextitem.models.cobra import Cobra
-from nextitem.nn.attention.transformer import PreNormBlock
-from nextitem.pipeline.bundle import save_catalog
-from nextitem.pipeline.folders import prepare_out
+from nextitem.pipeline.exporting.generator_export import write_generator
+from nextitem.pipeline.exporting.onnx_export import write_scores
+from nextitem.pipeline.exporting.transformers_export import write_transformers
+from nextitem.pipeline.exporting.vector_export import write_vectors
 from nextitem.pipeline.runs import Run, load_run
 
-if TYPE_CHECKING:
-    from transformers import GPT2Config, GPT2LMHeadModel
+WRITERS: dict[str, Callable[..., Path]] = {
+    "transformers": write_transformers,
+    "onnx": write_scores,
+    "vectors": write_vectors,
+    "generator": write_generator,
+}
 
 
-def export(run: Run | str | Path, *, out: str | Path, overwrite: bool = False) -> Path:
-    """Export a decoder-only generator for Hugging Face's transformers.
+def export(run: Run | str | Path, *, out: str | Path, form: str = "transformers", overwrite: bool = False) -> Path:
+    """Export a run for other software.
 
-    Writes config.json, generation_config.json and model.safetensors, and beside them the catalogue, the codes of its
-    items and their trie. docs/formats.md shows how to load them.
+    docs/formats.md describes the files of each format, docs/how_to/export.md shows how to use them:
+
+    * transformers: a decoder-only generator (cobra with model.dense = false) for Hugging Face's transformers.
+    * onnx: sasrec, gru4rec, hstu, nextitnet, sr-gnn or two-tower as an ONNX file that scores all items.
+    * vectors: the item vectors of such a model for faiss and as Parquet, and the request's vector as an ONNX file.
+    * generator: depth-decoder or tiger with its trie and a Python file that needs numpy and onnxruntime alone.
 
     Args:
-        run: a run of cobra with model.dense = false, or its folder.
+        run: a run, or its folder.
         out: the folder to write; refused if it is not empty.
+        form: transformers, onnx, vectors or generator.
         overwrite: replace an export or a run that is in `out`.
 
     Returns:
         The folder `out`.
 
     Raises:
-        UserError: the run is no decoder-only generator, `out` may not be written, or transformers (the extra `text`) is
+        UserError: the model cannot be exported in this format, `out` may not be written, or a library of the format is
             not installed.
 
     Examples:
-        >>> run = ni.train("cobra", "shop", out="runs/cobra", settings={"model.dense": False})
-        >>> ni.export(run, out="exported")
+        >>> run = ni.train("sasrec", "shop", out="runs/sasrec")
+        >>> ni.export(run, out="exported", form="onnx")
 
     """
+    if form not in WRITERS:
+        raise UserError(f"--format {form!r}: choose one of {', '.join(WRITERS)}")
     opened = run if isinstance(run, Run) else load_run(run)
-    model = opened.model
-    if not isinstance(model, Cobra) or model.config.dense:
-        raise UserError(
-            f"{opened.folder} is no decoder of codes alone, and nothing else can be exported; "
-            "train one with: nextitem train cobra --set model.dense=false"
-        )
-    exported = as_gpt2(model)
-    folder = prepare_out(out, overwrite=overwrite)
-    exported.save_pretrained(folder)
-    save_catalog(folder, model.catalog)
-    model.trie.save(folder / "trie.safetensors")
-    return folder
+    return WRITERS[form](opened, out, overwrite=overwrite)
 
 
-def as_gpt2(model: Cobra) -> GPT2LMHeadModel:
-    """Return the decoder as a GPT2LMHeadModel with the same weights. Its last token is padding.
-
-    Raises UserError if transformers is not installed.
-    """
-    try:
-        from transformers import GPT2LMHeadModel
-    except ImportError:
-        raise UserError("the export needs the extra `text`; install it with: pip install 'nextitem[text]'") from None
-    config = _config(model)
-    weights = _weights(model)
-    exported = GPT2LMHeadModel(config).eval()
-    missing, unknown = exported.load_state_dict(weights, strict=False)
-    assert not unknown, unknown
-    assert not missing, missing
-    return cast("GPT2LMHeadModel", exported)
-
-
-def _config(model: Cobra) -> GPT2Config:
-    from transformers import GPT2Config
-
-    settings, codes = model.config, sum(model.sizes)
-    return GPT2Config(
-        vocab_size=codes + 1,
-        n_positions=(settings.max_history_length + 1) * model.per_item,
-        n_embd=settings.width,
-        n_layer=settings.layers,
-        n_head=settings.heads,
-        activation_function="gelu",
-        resid_pdrop=settings.dropout,
-        embd_pdrop=settings.dropout,
-        attn_pdrop=settings.dropout,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=codes,
-    )
-
-
-def _weights(model: Cobra) -> dict[str, Tensor]:
-    """Return the weights by GPT-2's names. Its linear layers store their matrices transposed."""
-    padding = torch.zeros((1, model.config.width))
-    positions = model.positions.weight[:, None] + model.kinds.weight  # [items, levels, D]
-    weights = {
-        "transformer.wte.weight": torch.cat([model.tokens.weight * model.config.width**0.5, padding]),
-        "transformer.wpe.weight": positions.flatten(0, 1),
-        "lm_head.weight": torch.cat([model.sparse.weight, padding]),
-        "transformer.ln_f.weight": model.norm.weight,
-        "transformer.ln_f.bias": model.norm.bias,
-    }
-    for number, part in enumerate(model.blocks):
-        block = cast(PreNormBlock, part)
-        norms = {"ln_1": block.norm_attention, "ln_2": block.norm_feed}
-        linears = {
-            "attn.c_attn": block.attention.query_key_value,
-            "attn.c_proj": block.attention.output,
-            "mlp.c_fc": block.feed[0],
-            "mlp.c_proj": block.feed[3],
-        }
-        for name, layer in (norms | linears).items():
-            assert isinstance(layer.weight, Tensor)
-            weight = layer.weight.T if name in linears else layer.weight
-            weights[f"transformer.h.{number}.{name}.weight"] = weight
-            weights[f"transformer.h.{number}.{name}.bias"] = cast(Tensor, layer.bias)
-    return {name: value.detach().contiguous() for name, value in weights.items()}
+def differences(folder: Path) -> list[str]:
+    """Return how the lists of an export differ from those of its run, one sentence each; empty if they do not."""
+    file = folder / "manifest.json"
+    if not file.is_file():
+        return []
+    return list(json.loads(file.read_text(encoding="utf-8")).get("differences", []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -42,11 +43,20 @@ def check_out(out: str | Path, *, resume: bool = False, overwrite: bool = False)
     if folder.is_dir() and any(folder.iterdir()) and not resume:
         if not overwrite:
             raise UserError(f"{folder} is not empty; choose another --out, or add --resume or --overwrite")
-        if not any(any(folder.glob(mark)) for mark in _MARKS):
+        if not any(any(folder.glob(mark)) for mark in _MARKS) and not _is_export(folder):
             raise UserError(
                 f"{folder} contains something else than a run, so it is not overwritten; choose another --out"
             )
     return folder
+
+
+def _is_export(folder: Path) -> bool:
+    """Return whether manifest.json says that an export of this package wrote the folder."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and str(manifest.get("format")).startswith("nextitem-")
 
 
 def refuse_existing_file(path: str | Path, *, overwrite: bool) -> Path:

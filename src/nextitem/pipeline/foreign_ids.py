@@ -97,7 +97,8 @@ def export_identifiers(source: str | Path, *, form: str, out: str | Path, overwr
 
     """
     if form not in FORMATS:
-        raise UserError(f"--format {form!r}: choose one of {', '.join(FORMATS)}")
+        models = "onnx, vectors, generator or transformers for a model"
+        raise UserError(f"--format {form!r}: choose one of {', '.join(FORMATS)} for semantic IDs, {models}")
     folder = Path(source)
     if not (folder / "identifiers.json").is_file():
         raise UserError(f"{folder} contains no semantic IDs; create them with: nextitem tokenize")

@@ -1,0 +1,1 @@
+"""Export of trained models for software that does not contain this package: ONNX, faiss, transformers, plain numpy."""
