@@ -28,6 +28,8 @@ from nextitem.data.requests import RequestBuilder, request_values
 from nextitem.data.times import SECONDS_BELOW
 from nextitem.nn.fields.fields import Fields
 
+BATCH_USERS = 256  # number of users that a model answers at once, if many are to be answered
+
 
 @dataclass(frozen=True)
 class Filters:
@@ -260,7 +262,7 @@ def _relaxation_text(relaxation: Relaxation) -> str:
 
 def answer_table(
     model: Recommender,
-    dataset: Dataset,
+    builder: RequestBuilder,
     users: Sequence[Any] | None,
     *,
     k: int,
@@ -271,7 +273,7 @@ def answer_table(
 
     Args:
         model: the model.
-        dataset: the data set with the users' histories.
+        builder: builder of the requests of the data set with the users' histories.
         users: external ids of users; None: all users.
         k: maximum number of items for each user.
         exclude_seen: whether to exclude the items of the history.
@@ -281,7 +283,8 @@ def answer_table(
         A frame with the columns user_id, item_id, score and rank (from 1), in the order of `users`.
 
     """
-    requests, numbers = user_requests(dataset, users), user_numbers(dataset, users)
+    dataset = builder.dataset
+    requests, numbers = user_requests(builder, users), user_numbers(dataset, users)
     parts, start = [], 0
     for lists in _lists(model, requests, k=k, exclude_seen=exclude_seen, filters=filters):
         end = start + len(lists.item_ids)
@@ -383,7 +386,7 @@ def _lists(
 ) -> Iterator[Recommendations]:
     """Yield the recommendations of batches of requests, in order."""
     allowed = allowed_items(model.catalog, filters)
-    for batch in requests.split(256):
+    for batch in requests.split(BATCH_USERS):
         batch = replace(batch, allowed=allowed, excluded=batch.items if exclude_seen else None)
         yield model.recommend(batch.to(model.popularity.device), k)
 
