@@ -58,3 +58,14 @@ def ray_cluster(*, num_cpus: int | None = None, object_store_bytes: int = OBJECT
         yield ray
     finally:
         ray.shutdown()
+
+
+def raised_mistake(error: BaseException | None) -> UserError | None:
+    """Return the mistake of a user that an error of Ray reports, or None."""
+    while error is not None:
+        cause = getattr(error, "cause", None)
+        for candidate in (error, cause):
+            if isinstance(candidate, UserError):
+                return UserError(str(candidate).strip().splitlines()[-1])
+        error = cause if isinstance(cause, BaseException) else error.__cause__
+    return None

@@ -22,7 +22,7 @@ from typing import Any
 import polars as pl
 
 from nextitem.core.errors import UserError
-from nextitem.distributed.ray_cluster import check_ray, ray_cluster
+from nextitem.distributed.ray_cluster import check_ray, raised_mistake, ray_cluster
 from nextitem.pipeline.options import Log, silent
 from nextitem.pipeline.recommend import BATCH_USERS, Filters, allowed_items, user_numbers
 from nextitem.pipeline.runs import Run, load_run
@@ -264,7 +264,7 @@ def _write_parts(plan: PartsPlan, folder: Path, missing: Sequence[int], workers:
                     f"{rate * plan.part_users:,.0f} users/s, {left // 60}:{left % 60:02} left"
                 )
         except ray.exceptions.RayError as error:
-            raise _user_error(error) or error from None
+            raise raised_mistake(error) or error from None
 
 
 def _rows(plan: PartsPlan, folder: Path, missing: Sequence[int], num_workers: int) -> Iterator[dict[str, Any]]:
@@ -283,14 +283,3 @@ def _rows(plan: PartsPlan, folder: Path, missing: Sequence[int], num_workers: in
         compute=ray_data.ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=2),
         fn_constructor_args=(plan, str(folder)),
     ).iter_rows()
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """Return the mistake of a user that an error of Ray reports, or None."""
-    while error is not None:
-        cause = getattr(error, "cause", None)
-        for candidate in (error, cause):
-            if isinstance(candidate, UserError):
-                return UserError(str(candidate).strip().splitlines()[-1])
-        error = cause if isinstance(cause, BaseException) else error.__cause__
-    return None
