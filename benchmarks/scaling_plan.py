@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from measure import parser
+from measure import Results, parser
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
@@ -74,27 +74,33 @@ def request_cost(constants: Constants, kind: str) -> dict[str, float]:
 
 
 def fleet(constants: Constants, kind: str) -> dict[str, float]:
-    """Return cores, machines and dollars of serving with models of this kind."""
+    """Return cores, processes, machines and dollars of serving with models of this kind.
+
+    Each process has a copy of its own, or of its shard; a machine runs as many processes as its memory allows, at most
+    one for each core. Machines are enough for the work of all cores and for the event loop of each process. A request
+    to a sharded catalogue is answered by every shard, which searches its part.
+    """
     plan, machine = constants["plan"], constants["machine"]
-    rate = plan["requests_per_second"]
+    rate, shards = plan["requests_per_second"], plan["item_shards"]
     model_ms = request_cost(constants, kind)["core_ms"]
     loop_ms = constants["measured"]["core_ms"]["event_loop"]
-    cores = rate * (model_ms + loop_ms) / 1000 / plan["utilisation"]
-    copy = sum(bytes_per_item(constants, kind).values()) * plan["items"] / plan["item_shards"]
-    usable = machine["memory_gb"] * machine["usable"] * GB
-    copies_a_machine = int(usable // copy)
-    by_cores = math.ceil(cores / machine["cores"])
-    # The processes of a machine share one copy of what is read only.
-    machines = by_cores if copies_a_machine else by_cores * math.ceil(copy / usable)
+    cores = rate * (model_ms + shards * loop_ms) / 1000 / plan["utilisation"]
+    copy = sum(bytes_per_item(constants, kind).values()) * plan["items"] / shards
+    processes = min(machine["cores"], int(machine["memory_gb"] * machine["usable"] * GB // copy))
+    if not processes:
+        raise SystemExit(f"a copy of {copy / GB:,.1f} GB does not fit into a machine; raise item_shards")
+    by_loops = rate * shards * loop_ms / 1000 / plan["utilisation"] / processes
+    machines = math.ceil(max(cores / machine["cores"], by_loops))
     dollars_an_hour = machines * machine["cores"] * constants["prices"]["core_hour"]
     mean_rate = rate / plan["peak_over_mean"]
     return {
         "cores": cores,
         "copy_gb": copy / GB,
+        "processes": processes,
         "machines": machines,
         "dollars_an_hour": dollars_an_hour,
         "dollars_per_thousand": dollars_an_hour / (mean_rate * 3600) * 1000,
-        "requests_per_second_and_core": 1000 / (model_ms + loop_ms),
+        "requests_per_second_and_core": 1000 / (model_ms + shards * loop_ms),
     }
 
 
@@ -150,22 +156,26 @@ def tables(constants: Constants) -> dict[str, list[Row]]:
     for kind, title in kinds.items():
         total = sum(bytes_per_item(constants, kind).values())
         memory.append((f"**all that {title} needs**", number(total), number(total * plan["items"] / GB)))
-    request: list[Row] = [("model", "FLOPs", "bytes read", "core-ms of the model", "requests/s of a core, HTTP included")]
-    need: list[Row] = [("model", "cores", "machines", "GB of a copy", "$ an hour", "$ for 1,000 requests")]
+    request: list[Row] = [
+        ("model", "FLOPs", "bytes read", "core-ms of the model", "requests/s of a core, HTTP included")
+    ]
+    need: list[Row] = [
+        ("model", "cores", "GB of a copy", "copies a machine", "machines", "$ an hour", "$ for 1,000 requests")
+    ]
     for kind, title in kinds.items():
         cost, needs = request_cost(constants, kind), fleet(constants, kind)
         figures = (cost["flops"], cost["bytes"], cost["core_ms"], needs["requests_per_second_and_core"])
         request.append((title, *map(number, figures)))
-        names = ("cores", "machines", "copy_gb", "dollars_an_hour", "dollars_per_thousand")
-        need.append((title, *(f"{needs[name]:,.0f}" if name == "machines" else number(needs[name]) for name in names)))
+        whole = (number(needs["cores"]), number(needs["copy_gb"]), f"{needs['processes']}", f"{needs['machines']:,}")
+        need.append((title, *whole, number(needs["dollars_an_hour"]), number(needs["dollars_per_thousand"])))
     store, work = events(constants), daily_work(constants)
     network = plan["requests_per_second"] * constants["measured"]["bytes"]["request_and_answer"]
     data: list[Row] = [
         ("what", "amount", "$ a month"),
         ("events a second at the peak", number(store["events_per_second"]), "-"),
-        ("PostgreSQL namespaces, one writer each", number(store["writers"]), "-"),
+        ("PostgreSQL namespaces, one writer each", f"{store['writers']:,}", "-"),
         ("events that are kept, GB", number(store["stored_gb"]), number(store["store_dollars_a_month"])),
-        ("log of shown lists, GB a day (month of 30 days)", number(store["shown_gb_a_day"]), number(store["shown_dollars_a_month"])),
+        ("log of shown lists, GB a day", number(store["shown_gb_a_day"]), number(store["shown_dollars_a_month"])),
         ("requests and answers on the network, GB a second", number(network / GB), "-"),
         ("lists for all users, core-hours a day", number(work["list_core_hours"]), number(30 * work["list_dollars"])),
         ("new events a day", number(work["events_a_day"]), "-"),
@@ -192,7 +202,10 @@ def main() -> None:
     options.add_argument("--check", action="store_true")
     options.add_argument("--print", action="store_true", dest="is_printing")
     arguments = options.parse_args()
-    constants = tomllib.loads(arguments.constants.read_text(encoding="utf-8"))
+    constants, results = tomllib.loads(arguments.constants.read_text(encoding="utf-8")), Results(arguments)
+    for kind in ("vectors", "decoder"):
+        results.add(kind, {**request_cost(constants, kind), **fleet(constants, kind)})
+    results.add("data", {**events(constants), **daily_work(constants)})
     if arguments.is_printing:
         print("\n".join(f"{name}\n{markdown(rows)}" for name, rows in tables(constants).items()))
         return
