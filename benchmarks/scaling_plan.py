@@ -54,7 +54,7 @@ def decoder_constants(constants: Constants) -> tuple[float, float, float]:
 def codes_of_level(constants: Constants) -> int:
     """Return the number of codes of each level with which every item has a code sequence of its own."""
     plan = constants["plan"]
-    return math.ceil(round(plan["items"] ** (1 / plan["levels"]), 6))
+    return math.ceil(round(float(plan["items"]) ** (1 / plan["levels"]), 6))
 
 
 def request_cost(constants: Constants, kind: str) -> dict[str, float]:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import scaling_plan as plan
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

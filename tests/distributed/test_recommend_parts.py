@@ -13,8 +13,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 import nextitem as ni
+from nextitem.cli.main import app
 from nextitem.core.errors import UserError
 from nextitem.pipeline import recommend_parts as parts
 from nextitem.pipeline.options import Log
@@ -166,3 +168,37 @@ def test_a_killed_command_continues_with_the_same_lists(run: Run, data: Path, tm
         assert f"{5 - len(before)} of 5 parts are missing" in done.stderr
         assert "users/s" in done.stderr
     assert lists_in(out).equals(run.recommend_many(k=5).select(COLUMNS))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--users", "all", "--out", "x", "--engine", "spark"], "choose ray"),
+        (["--users", "all", "--out", "x", "--resume"], "belong to --engine ray"),
+        (["--users", "all", "--out", "x", "--workers", "2"], "belong to --engine ray"),
+        (["--user", "7", "--engine", "ray"], "--engine belongs to --users"),
+    ],
+)
+def test_options_of_the_command_that_do_not_belong_together_are_refused(options: list[str], words: str) -> None:
+    result = CliRunner().invoke(app, ["recommend", "nowhere", *options])
+    assert isinstance(result.exception, UserError)
+    assert words in str(result.exception)
+
+
+def test_the_command_writes_parts(run: Run, data: Path, tmp_path: Path, in_order: list[int]) -> None:
+    words = [
+        "recommend",
+        str(run.folder),
+        "--users",
+        "all",
+        "--engine",
+        "ray",
+        "--out",
+        str(tmp_path / "lists"),
+        "-k",
+        "5",
+    ]
+    result = CliRunner().invoke(app, [*words, "--data", str(data)])
+    assert result.exit_code == 0
+    assert f"lists of {NUM_USERS:,} users in 1 parts" in result.stdout
+    assert lists_in(tmp_path / "lists").equals(run.recommend_many(k=5).select(COLUMNS))

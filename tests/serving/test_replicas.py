@@ -81,7 +81,7 @@ def test_a_replica_answers_as_the_application(settings: ReplicaSettings) -> None
     replica = Replica(settings, "r1")
     client = TestClient(make_app(replica.service))
     event = {"event_id": "e1", "user_id": "new", "item_id": "i03", "action": "view"}
-    for method, path, body in (
+    calls: list[tuple[str, str, Any]] = [
         ("POST", "/v1/recommend", {"user_id": "u03", "k": 4}),
         ("POST", "/v1/recommend", {"user_id": "u03", "k": -1}),
         ("POST", "/v1/events", {"events": [event]}),
@@ -89,7 +89,8 @@ def test_a_replica_answers_as_the_application(settings: ReplicaSettings) -> None
         ("GET", "/v1/items/no%20item", None),
         ("GET", "/openapi.json", None),
         ("GET", "/v1/models", None),
-    ):
+    ]
+    for method, path, body in calls:
         expected = client.request(method, path, json=body)
         answer = asyncio.run(replica.answer(message(method, path, body)))
         assert answer.start == expected.status_code

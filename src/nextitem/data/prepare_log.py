@@ -264,7 +264,8 @@ def boundaries_of(summaries: Sequence[Summary], num_parts: int) -> list[Any]:
     """Return the first user of each part but the first, so that parts have about equally many events."""
     weights = [(user, summary.rows / len(summary.users)) for summary in summaries for user in summary.users]
     weights.sort(key=lambda pair: pair[0])
-    total, cumulated, boundaries = sum(weight for _, weight in weights), 0.0, []
+    total, cumulated = sum(weight for _, weight in weights), 0.0
+    boundaries: list[Any] = []
     for user, weight in weights:
         cumulated += weight
         if cumulated > total * (len(boundaries) + 1) / num_parts and len(boundaries) < num_parts - 1:

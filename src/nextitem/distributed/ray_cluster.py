@@ -13,6 +13,13 @@ from nextitem.core.errors import UserError
 
 OBJECT_STORE_BYTES = 256 * 2**20  # results that travel between processes are small: names and counts
 
+ENVIRONMENT = {  # unless the user has set them; Ray reads them when it is imported, and so do its processes
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report its use to its makers
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what concerns the user is raised
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # its future default, without the warning
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine the proxy of Ray Serve needs more than 5 seconds
+}
+
 
 def check_ray() -> None:
     """Raise UserError unless Ray is installed."""
@@ -36,9 +43,8 @@ def ray_cluster(*, num_cpus: int | None = None, object_store_bytes: int = OBJECT
 
     """
     check_ray()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is raised
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future default, without the warning
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():

@@ -12,6 +12,7 @@ import asyncio
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -217,7 +218,7 @@ def merged_metrics(answers: Sequence[Message]) -> Message:
             return list(families.values())
 
     registry = CollectorRegistry()
-    registry.register(Collector())  # type: ignore[arg-type]
+    registry.register(Collector())
     headers = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
     return Message(200, headers, generate_latest(registry))
 
@@ -244,7 +245,9 @@ async def asgi_answer(app: Callable[..., Any], request: Message) -> Message:
         "method": method, "path": unquote(place), "raw_path": place.encode(), "query_string": query.encode(),
         "headers": [*request.headers], "client": None, "server": None,
     }  # fmt: skip
-    is_sent, start, parts = False, {"status": 500, "headers": []}, []
+    is_sent = False
+    start: dict[str, Any] = {"status": 500, "headers": []}
+    parts: list[bytes] = []
 
     async def receive() -> dict[str, Any]:
         nonlocal is_sent
@@ -317,12 +320,13 @@ def check_store(url: str, *, num_replicas: int, num_machines: int) -> str:
 def start_replicas(ray: Any, settings: ReplicaSettings, *, num_replicas: int, host: str, port: int) -> Any:
     """Start door and replicas on a connected cluster, and return the handle of the door when all replicas are ready.
 
-    Raises UserError if the replicas cannot share the store.
+    Raises UserError if the replicas cannot share the store, or do not start.
     """
     from ray import serve
     from ray.serve.config import RequestRouterConfig
     from ray.serve.schema import LoggingConfig
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     num_machines = sum(node["Alive"] for node in ray.nodes())
     store = check_store(settings.store, num_replicas=num_replicas, num_machines=num_machines)
     settings = replace(settings, store=store)
@@ -343,7 +347,15 @@ def start_replicas(ray: Any, settings: ReplicaSettings, *, num_replicas: int, ho
     door = serve.deployment(
         Door, max_ongoing_requests=limit * num_replicas, ray_actor_options={"num_cpus": 0}, logging_config=quiet
     )
-    return serve.run(door.bind(replicas.bind(settings), num_replicas), name=NAME, route_prefix="/")
+    try:
+        return serve.run(door.bind(replicas.bind(settings), num_replicas), name=NAME, route_prefix="/")
+    except RuntimeError as error:  # Ray reports only the text of what the replicas raised
+        states = [state for app in serve.status().applications.values() for state in app.deployments.values()]
+        causes = [line for state in states for line in state.message.splitlines() if "Error: " in line]
+        serve.shutdown()
+        raise UserError(
+            f"the replicas did not start: {causes[-1].rpartition('Error: ')[2] if causes else error}"
+        ) from None
 
 
 def serve_replicas(
@@ -353,7 +365,7 @@ def serve_replicas(
 
     Raises UserError if Ray is not installed, or the replicas cannot share the store.
     """
-    with ray_cluster(num_cpus=None) as ray:
+    with ray_cluster(num_cpus=max(num_replicas, os.cpu_count() or 1)) as ray:
         from ray import serve
 
         log(f"{num_replicas} replicas load {', '.join(settings.runs)} ...")
