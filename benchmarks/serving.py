@@ -57,11 +57,18 @@ class Client:
 
     async def ask(self, body: bytes) -> tuple[int, bytes]:
         """Return status and body of the answer to POST /v1/recommend."""
+        is_used = self.reader is not None
         if self.reader is None:
             self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
         head = f"POST /v1/recommend HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
         self.writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        header = await self.reader.readuntil(b"\r\n\r\n")
+        try:
+            header = await self.reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            if not is_used:
+                raise
+            self.reader = None  # the server closes connections that were idle for five seconds
+            return await self.ask(body)
         length = re.search(rb"content-length: (\d+)", header, re.IGNORECASE)
         assert length is not None
         return int(header.split(b" ", 2)[1]), await self.reader.readexactly(int(length[1]))

@@ -193,6 +193,13 @@ def test_the_fingerprint_depends_on_class_items_and_weights() -> None:
     assert model.weights_fingerprint() != changed
 
 
+def test_the_fingerprint_reads_a_value_that_was_expanded() -> None:
+    model, twin = Weighted().eval(), Weighted().eval()
+    model.register_buffer("one", torch.tensor([5, 0])[:1])
+    twin.register_buffer("one", torch.tensor([5]).as_strided((1,), (0,)))
+    assert twin.weights_fingerprint() == model.weights_fingerprint()
+
+
 def test_the_fingerprint_is_computed_once_while_weights_cannot_change(monkeypatch: pytest.MonkeyPatch) -> None:
     model, numbers = Weighted().eval(), count(1)
     monkeypatch.setattr(recommender, "weights_fingerprint", lambda *facts: str(next(numbers)))

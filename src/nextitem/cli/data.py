@@ -1,4 +1,4 @@
-"""The commands `nextitem data describe`, `diagnose` and `download`."""
+"""The commands `nextitem data describe`, `diagnose`, `prepare` and `download`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ def diagnose(folder: Folder, as_json: AsJson = False, drop_unknown_items: DropUn
 
     diagnosis = run_diagnosis(load_dataset(folder, drop_unknown_items=drop_unknown_items))
     print(json.dumps(diagnosis.to_json(), indent=2, ensure_ascii=False) if as_json else diagnosis.text())
+
+
+@app.command(epilog="Example: nextitem data prepare huge-log/ --out sorted-log/")
+def prepare(
+    folder: Annotated[str, typer.Argument(help="Dataset folder with a log in Parquet.")],
+    out: Annotated[str, typer.Option("--out", help="Dataset folder to write; refused if it exists.")],
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Number of processes on this machine; default: all cores.")
+    ] = None,
+    drop_unknown_items: DropUnknown = False,
+) -> None:
+    """Check a log that is larger than memory and sort it by users, in parts, with Ray (extra `ray`)."""
+    from nextitem.data.prepare_log import prepare_log
+
+    num_parts = prepare_log(folder, out, workers=workers, drop_unknown_items=drop_unknown_items)
+    print(f"{out}: the log in {num_parts:,} parts, sorted by users")
 
 
 @app.command(epilog="Example: nextitem data download ml-100k --out data/ml-100k")

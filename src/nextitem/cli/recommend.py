@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nextitem.cli.early import check_run
-from nextitem.cli.options import Device, Overwrite, ids_of, lines_of, log
+from nextitem.cli.options import Device, Overwrite, Resume, ids_of, lines_of, log
 from nextitem.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "Examples: nextitem recommend runs/tiger --history 85123A,71053 -k 5 | "
-    "nextitem recommend runs/tiger --users all --out recs.parquet --only country=France"
+    "nextitem recommend runs/tiger --users all --out recs.parquet --only country=France | "
+    "nextitem recommend runs/tiger --users all --engine ray --out recs"
 )
 
 
@@ -31,7 +32,9 @@ def recommend(
         ),
     ] = None,
     users: Annotated[str | None, typer.Option("--users", help="'all', or a file with one user id per line.")] = None,
-    out: Annotated[str | None, typer.Option("--out", help="With --users: the Parquet file to write.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="With --users: the Parquet file to write; with --engine ray: a folder.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option("--data", help="Dataset folder with the users' histories; default: the run's data."),
@@ -59,6 +62,14 @@ def recommend(
     explain: Annotated[
         bool, typer.Option("--explain", help="Print which events carry each item, and how the search went.")
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help="With --users: ray, to use many processes or machines and to write parts."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="With --engine: number of processes; default: all cores.")
+    ] = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Recommend items for a user, a history, or many users."""
@@ -68,6 +79,12 @@ def recommend(
         raise UserError("--explain explains one list: use it with --user or --history")
     if (users is None) != (out is None):
         raise UserError("--users and --out RECS.parquet belong together")
+    if engine not in (None, "ray"):
+        raise UserError(f"--engine {engine}: choose ray, or leave the option out")
+    if engine is None and (workers is not None or resume):
+        raise UserError("--workers and --resume belong to --engine ray")
+    if engine is not None and users is None:
+        raise UserError("--engine belongs to --users")
     check_run(run)
     from nextitem.pipeline.recommend import lacking_features
     from nextitem.pipeline.runs import load_run
@@ -76,6 +93,18 @@ def recommend(
     if data is not None:
         opened.use_data(data)
     blocked = lines_of(exclude_items) if exclude_items is not None else []
+    if users is not None and out is not None and engine is not None:
+        from nextitem.pipeline.recommend import unknown_items
+        from nextitem.pipeline.recommend_parts import recommend_parts
+
+        _log_unknown_exclusions(unknown_items(opened.model.catalog, blocked))
+        plan = recommend_parts(
+            opened, out, None if users == "all" else lines_of(users), k=k, exclude_seen=exclude_seen, only=only or [],
+            exclude_items=blocked, workers=workers, data=data, device=device, resume=resume, overwrite=overwrite,
+            log=log,
+        )  # fmt: skip
+        print(f"{out}: lists of {plan.num_users:,} users in {plan.num_parts:,} parts")
+        return
     if users is not None and out is not None:
         _write_table(opened, users, out, k, exclude_seen, only or [], blocked, overwrite)
         return

@@ -46,6 +46,9 @@ def serve(
     sync_impressions: Annotated[
         bool, typer.Option("--sync-impressions", help="Answer only after the list is on disk in that log.")
     ] = False,
+    replicas: Annotated[
+        int, typer.Option("--replicas", min=1, help="Processes that answer the API, by Ray Serve (extra `ray`).")
+    ] = 1,
     device: Device = "auto",
 ) -> None:
     """Serve recommendations over HTTP, and take events that count at once.
@@ -63,6 +66,26 @@ def serve(
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         if find_spec(package) is None:
             raise UserError(f"serving needs the package {package}: pip install 'nextitem[serve]'")
+    tokens = [token.strip() for token in os.environ.get(TOKENS, "").split(",") if token.strip()]
+    if replicas > 1:
+        from nextitem.serving.replicas import ReplicaSettings, serve_replicas
+        from nextitem.serving.service import ServiceConfig
+
+        if port == 0:
+            raise UserError("--port 0: replicas need a fixed port; name one")
+        settings = ReplicaSettings(
+            {name: str(folder.resolve()) for name, folder in names.items()},
+            store=store,
+            namespace=namespace,
+            data=str(Path(data).resolve()) if data is not None and Path(data).is_dir() else data,
+            tokens=tuple(tokens),
+            impressions=None if impressions == "none" else str(Path(impressions).resolve()),
+            is_synced=sync_impressions,
+            device=device,
+            service=ServiceConfig(max_queue=max_queue, deadline_seconds=deadline),
+        )
+        serve_replicas(settings, num_replicas=replicas, host=host, port=port, log=log)
+        return
     from nextitem.serving.impressions import ImpressionLog
     from nextitem.serving.stores import open_store
 
@@ -84,7 +107,6 @@ def serve(
         opened, events, ServiceConfig(max_queue=max_queue, deadline_seconds=deadline), impressions=shown_lists
     )
     service.warm_up()
-    tokens = [token.strip() for token in os.environ.get(TOKENS, "").split(",") if token.strip()]
     server = uvicorn.Server(
         uvicorn.Config(make_app(service, tokens=tokens), host=host, port=port, log_level="warning", access_log=False)
     )

@@ -136,7 +136,10 @@ def weights_fingerprint(model: nn.Module, *facts: str) -> str:
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor) and name.rpartition(".")[2] != "popularity":
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
-            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            values = value.detach().cpu().reshape(-1)
+            if values.stride(0) != 1:  # one value that was expanded counts as contiguous, but has no bytes to view
+                values = values.clone(memory_format=torch.contiguous_format)
+            digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -29,6 +29,8 @@ from nextitem.data.times import SECONDS_BELOW
 from nextitem.nn.fields.fields import Fields
 from nextitem.pipeline.explanations import Explanation, recommend_explained
 
+BATCH_USERS = 256  # number of users that a model answers at once, if many are to be answered
+
 
 @dataclass(frozen=True)
 class Filters:
@@ -273,7 +275,7 @@ def _relaxation_text(relaxation: Relaxation) -> str:
 
 def answer_table(
     model: Recommender,
-    dataset: Dataset,
+    builder: RequestBuilder,
     users: Sequence[Any] | None,
     *,
     k: int,
@@ -284,7 +286,7 @@ def answer_table(
 
     Args:
         model: the model.
-        dataset: the data set with the users' histories.
+        builder: builder of the requests of the data set with the users' histories.
         users: external ids of users; None: all users.
         k: maximum number of items for each user.
         exclude_seen: whether to exclude the items of the history.
@@ -294,7 +296,8 @@ def answer_table(
         A frame with the columns user_id, item_id, score and rank (from 1), in the order of `users`.
 
     """
-    requests, numbers = user_requests(dataset, users), user_numbers(dataset, users)
+    dataset = builder.dataset
+    requests, numbers = user_requests(builder, users), user_numbers(dataset, users)
     parts, start = [], 0
     for batch in _constrained(model, requests, exclude_seen=exclude_seen, filters=filters):
         lists = model.recommend(batch, k)
@@ -397,7 +400,7 @@ def _constrained(
 ) -> Iterator[SequenceBatch]:
     """Yield the requests in batches, in order, with the filters."""
     allowed = allowed_items(model.catalog, filters)
-    for batch in requests.split(256):
+    for batch in requests.split(BATCH_USERS):
         batch = replace(batch, allowed=allowed, excluded=batch.items if exclude_seen else None)
         yield batch.to(model.popularity.device)
 

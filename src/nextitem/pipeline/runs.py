@@ -183,7 +183,7 @@ class Run:
         """
         return serving.answer_table(
             self.model,
-            self.dataset,
+            self._request_builder(),
             users,
             k=k,
             exclude_seen=not self.dataset.repeats if exclude_seen is None else exclude_seen,
@@ -247,9 +247,13 @@ class Run:
             return serving.history_requests(serving.history_frame(history), self.model.catalog, context=context)
         if context:
             raise UserError("context goes with a history; the features of a user come from the data set")
+        return serving.user_requests(self._request_builder(), [user]), ()
+
+    def _request_builder(self) -> RequestBuilder:
+        """Return the builder of the data set's requests, which encodes the whole log once."""
         if self._builder is None or self._builder.dataset is not self.dataset:
             self._builder = RequestBuilder(self.dataset)
-        return serving.user_requests(self._builder, [user]), ()
+        return self._builder
 
     def __repr__(self) -> str:
         data = self.recipe.data
