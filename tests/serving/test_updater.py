@@ -12,6 +12,8 @@ from support.drifting_log import PERIOD, START, drifting_log
 
 import nextitem as ni
 from nextitem.core.errors import UserError
+from nextitem.serving.histories import HistoryReader
+from nextitem.serving.requests import HistoryEvent, ServedRequest
 from nextitem.serving.stores import StoredEvent, open_store
 from nextitem.serving.updater import Updater, stored_events, update_from_store
 
@@ -55,6 +57,26 @@ def test_a_run_is_updated_from_a_store_which_is_read_on_from_where_the_version_e
     assert with_last["events"]["new"] == 1
     kinds = pl.read_parquet(run / "versions" / "2" / "data" / "interactions.parquet")
     assert "action" not in kinds.columns  # the data of the run have no actions
+
+
+def test_events_that_data_and_store_have_count_once_in_histories() -> None:
+    dataset = ni.Dataset.from_frames(
+        interactions={"user_id": ["a", "a", "b"], "item_id": ["x", "y", "y"], "timestamp": [1000, 1100, 1200]}
+    )
+    reader = HistoryReader(dataset)
+
+    def items(user: str, *events: tuple[str, int]) -> list[int]:
+        new = {user: [HistoryEvent(item, None, 1000 * second) for item, second in events]}
+        [(_, batch)] = reader.read([ServedRequest(user)], new).batches
+        assert batch.timestamps is not None
+        assert len(batch.timestamps.values) == len(batch.items.values)
+        return [int(item) for item in batch.items.values]
+
+    assert items("a", ("y", 1100), ("x", 1300)) == [1, 2, 1]  # the first is in the data
+    assert items("a", ("x", 1100)) == [1, 2, 1]  # another item at that time
+    assert items("a", ("y", 1050)) == [1, 2, 2]  # a late event
+    assert items("b", ("y", 1100), ("y", 1200)) == [2, 2]  # of another user
+    assert items("a", ("x", 1000), ("y", 1100)) == [1, 2]
 
 
 def test_a_store_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
