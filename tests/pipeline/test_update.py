@@ -32,7 +32,7 @@ SMALL = {"num_users": 60, "num_items": 24, "num_new": 6}
 
 @pytest.fixture(scope="module")
 def log() -> DriftingLog:
-    return drifting_log(1, **SMALL)  # type: ignore[arg-type]
+    return drifting_log(1, **SMALL)
 
 
 @pytest.fixture(scope="module")

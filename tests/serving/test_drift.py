@@ -65,11 +65,11 @@ def test_scores_are_compared_with_the_first_lists_or_given_ones(model: Recommend
         for score in rng.normal(shift, 1, 500):
             monitor.add_list(item, [float(score)], is_fallback=False)
         assert low <= monitor.figures()["score_psi"] <= high
-    known = DriftMonitor(model, window=500, reference_scores=rng.normal(3, 1, 2000))
+    compared = DriftMonitor(model, window=500, reference_scores=rng.normal(3, 1, 2000))
     for score in rng.normal(3, 1, 500):
-        known.add_list(item, [float(score)], is_fallback=False)
-        known.add_list(item, [99.0], is_fallback=True)  # of another scale
-    assert known.figures()["score_psi"] < 0.1
+        compared.add_list(item, [float(score)], is_fallback=False)
+        compared.add_list(item, [99.0], is_fallback=True)  # of another scale
+    assert compared.figures()["score_psi"] < 0.1
 
 
 def test_unknown_items_are_counted_in_events(model: Recommender) -> None:

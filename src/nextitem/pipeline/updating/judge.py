@@ -105,8 +105,8 @@ def user_figures(model: Recommender, dataset: Dataset, rows: Rows, *, metric: st
     """
     name, _, k = metric.partition("@")
     log = dataset.interactions
-    known = np.concatenate([[0], model.catalog.ids.encode(dataset.catalog.ids.external)])
-    num_before = np.concatenate([[0], np.cumsum((log.item_ids == 0) | (known[log.item_ids] > 0))])
+    model_numbers = np.concatenate([[0], model.catalog.ids.encode(dataset.catalog.ids.external)])
+    num_before = np.concatenate([[0], np.cumsum((log.item_ids == 0) | (model_numbers[log.item_ids] > 0))])
     users = log.user_ids[rows]
     local = aligned(dataset, model)
     requests = build_requests(

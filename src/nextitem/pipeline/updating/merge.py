@@ -276,8 +276,8 @@ def _are_known(former: pl.DataFrame, events: pl.DataFrame) -> pl.Series:
     owner = "user_id" if "user_id" in former.columns else "session_id"
     keys = [owner, "item_id", "timestamp", *(["action"] if "action" in former.columns else [])]
     rows = events.select(keys).with_row_index("#row")
-    known = rows.join(former.select(keys).unique(), on=keys, how="semi", nulls_equal=True)["#row"]
-    is_known = pl.Series(range(events.height), dtype=pl.UInt32).is_in(known.implode())
+    copies = rows.join(former.select(keys).unique(), on=keys, how="semi", nulls_equal=True)["#row"]
+    is_known = pl.Series(range(events.height), dtype=pl.UInt32).is_in(copies.implode())
     if "event_id" in events.columns:
         ids = events["event_id"]
         is_known |= ids.is_not_null() & ~ids.is_first_distinct()
