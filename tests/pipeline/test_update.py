@@ -18,6 +18,7 @@ import torch
 from support.drifting_log import PERIOD, START, DriftingLog, drifting_log, shuffled
 
 import nextitem as ni
+from nextitem.cli.options import seconds_of
 from nextitem.core.errors import UserError
 from nextitem.pipeline.updating import update as updates
 from nextitem.pipeline.updating import version_store
@@ -346,6 +347,13 @@ def test_weights_are_carried_over_to_a_larger_catalogue(trained: dict[str, Path]
     wider = run.recipe.model_copy(update={"model": {**run.recipe.model, "width": 2 * run.recipe.model["width"]}})
     with pytest.raises(CannotContinueError, match=r"items.weight has shape \(25, "):
         model_with_weights_of(run.model, wider, catalog)
+
+
+def test_periods_have_units() -> None:
+    assert [seconds_of(text) for text in ("90s", "1.5m", " 12h", "7d", "2w")] == [90, 90, 43_200, 604_800, 1_209_600]
+    for text in ("7", "d", "0d", "-1d", "7 days", "1e3s"):
+        with pytest.raises(UserError, match="write a number and a unit"):
+            seconds_of(text)
 
 
 def command(*arguments: str) -> tuple[int, str, str]:

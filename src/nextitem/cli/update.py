@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nextitem.cli.early import check_run
-from nextitem.cli.options import Device, log
+from nextitem.cli.options import Device, log, seconds_of
 from nextitem.core.errors import UserError
 
 EXAMPLES = (
@@ -16,7 +16,6 @@ EXAMPLES = (
     "sqlite:///nextitem-events.db --window 6h | nextitem update runs/sasrec --list | nextitem update runs/sasrec "
     "--rollback 1"
 )
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def update(
@@ -78,7 +77,7 @@ def update(
         _versions(run, rollback)
         return
     flags = {"margin": margin, "keep": keep, "refit": refit or None, "from_scratch": from_scratch or None}
-    start, period = _time(since), None if window is None else _seconds(window)
+    start, period = _time(since), None if window is None else seconds_of(window)
     from nextitem.core.config import apply_overrides, parse
     from nextitem.pipeline.updating.new_version import UpdateConfig
     from nextitem.pipeline.updating.update import update as run_update
@@ -122,14 +121,6 @@ def _versions(run: str, rollback: str | None) -> None:
             )
         )
         print(f"{'*' if name == current else ' '} {name}  {figures}")
-
-
-def _seconds(text: str) -> float:
-    """Return a period such as 90s, 30m, 12h, 7d or 2w in seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise UserError(f"period {text!r}: write a number and a unit, such as 30m, 12h or 7d")
-    return float(match[1]) * UNITS[match[2]]
 
 
 def _time(text: str | None) -> Any:
