@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from nextitem.pipeline.train import train
     from nextitem.pipeline.tune import tune
     from nextitem.pipeline.tuning.outcome import Tuning
+    from nextitem.pipeline.updating.new_version import UpdateConfig
+    from nextitem.pipeline.updating.update import UpdateOutcome, update
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,6 +46,8 @@ __all__ = [
     "RecommendationList",
     "Run",
     "Tuning",
+    "UpdateConfig",
+    "UpdateOutcome",
     "UserError",
     "compare",
     "diagnose",
@@ -55,6 +59,7 @@ __all__ = [
     "tokenize",
     "train",
     "tune",
+    "update",
 ]
 
 _MODULES = {
@@ -66,6 +71,8 @@ _MODULES = {
     "RecommendationList": "pipeline.recommend",
     "Run": "pipeline.runs",
     "Tuning": "pipeline.tuning.outcome",
+    "UpdateConfig": "pipeline.updating.new_version",
+    "UpdateOutcome": "pipeline.updating.update",
     "UserError": "core.errors",
     "compare": "pipeline.compare",
     "diagnose": "evaluation.diagnose",
@@ -76,6 +83,7 @@ _MODULES = {
     "tokenize": "pipeline.tokenize",
     "train": "pipeline.train",
     "tune": "pipeline.tune",
+    "update": "pipeline.updating.update",
 }
 
 

@@ -24,6 +24,7 @@ from nextitem.cli import (
     tokenize,
     train,
     tune,
+    update,
 )
 from nextitem.core.errors import UserError
 
@@ -47,6 +48,7 @@ app.command("recommend", epilog=recommend.EXAMPLES)(recommend.recommend)
 app.command("rank", epilog=rank.EXAMPLES)(rank.rank)
 app.command("similar", epilog=similar.EXAMPLES)(similar.similar)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
+app.command("update", epilog=update.EXAMPLES)(update.update)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("push", epilog=hub.PUSH_EXAMPLES)(hub.push)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,8 @@ Set = Annotated[
     typer.Option("--set", help="Change a setting, for example --set training.max_epochs=5; may be repeated."),
 ]
 
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
+
 
 def log(text: str) -> None:
     """Print a line of progress or a note on stderr, as stdout is for results."""
@@ -54,3 +57,11 @@ def lines_of(file: str) -> list[str]:
 def ids_of(text: str) -> list[str]:
     """Return item ids that are separated by commas; an id that contains a comma is in double quotes."""
     return [part.strip() for part in next(csv.reader([text], skipinitialspace=True), []) if part.strip()]
+
+
+def seconds_of(text: str) -> float:
+    """Return a period such as 90s, 30m, 12h, 7d or 2w in seconds. Raises UserError if it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise UserError(f"period {text!r}: write a number and a unit, such as 30m, 12h or 7d")
+    return float(match[1]) * UNITS[match[2]]

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextitem.distributed import processes
+
 Log = Callable[[str], None]  # called with one line of progress for the user
 
 
@@ -33,3 +35,8 @@ class FitOptions:
     progress: bool = True
     log: Log = silent
     is_resumable: bool = True
+
+    @property
+    def bundle_folder(self) -> Path | None:
+        """Folder to which encoders of items are saved; None if nothing is saved, or another process saves them."""
+        return self.folder if self.is_resumable and processes.rank() == 0 else None

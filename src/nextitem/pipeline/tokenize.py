@@ -40,6 +40,8 @@ from nextitem.tokenizers.quality import collapse_warning
 from nextitem.tokenizers.tokenizer import Tokenizer
 from nextitem.training.fit import fit
 
+TOKENIZER_FILE, CONTENT_FILE = "tokenizer.safetensors", "content.safetensors"
+
 
 def learns_from_events(recipe: Recipe) -> bool:
     """Return whether the semantic IDs of a recipe depend on training events, not on the items alone."""
@@ -87,7 +89,7 @@ def with_content(
         assert catalog.content is not None
         catalog = catalog.with_content(projection.eval().vectors(catalog.content))
         if out is not None:
-            save_weights(out / "content.safetensors", projection)
+            save_weights(out / CONTENT_FILE, projection)
     return train.with_catalog(catalog)
 
 
@@ -238,7 +240,7 @@ def tokenize_items(
     train = _tokenizer_data(train, recipe, out=out, progress=progress, log=log)
     tokenizer = make_tokenizer(train, recipe, out=out, resume=resume, progress=progress)
     table = build_table(tokenizer, train.catalog)
-    save_weights(out / "tokenizer.safetensors", tokenizer)
+    save_weights(out / TOKENIZER_FILE, tokenizer)
     save_catalog(out, train.catalog.with_identifiers(table))
     PrefixTrie.from_table(table).save(out / "trie.safetensors")
     warning = collapse_warning(table.report or {}, recipe.quality)
@@ -279,7 +281,7 @@ def append_new_items(catalog: Catalog, folder: Path, *, tokenizer_name: str, log
     """
     finish_replacing(folder)
     table = IdentifierTable.load(folder)
-    if not (folder / "tokenizer.safetensors").is_file():
+    if not (folder / TOKENIZER_FILE).is_file():
         raise UserError(f"{folder} was not made by nextitem tokenize, so nothing can be appended; choose another --out")
     recipe, old_catalog = load_recipe(folder), load_catalog(folder)
     if recipe.tokenizer is None or tokenizer_name != table.tokenizer:
@@ -287,39 +289,67 @@ def append_new_items(catalog: Catalog, folder: Path, *, tokenizer_name: str, log
             f"{folder} contains codes of {table.tokenizer}, not of {tokenizer_name}: append with {table.tokenizer}"
         )
     is_new = old_catalog.ids.encode(catalog.ids.external) == 0
-    new_rows = pl.Series(is_new)
     if not is_new.any():
         log(f"no new items; version {table.version} stays")
         return table
-    extended = replace(old_catalog, identifiers=None, content=None, released_ms=None).extend(
-        catalog.table.filter(new_rows), text=None if catalog.text is None else catalog.text.filter(new_rows)
-    )
-    num_first_items = int((table.report or {})["items"])
-    if old_catalog.content is not None:
-        extended = extended.with_content(content_vectors(extended, recipe.content, fit_items=num_first_items))
-    if recipe.content.collaborative and extended.content is not None:
-        projection = CollaborativeContent(extended)
-        load_weights(folder / "content.safetensors", projection)
-        extended = extended.with_content(projection.eval().vectors(extended.content))
-    tokenizer = cast(Tokenizer, build_component("tokenizer", recipe.tokenizer, extended))
-    load_weights(folder / "tokenizer.safetensors", tokenizer)
-    appended = append_items(tokenizer.eval(), table, extended)
+    extended = extended_catalog(old_catalog, catalog, recipe, folder, num_first_items=old_catalog.num_items)
+    appended = extended.identifiers
+    assert appended is not None
 
     def write(fresh: Path) -> None:
-        save_catalog(fresh, extended.with_identifiers(appended))
+        save_catalog(fresh, extended)
         PrefixTrie.from_table(appended).save(fresh / "trie.safetensors")
 
     replace_files(folder, write)
     log(f"{int(is_new.sum()):,} new items, {table.num_items:,} unchanged; version {appended.version}")
-    tokenizer_codes = appended.codes[1:, : len(tokenizer.codebook_sizes)]
     for codes, description in (
-        (tokenizer_codes, "the codes of the tokenizer"),
+        (appended.without_extra_level().codes[1:], "the codes of the tokenizer"),
         (appended.codes[1:], "their whole sequence"),
     ):
         _, groups, sizes = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)
         num_sharing = int((sizes[groups[table.num_items :]] > 1).sum())
         log(f"{num_sharing:,} of the new items share {description} with another item")
     return appended
+
+
+def extended_catalog(
+    former: Catalog, catalog: Catalog, recipe: Recipe, folder: Path, *, num_first_items: int
+) -> Catalog:
+    """Return `former` with the items of `catalog` that it lacks, with content vectors and codes if `former` has them.
+
+    Encoders stay as they were fitted, so that a new vector or code means the same as an old one. Items of `former` keep
+    their numbers, vectors and codes; release times are dropped.
+
+    Args:
+        former: the catalogue to extend.
+        catalog: a catalogue with the new items.
+        recipe: settings of content vectors and tokenizer.
+        folder: folder with the weights of the tokenizer (tokenizer.safetensors) and of the projection of content
+            vectors (content.safetensors), as far as the recipe has them.
+        num_first_items: number of items that the text encoder was fitted to, unless the codes have a report.
+
+    Raises:
+        UserError: the columns of new items do not fit, or a file is missing or damaged.
+
+    """
+    is_new = pl.Series(former.ids.encode(catalog.ids.external) == 0)
+    extended = replace(former, identifiers=None, content=None, released_ms=None).extend(
+        catalog.table.filter(is_new), text=None if catalog.text is None else catalog.text.filter(is_new)
+    )
+    table = former.identifiers
+    if table is not None and table.report is not None:
+        num_first_items = int(table.report["items"])
+    if former.content is not None:
+        extended = extended.with_content(content_vectors(extended, recipe.content, fit_items=num_first_items))
+    if recipe.content.collaborative and extended.content is not None:
+        projection = CollaborativeContent(extended)
+        load_weights(folder / CONTENT_FILE, projection)
+        extended = extended.with_content(projection.eval().vectors(extended.content))
+    if table is None:
+        return extended
+    tokenizer = cast(Tokenizer, build_component("tokenizer", recipe.tokenizer or {}, extended))
+    load_weights(folder / TOKENIZER_FILE, tokenizer)
+    return extended.with_identifiers(append_items(tokenizer.eval(), table, extended))
 
 
 def read_identifiers(folder: Path, catalog: Catalog) -> IdentifierTable:
@@ -343,6 +373,8 @@ def read_identifiers(folder: Path, catalog: Catalog) -> IdentifierTable:
 def require_identifiers(train: Dataset, recipe: Recipe, options: FitOptions) -> Dataset:
     """Return the data set with semantic IDs: those in the folder `recipe.ids`, or new ones of the recipe's tokenizer.
 
+    A new tokenizer is saved in the folder of the run, so that codes of later items can be appended.
+
     Raises UserError if they have collapsed, if those in a folder may have learned from test targets of this run, or if
     the recipe has neither a folder nor a tokenizer.
     """
@@ -354,10 +386,13 @@ def require_identifiers(train: Dataset, recipe: Recipe, options: FitOptions) -> 
         if recipe.tokenizer is None:
             raise UserError(f"{recipe.model['name']} needs semantic IDs: give --ids, or a [tokenizer] in the recipe")
         if train.catalog.content is None:
-            train = _tokenizer_data(train, recipe, out=None, progress=options.progress, log=options.log)
+            out = options.bundle_folder
+            train = _tokenizer_data(train, recipe, out=out, progress=options.progress, log=options.log)
         options.log(f"semantic IDs by {recipe.tokenizer['name']}")
         tokenizer = make_tokenizer(train, recipe, out=options.folder, resume=options.resume, progress=options.progress)
         table = build_table(tokenizer, train.catalog)
+        if options.bundle_folder is not None:
+            save_weights(options.bundle_folder / TOKENIZER_FILE, tokenizer)
     warning = collapse_warning(table.report or {}, recipe.quality)
     if warning:
         raise UserError(

@@ -167,7 +167,7 @@ def train_split(
     is_interrupted = any(part is not None and part.stop_reason == "interrupted" for part in results)
     if is_interrupted:
         options.log("interrupted: the weights so far are saved and evaluated; continue with --resume")
-    _finish(model, split, options.log)
+    finish_model(model, split, options.log)
     seconds = time.perf_counter() - start_time
     processes.run_on_rank_zero(lambda: save_model(options.folder, model))
     run = Run(options.folder, recipe, model, _dataset=aligned(dataset, model))
@@ -215,7 +215,7 @@ def _log_unused_settings(
 def with_requirements(train: Dataset, recipe: Recipe, needs: frozenset[str], options: FitOptions) -> Dataset:
     """Return the training data with the content vectors and semantic IDs that a model needs."""
     if "content" in needs:
-        train = with_content(train, recipe, progress=options.progress)
+        train = with_content(train, recipe, out=options.bundle_folder, progress=options.progress)
     if "identifiers" in needs:
         train = require_identifiers(train, recipe, options)
     return train
@@ -308,7 +308,7 @@ def _validate(
     return validate
 
 
-def _finish(model: Recommender, split: Split, log: Log) -> None:
+def finish_model(model: Recommender, split: Split, log: Log) -> None:
     """Calibrate a trained model on validation requests, and build its search indexes."""
     if isinstance(model, ProbabilityCalibrated):
         for note in model.calibrate(split.validation):

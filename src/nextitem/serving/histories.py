@@ -1,8 +1,9 @@
 """Histories of served requests: events of the data set, of the store, and of the request itself, as batches.
 
-The events of a known user are those of the data set, then those that the store has, in the order of their times. A
-request that contains a history is answered by that history alone. Every batch is built by RequestBuilder, which also
-builds the requests of evaluation, so a served request has the same columns as a judged one.
+The events of a known user are those of the data set, then those that the store has, in the order of their times. An
+event that both have counts once: an update copies events of the store into the data of a new version. A request that
+contains a history is answered by that history alone. Every batch is built by RequestBuilder, which also builds the
+requests of evaluation, so a served request has the same columns as a judged one.
 
 The time of a request is right after the latest event that the server knows: of the data set (without stray dates), of
 the user, or of anybody since. A history in a request ends at its own last event.
@@ -221,6 +222,9 @@ def _joined(
     Events are sorted by time if all of a history have one (`has_times [B]`).
     """
     former_times = torch.zeros_like(former.items.values) if former.timestamps is None else former.timestamps.values
+    is_new = _is_new(former, former_times, later, later_times, has_times)
+    if is_new is not None:
+        later, later_times = _kept_events(later, is_new), later_times[is_new]
     rows = torch.cat([former.items.row_ids(), later.items.row_ids()])
     times = torch.cat([former_times, later_times]) * has_times[rows]
     by_time = times.argsort(stable=True)
@@ -241,3 +245,40 @@ def _joined(
         features={name: both(column, later.features[name]) for name, column in former.features.items()},
     )
     return batch, latest
+
+
+def _is_new(
+    former: SequenceBatch, former_times: Tensor, later: SequenceBatch, later_times: Tensor, has_times: Tensor
+) -> Tensor | None:
+    """Return which later events the former ones do not contain, with the same item and time; None if all are new.
+
+    Usually all later events come after the former ones, which takes one comparison to see.
+    """
+    former_rows, later_rows = former.items.row_ids(), later.items.row_ids()
+    ends = torch.zeros(len(has_times), dtype=torch.int64).scatter_reduce(0, former_rows, former_times, "amax")
+    is_suspect = has_times[later_rows] & (later_times <= ends[later_rows])
+    if not bool(is_suspect.any()):
+        return None
+    is_near = former_times >= later_times[is_suspect].min()
+    former_events = torch.stack([former_rows[is_near], former_times[is_near], former.items.values[is_near]], dim=1)
+    suspects = torch.stack([later_rows, later_times, later.items.values], dim=1)[is_suspect]
+    groups = torch.unique(torch.cat([former_events, suspects]), dim=0, return_inverse=True)[1]
+    is_copy = torch.isin(groups[len(former_events) :], groups[: len(former_events)])
+    is_new = torch.ones_like(is_suspect)
+    is_new[is_suspect] = ~is_copy
+    return None if bool(is_new.all()) else is_new
+
+
+def _kept_events(batch: SequenceBatch, mask: Tensor) -> SequenceBatch:
+    """Return the histories with the events of the mask [T]."""
+    lengths = torch.bincount(batch.items.row_ids()[mask], minlength=batch.num_requests)
+
+    def part(column: Jagged) -> Jagged:
+        return Jagged.from_lengths(column.values[mask], lengths)
+
+    return replace(
+        batch,
+        items=part(batch.items),
+        actions=None if batch.actions is None else part(batch.actions),
+        features={name: part(column) for name, column in batch.features.items()},
+    )
