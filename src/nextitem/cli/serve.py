@@ -18,6 +18,7 @@ EXAMPLES = (
     "--store postgresql://me@db:5432/events"
 )
 TOKENS = "NEXTITEM_TOKENS"
+LOCAL = ("127.0.0.1", "::1", "localhost")  # addresses that only this machine reaches
 
 
 def serve(
@@ -85,11 +86,10 @@ def serve(
     )
     service.warm_up()
     tokens = [token.strip() for token in os.environ.get(TOKENS, "").split(",") if token.strip()]
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(service, tokens=tokens), host=host, port=port, log_level="warning", access_log=False)
-    )
+    app = make_app(service, tokens=tokens, shows_users=bool(tokens) or host in LOCAL)
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False))
     socket = server.config.bind_socket()
     socket.listen()  # from here on connections wait, so that the next line is true
     address = socket.getsockname()
-    log(f"serving {', '.join(names)} at http://{address[0]}:{address[1]} (API: /openapi.json; stop with Ctrl-C)")
+    log(f"serving {', '.join(names)} at http://{address[0]}:{address[1]} (a page to try it; API: /openapi.json; stop with Ctrl-C)")
     server.run(sockets=[socket])

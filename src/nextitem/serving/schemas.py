@@ -197,6 +197,14 @@ class ModelAnswer(BaseModel):
     num_items: int
     weight: float
     """Share of the users who are assigned to it."""
+    has_guide: bool = False
+    """Whether another model guides its searches, so that a request may say `guide_weight`."""
+    guide_weight: float | None = None
+    """Weight of the guide that was chosen in training."""
+    objectives: list[str] = []
+    """Names that a request may give as `objective`."""
+    num_levels: int | None = None
+    """Number of codes of a semantic ID; none: its items have none."""
 
 
 class Problem(BaseModel):
