@@ -23,6 +23,7 @@ from nextitem.serving.pages import page_token, shown_items
 from nextitem.serving.playground.abilities import abilities
 from nextitem.serving.playground.routes import add_playground
 from nextitem.serving.playground.traffic import Traffic
+from nextitem.serving.requests import ServedRequest
 from nextitem.serving.schemas import (
     EventsAnswer,
     EventsBody,
@@ -34,7 +35,6 @@ from nextitem.serving.schemas import (
     RecommendBody,
     SimilarBody,
 )
-from nextitem.serving.requests import ServedRequest
 from nextitem.serving.service import Answer, ServedModel, Service, stored_event
 from nextitem.serving.stores.store import StoreUnavailable
 from nextitem.serving.values import milliseconds
@@ -186,7 +186,8 @@ def _add_lists(app: FastAPI, service: Service, metrics: _Metrics, traffic: Traff
         answer = await service.recommend(model, request)
         if answer.fallback_reason is not None:
             metrics.fallbacks.labels(answer.model.name, answer.fallback_reason).inc()
-        traffic.record(route, answer, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        traffic.record(route, model.name, answer.result, fallback_reason=answer.fallback_reason, seconds=seconds)
         return answer
 
     @app.post("/v1/recommend", dependencies=needs, responses=PROBLEMS, response_model_exclude_none=True)

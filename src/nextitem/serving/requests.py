@@ -41,6 +41,7 @@ class ServedRequest:
         context: features of the request, by the names in `catalog.requests`.
         candidates: external ids of items to order, instead of recommending any; `k`, `exclude`, `only` and
             `exclude_seen` do not apply then.
+        is_preview: whether the user will not see the list, so that it must not become training data.
 
     """
 
@@ -52,6 +53,7 @@ class ServedRequest:
     exclude_seen: bool | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
     candidates: tuple[str, ...] | None = None
+    is_preview: bool = False
 
     def without(self, item_ids: Sequence[str]) -> ServedRequest:
         """Return the request with more items excluded."""

@@ -83,6 +83,8 @@ class RecommendBody(_Asker):
     """Whether to leave out the items of the history; by default as the data set says."""
     page: Annotated[str, StringConstraints(max_length=100_000)] | None = None
     """Token `next_page` of an answer: the items that follow those."""
+    preview: bool = False
+    """Whether the list is only looked at by whoever runs the shop: then it is not logged as an impression."""
 
     def to_request(self) -> ServedRequest:
         """Return the request as the engine reads it. Raises UserError if neither a user nor a history is given."""
@@ -95,6 +97,7 @@ class RecommendBody(_Asker):
             exclude=tuple(str(item) for item in self.exclude),
             only=tuple(only),
             exclude_seen=self.exclude_seen,
+            is_preview=self.preview,
         )
 
 

@@ -124,7 +124,9 @@ def add_playground(app: FastAPI, service: Service, traffic: Traffic, needs: list
 def _add_page(app: FastAPI) -> None:
     """Add the page at / and its files."""
     folder = files("nextitem.serving.playground") / "page"
-    contents = {file.name: file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in MEDIA_TYPES}
+    contents = {
+        file.name: file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in MEDIA_TYPES
+    }
 
     def answer(request: Request, name: str) -> Response:
         tag = f'"{hashlib.sha256(contents[name]).hexdigest()[:16]}"'

@@ -9,7 +9,7 @@ from threading import Lock
 
 from pydantic import BaseModel
 
-from nextitem.serving.service import Answer
+from nextitem.pipeline.recommend import RecommendationList
 
 NUM_TITLES = 3  # of each answer
 
@@ -42,19 +42,21 @@ class Traffic:
         self._numbers = count(1)
         self._lock = Lock()
 
-    def record(self, route: str, answer: Answer, seconds: float) -> None:
-        """Add an answer, which took some seconds."""
-        titles = answer.result.titles or [str(item) for item in answer.result.item_ids]
+    def record(
+        self, route: str, model: str, result: RecommendationList, *, fallback_reason: str | None, seconds: float
+    ) -> None:
+        """Add the list with which a model answered after some seconds."""
+        titles = result.titles or [str(item) for item in result.item_ids]
         with self._lock:
             self._answers.append(
                 AnsweredRequest(
                     number=next(self._numbers),
                     time=time.time(),
                     route=route,
-                    model=answer.model.name,
+                    model=model,
                     milliseconds=round(seconds * 1000, 2),
-                    num_items=len(answer.result.item_ids),
-                    fallback_reason=answer.fallback_reason,
+                    num_items=len(result.item_ids),
+                    fallback_reason=fallback_reason,
                     titles=titles[:NUM_TITLES],
                 )
             )

@@ -11,7 +11,7 @@ export class ApiError extends Error {
 
 let token = memory.get("token", "sessionStorage") ?? "";
 let askForToken = () => {};
-const refusedFields = new Set(); // optional fields of a request that this server does not know
+let knownFields = new Set(); // fields of a request for a list, as the server describes its API
 
 export function setToken(value) {
   token = value;
@@ -59,18 +59,13 @@ export function post(path, body, options = {}) {
   });
 }
 
-/** Ask for a list. Optional fields that the server does not know are left out from then on. */
-export async function recommend(body, optional, options = {}) {
-  for (;;) {
-    const used = Object.fromEntries(Object.entries(optional).filter(([name]) => !refusedFields.has(name)));
-    try {
-      return await post("v1/recommend", { ...body, ...used }, options);
-    } catch (error) {
-      const field = Object.keys(used).find((name) => error.status === 422 && error.message.startsWith(`${name}: Extra`));
-      if (!field) throw error;
-      refusedFields.add(field);
-    }
-  }
+/** Read which fields the server knows, so that the page asks for nothing that would be refused. */
+export async function readFields() {
+  const description = await get("openapi.json");
+  knownFields = new Set(Object.keys(description.components?.schemas?.RecommendBody?.properties ?? {}));
 }
 
-export const isRefused = (field) => refusedFields.has(field);
+/** Return the fields that the server knows. */
+export const known = (fields) => Object.fromEntries(Object.entries(fields).filter(([name]) => knownFields.has(name)));
+
+export const isKnown = (field) => knownFields.has(field);

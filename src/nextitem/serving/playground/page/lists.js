@@ -1,10 +1,10 @@
 // Two models' lists side by side, for the same request.
 
-import { isRefused, recommend } from "./api.js";
+import { post } from "./api.js";
 import { afterPause, byId, el, fill } from "./dom.js";
 import { addToHistory, describe, exclude, lookUp, openItem, server, titleOf } from "./items.js";
-import { isAskable, requestFor, showKnobs } from "./request.js";
-import { change, onChange, state } from "./state.js";
+import { isAskable, requestFor } from "./request.js";
+import { change, NONE, onChange, state } from "./state.js";
 import { number, percent, t } from "./text.js";
 import { showWalk } from "./walk.js";
 
@@ -24,7 +24,7 @@ function buildPane(side) {
   pane.select = el(
     "select",
     { id: `${side}-model`, "aria-label": t(side), on: { change: () => change({ [side]: pane.select.value }) } },
-    side === "right" ? el("option", { value: "" }, t("none")) : null,
+    side === "right" ? el("option", { value: NONE, selected: state.right === NONE }, t("none")) : null,
     server.models.map((model) => el("option", { value: model.name, selected: state[side] === model.name }, model.name)),
   );
   pane.meta = el("p", { class: "meta" });
@@ -39,9 +39,10 @@ const askSoon = afterPause(60, () => SIDES.forEach(ask));
 const UNRELATED = ["view", "walk", "model", "codes"];
 
 onChange((changed) => {
+  if (!panes.left.section) return;
   const names = [...changed].filter((name) => !UNRELATED.includes(name));
   const sides = names.filter((name) => SIDES.includes(name));
-  for (const side of sides) if (panes[side].select) panes[side].select.value = state[side];
+  for (const side of sides) panes[side].select.value = state[side];
   if (names.length && names.length === sides.length) sides.forEach(ask);
   else if (names.length) askSoon();
   if (changed.has("walk") && !names.length) drawWalk();
@@ -52,20 +53,20 @@ document.addEventListener("ask-again", () => SIDES.forEach(ask));
 export async function ask(side) {
   const pane = panes[side];
   pane.controller?.abort();
-  if (!state[side] || !isAskable()) {
+  if (state[side] === NONE || !isAskable()) {
     Object.assign(pane, { answer: null, error: null });
     show(side);
     return;
   }
   const controller = (pane.controller = new AbortController());
-  const { body, optional } = requestFor(state[side]);
+  const body = requestFor(state[side]);
   pane.section.setAttribute("aria-busy", "true");
   try {
     const started = performance.now();
-    const answer = await recommend(body, optional, { signal: controller.signal });
+    const answer = await post("v1/recommend", body, { signal: controller.signal });
     const milliseconds = performance.now() - started;
     const items = await lookUp(answer.items.map((item) => item.item_id), answer.model, { signal: controller.signal });
-    Object.assign(pane, { answer, milliseconds, items, body, optional, error: null });
+    Object.assign(pane, { answer, milliseconds, items, body, error: null });
     announce(t("list.done", { count: answer.items.length, model: answer.model, ms: Math.round(milliseconds) }));
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -80,7 +81,7 @@ async function askMore(side) {
   const pane = panes[side];
   const former = pane.answer;
   try {
-    const next = await recommend({ ...pane.body, page: former.next_page }, pane.optional);
+    const next = await post("v1/recommend", { ...pane.body, page: former.next_page });
     const items = await lookUp(next.items.map((item) => item.item_id), next.model);
     if (pane.answer !== former) return;
     const explanation = former.explanation && {
@@ -104,13 +105,13 @@ const announce = (text) => {
 function show(side) {
   const pane = panes[side];
   const { answer, error } = pane;
-  pane.section.classList.toggle("empty", !state[side]);
+  pane.section.classList.toggle("empty", state[side] === NONE);
   pane.more.hidden = !answer?.next_page;
   if (!answer) {
     fill(pane.meta);
     fill(pane.notes, error ? el("p", { class: "note", role: "alert" }, error.status ? error.message : t("offline")) : null);
     fill(pane.list);
-    if (!error && state[side] && side === "left" && !isAskable()) fill(pane.notes, el("p", { class: "hint" }, t("ask.history")));
+    if (!error && side === "left" && !isAskable()) fill(pane.notes, el("p", { class: "hint" }, t("ask.history")));
   } else {
     fill(
       pane.meta,
@@ -127,15 +128,7 @@ function show(side) {
     if (former) (rows.find((each) => each.dataset.item === former.dataset.item) ?? rows[Math.min(formerPlace, rows.length - 1)])?.focus();
   }
   showOverlap();
-  showKnobsOnce();
   drawWalk();
-}
-
-let refusals = "";
-function showKnobsOnce() {
-  const now = ["explain", "explore", "guide_weight", "objective"].filter(isRefused).join(" ");
-  if (now !== refusals) showKnobs();
-  refusals = now;
 }
 
 function showOverlap() {
@@ -168,7 +161,7 @@ function row(side, item, place, ranks) {
     event.stopPropagation();
     action(id);
   };
-  const comparison = ranks ? el("span", { class: rank ? "rank" : "rank alone" }, rank ? t("rank.also", { rank }) : t("rank.only")) : null;
+  const comparison = ranks ? el("span", { class: rank ? "rank" : "rank alone", title: t(rank ? "rank.also.long" : "rank.only.long", { rank }) }, t(rank ? "rank.also" : "rank.only", { rank })) : null;
   return el(
     "li",
     { tabindex: "-1", "data-item": id },
@@ -179,19 +172,23 @@ function row(side, item, place, ranks) {
       el("button", { type: "button", class: "link title", on: { click: act(openItem) } }, item.title),
       el("p", { class: "about" }, describe(pane.items.get(id) ?? { item_id: id })),
       reasons(pane.answer, item),
-      comparison,
     ),
-    el("span", { class: "score", title: t("score", { score: item.score }) }, number(item.score, 3)),
     el(
       "div",
-      { class: "acts" },
+      { class: "side" },
+      el("span", { class: "score", title: t("score", { score: item.score }) }, number(item.score, 3)),
+      comparison,
+      el(
+        "div",
+        { class: "acts" },
       el("button", { type: "button", class: "act", title: t("item.add"), "aria-label": `${t("item.add")}: ${item.title}`, on: { click: act(addToHistory) } }, "+"),
       el("button", { type: "button", class: "act", title: t("item.exclude"), "aria-label": `${t("item.exclude")}: ${item.title}`, on: { click: act(exclude) } }, "×"),
+      ),
     ),
   );
 }
 
-/** Return a line with the events of the history that carry an item, its channel, and the chance with which it was drawn. */
+/** Return a line with the events of the history that carry an item, its channel and stages, and the chance with which it was drawn. */
 function reasons(answer, item) {
   const explained = answer.explanation?.items ?? [];
   const own = explained.find((each) => String(each.item_id) === String(item.item_id)) ?? {};
@@ -199,10 +196,11 @@ function reasons(answer, item) {
   const channel = item.channel ?? own.channel;
   const parts = [];
   if (neighbours.length) {
-    const names = neighbours.map((each) => [el("span", { class: "neighbour" }, each.title ?? titleOf(each.item_id)), " ", el("span", { class: "share" }, percent(each.share))]);
-    parts.push([t("because"), " ", names.flatMap((name, at) => (at ? [", ", ...name] : name))]);
+    const names = neighbours.map((each) => `${each.title ?? titleOf(each.item_id)} (${percent(each.share)})`);
+    parts.push(`${t("because")} ${names.join(", ")}`);
   }
   if (channel) parts.push(t("channel", { name: channel }));
+  if (own.stages?.length) parts.push(own.stages.map((stage) => t("stage", { name: stage.stage, place: stage.position })).join(" → "));
   if (typeof item.propensity === "number" && item.propensity < 1) parts.push(t("propensity", { share: percent(item.propensity) }));
   return parts.length ? el("p", { class: "reasons" }, parts.flatMap((part, at) => (at ? [" · ", part] : [part]))) : null;
 }

@@ -1,12 +1,12 @@
 // Start the page: models and columns, language and colours, views, shortcuts, token.
 
-import { get, onTokenNeeded, setToken } from "./api.js";
+import { get, onTokenNeeded, readFields, setToken } from "./api.js";
 import { buildCatalogue } from "./catalogue.js";
 import { byId, el, fill, memory } from "./dom.js";
 import { server, setServer } from "./items.js";
 import { ask, buildLists, listKey } from "./lists.js";
 import { buildRequest } from "./request.js";
-import { change, onChange, resetConditions, state } from "./state.js";
+import { change, NONE, onChange, resetConditions, state } from "./state.js";
 import { language, setLanguage, t, translate } from "./text.js";
 import { buildTraffic } from "./traffic.js";
 
@@ -17,7 +17,8 @@ async function start() {
   byId("problem").hidden = true;
   let models, columns;
   try {
-    models = await get("v1/models");
+    await readFields();
+    models = (await get("v1/models")).filter((model) => !model.is_shadow);
     columns = await get("v1/columns", { model: models[0].name });
   } catch (error) {
     if (error.status === 401) return;
@@ -31,13 +32,24 @@ async function start() {
   const values = {};
   if (!names.includes(state.left)) values.left = names[0];
   const left = values.left ?? state.left;
-  if (state.right && !names.includes(state.right)) values.right = "";
-  if (!memory.get("visited") || !location.hash.includes("?")) values.right = state.right || names.find((name) => name !== left) || "";
-  memory.set("visited", "yes");
+  if (state.right !== NONE && !names.includes(state.right)) values.right = names.find((name) => name !== left) ?? NONE;
+  if (!location.hash.includes("?")) Object.assign(values, await example(left));
   change(values);
   build();
   ask("left");
   ask("right");
+}
+
+/** Return somebody to ask for at the first visit: a customer, or a visitor who saw popular items. */
+async function example(model) {
+  try {
+    const { users } = await get("v1/users", { limit: 1, model });
+    if (users.length) return { mode: "customer", user: users[0] };
+  } catch (error) {
+    if (error.status !== 403) throw error;
+  }
+  const { items } = await get("v1/items", { limit: 3, model });
+  return { mode: "history", history: items.map((item) => String(item.item_id)) };
 }
 
 function build() {

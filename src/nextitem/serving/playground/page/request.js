@@ -1,6 +1,6 @@
 // The form of a request: who it is for, its conditions, and its knobs.
 
-import { get, isRefused } from "./api.js";
+import { get, isKnown, known } from "./api.js";
 import { afterPause, byId, el, fill } from "./dom.js";
 import { addToHistory, lookUp, openItem, server, titleOf } from "./items.js";
 import { searchBox } from "./search.js";
@@ -225,10 +225,10 @@ function showFilters() {
     { id: "filter-column", "aria-label": t("filter.column") },
     server.columns.map((each) => el("option", { value: each.name, selected: each.name === former }, each.name.replaceAll("_", " "))),
   );
-  const value = el("select", { id: "filter-value", "aria-label": t("filter.value") });
+  const value = el("select", { id: "filter-value", "aria-label": t("filter.value.label") });
   const listValues = () => {
     const values = server.columns.find((each) => each.name === column.value).values;
-    fill(value, el("option", { value: "" }, "…"), values.map((each) => el("option", { value: each }, each)));
+    fill(value, el("option", { value: "" }, t("filter.value")), values.map((each) => el("option", { value: each }, each)));
   };
   column.addEventListener("change", listValues);
   value.addEventListener("change", () => {
@@ -274,9 +274,9 @@ export function showKnobs() {
   const focused = document.activeElement?.id;
   fill(
     parts.knobs,
-    isRefused("explore") ? null : exploration(),
-    guided.length && !isRefused("guide_weight") ? guideWeight(guided) : null,
-    objectives.length && !isRefused("objective") ? objective(objectives) : null,
+    isKnown("explore") ? exploration() : null,
+    guided.length && isKnown("guide_weight") ? guideWeight(guided) : null,
+    objectives.length && isKnown("objective") ? objective(objectives) : null,
   );
   if (["explore", "guide", "objective"].includes(focused)) byId(focused)?.focus();
 }
@@ -324,9 +324,9 @@ function guideWeight(guided) {
       value: state.guide === "" ? trained : Number(state.guide),
       max: 1,
       step: 0.005,
-      label: `${t("guide")} (${guided.map((model) => model.name).join(", ")})`,
+      label: t("guide"),
       shown: (value) => (state.guide === "" && value === trained ? t("guide.trained", { weight: number(trained, 2) }) : number(value, 2)),
-      hint: t("guide.hint"),
+      hint: `${t("guide.hint")} (${guided.map((model) => model.name).join(", ")})`,
       set: (weight) => change({ guide: String(weight) }),
     }),
     state.guide === "" ? null : asTrained,
@@ -343,7 +343,7 @@ function objective(names) {
   return el("div", { class: "knob" }, el("label", { for: "objective" }, t("objective")), select);
 }
 
-/** Return the request for one model: the body, and the fields that a server may not know. */
+/** Return the request for one model, without the fields that the server does not know. */
 export function requestFor(name) {
   const model = server.models.find((each) => each.name === name);
   const body = { k: state.k, model: name };
@@ -352,19 +352,18 @@ export function requestFor(name) {
   if (state.only.length) body.only = state.only;
   if (state.exclude.length) body.exclude = state.exclude;
   if (state.seen) body.exclude_seen = state.seen === "yes";
-  const optional = { explain: true, preview: true };
-  if (state.explore > 0) optional.explore = state.explore;
+  const optional = { explain: true, preview: true, explore: state.explore };
   if (state.guide !== "" && model?.has_guide) optional.guide_weight = Number(state.guide);
   if (state.objective && model?.objectives?.includes(state.objective)) optional.objective = state.objective;
-  return { body, optional };
+  return { ...body, ...known(optional) };
 }
 
 export const isAskable = () => (state.mode === "customer" ? state.user !== "" : state.history.length > 0);
 
 /** Show the request for the left model as a command to copy. */
 function showCurl() {
-  const { body, optional } = requestFor(state.left);
-  const json = JSON.stringify({ ...body, ...optional }, (name, value) => (name === "preview" || isRefused(name) ? undefined : value));
+  const { preview, explain, explore, ...body } = requestFor(state.left);
+  const json = JSON.stringify(explore ? { ...body, explore } : body);
   const address = new URL("v1/recommend", location.href.replace(/#.*/, "")).href;
   const command = `curl -s ${address} \\\n  -H 'Content-Type: application/json' \\\n  -d '${json.replaceAll("'", "'\\''")}'`;
   const copy = el("button", { type: "button", class: "quiet" }, t("copy"));

@@ -5,8 +5,8 @@ const DEFAULTS = {
   mode: "history", // or "customer"
   user: "",
   history: [], // item ids, oldest first
-  left: "",
-  right: "",
+  left: "", // model; "": the first
+  right: "", // model; "": another one
   k: 10,
   seen: "", // "", "yes" or "no": leave out the items of the history
   only: [], // column=value
@@ -18,6 +18,7 @@ const DEFAULTS = {
   model: "", // of the catalogue
   codes: "", // prefix in the catalogue
 };
+export const NONE = "-"; // in the place of the second model: no second list
 const LISTS = ["history", "only", "exclude"];
 const NUMBERS = ["k", "explore"];
 const listeners = [];

@@ -32,12 +32,12 @@ export function translate(root) {
 const locale = () => (language === "zh" ? "zh-CN" : "en-GB");
 
 export const number = (value, digits = 0) =>
-  new Intl.NumberFormat(locale(), { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(value);
+  new Intl.NumberFormat(locale(), { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(value).replace("-", "−");
 
-/** Return a share as per cent with two significant digits. */
+/** Return a share as per cent, with two significant digits. */
 export function percent(share) {
-  if (share > 0 && share < 0.0001) return `< ${number(0.01, 2)} %`;
-  return `${new Intl.NumberFormat(locale(), { maximumSignificantDigits: 2 }).format(share * 100)} %`;
+  if (share > 0 && share < 0.0001) return `< ${percent(0.0001)}`;
+  return new Intl.NumberFormat(locale(), { style: "percent", maximumSignificantDigits: 2 }).format(share);
 }
 
 export const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString(locale());

@@ -9,7 +9,7 @@ const EVERY = 2000; // milliseconds between two looks
 const SHOWN = 40; // rows of the table
 const STORED = 500;
 const PLOTTED = 200; // dots
-const SIZE = { width: 640, height: 120, left: 44, bottom: 6 };
+const SIZE = { height: 120, left: 44, bottom: 6 }; // pixels
 let answers = [];
 let isPaused = false;
 let failure = "";
@@ -38,6 +38,7 @@ export function buildTraffic() {
     view.table,
   );
   show();
+  look();
 }
 
 onChange((changed) => changed.has("view") && look());
@@ -77,7 +78,6 @@ function show() {
       [at(0.95), "traffic.slow"],
       [number(recent.filter((answer) => answer.fallback_reason).length), "traffic.fallbacks"],
     ].map(([value, key]) => el("div", {}, el("dd", {}, value), el("dt", {}, t(key)))),
-    el("div", { class: "span-note" }, el("dt", { class: "hint" }, t("minute"))),
   );
   if (!answers.length) {
     fill(view.chart);
@@ -90,7 +90,8 @@ function show() {
 
 /** Return a dot for each answer: the newest at the right, its time as height. */
 function chart(shown) {
-  const { width, height, left, bottom } = SIZE;
+  const { height, left, bottom } = SIZE;
+  const width = view.chart.clientWidth || 640;
   const top = niceAbove(Math.max(...shown.map((answer) => answer.milliseconds)));
   const y = (milliseconds) => (height - bottom) * (1 - milliseconds / top) + 4;
   const x = (place) => left + ((width - left - 6) * (PLOTTED - shown.length + place)) / PLOTTED;

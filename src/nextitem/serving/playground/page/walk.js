@@ -6,6 +6,7 @@ import { change, state } from "./state.js";
 import { number, percent, t } from "./text.js";
 
 const SHOWN = { kept: 10, pruned: 3, cut: 4 }; // prefixes of a column until all are asked for
+const SHOWN_NARROW = { kept: 3, pruned: 1, cut: 2 }; // of which those on the way to the list are always shown
 const MARKS = { kept: "●", pruned: "○", cut: "✕" };
 let isWhole = false; // whether all prefixes are shown
 let marked = ""; // codes of the prefix that stays marked
@@ -82,7 +83,8 @@ function selected(level, targets) {
   const counts = { kept: 0, pruned: 0, cut: 0 };
   const byScore = [...level.prefixes].sort((a, b) => (b.score ?? -Infinity) - (a.score ?? -Infinity));
   const numWays = byScore.filter((prefix) => ways.has(prefix.codes.join(","))).length;
-  const room = { ...SHOWN, kept: Math.max(0, SHOWN.kept - numWays) };
+  const limits = window.matchMedia("(max-width: 45rem)").matches ? SHOWN_NARROW : SHOWN;
+  const room = { ...limits, kept: Math.max(0, limits.kept - numWays) };
   return byScore
     .map((prefix) => ({ ...prefix, isWay: ways.has(prefix.codes.join(",")) }))
     .filter((prefix) => isWhole || prefix.isWay || ++counts[prefix.state] <= room[prefix.state]);
@@ -90,34 +92,46 @@ function selected(level, targets) {
 
 function column(level, targets, model) {
   const prefixes = selected(level, targets);
-  const largest = Math.max(1e-30, ...["model", "guide", "score"].flatMap((name) => probabilities(prefixes, name)));
-  const isDouble = prefixes.some((prefix) => typeof prefix.guide === "number");
+  const measure = measureOf(level.prefixes);
   const cut = level.cut_by_constraint ? el("span", { class: "count" }, t("walk.cutCount", { count: number(level.cut_by_constraint) })) : null;
   return el(
     "section",
     { class: "column", "aria-label": t("walk.level", { level: level.level }) },
     el("h3", {}, t("walk.level", { level: level.level }), cut),
-    el("ul", {}, prefixes.map((prefix) => row(prefix, prefixes, { largest, isDouble, model }))),
+    el("ul", {}, prefixes.map((prefix) => row(prefix, measure, model))),
   );
 }
 
-/** Return one field of prefixes as probabilities: as they are, or from their logarithms if one is negative. */
-function probabilities(prefixes, name) {
-  const values = prefixes.map((prefix) => prefix[name]);
-  const areLogs = name !== "guide" || values.some((value) => value < 0);
-  return values.map((value) => (typeof value !== "number" ? 0 : areLogs ? Math.exp(Math.min(value, 0)) : value));
+/**
+ * Return how the values of a level are shown. They are logarithms of probabilities, and shown as these; a search that
+ * takes scores as they are has values above 0, too, which are shown as numbers. A value that is missing is 0.
+ */
+function measureOf(prefixes) {
+  const isGuided = prefixes.some((prefix) => typeof prefix.model === "number");
+  const names = isGuided ? ["model", "guide"] : ["score"];
+  const values = prefixes.flatMap((prefix) => [...names, "score"].map((name) => prefix[name])).filter((value) => typeof value === "number");
+  const areScores = values.some((value) => value > 1e-6);
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const lowest = low - (high - low) / 20;
+  return {
+    names,
+    part: (value) => {
+      if (typeof value !== "number") return 0;
+      return areScores ? (value - lowest) / (high - lowest || 1) : Math.exp(value - high);
+    },
+    text: (value) => (areScores ? number(value ?? 0, 2) : percent(typeof value === "number" ? Math.exp(value) : 0)),
+  };
 }
 
-function row(prefix, prefixes, { largest, isDouble, model }) {
-  const place = prefixes.indexOf(prefix);
-  const share = Object.fromEntries(["model", "guide", "score"].map((name) => [name, probabilities(prefixes, name)[place]]));
+function row(prefix, measure, model) {
   const codes = prefix.codes.join(",");
   const stateName = t(`walk.${prefix.state}`);
-  const bar = (name, value) => el("span", { class: `bar-${name}`, style: { "--share": Math.sqrt(value / largest) } });
-  const bars = isDouble ? [bar("model", share.model), bar("guide", share.guide)] : [bar("model", share.score)];
+  const bars = measure.names.map((name) =>
+    el("span", { class: name === "guide" ? "bar-guide" : "bar-model", style: { "--share": measure.part(prefix[name]) } }),
+  );
   const title = [
     `${prefix.codes.join(" · ")}: ${stateName}`,
-    ...(isDouble ? [`${t("walk.model")} ${percent(share.model)}`, `${t("walk.guide")} ${percent(share.guide)}`] : []),
+    ...(measure.names.length > 1 ? measure.names.map((name) => `${t(`walk.${name}`)} ${measure.text(prefix[name])}`) : []),
     ...(prefix.titles ?? []),
   ].join("\n");
   const press = () => {
@@ -138,7 +152,7 @@ function row(prefix, prefixes, { largest, isDouble, model }) {
         prefix.codes.length > 1 ? el("span", { class: "former" }, `${prefix.codes.slice(0, -1).join("·")}·`) : null,
         String(prefix.codes.at(-1))),
       el("span", { class: "bars", "aria-hidden": "true" }, bars),
-      el("span", { class: "value" }, percent(share.score)),
+      el("span", { class: "value" }, measure.text(prefix.score)),
       prefix.titles?.length ? el("span", { class: "example" }, prefix.titles[0]) : null,
     ),
   );
