@@ -218,7 +218,7 @@ def test_titles_are_shown_as_text_only(address: str, new_page: Callable[..., Pag
     page.goto(f"{address}#traffic")
     page.wait_for_selector(f"td.titles >> text={HOSTILE[:20]}")
     assert page.locator("img, main script, dialog script").count() == 0
-    assert page.title() == "Traffic – nextitem"
+    assert page.title() == "Traffic - nextitem"
 
 
 def test_everything_is_reached_by_the_keyboard(address: str, new_page: Callable[..., Page]) -> None:

@@ -91,5 +91,5 @@ def serve(
     socket = server.config.bind_socket()
     socket.listen()  # from here on connections wait, so that the next line is true
     address = socket.getsockname()
-    log(f"serving {', '.join(names)} at http://{address[0]}:{address[1]} (a page to try it; API: /openapi.json; stop with Ctrl-C)")
+    log(f"serving {', '.join(names)} at http://{address[0]}:{address[1]} (API: /openapi.json; stop with Ctrl-C)")
     server.run(sockets=[socket])

@@ -73,7 +73,7 @@ function showView() {
     if (link.hash === `#${state.view}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  document.title = state.view === "lists" ? "nextitem" : `${t(state.view)} – nextitem`;
+  document.title = state.view === "lists" ? "nextitem" : `${t(state.view)} - nextitem`;
 }
 
 onChange((changed) => changed.has("view") && showView());
