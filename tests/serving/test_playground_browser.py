@@ -350,12 +350,12 @@ def with_search(route: Any) -> None:
         ids = rich_run("tiger").model.catalog.ids
         ways = [table.codes[int(ids.lookup([item["item_id"]])[0])].tolist() for item in answer["items"]]
         for level in range(1, table.num_levels + 1):
-            kept = list(dict.fromkeys(tuple(codes[:level]) for codes in ways))
+            ways_here = list(dict.fromkeys(tuple(codes[:level]) for codes in ways))
             prefixes = [
                 {"codes": list(codes), "score": -1.0 - place, "model": -2.0, "guide": -0.5, "state": "kept"}
-                for place, codes in enumerate(kept)
+                for place, codes in enumerate(ways_here)
             ]
-            parent = [] if level == 1 else list(kept[0][: level - 1])
+            parent = [] if level == 1 else list(ways_here[0][: level - 1])
             prefixes.append({"codes": [*parent, 90], "score": -9.0, "model": -8.0, "state": "pruned"})
             prefixes.append({"codes": [*parent, 91], "score": -0.5, "model": -0.1, "state": "cut", "titles": [HOSTILE]})
             levels.append({"level": level, "prefixes": prefixes, "cut_by_constraint": 7})

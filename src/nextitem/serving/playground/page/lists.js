@@ -10,7 +10,8 @@ import { showWalk } from "./walk.js";
 
 const SIDES = ["left", "right"];
 const panes = { left: {}, right: {} }; // of each side: its elements, its last answer, its running request
-const REASONS = 3; // neighbours that are named
+const REASONS = 2; // neighbours that are named
+const TITLE = 30; // characters of their titles
 const LEAST = 0.05; // share of a neighbour that is named
 
 /** Build both panes, in the present language, and fill them from their last answers. */
@@ -188,21 +189,24 @@ function row(side, item, place, ranks) {
   );
 }
 
-/** Return a line with the events of the history that carry an item, its channel and stages, and the chance with which it was drawn. */
+/** Return lines with the events of the history that carry an item, its channel and stages, and the chance with which it was drawn. */
 function reasons(answer, item) {
   const explained = answer.explanation?.items ?? [];
   const own = explained.find((each) => String(each.item_id) === String(item.item_id)) ?? {};
   const neighbours = (own.neighbours ?? []).filter((each) => each.share >= LEAST).slice(0, REASONS);
   const channel = item.channel ?? own.channel;
-  const parts = [];
-  if (neighbours.length) {
-    const names = neighbours.map((each) => `${each.title ?? titleOf(each.item_id)} (${percent(each.share)})`);
-    parts.push(`${t("because")} ${names.join(", ")}`);
-  }
-  if (channel) parts.push(t("channel", { name: channel }));
-  if (own.stages?.length) parts.push(own.stages.map((stage) => t("stage", { name: stage.stage, place: stage.position })).join(" → "));
-  if (typeof item.propensity === "number" && item.propensity < 1) parts.push(t("propensity", { share: percent(item.propensity) }));
-  return parts.length ? el("p", { class: "reasons" }, parts.flatMap((part, at) => (at ? [" · ", part] : [part]))) : null;
+  const names = neighbours.map((each) => [each.title ?? titleOf(each.item_id), percent(each.share)]);
+  const stages = (own.stages ?? []).map((stage) => `${stage.stage} ${stage.position}`).join(" → ");
+  const way = [channel && t("channel", { name: channel }), stages].filter(Boolean).join(" · ");
+  const chance = typeof item.propensity === "number" && item.propensity < 1 ? t("propensity", { share: percent(item.propensity) }) : "";
+  const short = (title) => (title.length > TITLE ? `${title.slice(0, TITLE - 1).trimEnd()}…` : title);
+  return [
+    names.length
+      ? el("p", { class: "reasons", title: names.map(([title, share]) => `${title} (${share})`).join("\n") }, `${t("because")} ${names.map(([title, share]) => `${short(title)} (${share})`).join(", ")}`)
+      : null,
+    way ? el("p", { class: "reasons" }, way) : null,
+    chance ? el("p", { class: "reasons" }, chance) : null,
+  ];
 }
 
 function drawWalk() {

@@ -278,6 +278,7 @@ export function showKnobs() {
     guided.length && isKnown("guide_weight") ? guideWeight(guided) : null,
     objectives.length && isKnown("objective") ? objective(objectives) : null,
   );
+  if (!parts.knobs.childElementCount) fill(parts.knobs, el("p", { class: "hint" }, t("knobs.none")));
   if (["explore", "guide", "objective"].includes(focused)) byId(focused)?.focus();
 }
 
