@@ -236,8 +236,9 @@ def _history(service: Service, model: ServedModel, user_id: str, limit: int) -> 
     catalog, numbers = model.engine.model.catalog, batch.items.values.numpy()
     recent = numbers[-limit:]
     actions, times = [None] * len(recent), [None] * len(recent)
-    if batch.actions is not None and catalog.events[ACTION].values is not None:
-        names = [None, *catalog.events[ACTION].values.to_list()]
+    action_names = catalog.events[ACTION].values if batch.actions is not None else None
+    if batch.actions is not None and action_names is not None:
+        names = [None, *action_names.to_list()]
         actions = [names[code] for code in batch.actions.values[-limit:].tolist()]
     if batch.timestamps is not None:
         times = batch.timestamps.values[-limit:].tolist()

@@ -11,7 +11,7 @@ import { showWalk } from "./walk.js";
 const SIDES = ["left", "right"];
 const panes = { left: {}, right: {} }; // of each side: its elements, its last answer, its running request
 const REASONS = 2; // neighbours that are named
-const TITLE = 30; // characters of their titles
+const TITLE = 26; // characters of their titles
 const LEAST = 0.05; // share of a neighbour that is named
 
 /** Build both panes, in the present language, and fill them from their last answers. */
