@@ -18,6 +18,7 @@ EXAMPLES = (
     "--store postgresql://me@db:5432/events"
 )
 TOKENS = "NEXTITEM_TOKENS"
+LOCAL = ("127.0.0.1", "::1", "localhost")  # addresses that only this machine reaches
 
 
 def serve(
@@ -107,9 +108,8 @@ def serve(
         opened, events, ServiceConfig(max_queue=max_queue, deadline_seconds=deadline), impressions=shown_lists
     )
     service.warm_up()
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(service, tokens=tokens), host=host, port=port, log_level="warning", access_log=False)
-    )
+    app = make_app(service, tokens=tokens, shows_users=bool(tokens) or host in LOCAL)
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False))
     socket = server.config.bind_socket()
     socket.listen()  # from here on connections wait, so that the next line is true
     address = socket.getsockname()

@@ -20,6 +20,10 @@ from nextitem.core.errors import UserError
 from nextitem.pipeline.recommend import similar_items
 from nextitem.serving.batching import ClosedError, QueueFullError
 from nextitem.serving.pages import page_token, shown_items
+from nextitem.serving.playground.abilities import abilities
+from nextitem.serving.playground.routes import add_playground
+from nextitem.serving.playground.traffic import Traffic
+from nextitem.serving.requests import ServedRequest
 from nextitem.serving.schemas import (
     EventsAnswer,
     EventsBody,
@@ -32,7 +36,7 @@ from nextitem.serving.schemas import (
     RecommendBody,
     SimilarBody,
 )
-from nextitem.serving.service import Answer, Service, stored_event
+from nextitem.serving.service import Answer, ServedModel, Service, stored_event
 from nextitem.serving.stores.store import StoreUnavailable
 from nextitem.serving.values import milliseconds
 
@@ -70,15 +74,16 @@ class _Metrics:
         )
 
 
-def make_app(service: Service, *, tokens: Sequence[str] = ()) -> FastAPI:
+def make_app(service: Service, *, tokens: Sequence[str] = (), shows_users: bool = True) -> FastAPI:
     """Return the application.
 
     Args:
         service: the models and the store; it is closed when the application ends.
         tokens: bearer tokens that are accepted; none: everybody may ask.
+        shows_users: whether the playground may read ids of users and their histories.
 
     """
-    metrics = _Metrics()
+    metrics, traffic = _Metrics(), Traffic()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -101,8 +106,9 @@ def make_app(service: Service, *, tokens: Sequence[str] = ()) -> FastAPI:
     )
     _add_errors(app)
     _add_limits(app, metrics)
-    _add_lists(app, service, metrics, [Depends(authorise)])
+    _add_lists(app, service, metrics, traffic, [Depends(authorise)])
     _add_data(app, service, metrics, [Depends(authorise)])
+    add_playground(app, service, traffic, [Depends(authorise)], shows_users=shows_users)
     _add_health(app, service, metrics)
     return app
 
@@ -174,12 +180,16 @@ def _list_answer(answer: Answer, next_page: str | None = None) -> ListAnswer:
     )
 
 
-def _add_lists(app: FastAPI, service: Service, metrics: _Metrics, needs: list[Any]) -> None:
+def _add_lists(app: FastAPI, service: Service, metrics: _Metrics, traffic: Traffic, needs: list[Any]) -> None:
     """Add the routes that return lists of items."""
 
-    def counted(answer: Answer) -> Answer:
+    async def answered(route: str, model: ServedModel, request: ServedRequest) -> Answer:
+        started = time.perf_counter()
+        answer = await service.recommend(model, request)
         if answer.fallback_reason is not None:
             metrics.fallbacks.labels(answer.model.name, answer.fallback_reason).inc()
+        seconds = time.perf_counter() - started
+        traffic.record(route, model.name, answer.result, fallback_reason=answer.fallback_reason, seconds=seconds)
         return answer
 
     @app.post("/v1/recommend", dependencies=needs, responses=PROBLEMS, response_model_exclude_none=True)
@@ -187,7 +197,7 @@ def _add_lists(app: FastAPI, service: Service, metrics: _Metrics, needs: list[An
         """Recommend items to a user, or for a history."""
         request, shown_ids = body.to_request(), shown_items(body.page)
         model = service.model_for(body.model, request.user_id)
-        answer = counted(await service.recommend(model, request.without(shown_ids)))
+        answer = await answered("recommend", model, request.without(shown_ids))
         is_last = len(answer.result.item_ids) < request.k
         token = None if is_last else page_token([*shown_ids, *map(str, answer.result.item_ids)])
         return _list_answer(answer, token)
@@ -196,7 +206,7 @@ def _add_lists(app: FastAPI, service: Service, metrics: _Metrics, needs: list[An
     async def rank(body: RankBody) -> ListAnswer:
         """Order given items for a user, or for a history."""
         request = body.to_request()
-        return _list_answer(counted(await service.recommend(service.model_for(body.model, request.user_id), request)))
+        return _list_answer(await answered("rank", service.model_for(body.model, request.user_id), request))
 
     @app.post("/v1/similar", dependencies=needs, responses=PROBLEMS)
     async def similar(body: SimilarBody) -> dict[str, Any]:
@@ -256,6 +266,7 @@ def _add_data(app: FastAPI, service: Service, metrics: _Metrics, needs: list[Any
                 version=model.version,
                 num_items=model.run.model.num_items,
                 weight=model.weight,
+                **abilities(model.engine.model),
             )
             for model in service.models.values()
         ]

@@ -44,6 +44,7 @@ class ServedRequest:
         explain: whether the answer explains the list.
         guide_weight: weight of the guide of a generator, 0 to 1; None: as chosen in training.
         objective: name of the objective that orders the list, for models that have several; None: as trained.
+        is_preview: whether the user will not see the list, so that it must not become training data.
 
     """
 
@@ -58,6 +59,7 @@ class ServedRequest:
     explain: bool = False
     guide_weight: float | None = None
     objective: str | None = None
+    is_preview: bool = False
 
     def without(self, item_ids: Sequence[str]) -> ServedRequest:
         """Return the request with more items excluded."""

@@ -96,6 +96,8 @@ class RecommendBody(_Asker):
     """Whether to leave out the items of the history; by default as the data set says."""
     page: Annotated[str, StringConstraints(max_length=100_000)] | None = None
     """Token `next_page` of an answer: the items that follow those."""
+    preview: bool = False
+    """Whether the list is only looked at by whoever runs the shop: then it is not logged as an impression."""
 
     def to_request(self) -> ServedRequest:
         """Return the request as the engine reads it. Raises UserError if neither a user nor a history is given."""
@@ -108,6 +110,7 @@ class RecommendBody(_Asker):
             exclude=tuple(str(item) for item in self.exclude),
             only=tuple(only),
             exclude_seen=self.exclude_seen,
+            is_preview=self.preview,
         )
 
 
@@ -271,6 +274,14 @@ class ModelAnswer(BaseModel):
     num_items: int
     weight: float
     """Share of the users who are assigned to it."""
+    has_guide: bool = False
+    """Whether another model guides its searches, so that a request may say `guide_weight`."""
+    guide_weight: float | None = None
+    """Weight of the guide that was chosen in training."""
+    objectives: list[str] = []
+    """Names that a request may give as `objective`."""
+    num_levels: int | None = None
+    """Number of codes of a semantic ID; none: its items have none."""
 
 
 class Problem(BaseModel):

@@ -185,7 +185,7 @@ class Service:
         except Exception:
             log.exception("request %s: the model %s failed", request_id, model.name)
             result, reason = self._fallback(model, request), "error"
-        if self.impressions is not None and request.candidates is None:
+        if self.impressions is not None and request.candidates is None and not request.is_preview:
             await self._log(self.impressions, request_id, model, request, result, reason)
         return Answer(request_id, model, result, reason)
 

@@ -1,0 +1,1 @@
+"""Playground: the page at /, on which a person tries the served models, and the read-only routes behind it."""
