@@ -82,8 +82,8 @@ def ratio(numerators: Floats, denominators: Floats) -> Ratio:
     value, residuals = _linearised(numerators, denominators)
     if value != value:
         return Ratio(nan, nan, nan)
-    margin, _ = _margin(residuals, len(residuals) - 1)
-    return Ratio(value, value - margin, value + margin)
+    half = margin(residuals)
+    return Ratio(value, value - half, value + half)
 
 
 def rate(successes: Floats, units: Floats) -> Rate:
@@ -101,10 +101,10 @@ def rate(successes: Floats, units: Floats) -> Rate:
     num_successes, num_units = round(float(successes.sum())), round(float(units.sum()))
     if value != value:
         return Rate(nan, nan, nan, 0, 0)
-    margin, quantile = _margin(residuals, len(residuals) - 1)
+    half, quantile = _margin(residuals, len(residuals) - 1)
     if quantile == inf:
         return Rate(value, 0.0, 1.0, num_successes, num_units)
-    error = margin / quantile
+    error = half / quantile
     # If all units are equal, the clusters show no variance; then each counts as one unit.
     size = float(len(residuals)) if value in (0.0, 1.0) else value * (1 - value) / max(error**2, 1e-300)
     size, square = min(size, float(num_units)), quantile**2
@@ -131,17 +131,22 @@ def difference(first: tuple[Floats, Floats], second: tuple[Floats, Floats]) -> R
     is_present = (first[1] > 0) | (second[1] > 0)
     freedom = min(len(residuals_a), len(residuals_b)) - 1
     residuals_a, residuals_b = _spread(residuals_a, first[1]), _spread(residuals_b, second[1])
-    margin, quantile = _margin((residuals_a - residuals_b)[is_present], freedom)
+    half, quantile = _margin((residuals_a - residuals_b)[is_present], freedom)
     p_value = 1.0
-    if 0 < margin < inf:
-        p_value = float(2 * student.sf(abs(a - b) / (margin / quantile), freedom))
+    if 0 < half < inf:
+        p_value = float(2 * student.sf(abs(a - b) / (half / quantile), freedom))
     lift, lift_low, lift_high = nan, nan, nan
     if b > 0:
         lift, lift_low, lift_high = a / b - 1, -1.0, inf
         if a > 0:
-            log_margin, _ = _margin((residuals_a / a - residuals_b / b)[is_present], freedom)
-            lift_low, lift_high = exp(log(a / b) - log_margin) - 1, _exponential(log(a / b) + log_margin) - 1
-    return RateDifference(a - b, a - b - margin, a - b + margin, lift, lift_low, lift_high, p_value)
+            log_half, _ = _margin((residuals_a / a - residuals_b / b)[is_present], freedom)
+            lift_low, lift_high = exp(log(a / b) - log_half) - 1, _exponential(log(a / b) + log_half) - 1
+    return RateDifference(a - b, a - b - half, a - b + half, lift, lift_low, lift_high, p_value)
+
+
+def margin(residuals: Floats) -> float:
+    """Return half the width of the 95% interval of a figure that each cluster moves by its residual, [U]."""
+    return _margin(residuals, len(residuals) - 1)[0]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
