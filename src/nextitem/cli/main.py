@@ -18,8 +18,10 @@ from nextitem.cli import (
     models,
     rank,
     recommend,
+    report,
     serve,
     similar,
+    simulate,
     tokenize,
     train,
     tune,
@@ -46,6 +48,8 @@ app.command("recommend", epilog=recommend.EXAMPLES)(recommend.recommend)
 app.command("rank", epilog=rank.EXAMPLES)(rank.rank)
 app.command("similar", epilog=similar.EXAMPLES)(similar.similar)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
+app.command("report", epilog=report.EXAMPLES)(report.report)
+app.command("simulate", epilog=simulate.EXAMPLES)(simulate.simulate)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("models", epilog=models.EXAMPLES)(models.models)
