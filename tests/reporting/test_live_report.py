@@ -45,7 +45,7 @@ def printed(figures: LiveReport) -> str:
 def test_verdicts_say_which_differences_are_real() -> None:
     (sentence,) = verdicts(report({"a": 0.3, "b": 0.5}))
     assert re.fullmatch(
-        r"b has [\d.]+ lists with click among 100, a [\d.]+: \d+% more, which is more than chance \(95% interval "
+        r"b has [\d.]+ lists with a click among 100, a [\d.]+: \d+% more, which is more than chance \(95% interval "
         r"\+[\d.]+ to \+[\d.]+ per 100 lists\)\.",
         sentence,
     )
@@ -75,7 +75,7 @@ def test_the_page_is_self_contained_escaped_and_the_same_again(tmp_path: Path) -
     assert 'x" onload' not in page
     for text in (
         "Which differences are real",
-        "Lists with click",
+        "Lists with a click",
         "By slot",
         "What was shown",
         "1,234",

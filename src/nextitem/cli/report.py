@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nextitem.cli.early import check_run
 from nextitem.cli.options import log, milliseconds_of
 from nextitem.core.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 EXAMPLES = (
     "Examples: nextitem report --live nextitem-impressions | nextitem report --live nextitem-impressions "
@@ -41,9 +45,15 @@ def report(
         str | None,
         typer.Option(
             "--target",
-            help="Parquet file with impression_id, slot, probability: estimate how this policy would do, from explored "
-            "lists.",
+            help="Estimate from explored lists how a policy would do that was not served: the folder of a run, or a "
+            "Parquet file with impression_id, slot, probability.",
         ),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.01, help="Temperature of exploration of the run in --target.")
+    ] = 1.0,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Dataset folder with the histories for --target; default: the run's.")
     ] = None,
     out: Annotated[str | None, typer.Option("--out", help="HTML file to write.")] = None,
     json_file: Annotated[
@@ -53,9 +63,7 @@ def report(
     """Report how often lists of each served model were clicked and bought from, and which differences are real."""
     window_ms, settings = milliseconds_of(attribution), _outcomes(outcome or [])
     if target is not None and not Path(target).is_file():
-        raise UserError(f"--target {target}: no such file")
-    import polars as pl
-
+        check_run(target)
     from nextitem.evaluation.attribution import outcomes_of
     from nextitem.evaluation.live import live_report
     from nextitem.evaluation.off_policy import off_policy_report
@@ -66,10 +74,7 @@ def report(
     lists, answers = read_impressions(live), read_events(events, namespace=namespace)
     figures, attributed = live_report(lists, answers, outcomes=outcomes_of(settings), window_ms=window_ms)
     if target is not None:
-        try:
-            probabilities = pl.read_parquet(target)
-        except pl.exceptions.PolarsError as error:
-            raise UserError(f"--target {target}: {str(error).splitlines()[0]}; write Parquet") from None
+        probabilities = _target(target, data, temperature, lists, answers)
         estimates = off_policy_report(attributed.impressions, probabilities, outcome=figures.outcomes[0])
         figures = replace(figures, off_policy=estimates)
     text = json.dumps(figures.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
@@ -84,6 +89,26 @@ def report(
         Path(json_file).parent.mkdir(parents=True, exist_ok=True)
         Path(json_file).write_text(text + "\n", encoding="utf-8")
     print_live_report(figures)
+
+
+def _target(
+    target: str, data: str | None, temperature: float, lists: pl.DataFrame, answers: pl.DataFrame
+) -> pl.DataFrame:
+    """Return the probabilities of the policy to estimate: those of a file, or of a run."""
+    import polars as pl
+
+    if Path(target).is_file():
+        try:
+            return pl.read_parquet(target)
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"--target {target}: {str(error).splitlines()[0]}; write Parquet") from None
+    from nextitem.pipeline.runs import load_run
+    from nextitem.serving.target_policy import target_probabilities
+
+    run = load_run(target)
+    if data is not None:
+        run.use_data(data)
+    return target_probabilities(run, lists, answers, temperature=temperature)
 
 
 def _outcomes(texts: list[str]) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from nextitem.evaluation.attribution import ANY
 from nextitem.evaluation.live import LiveReport, PolicyDifference, PolicyFigures
 from nextitem.evaluation.off_policy import Estimate, OffPolicyReport
 from nextitem.evaluation.rates import Rate, Ratio
@@ -18,7 +19,7 @@ from nextitem.reporting import plots
 from nextitem.reporting.report_style import STYLE
 
 NOUNS = {"click": "clicks", "purchase": "purchases", "any": "answers"}
-WIDTH, ROW, LEFT = 640, 26, 190  # pixels of a plot of intervals
+WIDTH, ROW, LEFT = 480, 26, 150  # pixels of a plot of intervals
 ESTIMATORS = {
     "ips": "no assumption",
     "snips": "no assumption, but a small bias",
@@ -40,9 +41,9 @@ def verdicts(report: LiveReport) -> list[str]:
 
 def print_live_report(report: LiveReport, *, console: Console | None = None) -> None:
     """Print the figures of each model, the verdicts, and what to be careful about."""
-    console = console or Console(soft_wrap=True)
+    console = console or Console(width=None if Console().is_terminal else 160)
     table = Table(box=None)
-    outcomes = [f"lists with {name}" for name in report.outcomes]
+    outcomes = [f"lists with {_one(name)}" for name in report.outcomes]
     for index, title in enumerate(["model", "lists", "users", *outcomes, "novelty", "coverage", "gini", "fallbacks"]):
         table.add_column(title, justify="right" if index else "left", no_wrap=True)
     for policy in report.policies:
@@ -58,7 +59,7 @@ def print_live_report(report: LiveReport, *, console: Console | None = None) -> 
         )
     console.print(table)
     for sentence in [*verdicts(report), *report.notes]:
-        console.print(sentence, highlight=False, markup=False)
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     if report.off_policy is not None:
         _print_off_policy(report.off_policy, console)
 
@@ -87,7 +88,7 @@ def write_live_report(path: Path, report: LiveReport, *, title: str = "Served mo
 
 
 def _verdict(entry: PolicyDifference, first: PolicyFigures, second: PolicyFigures) -> str:
-    noun = f"lists with {entry.outcome}"
+    noun = f"lists with {_one(entry.outcome)}"
     rates = (first.list_rates[entry.outcome].value, second.list_rates[entry.outcome].value)
     figures = f"{entry.first} has {100 * rates[0]:.2f} {noun} among 100, {entry.second} {100 * rates[1]:.2f}"
     between = f"{100 * entry.difference.low:+.2f} to {100 * entry.difference.high:+.2f} per 100 lists"
@@ -98,6 +99,11 @@ def _verdict(entry: PolicyDifference, first: PolicyFigures, second: PolicyFigure
     if entry.difference.p_value < 0.05:
         return f"{figures}: alone this would be more than chance, but several pairs were compared ({between})."
     return f"{figures}: no more than chance (95% interval {between})."
+
+
+def _one(outcome: str) -> str:
+    """Return an outcome with an article: a click, an order, any answer."""
+    return "any answer" if outcome == ANY else f"{'an' if outcome[0] in 'aeiou' else 'a'} {outcome}"
 
 
 def _lift(entry: PolicyDifference) -> str:
@@ -128,7 +134,7 @@ def _summary(report: LiveReport) -> str:
 
 def _models(report: LiveReport) -> str:
     titles = ["model", "version", "lists", "users", "fallbacks", "explored"]
-    titles += [f"lists with {name}" for name in report.outcomes] + [f"items with {name}" for name in report.outcomes]
+    titles += [f"{unit} with {_one(name)}" for unit in ("lists", "items") for name in report.outcomes]
     lines = []
     for index, policy in enumerate(report.policies):
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in policy.fallbacks.items())
@@ -159,7 +165,7 @@ def _intervals(report: LiveReport, outcome: str) -> str:
     for index, (policy, rate) in enumerate(zip(report.policies, rates, strict=True)):
         y, color = 18 + ROW * index, plots.color(index)
         low, middle, high = (LEFT + scale * value for value in (rate.low, rate.value, rate.high))
-        name = policy.name if len(policy.name) <= 24 else policy.name[:23] + "…"
+        name = policy.name if len(policy.name) <= 19 else policy.name[:18] + "…"
         parts.append(
             f'<text x="{LEFT - 10}" y="{y + 4}" text-anchor="end" font-size="13" fill="currentColor">'
             f"{escape(name)}</text>"
@@ -174,9 +180,9 @@ def _intervals(report: LiveReport, outcome: str) -> str:
         f'<text x="{WIDTH - 70}" y="{height - 3}" font-size="11" text-anchor="end" fill="currentColor">'
         f"{_percent(top)}</text>"
     )
-    label = escape(f"share of the lists with {outcome} by model")
+    label = escape(f"share of the lists with {_one(outcome)} by model")
     return (
-        f"<h2>Lists with {escape(outcome)}</h2><figure>"
+        f"<h2>Lists with {escape(_one(outcome))}</h2><figure>"
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}" style="max-width:{WIDTH}px">'
         f"{''.join(parts)}</svg></figure>"
     )
@@ -194,7 +200,7 @@ def _slots(report: LiveReport) -> str:
     titles = ["slot", *(policy.name for policy in report.policies)]
     return (
         f"<h2>By slot</h2>{_table(titles, lines)}"
-        f'<p class="soft">Share of the items of a slot with {escape(report.outcomes[0])}. Later slots have less, '
+        f'<p class="soft">Share of the items of a slot with {escape(_one(report.outcomes[0]))}. Later slots have less, '
         "because fewer users look at them, and because their items are less suitable.</p>"
     )
 
@@ -239,9 +245,9 @@ def _method(report: LiveReport) -> str:
         '<details><summary>How this is computed</summary><p class="soft">An event belongs to the list whose request_id '
         "it names, else to the latest list with its item that its user was shown within the attribution time. An item "
         "of a list counts once for each outcome. Intervals are those of a ratio of sums over users; a visitor without "
-        "an id counts as one user. A difference is called real if its p-value, adjusted for the number of pairs (Holm), "
-        "is below 0.05. Looking again and again until a difference is real finds differences that are none: decide before "
-        "when to look.</p></details>"
+        "an id counts as one user. A difference is called real if its p-value, adjusted for the number of pairs "
+        "(Holm), is below 0.05. Looking again and again until a difference is real finds differences that are none: "
+        "decide before when to look.</p></details>"
     )
 
 
@@ -260,7 +266,7 @@ def _print_off_policy(report: OffPolicyReport, console: Console) -> None:
         *report.notes,
         *dict.fromkeys(f"{each.estimator}: {text}" for each in report.estimates for text in each.warnings),
     ]:
-        console.print(sentence, highlight=False, markup=False)
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _estimate_cells(estimate: Estimate) -> list[str]:
