@@ -19,7 +19,7 @@ def events(*rows: tuple[str, str, str | None, int, str | None]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
 
 
-SHOWN = impressions(
+LISTS = impressions(
     ("r1", "ada", "x", 0), ("r1", "ada", "y", 0), ("r2", "ada", "x", 5 * HOUR), ("r3", None, "x", 6 * HOUR)
 )  # fmt: skip
 
@@ -29,7 +29,7 @@ def clicked_rows(result: Attribution, outcome: str = "click") -> list[int]:
 
 
 def attributed(*rows: tuple[str, str, str | None, int, str | None], **options: Any) -> Attribution:
-    return attribute(SHOWN, events(*rows), outcomes=DEFAULT_OUTCOMES, **options)
+    return attribute(LISTS, events(*rows), outcomes=DEFAULT_OUTCOMES, **options)
 
 
 def test_an_event_belongs_to_the_list_that_it_names_whatever_the_time() -> None:
@@ -60,7 +60,7 @@ def test_many_events_of_an_item_count_once_and_a_purchase_is_a_click() -> None:
     result = attributed(*[("ada", "x", action, HOUR, "r1") for action in ("View", "click", "BUY", "click")])
     assert [clicked_rows(result, name) for name in ("click", "purchase", "any")] == [[0], [0], [0]]
     assert result.by_request == 4
-    assert set(result.impressions.columns) == {*SHOWN.columns, "click", "purchase", "any"}
+    assert set(result.impressions.columns) == {*LISTS.columns, "click", "purchase", "any"}
 
 
 def test_what_was_only_seen_or_returned_is_no_answer_and_other_actions_are_any() -> None:
@@ -77,12 +77,12 @@ def test_outcomes_can_be_replaced_and_added() -> None:
     outcomes = outcomes_of({"click": ["Tap"], "save": ["save", "pin"]})
     assert [outcome.name for outcome in outcomes] == ["click", "purchase", "any", "save"]
     rows = events(("ada", "x", "tap", 1, "r1"), ("ada", "y", "click", 1, "r1"), ("ada", "x", "pin", 1, "r2"))
-    result = attribute(SHOWN, rows, outcomes=outcomes)
+    result = attribute(LISTS, rows, outcomes=outcomes)
     assert (clicked_rows(result), clicked_rows(result, "save")) == ([0], [2])
 
 
 def test_logs_without_users_or_events_work() -> None:
-    anonymous = SHOWN.with_columns(user_id=pl.lit(None, pl.String))
+    anonymous = LISTS.with_columns(user_id=pl.lit(None, pl.String))
     result = attribute(anonymous, events(("ada", "x", "click", 1, "r1")), outcomes=DEFAULT_OUTCOMES)
     assert clicked_rows(result) == [0]
-    assert clicked_rows(attribute(SHOWN, events(), outcomes=DEFAULT_OUTCOMES)) == []
+    assert clicked_rows(attribute(LISTS, events(), outcomes=DEFAULT_OUTCOMES)) == []

@@ -15,7 +15,6 @@ import pytest
 from nextitem.core.errors import UserError
 from nextitem.evaluation.off_policy import (
     Estimate,
-    Floats,
     Ints,
     LoggedLists,
     TargetPolicy,
@@ -23,6 +22,7 @@ from nextitem.evaluation.off_policy import (
     off_policy_report,
     plackett_luce,
 )
+from nextitem.evaluation.rates import Floats
 
 ITEMS, SLOTS, KINDS = 6, 3, 4
 LISTS = np.array(list(permutations(range(ITEMS), SLOTS)))  # [120, K]
@@ -58,7 +58,8 @@ def world(seed: int, *, cascade: float, num_users: int = 200) -> tuple[LoggedLis
     lists = (LOGGING[kind] + rng.gumbel(size=(len(user), ITEMS))).argsort(1)[:, ::-1][:, :SLOTS]
     propensities, _ = plackett_luce(LOGGING[kind], lists)
     mood = rng.beta(2, 2, num_users)[user] * 2  # lists of one user resemble each other
-    rewards = (rng.random(lists.shape) < np.clip(clicks(kind, lists, cascade=cascade) * mood[:, None], 0, 1)) * 1.0
+    chances = np.clip(clicks(kind, lists, cascade=cascade) * mood[:, None], 0, 1)
+    rewards = (rng.random(lists.shape) < chances).astype(np.float64)
     probabilities, distributions = plackett_luce(TARGET[kind], lists)
     candidates = np.broadcast_to(np.arange(ITEMS), (len(user), ITEMS))
     logged = LoggedLists(rewards, propensities, lists, np.ones(lists.shape, np.bool_), user)
@@ -152,7 +153,7 @@ def test_independent_slots_need_no_products_of_weights() -> None:
     values = []
     for _ in range(100):
         lists = rng.choice(ITEMS, p=first, size=(300, SLOTS))
-        rewards = (rng.random(lists.shape) < EXAMINATION * APPEAL[0][lists]) * 1.0
+        rewards: Floats = 1.0 * (rng.random(lists.shape) < EXAMINATION * APPEAL[0][lists]) * 1.0
         logged = LoggedLists(rewards, first[lists], lists, np.ones(lists.shape, np.bool_), np.arange(300))
         values.append({name: each.reward.value for name, each in by_name(logged, TargetPolicy(second[lists])).items()})
     iips, ips = (np.array([each[name] for each in values]) for name in ("iips", "ips"))
@@ -218,7 +219,8 @@ def test_a_log_and_a_table_of_probabilities_give_the_same_as_arrays() -> None:
         pl.concat([certain, table]), probabilities.sample(fraction=1, shuffle=True, seed=0), outcome="click"
     )
     assert report.estimates == estimates(logged, TargetPolicy(target.probabilities))
-    assert (report.lists, report.logged.value) == (num_lists, pytest.approx(logged.rewards.sum(1).mean()))
+    assert report.lists == num_lists
+    assert report.logged.value == pytest.approx(logged.rewards.sum(1).mean())
     assert f"{num_lists} of {2 * num_lists} lists count" in report.notes[0]
     with pytest.raises(UserError, match="no exploration"):
         off_policy_report(certain, probabilities, outcome="click")

@@ -49,6 +49,9 @@ def test_verdicts_say_which_differences_are_real() -> None:
         r"\+[\d.]+ to \+[\d.]+ per 100 lists\)\.",
         sentence,
     )
+    (mirrored,) = verdicts(report({"b": 0.5, "a": 0.3}))
+    assert mirrored.startswith("b has")
+    assert "% more, which is more than chance" in mirrored
     (sentence,) = verdicts(report({"a": 0.3, "b": 0.3}))
     assert "no more than chance (95% interval -" in sentence
     (sentence,) = verdicts(report({"a": 0.3, "b": 0.5}, num_users=1))

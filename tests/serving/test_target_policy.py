@@ -47,9 +47,9 @@ def test_lists_are_answered_from_the_history_of_then(time: int, request_id: str 
         for answer in engine.recommend([ServedRequest(user_id="u03", k=100)], events)
     )
     assert before != after
-    rows = [
-        (name, "u03", item, shown, slot, 0.5)
-        for name, shown in (("early", NOW - 1), ("late", NOW + 1))
+    rows: list[tuple[Any, ...]] = [
+        (name, "u03", item, list_time, slot, 0.5)
+        for name, list_time in (("early", NOW - 1), ("late", NOW + 1))
         for slot, item in enumerate(before[:2], 1)
     ]
     rows += [("certain", "u03", before[0], NOW, 1, 1.0), ("visitor", None, before[0], NOW, 1, 0.5)]

@@ -21,7 +21,7 @@ from nextitem.core.errors import UserError
 from nextitem.evaluation.attribution import ANY, DAY_MS, DEFAULT_OUTCOMES, Attribution, Outcome, attribute
 from nextitem.evaluation.metrics.beyond_accuracy import coverage, gini, novelty
 from nextitem.evaluation.off_policy import OffPolicyReport
-from nextitem.evaluation.rates import Floats, Rate, RateDifference, difference, holm, rate
+from nextitem.evaluation.rates import Floats, Rate, RateDifference, difference, holm, rate, sums
 
 # "sasrec 0a1b2c3d fallback: deadline": model, fingerprint of its version, and what else the server notes.
 POLICY = r"^(.+?) ([0-9a-f]{8,64})(?: .*)?$"
@@ -215,7 +215,7 @@ class _Log:
         return self._by_user(is_own, successes), self._by_user(is_own, units)
 
     def _by_user(self, is_own: NDArray[np.bool_], values: NDArray[Any]) -> Floats:
-        return np.bincount(self.users[is_own], weights=values.astype(np.float64), minlength=self.num_users)
+        return sums(values, self.users[is_own], num_clusters=self.num_users)
 
     def figures(self, number: int) -> PolicyFigures:
         """Return the figures of one policy."""
@@ -250,8 +250,8 @@ class _Log:
         result = []
         for (slot,), part in rows.group_by("slot", maintain_order=True):
             users = part["#user"].rank("dense").to_numpy().astype(np.int64) - 1
-            hits = part[self.outcomes[0]].to_numpy().astype(np.float64)
-            result.append(SlotRate(int(slot), rate(np.bincount(users, weights=hits), np.bincount(users).astype(float))))  # type: ignore[call-overload]
+            hits = part[self.outcomes[0]].to_numpy()
+            result.append(SlotRate(int(str(slot)), rate(sums(hits, users), sums(np.ones(len(hits)), users))))
         return sorted(result, key=lambda entry: entry.slot)
 
     def _padded(self, rows: pl.DataFrame) -> torch.Tensor:

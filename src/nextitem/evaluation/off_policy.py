@@ -26,7 +26,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from nextitem.core.errors import UserError
-from nextitem.evaluation.rates import Floats, Ratio, margin, ratio
+from nextitem.evaluation.rates import Floats, Ratio, margin, ratio, sums
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -128,18 +128,18 @@ def estimates(logged: LoggedLists, target: TargetPolicy) -> list[Estimate]:
     _check(logged, target)
     is_item, rewards = logged.is_item, np.where(logged.is_item, logged.rewards, 0.0)
     slot_weights = np.where(is_item, target.probabilities / np.where(is_item, logged.propensities, 1.0), 1.0)
-    weights = np.cumprod(slot_weights, axis=1)
+    weights: Floats = np.cumprod(slot_weights, axis=1)
     total, whole = rewards.sum(1), weights[:, -1]
     predicted, expected = _predictions(logged, target)
     before = np.concatenate([np.ones((len(whole), 1)), weights[:, :-1]], axis=1)
     doubly = (weights * (rewards - predicted) + before * expected) * is_item
-    linear = {
+    linear: dict[str, tuple[Floats, Floats]] = {
         "ips": (whole * total, whole[:, None]),
         "rips": ((weights * rewards).sum(1), weights),
         "iips": ((slot_weights * rewards).sum(1), slot_weights),
         "dr": (doubly.sum(1), weights),
     }
-    result = [_estimate(name, values, values.mean(), used, logged) for name, (values, used) in linear.items()]
+    result = [_estimate(name, values, float(values.mean()), used, logged) for name, (values, used) in linear.items()]
     if whole.sum() > 0:
         value = float((whole * total).sum() / whole.sum())
         influences = value + whole * (total - value) / whole.mean()
@@ -243,10 +243,9 @@ def _estimate(name: str, values: Floats, value: float, weights: Floats, logged: 
     """Return an estimate from the values of the lists, whose mean it is to first order, [B]."""
     total = np.where(logged.is_item, logged.rewards, 0.0).sum(1)
     used = np.where(logged.is_item[:, : weights.shape[1]] | (weights.shape[1] == 1), weights, np.nan)
-    sums, squares = np.nansum(used, axis=0), np.nansum(used**2, axis=0)
-    sizes = sums**2 / np.where(squares > 0, squares, 1)
+    totals, squares = np.nansum(used, axis=0), np.nansum(used**2, axis=0)
+    sizes = totals**2 / np.where(squares > 0, squares, 1)
     slot = int(sizes.argmin())
-    value = float(value)
     return Estimate(
         name,
         _by_user(values, value, logged.users),
@@ -259,7 +258,7 @@ def _estimate(name: str, values: Floats, value: float, weights: Floats, logged: 
 def _by_user(values: Floats, value: float, users: Ints) -> Ratio:
     """Return a mean of lists with its interval, which counts users."""
     _, numbers = np.unique(users, return_inverse=True)
-    half = margin(np.bincount(numbers, weights=values - value) / len(values))
+    half = margin(sums(values - value, numbers) / len(values))
     return Ratio(value, value - half, value + half)
 
 
@@ -277,7 +276,8 @@ def _warnings(weights: Floats, size: float, users: Ints) -> list[str]:
     share = float(weights.max() / weights.sum())
     if share > LARGEST_SHARE:
         result.append(f"One list has {share:.0%} of all weight.")
-    mean = ratio(*(_sums(column, users[is_present]) for column in (weights, np.ones(len(weights)))))
+    _, numbers = np.unique(users[is_present], return_inverse=True)
+    mean = ratio(sums(weights, numbers), sums(np.ones(len(weights)), numbers))
     if mean.high < 1:
         result.append(
             f"The mean weight is {mean.value:.2f} instead of 1: the target policy selects items that the log never "
@@ -286,11 +286,6 @@ def _warnings(weights: Floats, size: float, users: Ints) -> list[str]:
     if mean.low > 1:
         result.append(f"The mean weight is {mean.value:.2f} instead of 1: propensities or probabilities are wrong.")
     return result
-
-
-def _sums(values: Floats, users: Ints) -> Floats:
-    _, numbers = np.unique(users, return_inverse=True)
-    return np.bincount(numbers, weights=values)
 
 
 def _explored_lists(

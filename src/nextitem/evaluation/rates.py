@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, inf, log, nan, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,6 +143,11 @@ def difference(first: tuple[Floats, Floats], second: tuple[Floats, Floats]) -> R
             log_half, _ = _margin((residuals_a / a - residuals_b / b)[is_present], freedom)
             lift_low, lift_high = exp(log(a / b) - log_half) - 1, _exponential(log(a / b) + log_half) - 1
     return RateDifference(a - b, a - b - half, a - b + half, lift, lift_low, lift_high, p_value)
+
+
+def sums(values: NDArray[Any], clusters: NDArray[np.int64], *, num_clusters: int = 0) -> Floats:
+    """Return the sum of the values [B] of each cluster, for clusters [B] that are numbered from 0, [U]."""
+    return np.bincount(clusters, weights=values.astype(np.float64), minlength=num_clusters).astype(np.float64)
 
 
 def margin(residuals: Floats) -> float:

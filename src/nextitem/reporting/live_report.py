@@ -88,15 +88,21 @@ def write_live_report(path: Path, report: LiveReport, *, title: str = "Served mo
 
 
 def _verdict(entry: PolicyDifference, first: PolicyFigures, second: PolicyFigures) -> str:
-    noun = f"lists with {_one(entry.outcome)}"
+    """Return a difference in words, the model with more lists first."""
+    noun, difference = f"lists with {_one(entry.outcome)}", entry.difference
+    low, high, lift = difference.low, difference.high, difference.lift
+    if difference.value < 0:
+        first, second, low, high = second, first, -high, -low
+        lift = 1 / (1 + lift) - 1 if lift > -1 else inf
     rates = (first.list_rates[entry.outcome].value, second.list_rates[entry.outcome].value)
-    figures = f"{entry.first} has {100 * rates[0]:.2f} {noun} among 100, {entry.second} {100 * rates[1]:.2f}"
-    between = f"{100 * entry.difference.low:+.2f} to {100 * entry.difference.high:+.2f} per 100 lists"
-    if not isfinite(entry.difference.low):
+    figures = f"{first.name} has {100 * rates[0]:.2f} {noun} among 100, {second.name} {100 * rates[1]:.2f}"
+    between = f"{100 * low:+.2f} to {100 * high:+.2f} per 100 lists"
+    if not isfinite(low):
         return f"{figures}. Too few users to compare them."
     if entry.is_real:
-        return f"{figures}: {_lift(entry)}, which is more than chance (95% interval {between})."
-    if entry.difference.p_value < 0.05:
+        more = f"{lift:.0%} more" if isfinite(lift) else "more"
+        return f"{figures}: {more}, which is more than chance (95% interval {between})."
+    if difference.p_value < 0.05:
         return f"{figures}: alone this would be more than chance, but several pairs were compared ({between})."
     return f"{figures}: no more than chance (95% interval {between})."
 
@@ -104,14 +110,6 @@ def _verdict(entry: PolicyDifference, first: PolicyFigures, second: PolicyFigure
 def _one(outcome: str) -> str:
     """Return an outcome with an article: a click, an order, any answer."""
     return "any answer" if outcome == ANY else f"{'an' if outcome[0] in 'aeiou' else 'a'} {outcome}"
-
-
-def _lift(entry: PolicyDifference) -> str:
-    """Return a relative difference in words."""
-    lift = entry.difference.lift
-    if not isfinite(lift):
-        return "more" if entry.difference.value > 0 else "fewer"
-    return f"{abs(lift):.0%} {'more' if lift > 0 else 'fewer'}"
 
 
 def _head(report: LiveReport, title: str) -> str:

@@ -6,7 +6,7 @@ samples from the best items of its list without replacement, an item of rank r w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def list_probabilities(places: Sequence[int], *, size: int, temperature: float) 
     return result
 
 
-def _rounds(impressions: pl.DataFrame) -> Iterator[list[Mapping[str, Any]]]:
+def _rounds(impressions: pl.DataFrame) -> Iterator[list[dict[str, Any]]]:
     """Yield the explored lists of users, at most one of a user at a time."""
     is_explored = (pl.col("propensity") < 1).any().over("impression_id")
     lists = (

@@ -241,7 +241,7 @@ def _address(client: httpx2.AsyncClient, path: str) -> str:
 def _waiting_time(header: str | None, tries: int) -> float:
     """Return the seconds to wait: what the server asks for, but not less after each try."""
     requested = float(header) if header is not None and header.isdigit() else 0.0
-    return min(MAX_WAIT, max(requested, 0.1 * 2**tries))
+    return min(MAX_WAIT, max(requested, 0.1 * float(2**tries)))
 
 
 def client_for(url: str, *, token: str | None = None, connections: int = 16) -> httpx2.AsyncClient:

@@ -62,7 +62,7 @@ class Visit(NamedTuple):
 
 @dataclass
 class Customer:
-    """One customer.
+    """One customer of the simulation: tastes, and what was clicked last and is owned.
 
     Attributes:
         user_id: id that the server sees.
@@ -166,7 +166,7 @@ class World:
         return np.where(can_buy, taste / EXAMINATION[0], 0.0), desire
 
     def _remember(self, customer: Customer, item_ids: Sequence[str], clicks: Bools, purchases: Bools) -> None:
-        for slot in np.flatnonzero(clicks):
+        for slot in np.flatnonzero(clicks).tolist():
             row = self._rows[item_ids[slot]]
             customer.last_item = row
             if purchases[slot] and not self.truth.consumable[row]:
