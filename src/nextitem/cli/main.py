@@ -19,8 +19,10 @@ from nextitem.cli import (
     models,
     rank,
     recommend,
+    report,
     serve,
     similar,
+    simulate,
     tokenize,
     train,
     tune,
@@ -49,6 +51,8 @@ app.command("rank", epilog=rank.EXAMPLES)(rank.rank)
 app.command("similar", epilog=similar.EXAMPLES)(similar.similar)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("update", epilog=update.EXAMPLES)(update.update)
+app.command("report", epilog=report.EXAMPLES)(report.report)
+app.command("simulate", epilog=simulate.EXAMPLES)(simulate.simulate)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("push", epilog=hub.PUSH_EXAMPLES)(hub.push)

@@ -28,6 +28,7 @@ SCHEMA = {
     "propensity": pl.Float64,
     "policy": pl.String,
 }
+MAX_READS = 5  # attempts to read the files of a log that a server rotates meanwhile
 NAME = re.compile(r"impressions-(\d{6,})\.(jsonl|parquet)")
 
 
@@ -139,6 +140,39 @@ class ImpressionLog:
         """Return number and path of the files with this ending, in order."""
         matches = [(NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
         return sorted((int(match[1]), path) for match, path in matches if match and match[2] == ending)
+
+
+def read_impressions(folder: str | Path) -> pl.DataFrame:
+    """Return all lists of a log, one row for each item, also while a server writes the log; nothing is changed.
+
+    Raises:
+        UserError: there is no log in the folder, or a file is damaged.
+
+    """
+    place = Path(folder)
+    if not place.is_dir():
+        raise UserError(f"{folder}: no such folder; pass that of nextitem serve --impressions")
+    for _ in range(MAX_READS):
+        numbers = [(match, path) for path in sorted(place.iterdir()) if (match := NAME.fullmatch(path.name))]
+        if not numbers:
+            raise UserError(f"{folder}: contains no log of impressions, such as impressions-000001.parquet")
+        files = {int(match[1]): path for match, path in numbers if match[2] == "jsonl"}
+        files |= {int(match[1]): path for match, path in numbers if match[2] == "parquet"}
+        try:
+            parts = [_read(files[number]) for number in sorted(files)]
+        except FileNotFoundError:  # a text file has become Parquet meanwhile
+            continue
+        return pl.concat(parts)
+    raise UserError(f"{folder}: the files change all the time; copy the folder, and read the copy")
+
+
+def _read(file: Path) -> pl.DataFrame:
+    if file.suffix == ".jsonl":
+        return _table(_lists(file))
+    try:
+        return pl.read_parquet(file).select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{file} is damaged ({str(error).splitlines()[0]}); move it elsewhere") from None
 
 
 def _lists(file: Path) -> Iterator[dict[str, Any]]:

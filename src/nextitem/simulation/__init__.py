@@ -1,0 +1,1 @@
+"""Customers of the simulated shop, who answer the lists of a served model."""

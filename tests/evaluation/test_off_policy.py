@@ -1,0 +1,232 @@
+"""Off-policy estimates: worked out by hand, unbiased and covering the truth in simulation, and aware of their limits.
+
+The simulated world has 6 items, 3 slots and 4 kinds of users, so that the truth is a sum over all 120 lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from nextitem.core.errors import UserError
+from nextitem.evaluation.off_policy import (
+    Estimate,
+    Ints,
+    LoggedLists,
+    TargetPolicy,
+    estimates,
+    off_policy_report,
+    plackett_luce,
+)
+from nextitem.evaluation.rates import Floats
+
+ITEMS, SLOTS, KINDS = 6, 3, 4
+LISTS = np.array(list(permutations(range(ITEMS), SLOTS)))  # [120, K]
+_rng = np.random.default_rng(7)
+APPEAL = _rng.uniform(0.02, 0.5, size=(KINDS, ITEMS))
+LOGGING = _rng.normal(size=(KINDS, ITEMS)) * 0.6
+TARGET = 3 * APPEAL
+EXAMINATION = np.array([1.0, 0.7, 0.4])
+
+
+def clicks(kinds: Ints, lists: Ints, *, cascade: float) -> Floats:
+    """Return the probability of a click in each slot; the appeal of the items above takes some of it away."""
+    appeal = np.take_along_axis(APPEAL[kinds], lists, axis=1)
+    above = np.cumsum(appeal, axis=1) - appeal
+    return EXAMINATION * appeal * np.clip(1 - cascade * above, 0, 1)
+
+
+def true_value(scores: Floats, *, cascade: float) -> float:
+    """Return the expected number of clicks of a list, over kinds of users and lists."""
+    total = 0.0
+    for kind in range(KINDS):
+        probabilities, _ = plackett_luce(np.repeat(scores[kind][None], len(LISTS), 0), LISTS)
+        expected = clicks(np.full(len(LISTS), kind), LISTS, cascade=cascade).sum(1)
+        total += float((probabilities.prod(1) * expected).sum()) / KINDS
+    return total
+
+
+def world(seed: int, *, cascade: float, num_users: int = 200) -> tuple[LoggedLists, TargetPolicy]:
+    """Return lists that the logging policy draws for users with 1 to 4 lists, and the target's probabilities."""
+    rng = np.random.default_rng(seed)
+    user = np.repeat(np.arange(num_users), rng.integers(1, 5, num_users))
+    kind = rng.integers(0, KINDS, num_users)[user]
+    lists = (LOGGING[kind] + rng.gumbel(size=(len(user), ITEMS))).argsort(1)[:, ::-1][:, :SLOTS]
+    propensities, _ = plackett_luce(LOGGING[kind], lists)
+    mood = rng.beta(2, 2, num_users)[user] * 2  # lists of one user resemble each other
+    chances = np.clip(clicks(kind, lists, cascade=cascade) * mood[:, None], 0, 1)
+    rewards = (rng.random(lists.shape) < chances).astype(np.float64)
+    probabilities, distributions = plackett_luce(TARGET[kind], lists)
+    candidates = np.broadcast_to(np.arange(ITEMS), (len(user), ITEMS))
+    logged = LoggedLists(rewards, propensities, lists, np.ones(lists.shape, np.bool_), user)
+    return logged, TargetPolicy(probabilities, candidates, distributions)
+
+
+def by_name(logged: LoggedLists, target: TargetPolicy) -> dict[str, Estimate]:
+    return {estimate.estimator: estimate for estimate in estimates(logged, target)}
+
+
+def single_slot(
+    rewards: list[float], propensities: list[float], probabilities: list[float]
+) -> tuple[LoggedLists, TargetPolicy]:
+    def column(values: list[float]) -> Floats:
+        return np.array(values)[:, None]
+
+    count = len(rewards)
+    logged = LoggedLists(
+        column(rewards),
+        column(propensities),
+        np.zeros((count, 1), np.int64),
+        np.ones((count, 1), np.bool_),
+        np.arange(count),
+    )
+    return logged, TargetPolicy(column(probabilities))
+
+
+def test_single_slots_worked_out_by_hand() -> None:
+    logged, target = single_slot([1, 0, 1, 0], [0.5, 0.5, 0.25, 0.25], [0.25, 0.75, 0.5, 0.25])
+    result = by_name(logged, target)  # weights 0.5, 1.5, 2, 1
+    for name in ("ips", "rips", "iips"):
+        assert result[name].reward.value == pytest.approx((0.5 + 2) / 4)
+    assert result["snips"].reward.value == pytest.approx((0.5 + 2) / 5)
+    assert result["ips"].effective_size == pytest.approx(25 / (0.25 + 2.25 + 4 + 1))
+    assert result["ips"].gain.value == pytest.approx(0.625 - 0.5)
+    deviation = np.std(np.array([0.5, 0, 2, 0]), ddof=1) / 2
+    assert result["ips"].reward.high - 0.625 == pytest.approx(3.182446 * deviation)
+
+
+def test_two_slots_worked_out_by_hand() -> None:
+    logged = LoggedLists(
+        np.array([[1.0, 1.0]]), np.array([[0.5, 0.25]]), np.array([[0, 1]]), np.array([[True, True]]), np.array([0])
+    )
+    result = by_name(logged, TargetPolicy(np.array([[0.25, 1.0]])))  # weights 0.5 and 4
+    values = {name: estimate.reward.value for name, estimate in result.items()}
+    assert values == pytest.approx({"ips": 4, "snips": 2, "rips": 0.5 + 2, "iips": 4.5, "dr": 2.5})
+    short = replace(logged, is_item=np.array([[True, False]]))
+    assert by_name(short, TargetPolicy(np.array([[0.25, 1.0]])))["ips"].reward.value == 0.5
+
+
+def test_plackett_luce_sums_to_one_over_all_lists() -> None:
+    scores = np.repeat(TARGET[0][None], len(LISTS), 0)
+    probabilities, distributions = plackett_luce(scores, LISTS)
+    assert probabilities.prod(1).sum() == pytest.approx(1)
+    assert distributions.sum(2) == pytest.approx(1)
+    weights = np.exp(TARGET[0])
+    first, second = LISTS[17, :2]
+    assert probabilities[17, 1] == pytest.approx(weights[second] / (weights.sum() - weights[first]))
+
+
+@pytest.mark.parametrize("cascade", [0.0, 0.8])
+def test_estimates_are_unbiased_and_their_intervals_contain_the_truth(cascade: float) -> None:
+    truth = true_value(TARGET, cascade=cascade)
+    assert abs(truth - true_value(LOGGING, cascade=cascade)) > 0.04
+    rounds = [by_name(*world(seed, cascade=cascade)) for seed in range(100)]
+    errors = {}
+    for name in ("ips", "snips", "rips", "dr"):
+        values = np.array([each[name].reward.value for each in rounds])
+        errors[name] = values.std(ddof=1)
+        assert abs(values.mean() - truth) < 3.5 * errors[name] / 10, name
+        covering = sum(each[name].reward.low <= truth <= each[name].reward.high for each in rounds)
+        assert covering >= 88, (name, covering)
+    assert errors["dr"] < errors["rips"] < errors["ips"]
+    assert not rounds[0]["iips"].warnings
+
+
+def test_gains_contain_the_true_gain() -> None:
+    truth = true_value(TARGET, cascade=0.5) - true_value(LOGGING, cascade=0.5)
+    covering = 0
+    for seed in range(50):
+        gain = by_name(*world(seed, cascade=0.5))["dr"].gain
+        covering += gain.low <= truth <= gain.high
+    assert covering >= 44
+
+
+def test_independent_slots_need_no_products_of_weights() -> None:
+    """If items may repeat, a slot's probability does not depend on the items above, and iips is unbiased."""
+    rng = np.random.default_rng(0)
+    first, second = (np.exp(scores[0]) / np.exp(scores[0]).sum() for scores in (LOGGING, TARGET))
+    truth = float((EXAMINATION[:, None] * APPEAL[0] * second).sum())
+    values = []
+    for _ in range(100):
+        lists = rng.choice(ITEMS, p=first, size=(300, SLOTS))
+        rewards: Floats = 1.0 * (rng.random(lists.shape) < EXAMINATION * APPEAL[0][lists]) * 1.0
+        logged = LoggedLists(rewards, first[lists], lists, np.ones(lists.shape, np.bool_), np.arange(300))
+        values.append({name: each.reward.value for name, each in by_name(logged, TargetPolicy(second[lists])).items()})
+    iips, ips = (np.array([each[name] for each in values]) for name in ("iips", "ips"))
+    assert abs(iips.mean() - truth) < 3.5 * iips.std() / 10
+    assert iips.std() < 0.8 * ips.std()
+
+
+def test_the_logging_policy_itself_has_its_own_reward() -> None:
+    logged, _ = world(3, cascade=0.5)
+    mean = logged.rewards.sum(1).mean()
+    result = by_name(logged, TargetPolicy(logged.propensities))
+    assert {name for name, each in result.items() if each.reward.value == pytest.approx(mean)} == set(result)
+    assert result["ips"].gain.high == pytest.approx(0)
+    assert result["ips"].effective_size == pytest.approx(len(logged.users))
+
+
+def test_exploding_weights_have_a_warning() -> None:
+    count = 400
+    propensities = np.full(count, 0.5)
+    propensities[0] = 0.001
+    logged, target = single_slot([1.0] * count, propensities.tolist(), [0.5] * count)
+    warnings = by_name(logged, target)["ips"].warnings
+    assert "count as 3" in warnings[0]
+    assert "One list has 56% of all weight." in warnings
+
+
+def test_items_that_the_log_never_shows_have_a_warning() -> None:
+    """The target puts 60% of its probability on an item that the logging policy never selects."""
+    logged, target = single_slot([1.0, 0.0] * 200, [0.5] * 400, [0.2] * 400)
+    warnings = by_name(logged, target)["rips"].warnings
+    assert any("never shows" in warning for warning in warnings)
+
+
+def test_logs_without_exploration_and_impossible_values_are_refused() -> None:
+    with pytest.raises(UserError, match="no exploration"):
+        estimates(*single_slot([1, 0], [1, 1], [0.5, 0.5]))
+    with pytest.raises(UserError, match="propensity is 0"):
+        estimates(*single_slot([1, 0], [0.5, 0], [0.5, 0.5]))
+    with pytest.raises(UserError, match="between 0 and 1"):
+        estimates(*single_slot([1, 0], [0.5, 0.5], [float("nan"), 0.5]))
+    impossible = by_name(*single_slot([1, 0, 1], [0.5, 0.5, 0.5], [0, 0, 0]))
+    assert "snips" not in impossible
+    assert impossible["ips"].warnings == ["No logged list could be one of the target policy."]
+
+
+def test_a_log_and_a_table_of_probabilities_give_the_same_as_arrays() -> None:
+    logged, target = world(0, cascade=0.5, num_users=30)
+    num_lists = len(logged.users)
+    rows = np.repeat(np.arange(num_lists), SLOTS)
+    table = pl.DataFrame(
+        {
+            "impression_id": [f"r{row:04}" for row in rows],
+            "user_id": [f"u{logged.users[row]:03}" for row in rows],
+            "item_id": [f"i{item}" for item in logged.items.ravel()],
+            "slot": np.tile(np.arange(1, SLOTS + 1), num_lists),
+            "propensity": logged.propensities.ravel(),
+            "click": logged.rewards.ravel() > 0,
+        }
+    )
+    probabilities = table.select("impression_id", "slot").with_columns(probability=target.probabilities.ravel())
+    certain = table.with_columns(impression_id="x" + pl.col("impression_id"), propensity=1.0)
+    report = off_policy_report(
+        pl.concat([certain, table]), probabilities.sample(fraction=1, shuffle=True, seed=0), outcome="click"
+    )
+    assert report.estimates == estimates(logged, TargetPolicy(target.probabilities))
+    assert report.lists == num_lists
+    assert report.logged.value == pytest.approx(logged.rewards.sum(1).mean())
+    assert f"{num_lists} of {2 * num_lists} lists count" in report.notes[0]
+    with pytest.raises(UserError, match="no exploration"):
+        off_policy_report(certain, probabilities, outcome="click")
+    with pytest.raises(UserError, match="lacks impression_id 'r0000', slot 2"):
+        off_policy_report(table, probabilities.filter(pl.col("slot") == 1), outcome="click")
+    with pytest.raises(UserError, match="no column 'probability'"):
+        off_policy_report(table, probabilities.drop("probability"), outcome="click")
+    with pytest.raises(UserError, match="contains no list"):
+        off_policy_report(table, probabilities.with_columns(impression_id=pl.lit("z")), outcome="click")
