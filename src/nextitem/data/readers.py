@@ -59,8 +59,8 @@ def load_dataset(source: str | Path, *, drop_unknown_items: bool = False) -> Dat
     """
     if not isinstance(source, str | Path):
         raise UserError(
-            f"the data must be a data set, the path of a folder, or {SHOP!r}, got a {type(source).__name__}; make a data "
-            "set of a data frame with: Dataset.from_frames(events)"
+            f"the data must be a data set, the path of a folder, or {SHOP!r}, got a {type(source).__name__}; make a "
+            "data set of a data frame with: Dataset.from_frames(events)"
         )
     if source == SHOP:
         from nextitem.data.shop.shop import generate_shop
