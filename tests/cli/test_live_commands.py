@@ -90,7 +90,7 @@ def test_report_prints_json_and_respects_the_attribution_time(
         (["--live", "nowhere"], "nowhere: no such folder"),
         (["--live", "log", "--events", "sqlite:///nowhere.db"], "sqlite:///nowhere.db: no such file"),
         (["--live", "log", "--events", "nowhere"], "nowhere: no such folder"),
-        (["--live", "log", "--attribution", "soon"], "duration 'soon': write a number and a unit"),
+        (["--live", "log", "--attribution", "soon"], "'soon': write a number and a unit"),
         (["--live", "log", "--outcome", "click"], "--outcome 'click': write a name and its actions"),
         (["--live", "log", "--target", "nowhere"], "nowhere"),
         (["--live", "log", "--target", "nextitem-events.db"], "--target nextitem-events.db: "),

@@ -117,10 +117,10 @@ def test_versions_of_a_model_are_apart_and_pairs_are_judged_together() -> None:
 
 def test_intervals_of_the_report_contain_the_truth() -> None:
     covering = 0
-    for seed in range(30):
+    for seed in range(20):
         report, _ = live_report(*logs({"a": 0.3, "b": 0.4}, num_users=60, seed=seed))
         covering += report.differences[0].difference.low <= 0.1 <= report.differences[0].difference.high
-    assert covering >= 26
+    assert covering >= 17
 
 
 def test_logs_without_lists_answers_or_slots_are_handled() -> None:

@@ -124,14 +124,14 @@ def test_plackett_luce_sums_to_one_over_all_lists() -> None:
 def test_estimates_are_unbiased_and_their_intervals_contain_the_truth(cascade: float) -> None:
     truth = true_value(TARGET, cascade=cascade)
     assert abs(truth - true_value(LOGGING, cascade=cascade)) > 0.04
-    rounds = [by_name(*world(seed, cascade=cascade)) for seed in range(100)]
+    rounds = [by_name(*world(seed, cascade=cascade)) for seed in range(64)]
     errors = {}
     for name in ("ips", "snips", "rips", "dr"):
         values = np.array([each[name].reward.value for each in rounds])
         errors[name] = values.std(ddof=1)
-        assert abs(values.mean() - truth) < 3.5 * errors[name] / 10, name
+        assert abs(values.mean() - truth) < 3.5 * errors[name] / 8, name
         covering = sum(each[name].reward.low <= truth <= each[name].reward.high for each in rounds)
-        assert covering >= 88, (name, covering)
+        assert covering >= 56, (name, covering)
     assert errors["dr"] < errors["rips"] < errors["ips"]
     assert not rounds[0]["iips"].warnings
 
@@ -151,13 +151,13 @@ def test_independent_slots_need_no_products_of_weights() -> None:
     first, second = (np.exp(scores[0]) / np.exp(scores[0]).sum() for scores in (LOGGING, TARGET))
     truth = float((EXAMINATION[:, None] * APPEAL[0] * second).sum())
     values = []
-    for _ in range(100):
+    for _ in range(64):
         lists = rng.choice(ITEMS, p=first, size=(300, SLOTS))
         rewards: Floats = 1.0 * (rng.random(lists.shape) < EXAMINATION * APPEAL[0][lists]) * 1.0
         logged = LoggedLists(rewards, first[lists], lists, np.ones(lists.shape, np.bool_), np.arange(300))
         values.append({name: each.reward.value for name, each in by_name(logged, TargetPolicy(second[lists])).items()})
     iips, ips = (np.array([each[name] for each in values]) for name in ("iips", "ips"))
-    assert abs(iips.mean() - truth) < 3.5 * iips.std() / 10
+    assert abs(iips.mean() - truth) < 3.5 * iips.std() / 8
     assert iips.std() < 0.8 * ips.std()
 
 

@@ -110,7 +110,10 @@ def test_explored_lists_tell_the_rewards_of_a_model_that_was_not_shown() -> None
     """
     slots, rng = (1.0, 0.7, 0.5), np.random.default_rng(9)
     world = World(small_shop(), WorldConfig(customers=250, days=8, examination=slots, longest_gap=4))
-    items = [str(item) for item in small_shop().interactions["item_id"].value_counts().sort("count")["item_id"][-12:]]
+    items = [
+        str(item)
+        for item in small_shop().interactions["item_id"].value_counts().sort("count", "item_id")["item_id"][-12:]
+    ]
     logging, rows, truths = -0.5 * np.log(np.arange(12, 0, -1)), [], []
     visits = world.first_visits()
     while visits:

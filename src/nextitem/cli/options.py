@@ -37,9 +37,6 @@ Set = Annotated[
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 
 
-SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}  # of each unit of durations
-
-
 def log(text: str) -> None:
     """Print a line of progress or a note on stderr, as stdout is for results."""
     print(text, file=sys.stderr, flush=True)
@@ -55,19 +52,6 @@ def lines_of(file: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def milliseconds_of(text: str) -> int:
-    """Return a duration such as 90s, 30m, 12h, 7d or 2w in milliseconds; 0 needs no unit.
-
-    Raises UserError if it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
-    if text.strip() == "0":
-        return 0
-    if match is None:
-        raise UserError(f"duration {text!r}: write a number and a unit, such as 30m, 12h or 7d")
-    return round(float(match[1]) * SECONDS[match[2]] * 1000)
 
 
 def ids_of(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nextitem.cli.early import check_run
-from nextitem.cli.options import log, milliseconds_of
+from nextitem.cli.options import log, seconds_of
 from nextitem.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def report(
     ] = None,
 ) -> None:
     """Report how often lists of each served model were clicked and bought from, and which differences are real."""
-    window_ms, settings = milliseconds_of(attribution), _outcomes(outcome or [])
+    window_ms = 0 if attribution.strip() == "0" else round(1000 * seconds_of(attribution))
+    settings = _outcomes(outcome or [])
     if target is not None and not Path(target).is_file():
         check_run(target)
     from nextitem.evaluation.attribution import outcomes_of

@@ -128,7 +128,7 @@ def estimates(logged: LoggedLists, target: TargetPolicy) -> list[Estimate]:
     _check(logged, target)
     is_item, rewards = logged.is_item, np.where(logged.is_item, logged.rewards, 0.0)
     slot_weights = np.where(is_item, target.probabilities / np.where(is_item, logged.propensities, 1.0), 1.0)
-    weights: Floats = np.cumprod(slot_weights, axis=1)
+    weights = np.cumprod(slot_weights, axis=1).astype(np.float64)
     total, whole = rewards.sum(1), weights[:, -1]
     predicted, expected = _predictions(logged, target)
     before = np.concatenate([np.ones((len(whole), 1)), weights[:, :-1]], axis=1)
