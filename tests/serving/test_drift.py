@@ -86,7 +86,7 @@ def test_unknown_items_are_counted_in_events(model: Recommender) -> None:
 def test_figures_become_gauges_of_their_model() -> None:
     registry = CollectorRegistry()
     figures = {"a": {"coverage": 0.25, "update_failures": 2.0}, "b": {"coverage": 0.5}}
-    registry.register(ModelGauges(lambda: figures))  # type: ignore[arg-type]
+    registry.register(ModelGauges(lambda: figures))
     lines = generate_latest(registry).decode().splitlines()
     assert 'nextitem_coverage{model="a"} 0.25' in lines
     assert 'nextitem_coverage{model="b"} 0.5' in lines

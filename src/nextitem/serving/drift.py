@@ -18,11 +18,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nextitem.core.recommender import Recommender
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
 
 WINDOW = 10_000  # latest lists, and latest events
 MIN_LISTS = 200  # in the window, before there are figures of lists
@@ -141,7 +145,7 @@ class ModelGauges:
         """Collect what `figures` returns: figures by name, by the name of the model."""
         self._figures = figures
 
-    def collect(self) -> Iterator[object]:
+    def collect(self) -> Iterator[Metric]:
         """Yield the gauges that there are figures for."""
         from prometheus_client.core import GaugeMetricFamily
 
