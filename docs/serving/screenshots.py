@@ -21,7 +21,7 @@ PICTURES: dict[str, tuple[int, str, str, str, str | None]] = {
         1280,
         "light",
         "en-GB",
-        f"lists?{HISTORY}&left=tiger&right=sasrec&only=department%3DCamping+%26+Hiking",
+        f"lists?{HISTORY}&left=tiger&right=sasrec&only=category%3DTents",
         "#walk",
     ),
     "tree": (1280, "dark", "en-GB", "catalogue?model=tiger&codes=13", None),

@@ -20,6 +20,7 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 from nextitem.serving.app import make_app
+from nextitem.serving.impressions import ImpressionLog
 from nextitem.serving.playground.catalogue import CatalogueView
 from nextitem.serving.service import Service, ServiceConfig
 from nextitem.serving.stores import StoreUnavailable, open_store
@@ -333,3 +334,35 @@ def test_a_view_follows_its_model(service: Service) -> None:
 def test_the_page_is_part_of_the_wheel() -> None:
     declared = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
     assert '"serving/playground/page/*"' in declared
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_texts_have_enough_contrast(scheme: int) -> None:
+    """The ratio of WCAG 2: at least 4.5 for texts, and 3 for the frames of fields and buttons."""
+    style = (PAGE / "style.css").read_text("utf-8")
+    pairs = dict(re.findall(r"--([\w-]+): light-dark\((#\w+, #\w+)\)", style))
+    colours = {name: pair.split(", ")[scheme] for name, pair in pairs.items()}
+
+    def luminance(name: str) -> float:
+        parts = [int(colours[name][place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        red, green, blue = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    def ratio(first: str, second: str) -> float:
+        darker, lighter = sorted([luminance(first), luminance(second)])
+        return (lighter + 0.05) / (darker + 0.05)
+
+    texts = [(text, ground) for text in ("ink", "soft", "accent", "warn") for ground in ("paper", "raised", "wash")]
+    too_weak = [pair for pair in [*texts, ("on-accent", "accent")] if ratio(*pair) < 4.5]
+    assert too_weak == []
+    assert [ground for ground in ("paper", "raised") if ratio("strong-line", ground) < 3] == []
+
+
+def test_a_preview_is_no_impression(tmp_path: Path) -> None:
+    log = ImpressionLog(tmp_path / "log", is_synced=True)
+    service = Service({"item-cf": rich_run("item-cf")}, open_store(f"sqlite:///{tmp_path / 'e.db'}"), impressions=log)
+    client = TestClient(make_app(service))
+    client.post("/v1/recommend", json={"user_id": "u01", "preview": True})
+    answer = client.post("/v1/recommend", json={"user_id": "u02", "k": 2}).json()
+    assert log.table()["impression_id"].unique().to_list() == [answer["request_id"]]
+    service.close()
