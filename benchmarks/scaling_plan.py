@@ -54,7 +54,9 @@ def decoder_constants(constants: Constants) -> tuple[float, float, float]:
 def codes_of_level(constants: Constants) -> int:
     """Return the number of codes of each level with which every item has a code sequence of its own."""
     plan = constants["plan"]
-    return math.ceil(round(float(plan["items"]) ** (1 / plan["levels"]), 6))
+    items, levels = float(plan["items"]), int(plan["levels"])
+    root: float = items ** (1 / levels)
+    return math.ceil(round(root, 6))  # a cube root of 1000 that is 10.000000000000002 is 10
 
 
 def request_cost(constants: Constants, kind: str) -> dict[str, float]:

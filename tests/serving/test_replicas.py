@@ -61,16 +61,8 @@ def test_the_user_of_a_request_is_read_from_its_body() -> None:
     assert replicas.user_key(message("POST", "/v1/recommend", {"user_id": 7})) == replicas.user_key(
         message("POST", "/v1/recommend", {"user_id": "7"})
     )
-    for body in (
-        {"history": ["a"]},
-        {"user_id": True},
-        {"user_id": ["a"]},
-        {"events": []},
-        {"events": ["x"]},
-        [],
-        None,
-    ):
-        assert replicas.user_key(message("POST", "/v1/recommend", body)) is None
+    for text in (b'{"history": ["a"]}', b'{"user_id": true}', b'{"user_id": ["a"]}', b'{"events": []}', b"[]", b"null"):
+        assert replicas.user_key(Message(("POST", "/v1/recommend"), (), text)) is None
     for content in (b"{", b"[" * 100_000, b"\xff", b'{"events": [[' + b"[" * 50_000):
         assert replicas.user_key(Message(("POST", "/v1/events"), (), content)) is None
     surrogate = Message(("POST", "/v1/recommend"), (), rb'{"user_id": "\ud800"}')
