@@ -29,7 +29,7 @@ from nextitem.pipeline.train import train
 from nextitem.testing.known_answers import WORDS, partly_unseen
 
 pytest.importorskip("onnxruntime")
-NUM_CALLS = 80
+NUM_CALLS = 48
 
 
 def trained(name: str, folder: Path, **settings: Any) -> Run:
@@ -45,13 +45,13 @@ def trained(name: str, folder: Path, **settings: Any) -> Run:
     )
 
 
-def random_calls(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def random_calls(run: Run, num_calls: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return calls of `recommend` of an export, and of the run, for the same requests."""
     rng = np.random.default_rng(0)
     ids = run.model.catalog.ids.external.to_list()
     kinds = run.model.catalog.table["kind"].to_list()
     exported, expected = [], []
-    for number in range(NUM_CALLS):
+    for number in range(num_calls):
         history = [ids[place] for place in rng.integers(0, len(ids), rng.integers(1, 8))]
         excluded = [ids[place] for place in rng.integers(0, len(ids), rng.integers(0, 12))]
         k, is_seen_excluded = int(rng.integers(1, 9)), bool(number % 3)
@@ -82,9 +82,9 @@ def random_calls(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return exported, expected
 
 
-def assert_same_lists(folder: Path, run: Run) -> None:
+def assert_same_lists(folder: Path, run: Run, num_calls: int = NUM_CALLS) -> None:
     """Check that an export answers as the run, one by one and in a batch."""
-    calls, expected = random_calls(run)
+    calls, expected = random_calls(run, num_calls)
     answers = [answer for (answer,) in answers_of(folder, calls)]
     for answer, call in zip(answers, expected, strict=True):
         ours = run.recommend(**call)
@@ -121,7 +121,7 @@ def test_an_exported_tiger_returns_the_lists_of_the_run(tmp_path: Path) -> None:
         model.config = model.config.model_copy(update={"new_items": 0.4, "new_items_reserved": is_reserved})
         rule = {"new_items": {"share": 0.4, "reserved": is_reserved}}
         (folder / "manifest.json").write_text(json.dumps({**manifest, **rule}), encoding="utf-8")
-        assert_same_lists(folder, run)
+        assert_same_lists(folder, run, num_calls=20)
 
 
 @pytest.mark.slow

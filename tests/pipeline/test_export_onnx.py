@@ -30,11 +30,11 @@ from nextitem.pipeline.exporting.history_modules import HistoryModule, HSTUHisto
 from nextitem.pipeline.exporting.onnx_files import Input, largest_difference, open_session, write_onnx
 from nextitem.pipeline.exporting.score_modules import ItemScores
 from nextitem.pipeline.exporting.tower_modules import ItemTowerModule, UserTowerModule
-from nextitem.pipeline.folders import prepare_out
+from nextitem.pipeline.folders import check_out
 from nextitem.pipeline.recommend import user_requests
 from nextitem.testing.rich_log import NUM_ITEMS, rich_log
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
 # Settings that change what an encoder computes; each is checked on histories of all lengths.
@@ -129,30 +129,6 @@ def test_borders_of_buckets_are_exact() -> None:
     assert torch.equal(1 + (hours[:, None] >= tower.ages[1:]).sum(1), kinds.logarithmic(hours / kinds.HOUR_MS + 1))
 
 
-@pytest.mark.slow
-def test_a_run_is_exported_and_its_readme_works_without_the_package(tmp_path: Path) -> None:
-    run = rich_run("sasrec")
-    folder = export(run, out=tmp_path / "onnx", form="onnx")
-    ids = run.model.catalog.ids.external
-    printed = run_blocked(readme_code(folder), folder)
-    assert printed.strip() == repr(run.recommend(history=ids.head(2).to_list(), k=10).item_ids)
-    onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["format"] == "nextitem-onnx-1"
-    assert [each["name"] for each in manifest["inputs"]] == ["items"]
-    assert manifest["largest_difference"]["value"] < 1e-4
-    session = open_session(folder / "model.onnx")
-    assert [each.shape for each in session.get_inputs()] == [["batch", "length"]]
-    model, encoder = encoder_of(run.model, "sasrec")
-    for batch in batches(model):
-        with torch.inference_mode():
-            expected = {"scores": expected_scores(model, batch)}
-        assert largest_difference(folder / "model.onnx", feeds_of(batch, encoder.inputs), expected) <= 1
-    with pytest.raises(UserError, match="--overwrite"):
-        export(run, out=folder, form="onnx")
-    assert prepare_out(folder, overwrite=True) == folder  # an export may be replaced
-
-
 class SideBySide(torch.nn.Module):
     """Several encoders in one file, as writing a file costs seconds: `forward` returns the scores of each model."""
 
@@ -168,7 +144,12 @@ class SideBySide(torch.nn.Module):
 
 @pytest.mark.slow
 def test_onnxruntime_computes_the_scores_of_the_models(tmp_path: Path) -> None:
-    settings: dict[str, dict[str, Any]] = {"nextitnet": {}, "sr-gnn": {}, "hstu": {"actions": "interleaved"}}
+    settings: dict[str, dict[str, Any]] = {
+        "sasrec": {},
+        "nextitnet": {},
+        "sr-gnn": {},
+        "hstu": {"actions": "interleaved"},
+    }
     parts = [encoder_of(build(name, values, std=0.1), name) for name, values in settings.items()]
     module, names, file = SideBySide(parts), list(settings), tmp_path / "models.onnx"
     write_onnx(module, module.inputs, names, file)
@@ -182,7 +163,7 @@ def test_onnxruntime_computes_the_scores_of_the_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_both_towers_are_exported(tmp_path: Path) -> None:
+def test_a_run_with_both_towers_is_exported_and_its_readme_works_without_the_package(tmp_path: Path) -> None:
     run = rich_run("two-tower")
     model = run.model
     assert isinstance(model, TwoTower)
@@ -192,6 +173,13 @@ def test_both_towers_are_exported(tmp_path: Path) -> None:
     assert printed.strip() == repr(run.recommend(history=ids.head(2).to_list(), k=10).item_ids)
     assert (folder / "requests.json").is_file()
     assert (folder / "events.json").is_file()
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["format"] == "nextitem-onnx-1"
+    assert manifest["largest_difference"]["value"] < 1e-4
+    assert open_session(folder / "model.onnx").get_inputs()[0].shape == ["batch", "length"]
+    with pytest.raises(UserError, match="--overwrite"):
+        export(run, out=folder, form="onnx")
+    assert check_out(folder, overwrite=True) == folder  # an export may be replaced
     _, encoder = encoder_of(model, "two-tower")
     for batch in batches(model):
         with torch.inference_mode():
@@ -201,7 +189,7 @@ def test_both_towers_are_exported(tmp_path: Path) -> None:
     feeds = {each.name: value for each, value in zip(tower.inputs, tower.codes_of(model, items), strict=True)}
     expected = {"item_vectors": model.item_vectors()[1:]}
     assert largest_difference(folder / "item_tower.onnx", feeds, expected) <= 1
-    entries = {each["name"]: each for each in json.loads((folder / "manifest.json").read_text())["item_tower"]}
+    entries = {each["name"]: each for each in manifest["item_tower"]}
     values, numbers = entries["item.category"]["values"], entries["item.cost"]["borders"]
     categories, costs = (model.catalog.table[name].to_list() for name in ("category", "cost"))
     assert [values.index(value) + 1 for value in categories] == feeds["item.category"].tolist()

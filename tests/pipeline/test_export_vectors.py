@@ -65,7 +65,7 @@ def with_two_unseen_items(run: Run) -> tuple[Run, VectorModel]:
 
 def test_biases_are_part_of_the_vectors_and_unseen_items_are_not_indexed(tmp_path: Path) -> None:
     _, model = with_two_unseen_items(rich_run("gru4rec"))
-    torch.nn.init.normal_(model.bias.weight)  # type: ignore[union-attr]
+    torch.nn.init.normal_(model.bias.weight)  # type: ignore[union-attr, arg-type]
     vectors, is_indexed = indexed_vectors(model)
     assert (~is_indexed).nonzero()[:, 0].tolist() == [0, 3, 7]
     write_index(tmp_path / "index.faiss", vectors, is_indexed)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -32,7 +33,7 @@ def run() -> Run:
     return rich_run("item-graph")
 
 
-def api(hub: FakeHub, token: str = TOKEN) -> hub_client.HfApi:
+def api(hub: FakeHub, token: str = TOKEN) -> Any:
     return hub_client.HfApi(endpoint=hub.address, token=token)
 
 

@@ -70,7 +70,7 @@ def push(
     files = run_files(opened.folder)
     with _hub_errors(repo):
         from huggingface_hub import CommitOperationAdd, HfApi
-        from huggingface_hub.utils import validate_repo_id
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
         validate_repo_id(repo)
         card = model_card(opened, repo, license=license)
@@ -251,5 +251,5 @@ def _hub_errors(repo: str) -> Iterator[None]:
         raise UserError(f"{repo}: the hub refuses the request (status {status}){reason}") from None
     except (errors.LocalTokenNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise UserError(f"{repo}: {str(error).splitlines()[0]}") from None
-    except errors.HTTPError as error:  # of the client's HTTP library
+    except errors.HTTPError as error:  # type: ignore[attr-defined]  # of the client's HTTP library
         raise UserError(f"{repo}: the hub cannot be reached ({type(error).__name__}); check the network") from None

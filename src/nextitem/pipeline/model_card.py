@@ -61,11 +61,12 @@ def model_card(run: Run, repo: str, *, license: str) -> str:
         )
         for name, value in values.items()
     ]
+    figures: dict[str, Any] = {"model_name": repo.rsplit("/", 1)[-1], "eval_results": results} if results else {}
     metadata = ModelCardData(
         library_name="nextitem",
         license=license,
         tags=["nextitem", "recommender-system", "sequential-recommendation", _tag(run.name)],
-        **({"model_name": repo.rsplit("/", 1)[-1], "eval_results": results} if results else {}),
+        **figures,
     )
     rows = [f"| {name} | {value:.4f} |" for name, value in values.items()]
     table = "\n".join(["| metric | test |", "| --- | --- |", *rows]) if rows else "It has not been evaluated."

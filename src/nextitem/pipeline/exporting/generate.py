@@ -51,7 +51,7 @@ class Generator:
         self.ids = _ids(self.items)
         self.numbers = {item: number for number, item in enumerate(self.ids, start=1)}
         kinds = {"depth-decoder": DepthDecoder, "tiger": Tiger}
-        self.network = kinds[self.manifest["kind"]](self)
+        self.network: Any = kinds[self.manifest["kind"]](self)
         self.guide = self.session("guide.onnx") if self.manifest["guide"] else None
 
     def session(self, name: str) -> Any:
@@ -92,10 +92,10 @@ class Generator:
         limits = [None if ids is None else self._numbers_of(ids) for ids in allowed or [None] * len(rows)]
         answers: list[tuple[Array, Array]] = [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(rows)
         is_full = np.array([len(row) > 0 for row in rows], dtype=bool)
-        for number in np.flatnonzero(~is_full):
+        for number in np.flatnonzero(~is_full).tolist():
             answers[number] = self._popular(k, excluded[number], limits[number])
-        full = np.flatnonzero(is_full)
-        if len(full):
+        full = np.flatnonzero(is_full).tolist()
+        if full:
             batch = Batch(
                 _padded([rows[number] for number in full]),
                 np.array([0 if users is None else user_key(users[number]) for number in full]),
@@ -368,12 +368,13 @@ class Guide:
         is_softmax = self._use["transform"] == "softmax"
         values[:, 0] = values[:, unseen] = -np.inf if is_softmax else 0
         if is_softmax:
-            exponentials = np.exp((values - values.max(1, keepdims=True)) / temperature)
-            return exponentials / exponentials.sum(1, keepdims=True)
-        values /= np.maximum(values.max(1, keepdims=True), np.finfo(np.float32).tiny)
-        values = values ** (1 / temperature)
+            values = np.exp((values - values.max(1, keepdims=True)) / temperature)
+        else:
+            values /= np.maximum(values.max(1, keepdims=True), np.finfo(np.float32).tiny)
+            values = values ** (1 / temperature)
         totals = values.sum(1, keepdims=True)
-        return values / np.where(totals == 0, np.float32(1), totals)
+        shares: Array = values / np.where(totals == 0, np.float32(1), totals)
+        return shares
 
     def below(self, rows: Array, nodes: Array, depth: int) -> Array:
         """Return the largest probability below nodes of the given depth, for the requests `rows`."""
@@ -381,16 +382,20 @@ class Guide:
         starts, ends = self._trie.ranges(np.arange(first, end))
         padded = np.concatenate([self.by_position, np.zeros((len(self.by_position), 1), np.float32)], axis=1)
         largest = np.where(ends > starts, np.maximum.reduceat(padded, starts, axis=1), np.float32(0))
-        return largest[rows, nodes - first]
+        values: Array = largest[rows, nodes - first]
+        return values
 
     def mix(self, log_probs: Array, rows: Array, guide: Array) -> Array:
         """Return the log of the mixture, or of the weighted product, of both probabilities."""
         weight = self._weights[rows]
-        if self._use["combine"] == "mixture":
-            with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore"):
+            if self._use["combine"] == "mixture":
                 own = log_probs + np.log(np.maximum(1 - weight, np.float32(MIN_WEIGHT)))
-                return np.logaddexp(own, np.log(guide) + np.log(weight))
-        return (1 - weight) * log_probs + weight * np.log(guide + np.float32(GUIDE_FLOOR / self._num_items))
+                mixed: Array = np.logaddexp(own, np.log(guide) + np.log(weight))
+            else:
+                floored = guide + np.float32(GUIDE_FLOOR / self._num_items)
+                mixed = (1 - weight) * log_probs + weight * np.log(floored)
+        return mixed
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Array], dict[str, str]]:

@@ -59,8 +59,10 @@ def write_generator(run: Run, out: str | Path, *, overwrite: bool) -> Path:
     assert isinstance(model, DepthDecoder | Tiger)
     import_onnx()
     folder = prepare_out(out, overwrite=overwrite)
-    write_parts = _write_depth_decoder if isinstance(model, DepthDecoder) else _write_tiger
-    entries, files, differences = write_parts(model, folder)  # type: ignore[operator]
+    if isinstance(model, DepthDecoder):
+        entries, files, differences = _write_depth_decoder(model, folder)
+    else:
+        entries, files, differences = _write_tiger(model, folder)
     guide, reason = _write_guide(model, folder)
     if guide is not None:
         files["guide.onnx"] = "histories to the scores of the guide"

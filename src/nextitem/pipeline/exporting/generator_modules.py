@@ -77,7 +77,7 @@ class TigerStart(nn.Module):
         super().__init__()
         self.window, self.first_input = Window(model.config.max_history_length), model.first_input
         self.user_buckets = model.config.user_buckets
-        self.inputs = (items_input(model.num_items),)
+        self.inputs: tuple[Input, ...] = (items_input(model.num_items),)
         if self.user_buckets:
             meaning = "keys of the users (core.ids.stable_keys); 0: a visitor"
             self.inputs += (Input("users", "int64", ("batch",), meaning, high=1000),)

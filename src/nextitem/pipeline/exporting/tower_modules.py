@@ -222,7 +222,8 @@ def _column_name(part: EventBag | EventMean) -> str:
 def _mean_vectors(table: nn.Embedding, codes: Tensor, is_member: Tensor) -> Tensor:
     """Return the mean vector of the members of each row, [B, E]; 0 without any."""
     total = (table(codes) * is_member[..., None]).sum(1)
-    return total / is_member.sum(1, keepdim=True).clamp(min=1)
+    mean: Tensor = total / is_member.sum(1, keepdim=True).clamp(min=1)
+    return mean
 
 
 def _bucket_codes(values: Tensor, borders: Tensor) -> Tensor:
