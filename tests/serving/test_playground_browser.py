@@ -169,10 +169,10 @@ def test_a_history_is_built_by_search_and_conditions_hold(address: str, new_page
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     option = page.get_attribute("#search", "aria-activedescendant")
-    chosen = page.locator(f"#{option} .title").inner_text()
+    selection = page.locator(f"#{option} .title").inner_text()
     page.keyboard.press("Enter")
     settle(page)
-    assert page.locator(".events .link").all_inner_texts() == ["tent canvas model3", chosen]
+    assert page.locator(".events .link").all_inner_texts() == ["tent canvas model3", selection]
     history = re.findall(r"history=(i\d+)", page.url)
     answer = ask(address, {"history": history, "model": "item-cf"})
     assert titles(page) == [item["title"] for item in answer["items"]]
@@ -200,7 +200,7 @@ def test_a_history_is_built_by_search_and_conditions_hold(address: str, new_page
     assert len(titles(page)) == 10
     page.locator(".part-history .remove").first.click()
     settle(page)
-    assert page.locator(".events .link").all_inner_texts() == [chosen]
+    assert page.locator(".events .link").all_inner_texts() == [selection]
 
 
 def test_titles_are_shown_as_text_only(address: str, new_page: Callable[..., Page]) -> None:
