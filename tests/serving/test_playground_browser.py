@@ -404,6 +404,19 @@ def test_reasons_and_the_walk_are_shown(address: str, new_page: Callable[..., Pa
     assert page.locator("#view-catalogue").is_visible()
 
 
+def test_the_search_of_the_server_leads_to_its_list(address: str, new_page: Callable[..., Page]) -> None:
+    page = new_page(f"{address}#lists?history=i03&history=i04&left=tiger&right=-&only=category%3Dtent")
+    expected = titles(page)
+    columns = page.locator("#walk .column")
+    assert columns.last.locator(".name").all_inner_texts() == expected
+    for item in columns.last.locator("[data-codes]").all():
+        codes = item.get_attribute("data-codes").split(",")[:-1]
+        for level in range(1, len(codes) + 1):
+            prefix = columns.nth(level - 1).locator(f"[data-codes='{','.join(codes[:level])}']")
+            assert prefix.get_attribute("class") == "prefix kept way"
+    assert page.locator("#left-list .reasons").first.inner_text().startswith("Because of ")
+
+
 def test_only_fields_that_the_server_knows_are_sent(address: str, new_page: Callable[..., Page]) -> None:
     bodies = []
 
@@ -483,13 +496,14 @@ def test_traffic_appears_while_one_looks(address: str, new_page: Callable[..., P
     row = rows.filter(has_text=title).first
     row.wait_for()
     assert re.fullmatch(r"\d+\.\d", row.locator(".ms").inner_text())
-    assert page.locator(".chart circle").count() == page.locator(".answers-table tbody tr").count()
     page.click("#pause")
     assert page.get_attribute("#pause", "aria-pressed") == "true"
-    num_rows = page.locator(".answers-table tbody tr").count()
+    num_dots = page.locator(".chart circle").count()
     ask(address, {"history": ["i08"], "model": "tiger"})
     time.sleep(2.5)
-    assert page.locator(".answers-table tbody tr").count() == num_rows
+    assert page.locator(".chart circle").count() == num_dots
+    page.click("#pause")
+    until(page, f"document.querySelectorAll('.chart circle').length === {num_dots + 1}")
 
 
 def test_a_token_is_asked_for_and_kept_for_the_session_only(
