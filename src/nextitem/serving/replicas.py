@@ -26,7 +26,7 @@ from urllib.parse import unquote
 
 from nextitem.core.errors import UserError
 from nextitem.distributed.ray_cluster import ray_cluster
-from nextitem.serving.service import ServiceConfig
+from nextitem.serving.config import ServiceConfig
 
 NAME = "nextitem"
 ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
