@@ -380,6 +380,49 @@ def test_a_full_queue_is_answered_by_429(client: TestClient, service: Service) -
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
 
 
+def test_metrics_show_drift_states_and_updates(client: TestClient, service: Service) -> None:
+    class FakeUpdater:
+        started = stopped = False
+
+        def start(self) -> None:
+            self.started = True
+
+        def stop(self) -> None:
+            self.stopped = True
+
+        def figures(self) -> dict[str, dict[str, float]]:
+            return {"sasrec": {"update_promoted": 1.0}}
+
+    updater = FakeUpdater()
+    service.update_with(updater)  # type: ignore[arg-type]
+    assert updater.started
+    events = [event(number, item_id="unheard of" if number % 4 == 0 else "i03") for number in range(100)]
+    client.post("/v1/events", json={"events": events})
+    for number in range(200):
+        version = service.models["item-cf"].version
+        version.drift.add_list([f"i{number % 12:02d}"], [1.0], is_fallback=number < 20)
+    text = client.get("/metrics").text
+    for line in (
+        'nextitem_unknown_item_share{model="item-cf"} 0.25',
+        'nextitem_fallback_share{model="item-cf"} 0.1',
+        'nextitem_coverage{model="item-cf"} 1.0',
+        'nextitem_state_cache{figure="hits",model="sasrec"} 0.0',
+        'nextitem_update_promoted{model="sasrec"} 1.0',
+    ):
+        assert line in text
+    assert 'nextitem_coverage{model="sasrec"}' not in text  # too few lists
+    service.close()
+    assert updater.stopped
+
+
+def test_previews_are_not_logged_and_count_in_no_figure(client: TestClient, service: Service) -> None:
+    body = {"history": HISTORY, "k": 3, "model": "sasrec", "preview": True, "explore": 1.0}
+    assert len(client.post("/v1/recommend", json=body).json()["items"]) == 3
+    assert service.impressions is not None
+    assert service.impressions.table().height == 0
+    assert not service.models["sasrec"].version.drift._lists
+
+
 def test_a_full_server_refuses_before_it_reads(client: TestClient, service: Service) -> None:
     """If no model accepts a request, the body is not even parsed; other routes are answered."""
     with pytest.MonkeyPatch.context() as patch:

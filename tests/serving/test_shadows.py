@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from support.trained_models import rich_run
 
 from nextitem.core.errors import UserError
+from nextitem.serving.app import make_app
 from nextitem.serving.config import ServiceConfig
 from nextitem.serving.impressions import ImpressionLog
 from nextitem.serving.requests import HistoryEvent, ServedRequest
@@ -64,6 +66,15 @@ def test_a_shadow_is_logged_apart_and_compared(service: Service) -> None:
     text = service.metrics.text().decode()
     assert f'nextitem_shadow_overlap_sum{{model="item-cf",shadow="popularity"}} {overlap}' in text
     assert 'nextitem_shadow_seconds_count{shadow="popularity"} 1.0' in text
+
+
+def test_shadows_are_listed_apart_and_answer_nobody(service: Service) -> None:
+    client = TestClient(make_app(service))
+    assert [model["name"] for model in client.get("/v1/models").json()] == ["item-cf"]
+    models = client.get("/v1/models?shadows=true").json()
+    assert [(model["name"], model["is_shadow"]) for model in models] == [("item-cf", False), ("popularity", True)]
+    answer = client.post("/v1/recommend", json={"history": ["i03"], "model": "popularity"})
+    assert (answer.status_code, "no model is called 'popularity'" in answer.text) == (400, True)
 
 
 def test_a_slow_shadow_delays_nothing_and_is_dropped(service: Service) -> None:

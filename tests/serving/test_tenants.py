@@ -196,3 +196,30 @@ def test_mistakes_in_tokens_are_named_without_the_token(text: str, words: str) -
         Tokens(text, default="default")
     assert "NEXTITEM_TOKENS: entry" in str(error.value)
     assert "x y" not in str(error.value)
+
+
+def test_users_of_the_data_set_belong_to_the_default_tenant(doors: tuple[Door, Door, Door]) -> None:
+    plain, shop_a, _ = doors
+    assert not plain.post("recommend", user_id="u03")["fallback"]
+    stranger = shop_a.post("recommend", user_id="u03", k=5)
+    assert stranger["fallback_reason"] == "no history"
+    assert stranger["items"] == shop_a.post("recommend", user_id="nobody", k=5)["items"]
+    ranked = [shop_a.post("rank", user_id=user, candidates=["i01", "i02", "i05"])["items"] for user in ("u03", "x")]
+    assert ranked[0] == ranked[1]
+    assert plain.client.get("/v1/users?search=u0").json()["users"]
+    assert shop_a.client.get("/v1/users?search=u0").json()["users"] == []
+    histories = [door.client.get("/v1/users/u03/history").json() for door in (plain, shop_a)]
+    assert [bool(history["events"]) for history in histories] == [True, False]
+
+
+def test_the_view_of_traffic_shows_the_own_lists(doors: tuple[Door, Door, Door]) -> None:
+    _, shop_a, shop_b = doors
+    for _ in range(3):
+        shop_a.post("recommend", history=["i03"])
+    shop_b.post("rank", history=["i03"], candidates=["i01"])
+    assert [len(door.client.get("/v1/traffic").json()) for door in doors] == [0, 3, 1]
+
+
+def test_tokens_of_tenants_that_the_server_lacks_are_refused(service: Service) -> None:
+    with pytest.raises(UserError, match="nobody is no tenant"):
+        make_app(service, tokens=["nobody=token"])

@@ -208,9 +208,9 @@ def _add_data(app: FastAPI, service: Service) -> None:
         return columns
 
     @app.get("/v1/models", responses=PROBLEMS)
-    async def models() -> list[ModelAnswer]:
-        """List the models that are served; the first is the default. Shadow models are the last."""
-        return [model_answer(model) for model in service.all_models]
+    async def models(shadows: bool = False) -> list[ModelAnswer]:
+        """List the models that answer; the first is the default. With `shadows`, list the shadow models after them."""
+        return [model_answer(model) for model in (service.all_models if shadows else service.models.values())]
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
