@@ -85,7 +85,7 @@ def test_a_slow_shadow_delays_nothing_and_is_dropped(service: Service) -> None:
         assert may_answer.wait(20)
         return recommend(*arguments)
 
-    shadow.engine.recommend = slow  # type: ignore[method-assign]
+    shadow.engine.recommend = slow  # type: ignore[method-assign, assignment]
 
     async def play() -> list[Answer]:
         model = service.models["item-cf"]
@@ -135,14 +135,14 @@ def test_a_deletion_waits_for_lists_that_are_being_made_and_written(service: Ser
     tenant.recorder.impressions.append = slowly(append, slow_disk)  # type: ignore[method-assign]
 
     async def play() -> int:
-        asked = [asyncio.create_task(service.recommend(model, ADA)) for _ in range(3)]
+        answers_to_come = [asyncio.create_task(service.recommend(model, ADA)) for _ in range(3)]
         await asyncio.sleep(0.05)
         deletion = asyncio.create_task(service.delete_user("ada"))
         for gate in (*gates, slow_disk):
             await asyncio.sleep(0.05)
             assert not deletion.done()
             gate.set()
-        await asyncio.gather(*asked)
+        await asyncio.gather(*answers_to_come)
         return await deletion
 
     assert asyncio.run(play()) == 0

@@ -214,7 +214,7 @@ def test_the_thread_looks_when_it_is_woken(service: Service, run: Path) -> None:
         use(*arguments)  # type: ignore[arg-type]
         used.set()
 
-    model.use = noted  # type: ignore[method-assign]
+    model.use = noted  # type: ignore[method-assign, assignment]
     service.look_for_versions()
     assert used.wait(20)
     assert model.version.name == "2"

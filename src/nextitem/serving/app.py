@@ -143,8 +143,8 @@ def _add_lists(app: FastAPI, service: Service, traffic: Mapping[str, Traffic]) -
         """Recommend items to a user, or for a history."""
         request, shown_ids = body.to_request(), shown_items(body.page)
         model = service.model_for(body.model, request.user_id)
-        wanted = request.without(shown_ids)
-        answer = await answered("recommend", call_of(http), model, wanted, explore=body.explore)
+        request = request.without(shown_ids)
+        answer = await answered("recommend", call_of(http), model, request, explore=body.explore)
         is_last = len(answer.result.item_ids) < request.k
         token = None if is_last else page_token([*shown_ids, *map(str, answer.result.item_ids)])
         return _json(list_answer(answer, token))

@@ -51,7 +51,7 @@ class Shadows:
         """Answer a request, compare the lists, and log the shadow's."""
         started = time.perf_counter()
         try:
-            version, result = await asyncio.wrap_future(model.batcher.submit(TenantRequest(tenant, request)))
+            shadow = await asyncio.wrap_future(model.batcher.submit(TenantRequest(tenant, request)))
         except (QueueFullError, ClosedError):
             self.metrics.shadow_dropped.labels(model.name).inc()
             return
@@ -64,6 +64,7 @@ class Shadows:
             self.metrics.shadow_dropped.labels(model.name).inc()
             return
         self.metrics.shadow_seconds.labels(model.name).observe(time.perf_counter() - started)
+        version, result = shadow
         items = [str(item) for item in result.item_ids]
         shown_items = {str(item) for item in answer.result.item_ids}
         if shown_items:

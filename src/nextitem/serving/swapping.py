@@ -86,11 +86,11 @@ class VersionWatcher:
         self._thread = threading.Thread(target=self._loop, name="versions", daemon=True)
 
     def start(self) -> None:
-        """Start to look."""
+        """Start the thread, which looks every few seconds."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Look at once."""
+        """Let the thread look at the files at once."""
         self._wake.set()
 
     def close(self, timeout: float | None = None) -> None:
