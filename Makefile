@@ -1,4 +1,5 @@
 # make demo    environment and the main job: seven recommenders on one scoreboard
+# make serve   server of the demo's models at http://127.0.0.1:8000, after the demo if there is none; PORT=8000
 # make test    environment with the dev extra and the fast tests
 # make check   lint, types, fast tests
 # make docs    environment with the docs extra and the documentation as a site in build/site
@@ -7,16 +8,23 @@
 # TORCH_INDEX  address of a package index with another build of torch (CPU only, another CUDA version)
 
 PYTHON ?= python3
+PORT ?= 8000
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test slow lint types check docs clean
+.PHONY: demo serve test slow lint types check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nextitem demo --out runs/demo --overwrite
+
+# The first model answers everybody; the others answer requests that name them.
+serve: $(VENV)/.installed-serve
+	@test -f runs/demo/runs/depth-decoder/recipe.toml || $(MAKE) demo
+	$(BIN)/nextitem serve $(addprefix runs/demo/runs/,depth-decoder sasrec cascade tiger) --weight depth-decoder=1 \
+	  --store sqlite:///runs/demo/events.db --impressions runs/demo/impressions --port $(PORT)
 
 # Two workers of one thread each: two of two threads would fight over two cores.
 test: $(VENV)/.installed-dev
@@ -48,9 +56,13 @@ $(VENV)/.installed: $(VENV)/.torch $(INPUTS)
 	$(PIP) --constraint constraints.txt --editable .
 	@touch $@
 
+$(VENV)/.installed-serve: $(VENV)/.torch $(INPUTS)
+	$(PIP) --constraint constraints.txt --editable '.[serve]'
+	@touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-dev: $(VENV)/.torch $(INPUTS)
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
-	@touch $@ $(VENV)/.installed
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-serve
 
 $(VENV)/.installed-docs: $(VENV)/.torch $(INPUTS)
 	$(PIP) --constraint constraints.txt --editable '.[docs]'

@@ -8,6 +8,12 @@ users`). Closed loop: for each number of `--loads`, so many clients ask one afte
 `--rates`, requests arrive at random times at this rate, whatever the server does, and latency counts from the time at
 which a request should have been sent. Prints requests per second, p50 and p99 in milliseconds, and the shares of
 fallbacks and of refused requests. Server and clients share the machine.
+
+    python benchmarks/serving.py RUN --overload 3 --overload-seconds 600
+
+measures the capacity (64 clients, closed loop), then sends requests at the capacity, then at 3 times the capacity for
+so many seconds. It prints p99 of the accepted requests of both, the share of refused requests, the memory of the server
+every tenth of the time, and the number of errors: answers other than 200 and 429, and connections that broke.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import re
 import statistics
@@ -74,58 +81,116 @@ class Client:
         return int(header.split(b" ", 2)[1]), await self.reader.readexactly(int(length[1]))
 
 
-def row_of(latencies: list[float], answers: list[tuple[int, bytes]], seconds: float) -> dict[str, object]:
-    """Return the figures of one load."""
-    milliseconds = np.array(latencies or [np.nan]) * 1000
-    refused = sum(status != 200 for status, _ in answers)
-    fallbacks = sum(b'"fallback":true' in body for _, body in answers)
-    return {
-        "requests_per_second": round((len(answers) - refused) / seconds, 1),
-        "p50_ms": round(float(np.percentile(milliseconds, 50)), 1),
-        "p99_ms": round(float(np.percentile(milliseconds, 99)), 1),
-        "fallback_share": round(fallbacks / max(1, len(answers)), 4),
-        "refused_share": round(refused / max(1, len(answers)), 4),
-    }
+class Outcomes:
+    """Counts and latencies of the answers to one load; the answers themselves are not stored."""
+
+    def __init__(self) -> None:
+        self.latencies: list[float] = []  # from the planned time of a request
+        self.sent_latencies: list[float] = []  # from the time at which this process got to sending it
+        self.num_answers = self.num_refused = self.num_fallbacks = self.num_errors = 0
+
+    async def ask(self, client: Client, body: bytes, planned: float) -> None:
+        """Send a request whose latency counts from the planned time, and count its answer."""
+        self.num_answers += 1
+        sent = time.perf_counter()
+        try:
+            status, answer = await client.ask(body)
+        except (OSError, EOFError):
+            client.reader = None
+            self.num_errors += 1
+            return
+        if status == 200:
+            self.latencies.append(time.perf_counter() - planned)
+            self.sent_latencies.append(time.perf_counter() - sent)
+            self.num_fallbacks += b'"fallback":true' in answer
+        elif status == 429:
+            self.num_refused += 1
+        else:
+            self.num_errors += 1
+
+    def row(self, seconds: float) -> dict[str, object]:
+        """Return the figures of a load of this length in seconds."""
+        milliseconds = np.array(self.latencies or [np.nan]) * 1000
+        sent_milliseconds = np.array(self.sent_latencies or [np.nan]) * 1000
+        return {
+            "requests_per_second": round(len(self.latencies) / seconds, 1),
+            "p50_ms": round(float(np.percentile(milliseconds, 50)), 1),
+            "p99_ms": round(float(np.percentile(milliseconds, 99)), 1),
+            "p99_from_sending_ms": round(float(np.percentile(sent_milliseconds, 99)), 1),
+            "fallback_share": round(self.num_fallbacks / max(1, self.num_answers), 4),
+            "refused_share": round(self.num_refused / max(1, self.num_answers), 4),
+            "errors": self.num_errors,
+        }
 
 
 async def closed_loop(address: str, bodies: list[bytes], clients: int, seconds: float) -> dict[str, object]:
     """Let so many clients ask one request after another, and return the figures."""
-    latencies: list[float] = []
-    answers: list[tuple[int, bytes]] = []
+    outcomes = Outcomes()
     end = time.perf_counter() + seconds
 
     async def one(seed: int) -> None:
         client, generator = Client(address), random.Random(seed)
         while (start := time.perf_counter()) < end:
-            answers.append(await client.ask(generator.choice(bodies)))
-            latencies.append(time.perf_counter() - start)
+            await outcomes.ask(client, generator.choice(bodies), start)
 
     await asyncio.gather(*(one(seed) for seed in range(clients)))
-    return row_of(latencies, answers, seconds)
+    return outcomes.row(seconds)
 
 
 async def open_loop(address: str, bodies: list[bytes], rate: float, seconds: float) -> dict[str, object]:
     """Send requests at random times at this rate, and return the figures; latency counts from the planned time."""
-    generator, idle = random.Random(0), [Client(address) for _ in range(64)]
-    latencies: list[float] = []
-    answers: list[tuple[int, bytes]] = []
+    generator, idle, outcomes = random.Random(0), [Client(address) for _ in range(64)], Outcomes()
 
     async def one(planned: float, body: bytes) -> None:
         client = idle.pop() if idle else Client(address)
-        status, answer = await client.ask(body)
+        await outcomes.ask(client, body, planned)
         idle.append(client)
-        answers.append((status, answer))
-        if status == 200:
-            latencies.append(time.perf_counter() - planned)
 
     planned = start = time.perf_counter()
-    tasks = []
+    tasks: set[asyncio.Task[None]] = set()
     while planned < start + seconds:
         planned += generator.expovariate(rate)
         await asyncio.sleep(max(0.0, planned - time.perf_counter()))
-        tasks.append(asyncio.create_task(one(planned, generator.choice(bodies))))
+        task = asyncio.create_task(one(planned, generator.choice(bodies)))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
-    return row_of(latencies, answers, seconds)
+    return outcomes.row(seconds)
+
+
+def memory_mib(process: int) -> float:
+    """Return the memory of a process that is in use (resident set size), in MiB; Linux."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+async def overload(
+    address: str, process: int, bodies: list[bytes], *, factor: float, seconds: float, capacity_seconds: float
+) -> dict[str, object]:
+    """Return the figures at the capacity of a server and at `factor` times the capacity."""
+    saturated = await closed_loop(address, bodies, 64, capacity_seconds)
+    capacity = float(str(saturated["requests_per_second"]))
+    at_capacity = await open_loop(address, bodies, capacity, capacity_seconds)
+    memory = [memory_mib(process)]
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(seconds / 10)
+            memory.append(memory_mib(process))
+
+    # A sender that cannot keep up sends fewer requests and later ones; the ratio is about the server alone.
+    watching = asyncio.create_task(watch())
+    over = await open_loop(address, bodies, factor * capacity, seconds)
+    watching.cancel()
+    return {
+        "capacity_per_second": capacity,
+        "at_capacity": at_capacity,
+        "factor": factor,
+        "seconds": seconds,
+        "overloaded": over,
+        "p99_ratio": round(float(str(over["p99_from_sending_ms"])) / float(str(at_capacity["p99_from_sending_ms"])), 2),
+        "memory_mib": [round(value, 1) for value in memory],
+    }
 
 
 def bodies_of(run_folder: str, what: str, k: int) -> list[bytes]:
@@ -153,10 +218,38 @@ def start(command: list[str], folder: str) -> tuple[subprocess.Popen[str], str]:
     raise SystemExit(f"{command[1:4]} did not start")
 
 
+def serve_command(run: str) -> list[str]:
+    """Return the command that serves a run at any free port."""
+    return [sys.executable, "-m", "nextitem", "serve", run, "--port", "0", "--store", "sqlite:///events.db"]
+
+
+def measure_overload(arguments: argparse.Namespace, bodies: list[bytes], results: Results) -> None:
+    run = str(Path(arguments.run).resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        process, address = start(serve_command(run), folder)
+        try:
+            asyncio.run(closed_loop(address, bodies, 4, 2.0))  # warm
+            row = asyncio.run(
+                overload(
+                    address,
+                    process.pid,
+                    bodies,
+                    factor=arguments.overload,
+                    seconds=arguments.overload_seconds,
+                    capacity_seconds=arguments.seconds,
+                )
+            )
+            is_alive = process.poll() is None
+        finally:
+            process.kill()
+            process.wait()
+    results.add_printed("overload", {"run": Path(run).name, "server_is_alive": is_alive, **row})
+
+
 def measure(arguments: argparse.Namespace, bodies: list[bytes], results: Results) -> None:
     run = str(Path(arguments.run).resolve())
     servers = {
-        "nextitem": [sys.executable, "-m", "nextitem", "serve", run, "--port", "0", "--store", "sqlite:///events.db"],
+        "nextitem": serve_command(run),
         "plain endpoint": [sys.executable, "-c", PLAIN, run, str(arguments.threads)],
     }
     best: dict[str, list[float]] = {name: [] for name in servers}
@@ -192,8 +285,11 @@ def main() -> None:
     options.add_argument("--loads", type=int, nargs="+", default=[1, 4, 16, 64], help="numbers of clients")
     options.add_argument("--rates", type=float, nargs="*", default=[], help="requests a second that arrive")
     options.add_argument("--what", choices=["histories", "users"], default="histories")
+    options.add_argument("--overload", type=float, metavar="FACTOR", help="send this many times the capacity instead")
+    options.add_argument("--overload-seconds", type=float, default=600.0, help="length of the overload")
     arguments = options.parse_args()
-    measure(arguments, bodies_of(arguments.run, arguments.what, arguments.k), Results(arguments))
+    work = measure if arguments.overload is None else measure_overload
+    work(arguments, bodies_of(arguments.run, arguments.what, arguments.k), Results(arguments))
 
 
 if __name__ == "__main__":

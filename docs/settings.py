@@ -15,6 +15,8 @@ from nextitem.core.settings_reference import settings_of
 from nextitem.data.settings import DatasetSettings
 from nextitem.data.text import ContentConfig
 from nextitem.pipeline.recipe import DataTable
+from nextitem.serving.config import ServiceConfig
+from nextitem.serving.stores.store import StoreConfig
 from nextitem.tokenizers.quality import QualityConfig
 from nextitem.training.config import TrainingConfig
 
@@ -57,6 +59,10 @@ def page() -> str:
     for name, (summary, config) in TABLES.items():
         lines += [f"### [{name}]", "", summary, "", *table_of(config), ""]
     lines += ["## The file dataset.toml", "", "See [data](data.md).", "", *table_of(DatasetSettings), ""]
+    lines += ["## A server", "", "`ServiceConfig` of nextitem.serving.config; see [a server](serving/server.md).", ""]
+    lines += [*table_of(ServiceConfig), ""]
+    lines += ["`StoreConfig` of nextitem.serving.stores; see [event stores](serving/stores.md).", ""]
+    lines += [*table_of(StoreConfig), ""]
     for kind, title in PARTS.items():
         lines += [f"## {title}", ""]
         for name, entry in registry.KINDS[kind].items():

@@ -12,14 +12,18 @@ import pytest
 from fastapi.testclient import TestClient
 from support.trained_models import rich_run
 
+from nextitem.core.config import parse
 from nextitem.core.errors import UserError
 from nextitem.pipeline.recommend import RecommendationList
 from nextitem.serving import service as services
 from nextitem.serving.app import make_app
 from nextitem.serving.batching import QueueFullError
+from nextitem.serving.config import ServiceConfig
+from nextitem.serving.exploration import propensities
 from nextitem.serving.impressions import ImpressionLog
 from nextitem.serving.requests import ServedRequest
-from nextitem.serving.service import Service, ServiceConfig
+from nextitem.serving.schemas import ListAnswer, SimilarAnswer
+from nextitem.serving.service import Service
 from nextitem.serving.stores import StoreUnavailable, open_store
 
 HISTORY = ["i03", "i04", "i05"]
@@ -104,11 +108,70 @@ def test_a_deleted_user_leaves_no_trace(client: TestClient, service: Service) ->
     client.post("/v1/events", json={"events": [event(3), event(4), event(5, user_id="another")]})
     client.post("/v1/recommend", json={"user_id": "stranger"})
     assert client.delete("/v1/users/stranger").json() == {"deleted_events": 2}
-    assert not any("stranger" in model.last_lists for model in service.models.values())
+    assert not any("stranger" in str(model.version.last_lists) for model in service.models.values())
     assert service.impressions is not None
     assert not any(b"stranger" in file.read_bytes() for file in service.impressions.folder.iterdir())
     assert client.post("/v1/recommend", json={"user_id": "stranger"}).json()["fallback"]
     assert [stored.user_id for stored in service.store.events_after(limit=10).events] == ["another"]
+
+
+def test_no_file_contains_a_deleted_user(client: TestClient, service: Service, tmp_path: Path) -> None:
+    """After events, lists, pages, fallbacks and a deletion, no file and nothing in memory has the id."""
+    ada = "ada-of-the-test"
+    client.post("/v1/events", json={"events": [event(3, user_id=ada), event(4, user_id=ada)]})
+    for body in ({"k": 3}, {"k": 3, "model": "sasrec"}, {"history": HISTORY}, {"k": 3, "explore": 1.0}):
+        assert client.post("/v1/recommend", json={"user_id": ada, **body}).status_code == 200
+    assert any(ada.encode() in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert client.delete(f"/v1/users/{ada}").json() == {"deleted_events": 2}
+    assert not any(ada.encode() in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    tenant = service.default_tenant
+    assert not tenant._in_progress
+    for model in service.all_models:
+        assert not any(ada in key for key in model.version.last_lists)
+        assert ada not in repr([vars(engine) for engine in model.version.engines.values()])
+
+
+def test_lists_are_sampled_if_a_request_says_so(client: TestClient, service: Service) -> None:
+    body = {"history": HISTORY, "k": 4, "model": "sasrec"}
+    plain = client.post("/v1/recommend", json=body).json()
+    assert not any("propensity" in item for item in plain["items"])
+    answers = [client.post("/v1/recommend", json={**body, "explore": 3.0}).json() for _ in range(8)]
+    lists = {tuple(item["item_id"] for item in answer["items"]) for answer in answers}
+    assert len(lists) > 1
+    last = answers[-1]
+    head = rich_run("sasrec").recommend(history=HISTORY, k=100).item_ids
+    places = [head.index(item["item_id"]) for item in last["items"]]
+    expected = propensities(places, head_size=len(head), temperature=3.0).tolist()
+    assert [item["propensity"] for item in last["items"]] == pytest.approx(expected)
+    assert service.impressions is not None
+    row = service.impressions.table().filter(impression_id=last["request_id"])
+    assert row["propensity"].to_list() == pytest.approx(expected)
+    assert set(row["policy"]) == {f"sasrec {last['version']} explore 3"}
+    page = client.post("/v1/recommend", json={**body, "explore": 3.0, "page": last["next_page"]}).json()
+    assert not {item["item_id"] for item in page["items"]} & {item["item_id"] for item in last["items"]}
+    assert client.post("/v1/recommend", json={**body, "explore": -1}).status_code == 422
+
+
+def test_answers_have_the_declared_fields(client: TestClient) -> None:
+    """The routes return JSON without checking it against its schema, so this test does."""
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for path, body in (
+        ("recommend", {"history": HISTORY, "explore": 1.0, "k": 3}),
+        ("recommend", {"user_id": "nobody", "model": "sasrec"}),
+        ("rank", {"history": HISTORY, "candidates": ["i01", "i02"]}),
+    ):
+        answer = client.post(f"/v1/{path}", json=body).json()
+        checked = ListAnswer.model_validate(answer, strict=True)
+        assert checked.model_dump(exclude_none=True) == answer
+        assert set(schemas["ListAnswer"]["required"]) <= set(answer) <= set(schemas["ListAnswer"]["properties"])
+    similar = client.post("/v1/similar", json={"item_id": "i03", "k": 3}).json()
+    assert SimilarAnswer.model_validate(similar, strict=True).model_dump() == similar
+
+
+def test_settings_of_a_server_have_bounds() -> None:
+    for values in ({"max_batch": 0}, {"max_queue": 0}, {"deadline_seconds": 0}, {"max_wait": -1}, {"explore": -0.1}):
+        with pytest.raises(UserError, match="nextitem serve: "):
+            parse(ServiceConfig, values, where="nextitem serve")
 
 
 def test_recommended_lists_are_logged_as_impressions(client: TestClient, service: Service) -> None:
@@ -315,6 +378,61 @@ def test_a_full_queue_is_answered_by_429(client: TestClient, service: Service) -
         patch.setattr(model.batcher, "submit", full)
         answer = client.post("/v1/recommend", json={"history": HISTORY, "model": "item-cf"})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+
+
+def test_metrics_show_drift_states_and_updates(client: TestClient, service: Service) -> None:
+    class FakeUpdater:
+        started = stopped = False
+
+        def start(self) -> None:
+            self.started = True
+
+        def stop(self) -> None:
+            self.stopped = True
+
+        def figures(self) -> dict[str, dict[str, float]]:
+            return {"sasrec": {"update_promoted": 1.0}}
+
+    updater = FakeUpdater()
+    service.update_with(updater)  # type: ignore[arg-type]
+    assert updater.started
+    events = [event(number, item_id="unheard of" if number % 4 == 0 else "i03") for number in range(100)]
+    client.post("/v1/events", json={"events": events})
+    for number in range(200):
+        version = service.models["item-cf"].version
+        version.drift.add_list([f"i{number % 12:02d}"], [1.0], is_fallback=number < 20)
+    text = client.get("/metrics").text
+    for line in (
+        'nextitem_unknown_item_share{model="item-cf"} 0.25',
+        'nextitem_fallback_share{model="item-cf"} 0.1',
+        'nextitem_coverage{model="item-cf"} 1.0',
+        'nextitem_state_cache{figure="hits",model="sasrec"} 0.0',
+        'nextitem_update_promoted{model="sasrec"} 1.0',
+    ):
+        assert line in text
+    assert 'nextitem_coverage{model="sasrec"}' not in text  # too few lists
+    service.close()
+    assert updater.stopped
+
+
+def test_previews_are_not_logged_and_count_in_no_figure(client: TestClient, service: Service) -> None:
+    body = {"history": HISTORY, "k": 3, "model": "sasrec", "preview": True, "explore": 1.0}
+    assert len(client.post("/v1/recommend", json=body).json()["items"]) == 3
+    assert service.impressions is not None
+    assert service.impressions.table().height == 0
+    assert not service.models["sasrec"].version.drift._lists
+
+
+def test_a_full_server_refuses_before_it_reads(client: TestClient, service: Service) -> None:
+    """If no model accepts a request, the body is not even parsed; other routes are answered."""
+    with pytest.MonkeyPatch.context() as patch:
+        for model in service.models.values():
+            patch.setattr(model.batcher, "refusal", lambda _: QueueFullError("9 requests wait already", 2.3))
+        answer = client.post("/v1/recommend", content=b"no json")
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+        assert answer.json() == {"error": "9 requests wait already"}
+        assert client.post("/v1/events", json={"events": [event(3)]}).status_code == 200
+    assert 'nextitem_requests_total{path="/v1/recommend",status="429"} 1.0' in client.get("/metrics").text
 
 
 def test_calls_of_events_that_are_stored_together_are_judged_apart(service: Service) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter
 
 import pytest
 
-from nextitem.serving.batching import Batcher, ClosedError, QueueFullError
+from nextitem.serving.batching import Admission, Batcher, BatchTime, ClosedError, QueueFullError
 
 
 class Gate:
@@ -108,3 +109,76 @@ def test_many_threads_get_their_own_answers() -> None:
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(0, 8000, 1000)))
     assert batcher.close(10)
+
+
+def test_the_time_of_a_batch_is_the_line_through_the_latest_ones() -> None:
+    time = BatchTime()
+    assert time.expected(8) == 0.0
+    time.observe(1, 0.011)
+    assert time.expected(1) == pytest.approx(0.011)
+    assert time.expected(10) == pytest.approx(0.11)  # one size tells nothing about the slope: as if one by one
+    for size in (8, 64, 1, 16):
+        time.observe(size, 0.010 + 0.001 * size)
+    assert time.expected(32) == pytest.approx(0.042)
+    assert time.expected(1) == pytest.approx(0.011)
+    for size in (1, 64) * 100:  # a new version is twice as slow
+        time.observe(size, 0.020 + 0.002 * size)
+    assert time.expected(32) == pytest.approx(0.084, rel=1e-3)
+
+
+def test_the_time_of_a_batch_is_never_negative() -> None:
+    time = BatchTime()
+    for size, seconds in ((10, 0.1), (20, 0.05), (30, 0.6)):
+        time.observe(size, seconds)
+    assert time.expected(1) >= 0.0
+
+
+def test_requests_are_refused_that_cannot_expect_their_answer_in_time() -> None:
+    gate = Gate()
+    limits = Admission(max_queue=100, max_wait=0.2)
+    batcher: Batcher[int, int] = Batcher(gate, max_batch=4, max_queue=100, name="test", admission=limits)
+    for size in (1, 4):
+        batcher._time.observe(size, 0.05 + 0.01 * size)  # a full batch takes 90 ms
+    fill(batcher, gate, [0])
+    assert batcher.expected_seconds() <= 0.06 + 0.06  # the rest of the running batch, and one of its own
+    for number in range(1, 5):
+        batcher.submit(number)  # with the running batch at most 0.06 + 0.09
+    batcher._started = perf_counter()
+    with pytest.raises(QueueFullError, match="4 requests wait already") as refused:
+        batcher.submit(5)  # the fifth needs another batch after a full one: 0.06 + 0.09 + 0.06
+    assert refused.value.retry_after == pytest.approx(0.21, abs=0.03)
+    gate.opened.set()
+    assert batcher.close(10)
+
+
+def test_by_default_one_full_batch_waits_while_another_is_answered() -> None:
+    gate = Gate()
+    limits = Admission(max_queue=100)
+    batcher: Batcher[int, int] = Batcher(gate, max_batch=4, max_queue=100, name="test", admission=limits)
+    batcher._time.observe(1, 3.0)
+    batcher._time.observe(4, 9.0)
+    assert batcher.submit_together([0, 1, 2, 3])
+    assert gate.entered.wait(10)
+    for number in range(4):
+        batcher._started = perf_counter()
+        batcher.submit(number)
+    batcher._started = perf_counter()
+    assert batcher.refusal() is not None
+    gate.opened.set()
+    assert batcher.close(10)
+
+
+def test_a_call_runs_after_the_requests_before_it_and_before_those_after_it() -> None:
+    gate = Gate()
+    batcher = make(gate)
+    futures = fill(batcher, gate, [0, 1, 2])
+    call = batcher.call(lambda: [list(batch) for batch in gate.batches])
+    failing = batcher.call(lambda: 1 / 0)
+    last = batcher.submit(3)
+    gate.opened.set()
+    assert call.result(10) == [[0], [1, 2]]
+    assert isinstance(failing.exception(10), ZeroDivisionError)
+    assert [future.result(10) for future in [*futures, last]] == [0, 2, 4, 6]
+    assert batcher.close(10)
+    with pytest.raises(ClosedError):
+        batcher.call(list)

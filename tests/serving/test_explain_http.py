@@ -10,7 +10,8 @@ from fastapi.testclient import TestClient
 from support.trained_models import rich_run
 
 from nextitem.serving.app import make_app
-from nextitem.serving.service import Service, ServiceConfig
+from nextitem.serving.config import ServiceConfig
+from nextitem.serving.service import Service
 from nextitem.serving.stores import open_store
 
 

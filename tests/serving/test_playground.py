@@ -20,9 +20,10 @@ from nextitem.core.catalog import Catalog
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 from nextitem.serving.app import make_app
+from nextitem.serving.config import ServiceConfig
 from nextitem.serving.impressions import ImpressionLog
 from nextitem.serving.playground.catalogue import CatalogueView
-from nextitem.serving.service import Service, ServiceConfig
+from nextitem.serving.service import Service
 from nextitem.serving.stores import StoreUnavailable, open_store
 
 PAGE = files("nextitem.serving.playground") / "page"

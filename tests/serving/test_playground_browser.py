@@ -22,7 +22,8 @@ from support.trained_models import RUNS, rich_run
 from nextitem.data.readers import dataset_from_frames
 from nextitem.pipeline.train import train
 from nextitem.serving.app import make_app
-from nextitem.serving.service import Service, ServiceConfig
+from nextitem.serving.config import ServiceConfig
+from nextitem.serving.service import Service
 from nextitem.serving.stores import open_store
 from nextitem.testing.rich_log import SETTINGS, rich_frames
 

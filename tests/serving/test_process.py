@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,10 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from support.trained_models import rich_run
+from typer.testing import CliRunner
 
+from nextitem.cli.main import app
 from nextitem.core.config import write_toml
+from nextitem.core.errors import UserError
+from nextitem.pipeline.versions import use_version
 from nextitem.testing.rich_log import SETTINGS, rich_frames
 
 
@@ -33,9 +40,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def server(data: Path, folder: Path, *, tokens: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run a server of item-cf in `folder` and yield its process and address."""
-    command = [sys.executable, "-m", "nextitem", "serve", str(rich_run("item-cf").folder), "--port", "0"]
+def server(
+    data: Path, folder: Path, *options: str, run: Path | None = None, tokens: str = ""
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a server of item-cf, or of another run, in `folder` and yield its process and address."""
+    run = run or rich_run("item-cf").folder
+    command = [sys.executable, "-m", "nextitem", "serve", str(run), "--port", "0", *options]
     environment = {**os.environ, "NEXTITEM_TOKENS": tokens}
     process = subprocess.Popen(
         [*command, "--data", str(data), "--store", "sqlite:///events.db"],
@@ -81,6 +91,39 @@ def test_the_command_serves_keeps_events_and_stops_cleanly(data: Path, tmp_path:
         assert process.wait(20) in (0, -signal.SIGTERM)
 
 
+def test_a_running_server_takes_a_new_version_and_logs_json(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "shop"
+    shutil.copytree(rich_run("popularity").folder, run)
+    options = ["--shadow", str(rich_run("item-cf").folder), "--explore", "0.5", "--log-format", "json"]
+    tokens = "plain,shop-b=other"
+    with server(data, tmp_path, *options, run=run, tokens=tokens) as (process, address):
+        token = {"Authorization": "Bearer plain"}
+        body = {"user_id": "ada", "history": ["i03", "i04"], "k": 3}
+        before = ask(address, "/v1/recommend", body, **token)
+        assert all("propensity" in item for item in before["items"])
+        ask(address, "/v1/recommend", {**body, "user_id": "bob"}, Authorization="Bearer other")
+        shutil.copytree(rich_run("item-cf").folder, run / "versions" / "2")
+        use_version(run, "2")
+        process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 30
+        while (after := ask(address, "/v1/recommend", body, **token))["version"] == before["version"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert after["version"] == rich_run("item-cf").model.weights_fingerprint()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) in (0, -signal.SIGTERM)
+        assert process.stderr is not None
+        lines = [json.loads(line) for line in process.stderr.read().splitlines() if line.startswith("{")]
+    requests = [line for line in lines if line["logger"] == "nextitem.requests"]
+    assert {(line["route"], line["status"], line["model"]) for line in requests} == {("/v1/recommend", 200, "shop")}
+    assert any("version 2" in line["message"] for line in lines)
+    assert not any(text in json.dumps(lines) for text in ("ada", "bob", "i03"))
+    logs = tmp_path / "nextitem-impressions"
+    for folder, user in ((logs, "ada"), (logs / "shadow", "ada"), (logs / "tenants" / "shop_b", "bob")):
+        users = {user for file in folder.glob("*.parquet") for user in pl.read_parquet(file)["user_id"]}
+        assert users == {user}, folder
+
+
 def test_mistakes_end_before_anything_is_loaded(tmp_path: Path) -> None:
     run = str(rich_run("item-cf").folder)
     for arguments, words in (
@@ -95,3 +138,28 @@ def test_mistakes_end_before_anything_is_loaded(tmp_path: Path) -> None:
         assert done.returncode == 2, arguments
         assert words in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--shadow", "RUN"], "a run and a shadow are called"),
+        (["--weight", "tiger=0.5"], "no model is called 'tiger'"),
+        (["--weight", "half"], "write NAME=0.9"),
+        (["--weight", "RUNNAME=0.5", "--weight", "RUNNAME=0.5"], "once for a run"),
+        (["--max-queue", "0"], "max_queue = 0"),
+        (["--max-wait", "0"], "max_wait = 0"),
+        (["--deadline", "-1"], "deadline_seconds = -1.0"),
+        (["--explore", "-0.5"], "explore = -0.5"),
+        (["--log-format", "xml"], "choose text or json"),
+    ],
+)
+def test_options_out_of_their_bounds_are_named(options: list[str], words: str, tmp_path: Path) -> None:
+    run = rich_run("item-cf").folder
+    places = {"RUN": str(run), "RUNNAME=0.5": f"{run.name}=0.5"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        result = CliRunner().invoke(app, ["serve", str(run), *(places.get(option, option) for option in options)])
+    assert isinstance(result.exception, UserError)
+    assert words in str(result.exception)
+    assert not list(tmp_path.iterdir())  # no store or log was opened

@@ -23,8 +23,8 @@ from nextitem.core.errors import UserError
 from nextitem.distributed.ray_cluster import ray_cluster
 from nextitem.serving import replicas
 from nextitem.serving.app import make_app
+from nextitem.serving.config import ServiceConfig
 from nextitem.serving.replicas import REPLICA, Message, Replica, ReplicaSettings
-from nextitem.serving.service import ServiceConfig
 from nextitem.testing.rich_log import SETTINGS, rich_frames
 
 USERS = [f"u{number:02d}" for number in range(40)]

@@ -23,8 +23,9 @@ from nextitem.evaluation.off_policy import LoggedLists, TargetPolicy, estimates,
 from nextitem.pipeline.runs import Run
 from nextitem.pipeline.train import train
 from nextitem.serving.app import make_app
+from nextitem.serving.config import ServiceConfig
 from nextitem.serving.impressions import ImpressionLog, read_impressions
-from nextitem.serving.service import Service, ServiceConfig
+from nextitem.serving.service import Service
 from nextitem.serving.stored_events import read_events
 from nextitem.serving.stores import open_store
 from nextitem.simulation.play import Playthrough, check_server, play

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nextitem.cli.early import check_run
-from nextitem.cli.options import Device, log
+from nextitem.cli.options import Device, log, seconds_of
 from nextitem.core.errors import UserError
 
+if TYPE_CHECKING:
+    from nextitem.pipeline.runs import Run
+    from nextitem.serving.service import Service
+    from nextitem.serving.tenants import Tenant, Tokens
+
 EXAMPLES = (
-    "Examples: nextitem serve runs/sasrec --port 8000 | nextitem serve runs/sasrec runs/tiger "
-    "--store postgresql://me@db:5432/events"
+    "Examples: nextitem serve runs/sasrec --port 8000 | nextitem serve runs/sasrec runs/tiger --weight tiger=0.1 "
+    "--store postgresql://me@db:5432/events | nextitem serve runs/sasrec --shadow runs/tiger --explore 0.3"
 )
 TOKENS = "NEXTITEM_TOKENS"
 LOCAL = ("127.0.0.1", "::1", "localhost")  # addresses that only this machine reaches
+# Seconds after which a thread that computes lets another one run. The thread of a model computes in Python for most of
+# a batch, and the thread that reads and writes connections waits for it at each system call: 0.005, the default of
+# Python, costs a quarter to a third of the requests per second.
+SWITCH_SECONDS = 0.0003
 
 
 def serve(
-    runs: Annotated[list[str], typer.Argument(help="Folders of runs; users are shared out equally among them.")],
+    runs: Annotated[list[str], typer.Argument(help="Folders of runs; users are shared out among them.")],
     host: Annotated[
         str, typer.Option("--host", help="Address to listen at; 0.0.0.0: all of this machine.")
     ] = "127.0.0.1",
@@ -31,22 +43,54 @@ def serve(
         str,
         typer.Option("--store", help="Where events are stored: sqlite:///FILE, redis://..., or postgresql://..."),
     ] = "sqlite:///nextitem-events.db",
-    namespace: Annotated[str, typer.Option("--namespace", help="Name of the tenant in a shared store.")] = "default",
+    namespace: Annotated[
+        str, typer.Option("--namespace", help="Name of the default tenant in a shared store.")
+    ] = "default",
     data: Annotated[
         str | None, typer.Option("--data", help="Dataset folder with the histories; default: that of the run.")
     ] = None,
-    deadline: Annotated[
-        float, typer.Option("--deadline", min=0.01, help="Seconds until a request gets a fallback list.")
-    ] = 2.0,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weight", help="Share of the users of a run, NAME=0.9; the others share the rest. May be repeated."
+        ),
+    ] = None,
+    shadow: Annotated[
+        list[str] | None,
+        typer.Option("--shadow", help="Run that gets copies of the requests; nobody sees its lists. May be repeated."),
+    ] = None,
+    explore: Annotated[
+        float,
+        typer.Option("--explore", help="Temperature with which lists are sampled from the best items; 0: not at all."),
+    ] = 0.0,
+    deadline: Annotated[float, typer.Option("--deadline", help="Seconds until a request gets a fallback list.")] = 2.0,
     max_queue: Annotated[
-        int, typer.Option("--max-queue", min=1, help="Requests that wait for a model; more are refused (429).")
+        int, typer.Option("--max-queue", help="Requests that wait for a model; more are refused (429).")
     ] = 512,
+    max_wait: Annotated[
+        float | None,
+        typer.Option(
+            "--max-wait",
+            help="Seconds within which a request must be able to expect its answer; others are refused (429). "
+            "Default: the time of two full batches.",
+        ),
+    ] = None,
     impressions: Annotated[
         str, typer.Option("--impressions", help="Folder of the log of recommended lists, in Parquet; none: no log.")
     ] = "nextitem-impressions",
     sync_impressions: Annotated[
         bool, typer.Option("--sync-impressions", help="Answer only after the list is on disk in that log.")
     ] = False,
+    log_format: Annotated[
+        str, typer.Option("--log-format", help="text: warnings only; json: one JSON object a request and a warning.")
+    ] = "text",
+    update_every: Annotated[
+        str | None,
+        typer.Option(
+            "--update-every",
+            help="Run `nextitem update` from the events of the store so often, such as 10m or 6h, beside the server.",
+        ),
+    ] = None,
     replicas: Annotated[
         int, typer.Option("--replicas", min=1, help="Processes that answer the API, by Ray Serve (extra `ray`).")
     ] = 1,
@@ -56,7 +100,83 @@ def serve(
 
     The server describes its API at /openapi.json. If the environment variable NEXTITEM_TOKENS contains tokens,
     separated by commas, every request except those for health must send one of them (Authorization: Bearer TOKEN).
+    TENANT=TOKEN gives a tenant a token of its own: it sees nothing of the others. New versions of a run (RUN/current)
+    are taken into use without a stop.
     """
+    folders, shadows = named(runs), named(shadow or [])
+    for name in set(folders) & set(shadows):
+        raise UserError(f"a run and a shadow are called {name}; rename one of the folders")
+    if log_format not in ("text", "json"):
+        raise UserError(f"--log-format {log_format}: choose text or json")
+    for package in ("fastapi", "uvicorn", "prometheus_client", "orjson"):
+        if find_spec(package) is None:
+            raise UserError(f"serving needs the package {package}: pip install 'nextitem[serve]'")
+    from nextitem.core.config import parse
+    from nextitem.serving.assignment import shares_of
+    from nextitem.serving.config import ServiceConfig
+    from nextitem.serving.tenants import Tokens
+
+    values = {"max_queue": max_queue, "max_wait": max_wait, "deadline_seconds": deadline, "explore": explore}
+    config = parse(ServiceConfig, values, where="nextitem serve")
+    tokens = Tokens(os.environ.get(TOKENS, ""), default=namespace)
+    weights = weights_of(weight or [])
+    shares_of(list(folders), weights)
+    period = None if update_every is None else seconds_of(update_every)
+    if replicas > 1:
+        if shadow or weight or update_every or len(tokens.tenants()) > 1:
+            raise UserError("--replicas: without --shadow, --weight, --update-every and tokens of further tenants")
+        from nextitem.serving.replicas import ReplicaSettings, serve_replicas
+
+        if port == 0:
+            raise UserError("--port 0: replicas need a fixed port; name one")
+        settings = ReplicaSettings(
+            {name: str(folder.resolve()) for name, folder in folders.items()},
+            store=store,
+            namespace=namespace,
+            data=str(Path(data).resolve()) if data is not None and Path(data).is_dir() else data,
+            tokens=tuple(tokens.namespaces),
+            impressions=None if impressions == "none" else str(Path(impressions).resolve()),
+            is_synced=sync_impressions,
+            device=device,
+            service=config,
+        )
+        serve_replicas(settings, num_replicas=replicas, host=host, port=port, log=log)
+        return
+
+    from nextitem.serving.logs import start_logging
+
+    start_logging("json" if log_format == "json" else "text")
+    lists = None if impressions == "none" else Path(impressions)
+    all_tenants = [
+        tenant_of(store, name, lists, is_synced=sync_impressions, has_shadows=bool(shadows), is_default=not number)
+        for number, name in enumerate(tokens.tenants())
+    ]
+    from nextitem.pipeline.runs import load_run
+    from nextitem.serving.service import Service
+
+    def open_run(folder: Path) -> Run:
+        log(f"loading {folder} ...")
+        run = load_run(folder, device=device)
+        return run if data is None else run.use_data(data)
+
+    service = Service(
+        {name: open_run(folder) for name, folder in folders.items()},
+        all_tenants,
+        config,
+        weights=weights,
+        shadows={name: open_run(folder) for name, folder in shadows.items()},
+    )
+    service.warm_up()
+    service.watch({**folders, **shadows}, open_run)
+    if period is not None:
+        from nextitem.serving.updater import Updater
+
+        service.update_with(Updater(folders, store, every_seconds=period, namespace=namespace))
+    listen(service, tokens, host=host, port=port)
+
+
+def named(runs: Sequence[str]) -> dict[str, Path]:
+    """Return folders of runs by the names of their models. Raises UserError if one is no run, or two have one name."""
     names: dict[str, Path] = {}
     for run in runs:
         check_run(run)
@@ -64,54 +184,58 @@ def serve(
         if name in names:
             raise UserError(f"two runs are called {name}: {names[name]} and {run}; rename one of the folders")
         names[name] = Path(run)
-    for package in ("fastapi", "uvicorn", "prometheus_client"):
-        if find_spec(package) is None:
-            raise UserError(f"serving needs the package {package}: pip install 'nextitem[serve]'")
-    tokens = [token.strip() for token in os.environ.get(TOKENS, "").split(",") if token.strip()]
-    if replicas > 1:
-        from nextitem.serving.replicas import ReplicaSettings, serve_replicas
-        from nextitem.serving.service import ServiceConfig
+    return names
 
-        if port == 0:
-            raise UserError("--port 0: replicas need a fixed port; name one")
-        settings = ReplicaSettings(
-            {name: str(folder.resolve()) for name, folder in names.items()},
-            store=store,
-            namespace=namespace,
-            data=str(Path(data).resolve()) if data is not None and Path(data).is_dir() else data,
-            tokens=tuple(tokens),
-            impressions=None if impressions == "none" else str(Path(impressions).resolve()),
-            is_synced=sync_impressions,
-            device=device,
-            service=ServiceConfig(max_queue=max_queue, deadline_seconds=deadline),
-        )
-        serve_replicas(settings, num_replicas=replicas, host=host, port=port, log=log)
-        return
+
+def weights_of(options: Sequence[str]) -> dict[str, float]:
+    """Return the weights of options NAME=WEIGHT. Raises UserError if one is no number or comes twice."""
+    weights: dict[str, float] = {}
+    for option in options:
+        name, separator, value = option.rpartition("=")
+        try:
+            weight = float(value)
+        except ValueError:
+            separator, weight = "", 0.0
+        if not separator or name in weights:
+            raise UserError(f"--weight {option}: write NAME=0.9, once for a run")
+        weights[name] = weight
+    return weights
+
+
+def tenant_of(
+    url: str, namespace: str, lists: Path | None, *, is_synced: bool, has_shadows: bool, is_default: bool
+) -> Tenant:
+    """Open the store and the logs of a tenant; those of all but the default one are in a folder of their own."""
     from nextitem.serving.impressions import ImpressionLog
     from nextitem.serving.stores import open_store
+    from nextitem.serving.tenants import Tenant
 
-    events = open_store(store, namespace=namespace)
-    shown_lists = None if impressions == "none" else ImpressionLog(impressions, is_synced=sync_impressions)
+    store = open_store(url, namespace=namespace)
+    if lists is None:
+        return Tenant(namespace, store)
+    folder = lists if is_default else lists / "tenants" / namespace
+    shadow_folder = folder / "shadow"  # an old log stays open, so that a user can be removed from it
+    shadow_log = ImpressionLog(shadow_folder) if has_shadows or shadow_folder.is_dir() else None
+    return Tenant(
+        namespace, store, impressions=ImpressionLog(folder, is_synced=is_synced), shadow_impressions=shadow_log
+    )
+
+
+def listen(service: Service, tokens: Tokens, *, host: str, port: int) -> None:
+    """Answer requests until the process is told to stop; SIGHUP looks for new versions at once."""
     import uvicorn
 
-    from nextitem.pipeline.runs import load_run
     from nextitem.serving.app import make_app
-    from nextitem.serving.service import Service, ServiceConfig
 
-    opened = {}
-    for name, folder in names.items():
-        log(f"loading {folder} ...")
-        opened[name] = load_run(folder, device=device)
-        if data is not None:
-            opened[name].use_data(data)
-    service = Service(
-        opened, events, ServiceConfig(max_queue=max_queue, deadline_seconds=deadline), impressions=shown_lists
-    )
-    service.warm_up()
-    app = make_app(service, tokens=tokens, shows_users=bool(tokens) or host in LOCAL)
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False))
+    sys.setswitchinterval(SWITCH_SECONDS)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: service.look_for_versions())
+    application = make_app(service, tokens=tokens, shows_users=bool(tokens) or host in LOCAL)
+    settings = uvicorn.Config(application, host=host, port=port, log_config=None, access_log=False)
+    server = uvicorn.Server(settings)
     socket = server.config.bind_socket()
     socket.listen()  # from here on connections wait, so that the next line is true
     address = socket.getsockname()
-    log(f"serving {', '.join(names)} at http://{address[0]}:{address[1]} (API: /openapi.json; stop with Ctrl-C)")
+    names = ", ".join(service.models)
+    log(f"serving {names} at http://{address[0]}:{address[1]} (API: /openapi.json; stop with Ctrl-C)")
     server.run(sockets=[socket])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.catalog import Catalog
+from nextitem.core.catalog import Catalog, ColumnEncoding
 from nextitem.core.dataset import Dataset, Users
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
@@ -25,6 +25,7 @@ from nextitem.core.roles import KnowsSimilarItems
 from nextitem.core.top_items import top_items
 from nextitem.core.vector_model import VectorModel
 from nextitem.data.requests import RequestBuilder, request_values
+from nextitem.data.single_time import milliseconds_of
 from nextitem.data.times import SECONDS_BELOW
 from nextitem.nn.fields.fields import Fields
 from nextitem.pipeline.explanations import Explanation, recommend_explained
@@ -138,6 +139,7 @@ def history_requests(
         examples = ", ".join(str(item) for item in catalog.ids.external.head(3))
         raise UserError(f"history: no item is called {', '.join(unknown[:5])}; item ids look like {examples}")
     frame, item_ids = frame.filter(pl.Series(item_ids > 0)), item_ids[item_ids > 0]
+    frame = _with_times(frame, catalog.events, "history: column")
     times = _milliseconds(frame["timestamp"]) if "timestamp" in frame.columns else None
     log = Interactions(
         np.ones(len(item_ids), np.int32),
@@ -169,7 +171,24 @@ def _context(context: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
             names = ", ".join(catalog.requests) or "no features"
             raise UserError(f"context {name!r}: no such feature; of a request this model reads {names}")
     columns = pl.DataFrame({name: pl.Series(name, [value]) for name, value in context.items()})
+    columns = _with_times(columns, catalog.requests, "context")
     return dict(request_values(columns, {name: catalog.requests[name] for name in context}))
+
+
+def _with_times(frame: pl.DataFrame, encodings: Mapping[str, ColumnEncoding], place: str) -> pl.DataFrame:
+    """Return a frame whose columns of kind timestamp are milliseconds since 1970, read as those of a data set.
+
+    Raises UserError if a value is no time.
+    """
+    columns = []
+    for name, encoding in encodings.items():
+        if encoding.kind == "timestamp" and name in frame.columns and not frame[name].dtype.is_temporal():
+            try:
+                values = [None if value is None else milliseconds_of(value) for value in frame[name]]
+            except ValueError as error:
+                raise UserError(f"{place} {name!r}: {error}; write seconds since 1970 or 2026-01-31T18:00:00") from None
+            columns.append(pl.Series(name, values, dtype=pl.Int64))
+    return frame.with_columns(columns)
 
 
 def user_requests(source: Dataset | RequestBuilder, users: Sequence[Any] | None) -> SequenceBatch:

@@ -8,6 +8,7 @@ Shapes: B requests, N items, K returned.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,13 @@ class Engine:
         self.titles = model.catalog.titles()
         self._masks: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()  # allow-lists by conditions, bool [N + 1]
         self._masks_lock = Lock()
+
+    def for_other_users(self, *, state_bytes: int = 0) -> Engine:
+        """Return an engine for the users of another tenant, which shares the model and nothing that is about users."""
+        engine = copy.copy(self)
+        engine.histories = self.histories.for_other_users()
+        engine.states = None if self.states is None else StateCache(self.model, max_bytes=state_bytes)
+        return engine
 
     def recommend(
         self, requests: Sequence[ServedRequest], new_events: Mapping[str, Sequence[HistoryEvent]] | None = None

@@ -13,6 +13,7 @@ Shapes: B requests, T events.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -63,6 +64,16 @@ class HistoryReader:
         dataset.users.ids.lookup([])
         self.latest_ms = self.builder.end_time or 0
         self._empty: dict[int, SequenceBatch] = {}  # histories without events, by their number
+        self._has_users = True  # whether users of the data set may ask
+
+    def for_other_users(self) -> HistoryReader:
+        """Return a reader for users none of whom is a user of the data set, whatever their ids, with a time of its own.
+
+        It shares the data set and its indexes with this one.
+        """
+        reader = copy.copy(self)
+        reader.latest_ms, reader._has_users = self.builder.end_time or 0, False
+        return reader
 
     def advance(self, timestamp_ms: int) -> None:
         """Move the time of requests on to that of an event."""
@@ -81,7 +92,7 @@ class HistoryReader:
         errors: dict[int, UserError] = {}
         requests = [self._valid(row, request, errors) for row, request in enumerate(requests)]
         user_ids = [request.user_id or "" for request in requests]
-        has_user = np.array([request.user_id is not None for request in requests])
+        has_user = np.array([self._has_users and request.user_id is not None for request in requests])
         numbers = np.where(has_user, self.dataset.users.ids.lookup(user_ids), 0).astype(np.int64)
         log_users = np.where([request.history is None for request in requests], numbers, 0)
         events = [

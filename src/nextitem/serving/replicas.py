@@ -26,7 +26,7 @@ from urllib.parse import unquote
 
 from nextitem.core.errors import UserError
 from nextitem.distributed.ray_cluster import ray_cluster
-from nextitem.serving.service import ServiceConfig
+from nextitem.serving.config import ServiceConfig
 
 NAME = "nextitem"
 ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
@@ -270,7 +270,7 @@ async def asgi_answer(app: Callable[..., Any], request: Message) -> Message:
 
 async def _message(request: Any) -> Message:
     """Return a request of Starlette; a body that the application will refuse by its length is not read."""
-    from nextitem.serving.app import MAX_BODY
+    from nextitem.serving.gate import MAX_BODY
 
     length = request.headers.get("content-length")
     is_short = length is not None and length.isdigit() and int(length) <= MAX_BODY

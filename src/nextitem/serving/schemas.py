@@ -98,6 +98,8 @@ class RecommendBody(_Asker):
     """Token `next_page` of an answer: the items that follow those."""
     preview: bool = False
     """Whether the list is only looked at by whoever runs the shop: then it is not logged as an impression."""
+    explore: float | None = Field(None, ge=0, le=100)
+    """Temperature with which the list is sampled from the best items; 0: not at all; default: as the server is set."""
 
     def to_request(self) -> ServedRequest:
         """Return the request as the engine reads it. Raises UserError if neither a user nor a history is given."""
@@ -167,6 +169,8 @@ class Item(BaseModel):
     title: str
     channel: str | None = None
     """For a cascade, the channel that retrieved the item."""
+    propensity: float | None = None
+    """If the list was sampled, the probability of the item to be chosen for its slot given the slots above."""
 
 
 class Neighbour(BaseModel):
@@ -255,6 +259,22 @@ class ListAnswer(BaseModel):
     """Why these items, if `explain` was set and the list is not a fallback for a missed deadline or an error."""
 
 
+class SimilarItem(BaseModel):
+    """One item of a list of similar items."""
+
+    item_id: str | int
+    score: float
+
+
+class SimilarAnswer(BaseModel):
+    """The items that are most like an item, best first."""
+
+    model: str
+    version: str
+    """Fingerprint of the model's weights and settings."""
+    items: list[SimilarItem]
+
+
 class EventsAnswer(BaseModel):
     """What became of the events."""
 
@@ -264,6 +284,14 @@ class EventsAnswer(BaseModel):
     """Ids that no model knows; their events are stored, too."""
 
 
+class RefusedAnswer(BaseModel):
+    """A version that could not be taken into use."""
+
+    name: str
+    """Name of the version, as in RUN/versions."""
+    reason: str
+
+
 class ModelAnswer(BaseModel):
     """One model that is served."""
 
@@ -271,6 +299,9 @@ class ModelAnswer(BaseModel):
     kind: str
     """Name of the model in the package, such as sasrec."""
     version: str
+    """Fingerprint of the model's weights and settings."""
+    version_name: str
+    """Name of the version, as in RUN/versions."""
     num_items: int
     weight: float
     """Share of the users who are assigned to it."""
@@ -282,6 +313,10 @@ class ModelAnswer(BaseModel):
     """Names that a request may give as `objective`."""
     num_levels: int | None = None
     """Number of codes of a semantic ID; none: its items have none."""
+    is_shadow: bool
+    """Whether it gets copies of requests, and nobody sees its lists."""
+    refused: RefusedAnswer | None = None
+    """The last version that could not be taken into use, until another one is."""
 
 
 class Problem(BaseModel):

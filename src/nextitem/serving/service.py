@@ -1,168 +1,243 @@
-"""Service: the models, their batches and the store behind the HTTP API, without anything of HTTP.
+"""Service: the models, their queues and the tenants behind the HTTP API, without anything of HTTP.
 
-Each model has an engine, a batcher and the last lists of its users. A request that is not answered in time, or on which
-the model fails, gets the last good list of the user, or the most popular allowed items, and says so.
+A request that is not answered in time, or on which the model fails, gets the last good list of the user, or the most
+popular allowed items, and says so.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 import uuid
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from nextitem.core.config import Config
 from nextitem.core.errors import UserError
 from nextitem.pipeline.recommend import RecommendationList
 from nextitem.pipeline.runs import Run
-from nextitem.serving.batching import Batcher
-from nextitem.serving.engine import Engine
+from nextitem.serving.assignment import assigned, shares_of
+from nextitem.serving.batching import ClosedError, QueueFullError
+from nextitem.serving.config import ServiceConfig
+from nextitem.serving.exploration import head_size, sampled_list
 from nextitem.serving.impressions import ImpressionLog, ShownList
-from nextitem.serving.requests import HistoryEvent, ServedRequest
-from nextitem.serving.stores.store import AppendOutcome, EventStore, StoredEvent, StoreUnavailable
+from nextitem.serving.metrics import Metrics
+from nextitem.serving.requests import ServedRequest
+from nextitem.serving.served_model import ServedModel, TenantRequest, VersionedList
+from nextitem.serving.shadows import Shadows
+from nextitem.serving.stores.store import EventStore, StoredEvent
+from nextitem.serving.swapping import VersionWatcher
+from nextitem.serving.tenants import Tenant
+from nextitem.serving.updater import Updater
 
 log = logging.getLogger("nextitem.serving")
 
 
-class ServiceConfig(Config):
-    """Settings of a server."""
-
-    max_batch: int = 64
-    """Largest number of requests that a model answers at once."""
-    max_queue: int = 512
-    """Largest number of requests that wait for a model; more are refused until some are answered."""
-    deadline_seconds: float = 2.0
-    """Time after which a request gets a fallback list instead of the model's."""
-    max_history: int = 1_000
-    """Number of a user's latest events in the store that are read."""
-    state_bytes: int = 256 * 2**20
-    """Memory for what each model has read of the histories of recent users, in bytes; 0: histories are read anew."""
-    last_lists: int = 100_000
-    """Number of users whose last list is kept for fallback."""
-
-
-@dataclass
-class ServedModel:
-    """One model that is served.
+@dataclass(frozen=True)
+class Answer:
+    """A list with what the API says about it.
 
     Attributes:
-        name: name in the API: that of the run's folder.
-        run: the run.
-        engine: answers its requests.
-        batcher: collects its requests.
-        weight: share of the users who are assigned to it.
-        version: fingerprint of weights and settings.
-        last_lists: the last list of recent users, the most recent last.
+        request_id: name of the answer.
+        model: the model.
+        version: fingerprint of the model.
+        result: the list.
+        fallback_reason: why it is not the model's answer: no history, deadline or error; None: it is.
+        propensities: if the list was sampled, the probability of each item to be chosen for its slot.
+        exploration: temperature of the sampling, 0 if there was none.
 
     """
 
-    name: str
-    run: Run
-    engine: Engine
-    batcher: Batcher[ServedRequest, RecommendationList]
-    weight: float
-    version: str
-    last_lists: OrderedDict[str, RecommendationList] = field(default_factory=OrderedDict)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A list with what the API says about it."""
-
     request_id: str
     model: ServedModel
+    version: str
     result: RecommendationList
     fallback_reason: str | None
+    propensities: Sequence[float] | None = None
+    exploration: float = 0.0
+
+    @property
+    def policy(self) -> str:
+        """What made the list, as the log of impressions has it."""
+        explored = f" explore {self.exploration:g}" if self.propensities is not None else ""
+        fallback = f" fallback: {self.fallback_reason}" if self.fallback_reason else ""
+        return f"{self.model.name} {self.version}{explored}{fallback}"
+
+    def shown_list(self, user_id: str | None) -> ShownList:
+        """Return the list as the log of impressions has it."""
+        items = [str(item) for item in self.result.item_ids]
+        chances = [1.0] * len(items) if self.propensities is None else list(self.propensities)
+        return ShownList(self.request_id, user_id, items, int(time.time() * 1000), chances, self.policy)
 
 
 class Service:
-    """The models and the store of a server."""
+    """The models and the tenants of a server.
+
+    Attributes:
+        models: the models that answer, by name; the first is the default.
+        shadows: the models that get copies of the requests.
+        tenants: the tenants, by namespace; the first is the default.
+        metrics: figures for whoever watches.
+
+    """
 
     def __init__(
         self,
         runs: Mapping[str, Run],
-        store: EventStore,
+        tenants: EventStore | Sequence[Tenant],
         config: ServiceConfig | None = None,
         *,
         impressions: ImpressionLog | None = None,
+        weights: Mapping[str, float] | None = None,
+        shadows: Mapping[str, Run] | None = None,
     ) -> None:
-        """Load the models' data, and start a thread for each model and one for writing events.
+        """Load the models' data, and start the threads of models, events and logs.
 
         Args:
             runs: the runs by the names of their models; the first is the default.
-            store: the events since the data sets.
+            tenants: the tenants, the default one first; or the store of the only one.
             config: settings.
-            impressions: where the lists that are recommended are logged; None: nowhere.
+            impressions: with a store, where lists are logged; None: nowhere.
+            weights: shares of the users by model; the others share the rest.
+            shadows: the runs of shadow models by name.
 
         Raises:
-            UserError: there is no run, or the data set of a run cannot be loaded.
+            UserError: there is no run, two have one name, the data set of a run cannot be loaded, or a weight is wrong.
 
         """
         if not runs:
             raise UserError("there is no run to serve; pass at least one folder of a run")
-        self.config = config or ServiceConfig()
-        self.store = store
-        self.models = {name: self._served(name, run, 1 / len(runs)) for name, run in runs.items()}
-        self._writer: Batcher[list[StoredEvent], AppendOutcome] = Batcher(
-            self._append, max_batch=100, max_queue=1_000, name="event-writer"
+        shadows = shadows or {}
+        for name in set(runs) & set(shadows):
+            raise UserError(f"a run and a shadow are called {name}; rename one of the folders")
+        self.config, self.metrics = config or ServiceConfig(), Metrics()
+        shares = shares_of(list(runs), weights or {})
+        if isinstance(tenants, EventStore):
+            tenants = [Tenant("default", tenants, impressions=impressions)]
+        self.tenants = {tenant.namespace: tenant for tenant in tenants}
+        names = list(self.tenants)
+        self.models = {
+            name: ServedModel(name, run, self.config, namespaces=names, weight=shares[name])
+            for name, run in runs.items()
+        }
+        self.shadows = Shadows(
+            [
+                ServedModel(name, run, self.config, namespaces=names, weight=0.0, is_shadow=True)
+                for name, run in shadows.items()
+            ],
+            self.metrics,
         )
-        self.impressions = impressions
-        self._recorder: Batcher[ShownList, None] = Batcher(
-            self._record, max_batch=1_000, max_queue=100_000, name="impression-writer"
-        )
+        self._shares = {name: share for name, share in shares.items() if share > 0}
+        self.watcher: VersionWatcher | None = None
+        self.updater: Updater | None = None
 
-    def _served(self, name: str, run: Run, weight: float) -> ServedModel:
-        engine = Engine(run.model, run.dataset, state_bytes=self.config.state_bytes)
-        batcher: Batcher[ServedRequest, RecommendationList] = Batcher(
-            lambda requests: self._answer_batch(engine, requests),
-            max_batch=self.config.max_batch,
-            max_queue=self.config.max_queue,
-            name=f"model-{name}",
-        )
-        return ServedModel(name, run, engine, batcher, weight, run.model.weights_fingerprint())
+    @property
+    def store(self) -> EventStore:
+        """The events of the default tenant."""
+        return self.default_tenant.store
+
+    @property
+    def impressions(self) -> ImpressionLog | None:
+        """The log of the lists of the default tenant."""
+        recorder = self.default_tenant.recorder
+        return None if recorder is None else recorder.impressions
+
+    @property
+    def default_tenant(self) -> Tenant:
+        """The tenant of requests that name none."""
+        return next(iter(self.tenants.values()))
+
+    @property
+    def all_models(self) -> list[ServedModel]:
+        """The models that answer, and the shadow models."""
+        return [*self.models.values(), *self.shadows.models]
 
     def warm_up(self) -> None:
-        """Answer one request with every model, so that the first of a user does not wait for what is built once."""
-        for model in self.models.values():
-            item = str(model.run.model.catalog.ids.external[0])
-            model.batcher.submit(ServedRequest(history=(HistoryEvent(item),), k=10)).result()
+        """Answer requests with every model, so that the first of a user does not wait for what is built once."""
+        for model in self.all_models:
+            model.warm_up(self.default_tenant)
+
+    def watch(self, folders: Mapping[str, Path], open_run: Callable[[Path], Run], *, seconds: float = 2.0) -> None:
+        """Take new versions of the runs into use from now on; see `VersionWatcher`.
+
+        Args:
+            folders: folders of the runs by the names of their models.
+            open_run: opens a run as those were opened that are served now.
+            seconds: time between two looks.
+
+        """
+        self.watcher = VersionWatcher(self.all_models, folders, open_run, self.metrics, seconds=seconds)
+        self.watcher.start()
+
+    def look_for_versions(self) -> None:
+        """Look for new versions at once, if the runs are watched."""
+        if self.watcher is not None:
+            self.watcher.wake()
+
+    def update_with(self, updater: Updater) -> None:
+        """Run updates beside the server from now on, until it is closed."""
+        self.updater = updater
+        updater.start()
+
+    def observe(self) -> None:
+        """Set the metrics that are computed when they are read; this takes some 100 milliseconds at most."""
+        updates = {} if self.updater is None else self.updater.figures()
+        for model in self.all_models:
+            self.metrics.waiting.labels(model.name).set(len(model.batcher))
+            self.metrics.expected.labels(model.name).set(model.batcher.expected_seconds())
+            figures = {**model.version.drift.figures(), **updates.get(model.name, {})}
+            self.metrics.set_figures(model.name, figures, model.cache_figures())
 
     def close(self, timeout: float = 30.0) -> None:
-        """Accept no more requests, answer those that wait, and close the store."""
-        for model in self.models.values():
+        """Accept no more requests, answer those that wait, and close logs and stores."""
+        if self.updater is not None:
+            self.updater.stop()
+        if self.watcher is not None:
+            self.watcher.close(timeout)
+        for model in self.all_models:
             model.batcher.close(timeout)
-        self._writer.close(timeout)
-        self._recorder.close(timeout)
-        if self.impressions is not None:
-            self.impressions.close()
-        self.store.close()
+        for tenant in self.tenants.values():
+            tenant.close(timeout)
 
     def model_for(self, name: str | None, user_id: str | None) -> ServedModel:
         """Return a model by name, or the one that a user is assigned to: always the same, in shares by weight.
 
         Raises UserError for an unknown name.
         """
-        if name is not None:
-            if name not in self.models:
-                raise UserError(f"no model is called {name!r}; there are {', '.join(self.models)}")
-            return self.models[name]
-        models = list(self.models.values())
-        if user_id is None or len(models) == 1:
-            return models[0]
-        digest = hashlib.blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        place = int.from_bytes(digest, "big") / 2**64 * sum(model.weight for model in models)
-        for model in models:
-            place -= model.weight
-            if place < 0:
-                return model
-        return models[-1]
+        if name is None and (user_id is None or len(self._shares) == 1):
+            name = next(iter(self._shares))
+        elif name is None:
+            name = assigned(self._shares, str(user_id))
+        if name not in self.models:
+            raise UserError(f"no model is called {name!r}; there are {', '.join(self.models)}")
+        return self.models[name]
 
-    async def recommend(self, model: ServedModel, request: ServedRequest) -> Answer:
+    def refusal(self, num_inside: int = 0) -> QueueFullError | None:
+        """Return why no model accepts a request now, or None if one does.
+
+        `num_inside` is the number of requests that the server has begun to read and not answered yet; each model counts
+        with an equal part of them.
+        """
+        refusals = [model.batcher.refusal(num_inside // len(self.models)) for model in self.models.values()]
+        full = [refusal for refusal in refusals if refusal is not None]
+        return min(full, key=lambda each: each.retry_after) if len(full) == len(refusals) else None
+
+    async def recommend(
+        self,
+        model: ServedModel,
+        request: ServedRequest,
+        *,
+        tenant: Tenant | None = None,
+        explore: float | None = None,
+    ) -> Answer:
         """Return the list of a request, from the model or by fallback.
+
+        Args:
+            model: the model that answers.
+            request: the request.
+            tenant: whose user it is about; None: the default tenant's.
+            explore: temperature of sampling; None: that of the settings. Candidates are ordered without it.
 
         Raises:
             UserError: the request is invalid.
@@ -171,76 +246,53 @@ class Service:
             StoreUnavailable: the log of impressions is synced, and cannot be written.
 
         """
-        request_id, reason = uuid.uuid4().hex, None
-        future = asyncio.wrap_future(model.batcher.submit(request))
+        tenant, user_id = tenant or self.default_tenant, request.user_id
+        if user_id is None:
+            return await self._recommend(model, request, tenant, explore)
+        in_progress: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        tenant.track(user_id, in_progress)
         try:
-            result = await asyncio.wait_for(future, self.config.deadline_seconds)
-            reason = "no history" if result.fallback else None
-            if request.user_id is not None and not result.fallback and request.candidates is None:
-                self._keep(model, request.user_id, result)
+            return await self._recommend(model, request, tenant, explore)
+        finally:
+            in_progress.set_result(None)
+
+    async def _recommend(
+        self, model: ServedModel, request: ServedRequest, tenant: Tenant, explore: float | None
+    ) -> Answer:
+        request_id, propensities, is_ranking = uuid.uuid4().hex, None, request.candidates is not None
+        temperature = 0.0 if is_ranking else self.config.explore if explore is None else explore
+        wide = replace(request, k=head_size(request.k)) if temperature > 0 else request
+        future = asyncio.wrap_future(model.batcher.submit(TenantRequest(tenant, wide)))
+        try:
+            answer = await asyncio.wait_for(future, self.config.deadline_seconds)
+            reason = "no history" if answer.result.fallback else None
+            if temperature > 0:
+                result, propensities = sampled_list(
+                    answer.result, k=request.k, temperature=temperature, seed=request_id
+                )
+                answer = VersionedList(answer.version, result)
+            if request.user_id is not None and reason is None and not is_ranking:
+                model.remember(tenant, request.user_id, answer)
         except TimeoutError:
-            result, reason = self._fallback(model, request), "deadline"
-        except UserError:
+            answer, reason = model.fallback(tenant, request), "deadline"
+        except (UserError, ClosedError):
             raise
         except Exception:
             log.exception("request %s: the model %s failed", request_id, model.name)
-            result, reason = self._fallback(model, request), "error"
-        if self.impressions is not None and request.candidates is None and not request.is_preview:
-            await self._log(self.impressions, request_id, model, request, result, reason)
-        return Answer(request_id, model, result, reason)
+            answer, reason = model.fallback(tenant, request), "error"
+        version = answer.version.fingerprint
+        final = Answer(request_id, model, version, answer.result, reason, propensities, temperature)
+        if reason is not None:
+            self.metrics.fallbacks.labels(model.name, reason).inc()
+        if not is_ranking and not request.is_preview:
+            scores = answer.result.scores
+            answer.version.drift.add_list(answer.result.item_ids, scores, is_fallback=reason is not None)
+            if tenant.recorder is not None:
+                await tenant.recorder.record(final.shown_list(request.user_id))
+            self.shadows.copy(tenant, request, final)
+        return final
 
-    async def _log(
-        self,
-        impressions: ImpressionLog,
-        request_id: str,
-        model: ServedModel,
-        request: ServedRequest,
-        result: RecommendationList,
-        reason: str | None,
-    ) -> None:
-        items = [str(item) for item in result.item_ids]
-        policy = f"{model.name} {model.version}" + (f" fallback: {reason}" if reason else "")
-        shown_list = ShownList(request_id, request.user_id, items, int(time.time() * 1000), [1.0] * len(items), policy)
-        future = self._recorder.submit(shown_list)
-        if impressions.is_synced:
-            await asyncio.wrap_future(future)
-
-    def _record(self, lists: Sequence[ShownList]) -> Sequence[Exception | None]:
-        assert self.impressions is not None
-        try:
-            self.impressions.append(lists)
-        except OSError as error:
-            log.error("%d lists were not logged: %s", len(lists), error)
-            return [StoreUnavailable(f"the log of impressions cannot be written: {error.strerror}")] * len(lists)
-        return [None] * len(lists)
-
-    def _keep(self, model: ServedModel, user_id: str, result: RecommendationList) -> None:
-        model.last_lists[user_id] = result
-        model.last_lists.move_to_end(user_id)
-        while len(model.last_lists) > self.config.last_lists:
-            model.last_lists.popitem(last=False)
-
-    def _fallback(self, model: ServedModel, request: ServedRequest) -> RecommendationList:
-        """Return the last list of the user, as far as this request allows it, filled with the most popular items."""
-        last = model.last_lists.get(request.user_id or "")
-        return model.engine.popular(request, first=() if last is None else last.item_ids)
-
-    def _answer_batch(
-        self, engine: Engine, requests: Sequence[ServedRequest]
-    ) -> Sequence[RecommendationList | Exception]:
-        users = {request.user_id for request in requests if request.history is None and request.user_id is not None}
-        new_events: dict[str, list[HistoryEvent]] = {}
-        if users:
-            try:
-                stored = self.store.histories(users, limit=self.config.max_history)
-                new_events = {
-                    user: [_history_event(event) for event in events] for user, events in stored.items() if events
-                }
-            except StoreUnavailable as error:
-                log.warning("histories are read without the store: %s", error)
-        return engine.recommend(requests, new_events)
-
-    async def append(self, events: list[StoredEvent]) -> None:
+    async def append(self, events: list[StoredEvent], *, tenant: Tenant | None = None) -> None:
         """Store events durably, and count them in the histories from now on.
 
         Raises:
@@ -249,33 +301,26 @@ class Service:
             QueueFullError: too many calls wait.
 
         """
-        await asyncio.wrap_future(self._writer.submit(events))
-        latest = max(event.timestamp_ms for event in events)
-        for model in self.models.values():
-            model.engine.histories.advance(latest)
+        tenant = tenant or self.default_tenant
+        await tenant.append(events)
+        latest, items = max(event.timestamp_ms for event in events), [event.item_id for event in events]
+        for model in self.all_models:
+            model.version.engines[tenant.namespace].histories.advance(latest)
+            model.version.drift.add_events(items)
 
-    def _append(self, calls: Sequence[list[StoredEvent]]) -> Sequence[AppendOutcome | Exception]:
-        """Store the events of several calls in one transaction; if one of them is invalid, each call in its own.
+    async def delete_user(self, user_id: str, *, tenant: Tenant | None = None) -> int:
+        """Delete every trace of a user of a tenant from stores, logs and memory; return the number of deleted events.
 
-        The outcome of a shared transaction is returned for each of its calls.
+        Requests of the user that are being answered are waited for, with their copies for shadow models, so that
+        nothing of them is stored afterwards.
+
+        Raises StoreUnavailable if not everything could be deleted; the same call may be repeated.
         """
-        try:
-            return [self.store.append([event for events in calls for event in events])] * len(calls)
-        except UserError as error:
-            if len(calls) == 1:
-                return [error]
-        except StoreUnavailable as error:
-            return [error] * len(calls)
-        return [answer for events in calls for answer in self._append([events])]
-
-    async def delete_user(self, user_id: str) -> int:
-        """Delete every trace of a user from the store and from memory, and return the number of deleted events."""
-        for model in self.models.values():
-            model.last_lists.pop(user_id, None)
-            model.engine.forget(user_id)
-        if self.impressions is not None:
-            await asyncio.to_thread(self.impressions.delete_user, user_id)
-        return await asyncio.to_thread(self.store.delete_user, user_id)
+        tenant = tenant or self.default_tenant
+        await tenant.finished(user_id)
+        for model in self.all_models:
+            await asyncio.wrap_future(model.forget(tenant, user_id))
+        return await tenant.delete_user(user_id)
 
     def unknown_items(self, item_ids: Sequence[str]) -> list[str]:
         """Return the distinct ids that no model knows."""
@@ -291,7 +336,3 @@ def stored_event(
     """Return an event with the present time if it has none."""
     now = int(time.time() * 1000) if timestamp_ms is None else timestamp_ms
     return StoredEvent(event_id, user_id, item_id, action, now, request_id)
-
-
-def _history_event(event: StoredEvent) -> HistoryEvent:
-    return HistoryEvent(event.item_id, event.action, event.timestamp_ms)

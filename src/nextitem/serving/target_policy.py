@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from nextitem.core.errors import UserError
 from nextitem.pipeline.runs import Run
 from nextitem.serving.engine import Engine
+from nextitem.serving.exploration import head_size
 from nextitem.serving.requests import HistoryEvent, ServedRequest
 
 REQUESTS_AT_ONCE = 64
-MIN_HEAD = 100  # items from which a list is sampled, if it has at most a quarter of this
 
 Event = tuple[int, HistoryEvent]  # time in milliseconds from which on lists can know it, and the event
 
@@ -59,11 +59,6 @@ def target_probabilities(
             rows += [(each["impression_id"], slot, chance) for slot, chance in zip(each["slot"], chances, strict=True)]
     schema = {"impression_id": pl.String, "slot": pl.Int32, "probability": pl.Float64}
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def head_size(k: int) -> int:
-    """Return the number of best items from which a list of k items is sampled."""
-    return max(4 * k, MIN_HEAD)
 
 
 def list_probabilities(places: Sequence[int], *, size: int, temperature: float) -> list[float]:

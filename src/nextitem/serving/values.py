@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
 
 from nextitem.core.errors import UserError
-from nextitem.data.times import SECONDS_BELOW
+from nextitem.data.single_time import milliseconds_of
 
 DTYPES = {
     "categorical": pl.String(),
@@ -26,9 +25,7 @@ def text(value: object) -> str:
 
 def milliseconds(timestamp: float | None) -> int | None:
     """Return seconds or milliseconds since 1970 as milliseconds."""
-    if timestamp is None:
-        return None
-    return int(timestamp * 1000) if timestamp < SECONDS_BELOW else int(timestamp)
+    return None if timestamp is None else milliseconds_of(timestamp)
 
 
 def checked_value(value: Any, kind: str, place: str) -> Any:
@@ -54,10 +51,7 @@ def checked_value(value: Any, kind: str, place: str) -> Any:
     if kind == "categorical":
         return text(value)
     try:
-        if kind == "timestamp" and isinstance(value, str):
-            moment = datetime.fromisoformat(value)
-            return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-        return milliseconds(float(value)) if kind == "timestamp" else float(value)
+        return milliseconds_of(value) if kind == "timestamp" else float(value)
     except (ValueError, OverflowError):
         expected = "time; write seconds since 1970 or 2026-01-31T18:00:00" if kind == "timestamp" else "number"
         raise UserError(f"{place}: {value!r} is no {expected}") from None

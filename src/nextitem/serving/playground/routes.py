@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated
 
 import polars as pl
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
@@ -19,11 +19,13 @@ from pydantic import BaseModel
 
 from nextitem.core.catalog import ACTION
 from nextitem.core.errors import UserError
+from nextitem.serving.gate import call_of
 from nextitem.serving.playground.catalogue import CatalogueItem, CatalogueView, ColumnValues, Prefix
 from nextitem.serving.playground.traffic import AnsweredRequest, Traffic
-from nextitem.serving.requests import HistoryEvent, ServedRequest
-from nextitem.serving.service import ServedModel, Service
-from nextitem.serving.stores.store import StoreUnavailable
+from nextitem.serving.requests import ServedRequest
+from nextitem.serving.served_model import ServedModel
+from nextitem.serving.service import Service
+from nextitem.serving.tenants import Tenant
 
 MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
@@ -95,28 +97,27 @@ class _Views:
         return view
 
 
-def add_playground(app: FastAPI, service: Service, traffic: Traffic, needs: list[Any], *, shows_users: bool) -> None:
+def add_playground(app: FastAPI, service: Service, traffic: Mapping[str, Traffic], *, shows_users: bool) -> None:
     """Add the page and its routes to the application.
 
     Args:
         app: the application.
         service: the models and the store.
-        traffic: the latest answers.
-        needs: dependencies of every route that returns data: they check the token.
+        traffic: the latest answers, by the namespace of the tenant.
         shows_users: whether ids of users and their histories can be read.
 
     """
     _add_page(app)
-    router, views = APIRouter(dependencies=needs), _Views()
+    router, views = APIRouter(), _Views()
     _add_catalogue(router, service, views)
     _add_users(router, service, shows_users=shows_users)
 
     @router.get("/v1/traffic")
     async def latest_answers(
-        limit: Annotated[int, Query(ge=1, le=500)] = 100, after: Annotated[int, Query(ge=0)] = 0
+        http: Request, limit: Annotated[int, Query(ge=1, le=500)] = 100, after: Annotated[int, Query(ge=0)] = 0
     ) -> list[AnsweredRequest]:
         """Return the latest answers whose number is above `after`, oldest first, without anything about users."""
-        return traffic.latest(limit, after=after)
+        return traffic[call_of(http).tenant.namespace].latest(limit, after=after)
 
     app.include_router(router)
 
@@ -193,28 +194,32 @@ def _add_catalogue(router: APIRouter, service: Service, views: _Views) -> None:
 def _add_users(router: APIRouter, service: Service, *, shows_users: bool) -> None:
     """Add the routes that show users."""
 
-    def check_permission() -> None:
+    def check_permission(http: Request) -> Tenant:
         if not shows_users:
             raise HTTPException(403, "users are not listed without tokens; set NEXTITEM_TOKENS, or serve at 127.0.0.1")
+        return call_of(http).tenant
 
     @router.get("/v1/users")
     async def users(
+        http: Request,
         search: Annotated[str, Query(max_length=200, description="Beginning of the ids.")] = "",
         limit: Annotated[int, Query(ge=1, le=MAX_USERS)] = 20,
         model: Name = None,
     ) -> KnownUsers:
-        """List users of the data set whose ids begin with a text."""
-        check_permission()
+        """List users of the data set whose ids begin with a text; they are those of the default tenant."""
+        if check_permission(http) is not service.default_tenant:
+            return KnownUsers(users=[])
         ids = service.model_for(model, None).engine.histories.dataset.users.ids.external
         return KnownUsers(users=await asyncio.to_thread(_starting_with, ids, search.strip(), limit))
 
     @router.get("/v1/users/{user_id}/history")
     async def history(
-        user_id: str, limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = 50, model: Name = None
+        http: Request, user_id: str, limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = 50, model: Name = None
     ) -> UserHistory:
         """Return the latest events of a user, as the model reads them; none for an unknown user."""
-        check_permission()
-        return await asyncio.to_thread(_history, service, service.model_for(model, user_id), user_id, limit)
+        tenant, served = check_permission(http), service.model_for(model, user_id)
+        max_history = service.config.max_history
+        return await asyncio.to_thread(_history, tenant, served, user_id, limit, max_history=max_history)
 
 
 def _starting_with(ids: pl.Series, text: str, limit: int) -> list[str]:
@@ -222,18 +227,15 @@ def _starting_with(ids: pl.Series, text: str, limit: int) -> list[str]:
     return texts.filter(texts.str.starts_with(text)).head(limit).to_list()
 
 
-def _history(service: Service, model: ServedModel, user_id: str, limit: int) -> UserHistory:
+def _history(tenant: Tenant, model: ServedModel, user_id: str, limit: int, *, max_history: int) -> UserHistory:
     """Return the latest events of a user: of the data set, then of the store if it can be reached."""
-    try:
-        stored = service.store.histories([user_id], limit=service.config.max_history).get(user_id, [])
-    except StoreUnavailable:
-        stored = []
-    new_events = {user_id: [HistoryEvent(event.item_id, event.action, event.timestamp_ms) for event in stored]}
-    read = model.engine.histories.read([ServedRequest(user_id=user_id)], new_events)
+    engine = model.version.engines[tenant.namespace]
+    new_events = tenant.new_events([user_id], limit=max_history)
+    read = engine.histories.read([ServedRequest(user_id=user_id)], new_events)
     if read.errors:
         raise UserError(str(read.errors[0]))
     (_, batch), *_ = read.batches
-    catalog, numbers = model.engine.model.catalog, batch.items.values.numpy()
+    catalog, numbers = engine.model.catalog, batch.items.values.numpy()
     recent = numbers[-limit:]
     actions, times = [None] * len(recent), [None] * len(recent)
     action_names = catalog.events[ACTION].values if batch.actions is not None else None
@@ -242,9 +244,7 @@ def _history(service: Service, model: ServedModel, user_id: str, limit: int) -> 
         actions = [names[code] for code in batch.actions.values[-limit:].tolist()]
     if batch.timestamps is not None:
         times = batch.timestamps.values[-limit:].tolist()
-    rows = zip(
-        catalog.ids.decode(recent).to_list(), model.engine.titles[recent - 1].to_list(), actions, times, strict=True
-    )
+    rows = zip(catalog.ids.decode(recent).to_list(), engine.titles[recent - 1].to_list(), actions, times, strict=True)
     return UserHistory(
         model=model.name,
         num_events=len(numbers),
