@@ -49,7 +49,7 @@ def test_a_server_learns_from_its_events(places: tuple[Path, Path, str]) -> None
         before = client.post("/v1/recommend", json=body).json()
         options = ["--items", str(later), "--device", "cpu"]
         command = (sys.executable, "-m", "nextitem")
-        service.update(Updater({"run": run}, url, every_seconds=0.5, options=options, command=command))
+        service.update_with(Updater({"run": run}, url, every_seconds=0.5, options=options, command=command))
         end = time.monotonic() + 120
         while (version := client.get("/v1/models").json()[0]["version"]) == before["version"]:
             assert time.monotonic() < end, service.updater.figures() if service.updater else ""
