@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from math import log2
 from pathlib import Path
@@ -197,8 +198,30 @@ def test_quick_score_is_the_mean_of_one_metric() -> None:
 
 
 def test_median_latency_is_at_most_the_99th_percentile() -> None:
-    p50, p99 = latency(Fixed(TRAIN.catalog, FALLING), ask([[5]] * 3, [[1]] * 3), count=12)
-    assert 0 < p50 <= p99
+    time_of_one = latency(Fixed(TRAIN.catalog, FALLING), ask([[5]] * 3, [[1]] * 3), count=12)
+    assert 0 < time_of_one.p50_ms <= time_of_one.p99_ms
+
+
+class Slow(Fixed):
+    """Model that computes for ten milliseconds, then waits for ten, and counts its requests."""
+
+    num_requests = 0
+
+    def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
+        self.num_requests += 1
+        end = time.process_time() + 0.01
+        while time.process_time() < end:
+            pass
+        time.sleep(0.01)
+        return super()._recommend(batch, k)
+
+
+def test_a_slow_model_is_measured_by_fewer_requests_and_waiting_costs_no_processor_time() -> None:
+    model = Slow(TRAIN.catalog, FALLING)
+    measured = latency(model, ask([[5]] * 3, [[1]] * 3), count=20, max_seconds=0.05)
+    assert model.num_requests == 10 + 10
+    assert measured.p50_ms >= 20
+    assert 10 <= measured.cpu_ms < measured.p50_ms
 
 
 def test_requests_without_targets_are_refused() -> None:

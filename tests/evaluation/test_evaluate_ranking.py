@@ -54,6 +54,19 @@ def test_gauc_weighs_users_by_their_impressions() -> None:
     assert (evaluation.model, evaluation.protocol, evaluation.requests) == ("m", "impressions", 4)
 
 
+def test_groups_can_be_paired_and_probabilities_have_calibration_bins() -> None:
+    evaluation = evaluate_ranking(jagged_scores(SCORES), impressions(LABELS, [1, 1, 2, 3]), label="click")
+    assert float(evaluation.values["gauc"].nanmean()) == pytest.approx(evaluation.metrics["gauc"])
+    low, high = evaluation.intervals["gauc"]
+    assert low <= evaluation.metrics["gauc"] <= high
+    bins = evaluation.calibration["click"]
+    assert [(part["predicted"], part["observed"], part["count"]) for part in bins[-2:]] == [
+        (pytest.approx(0.5), 0.0, 1),
+        (pytest.approx(0.9), 1.0, 1),
+    ]
+    assert evaluation.to_json()["calibration"] == evaluation.calibration
+
+
 def test_without_users_gauc_is_over_requests() -> None:
     for users in (None, [0, 0, 0, 0]):
         evaluation = evaluate_ranking(jagged_scores(SCORES), impressions(LABELS, users), label="click")
@@ -97,6 +110,7 @@ def test_each_request_of_an_unknown_user_is_a_group() -> None:
 def test_scores_outside_0_to_1_have_no_log_loss() -> None:
     evaluation = evaluate_ranking(jagged_scores([[3.0, -1.0]]), impressions([[1, 0]], None), label="click")
     assert evaluation.metrics == {"auc": 1.0, "gauc": 1.0}
+    assert "calibration" not in evaluation.to_json()
 
 
 def test_with_one_label_only_auc_and_gauc_are_null_in_json() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from nextitem.evaluation.intervals import (
     EXACT_BELOW,
+    FLIPS_BELOW,
     Difference,
     auc_interval,
+    holm,
     interval,
     paired_auc_difference,
     paired_difference,
+    paired_p_value,
 )
 from nextitem.evaluation.metrics.ranking import auc
 
@@ -92,3 +96,40 @@ def test_a_paired_difference_of_aucs_is_that_of_the_same_resampled_groups() -> N
     undefined = paired_auc_difference(good, better, torch.ones(2000, dtype=torch.bool), groups)
     assert undefined.mean != undefined.mean
     assert undefined.is_noise
+
+
+def test_a_p_value_of_hits_is_that_of_the_exact_sign_test() -> None:
+    for wins, losses in ((6, 0), (10, 2), (30, 18), (5, 5)):
+        a = torch.tensor([1.0] * wins + [0.0] * losses + [1.0] * 40)
+        b = torch.tensor([0.0] * wins + [1.0] * losses + [1.0] * 40)
+        exact = binomtest(wins, wins + losses).pvalue
+        assert paired_p_value(a, b) == pytest.approx(exact, abs=0.01)
+        assert paired_p_value(b, a) == paired_p_value(a, b)
+
+
+def test_few_requests_are_never_proof() -> None:
+    assert paired_p_value(torch.ones(1), torch.zeros(1)) == 1
+    assert paired_p_value(torch.ones(5), torch.zeros(5)) == pytest.approx(2 / 32, abs=0.01)
+    assert paired_p_value(torch.ones(5), torch.ones(5)) == 1
+    assert paired_p_value(torch.full((5,), torch.nan), torch.ones(5)) == 1
+    assert paired_p_value(torch.zeros(0), torch.zeros(0)) == 1
+
+
+def test_the_normal_limit_continues_the_flips() -> None:
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(FLIPS_BELOW, generator=generator) + 0.12
+    zeros = torch.zeros(FLIPS_BELOW)
+    assert paired_p_value(values, zeros) == pytest.approx(paired_p_value(values[:-1], zeros[:-1]), abs=0.05)
+    assert paired_p_value(values + 1, zeros) < 1e-10
+
+
+def test_of_two_equally_good_models_5_in_100_differ_by_chance() -> None:
+    for size in (60, 2_000):
+        p_values = [paired_p_value(sample_hits(size, seed), sample_hits(size, 1_000 + seed)) for seed in range(200)]
+        assert 1 <= sum(p_value < 0.05 for p_value in p_values) <= 20
+
+
+def test_holm_adjusts_the_smallest_by_all_and_the_next_by_fewer() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm's own rule by hand
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []

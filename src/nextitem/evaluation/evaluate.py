@@ -56,12 +56,15 @@ class Evaluation:
         metrics: name@k -> mean over the requests on which the metric is defined.
         intervals: name@k -> 95% bootstrap interval of that mean; only for metrics that are means over requests.
         slices: slice -> {"requests": number of requests, metric -> mean}.
-        values: name@k -> one value per request, [requests] float64 (NaN: not defined), for paired comparisons.
+        values: name@k -> one value per request, [requests] float64 (NaN: not defined), for paired comparisons; of a
+            ranker, gauc -> one value per group.
         lists: the recommended item ids, [requests, K] int64.
         generation: generation quality (evaluation.generation), if it was measured.
         funnel: figures of each stage of a staged model (evaluation.funnel), as JSON values.
         parts: figures of each part of a blend alone (`part_figures`), as JSON values.
         guide: model, weight and combination of the guide that steers a generator, as JSON values; None without one.
+        calibration: label -> bins of equal size of a ranker's probabilities, lowest first, each with "predicted" (mean
+            probability), "observed" (share of positives) and "count"; empty if the scores are no probabilities.
 
     """
 
@@ -79,6 +82,7 @@ class Evaluation:
     funnel: list[dict[str, Any]] | None = None
     parts: list[dict[str, Any]] | None = None
     guide: dict[str, Any] | None = None
+    calibration: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return two lines: the model with its test requests, and the main figures."""
@@ -121,6 +125,7 @@ class Evaluation:
             **({} if self.funnel is None else {"funnel": self.funnel}),
             **({} if self.parts is None else {"parts": self.parts}),
             **({} if self.guide is None else {"guide": self.guide}),
+            **({"calibration": self.calibration} if self.calibration else {}),
         }
 
 
@@ -266,20 +271,43 @@ def quick_score(model: Recommender, requests: SequenceBatch, *, metric: str = "n
     return _mean(ACCURACY[name](lists, requests.targets, int(k)))
 
 
-def latency(model: Recommender, requests: SequenceBatch, *, k: int = 10, count: int = 100) -> tuple[float, float]:
-    """Return the milliseconds of one request alone: median and 99th percentile.
+@dataclass(frozen=True)
+class Latency:
+    """Time of one request alone, in milliseconds.
 
-    `count` requests are measured, after ten warm-up requests.
+    Attributes:
+        p50_ms: median.
+        p99_ms: 99th percentile.
+        cpu_ms: processor time, summed over cores; mean. The work of an accelerator is not in it.
+
+    """
+
+    p50_ms: float
+    p99_ms: float
+    cpu_ms: float
+
+
+def latency(
+    model: Recommender, requests: SequenceBatch, *, k: int = 10, count: int = 100, max_seconds: float = 2.0
+) -> Latency:
+    """Return the time of one request alone.
+
+    `count` requests are measured, after ten warm-up requests. A slow model is measured by fewer: the last one starts
+    before `max_seconds`, but at least half of `count` are measured.
     """
     device = model.popularity.device
-    singles = [single.to(device) for single in requests.sample(count + 10).split(1)]
-    times = []
-    for single in islice(cycle(singles), count + 10):
-        start_time = time.perf_counter()
+    singles = cycle([single.to(device) for single in requests.sample(count + 10).split(1)])
+    for single in islice(singles, 10):
         model.recommend(single, k)
+    times: list[float] = []
+    first_cpu_time, first_time = time.process_time(), time.perf_counter()
+    while len(times) < count and (2 * len(times) < count or time.perf_counter() - first_time < max_seconds):
+        start_time = time.perf_counter()
+        model.recommend(next(singles), k)
         times.append(1000 * (time.perf_counter() - start_time))
-    milliseconds = torch.tensor(times[10:], dtype=torch.float64)
-    return float(milliseconds.median()), float(milliseconds.quantile(0.99))
+    cpu_time = time.process_time() - first_cpu_time
+    milliseconds = torch.tensor(times, dtype=torch.float64)
+    return Latency(float(milliseconds.median()), float(milliseconds.quantile(0.99)), 1000 * cpu_time / len(times))
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.core.roles import Ranker
 from nextitem.evaluation.evaluate import Evaluation, num_users
-from nextitem.evaluation.intervals import auc_interval
+from nextitem.evaluation.intervals import auc_interval, interval
 from nextitem.evaluation.metrics import ranking
 
 
@@ -57,6 +57,7 @@ def evaluate_ranker(
     for task, further in zip(judged_tasks[1:], further_figures, strict=True):
         figures.metrics.update({f"{name}_{task}": value for name, value in further.metrics.items()})
         figures.intervals.update({f"{name}_{task}": value for name, value in further.intervals.items()})
+        figures.calibration.update(further.calibration)
     return figures
 
 
@@ -105,7 +106,7 @@ def evaluate_ranking(
 
     A label above 0 is positive. Candidates without a label (NaN) are skipped, and requests without any label are not
     counted. GAUC is over the groups that have both labels; a group is a user, or a request if its user is unknown. The
-    interval of AUC is a bootstrap over the same groups. A figure that is not defined (no group has both labels) is NaN,
+    intervals of AUC and GAUC are bootstraps over the same groups. A figure that is not defined (no group has both labels) is NaN,
     null in JSON.
 
     Args:
@@ -118,7 +119,7 @@ def evaluate_ranking(
 
     Returns:
         The figures. `slices` contains the numbers of groups: {"judged by gauc": {"groups": n}, "left out of gauc":
-        {"groups": n}}.
+        {"groups": n}}. `values` contains what each group contributes to GAUC.
 
     Raises:
         ValueError: the candidates lack the label, or scores have other offsets or are not finite.
@@ -139,12 +140,17 @@ def evaluate_ranking(
         raise UserError(f"no candidate has a known label {label!r}; fill it in, or evaluate other requests")
     values, labels = scores.values[has_label], requests.candidate_labels[label].values[has_label] > 0
     groups = ranking_groups(requests)[has_label]
-    mean, num_skipped = ranking.gauc(values, labels, groups)
-    metrics = {"auc": ranking.auc(values, labels), "gauc": mean}
+    terms = ranking.gauc_terms(values, labels, groups)
+    num_skipped = int(terms.isnan().sum())
+    metrics = {"auc": ranking.auc(values, labels), "gauc": float(terms.nanmean())}
+    calibration = {}
     if bool(((values >= 0) & (values <= 1)).all()):
         metrics["log_loss"] = ranking.log_loss(values, labels)
         metrics["normalised_entropy"] = ranking.normalised_entropy(values, labels)
         metrics["calibration_error"] = ranking.calibration_error(values, labels)
+        bins = [part.tolist() for part in ranking.calibration_bins(values, labels)]
+        names = ("predicted", "observed", "count")
+        calibration[label] = [dict(zip(names, figures, strict=True)) for figures in zip(*bins, strict=True)]
     rows = torch.unique(requests.candidates.row_ids()[has_label])
     num_judged = int(torch.unique(groups).numel()) - num_skipped
     return Evaluation(
@@ -154,8 +160,10 @@ def evaluate_ranking(
         requests=len(rows),
         users=num_users(requests.select(rows)),
         metrics=metrics,
-        intervals={"auc": auc_interval(values, labels, groups)},
+        intervals={"auc": auc_interval(values, labels, groups), "gauc": interval(terms)},
         slices={"judged by gauc": {"groups": num_judged}, "left out of gauc": {"groups": num_skipped}},
+        values={"gauc": terms},
+        calibration=calibration,
     )
 
 

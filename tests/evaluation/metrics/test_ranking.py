@@ -10,7 +10,15 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss as their_log_loss
 from sklearn.metrics import roc_auc_score
 
-from nextitem.evaluation.metrics.ranking import auc, calibration_error, gauc, log_loss, normalised_entropy
+from nextitem.evaluation.metrics.ranking import (
+    auc,
+    calibration_bins,
+    calibration_error,
+    gauc,
+    gauc_terms,
+    log_loss,
+    normalised_entropy,
+)
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1), st.integers(0, 3)), min_size=1, max_size=40)
 
@@ -100,3 +108,22 @@ def test_calibration_error_ignores_the_order_of_equal_scores() -> None:
     for probability in (0.3, 0.5):
         errors = [calibration_error(torch.full((100,), probability), order) for order in (labels, shuffled)]
         assert errors == pytest.approx([abs(probability - 0.3)] * 2, abs=1e-6)
+
+
+def test_calibration_bins_by_hand() -> None:
+    probabilities, labels = torch.tensor([0.8, 0.1, 0.6, 0.2]), torch.tensor([0, 0, 1, 1])
+    predicted, observed, counts = calibration_bins(probabilities, labels, bins=2)
+    assert predicted.tolist() == pytest.approx([0.15, 0.7])
+    assert observed.tolist() == [0.5, 0.5]
+    assert counts.tolist() == [2, 2]
+    assert len(calibration_bins(probabilities, labels)[0]) == 4
+    assert len(calibration_bins(torch.zeros(0), torch.zeros(0))[0]) == 0
+
+
+def test_the_mean_of_the_terms_of_groups_is_gauc() -> None:
+    scores = torch.tensor([0.9, 0.1, 0.5, 0.4, 0.3, 0.2, 0.7])
+    labels, groups = torch.tensor([1, 0, 0, 1, 1, 0, 1]), torch.tensor([2, 2, 2, 5, 5, 5, 9])
+    terms = gauc_terms(scores, labels, groups)
+    assert terms[:2].tolist() == pytest.approx([1.0, 1.0])  # both groups have three impressions
+    assert terms[2].isnan()
+    assert float(terms.nanmean()) == pytest.approx(gauc(scores, labels, groups)[0])

@@ -21,14 +21,20 @@ def gauc(scores: Tensor, labels: Tensor, groups: Tensor) -> tuple[float, int]:
     A group is a user, or a request if its user is unknown. Groups with one label only are skipped. The mean is NaN if
     no group has both labels. Zhu et al. 2017, eq. 4.
     """
+    terms = gauc_terms(scores, labels, groups)
+    return float(terms.nanmean()) if len(terms) else float("nan"), int(terms.isnan().sum())
+
+
+def gauc_terms(scores: Tensor, labels: Tensor, groups: Tensor) -> Tensor:
+    """Return what each group, in the order of their numbers, contributes to GAUC: the mean of these values is GAUC.
+
+    A value is the AUC of the group times its impressions over the mean impressions of a judged group; NaN if the group
+    has one label only. [number of groups] float64. Two models are compared by their values of the same groups.
+    """
     distinct, group = torch.unique(groups, return_inverse=True)
     values = _auc_by_group(scores, labels, group, len(distinct))
     sizes = torch.bincount(group, minlength=len(distinct)).double()
-    is_defined = ~values.isnan()
-    if not bool(is_defined.any()):
-        return float("nan"), len(distinct)
-    mean = (values[is_defined] * sizes[is_defined]).sum() / sizes[is_defined].sum()
-    return float(mean), int((~is_defined).sum())
+    return values * sizes / sizes[~values.isnan()].mean()
 
 
 def log_loss(probabilities: Tensor, labels: Tensor) -> float:
@@ -52,19 +58,31 @@ def normalised_entropy(probabilities: Tensor, labels: Tensor) -> float:
 def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 10) -> float:
     """Return the mean over bins of |mean probability - share of positives|, weighted by the size of the bin.
 
-    NaN without scores. Bins contain the same number of scores, up to one (ECE with equal mass: Nixon et al. 2019, arXiv
-    1904.01685). The labels of equal scores are spread evenly over them, so that their order does not matter.
+    NaN without scores. The bins are those of `calibration_bins` (ECE with equal mass: Nixon et al. 2019, arXiv
+    1904.01685).
     """
     if not len(labels):
         return float("nan")
+    predicted, observed, counts = calibration_bins(probabilities, labels, bins=bins)
+    return float(((predicted - observed).abs() * counts).sum() / counts.sum())
+
+
+def calibration_bins(probabilities: Tensor, labels: Tensor, *, bins: int = 10) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean probability, share of positives and number of scores of each bin, in the order of the probabilities.
+
+    Bins contain the same number of scores, up to one; there are fewer bins if there are fewer scores. The labels of
+    equal scores are spread evenly over them, so that their order does not matter. Three tensors [bins] float64.
+    """
     probabilities, order = probabilities.double().sort(stable=True)
     run = torch.unique_consecutive(probabilities, return_inverse=True)[1]
-    counts = torch.bincount(run)
-    share = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, run, labels[order].double()) / counts
-    gap = probabilities - share[run]
-    bin_of = torch.arange(len(gap)) * bins // len(gap)
-    sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, gap)
-    return float(sums.abs().sum() / len(gap))
+    run_sizes = torch.bincount(run)
+    share = torch.zeros(len(run_sizes), dtype=torch.float64).index_add_(0, run, labels[order].double()) / run_sizes
+    bins = min(bins, len(probabilities))
+    bin_of = torch.arange(len(probabilities)) * bins // max(1, len(probabilities))
+    counts = torch.bincount(bin_of, minlength=bins).double()
+    predicted = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, probabilities)
+    observed = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, share[run])
+    return predicted / counts, observed / counts, counts
 
 
 def _auc_by_group(scores: Tensor, labels: Tensor, group: Tensor, num_groups: int) -> Tensor:
