@@ -99,17 +99,23 @@ def test_a_paired_difference_of_aucs_is_that_of_the_same_resampled_groups() -> N
 
 
 def test_a_p_value_of_hits_is_that_of_the_exact_sign_test() -> None:
-    for wins, losses in ((6, 0), (10, 2), (30, 18), (5, 5)):
+    for wins, losses in ((6, 0), (10, 2), (300, 245), (5, 5)):
         a = torch.tensor([1.0] * wins + [0.0] * losses + [1.0] * 40)
         b = torch.tensor([0.0] * wins + [1.0] * losses + [1.0] * 40)
-        exact = binomtest(wins, wins + losses).pvalue
-        assert paired_p_value(a, b) == pytest.approx(exact, abs=0.01)
+        assert paired_p_value(a, b) == pytest.approx(binomtest(wins, wins + losses).pvalue)
         assert paired_p_value(b, a) == paired_p_value(a, b)
+
+
+def test_random_flips_are_near_all_flips() -> None:
+    differences = torch.tensor([0.9, 0.5, -0.2, 1.0, 0.3, 0.4, -0.1, 0.8, -0.6, 0.7], dtype=torch.float64)
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 10)
+    exact = float(((signs @ differences).abs() >= differences.sum() - 1e-9).double().mean())
+    assert paired_p_value(differences, torch.zeros(10)) == pytest.approx(exact, abs=0.006)
 
 
 def test_few_requests_are_never_proof() -> None:
     assert paired_p_value(torch.ones(1), torch.zeros(1)) == 1
-    assert paired_p_value(torch.ones(5), torch.zeros(5)) == pytest.approx(2 / 32, abs=0.01)
+    assert paired_p_value(torch.ones(5), torch.zeros(5)) == pytest.approx(2 / 32)
     assert paired_p_value(torch.ones(5), torch.ones(5)) == 1
     assert paired_p_value(torch.full((5,), torch.nan), torch.ones(5)) == 1
     assert paired_p_value(torch.zeros(0), torch.zeros(0)) == 1

@@ -41,7 +41,11 @@ def test_the_comparison_of_the_demo_runs_on_real_data(real_data: Path, tmp_path:
     assert set(comparison.examples[0].recommended) == set(names)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<svg") >= 4
-    assert "<script" not in page
+    assert page.count("<script") == 1
+    assert "<h2>In short" in page
+    listed = [item for lists in comparison.examples[0].recommended.values() for item in lists]
+    assert all(item.title for item in listed)
+    assert any(item.channel for item in comparison.examples[0].recommended["cascade"])
 
 
 @pytest.mark.slow

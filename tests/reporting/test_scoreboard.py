@@ -58,7 +58,7 @@ def test_scoreboard_json_has_the_public_format() -> None:
     board = json.loads(json.dumps(scoreboard_json(rows())))
     assert [entry["model"] for entry in board["rows"]] == ["weak", "strong", "twin"]
     keys = {"model", "protocol", "refit", "users", "requests", "metrics", "intervals", "slices"}
-    assert keys | {"name", "run", "parameters", "train_seconds", "p50_ms", "p99_ms"} == set(board["rows"][0])
+    assert keys | {"name", "run", "parameters", "train_seconds", "p50_ms", "p99_ms", "cpu_ms"} == set(board["rows"][0])
 
 
 def test_a_similar_model_is_within_noise_and_a_worse_one_is_not() -> None:

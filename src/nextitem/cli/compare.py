@@ -33,6 +33,14 @@ def compare(
     ] = None,
     seed: Seed = None,
     device: Device = "auto",
+    price: Annotated[
+        float,
+        typer.Option(
+            "--price-per-core-hour",
+            min=0.0,
+            help="Price of one processor core for an hour, in any currency; the report prices requests by it.",
+        ),
+    ] = 0.04,
     drop_unknown_items: DropUnknown = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -65,6 +73,7 @@ def compare(
         resume=resume,
         overwrite=overwrite,
         device=device,
+        price_per_core_hour=price,
         log=log,
     )
     print_scoreboard(comparison.rows)

@@ -46,8 +46,8 @@ def demo(
         print(f"\n{customer.name}")
         print(f"  {'history':<{width}}{_one_line(customer.history[-5:])}")
         print(f"  {'held-out items':<{width}}{_one_line(customer.held_out[:5])}")
-        for model, titles in customer.recommended.items():
-            marked_titles = [f"[{title}]" if title in customer.held_out else title for title in titles[:5]]
+        for model, items in customer.recommended.items():
+            marked_titles = [f"[{item.title}]" if item.is_hit else item.title for item in items[:5]]
             print(f"  {model:<{width}}{_one_line(marked_titles)}")
     print()
     print_scoreboard(comparison.rows)

@@ -28,7 +28,7 @@ from nextitem.pipeline.recipe import DataTable, model_name, resolve_recipe, sett
 from nextitem.pipeline.runs import Run, aligned, load_run
 from nextitem.pipeline.train import IN_MEMORY, train
 from nextitem.recipes import default_recipe
-from nextitem.reporting.report import CustomerExample, write_report
+from nextitem.reporting.report import PRICE_PER_CORE_HOUR, CustomerExample, ListedItem, write_report
 from nextitem.reporting.scoreboard import ReportRow, scoreboard_json
 
 MAIN_JOB = ("popularity", "item-cf", "item-graph", "sasrec", "cascade", "tiger", "depth-decoder")
@@ -82,7 +82,7 @@ class Comparison:
         """Return a data frame with a line for each of `rows`.
 
         Its columns are name, each metric, parameters (number of weights), train_seconds, and the latency of one request
-        in milliseconds: p50_ms (median) and p99_ms (99th percentile).
+        in milliseconds: p50_ms (median), p99_ms (99th percentile) and cpu_ms (processor time, mean).
         """
         return pl.DataFrame(
             [
@@ -93,6 +93,7 @@ class Comparison:
                     "train_seconds": row.train_seconds,
                     "p50_ms": row.p50_ms,
                     "p99_ms": row.p99_ms,
+                    "cpu_ms": row.cpu_ms,
                 }
                 for row in self.rows
             ]
@@ -113,6 +114,7 @@ def compare(
     drop_unknown_items: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    price_per_core_hour: float = PRICE_PER_CORE_HOUR,
     progress: bool = True,
     log: Log = silent,
 ) -> Comparison:
@@ -136,6 +138,7 @@ def compare(
         drop_unknown_items: skip events of items that are not in the items table; otherwise they are an error.
         resume: continue a comparison that was interrupted.
         overwrite: replace a comparison that is in `out`.
+        price_per_core_hour: price of one processor core for an hour, in any currency; the report prices requests by it.
         progress: show progress: a bar on a terminal, otherwise one line for each epoch.
         log: function that is called with each line of progress and each note.
 
@@ -153,6 +156,8 @@ def compare(
         >>> ni.compare("shop", models=["sasrec", "tiger"], settings=settings, out="runs/wide")
 
     """
+    if not 0 <= price_per_core_hour < float("inf"):
+        raise UserError(f"price_per_core_hour is {price_per_core_hour}; give a price of 0 or more")
     if not runs and not models:
         raise UserError("nothing to compare: name runs, or give --models popularity,sasrec,...")
     names = [model_name(model) for model in models]
@@ -193,7 +198,7 @@ def compare(
         )
     entries = [entry for run, name in zip(opened, row_names(opened), strict=True) for entry in _entries(run, name)]
     rows = [_row(run, name, dataset, split, progress=progress) for name, run in entries]
-    examples = _customers(rows, split, opened[0].model)
+    examples = _customers(rows, [run for _, run in entries], dataset, split)
     write_json(folder / "scoreboard.json", scoreboard_json(rows))
     write_report(
         folder / "report.html",
@@ -209,6 +214,7 @@ def compare(
             *split.notes,
             *(note for row in rows for note in row.evaluation.notes),
         ],
+        price_per_core_hour=price_per_core_hour,
     )
     return Comparison(rows, folder, examples, [run for _, run in entries])
 
@@ -266,29 +272,37 @@ def _check(run: Run, table: DataTable) -> None:
         raise UserError(f"{run.folder} cannot be compared with the others: {problem}")
 
 
+def _split_of(run: Run, dataset: Dataset, split: Split) -> Split:
+    """Return the split of the comparison in the numbering of items of a run."""
+    if run.model.catalog.fingerprint == dataset.catalog.fingerprint:
+        return split
+    return split_for(aligned(dataset, run.model), split.protocol, models=[run.name], seed=split.seed or 0)
+
+
 def _row(run: Run, name: str, dataset: Dataset, split: Split, *, progress: bool) -> ReportRow:
     """Evaluate a run; a model with another catalogue gets the same requests in its own numbering of items."""
-    run_split = split
-    if run.model.catalog.fingerprint != dataset.catalog.fingerprint:
-        run_split = split_for(aligned(dataset, run.model), split.protocol, models=[run.name], seed=split.seed or 0)
+    run_split = _split_of(run, dataset, split)
     if run.evaluation is None:
         run.evaluation = evaluate_split(run, run_split, progress=progress)
     quality = generation_quality(run, run_split, GENERATION_REQUESTS)
     run.evaluation = replace(run.evaluation, generation=quality)
-    p50, p99 = latency(run.model, run_split.test)
+    time_of_one = latency(run.model, run_split.test)
     return ReportRow(
         replace(run.evaluation, model=name),
         model=run.name,
         folder=str(run.folder),
         parameters=int(run.metrics.get("parameters", 0)),
         train_seconds=float(run.metrics.get("train_seconds", 0.0)),
-        p50_ms=round(p50, 3),
-        p99_ms=round(p99, 3),
+        p50_ms=round(time_of_one.p50_ms, 3),
+        p99_ms=round(time_of_one.p99_ms, 3),
+        cpu_ms=round(time_of_one.cpu_ms, 3),
     )
 
 
-def _customers(rows: Sequence[ReportRow], split: Split, model: Recommender) -> list[CustomerExample]:
-    """Return NUM_CUSTOMERS example requests with histories of a readable length; the same requests in every run."""
+def _customers(
+    rows: Sequence[ReportRow], runs: Sequence[Run], dataset: Dataset, split: Split
+) -> list[CustomerExample]:
+    """Return NUM_CUSTOMERS example requests with histories of a readable length; the same requests for every run."""
     requests: SequenceBatch = split.test
     if requests.targets is None:
         return []  # models score the logged impressions and recommend no lists
@@ -298,19 +312,53 @@ def _customers(rows: Sequence[ReportRow], split: Split, model: Recommender) -> l
         readable = (requests.targets.lengths > 0).nonzero()[:, 0]
     count = min(NUM_CUSTOMERS, readable.numel())
     selected_rows = readable[torch.linspace(0, readable.numel() - 1, count + 2).long()[1:-1]]
-    titles = model.catalog.titles()
-    users = split.train.users
+    lists = {
+        row.name: _lists(row, run, _split_of(run, dataset, split).test, selected_rows)
+        for row, run in zip(rows, runs, strict=True)
+    }
+    titles, users = dataset.catalog.titles(), split.train.users
 
     def titles_of(items: torch.Tensor) -> list[str]:
         return [str(title) for title in titles.gather((items[items > 0] - 1).numpy()).to_list()]
 
     examples = []
-    for row in selected_rows.tolist():
+    for number, row in enumerate(selected_rows.tolist()):
         request = requests.select(torch.tensor([row]))
         assert request.targets is not None
-        number = 0 if request.user_ids is None else int(users.numbers_of(request.user_ids.numpy())[0])
-        name = f"customer {users.ids.external[number - 1]}" if number else f"request {row + 1}"
-        lists = {entry.name: titles_of(entry.evaluation.lists[row, :LIST_LENGTH]) for entry in rows}
+        user = 0 if request.user_ids is None else int(users.numbers_of(request.user_ids.numpy())[0])
+        name = f"customer {users.ids.external[user - 1]}" if user else f"request {row + 1}"
         history, targets = request.items.values[-LIST_LENGTH:], request.targets.values[:LIST_LENGTH]
-        examples.append(CustomerExample(name, titles_of(history), titles_of(targets), lists))
+        recommended = {model: of_model[number] for model, of_model in lists.items()}
+        examples.append(CustomerExample(name, titles_of(history), titles_of(targets), recommended))
     return examples
+
+
+def _lists(row: ReportRow, run: Run, requests: SequenceBatch, selected_rows: torch.Tensor) -> list[list[ListedItem]]:
+    """Return the evaluated list of a run for each of these requests, with titles, hits and channels.
+
+    Args:
+        row: the row of the run.
+        run: the run.
+        requests: all requests, in the run's own numbering of items.
+        selected_rows: numbers of the requests whose lists are returned.
+
+    """
+    titles = run.model.catalog.titles()
+    batch = requests.select(selected_rows)
+    assert batch.targets is not None
+    answer = run.model.recommend(batch.to(run.model.popularity.device), max(1, row.evaluation.lists.shape[1]))
+    targets = batch.targets.to_lists()
+    result = []
+    for number, items in enumerate(row.evaluation.lists[selected_rows, :LIST_LENGTH].tolist()):
+        channels = {}
+        if answer.channel is not None:
+            of_items = zip(answer.item_ids[number].tolist(), answer.channel[number].tolist(), strict=True)
+            channels = {item: answer.channels[channel] for item, channel in of_items if item > 0}
+        result.append(
+            [
+                ListedItem(str(titles[item - 1]), item in targets[number], channels.get(item, ""))
+                for item in items
+                if item > 0
+            ]
+        )
+    return result

@@ -108,6 +108,55 @@ def slices_chart(evaluations: Sequence[Evaluation], metric: str) -> str | None:
     return _svg(figure, f"{metric} by slice")
 
 
+def front_chart(
+    points: Mapping[int, tuple[float, float]], members: Sequence[int], *, x_label: str, y_label: str
+) -> str:
+    """Plot models by two figures as SVG; those on the front are filled and joined by a line.
+
+    Args:
+        points: row of the scoreboard -> (x, y).
+        members: rows on the front, in the order of x.
+        x_label: name of the first figure.
+        y_label: name of the second figure.
+
+    """
+    figure, axes = _figure(4.3, 3.1)
+    axes.plot(*zip(*(points[index] for index in members), strict=True), color=TEXT, linewidth=1, linestyle="--")
+    for index, (x, y) in points.items():
+        style = _line(index) | {"linestyle": "none", "markersize": 8, "markeredgewidth": 1.8}
+        fill = color(index) if index in members else "none"
+        axes.plot([x], [y], **style, markerfacecolor=fill, markeredgecolor=color(index), clip_on=False)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.margins(0.08)
+    return _svg(figure, f"{y_label} against {x_label}")
+
+
+def calibration_chart(bins_by_model: Mapping[int, Sequence[Mapping[str, float]]], label: str) -> str:
+    """Plot the observed share against the predicted probability of each bin as SVG, one line per model.
+
+    Bars are 95% intervals of the observed share (normal limit). On the dashed line both are equal.
+
+    Args:
+        bins_by_model: row of the scoreboard -> bins, as `Evaluation.calibration` has them.
+        label: name of the label.
+
+    """
+    figure, axes = _figure(4.3, 3.1)
+    largest = max(max(part["predicted"], part["observed"]) for bins in bins_by_model.values() for part in bins)
+    axes.plot([0, largest], [0, largest], color=TEXT, linewidth=1, linestyle="--")
+    for index, bins in bins_by_model.items():
+        observed = np.array([part["observed"] for part in bins])
+        errors = 1.96 * np.sqrt(observed * (1 - observed) / np.array([part["count"] for part in bins]))
+        predicted = [part["predicted"] for part in bins]
+        axes.errorbar(predicted, observed, yerr=errors, elinewidth=0.8, **_line(index))
+    axes.set_xlabel("predicted probability")
+    axes.set_ylabel(f"observed share of {label}")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    return _svg(figure, "calibration")
+
+
 def training_curve(epoch_logs: Mapping[str, Sequence[Mapping[str, float]]], models: Sequence[str]) -> str | None:
     """Plot the validation figure of each epoch, one line per model, as SVG.
 

@@ -25,6 +25,7 @@ class ReportRow:
     p99_ms: float  # 99th percentile of the same
     model: str = ""  # name of the model; empty: the name of the row
     folder: str = ""  # folder of the run
+    cpu_ms: float = float("nan")  # mean milliseconds of processor time of one request alone, summed over cores
 
     @property
     def name(self) -> str:
@@ -42,6 +43,7 @@ class ReportRow:
             "train_seconds": self.train_seconds,
             "p50_ms": self.p50_ms,
             "p99_ms": self.p99_ms,
+            "cpu_ms": self.cpu_ms if self.cpu_ms >= 0 else None,
         }
 
 
