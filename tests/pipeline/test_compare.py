@@ -111,3 +111,25 @@ def test_the_settings_of_the_demo_change_the_recipes_of_its_models() -> None:
     assert main_job_settings(None) == MAIN_JOB_SETTINGS
     limited = main_job_settings(0.5)  # a limit of the user holds for tiger, too
     assert limited["tiger"]["training"] == {**MAIN_JOB_SETTINGS["tiger"]["training"], "max_minutes": 0.5}
+
+
+def test_listed_items_have_titles_hits_and_channels_of_the_evaluated_lists(tmp_path: Path) -> None:
+    comparison = compared(tmp_path / "out", models=["popularity", "item-cf"])
+    assert comparison.examples
+    titles = cycle().catalog.titles().to_list()
+    for customer in comparison.examples:
+        assert list(customer.recommended) == ["popularity", "item-cf"]
+        for items in customer.recommended.values():
+            assert all(item.title in titles for item in items)
+            assert [item.title for item in items if item.is_hit] == customer.held_out
+    assert all(row.cpu_ms > 0 for row in comparison.rows)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h2>In short" in page
+    assert "at a price of 0.040 for an hour of one core" in page
+
+
+def test_the_price_of_an_hour_is_that_of_the_user_and_never_negative(tmp_path: Path) -> None:
+    compared(tmp_path / "out", models=["popularity"], price_per_core_hour=7.5)
+    assert "at a price of 7.5 for" in " ".join((tmp_path / "out" / "report.html").read_text().split())
+    with pytest.raises(UserError, match="price_per_core_hour is -1"):
+        compared(tmp_path / "other", models=["popularity"], price_per_core_hour=-1)

@@ -25,11 +25,13 @@ from nextitem.reporting.summary import (
 )
 
 
-def row(name: str, hits: torch.Tensor, *, protocol: str = "time", p50_ms: float = 1.0, **metrics: float) -> ReportRow:
+def row(
+    name: str, hits: torch.Tensor, *, protocol: str = "time", p50_ms: float = 1.0, coverage: float | None = None
+) -> ReportRow:
     """Return a row with these hits, one for each request, as its recall@10 (a ranker: as its gauc)."""
     metric = "gauc" if protocol == "impressions" else "recall@10"
     values = {metric: hits.double()}
-    figures = {metric: float(hits.double().mean()), **metrics}
+    figures = {metric: float(hits.double().mean())} | ({} if coverage is None else {"coverage@10": coverage})
     evaluation = Evaluation(
         name, protocol, False, len(hits), None, figures, {metric: interval(values[metric])}, {}, values
     )
@@ -154,7 +156,9 @@ def test_a_front_has_every_point_that_no_other_dominates() -> None:
     assert front(points) == [1, 2, 0, 4]  # 3 is beaten by 2; 0 and 4 are equal; 5 is not defined
     assert front({}) == []
     generator = torch.Generator().manual_seed(0)
-    many = {index: (float(x), float(y)) for index, (x, y) in enumerate(torch.rand(200, 2, generator=generator).tolist())}
+    many = {
+        index: (float(x), float(y)) for index, (x, y) in enumerate(torch.rand(200, 2, generator=generator).tolist())
+    }
     by_sweep, highest = [], -1.0
     for index in sorted(many, key=lambda index: (-many[index][0], -many[index][1])):
         if many[index][1] > highest:
@@ -165,9 +169,9 @@ def test_a_front_has_every_point_that_no_other_dominates() -> None:
 
 def test_variety_has_the_widest_lists_and_the_models_that_nothing_beats() -> None:
     rows = [
-        row("narrow", first_of(300), **{"coverage@10": 0.2}),
-        row("wide", first_of(200), **{"coverage@10": 0.9}),
-        row("neither", first_of(100), **{"coverage@10": 0.1}),
+        row("narrow", first_of(300), coverage=0.2),
+        row("wide", first_of(200), coverage=0.9),
+        row("neither", first_of(100), coverage=0.1),
     ]
     sentences = plain(variety_sentences(rows))
     assert sentences[0] == "Largest part of the catalogue: wide, 90% of its items in any list."

@@ -106,7 +106,10 @@ def full_page(folder: Path) -> str:
         rows=[replace(ranker, evaluation=evaluation), row("b", 0.3)],
         examples=[
             CustomerExample(
-                EVIL, [EVIL, "mug"], ["lamp"], {EVIL: [ListedItem("lamp", True), ListedItem(EVIL, channel=EVIL)], "b": []}
+                EVIL,
+                [EVIL, "mug"],
+                ["lamp"],
+                {EVIL: [ListedItem("lamp", True), ListedItem(EVIL, channel=EVIL)], "b": []},
             )
         ],
         identifiers=identifiers(),
@@ -269,7 +272,10 @@ def test_the_best_figures_and_those_within_noise_are_marked(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("without_figures")
 def test_hits_of_example_customers_are_marked_by_item_and_channels_are_named(tmp_path: Path) -> None:
-    lists = {"a": [ListedItem("lamp", channel="item-cf"), ListedItem("lamp", is_hit=True)], "other": [ListedItem("cup")]}
+    lists = {
+        "a": [ListedItem("lamp", channel="item-cf"), ListedItem("lamp", is_hit=True)],
+        "other": [ListedItem("cup")],
+    }
     text = page(tmp_path, examples=[CustomerExample("ann", ["mug"], ["lamp"], lists)])
     assert '<li>lamp <small>item-cf</small></li><li><span class="hit">✓&nbsp;lamp</span></li>' in text
     assert '</span>a <span class="soft">1 hit</span></h4>' in text

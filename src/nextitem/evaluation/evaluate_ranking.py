@@ -106,8 +106,8 @@ def evaluate_ranking(
 
     A label above 0 is positive. Candidates without a label (NaN) are skipped, and requests without any label are not
     counted. GAUC is over the groups that have both labels; a group is a user, or a request if its user is unknown. The
-    intervals of AUC and GAUC are bootstraps over the same groups. A figure that is not defined (no group has both labels) is NaN,
-    null in JSON.
+    intervals of AUC and GAUC are bootstraps over the same groups. A figure that is not defined (no group has both
+    labels) is NaN, null in JSON.
 
     Args:
         scores: probabilities, with the candidates' offsets. If any score lies outside 0..1, log-loss, normalised

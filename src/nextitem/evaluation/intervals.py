@@ -1,4 +1,4 @@
-"""Bootstrap intervals of a figure or of the difference of two figures (Efron and Tibshirani 1993), and a paired test."""
+"""Bootstrap intervals of a figure or of the difference of two (Efron and Tibshirani 1993), and a paired test."""
 
 from __future__ import annotations
 

@@ -208,15 +208,15 @@ def compare(
         identifiers=next((run.model.catalog.identifiers for run in opened if run.model.catalog.identifiers), None),
         item_titles=dataset.catalog.titles(),
         epoch_logs={name: run.epoch_log for name, run in entries if run.epoch_log and not _is_guided(run.model)},
-        notes=[
-            f"Protocol {split.protocol}: {reason}.",
-            *dataset.notes,
-            *split.notes,
-            *(note for row in rows for note in row.evaluation.notes),
-        ],
+        notes=[f"Protocol {split.protocol}: {reason}.", *_notes(dataset, split, rows)],
         price_per_core_hour=price_per_core_hour,
     )
     return Comparison(rows, folder, examples, [run for _, run in entries])
+
+
+def _notes(dataset: Dataset, split: Split, rows: Sequence[ReportRow]) -> list[str]:
+    """Return what a reader should know about the data, the split and the models."""
+    return [*dataset.notes, *split.notes, *(note for row in rows for note in row.evaluation.notes)]
 
 
 def _tables(settings: Mapping[str, Mapping[str, Any] | Config], names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -299,9 +299,7 @@ def _row(run: Run, name: str, dataset: Dataset, split: Split, *, progress: bool)
     )
 
 
-def _customers(
-    rows: Sequence[ReportRow], runs: Sequence[Run], dataset: Dataset, split: Split
-) -> list[CustomerExample]:
+def _customers(rows: Sequence[ReportRow], runs: Sequence[Run], dataset: Dataset, split: Split) -> list[CustomerExample]:
     """Return NUM_CUSTOMERS example requests with histories of a readable length; the same requests for every run."""
     requests: SequenceBatch = split.test
     if requests.targets is None:

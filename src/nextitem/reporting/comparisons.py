@@ -1,4 +1,4 @@
-"""Comparisons of every pair of models by one figure: how large each difference is, and whether it is more than chance."""
+"""Comparisons of every pair of models by one figure: size of a difference, and whether it is more than chance."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def compare_pairs(rows: Sequence[ReportRow], metric: str) -> Comparisons | None:
 
 
 def pairs_table(rows: Sequence[ReportRow], comparisons: Comparisons) -> str:
-    """Return the table of all pairs, folded: how many more of 100 the model of the row finds than that of the column."""
+    """Return the folded table of all pairs: how many more of 100 the model of the row finds than that of the column."""
     lines = []
     for a in comparisons.order:
         cells = [f"<td>{legend_name(a, rows[a].name)}</td>"]
@@ -82,9 +82,9 @@ def pairs_table(rows: Sequence[ReportRow], comparisons: Comparisons) -> str:
                 continue
             difference = comparisons.difference(a, b)
             text = f"{100 * difference.mean:+.1f}"
-            shown = f"<b>{text}</b>" if comparisons.is_real(a, b) else f"{text}&nbsp;≈"
+            figure = f"<b>{text}</b>" if comparisons.is_real(a, b) else f"{text}&nbsp;≈"
             low, high = 100 * difference.low, 100 * difference.high
-            cells.append(f'<td>{shown}<span class="between">{low:+.1f} .. {high:+.1f}</span></td>')
+            cells.append(f'<td>{figure}<span class="between">{low:+.1f} .. {high:+.1f}</span></td>')
         lines.append("".join(cells))
     heads = "".join(
         f'<th scope="col"><span class="mark" style="color:{plots.color(b)}">{plots.text_marker(b)}</span>'

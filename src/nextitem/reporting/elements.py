@@ -1,4 +1,4 @@
-"""Parts of an HTML page that its sections share: tables, cells, legends and the order by which a table can be sorted."""
+"""Parts of an HTML page that its sections share: tables that can be sorted, their cells, legends and lists."""
 
 from __future__ import annotations
 

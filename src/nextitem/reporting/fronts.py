@@ -60,7 +60,7 @@ def fronts(evaluations: Sequence[Evaluation]) -> str:
     return (
         "<h2>Accuracy against variety</h2>"
         f'{legend([evaluation.model for evaluation in evaluations])}<div class="grid">{cards}</div>'
-        '<p class="soft">Filled and joined by a line: models that no other model beats in both figures. A hollow model is '
-        "beaten by one that is at least as good in both. Up and right is better if you want variety; whether you do is "
-        "a question to your shop, not to these figures.</p>"
+        '<p class="soft">Filled and joined by a line: models that no other model beats in both figures. A hollow model '
+        "is beaten by one that is at least as good in both. Up and right is better if you want variety; whether you do "
+        "is a question to your shop, not to these figures.</p>"
     )

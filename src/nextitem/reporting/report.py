@@ -150,7 +150,9 @@ def _scoreboard(rows: Sequence[ReportRow], price_per_core_hour: float) -> str:
         return ""
     metric_columns = [column for column in COLUMNS if any(column.metric in row.evaluation.metrics for row in rows)]
     names = [legend_name(index, row.evaluation.model) for index, row in enumerate(rows)]
-    columns = {"model": [f'<td data-value="{escape(row.name)}">{name}</td>' for row, name in zip(rows, names, strict=True)]}
+    columns = {
+        "model": [f'<td data-value="{escape(row.name)}">{name}</td>' for row, name in zip(rows, names, strict=True)]
+    }
     columns |= {column.title: _figures(rows, column) for column in metric_columns}
     cold_slices = [row.evaluation.slices.get("cold", {}) for row in rows]
     num_cold_requests = max((int(part.get("requests", 0)) for part in cold_slices), default=0)
@@ -176,10 +178,10 @@ def _scoreboard(rows: Sequence[ReportRow], price_per_core_hour: float) -> str:
     return (
         f"<h2>Scoreboard</h2>{table(list(columns), lines, caption='scoreboard', descending=descending)}"
         '<p class="soft"><span class="best">★</span> best of its column. <b>≈</b> within noise of the best: the 95% '
-        "interval of the difference, request by request (paired bootstrap), contains zero. The marks look at one pair at "
-        "a time; the summary adjusts for the number of pairs, so it calls fewer differences real. Small figures are 95% "
-        "intervals. p50 and p99 are the median and the 99th percentile of the time of one request alone, measured after "
-        "training on this machine. Cost of 1,000: processor time of 1,000 requests, one at a time, at a price of "
+        "interval of the difference, request by request (paired bootstrap), contains zero. The marks look at one pair "
+        "at a time; the summary adjusts for the number of pairs, so it calls fewer differences real. Small figures are "
+        "95% intervals. p50 and p99 are the median and the 99th percentile of the time of one request alone, measured "
+        "after training on this machine. Cost of 1,000: processor time of 1,000 requests, one at a time, at a price of "
         f"{amount(price_per_core_hour)} for an hour of one core, without an accelerator and without memory. Press a "
         "title to sort.</p>"
     )
@@ -248,7 +250,9 @@ def _funnels(evaluations: Sequence[Evaluation]) -> str:
         if evaluation.funnel is None:
             continue
         before = [1.0, *(stage["recall"] for stage in evaluation.funnel)]
-        losses = [100 * (received - stage["recall"]) for received, stage in zip(before, evaluation.funnel, strict=False)]
+        losses = [
+            100 * (received - stage["recall"]) for received, stage in zip(before, evaluation.funnel, strict=False)
+        ]
         lines = [
             f"<td>{escape(stage['name'])}</td><td>{stage['candidates']:,.0f}</td><td>{stage['recall']:.4f}</td>"
             f'<td class="bar"><span style="width:{max(0.0, loss):.1f}%"></span>{loss:.1f}</td>'
@@ -260,8 +264,8 @@ def _funnels(evaluations: Sequence[Evaluation]) -> str:
         titles += ["share of received targets kept", "NDCG@10", "p50 ms"]
         parts.append(
             f"<h3>{escape(evaluation.model)}</h3>{table(titles, lines, caption='stages')}"
-            f"<p>Most is lost at <b>{escape(evaluation.funnel[worst]['name'])}</b>: {losses[worst]:.1f} of 100 targets. "
-            "No later stage can bring them back.</p>"
+            f"<p>Most is lost at <b>{escape(evaluation.funnel[worst]['name'])}</b>: {losses[worst]:.1f} of 100 "
+            "targets. No later stage can bring them back.</p>"
         )
     if not parts:
         return ""
@@ -390,8 +394,8 @@ def _customers(examples: Sequence[CustomerExample], models: Sequence[str]) -> st
     if not parts:
         return ""
     legend_line = (
-        '<p class="soft">Each model answers the same customers. <span class="hit">✓ Marked</span>: held-out items, which '
-        "the customer chose next. In small letters: the channel of a cascade that retrieved the item.</p>"
+        '<p class="soft">Each model answers the same customers. <span class="hit">✓ Marked</span>: held-out items, '
+        "which the customer chose next. In small letters: the channel of a cascade that retrieved the item.</p>"
     )
     return f"<h2>Customers</h2>{legend_line}{''.join(parts)}"
 

@@ -44,12 +44,12 @@ def accuracy_sentences(rows: Sequence[ReportRow], metric: str, comparisons: Comp
         return ["These requests judge no model."]
     leader = judged[0]
     name = bold([rows[leader].name])
-    found, verb = f"{100 * figures[leader]:.1f}", "finds" if metric == LISTS else "orders"
+    share, verb = f"{100 * figures[leader]:.1f}", "finds" if metric == LISTS else "orders"
     if metric == LISTS:
-        first = f"Of 100 held-out items, {name} {verb} {found} among its first ten recommendations"
+        first = f"Of 100 held-out items, {name} {verb} {share} among its first ten recommendations"
     else:
         first = (
-            f"Of 100 pairs of a positive and a negative impression of one user, {name} {verb} {found} correctly "
+            f"Of 100 pairs of a positive and a negative impression of one user, {name} {verb} {share} correctly "
             "(by guessing: 50)"
         )
     if comparisons is None:
@@ -86,7 +86,9 @@ def variety_sentences(rows: Sequence[ReportRow]) -> list[str]:
     widest = _best(evaluations, "coverage@10")
     if widest:
         share = evaluations[widest[0]].metrics["coverage@10"]
-        sentences.append(f"Largest part of the catalogue: {_named(rows, widest)}, {share:.0%} of its items in any list.")
+        sentences.append(
+            f"Largest part of the catalogue: {_named(rows, widest)}, {share:.0%} of its items in any list."
+        )
     for metric, title in (("diversity@10", "Most different items in a list"), ("novelty@10", "Rarest items")):
         comparisons = compare_pairs(rows, metric)
         if comparisons is not None:
