@@ -40,6 +40,7 @@ from nextitem.serving.stores.store import StoreUnavailable
 from nextitem.serving.tenants import Tokens
 from nextitem.serving.values import milliseconds
 
+MAX_MESSAGE = 1_000  # characters of an error, which may quote what was sent
 FUTURE_MS = 5 * 60_000  # by which the clock of a client may be ahead
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The request is invalid."},
@@ -93,7 +94,10 @@ def _add_errors(app: FastAPI) -> None:
     """Let every error have a status and one line that says what is wrong."""
 
     def problem(status: int, message: str, **headers: str) -> JSONResponse:
-        return JSONResponse({"error": message}, status, headers)
+        line = "".join(character if character.isprintable() else " " for character in message)
+        if len(line) > MAX_MESSAGE:
+            line = line[: MAX_MESSAGE - 1] + "…"
+        return JSONResponse({"error": line}, status, headers)
 
     def handler(status: int, **headers: str) -> Callable[[Request, Exception], JSONResponse]:
         return lambda _, error: problem(status, str(error).replace("--only", "only"), **headers)
@@ -228,7 +232,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
             await asyncio.to_thread(tenant.store.check)
         return {"status": "ok", "models": list(service.models)}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Return the metrics in the text format of Prometheus."""
         await asyncio.to_thread(service.observe)
