@@ -80,6 +80,7 @@ def make_app(service: Service, *, tokens: Tokens | Sequence[str] = (), shows_use
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the header Host
     )
     _add_errors(app)
     _add_lists(app, service, traffic)

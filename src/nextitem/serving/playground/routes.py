@@ -23,6 +23,7 @@ from nextitem.serving.gate import call_of
 from nextitem.serving.playground.catalogue import CatalogueItem, CatalogueView, ColumnValues, Prefix
 from nextitem.serving.playground.traffic import AnsweredRequest, Traffic
 from nextitem.serving.requests import ServedRequest
+from nextitem.serving.schemas import Problem
 from nextitem.serving.served_model import ServedModel
 from nextitem.serving.service import Service
 from nextitem.serving.tenants import Tenant
@@ -41,6 +42,12 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The request is invalid."},
+    401: {"model": Problem, "description": "The token is missing or wrong."},
+    403: {"model": Problem, "description": "Users are not shown."},
+    422: {"model": Problem, "description": "A field is out of its limits."},
 }
 MAX_FOUND = 100  # items of one answer
 MAX_USERS = 100  # ids of one answer
@@ -108,7 +115,7 @@ def add_playground(app: FastAPI, service: Service, traffic: Mapping[str, Traffic
 
     """
     _add_page(app)
-    router, views = APIRouter(), _Views()
+    router, views = APIRouter(responses=PROBLEMS), _Views()
     _add_catalogue(router, service, views)
     _add_users(router, service, shows_users=shows_users)
 
