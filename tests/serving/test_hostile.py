@@ -215,7 +215,7 @@ FIELDS = {
     "/v1/recommend": {
         "user_id": '"u03"', "history": '["i03", {"item_id": "i04", "action": "view", "timestamp": 5}]', "k": "3",
         "exclude": '["i06"]', "only": '{"category": "tent"}', "exclude_seen": "false", "context": "{}",
-        "model": '"item-cf"', "page": "null",
+        "model": '"item-cf"', "page": "null", "explain": "true", "explore": "0.5", "guide_weight": "null",
     },
     "/v1/rank": {"user_id": '"u03"', "history": '["i03"]', "candidates": '["i02", "i09"]', "context": "{}"},
     "/v1/similar": {"item_id": '"i03"', "k": "3", "model": '"sasrec"'},
