@@ -325,6 +325,24 @@ def test_every_hostile_value_is_answered_in_every_field(app: FastAPI, value: str
     judged(app, requests)
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/recommend", {"user_id": False}),
+        ("/v1/recommend", {"history": [True]}),
+        ("/v1/recommend", {"history": HISTORY, "k": "3"}),
+        ("/v1/recommend", {"history": HISTORY, "k": True}),
+        ("/v1/recommend", {"history": HISTORY, "exclude_seen": "yes"}),
+        ("/v1/recommend", {"history": [{"item_id": "i03", "timestamp": "5"}]}),
+        ("/v1/rank", {"history": HISTORY, "candidates": [False]}),
+    ],
+)
+def test_values_of_another_type_are_refused_rather_than_converted(
+    app: FastAPI, path: str, fields: dict[str, Any]
+) -> None:
+    assert judged(app, [(path, json.dumps(fields).encode(), b"application/json")]) == [422]
+
+
 IDS = (
     *("%00", "i03%00", "%ff", "..", "%2e%2e", "..%2f..%2fetc%2fpasswd", "%2Fetc%2Fpasswd", "i03%2F..%2Fi04", "i03/i04"),
     *(

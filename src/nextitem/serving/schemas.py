@@ -24,7 +24,7 @@ Timestamp = Annotated[float, Field(ge=0, le=LATEST_MS)]
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class Event(_Body):
