@@ -11,7 +11,6 @@ from nextitem.evaluation.intervals import (
     FLIPS_BELOW,
     Difference,
     auc_interval,
-    holm,
     interval,
     paired_auc_difference,
     paired_difference,
@@ -133,9 +132,3 @@ def test_of_two_equally_good_models_5_in_100_differ_by_chance() -> None:
     for size in (60, 2_000):
         p_values = [paired_p_value(sample_hits(size, seed), sample_hits(size, 1_000 + seed)) for seed in range(200)]
         assert 1 <= sum(p_value < 0.05 for p_value in p_values) <= 20
-
-
-def test_holm_adjusts_the_smallest_by_all_and_the_next_by_fewer() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm's own rule by hand
-    assert holm([0.9, 0.6]) == [1.0, 1.0]
-    assert holm([]) == []

@@ -94,4 +94,6 @@ def test_nothing_and_everything_have_an_interval_and_no_units_none() -> None:
 
 def test_holm_multiplies_the_smallest_most() -> None:
     assert holm([0.03, 0.01, 0.02, 0.9]) == pytest.approx([0.06, 0.04, 0.06, 0.9])
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm's own rule by hand
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
     assert holm([]) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,19 +87,6 @@ def paired_p_value(a: Tensor, b: Tensor, *, seed: int = 0) -> float:
     signs = torch.randint(2, (SIGN_FLIPS, differences.numel()), generator=generator, dtype=torch.int8).double() * 2 - 1
     num_as_large = int(((signs @ differences).abs() >= total * (1 - 1e-9)).sum())
     return (1 + num_as_large) / (1 + SIGN_FLIPS)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values of several comparisons, adjusted for their number (Holm 1979).
-
-    If those below 0.05 are called real, the chance that any of them is not is at most 5%, whatever their dependence.
-    """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
-        adjusted[index] = largest
-    return adjusted
 
 
 def auc_interval(scores: Tensor, labels: Tensor, groups: Tensor, *, seed: int = 0) -> tuple[float, float]:

@@ -9,7 +9,8 @@ from itertools import combinations
 
 from torch import Tensor
 
-from nextitem.evaluation.intervals import Difference, holm, paired_difference, paired_p_value
+from nextitem.evaluation.intervals import Difference, paired_difference, paired_p_value
+from nextitem.evaluation.rates import holm
 from nextitem.reporting import plots
 from nextitem.reporting.elements import legend_name, table
 from nextitem.reporting.scoreboard import ReportRow

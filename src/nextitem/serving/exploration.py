@@ -42,7 +42,7 @@ def sampled_list(
 
     """
     generator = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest(), "big"))
-    logits = _log_weights(len(head), temperature)
+    logits = log_weights(len(head), temperature)
     # random() is in [0, 1); 1 - random() is in (0, 1], and -log(-log) of it is Gumbel noise
     noise = -np.log(np.maximum(-np.log1p(-generator.random(len(head))), np.finfo(float).tiny))
     order = np.argsort(-(logits + noise), kind="stable")[:k]
@@ -65,7 +65,7 @@ def propensities(
         Probabilities, [K].
 
     """
-    logits, places = _log_weights(head_size, temperature), np.asarray(order, dtype=np.int64)
+    logits, places = log_weights(head_size, temperature), np.asarray(order, dtype=np.int64)
     is_left = np.ones(head_size, dtype=np.bool_)
     is_left[places] = False
     # Weights that are left before each slot: those of no slot, and those of this slot and the slots below. Adding them
@@ -76,7 +76,7 @@ def propensities(
     return result
 
 
-def _log_weights(size: int, temperature: float) -> NDArray[np.float64]:
+def log_weights(size: int, temperature: float) -> NDArray[np.float64]:
     """Return the logarithms of the weights of the ranks 1 to `size`."""
     weights: NDArray[np.float64] = -np.log(np.arange(1, size + 1)) / max(temperature, MIN_TEMPERATURE)
     return weights

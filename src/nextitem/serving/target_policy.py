@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nextitem.core.errors import UserError
 from nextitem.pipeline.runs import Run
 from nextitem.serving.engine import Engine
-from nextitem.serving.exploration import head_size
+from nextitem.serving.exploration import head_size, log_weights
 from nextitem.serving.requests import HistoryEvent, ServedRequest
 
 REQUESTS_AT_ONCE = 64
@@ -70,7 +70,7 @@ def list_probabilities(places: Sequence[int], *, size: int, temperature: float) 
         temperature: as in `target_probabilities`.
 
     """
-    weights: NDArray[np.float64] = np.exp(-np.log(np.arange(1, size + 1)) / temperature)
+    weights: NDArray[np.float64] = np.exp(log_weights(size, temperature))
     result = []
     for place in places:
         if place < 0:
