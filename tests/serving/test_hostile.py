@@ -21,10 +21,11 @@ from schemathesis.specs.openapi import checks as openapi
 from support.trained_models import rich_run
 
 from nextitem.serving.app import make_app
+from nextitem.serving.config import ServiceConfig
 from nextitem.serving.gate import MAX_BODY
 from nextitem.serving.impressions import ImpressionLog
 from nextitem.serving.schemas import EventsAnswer, ListAnswer, Problem
-from nextitem.serving.service import Service, ServiceConfig
+from nextitem.serving.service import Service
 from nextitem.serving.stores import open_store
 
 HISTORY = ["i03", "i04", "i05"]
