@@ -427,7 +427,7 @@ def test_a_full_server_refuses_before_it_reads(client: TestClient, service: Serv
     """If no model accepts a request, the body is not even parsed; other routes are answered."""
     with pytest.MonkeyPatch.context() as patch:
         for model in service.models.values():
-            patch.setattr(model.batcher, "refusal", lambda _: QueueFullError("9 requests wait already", 2.3))
+            patch.setattr(model.batcher, "refusal", lambda *_, **__: QueueFullError("9 requests wait already", 2.3))
         answer = client.post("/v1/recommend", content=b"no json")
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
         assert answer.json() == {"error": "9 requests wait already"}

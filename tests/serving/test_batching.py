@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from time import perf_counter
+from time import perf_counter, sleep
 
 import pytest
 
@@ -182,3 +182,20 @@ def test_a_call_runs_after_the_requests_before_it_and_before_those_after_it() ->
     assert batcher.close(10)
     with pytest.raises(ClosedError):
         batcher.call(list)
+
+
+def test_the_bound_follows_the_best_time_of_a_full_batch() -> None:
+    seconds = iter([0.02, 0.3, 0.3, 0.3])
+
+    def answer(requests: Sequence[int]) -> list[int | Exception]:
+        sleep(next(seconds))
+        return list(requests)
+
+    batcher: Batcher[int, int] = Batcher(answer, max_batch=4, max_queue=100, name="test", admission=Admission(100))
+    for _ in range(4):
+        assert [future.result(10) for future in batcher.submit_together([1, 2, 3, 4])] == [1, 2, 3, 4]
+    assert batcher.expected_seconds() > 0.15  # an overload makes the batches slower
+    assert batcher._max_wait() < 0.15  # and not the bound larger
+    batcher.measure_anew()
+    assert batcher.expected_seconds() == 0.0
+    assert batcher.close(10)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 from support.trained_models import rich_run
 
 from nextitem.serving.config import ServiceConfig
-from nextitem.serving.gate import Gate
+from nextitem.serving.gate import Gate, LoopLag
 from nextitem.serving.service import Service
 from nextitem.serving.stores import open_store
 from nextitem.serving.tenants import Tokens
@@ -68,5 +69,38 @@ def test_models_share_the_requests_inside() -> None:
         assert refusal is not None
         assert str(refusal).startswith("10 requests wait")
         assert refusal.retry_after == pytest.approx(0.0)  # nothing was measured yet
+    finally:
+        service.close()
+
+
+def test_the_delay_of_the_loop_is_seen_while_it_lasts() -> None:
+    lag = LoopLag()
+
+    async def play() -> list[float]:
+        first = lag.seconds()
+        await asyncio.sleep(0.1)
+        calm = lag.seconds()
+        time.sleep(0.4)  # a callback that keeps the loop busy
+        busy = lag.seconds()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
+        return [first, calm, busy, lag.seconds()]
+
+    first, calm, busy, after = asyncio.run(play())
+    assert first == 0.0
+    assert busy > 0.35
+    assert calm < busy / 2
+    assert after < busy / 2
+    assert asyncio.run(play())[0] == 0.0  # another loop
+
+
+def test_a_request_that_has_waited_too_long_is_refused() -> None:
+    config = ServiceConfig(max_wait=0.2)
+    service = Service({"item-cf": rich_run("item-cf")}, open_store("sqlite:///:memory:"), config)
+    try:
+        assert service.refusal(waited=0.19) is None
+        refusal = service.refusal(waited=0.3)
+        assert refusal is not None
+        assert refusal.retry_after == pytest.approx(0.3)
     finally:
         service.close()

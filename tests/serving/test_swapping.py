@@ -20,6 +20,7 @@ from nextitem.pipeline.runs import Run, load_run
 from nextitem.pipeline.train import train
 from nextitem.pipeline.versions import use_version
 from nextitem.serving.app import make_app
+from nextitem.serving.config import ServiceConfig
 from nextitem.serving.service import Service
 from nextitem.serving.stores import open_store
 from nextitem.serving.swapping import VersionWatcher
@@ -54,7 +55,8 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def service(run: Path) -> Iterator[Service]:
-    new_service = Service({"run": open_run(run)}, open_store("sqlite:///:memory:"))
+    config = ServiceConfig(max_wait=20, deadline_seconds=20)
+    new_service = Service({"run": open_run(run)}, open_store("sqlite:///:memory:"), config)
     new_service.watcher = VersionWatcher(new_service.all_models, {"run": run}, open_run, new_service.metrics)
     yield new_service
     new_service.close()

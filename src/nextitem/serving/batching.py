@@ -20,7 +20,8 @@ from typing import Any, Generic, TypeVar
 Q = TypeVar("Q")
 A = TypeVar("A")
 T = TypeVar("T")
-LEAST_WAIT = 0.05  # seconds within which an answer is never too late; a busy machine is late by less than that
+FORGETTING = 1.001  # by which the best time of a full batch grows with each batch, so that it follows what is usual
+LEAST_WAIT = 0.1  # seconds within which an answer is never too late; a busy machine is late by less than that
 log = logging.getLogger("nextitem.serving")
 
 
@@ -80,8 +81,8 @@ class Admission:
 
     Attributes:
         max_queue: largest number of requests that wait, whatever they take.
-        max_wait: largest number of seconds after which a request can expect its answer; None: the time of two full
-            batches, so that one is complete by the time that the other is answered, and at least 50 milliseconds.
+        max_wait: largest number of seconds after which a request can expect its answer; None: the best time of two full
+            batches, so that one is complete by the time that the other is answered, and at least 100 milliseconds.
         deadline: seconds after which nobody waits for an answer any more.
 
     """
@@ -121,7 +122,7 @@ class Batcher(Generic[Q, A]):
         self._queue: deque[tuple[Q, Future[A]] | _Call] = deque()
         self._changed = threading.Condition()
         self._is_closing = False
-        self._time = BatchTime()
+        self._time, self._best = BatchTime(), math.inf  # the latter: time of a full batch when nothing disturbs
         self._running, self._started = 0, 0.0  # number of requests of the batch that is computed, and its start
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -144,17 +145,17 @@ class Batcher(Generic[Q, A]):
         whole = full * self._time.expected(self._max_batch) if full else 0.0
         return max(rest, 0.0) + whole + self._time.expected(partial + 1)
 
-    def refusal(self, num_inside: int = 0) -> QueueFullError | None:
-        """Return why a request that comes now is not accepted, or None if it is. If no other waits, it always is.
+    def refusal(self, num_inside: int = 0, *, waited: float = 0.0) -> QueueFullError | None:
+        """Return why a request that comes now is not accepted, or None if it is.
 
         Args:
             num_inside: as in `expected_seconds`.
+            waited: seconds that it has waited elsewhere. If no other waits, a request that has waited little is
+                accepted, whatever it takes.
 
         """
         waiting = max(len(self._queue), num_inside - self._running)
-        if waiting <= 0:
-            return None
-        seconds = self.expected_seconds(num_inside)
+        seconds = waited + (self.expected_seconds(num_inside) if waiting > 0 else 0.0)
         if waiting < self._admission.max_queue and seconds <= self._max_wait():
             return None
         return QueueFullError(f"{waiting} requests wait already; try again in a moment", seconds)
@@ -163,7 +164,7 @@ class Batcher(Generic[Q, A]):
         """Return the seconds within which a request must be able to expect its answer."""
         max_wait = self._admission.max_wait
         if max_wait is None:
-            max_wait = max(2 * self._time.expected(self._max_batch), LEAST_WAIT)
+            max_wait = max(2 * min(self._best, self._time.expected(self._max_batch)), LEAST_WAIT)
         return min(max_wait, self._admission.deadline)
 
     def submit(self, request: Q) -> Future[A]:
@@ -211,6 +212,10 @@ class Batcher(Generic[Q, A]):
             self._changed.notify()
         return call.future
 
+    def measure_anew(self) -> None:
+        """Forget the times of batches, since what answers them is another one now."""
+        self._time, self._best = BatchTime(), math.inf
+
     def close(self, timeout: float | None = None) -> bool:
         """Accept no more requests, answer those that wait, and return whether all were answered within the seconds."""
         with self._changed:
@@ -256,7 +261,10 @@ class Batcher(Generic[Q, A]):
                 raise RuntimeError(f"{len(answers)} answers to {len(batch)} requests")
         except Exception as error:
             answers = [error] * len(batch)
-        self._time.observe(len(batch), time.perf_counter() - self._started)
+        seconds = time.perf_counter() - self._started
+        self._time.observe(len(batch), seconds)
+        if 2 * len(batch) >= self._max_batch:  # a smaller one tells little about a full one
+            self._best = min(FORGETTING * self._best, seconds * self._max_batch / len(batch))
         for (_, future), answer in zip(batch, answers, strict=True):
             if isinstance(answer, Exception):
                 future.set_exception(answer)

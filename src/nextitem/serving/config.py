@@ -17,7 +17,7 @@ class ServiceConfig(Config):
     max_wait: float | None = Field(None, gt=0, le=600)
     """Seconds within which a request must be able to expect its answer when it comes, from the measured time of
     batches; others are refused. None: the time of two full batches, and at
-    least 0.05."""
+    least 0.1."""
     deadline_seconds: float = Field(2.0, gt=0, le=600)
     """Time after which a request gets a fallback list instead of the model's."""
     max_history: int = Field(1_000, ge=1)

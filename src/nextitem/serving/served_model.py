@@ -156,6 +156,7 @@ class ServedModel:
         version.continue_from(former)
         self.version, self.refused = version, None
         version.continue_from(former)  # an event may have come in between
+        self.batcher.measure_anew()
 
     def warm_up(self, tenant: Tenant) -> None:
         """Answer one request and one full batch, so that what is built once is there, and their times are known."""

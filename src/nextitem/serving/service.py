@@ -213,13 +213,17 @@ class Service:
             raise UserError(f"no model is called {name!r}; there are {', '.join(self.models)}")
         return self.models[name]
 
-    def refusal(self, num_inside: int = 0) -> QueueFullError | None:
+    def refusal(self, num_inside: int = 0, *, waited: float = 0.0) -> QueueFullError | None:
         """Return why no model accepts a request now, or None if one does.
 
-        `num_inside` is the number of requests that the server has begun to read and not answered yet; each model counts
-        with an equal part of them.
+        Args:
+            num_inside: number of requests that the server has begun to read and not answered yet; each model counts
+                with an equal part of them.
+            waited: seconds that the request has waited already.
+
         """
-        refusals = [model.batcher.refusal(num_inside // len(self.models)) for model in self.models.values()]
+        part = num_inside // len(self.models)
+        refusals = [model.batcher.refusal(part, waited=waited) for model in self.models.values()]
         full = [refusal for refusal in refusals if refusal is not None]
         return min(full, key=lambda each: each.retry_after) if len(full) == len(refusals) else None
 
