@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ class SparseRows(nn.Module):
         self.register_buffer("offsets", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("columns", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(0))
-        self._views: dict[str, tuple[Tensor, sp.csr_matrix]] = {}  # by name, with the values that each comes from
+        self._views: dict[str, tuple[weakref.ref[Tensor], sp.csr_matrix]] = {}  # by name, with the values that each has
 
     def store(self, matrix: sp.csr_matrix) -> None:
         """Store the entries of a scipy CSR matrix as float32."""
@@ -75,11 +76,11 @@ class SparseRows(nn.Module):
 
     def _view(self, name: str, make: Callable[[], sp.csr_matrix]) -> sp.csr_matrix:
         """Return a matrix that is made once for the present values."""
-        values, view = self._views.get(name, (None, None))
-        if values is not self.values:
-            view = make()
-            self._views[name] = (self.values, view)
-        return view
+        former = self._views.get(name)
+        if former is not None and former[0]() is self.values:
+            return former[1]
+        self._views[name] = (weakref.ref(self.values), make())
+        return self._views[name][1]
 
 
 def weighted_histories(items: Tensor, offsets: Tensor, weights: Tensor, *, num_items: int) -> sp.csr_matrix:
