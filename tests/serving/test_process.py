@@ -75,6 +75,7 @@ def ask(address: str, path: str, body: dict[str, Any], **headers: str) -> dict[s
     return answer
 
 
+@pytest.mark.slow  # processes that import everything
 def test_the_command_serves_keeps_events_and_stops_cleanly(data: Path, tmp_path: Path) -> None:
     event = {"event_id": "e1", "user_id": "stranger", "item_id": "i03", "action": "view"}
     with server(data, tmp_path, tokens="s3cret") as (process, address):
@@ -91,6 +92,7 @@ def test_the_command_serves_keeps_events_and_stops_cleanly(data: Path, tmp_path:
         assert process.wait(20) in (0, -signal.SIGTERM)
 
 
+@pytest.mark.slow  # processes that import everything
 def test_a_running_server_takes_a_new_version_and_logs_json(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "shop"
     shutil.copytree(rich_run("popularity").folder, run)
@@ -124,20 +126,12 @@ def test_a_running_server_takes_a_new_version_and_logs_json(data: Path, tmp_path
         assert users == {user}, folder
 
 
-def test_mistakes_end_before_anything_is_loaded(tmp_path: Path) -> None:
-    run = str(rich_run("item-cf").folder)
-    for arguments, words in (
-        ([str(tmp_path / "nothing")], "no such run"),
-        ([run, run], "two runs are called"),
-        ([run, "--store", "mysql://host"], "unknown kind of store"),
-        ([run, "--data", str(tmp_path / "nothing")], "nothing"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "nextitem", "serve", *arguments], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 2, arguments
-        assert words in done.stderr.splitlines()[-1]
-        assert "Traceback" not in done.stderr
+def test_a_mistake_ends_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nextitem", "serve", "nothing"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no such run" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -152,6 +146,9 @@ def test_mistakes_end_before_anything_is_loaded(tmp_path: Path) -> None:
         (["--deadline", "-1"], "deadline_seconds = -1.0"),
         (["--explore", "-0.5"], "explore = -0.5"),
         (["--log-format", "xml"], "choose text or json"),
+        (["nothing"], "no such run"),
+        (["RUN"], "two runs are called"),
+        (["--store", "mysql://host"], "unknown kind of store"),
     ],
 )
 def test_options_out_of_their_bounds_are_named(options: list[str], words: str, tmp_path: Path) -> None:
