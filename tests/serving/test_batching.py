@@ -168,6 +168,31 @@ def test_by_default_one_full_batch_waits_while_another_is_answered() -> None:
     assert batcher.close(10)
 
 
+def test_a_few_requests_are_accepted_if_they_do_not_miss_the_deadline() -> None:
+    gate = Gate()
+    limits = Admission(max_queue=100, deadline=2.0)
+    batcher: Batcher[int, int] = Batcher(gate, max_batch=64, max_queue=100, name="test", admission=limits)
+    batcher._time.observe(1, 0.4)  # somebody explains lists; a full batch has never been seen
+    fill(batcher, gate, [0])
+    for number in range(4):
+        batcher._started = perf_counter()
+        batcher.submit(number)  # the last of them can expect its answer after 0.4 + 4 * 0.4
+    batcher._started = perf_counter()
+    assert batcher.refusal() is not None  # 0.4 + 5 * 0.4
+    assert batcher.refusal(waited=0.3) is not None
+    gate.opened.set()
+    assert batcher.close(10)
+    gate = Gate()
+    batcher = Batcher(gate, max_batch=64, max_queue=100, name="test", admission=limits)
+    fill(batcher, gate, [0])
+    assert batcher.refusal(waited=0.4) is None  # a busy moment
+    assert batcher.refusal(waited=0.6) is not None
+    assert batcher.refusal(9) is None  # no time is known yet
+    assert batcher.refusal(9, waited=0.4) is not None  # others wait
+    gate.opened.set()
+    assert batcher.close(10)
+
+
 def test_a_call_runs_after_the_requests_before_it_and_before_those_after_it() -> None:
     gate = Gate()
     batcher = make(gate)
