@@ -31,7 +31,7 @@ test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --durations=10
 
 slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "slow and not gpu" --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile --durations=20
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
