@@ -151,7 +151,7 @@ def test_requests_are_refused_that_cannot_expect_their_answer_in_time() -> None:
     assert batcher.close(10)
 
 
-def test_by_default_one_full_batch_waits_while_another_is_answered() -> None:
+def test_by_default_a_request_waits_for_three_full_batches() -> None:
     gate = Gate()
     limits = Admission(max_queue=100)
     batcher: Batcher[int, int] = Batcher(gate, max_batch=4, max_queue=100, name="test", admission=limits)
@@ -159,7 +159,7 @@ def test_by_default_one_full_batch_waits_while_another_is_answered() -> None:
     batcher._time.observe(4, 9.0)
     assert batcher.submit_together([0, 1, 2, 3])
     assert gate.entered.wait(10)
-    for number in range(4):
+    for number in range(8):  # the running batch, and two that wait
         batcher._started = perf_counter()
         batcher.submit(number)
     batcher._started = perf_counter()
@@ -220,7 +220,7 @@ def test_the_bound_follows_the_best_time_of_a_full_batch() -> None:
     for _ in range(4):
         assert [future.result(10) for future in batcher.submit_together([1, 2, 3, 4])] == [1, 2, 3, 4]
     assert batcher.expected_seconds() > 0.15  # an overload makes the batches slower
-    assert batcher._max_wait() < 0.15  # and not the bound larger
+    assert batcher._max_wait() <= 0.3  # and not the bound larger
     batcher.measure_anew()
     assert batcher.expected_seconds() == 0.0
     assert batcher.close(10)

@@ -76,7 +76,7 @@ def serve(
         typer.Option(
             "--max-wait",
             help="Seconds within which a request must be able to expect its answer; others are refused (429). "
-            "Default: the time of two full batches.",
+            "Default: the time of three full batches.",
         ),
     ] = None,
     impressions: Annotated[

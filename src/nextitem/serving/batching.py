@@ -21,7 +21,8 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 T = TypeVar("T")
 FORGETTING = 1.001  # by which the best time of a full batch grows with each batch, so that it follows what is usual
-LEAST_WAIT = 0.1  # seconds within which an answer is never too late; a busy machine is late by less than that
+LEAST_WAIT = 0.3  # seconds within which an answer is never too late; a busy machine is late by less than that
+BATCHES_AHEAD = 3  # number of full batches after which an answer is too late: the running one, a full queue, its own
 FEW = 8  # so many requests that wait are the sign of a slow request or of a busy moment, not of overload
 FEW_WAIT = 0.5  # seconds that a request may have waited elsewhere, if few wait
 log = logging.getLogger("nextitem.serving")
@@ -83,8 +84,8 @@ class Admission:
 
     Attributes:
         max_queue: largest number of requests that wait, whatever they take.
-        max_wait: largest number of seconds after which a request can expect its answer; None: the best time of two full
-            batches, so that one is complete by the time that the other is answered, and at least 100 milliseconds.
+        max_wait: largest number of seconds after which a request can expect its answer; None: the best time of
+            three full batches, and at least 0.3 seconds.
         deadline: seconds after which nobody waits for an answer any more.
 
     """
@@ -168,7 +169,7 @@ class Batcher(Generic[Q, A]):
         """Return the seconds within which a request must be able to expect its answer."""
         max_wait = self._admission.max_wait
         if max_wait is None:
-            max_wait = max(2 * min(self._best, self._time.expected(self._max_batch)), LEAST_WAIT)
+            max_wait = max(BATCHES_AHEAD * min(self._best, self._time.expected(self._max_batch)), LEAST_WAIT)
         return min(max_wait, self._admission.deadline)
 
     def submit(self, request: Q) -> Future[A]:

@@ -16,8 +16,8 @@ class ServiceConfig(Config):
     """Largest number of requests that wait for a model; more are refused until some are answered."""
     max_wait: float | None = Field(None, gt=0, le=600)
     """Seconds within which a request must be able to expect its answer when it comes, from the measured time of
-    batches; others are refused. None: the time of two full batches, and at
-    least 0.1."""
+    batches; others are refused. None: the time of three full batches, and at
+    least 0.3."""
     deadline_seconds: float = Field(2.0, gt=0, le=600)
     """Time after which a request gets a fallback list instead of the model's."""
     max_history: int = Field(1_000, ge=1)

@@ -159,11 +159,19 @@ class ServedModel:
         self.batcher.measure_anew()
 
     def warm_up(self, tenant: Tenant) -> None:
-        """Answer one request and one full batch, so that what is built once is there, and their times are known."""
+        """Answer one request and two full batches, so that what is built once is there, and their times are known.
+
+        The requests are those of users of the data set: shorter histories would make the model look faster than it is.
+        """
+        users = self.run.dataset.users.ids.external
+        count = self.config.max_batch
+        some_users = users.gather_every(max(1, len(users) // count)).head(count)
+        requests = [TenantRequest(tenant, ServedRequest(user_id=str(user), k=10)) for user in some_users]
         item = str(self.run.model.catalog.ids.external[0])
-        for size in (1, self.config.max_batch, 1):
-            request = TenantRequest(tenant, ServedRequest(history=(HistoryEvent(item),), k=10))
-            for future in self.batcher.submit_together([request] * size):
+        visitor = TenantRequest(tenant, ServedRequest(history=(HistoryEvent(item),), k=10))
+        full_batch = (requests * count)[:count]
+        for batch in ([visitor], full_batch, full_batch, requests[:1]):
+            for future in self.batcher.submit_together(batch):
                 future.result()
 
     def cache_figures(self) -> dict[str, float]:
