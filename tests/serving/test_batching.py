@@ -187,8 +187,9 @@ def test_a_few_requests_are_accepted_if_they_do_not_miss_the_deadline() -> None:
     fill(batcher, gate, [0])
     assert batcher.refusal(waited=0.4) is None  # a busy moment
     assert batcher.refusal(waited=0.6) is not None
-    assert batcher.refusal(9) is None  # no time is known yet
-    assert batcher.refusal(9, waited=0.4) is not None  # others wait
+    assert batcher.refusal(60, waited=0.4) is None  # there is a place in the next batch
+    assert batcher.refusal(70) is None  # no time is known yet
+    assert batcher.refusal(70, waited=0.4) is not None
     gate.opened.set()
     assert batcher.close(10)
 

@@ -23,8 +23,7 @@ T = TypeVar("T")
 FORGETTING = 1.001  # by which the best time of a full batch grows with each batch, so that it follows what is usual
 LEAST_WAIT = 0.3  # seconds within which an answer is never too late; a busy machine is late by less than that
 BATCHES_AHEAD = 3  # number of full batches after which an answer is too late: the running one, a full queue, its own
-FEW = 8  # so many requests that wait are the sign of a slow request or of a busy moment, not of overload
-FEW_WAIT = 0.5  # seconds that a request may have waited elsewhere, if few wait
+BUSY_MOMENT = 0.5  # seconds that a request may have waited elsewhere, if it can join the next batch
 log = logging.getLogger("nextitem.serving")
 
 
@@ -153,14 +152,14 @@ class Batcher(Generic[Q, A]):
 
         Args:
             num_inside: as in `expected_seconds`.
-            waited: seconds that it has waited elsewhere. If few others wait, a request that has waited little is
-                accepted as long as it can expect its answer before the deadline; if none waits, in any case.
+            waited: seconds that it has waited elsewhere. A request that has waited little and can join the next batch
+                is accepted if it can expect its answer before the deadline; if no other waits, in any case.
 
         """
         waiting = max(len(self._queue), num_inside - self._running)
         seconds = waited + (self.expected_seconds(num_inside) if waiting > 0 else 0.0)
-        is_early = waiting < min(FEW, self._max_batch) and waited <= FEW_WAIT and self._admission.max_wait is None
-        limit = self._admission.deadline if is_early else self._max_wait()
+        has_place = waiting < self._max_batch and waited <= BUSY_MOMENT and self._admission.max_wait is None
+        limit = self._admission.deadline if has_place else self._max_wait()
         if waiting < self._admission.max_queue and seconds <= limit:
             return None
         return QueueFullError(f"{waiting} requests wait already; try again in a moment", seconds)
