@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 import pytest
+from support.trained_models import rich_run
 
 from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
-from nextitem.pipeline.recommend import Filters, allowed_items, history_requests, user_requests
+from nextitem.data.requests import RequestBuilder
+from nextitem.pipeline.recommend import Filters, allowed_items, answer_table, history_requests, user_requests
 from nextitem.testing.known_answers import planted_clusters
 
 
@@ -56,3 +60,11 @@ def test_requests_of_users_contain_their_whole_history() -> None:
     assert one_user.user_ids.tolist() == [dataset.users.keys[3]]
     assert one_user.timestamps is not None
     assert one_user.timestamps.values.shape == one_user.items.values.shape
+
+
+def test_a_table_of_lists_is_made_from_a_data_set_or_a_builder() -> None:
+    run = rich_run("item-cf")
+    options: dict[str, Any] = {"k": 3, "exclude_seen": True, "filters": Filters()}
+    by_data = answer_table(run.model, run.dataset, None, **options)
+    assert by_data.equals(answer_table(run.model, RequestBuilder(run.dataset), None, **options))
+    assert by_data.height > 0

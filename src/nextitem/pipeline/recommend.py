@@ -294,7 +294,7 @@ def _relaxation_text(relaxation: Relaxation) -> str:
 
 def answer_table(
     model: Recommender,
-    builder: RequestBuilder,
+    data: Dataset | RequestBuilder,
     users: Sequence[Any] | None,
     *,
     k: int,
@@ -305,7 +305,7 @@ def answer_table(
 
     Args:
         model: the model.
-        builder: builder of the requests of the data set with the users' histories.
+        data: the data set with the users' histories, or a builder of its requests, which is made only once.
         users: external ids of users; None: all users.
         k: maximum number of items for each user.
         exclude_seen: whether to exclude the items of the history.
@@ -315,6 +315,7 @@ def answer_table(
         A frame with the columns user_id, item_id, score and rank (from 1), in the order of `users`.
 
     """
+    builder = data if isinstance(data, RequestBuilder) else RequestBuilder(data)
     dataset = builder.dataset
     requests, numbers = user_requests(builder, users), user_numbers(dataset, users)
     parts, start = [], 0
