@@ -175,9 +175,15 @@ def test_settings_of_a_server_have_bounds() -> None:
 
 
 def test_recommended_lists_are_logged_as_impressions(client: TestClient, service: Service) -> None:
-    answer = client.post("/v1/recommend", json={"user_id": "u03", "k": 4, "model": "item-cf"}).json()
-    client.post("/v1/rank", json={"user_id": "u03", "candidates": ["i01"]})
-    fallback = client.post("/v1/recommend", json={"user_id": "new", "k": 2, "model": "sasrec"}).json()
+    def answer_to(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        response = client.post(path, json=body)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    answer = answer_to("/v1/recommend", {"user_id": "u03", "k": 4, "model": "item-cf"})
+    answer_to("/v1/rank", {"user_id": "u03", "candidates": ["i01"]})
+    fallback = answer_to("/v1/recommend", {"user_id": "new", "k": 2, "model": "sasrec"})
     assert service.impressions is not None
     table = service.impressions.table()
     assert table["impression_id"].to_list() == [answer["request_id"]] * 4 + [fallback["request_id"]] * 2

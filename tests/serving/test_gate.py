@@ -98,8 +98,9 @@ def test_a_request_that_has_waited_too_long_is_refused() -> None:
     config = ServiceConfig(max_wait=0.2)
     service = Service({"item-cf": rich_run("item-cf")}, open_store("sqlite:///:memory:"), config)
     try:
-        assert service.refusal(waited=0.19) is None
-        refusal = service.refusal(waited=0.3)
+        assert service.refusal(waited=0.3) is None  # nothing else is there to be answered
+        assert service.refusal(1, waited=0.19) is None
+        refusal = service.refusal(1, waited=0.3)
         assert refusal is not None
         assert refusal.retry_after == pytest.approx(0.3)
     finally:

@@ -153,9 +153,11 @@ class Batcher(Generic[Q, A]):
         Args:
             num_inside: as in `expected_seconds`.
             waited: seconds that it has waited elsewhere. A request that has waited little and can join the next batch
-                is accepted if it can expect its answer before the deadline; if no other waits, in any case.
+                is accepted if it can expect its answer before the deadline; if there is no other, in any case.
 
         """
+        if not (self._queue or self._running or num_inside):
+            return None
         waiting = max(len(self._queue), num_inside - self._running)
         seconds = waited + (self.expected_seconds(num_inside) if waiting > 0 else 0.0)
         has_place = waiting < self._max_batch and waited <= BUSY_MOMENT and self._admission.max_wait is None
