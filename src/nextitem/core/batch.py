@@ -29,6 +29,11 @@ class SequenceBatch:
         actions: action codes of the histories (Catalog.events), Jagged int64, same offsets as items; 0: unknown.
         timestamps: event times of the histories, Jagged int64, milliseconds, same offsets as items.
         features: further columns of the histories (Catalog.events), name -> Jagged, same offsets as items.
+        shown_items: items that the user was shown before the request (impressions), oldest first, Jagged int64, or None
+            if impressions are not logged. Items that the user then clicked are in `items`, too.
+        shown_times: times of `shown_items`, Jagged int64, milliseconds.
+        shown_labels: labels of `shown_items` (Catalog.labels), name -> Jagged float32; NaN: not known. Labels
+            arrive later than the impression, so a reader must wait for them.
         request_times: [B] int64, milliseconds.
         context: features of the requests (Catalog.requests), name -> [B], or Jagged for lists.
         targets: item ids to predict, Jagged int64 (training and evaluation only).
@@ -45,6 +50,9 @@ class SequenceBatch:
     actions: Jagged | None = None
     timestamps: Jagged | None = None
     features: dict[str, Jagged] = field(default_factory=dict)
+    shown_items: Jagged | None = None
+    shown_times: Jagged | None = None
+    shown_labels: dict[str, Jagged] = field(default_factory=dict)
     request_times: Tensor | None = None
     context: dict[str, Any] = field(default_factory=dict)
     targets: Jagged | None = None
@@ -210,6 +218,8 @@ _ALIGNED_WITH = {
     "actions": "items",
     "timestamps": "items",
     "features": "items",
+    "shown_times": "shown_items",
+    "shown_labels": "shown_items",
     "candidate_features": "candidates",
     "candidate_labels": "candidates",
 }

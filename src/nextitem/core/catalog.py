@@ -91,6 +91,7 @@ class Catalog:
         identifiers: semantic IDs, if the model needs them.
         requests: columns of the requests: name -> encoding; user features are called user.<column>.
         events: columns of the events of a history: name -> encoding; "action", context and label columns.
+        labels: names of the labels of impressions, the first one first.
 
     """
 
@@ -103,6 +104,7 @@ class Catalog:
     identifiers: IdentifierTable | None = None
     requests: dict[str, ColumnEncoding] = field(default_factory=dict)
     events: dict[str, ColumnEncoding] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.ids)
@@ -208,6 +210,7 @@ class Catalog:
             content=None if self.content is None or content is None else torch.cat([self.content, content]),
             requests=self.requests,
             events=self.events,
+            labels=self.labels,
         )
 
 

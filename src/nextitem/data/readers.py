@@ -150,6 +150,7 @@ def _assemble(
             catalog,
             requests=_request_columns(users, rows),
             events=_event_columns(interactions, settings),
+            labels=() if rows is None else rows.labels,
         ),
         users=users,
         impressions=rows,

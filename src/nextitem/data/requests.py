@@ -19,6 +19,7 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.data.last_time import last_time
+from nextitem.data.shown_items import ShownItems
 
 Rows = NDArray[np.int64]
 
@@ -126,6 +127,9 @@ class RequestBuilder:
             return Jagged(tensor(column[rows]), offsets)
 
         users = None if user_ids is None or self.is_anonymous else user_ids.astype(np.int64)
+        shown_columns: dict[str, Any] = {}
+        if users is not None and times is not None and self.shown_items is not None:
+            shown_columns = self.shown_items.before(users, times)
         timestamps = self.log.timestamps
         return SequenceBatch(
             items,
@@ -133,11 +137,17 @@ class RequestBuilder:
             actions=None if self.actions is None else of_histories(self.actions),
             timestamps=None if timestamps is None else of_histories(timestamps),
             features={name: of_histories(values) for name, values in self.features.items()},
+            **shown_columns,
             request_times=None if times is None else tensor(times),
             context={} if users is None else context_of(self.users, torch.from_numpy(users)),
             targets=targets,
             excluded=items if exclude_seen else None,
         )
+
+    @cached_property
+    def shown_items(self) -> ShownItems | None:
+        """Return the impressions of the data set by user and time; None if no impression of a known user has a time."""
+        return ShownItems.of(self.dataset.impressions)
 
 
 def build_requests(

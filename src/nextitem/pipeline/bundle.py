@@ -119,7 +119,8 @@ def save_catalog(folder: Path, catalog: Catalog) -> None:
     if catalog.released_ms is not None:
         columns.append(pl.Series(_RELEASED, catalog.released_ms))
     table = catalog.table.with_columns(catalog.ids.external.alias("item_id"), *columns)
-    table.write_parquet(folder / "catalog.parquet", metadata={"features": json.dumps(catalog.features)})
+    metadata = {"features": json.dumps(catalog.features), "labels": json.dumps(catalog.labels)}
+    table.write_parquet(folder / "catalog.parquet", metadata=metadata)
     save_encodings(folder, catalog)
     if catalog.identifiers is not None:
         catalog.identifiers.save(folder)
@@ -138,7 +139,8 @@ def load_catalog(folder: Path) -> Catalog:
     file = folder / "catalog.parquet"
     try:
         table = pl.read_parquet(file)
-        features = json.loads(pl.read_parquet_metadata(file)["features"])
+        metadata = pl.read_parquet_metadata(file)
+        features, labels = json.loads(metadata["features"]), tuple(json.loads(metadata.get("labels", "[]")))
     except (FileNotFoundError, pl.exceptions.ComputeError, KeyError) as error:
         raise UserError(f"{file} is missing or damaged ({error}); train again") from None
     text = table[_TEXT] if _TEXT in table.columns else None
@@ -156,6 +158,7 @@ def load_catalog(folder: Path) -> Catalog:
         released_ms=released,
         requests=_load_encodings(folder / "requests.json"),
         events=_load_encodings(folder / "events.json"),
+        labels=labels,
     )
     if not (folder / "identifiers.json").is_file():
         return catalog

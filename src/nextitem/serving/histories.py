@@ -110,8 +110,11 @@ class HistoryReader:
         is_own = torch.tensor([request.history is not None for request in requests])
         request_times = torch.where(is_own, latest, latest.clamp(min=self.latest_ms)) + 1
         users = np.where(has_user, stable_keys(user_ids), 0)
+        impressions = self.builder.shown_items
+        shown_columns = {} if impressions is None else impressions.before(log_users, request_times.numpy())
         batch = replace(
             batch,
+            **shown_columns,
             request_times=request_times,
             user_ids=None if self.builder.is_anonymous else torch.from_numpy(users),
             context=self._context(requests, numbers),
@@ -125,7 +128,7 @@ class HistoryReader:
             if len(rows):
                 part = batch if len(rows) == len(requests) else batch.select(torch.from_numpy(rows))
                 is_dated = bool(has_times[rows[0]]) and part.timestamps is not None
-                part = part if is_dated else replace(part, timestamps=None, request_times=None)
+                part = part if is_dated else _without_times(part)
                 batches.append((rows.tolist(), part))
         return Histories(batches, {row: ids for row, ids in unknown.items() if row not in errors}, errors)
 
@@ -217,6 +220,11 @@ class HistoryReader:
     def _no_item(self, ids: Sequence[str]) -> UserError:
         examples = ", ".join(str(item) for item in self.dataset.catalog.ids.external.head(3))
         return UserError(f"history: no item is called {', '.join(ids[:5])}; item ids look like {examples}")
+
+
+def _without_times(batch: SequenceBatch) -> SequenceBatch:
+    """Return the requests without times, and without what was shown before them."""
+    return replace(batch, timestamps=None, request_times=None, shown_items=None, shown_times=None, shown_labels={})
 
 
 @lru_cache(maxsize=256)
