@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nextitem.core.jagged import offsets_of
 from nextitem.ops import hstu_attention as module
-from nextitem.ops.hstu_attention import Layout, hstu_attention, hstu_attention_reference, time_buckets
+from nextitem.ops.hstu_attention import Layout, TimeScale, hstu_attention, hstu_attention_reference, time_buckets
 
 
 def assert_equal_to_reference(parts: list[Tensor], layout: Layout, **used: bool) -> None:
@@ -51,6 +51,62 @@ def test_blocks_equal_the_formula(
         assert_equal_to_reference(*make(lengths, heads=heads, num_queries=num_queries), position=position, time=time)
 
 
+@settings(max_examples=120, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 9)), min_size=1, max_size=6).filter(
+        lambda rows: any(count for _, count in rows)
+    ),
+    block=st.sampled_from([1, 20, 100, 2**19]),
+    max_cached=st.sampled_from([0, 2**22]),
+    position=st.booleans(),
+    time=st.booleans(),
+    scale=st.sampled_from(["log", "sqrt"]),
+    seed=st.integers(0, 99),
+)
+def test_queries_that_see_some_first_keys_equal_the_formula(
+    rows: list[tuple[int, int]],
+    block: int,
+    max_cached: int,
+    position: bool,
+    time: bool,
+    scale: TimeScale,
+    seed: int,
+) -> None:
+    """Candidates of a ranker stand after the events before their request, whatever their number."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths, counts = [length for length, _ in rows], [count for _, count in rows]
+    parts, layout = make(lengths, num_queries=lengths)
+    parts[0] = torch.randn(sum(counts), 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    parts[4] = torch.randn(2048, generator=generator, dtype=torch.float64).requires_grad_()
+    limits = torch.tensor(lengths).repeat_interleave(torch.tensor(counts))
+    visible_keys = (torch.rand(len(limits), generator=generator) * (limits + 1)).long()
+    times = torch.randint(0, 90 * DAY, (len(limits),), generator=generator)
+    layout = Layout(layout.offsets, offsets_of(torch.tensor(counts)), times, layout.key_times, visible_keys, scale)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK", block)
+        patch.setattr(module, "MAX_CACHED_PAIRS", max_cached)
+        assert_equal_to_reference(parts, layout, position=position, time=time)
+
+
+def test_a_query_that_sees_all_keys_equals_the_last_token_but_for_itself() -> None:
+    parts, layout = make([6], num_queries=[1])
+    query, key, value, position_weights, time_weights = (part.detach() for part in parts)
+    whole = hstu_attention(
+        query, key, value, layout, normaliser=7.0, position_weights=position_weights, time_weights=time_weights
+    )
+    assert layout.key_times is not None
+    earlier = Layout(
+        torch.tensor([0, 5]), torch.tensor([0, 1]), layout.query_times, layout.key_times[:5], torch.tensor([5])
+    )
+    before = hstu_attention(
+        query, key[:5], value[:5], earlier, normaliser=7.0, position_weights=position_weights, time_weights=time_weights
+    )
+    own_time = time_buckets(layout.query_times - layout.key_times[5:])  # type: ignore[operator]
+    score = (query[0] * key[5]).sum(-1) + position_weights[LONGEST - 1] + time_weights[own_time]
+    own = torch.nn.functional.silu(score)[:, None] * value[5] / 7.0
+    torch.testing.assert_close(whole[0], before[0] + own)
+
+
 def test_a_long_row_is_split_into_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", 200)
     parts, layout = make([3, 40, 0, 7])
@@ -65,6 +121,11 @@ def test_gradients_equal_finite_differences() -> None:
         return hstu_attention(q, k, v, layout, normaliser=4.0, scale=0.5, position_weights=p, time_weights=t)
 
     assert torch.autograd.gradcheck(call, tuple(parts))
+
+
+def test_time_buckets_on_the_scale_of_square_roots_equal_golden_values() -> None:
+    minutes = torch.tensor([-5, 0, 1, 3, 4, 60, 24 * 60, 365 * 24 * 60, 10**8])
+    assert time_buckets(minutes * 60 * SECOND, "sqrt").tolist() == [0, 0, 1, 1, 2, 7, 37, 724, 2047]
 
 
 def test_time_buckets_equal_golden_values() -> None:

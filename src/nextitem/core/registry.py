@@ -171,6 +171,11 @@ MODELS: dict[str, Entry] = {
         "ranker: cross attention between one sequence per action, then attention of the candidate",
         "Gu et al. 2020; Yuan et al. 2022",
     ),
+    "hstu-ranking": Entry(
+        "nextitem.models.rankers.hstu_ranking:HSTURanking",
+        "ranker: candidates attend to the stream of what a user saw and did, read once for all of them",
+        "arXiv 2402.17152",
+    ),
     "sim": Entry(
         "nextitem.models.rankers.sim:SIM",
         "ranker: searches a lifelong history for events relevant to the candidate",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 BLOCK = 2**19  # scores of a head that are in memory at once: 2 MiB in float32
 MAX_CACHED_PAIRS = 2**22  # pairs of query and key whose time buckets a layout caches for the next layer: 16 MiB
-TIME_BUCKETS = 129
+TIME_BUCKETS, SQRT_TIME_BUCKETS = 129, 2048  # number of time buckets by scale
+TimeScale = Literal["log", "sqrt"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +31,13 @@ class Layout:
 
     Attributes:
         offsets: [B + 1] int64: offsets of the rows of keys and values; empty rows are allowed.
-        query_offsets: [B + 1] int64: offsets of the queries, which are the last tokens of their rows; None: all tokens.
+        query_offsets: [B + 1] int64: offsets of the queries; None: all tokens.
+        visible_keys: [queries] int64: number of first keys of its row that each query sees. The query itself is none of
+            them: it stands right after them. None: the queries are the last tokens of their rows, and see themselves
+            and all tokens before them.
         query_times: [queries] int64, milliseconds: time of each query, for example the time of the next event.
         key_times: [keys] int64, milliseconds: time of the event of each key; both times are None: undated.
+        time_scale: scale of the time buckets.
 
     """
 
@@ -40,6 +45,8 @@ class Layout:
     query_offsets: Tensor | None = None
     query_times: Tensor | None = None
     key_times: Tensor | None = None
+    visible_keys: Tensor | None = None
+    time_scale: TimeScale = "log"
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -47,7 +54,7 @@ class Layout:
         query_offsets = self.offsets if self.query_offsets is None else self.query_offsets
         lengths, num_queries = self.offsets.diff().cpu(), query_offsets.diff().cpu()
         order = torch.argsort(lengths, stable=True)
-        order = order[num_queries[order] > 0]
+        order = order[(num_queries[order] > 0) & (lengths[order] > 0)]
         blocks = []
         for group in _groups(order, lengths[order].tolist(), num_queries[order].tolist()):
             max_queries, max_length = int(num_queries[group].max()), int(lengths[group].max())
@@ -56,7 +63,7 @@ class Layout:
                 starts, query_starts = self.offsets[:-1].cpu()[group], query_offsets[:-1].cpu()[group]
                 count = min(step, max_queries - first)
                 rows = (starts, lengths[group], query_starts, num_queries[group])
-                blocks.append(_block(*rows, first=first, count=count, device=self.offsets.device))
+                blocks.append(_block(*rows, self.visible_keys, first=first, count=count, device=self.offsets.device))
         return blocks
 
     def pairs(self, block: Block) -> Pairs:
@@ -67,7 +74,10 @@ class Layout:
         mask = (distance >= 0)[:, None].to(torch.float32)
         buckets = None
         if self.query_times is not None and self.key_times is not None:
-            buckets = time_buckets(self.query_times[block.queries][:, :, None] - self.key_times[block.keys][:, None])
+            elapsed = self.query_times[block.queries][:, :, None] - self.key_times[block.keys][:, None]
+            buckets = time_buckets(elapsed, self.time_scale)
+        if self.visible_keys is not None:  # the query stands after the last key that it sees
+            distance += 1
         pairs = Pairs((distance[-1:] if block.has_all_queries else distance).clamp_(min=0), mask, buckets)
         if self._can_cache_pairs:
             block.pairs = pairs
@@ -97,7 +107,7 @@ class Pairs:
     Attributes:
         distance: [G, I, J] int64: number of tokens from key to query, 0 if the key is later. [1, I, J] for all rows if
             the block has all queries of its rows.
-        mask: [G, 1, I, J]: 1 if the key is the query or before it, and both are real tokens; else 0.
+        mask: [G, 1, I, J]: 1 if the query sees the key, and both are real tokens; else 0.
         buckets: [G, I, J] int32: `time_buckets` of the time from key to query; None: undated.
 
     """
@@ -115,7 +125,7 @@ class Block:
 
     queries, keys            indices of the tokens among all queries and all keys, [G, I] and [G, J]
     real_queries, real_keys  bool, the same shapes: whether the entry is a token of the row, not padding
-    positions                [G, I] position of the query within its row; -1 for padding
+    positions                [G, I] position of the last key that the query sees; -1 for none, and for padding
     has_all_queries          whether every token of every row is a query: then the distances of the last, longest row
                              are right for all rows
     pairs                    cached distances, mask and time buckets (Layout.pairs)
@@ -143,7 +153,7 @@ def hstu_attention(
 ) -> Tensor:
     """Return the causal attention output of each query, [queries, H, V].
 
-        out_i = sum over j <= i of SiLU(scale q_i . k_j + position bias + time bias) v_j / normaliser
+        out_i = sum over the visible j of SiLU(scale q_i . k_j + position bias + time bias) v_j / normaliser
 
     At most `BLOCK` scores per head are in memory; the backward pass recomputes them. On a GPU with Triton installed, a
     fused kernel stores no scores at all (ops/triton/hstu_attention.py); float64 always uses the blocks.
@@ -157,20 +167,22 @@ def hstu_attention(
         scale: factor of the inner products.
         position_weights: table [2 P - 1] of the position bias, shared by the heads. The bias of key j and query i is
             entry P - 1 + j - i, so entry P - 1 belongs to the query's own token and entry P - 2 to the one before it.
-            Rows must not be longer than P.
-        time_weights: table [129] of the time bias, shared by the heads: the entry `time_buckets` of the time from key
-            to query.
+            Rows must not be longer than P; queries that stand after their row count as one more token of it.
+        time_weights: table of the time bias, shared by the heads: the entry `time_buckets` of the time from key to
+            query. It has TIME_BUCKETS entries, or SQRT_TIME_BUCKETS.
 
     Raises:
         ValueError: a row is longer than P, or `time_weights` are passed with a layout without times.
 
     """
-    if position_weights is not None and layout.max_length > (reach := (len(position_weights) + 1) // 2):
-        raise ValueError(f"a row has {layout.max_length} tokens, position_weights reach {reach}")
+    longest = layout.max_length + (layout.visible_keys is not None)
+    if position_weights is not None and longest > (reach := (len(position_weights) + 1) // 2):
+        raise ValueError(f"a row has {longest} tokens, position_weights reach {reach}")
     if time_weights is not None and (layout.query_times is None or layout.key_times is None):
         raise ValueError("time_weights need a layout with query_times and key_times")
     attention: Any = _Attention
-    if query.is_cuda and query.dtype != torch.float64 and find_spec("triton") is not None:
+    is_plain = layout.visible_keys is None and layout.time_scale == "log"
+    if is_plain and query.is_cuda and query.dtype != torch.float64 and find_spec("triton") is not None:
         from nextitem.ops.triton.hstu_attention import FusedAttention
 
         attention = FusedAttention
@@ -198,24 +210,32 @@ def hstu_attention_reference(
         length, count = keys.stop - keys.start, queries.stop - queries.start
         i = torch.arange(length - count, length, device=key.device)[:, None]
         j = torch.arange(length, device=key.device)
+        is_visible = j <= i
+        if layout.visible_keys is not None:
+            i = layout.visible_keys[queries][:, None]
+            is_visible = j < i
         scores = torch.einsum("ihk,jhk->hij", query[queries], key[keys]) * scale
         if position_weights is not None:
-            scores = scores + position_weights[(len(position_weights) - 1) // 2 + j - i]
+            scores = scores + position_weights[(len(position_weights) - 1) // 2 - (i - j).clamp(min=0)]
         if time_weights is not None:
             assert layout.query_times is not None
             assert layout.key_times is not None
             elapsed = layout.query_times[queries][:, None] - layout.key_times[keys]
-            scores = scores + time_weights[time_buckets(elapsed)]
-        weights = F.silu(scores) * (j <= i) / normaliser
+            scores = scores + time_weights[time_buckets(elapsed, layout.time_scale)]
+        weights = F.silu(scores) * is_visible / normaliser
         parts.append(torch.einsum("hij,jhv->ihv", weights, value[keys]))
     return torch.cat(parts)
 
 
-def time_buckets(milliseconds: Tensor) -> Tensor:
-    """Return the logarithmic bucket of each time difference, int32, 0..128.
+def time_buckets(milliseconds: Tensor, scale: TimeScale = "log") -> Tensor:
+    """Return the bucket of each time difference, int32, from 0 on; differences below 0 count as 0.
 
-    It is floor(ln(max(1, seconds)) / 0.301), at most 128: one second is 0, a minute 13, a day 37, a year 57.
+    The logarithmic bucket is floor(ln(max(1, seconds)) / 0.301), at most 128: one second is 0, a minute 13, a day 37, a
+    year 57. The bucket on the scale of square roots is floor(sqrt(minutes)), at most 2047: a minute is 1, an hour 7, a
+    day 37, a year 724.
     """
+    if scale == "sqrt":
+        return milliseconds.float().div_(60_000).clamp_(min=0).sqrt_().int().clamp_(max=SQRT_TIME_BUCKETS - 1)
     seconds = milliseconds.float().div_(1000).clamp_(min=1)
     return seconds.log_().div_(0.301).int().clamp_(max=TIME_BUCKETS - 1)
 
@@ -333,6 +353,7 @@ def _block(
     lengths: Tensor,
     query_starts: Tensor,
     num_queries: Tensor,
+    visible_keys: Tensor | None,
     *,
     first: int,
     count: int,
@@ -343,16 +364,20 @@ def _block(
     The tensors are [G]: of each row, the index of its first key, its number of keys, the index of its first query, and
     its number of queries.
     """
-    queries = torch.arange(first, first + count)
-    positions = (lengths - num_queries)[:, None] + queries  # of the queries within their rows
-    width = int((positions[:, -1] + 1).minimum(lengths).max()) if len(lengths) == 1 else int(lengths.max())
+    places = torch.arange(first, first + count)
+    real_queries = places < num_queries[:, None]
+    queries = query_starts[:, None] + places.minimum(num_queries[:, None] - 1)
+    positions = (lengths - num_queries)[:, None] + places
+    if visible_keys is not None:
+        positions = visible_keys.cpu()[queries] - 1
+    width = max(1, int((positions + 1).max().minimum(lengths[0]))) if len(lengths) == 1 else int(lengths.max())
     keys = torch.arange(width)
-    real_queries, real_keys = queries < num_queries[:, None], keys < lengths[:, None]
+    real_keys = keys < lengths[:, None]
     return Block(
-        (query_starts[:, None] + queries.minimum(num_queries[:, None] - 1)).to(device),
+        queries.to(device),
         (starts[:, None] + keys.minimum(lengths[:, None] - 1)).to(device),
         real_queries.to(device),
         real_keys.to(device),
         positions.masked_fill(~real_queries, -1).to(device),
-        has_all_queries=bool((lengths == num_queries).all()),
+        has_all_queries=visible_keys is None and bool((lengths == num_queries).all()),
     )

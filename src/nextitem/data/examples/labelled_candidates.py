@@ -159,3 +159,9 @@ def examination(requests: SequenceBatch, label: str) -> torch.Tensor:
     probability = torch.where(num_shown > 0, rate / rate[1].clamp(min=1e-9), torch.ones_like(rate)).clamp(0.01, 1)
     probability[0] = 1
     return probability.float()
+
+
+def without_slots(batch: SequenceBatch) -> SequenceBatch:
+    """Return the requests without slots of their candidates, as a slot is unknown at inference."""
+    features = {name: column for name, column in batch.candidate_features.items() if name != "slot"}
+    return replace(batch, candidate_features=features)

@@ -26,32 +26,49 @@ def stochastic_length(
         generator: source of random numbers, on the CPU.
 
     """
-    lengths = batch.items.lengths
+    timestamps = None if batch.timestamps is None else batch.timestamps.values
+    is_sampled = sampled_events(batch.items, timestamps, max_length=max_length, alpha=alpha, generator=generator)
+    offsets = offsets_of(torch.bincount(batch.items.row_ids()[is_sampled], minlength=batch.items.num_rows))
+    return batch.map(lambda column: Jagged(column.values[is_sampled], offsets))
+
+
+def sampled_events(
+    items: Jagged, times: Tensor | None, *, max_length: int, alpha: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return which events of the histories `items` are read, bool [T]; see `stochastic_length`.
+
+    Args:
+        items: histories of any length.
+        times: time of each event [T] in milliseconds, or None: events are as far apart as their places.
+        max_length: maximal length of a sequence (N of the paper).
+        alpha: exponent between 1 and 2 that controls the sparsity.
+        generator: source of random numbers, on the CPU; None: the global one.
+
+    """
+    lengths = items.lengths
     max_count = max(1, int(max_length ** (alpha / 2)))
     stays_whole = (
         torch.rand(len(lengths), generator=generator).to(lengths.device) < max_length**alpha / lengths.double() ** 2
     )
     counts = torch.where((lengths <= max_count) | stays_whole, lengths, max_count)
     # Gumbel noise plus log weights: the `counts` highest are a sample without replacement.
-    noise = -torch.log(-torch.log(torch.rand(len(batch.items.values), generator=generator).clamp_(1e-20, 1 - 1e-7)))
-    keys = noise.to(lengths.device) + _recency(batch).clamp(min=1e-6).log()
-    rows = batch.items.row_ids()
+    noise = -torch.log(-torch.log(torch.rand(len(items.values), generator=generator).clamp_(1e-20, 1 - 1e-7)))
+    keys = noise.to(lengths.device) + _recency(items, times).clamp(min=1e-6).log()
+    rows = items.row_ids()
     by_key = torch.argsort(keys, descending=True)
     by_row = by_key[torch.argsort(rows[by_key], stable=True)]
     place = torch.empty_like(rows)
-    place[by_row] = torch.arange(len(rows), device=rows.device) - batch.items.offsets[rows]
-    is_sampled = place < counts[rows]
-    offsets = offsets_of(counts)
-    return batch.map(lambda column: Jagged(column.values[is_sampled], offsets))
+    place[by_row] = torch.arange(len(rows), device=rows.device) - items.offsets[rows]
+    return place < counts[rows]
 
 
-def _recency(batch: NextItemBatch) -> Tensor:
-    """Return 1 - age / total age of the sequence, by time if the log has times, otherwise by position, [T]."""
-    rows, ends = batch.items.row_ids(), batch.items.offsets[1:] - 1
-    if batch.timestamps is not None:
-        last = batch.timestamps.values[ends.clamp(min=0)]
-        age = (last[rows] - batch.timestamps.values).double()
+def _recency(items: Jagged, times: Tensor | None) -> Tensor:
+    """Return 1 - age / total age of the sequence, by time if there are times, otherwise by position, [T]."""
+    rows, ends = items.row_ids(), items.offsets[1:] - 1
+    if times is not None:
+        last = times[ends.clamp(min=0)]
+        age = (last[rows] - times).double()
     else:
         age = (ends[rows] - torch.arange(len(rows), device=rows.device)).double()
-    total = torch.zeros(batch.items.num_rows, dtype=age.dtype, device=age.device).index_add_(0, rows, age)
+    total = torch.zeros(items.num_rows, dtype=age.dtype, device=age.device).index_add_(0, rows, age)
     return 1 - age / total.clamp(min=1)[rows]

@@ -33,6 +33,7 @@ from nextitem.data.examples.labelled_candidates import (
     examination,
     impression_examples,
     require_both_labels,
+    without_slots,
 )
 from nextitem.losses.listwise_softmax import listwise_softmax
 from nextitem.losses.mean_by_request import mean_by_request
@@ -131,7 +132,11 @@ class RankingModel(Recommender):
                 )
             self.examined = examination(requests, self._labels(requests)[0])
         self.fields.fit(requests, log)
-        return self._count_codes(LabelledRequests(requests))
+        return self._count_codes(self.batches_of(requests))
+
+    def batches_of(self, requests: SequenceBatch) -> Examples[SequenceBatch]:
+        """Return precomputed requests as a source of training batches: of histories of similar length."""
+        return LabelledRequests(requests)
 
     @property
     def prefers_impressions(self) -> bool:
@@ -263,7 +268,7 @@ class RankingModel(Recommender):
         """Return the logits [P, S], computed for about BLOCK candidates at a time; slots are ignored."""
         candidates = batch.candidates
         assert candidates is not None
-        batch = _without_slots(batch)
+        batch = without_slots(batch)
         if len(candidates.values) <= BLOCK:
             return self.logits(batch, self.fields(batch))
         block = candidates.offsets[1:] // BLOCK
@@ -292,9 +297,3 @@ class RankingModel(Recommender):
             return 1.0
         slots = batch.candidate_features["slot"].values.long().clamp(max=len(self.examined) - 1)
         return 1 / self.examined[slots]
-
-
-def _without_slots(batch: SequenceBatch) -> SequenceBatch:
-    """Drop slot features: the slot is unknown at inference."""
-    features = {name: column for name, column in batch.candidate_features.items() if name != "slot"}
-    return replace(batch, candidate_features=features)

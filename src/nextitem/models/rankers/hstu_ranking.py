@@ -1,0 +1,226 @@
+"""HSTU as a ranker: candidates are appended to the stream of what a user saw and did.
+
+Zhai et al., Actions Speak Louder than Words, arXiv 2402.17152, section 2 (ranking) and 3.3 (M-FALCON), with the layer,
+the tokens and the head of the authors' later code (DLRM-v3).
+
+Notable
+- A token is the item plus what the user did with it: one vector for each kind of action, zero if it was not done. The
+  action of a candidate is a learnt vector, so its label cannot leak. `actions = "interleaved"` is the sequence of the
+  paper instead: item, action, item, action.
+- Position and time are biases of the attention, counted back from the request, not vectors of the input counted back
+  from the last event: the latter change every token with each event, and no cache would be valid
+  (docs/decisions/134-streams-of-rankers.md).
+- The divisor of the attention is the largest number of tokens, not that of the batch: no score depends on other
+  requests.
+- The time of a candidate is that of its request. The authors' code measures from the last candidate of a sample, which
+  earlier candidates of the sample never see when they are served.
+- The head multiplies the last hidden state by a network over the candidate's fields.
+
+Shapes: B requests, P candidates, S streams, T tokens of all streams, D width, A kinds of actions, F fields, W their
+width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextitem.core import config as configs
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
+from nextitem.core.history_state import HistoryState
+from nextitem.core.jagged import Jagged, offsets_of
+from nextitem.data.examples.stochastic_length import sampled_events
+from nextitem.models.rankers.deep import history_width
+from nextitem.models.rankers.stream_ranker import History, StreamConfig, StreamRanker
+from nextitem.nn.attention.stream import PastTokens, read_stream
+from nextitem.nn.attention.stu import STULayer
+from nextitem.nn.fields.fields import FieldVectors
+from nextitem.nn.ranking.mlp import mlp
+from nextitem.nn.ranking.user_streams import UserStreams
+from nextitem.ops.hstu_attention import Layout
+
+
+class HSTURankingConfig(StreamConfig):
+    """Settings of HSTU as a ranker."""
+
+    actions: Literal["summed", "interleaved", "ignored"] = "summed"
+    """Actions of the history: part of the item's token (summed), a token of their own (interleaved), or ignored."""
+    action_width: int = Field(8, ge=1)
+    """Width of the vector of one kind of action."""
+    time_bias: bool = True
+    """Whether the attention depends on the time between a token and the request, or another token."""
+    mixture_norm: Literal["layer", "group"] = "layer"
+    """Normalisation of what the attention has summed: of all heads together (layer), or of each head (group)."""
+    token_fields: bool = True
+    """Whether the candidate's token, too, reads its fields, crosses with the history included, as the head does."""
+    stochastic_length: float | None = Field(None, gt=1, le=2)
+    """Alpha of stochastic length: training reads length ** (alpha / 2) tokens of a history; None: all tokens."""
+    layer_drop: float = Field(0.0, ge=0, lt=1)
+    """Probability that training skips a layer for a batch (SDSTU of the authors' code)."""
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that have no effect under the other settings, each with the reason."""
+        is_read = self.actions != "ignored"
+        return {**super().idle_fields(), **configs.idle_unless(is_read, "actions are ignored", "action_width")}
+
+
+class SwishNorm(nn.Module):
+    """Activation x * sigmoid(LN(x))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the activated values [..., width]."""
+        return values * torch.sigmoid(self.norm(values))
+
+
+class HSTURanking(StreamRanker):
+    """Ranker whose candidates attend to what the user saw and did, through all layers."""
+
+    Config = HSTURankingConfig
+    config: HSTURankingConfig
+
+    def __init__(self, config: HSTURankingConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        width, kinds = config.token_width, self.reader.num_kinds
+        self.tokens_per_event = 2 if config.actions == "interleaved" else 1
+        self.vectors = FieldVectors(self.fields, config.width)
+        self.item_tokens = mlp(history_width(self.vectors), (width,), out=width)
+        all_fields = len(self.fields) * config.width
+        self.field_tokens = mlp(all_fields, (width,), out=width) if config.token_fields else None
+        if config.actions != "ignored":
+            self.action_vectors = nn.Parameter(torch.randn(kinds, config.action_width) * 0.1)
+            self.action_tokens = nn.Linear(kinds * config.action_width, width)
+            self.candidate_action = nn.Parameter(torch.randn(width) * 0.1)
+        self.layers = nn.ModuleList(
+            STULayer(
+                width,
+                heads=config.heads,
+                head_width=config.head_width,
+                max_length=config.max_history_length * self.tokens_per_event,
+                dropout=config.stream_dropout,
+                has_time_bias=config.time_bias,
+                norm=config.mixture_norm,
+            )
+            for _ in range(config.layers)
+        )
+        self.output_norm = nn.LayerNorm(width)
+        self.factor = mlp(all_fields, config.hidden, activation=config.activation, dropout=config.dropout, out=width)
+        self.head = nn.Sequential(nn.Linear(2 * width, 2 * width), SwishNorm(2 * width))
+        self.towers = nn.Linear(2 * width, len(self.all_tasks))
+
+    def read(self, batch: SequenceBatch) -> History:
+        """Read the histories of a batch; if it has a state, only what follows it."""
+        if batch.state is not None:
+            return self._stored_history(batch, self.encode_history(batch, batch.state))
+        streams = self.reader.read(batch)
+        if self.training and self.config.stochastic_length is not None:
+            is_read = sampled_events(
+                streams.items,
+                streams.times,
+                max_length=self.config.max_history_length,
+                alpha=self.config.stochastic_length,
+            )
+            streams = streams.select(is_read)
+        layers = self.active_layers()
+        return History(streams, read_stream(layers, self._tokens(streams), self._layout(streams)), layers)
+
+    def active_layers(self) -> list[STULayer]:
+        """Return the layers that are used: in training some are skipped at random, never all."""
+        layers = cast("list[STULayer]", list(self.layers))
+        if not self.training or not self.config.layer_drop:
+            return layers
+        is_used = torch.rand(len(layers)) >= self.config.layer_drop
+        is_used[int(torch.randint(len(layers), ()))] |= not bool(is_used.any())
+        return [layer for layer, used in zip(layers, is_used.tolist(), strict=True) if used]
+
+    def _tokens(self, streams: UserStreams, places: Tensor | None = None) -> Tensor:
+        """Return the tokens at `places` of the streams (None: all), [places x tokens per event, D]."""
+        items = streams.items.values if places is None else streams.items.values[places]
+        tokens = self.item_tokens(self.vectors.of_items(items))
+        if self.config.actions != "ignored":
+            kinds = streams.actions if places is None else streams.actions[places]
+            actions = self.action_tokens((kinds[:, :, None] * self.action_vectors).flatten(1))
+            is_summed = self.tokens_per_event == 1
+            tokens = tokens + actions if is_summed else torch.stack([tokens, actions], 1).flatten(0, 1)
+        return F.dropout(tokens, self.config.stream_dropout, self.training)
+
+    def _layout(self, streams: UserStreams, num_queries: Tensor | None = None, places: Tensor | None = None) -> Layout:
+        """Return the layout of the tokens; the last `num_queries [S]` of each stream, at `places`, are queries."""
+        factor = self.tokens_per_event
+        times = None if streams.times is None else streams.times.repeat_interleave(factor)
+        query_times = times
+        if places is not None and streams.times is not None:
+            query_times = streams.times[places].repeat_interleave(factor)
+        query_offsets = None if num_queries is None else offsets_of(num_queries * factor)
+        return Layout(streams.items.offsets * factor, query_offsets, query_times, times, time_scale="sqrt")
+
+    def candidate_tokens(self, batch: SequenceBatch, fields: Tensor) -> Tensor:
+        """Return the tokens [P, D] of the candidates: items with a learnt action, and their fields."""
+        assert batch.candidates is not None
+        tokens: Tensor = self.item_tokens(self.vectors.of_items(batch.candidates.values))
+        if self.config.actions == "summed":
+            tokens = tokens + self.candidate_action
+        if self.field_tokens is not None:
+            tokens = tokens + self.field_tokens(fields.flatten(1))
+        return F.dropout(tokens, self.config.stream_dropout, self.training)
+
+    def task_logits(self, states: Tensor, fields: Tensor) -> Tensor:
+        """Return the logits [P, all tasks]: the state times a network over the candidate's fields, and that network."""
+        factor = self.factor(fields.flatten(1))
+        logits: Tensor = self.towers(self.head(torch.cat([self.output_norm(states) * factor, factor], 1)))
+        return logits
+
+    @torch.no_grad()
+    def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
+        """Return the keys and values of all tokens of each history (roles.Incremental).
+
+        A token is read anew from the first one on that differs from what was read: an event that arrives late, or a
+        label that was corrected, never leads to a wrong answer.
+        """
+        version = self.weights_fingerprint()
+        streams = self.reader.read(batch, torch.zeros_like(batch.items.lengths))
+        num_reusable, past_cache = self._reusable(streams, state, version)
+        rows = streams.items.row_ids()
+        places = torch.arange(len(rows), device=rows.device) - streams.items.offsets[rows]
+        new_places = (places >= num_reusable[rows]).nonzero()[:, 0]
+        factor, past = self.tokens_per_event, None
+        if past_cache is not None:
+            read_rows = torch.arange(len(num_reusable), device=rows.device).repeat_interleave(num_reusable)
+            owners = [part.repeat_interleave(factor) for part in (read_rows, rows[new_places])]
+            past = PastTokens(torch.cat(owners).argsort(stable=True), past_cache)
+        layout = self._layout(streams, streams.items.lengths - num_reusable, new_places)
+        cache = read_stream(self.active_layers(), self._tokens(streams, new_places), layout, past=past)
+        stored = {
+            "keys_values": Jagged(cache, streams.items.offsets * factor).to_padded(),
+            "digests": streams.items.with_values(streams.digests()).to_padded(),
+            "num_tokens": streams.items.lengths,
+        }
+        return HistoryState(batch.items.lengths, None, stored, streams.starts, version)
+
+    def _reusable(self, streams: UserStreams, state: HistoryState | None, version: str) -> tuple[Tensor, Tensor | None]:
+        """Return how many first tokens of each stream were read before [B], and their keys and values."""
+        if state is None or not state.cache:
+            return torch.zeros_like(streams.starts), None
+        state.check_version(version)
+        digests = streams.items.with_values(streams.digests())
+        width = min(int(digests.lengths.max()), state.cache["digests"].shape[1])
+        places = torch.arange(width, device=digests.values.device)
+        is_equal = digests.to_padded()[:, :width] == state.cache["digests"][:, :width]
+        is_equal &= places < torch.minimum(digests.lengths, state.cache["num_tokens"])[:, None]
+        counts = is_equal.long().cumprod(1).sum(1)
+        counts = counts.masked_fill(state.starts != streams.starts, 0)  # a token before the first one was read, too
+        return counts, Jagged.from_padded(state.cache["keys_values"], counts * self.tokens_per_event).values
+
+    def _stored_history(self, batch: SequenceBatch, state: HistoryState) -> History:
+        """Return the history that a state contains; its requests share no streams."""
+        streams = self.reader.read(batch, torch.zeros_like(batch.items.lengths))
+        lengths = streams.items.lengths * self.tokens_per_event
+        return History(streams, Jagged.from_padded(state.cache["keys_values"], lengths).values, self.active_layers())
