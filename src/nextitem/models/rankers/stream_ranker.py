@@ -24,7 +24,7 @@ from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, offsets_of
-from nextitem.core.roles import Examples
+from nextitem.core.roles import Examples, LossTerms
 from nextitem.data.examples.labelled_candidates import TARGET, require_both_labels, without_slots
 from nextitem.data.examples.user_requests import UserRequests
 from nextitem.models.rankers.deep import DeepConfig
@@ -75,12 +75,14 @@ class History:
         streams: the token streams.
         cache: keys and values of their tokens, [tokens, 2 x layers, H, K].
         layers: the layers that read them, which must read the candidates, too.
+        states: hidden states of the tokens after the last layer, if training needs them.
 
     """
 
     streams: UserStreams
     cache: Tensor
     layers: Sequence[StreamLayer]
+    states: Tensor | None = None
 
 
 class StreamRanker(RankingModel):
@@ -156,6 +158,20 @@ class StreamRanker(RankingModel):
             f"label {task!r}: all candidates to learn from have the same value, so it is no task" for task in dropped
         ]
         return (*super().calibrate(requests), *notes)
+
+    def training_loss(self, batch: SequenceBatch) -> LossTerms:
+        """Return the cross-entropy of all tasks, the penalty, and the loss of the history itself if it has one."""
+        codes, history = self.fields(batch), self.read(batch)
+        terms = self.cross_entropy(batch, self._candidate_logits(batch, self.vectors(codes), history))
+        total = terms.total + self.penalty(batch, codes)
+        if history.states is None:
+            return LossTerms(total, terms.named)
+        loss, weight = self.history_loss(history)
+        return LossTerms(total + weight * loss, {**terms.named, "next_item": loss.detach()})
+
+    def history_loss(self, history: History) -> tuple[Tensor, float]:
+        """Return the loss of the states of a history, and its weight."""
+        raise NotImplementedError(f"{type(self).__name__} needs no states of histories")
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """Return the logits [P, S] of the candidates of a batch."""
