@@ -1,9 +1,9 @@
 """Time of one request through a whole cascade, by stage, at several sizes of catalogue.
 
-Four channels, 1,000 candidates, a two-tower pre-ranker to 200, din of width 16 over 50 events, dpp to 20. What is
-fitted in closed form is fitted to a generated log; networks have random weights, on which time does not depend.
+Four channels, 1,000 candidates, a two-tower pre-ranker to 200, a ranker (din of width 16) over 50 events, dpp to 20.
+What is fitted in closed form is fitted to a generated log; networks have random weights, on which time does not depend.
 
-    python benchmarks/cascade_latency.py [--items 100000 1000000] [--requests 100] [--threads 2]
+    python benchmarks/cascade_latency.py [--items 100000 1000000] [--ranker hstu-ranking] [--requests 100] [--threads 2]
 
 Prints p50 and p99 of the whole, and p50 of each channel and stage.
 """
@@ -61,9 +61,9 @@ def generated(num_items: int, *, num_users: int, events: int, seed: int) -> Data
     return Dataset("generated", log, catalog, users_table)
 
 
-def settings() -> CascadeConfig:
+def settings(ranker_name: str) -> CascadeConfig:
     """Return the settings of the cascade that is timed."""
-    ranker = {"name": "din", "width": 16, "objective": "listwise", "max_history_length": 50}
+    ranker = {"name": ranker_name, "width": 16, "objective": "listwise", "max_history_length": 50}
     channels = {
         "item-cf": (300, {"name": "item-cf"}),
         "two-tower": (400, {"name": "two-tower"}),
@@ -85,19 +85,21 @@ def settings() -> CascadeConfig:
 def request(data: Dataset, user: int) -> SequenceBatch:
     """Return a request with the latest 50 events of a user."""
     log = data.interactions
-    items = log.item_ids[log.offsets[user - 1] : log.offsets[user]][-50:]
+    assert log.timestamps is not None
+    rows = slice(max(log.offsets[user - 1], log.offsets[user] - 50), log.offsets[user])
     return SequenceBatch(
-        Jagged.from_rows([items.tolist()]),
+        Jagged.from_rows([log.item_ids[rows].tolist()]),
+        timestamps=Jagged.from_rows([log.timestamps[rows].tolist()]),
         user_ids=torch.tensor([user]),
         request_times=torch.tensor([91 * DAY_MS]),
         context={"user.country": torch.tensor([1 + user % len(COUNTRIES)])},
     )
 
 
-def fitted_cascade(data: Dataset, *, seed: int) -> Cascade:
+def fitted_cascade(data: Dataset, ranker_name: str, *, seed: int) -> Cascade:
     """Return the cascade, with what is fitted in closed form fitted to the data."""
     torch.manual_seed(seed)
-    model = Cascade(settings(), data.catalog)
+    model = Cascade(settings(ranker_name), data.catalog)
     model.set_popularity(torch.from_numpy(data.interactions.item_counts()).float())
     for channel in model.channels:
         if isinstance(channel, ClosedForm):
@@ -128,13 +130,14 @@ def stage_seconds(model: Cascade, batch: SequenceBatch) -> dict[str, float]:
 
 def main() -> None:
     options = parser(__doc__, users=20_000, events=1_000_000, requests=100, threads=2, seed=0)
+    options.add_argument("--ranker", default="din", help="a ranker with fields and a history; default: din")
     options.add_argument("--items", type=int, nargs="+", default=[100_000])
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     results = Results(arguments)
     for num_items in arguments.items:
         data = generated(num_items, num_users=arguments.users, events=arguments.events, seed=arguments.seed)
-        model = fitted_cascade(data, seed=arguments.seed)
+        model = fitted_cascade(data, arguments.ranker, seed=arguments.seed)
         whole: list[float] = []
         by_stage: dict[str, list[float]] = defaultdict(list)
         for number in range(arguments.requests + WARMUP):

@@ -43,8 +43,8 @@ class StreamConfig(DeepConfig):
 
     max_history_length: int = Field(256, ge=1)
     """Number of most recent tokens of a history that the ranker reads: events, and impressions if they are read."""
-    window_step: int = Field(64, ge=1)
-    """Number of tokens by which a full window advances at once; in between, what was read stays valid."""
+    window_step: int | None = Field(None, ge=1)
+    """Number of tokens by which a full window advances at once; in between, what was read stays valid; none: half."""
     token_width: int = Field(64, ge=1)
     """Width of the tokens (D)."""
     layers: int = Field(2, ge=1)
@@ -97,7 +97,7 @@ class StreamRanker(RankingModel):
         self.register_buffer("is_learnt", torch.ones(len(self.all_tasks), dtype=torch.bool))
         actions = catalog.events.get(ACTION)
         self.reader = StreamReader(
-            Window(config.max_history_length, config.window_step),
+            Window(config.max_history_length, config.window_step or -(-config.max_history_length // 2)),
             num_actions=0 if actions is None else actions.num_codes - 1,
             labels=catalog.labels,
             label_delay_ms=round(config.label_delay_minutes * MINUTE_MS),
