@@ -31,8 +31,10 @@ LOWEST_FLOOR = 1e-4  # share of the lowest loss that counts as no floor
 MIN_EXPONENT, MAX_EXPONENT = 1e-3, 5.0
 LEVELS = (0.025, 0.975)
 OTHER_STARTS = 4  # starts of a replicate beside the numbers of the law itself
-MAX_STEPS = 300
+MAX_STEPS = 120
 MAX_STEP = 2.0  # largest change of a number in one step
+MIN_GAIN = 1e-7  # relative gain of a step below which a problem is solved
+MAX_DAMPING = 1e6
 
 
 @dataclass(frozen=True)
@@ -221,26 +223,30 @@ class _Problem:
         lows, highs = self._bounds(log_losses)
         numbers = np.clip(starts, lows, highs)
         costs, damping = self._costs(numbers, log_losses), np.full(len(numbers), 1e-3)
+        rows = np.arange(len(numbers))  # of the problems that still improve
         for _ in range(MAX_STEPS):
-            residuals, slopes = self.values(numbers) - log_losses, self._slopes(numbers)
-            weights = np.minimum(1.0, HUBER / np.maximum(np.abs(residuals), 1e-300))
-            weighted = slopes * weights[:, :, None]
-            squares = np.einsum("rnp,rnq->rpq", weighted, slopes)
-            gradients = np.einsum("rnp,rn->rp", weighted, residuals)
-            diagonal = np.einsum("rpp->rp", squares) + 1e-12
-            steps = np.linalg.solve(
-                squares + (damping[:, None] * diagonal)[:, :, None] * np.eye(squares.shape[1]), -gradients[:, :, None]
-            )[:, :, 0]
-            proposals = np.clip(numbers + np.clip(steps, -MAX_STEP, MAX_STEP), lows, highs)
-            new_costs = self._costs(proposals, log_losses)
-            is_better = new_costs < costs
-            gains = np.where(is_better, (costs - new_costs) / np.maximum(costs, 1e-300), 0.0)
-            numbers = np.where(is_better[:, None], proposals, numbers)
-            costs = np.where(is_better, new_costs, costs)
-            damping = np.clip(np.where(is_better, damping / 3, damping * 4), 1e-9, 1e9)
-            if not (gains > 1e-9).any() and ((damping >= 1e3) | is_better | (costs < 1e-24)).all():
+            proposals = np.clip(
+                numbers[rows] + self._steps(numbers[rows], log_losses[rows], damping[rows]), lows[rows], highs[rows]
+            )
+            new_costs = self._costs(proposals, log_losses[rows])
+            gains = (costs[rows] - new_costs) / np.maximum(costs[rows], 1e-300)
+            is_better = gains > 0
+            numbers[rows[is_better]], costs[rows[is_better]] = proposals[is_better], new_costs[is_better]
+            damping[rows] = np.clip(damping[rows] * np.where(is_better, 1 / 3, 4), 1e-9, MAX_DAMPING)
+            rows = rows[np.where(is_better, gains > MIN_GAIN, damping[rows] < MAX_DAMPING) & (costs[rows] > 1e-26)]
+            if not len(rows):
                 break
         return numbers, costs
+
+    def _steps(self, numbers: Array, log_losses: Array, damping: Array) -> Array:
+        """Return the damped Gauss-Newton steps of numbers [R, P], [R, P]."""
+        residuals, slopes = self.values(numbers) - log_losses, self._slopes(numbers)
+        weights = np.minimum(1.0, HUBER / np.maximum(np.abs(residuals), 1e-300))
+        weighted = (slopes * weights[:, :, None]).transpose(0, 2, 1)
+        squares, gradients = weighted @ slopes, weighted @ residuals[:, :, None]
+        diagonal = np.einsum("rpp->rp", squares) + 1e-12
+        squares += (damping[:, None] * diagonal)[:, :, None] * np.eye(squares.shape[1])
+        return np.clip(-np.linalg.solve(squares, gradients)[:, :, 0], -MAX_STEP, MAX_STEP)
 
     def best(self, log_losses: Array, starts: Array) -> Array:
         """Return the numbers [P] with the smallest Huber loss that any of the starts [S, P] leads to."""

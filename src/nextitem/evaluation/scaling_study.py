@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from nextitem.evaluation.scaling_law import Array, ScalingFit, fit_with_intervals
+from nextitem.evaluation.scaling_law import REPLICATES, Array, ScalingFit, fit_with_intervals
 
 Config = tuple[float, float]  # size, share of the data
 VerdictKind = Literal["power law", "plateau", "no power law", "too few decades"]
@@ -114,17 +114,17 @@ class ScalingStudy:
     sentences: tuple[str, ...]
 
 
-def study(measurements: Sequence[Measurement], *, seed: int = 0) -> ScalingStudy:
-    """Return the study of runs; `seed` is that of the bootstrap."""
+def study(measurements: Sequence[Measurement], *, replicates: int = REPLICATES) -> ScalingStudy:
+    """Return the study of runs; `replicates` is the number of resampled fits that the intervals are made of."""
     largest = max((each.size for each in measurements), default=0.0)
     fitted = [each for each in measurements if each.size < largest]
     others = [each for each in measurements if each.size == largest]
     frontier = frontier_of(fitted)
-    compute_law = _fit([each for each in fitted if each.configuration in frontier], ("compute",), seed)
+    compute_law = _fit([each for each in fitted if each.configuration in frontier], ("compute",), replicates)
     variables = _size_variables(fitted)
     full_share = max((each.share for each in fitted), default=0.0)
     sized = fitted if len(variables) == 2 else [each for each in fitted if each.share == full_share]
-    size_law = _fit(sized, variables, seed)
+    size_law = _fit(sized, variables, replicates)
     held_out = []
     if compute_law is not None:
         best = min(_groups(others).values(), key=_mean_loss)
@@ -229,13 +229,13 @@ def _prediction_sentence(each: Prediction, law: str) -> str:
     )
 
 
-def _fit(measurements: Sequence[Measurement], variables: Sequence[str], seed: int) -> ScalingFit | None:
+def _fit(measurements: Sequence[Measurement], variables: Sequence[str], replicates: int) -> ScalingFit | None:
     """Return the law of these variables; None if there are too few configurations for its numbers."""
     configurations, inputs = sorted(_groups(measurements)), _inputs(measurements, variables)
     if min(len(configurations), len(np.unique(inputs, axis=0))) < 1 + 2 * len(variables):
         return None
     groups = [configurations.index(each.configuration) for each in measurements]
-    return fit_with_intervals(inputs, np.array([each.loss for each in measurements]), groups, seed=seed)
+    return fit_with_intervals(inputs, np.array([each.loss for each in measurements]), groups, replicates=replicates)
 
 
 def _predict(law: ScalingFit, variables: tuple[str, ...], group: Sequence[Measurement]) -> Prediction:
