@@ -106,6 +106,13 @@ def test_the_frontier_has_no_configuration_that_a_cheaper_one_beats() -> None:
     assert frontier_of(runs) == ((1, 0.5), (1, 1), (2, 1))
 
 
+def test_a_law_without_residuals_is_not_claimed() -> None:
+    result = study(measurements(power, sizes=(0.25, 0.5, 1.0, 2.0), shares=(1.0,)))
+    assert len(result.frontier) == 3
+    assert result.compute_law is None
+    assert result.held_out == ()
+
+
 def test_a_wide_exponent_and_an_open_floor_are_named() -> None:
     result = study(measurements(lambda size, share: 4.0 * (size**2 * share) ** -0.02, noise=0.002))
     assert any("floor is not determined" in sentence for sentence in result.sentences)

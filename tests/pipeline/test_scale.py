@@ -59,15 +59,15 @@ def outcomes(points: list[Point]) -> list[Point]:
 
 def test_a_study_writes_report_results_and_plot(tmp_path: Path) -> None:
     lines: list[str] = []
-    scaling = scaled(tmp_path / "out", data_shares=(0.5, 0.75, 1.0), sizes=(0.125, *SIZES), log=lines.append)
-    assert len(scaling.points) == 15
+    scaling = scaled(tmp_path / "out", data_shares=(0.5, 0.75, 1.0), log=lines.append)
+    assert len(scaling.points) == 12
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "scale.toml", "points.jsonl", "results.json", "report.html", "scaling.png",
     }  # fmt: skip
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert results["verdict"] == scaling.verdict
     assert results["loss_name"] == "nats a target"
-    assert len(results["runs"]) == 15
+    assert len(results["runs"]) == 12
     assert results["runs"][0]["compute"] == scaling.points[0].compute
     assert results["held_out"][-1]["size"] == 2.0
     assert set(results["laws"]["parameters, examples"]["intervals"]) == {"E", "A", "B", "a", "b"}
@@ -76,7 +76,7 @@ def test_a_study_writes_report_results_and_plot(tmp_path: Path) -> None:
     assert page.count("<svg") == 2
     assert "width 32, layers 1" in page
     assert matplotlib.image.imread(tmp_path / "out" / "scaling.png").std() > 0.01
-    assert [line for line in lines if line.startswith("point 15 of 15: size 2, share 0.5, seed 0: loss")]
+    assert [line for line in lines if line.startswith("point 12 of 12: size 2, share 0.5, seed 0: loss")]
     assert scaling.to_frame()["loss"].to_list() == [point.loss for point in scaling.points]
     assert scaling.study.sentences[0] in repr(scaling)
 

@@ -230,9 +230,12 @@ def _prediction_sentence(each: Prediction, law: str) -> str:
 
 
 def _fit(measurements: Sequence[Measurement], variables: Sequence[str], replicates: int) -> ScalingFit | None:
-    """Return the law of these variables; None if there are too few configurations for its numbers."""
+    """Return the law of these variables; None if there are not more configurations than numbers of the law.
+
+    As many configurations as numbers are fitted without residuals, which would look like certainty.
+    """
     configurations, inputs = sorted(_groups(measurements)), _inputs(measurements, variables)
-    if min(len(configurations), len(np.unique(inputs, axis=0))) < 1 + 2 * len(variables):
+    if min(len(configurations), len(np.unique(inputs, axis=0))) <= 1 + 2 * len(variables):
         return None
     groups = [configurations.index(each.configuration) for each in measurements]
     return fit_with_intervals(inputs, np.array([each.loss for each in measurements]), groups, replicates=replicates)

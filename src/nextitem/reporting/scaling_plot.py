@@ -121,10 +121,14 @@ def _mean(measurements: Sequence[Measurement], configuration: tuple[float, float
 
 def _finish(axes: Any, x_label: str, loss_name: str) -> None:
     """Make both axes logarithmic, and label them."""
+    from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+
     axes.set_xscale("log")
-    axes.set_yscale("log")
-    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatter("{x:.3g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yscale("log")  # losses rarely span a decade, so their ticks are round numbers, not powers
+    axes.yaxis.set_major_locator(MaxNLocator(7))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:.4g}")
     axes.set_xlabel(x_label)
     axes.set_ylabel(f"validation loss, {loss_name}")
     axes.legend(fontsize=7.5, loc="best", framealpha=0.6)

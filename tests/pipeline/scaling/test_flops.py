@@ -107,7 +107,7 @@ def test_counts_equal_those_of_torch_without_padding(case: str) -> None:
     assert counted.backward == backward
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][0] != "gru4rec"])
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith(("gru4rec", "tiger "))])
 def test_a_batch_of_different_histories_counts_as_its_histories_alone(case: str) -> None:
     data = log_of([3, 4] if CASES[case][0] == "tiger" else [3, 9, 5, 4])
     model, counter = model_of(case, data), FAMILIES[CASES[case][0]].counter
