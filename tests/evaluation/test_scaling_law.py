@@ -67,7 +67,7 @@ def test_intervals_contain_planted_numbers_about_as_often_as_they_claim(law: Sca
     hits = []
     for repetition in range(repetitions):
         losses = law(runs) * np.exp(rng.normal(0, 0.003, len(runs)))
-        fit = fit_with_intervals(runs, losses, configurations, replicates=60, seed=repetition)
+        fit = fit_with_intervals(runs, losses, configurations.tolist(), replicates=60, seed=repetition)
         hits += [low <= true <= high for true, (low, high) in zip(law.numbers(), fit.intervals(), strict=True)]
     assert np.mean(hits) > 0.88
 
@@ -109,7 +109,7 @@ def test_more_seeds_narrow_the_interval_and_the_same_seed_gives_the_same() -> No
         groups = np.repeat(np.arange(8), num_seeds)
         runs = inputs[groups]
         losses = law(runs) * np.exp(np.random.default_rng(1).normal(0, 0.01, len(runs)))
-        fits = [fit_with_intervals(runs, losses, groups, replicates=100) for _ in range(2)]
+        fits = [fit_with_intervals(runs, losses, groups.tolist(), replicates=100) for _ in range(2)]
         assert fits[0].intervals() == fits[1].intervals()
         low, high = fits[0].intervals()[2]
         widths.append(high - low)

@@ -40,7 +40,7 @@ def measurements(
 
 
 def power(size: float, share: float) -> float:
-    return 3.0 + 0.5 * size**-0.7 + 0.2 * share**-0.5
+    return 3.0 + 0.5 * float(size**-0.7) + 0.2 * float(share**-0.5)
 
 
 def test_a_power_law_is_recognised_and_the_largest_size_predicted() -> None:

@@ -20,6 +20,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.data.protocols import make_split
 from nextitem.evaluation.target_loss import judged_requests, target_loss
 from nextitem.pipeline import scale as scaling_module
+from nextitem.pipeline.evaluate import split_for
 from nextitem.pipeline.recipe import Recipe
 from nextitem.pipeline.scale import scale
 from nextitem.pipeline.scaling import points as points_module
@@ -155,7 +156,6 @@ def test_a_point_that_ctrl_c_ends_within_its_training_continues_from_its_checkpo
 @pytest.mark.usefixtures("without_files")
 def test_test_requests_are_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     former = scaled(tmp_path / "a", sizes=(0.5, 1.0))
-    split_for = scaling_module.split_for
 
     def with_other_tests(*arguments: Any, **options: Any) -> Any:
         split = split_for(*arguments, **options)

@@ -67,27 +67,23 @@ def scale(
     check_names("model", [family])
     family_of(family)
     check_settings("model", family, settings or [])
-    values = {
-        "sizes": arguments.SIZES if sizes is None else arguments.numbers_of("--sizes", sizes),
-        "data_shares": (
-            arguments.DATA_SHARES if data_shares is None else arguments.numbers_of("--data-shares", data_shares)
-        ),
-        "learning_rates": (
-            arguments.LEARNING_RATES
-            if learning_rates is None
-            else arguments.numbers_of("--learning-rates", learning_rates)
-        ),
-    }
+    factors = arguments.SIZES if sizes is None else arguments.numbers_of("--sizes", sizes)
+    shares = arguments.DATA_SHARES if data_shares is None else arguments.numbers_of("--data-shares", data_shares)
+    rates = arguments.LEARNING_RATES
+    if learning_rates is not None:
+        rates = arguments.numbers_of("--learning-rates", learning_rates)
     seed_values = arguments.SEEDS if seeds is None else arguments.seeds_of(seeds)
-    arguments.check_arguments(**values, seeds=seed_values, minutes=minutes, points=points)
+    arguments.check_arguments(
+        sizes=factors, data_shares=shares, seeds=seed_values, learning_rates=rates, minutes=minutes, points=points
+    )
     check_out(out, resume=resume, overwrite=overwrite)
     dataset = load_data(data, drop_unknown_items=drop_unknown_items, recipe=recipe, overrides=settings or [])
     from nextitem.pipeline.scale import scale as run_study
     from nextitem.reporting.scaling_report import print_scaling
 
     scaling = run_study(
-        family, dataset, out=out, **values, seeds=seed_values, minutes=minutes, points=points, recipe=recipe, ids=ids,
-        protocol=protocol, device=device, overrides=settings or [], drop_unknown_items=drop_unknown_items,
+        family, dataset, out=out, sizes=factors, data_shares=shares, seeds=seed_values, learning_rates=rates,
+        minutes=minutes, points=points, recipe=recipe, ids=ids, protocol=protocol, device=device, overrides=settings or [], drop_unknown_items=drop_unknown_items,
         resume=resume, overwrite=overwrite, log=log,
     )  # fmt: skip
     print_scaling(scaling.page())

@@ -294,4 +294,5 @@ class _Problem:
         parts, floors = self._parts(numbers), np.exp(numbers[:, 0])[:, None, None]
         totals = floors + parts.sum(2, keepdims=True)
         floors = np.broadcast_to(floors, totals.shape)
-        return np.concatenate([floors, parts, -parts * self.scaled], axis=2) / totals
+        slopes: Array = np.concatenate([floors, parts, -parts * self.scaled], axis=2) / totals
+        return slopes

@@ -164,7 +164,7 @@ def _verdict(
     decades = math.log10(max(computes) / min(computes)) if computes else 0.0
     if len(groups) < MIN_CONFIGURATIONS or decades < MIN_DECADES:
         return "too few decades", (
-            f"Too few decades: the fit has {len(groups)} configurations of model size and data over {decades:.1f} "
+            f"Too few decades: the fit has {len(groups)} combinations of size and share over {decades:.1f} "
             f"decades of compute. A law needs at least {MIN_CONFIGURATIONS} over {MIN_DECADES:.0f}: train further "
             "sizes or shares of the data.",
         )

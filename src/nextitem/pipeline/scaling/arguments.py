@@ -8,10 +8,10 @@ from fractions import Fraction
 
 from nextitem.core.errors import UserError
 
-SIZES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
-DATA_SHARES = (0.25, 0.5, 1.0)
-SEEDS = (0,)
-LEARNING_RATES = (1.0,)
+SIZES: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+DATA_SHARES: tuple[float, ...] = (0.25, 0.5, 1.0)
+SEEDS: tuple[int, ...] = (0,)
+LEARNING_RATES: tuple[float, ...] = (1.0,)
 
 
 def numbers_of(option: str, text: str) -> tuple[float, ...]:

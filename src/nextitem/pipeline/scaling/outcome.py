@@ -73,8 +73,8 @@ class Scaling:
 
     def to_frame(self) -> pl.DataFrame:
         """Return a data frame with a line for each point."""
-        names = ("size", "share", "seed", "rate", "embedding_parameters", "other_parameters", "examples", "epochs")
-        names += ("best_epoch", "forward_flops", "backward_flops", "compute", "loss", "merit", "seconds")
+        names = ["size", "share", "seed", "rate", "embedding_parameters", "other_parameters", "examples", "epochs"]
+        names += ["best_epoch", "forward_flops", "backward_flops", "compute", "loss", "merit", "seconds"]
         rows = [{name: getattr(point, name) for name in names} for point in self.points]
         return pl.DataFrame(
             [row | {"is_used": self._is_used(point)} for row, point in zip(rows, self.points, strict=True)]
