@@ -83,8 +83,8 @@ def scale(
 
     scaling = run_study(
         family, dataset, out=out, sizes=factors, data_shares=shares, seeds=seed_values, learning_rates=rates,
-        minutes=minutes, points=points, recipe=recipe, ids=ids, protocol=protocol, device=device, overrides=settings or [], drop_unknown_items=drop_unknown_items,
-        resume=resume, overwrite=overwrite, log=log,
+        minutes=minutes, points=points, recipe=recipe, ids=ids, protocol=protocol, device=device,
+        overrides=settings or [], drop_unknown_items=drop_unknown_items, resume=resume, overwrite=overwrite, log=log,
     )  # fmt: skip
     print_scaling(scaling.page())
     print(f"{scaling.folder / 'report.html'}: plots, laws and runs")
