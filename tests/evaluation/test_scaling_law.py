@@ -57,17 +57,17 @@ def test_a_law_without_noise_is_recovered_exactly(law: ScalingLaw, inputs: Array
     ("law", "inputs"),
     [
         (ScalingLaw(2.0, (50.0,), (0.2,)), np.logspace(10, 13, 7)[:, None]),
-        (ScalingLaw(2.0, (300.0, 40.0), (0.35, 0.25)), grid(6, 3)),
+        (ScalingLaw(2.0, (300.0, 40.0), (0.35, 0.25)), grid(5, 3)),
     ],
 )
 def test_intervals_contain_planted_numbers_about_as_often_as_they_claim(law: ScalingLaw, inputs: Array) -> None:
-    rng, num_seeds, repetitions = np.random.default_rng(0), 2, 16
+    rng, num_seeds, repetitions = np.random.default_rng(0), 2, 10
     configurations = np.repeat(np.arange(len(inputs)), num_seeds)
     runs = inputs[configurations]
     hits = []
     for repetition in range(repetitions):
         losses = law(runs) * np.exp(rng.normal(0, 0.003, len(runs)))
-        fit = fit_with_intervals(runs, losses, configurations.tolist(), replicates=60, seed=repetition)
+        fit = fit_with_intervals(runs, losses, configurations.tolist(), replicates=40, seed=repetition)
         hits += [low <= true <= high for true, (low, high) in zip(law.numbers(), fit.intervals(), strict=True)]
     assert np.mean(hits) > 0.88
 
@@ -76,7 +76,7 @@ def test_scipy_finds_no_lower_huber_loss() -> None:
     """The fit solves many problems at once by its own steps; scipy's least squares is the reference."""
     rng = np.random.default_rng(3)
     law, inputs = ScalingLaw(3.0, (40.0,), (0.25,)), np.logspace(9, 12, 8)[:, None]
-    for _ in range(3):
+    for _ in range(2):
         losses = law(inputs) * np.exp(rng.normal(0, 0.01, 8))
         centre = np.log(inputs).mean()
 
@@ -84,7 +84,7 @@ def test_scipy_finds_no_lower_huber_loss() -> None:
             part = np.exp(numbers[1] - numbers[2] * (np.log(inputs[:, 0]) - centre))
             return np.log(np.exp(numbers[0]) + part) - np.log(losses)
 
-        starts = [(math.log(losses.min() * share), -1.0, a) for share in (0.1, 0.5, 0.9) for a in (0.1, 0.3, 1.0)]
+        starts = [(math.log(losses.min() * share), -1.0, a) for share in (0.2, 0.9) for a in (0.1, 0.3)]
         costs = [least_squares(residuals, start, loss="huber", f_scale=HUBER).cost for start in starts]
         fit = fit_law(inputs, losses)
         sizes = np.abs(np.log(fit(inputs)) - np.log(losses))
@@ -109,7 +109,7 @@ def test_more_seeds_narrow_the_interval_and_the_same_seed_gives_the_same() -> No
         groups = np.repeat(np.arange(8), num_seeds)
         runs = inputs[groups]
         losses = law(runs) * np.exp(np.random.default_rng(1).normal(0, 0.01, len(runs)))
-        fits = [fit_with_intervals(runs, losses, groups.tolist(), replicates=100) for _ in range(2)]
+        fits = [fit_with_intervals(runs, losses, groups.tolist(), replicates=50) for _ in range(2)]
         assert fits[0].intervals() == fits[1].intervals()
         low, high = fits[0].intervals()[2]
         widths.append(high - low)

@@ -60,7 +60,9 @@ def outcomes(points: list[Point]) -> list[Point]:
 
 def test_a_study_writes_report_results_and_plot(tmp_path: Path) -> None:
     lines: list[str] = []
-    scaling = scaled(tmp_path / "out", data_shares=(0.5, 0.75, 1.0), log=lines.append)
+    scaling = scaled(
+        tmp_path / "out", data_shares=(0.5, 0.75, 1.0), settings=SETTINGS | {"training.max_epochs": 1}, log=lines.append
+    )
     assert len(scaling.points) == 12
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "scale.toml", "points.jsonl", "results.json", "report.html", "scaling.png",
@@ -84,10 +86,10 @@ def test_a_study_writes_report_results_and_plot(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("without_files")
 def test_size_1_is_the_run_of_the_recipe_by_loss_and_others_scale_its_settings(tmp_path: Path) -> None:
-    scaling = scaled(tmp_path / "out", sizes=(1.0, 4.0))
+    scaling = scaled(tmp_path / "out", sizes=(1.0, 2.0))
     first, second = scaling.points
     assert first.settings == {"model.width": 16, "model.layers": 1, "training.learning_rate": 0.01}
-    assert second.settings == {"model.width": 64, "model.layers": 2, "training.learning_rate": 0.005}
+    assert second.settings == {"model.width": 32, "model.layers": 1, "training.learning_rate": 0.01 / 2**0.5}
     settings = {**SETTINGS, "training.max_epochs": first.best_epoch, "training.patience": "none"}
     data = planted_clusters()
     run = train(

@@ -243,7 +243,6 @@ class PointRunner:
             return None
         figure = validation_figure(model, self.split, metric=DEFAULT_METRIC)
         assert figure is not None
-        assert result.best_value is not None
         count = result.best_epoch
         done = Point(
             **asdict(point.key),
@@ -255,7 +254,7 @@ class PointRunner:
             best_epoch=count,
             forward_flops=count * point.epoch.forward,
             backward_flops=count * point.epoch.backward,
-            loss=-result.best_value,
+            loss=target_loss(model, self._requests) if result.best_value is None else -result.best_value,
             merit=figure(),
             losses=[-entry["validation"] for entry in result.epoch_log if "validation" in entry],
             seconds=result.seconds,
