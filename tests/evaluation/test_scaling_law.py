@@ -53,6 +53,7 @@ def test_a_law_without_noise_is_recovered_exactly(law: ScalingLaw, inputs: Array
     np.testing.assert_allclose(fit_law(inputs, law(inputs)).numbers(), law.numbers(), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("law", "inputs"),
     [

@@ -21,12 +21,13 @@ from nextitem.data.protocols import make_split
 from nextitem.evaluation.target_loss import judged_requests, target_loss
 from nextitem.pipeline import scale as scaling_module
 from nextitem.pipeline.evaluate import split_for
-from nextitem.pipeline.recipe import Recipe
+from nextitem.pipeline.recipe import resolve_recipe
 from nextitem.pipeline.scale import scale
 from nextitem.pipeline.scaling import points as points_module
 from nextitem.pipeline.scaling.outcome import Scaling
 from nextitem.pipeline.scaling.points import POINTS_FILE, Point, PointRunner, read_points, sampled_users
 from nextitem.pipeline.train import train
+from nextitem.recipes import read_recipe
 from nextitem.testing.known_answers import planted_clusters
 
 SETTINGS = {"training.max_epochs": 2, "model.max_history_length": 4, "training.batch_size": 64}
@@ -245,10 +246,9 @@ def test_impressions_follow_their_users() -> None:
     assert 10 < int((impression_users == 0).sum()) < 30
 
 
+@pytest.mark.usefixtures("without_files")
 def test_the_recipe_of_a_study_is_a_recipe(tmp_path: Path) -> None:
     scaled(tmp_path / "out", sizes=(0.5, 1.0), points=1)
-    run = train(
-        "sasrec", planted_clusters(), out=tmp_path / "run", recipe=tmp_path / "out" / "scale.toml", progress=False
-    )
-    assert isinstance(run.recipe, Recipe)
-    assert run.recipe.training.max_epochs == 2
+    recipe = resolve_recipe([read_recipe(tmp_path / "out" / "scale.toml")])
+    assert recipe.model["width"] == 16
+    assert recipe.training.max_epochs == 2
