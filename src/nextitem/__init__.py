@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from nextitem.pipeline.export import export
     from nextitem.pipeline.recommend import RecommendationList
     from nextitem.pipeline.runs import Run, load_run
+    from nextitem.pipeline.scale import scale
+    from nextitem.pipeline.scaling.outcome import Scaling
     from nextitem.pipeline.tokenize import tokenize
     from nextitem.pipeline.train import train
     from nextitem.pipeline.tune import tune
@@ -45,6 +47,7 @@ __all__ = [
     "Evaluation",
     "RecommendationList",
     "Run",
+    "Scaling",
     "Tuning",
     "UpdateConfig",
     "UpdateOutcome",
@@ -56,6 +59,7 @@ __all__ = [
     "load_dataset",
     "load_run",
     "models",
+    "scale",
     "tokenize",
     "train",
     "tune",
@@ -70,6 +74,7 @@ _MODULES = {
     "Evaluation": "evaluation.evaluate",
     "RecommendationList": "pipeline.recommend",
     "Run": "pipeline.runs",
+    "Scaling": "pipeline.scaling.outcome",
     "Tuning": "pipeline.tuning.outcome",
     "UpdateConfig": "pipeline.updating.new_version",
     "UpdateOutcome": "pipeline.updating.update",
@@ -80,6 +85,7 @@ _MODULES = {
     "export": "pipeline.export",
     "load_dataset": "data.readers",
     "load_run": "pipeline.runs",
+    "scale": "pipeline.scale",
     "tokenize": "pipeline.tokenize",
     "train": "pipeline.train",
     "tune": "pipeline.tune",

@@ -140,6 +140,8 @@ def test_help_needs_no_torch_and_answers_quickly() -> None:
         (["tokenize", "lsh", "--data", "nowhere", "--out", "OUT"], 2),
         (["tune", "sasrec", "--data", "nowhere", "--out", "OUT", "--trials", "3"], 2),
         (["tune", "sasrec", "--data", "FOLDER", "--out", "OUT", "--trials", "3", "--space", "model.width=9..2"], 2),
+        (["scale", "item-cf", "--data", "FOLDER", "--out", "OUT"], 2),
+        (["scale", "sasrec", "--data", "FOLDER", "--out", "OUT", "--sizes", "1"], 2),
     ],
 )
 def test_data_are_described_and_mistakes_reported_without_torch(

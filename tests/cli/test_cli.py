@@ -20,6 +20,7 @@ from nextitem.testing.known_answers import planted_clusters
 
 COMPARE = ["compare", "--models", "sasrec", "--data", "DATA", "--out", "OUT"]
 TUNE = ["tune", "item-cf", "--data", "DATA", "--out", "OUT", "--trials", "3"]
+SCALE = ["scale", "sasrec", "--data", "DATA", "--out", "OUT"]
 
 Result = tuple[int, str, str]
 Cli = Callable[..., Result]
@@ -250,6 +251,11 @@ def test_codes_of_new_items_are_appended_and_a_model_trains_on_them(cli: Cli, fo
         ([*TUNE, "--space", "model.decay=0.1..3"], "less than or equal to 1"),
         ([*TUNE, "--metric", "clicks@3"], "--metric clicks@3: write one of recall"),
         ([*TUNE, "--protocol", "weekly"], "weekly"),
+        ([*SCALE, "--sizes", "1/2,wide"], "'wide' is no number"),
+        ([*SCALE, "--data-shares", "2"], "a share of the training data is at most 1"),
+        ([*SCALE, "--set", "model.widht=8"], "unknown setting 'widht'"),
+        ([*SCALE, "--set", "model.contrastive={}"], "add --set model.contrastive=none"),
+        (["scale", "item-cf", "--data", "DATA", "--out", "OUT"], "there are counts of sasrec, hstu, gru4rec, tiger"),
         (["frobnicate"], "frobnicate"),
         (["train", "--nonsense"], "nonsense"),
     ],
@@ -311,6 +317,19 @@ def test_tune_prints_the_best_settings_and_train_takes_them(cli: Cli, folder: Pa
     recipe = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())
     best = tomllib.loads((tmp_path / "tuning" / "best.toml").read_text())
     assert recipe["model"] == best["model"]
+
+
+def test_scale_prints_the_runs_and_the_verdict(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    args = ["scale", "sasrec", "--data", folder, "--protocol", "leave-one-out", "--out", tmp_path / "scaling"]
+    args += ["--recipe", "debug/sasrec", "--set", "training.max_epochs=1", "--set", "training.batch_size=64"]
+    code, out, err = cli(*args, "--sizes", "1/2,1", "--data-shares", "1")
+    assert code == 0
+    assert "point 2 of 2: size 1, share 1, seed 0: loss" in err
+    assert "Too few decades: the fit has 1 combinations" in out
+    assert (tmp_path / "scaling" / "report.html").is_file()
+    code, _, err = cli(*args, "--sizes", "1/4,1/2,1", "--data-shares", "1", "--resume")
+    assert code == 0
+    assert err.count("point ") == 1
 
 
 def test_a_protocol_for_rankers_is_refused_for_other_models(cli: Cli, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from nextitem.cli import (
     rank,
     recommend,
     report,
+    scale,
     serve,
     similar,
     simulate,
@@ -45,6 +46,7 @@ app.command("import", epilog=import_data.EXAMPLES)(import_data.import_data)
 app.command("tokenize", epilog=tokenize.EXAMPLES)(tokenize.tokenize)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
+app.command("scale", epilog=scale.EXAMPLES)(scale.scale)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("recommend", epilog=recommend.EXAMPLES)(recommend.recommend)
 app.command("rank", epilog=rank.EXAMPLES)(rank.rank)

@@ -11,7 +11,7 @@ from pathlib import Path
 from nextitem.core.errors import UserError
 
 # Files that mark a folder as written by nextitem; --overwrite deletes no other folder.
-_MARKS = ("recipe.toml", "tune.toml", "scoreboard.json", "report.html", "trie.safetensors", "*.item2id")
+_MARKS = ("recipe.toml", "tune.toml", "scale.toml", "scoreboard.json", "report.html", "trie.safetensors", "*.item2id")
 
 # The subfolder in which new files are staged, and the file in it that marks the staging as complete.
 _FRESH, _COMPLETE = ".fresh", "complete"
