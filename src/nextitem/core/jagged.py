@@ -118,11 +118,13 @@ class Jagged:
 
     def with_values(self, values: Tensor) -> Jagged:
         """Return rows of the same lengths with other `values [T, ...]`."""
-        return Jagged(values, self.offsets)
+        if values.shape[0] != self.values.shape[0]:
+            raise ValueError(f"{values.shape[0]} values for rows of {self.values.shape[0]}")
+        return _unchecked(values, self.offsets)
 
     def to(self, device: torch.device | str) -> Jagged:
         """Return the rows on another device."""
-        return Jagged(self.values.to(device), self.offsets.to(device))
+        return _unchecked(self.values.to(device), self.offsets.to(device))
 
     def to_lists(self) -> list[list[int]]:
         """Return the rows as Python lists, for messages and tests."""
@@ -131,7 +133,15 @@ class Jagged:
         return [values[start:end] for start, end in pairwise(offsets)]
 
     def _slice(self, starts: Tensor, lengths: Tensor) -> Jagged:
-        return Jagged(self.values[ranges(starts, lengths)], offsets_of(lengths))
+        return _unchecked(self.values[ranges(starts, lengths)], offsets_of(lengths))
+
+
+def _unchecked(values: Tensor, offsets: Tensor) -> Jagged:
+    """Return rows whose offsets are right by construction: to read them again takes longer than to compute them."""
+    rows = object.__new__(Jagged)
+    object.__setattr__(rows, "values", values)
+    object.__setattr__(rows, "offsets", offsets)
+    return rows
 
 
 def offsets_of(lengths: Tensor) -> Tensor:
