@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -57,12 +58,13 @@ class Jagged:
     @property
     def num_rows(self) -> int:
         """Number of rows (B)."""
-        return self.offsets.numel() - 1
+        return self.offsets.shape[0] - 1
 
-    @property
+    @cached_property
     def lengths(self) -> Tensor:
         """Length of each row, [B] int64."""
-        return self.offsets[1:] - self.offsets[:-1]
+        with torch.inference_mode(False):  # what is kept may be read by a later step with gradients
+            return self.offsets[1:] - self.offsets[:-1]
 
     def row_ids(self) -> Tensor:
         """Return the row that each value belongs to, [T] int64."""

@@ -443,8 +443,8 @@ def bucket_codes(values: Tensor, borders: Tensor) -> Tensor:
 
 def logarithmic(values: Tensor) -> Tensor:
     """Return 1 + the whole part of 2 log2 of each value, at most NUM_LOG_CODES - 1; 0 for values below 1."""
-    steps = (2 * values.clamp(min=1).log2() + 1e-9).long() + 1
-    return steps.clamp(max=NUM_LOG_CODES - 1) * (values >= 1)
+    steps = values.clamp(min=1).log2_().mul_(2).add_(1e-9).long()
+    return steps.add_(1).clamp_(max=NUM_LOG_CODES - 1).mul_(values >= 1)
 
 
 def _values(column: Tensor | Jagged) -> Tensor:
