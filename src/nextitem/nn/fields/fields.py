@@ -136,6 +136,8 @@ class Fields(nn.Module):
         for scope in ("request", "candidate"):
             places = [place for place, part in enumerate(self._parts) if part.scope == scope and not part.is_bag]
             self._single[scope] = slice(places[0], places[-1] + 1) if places else slice(0)
+        readers = [part for part in self._parts if isinstance(part, kinds.HistoryMatchCount | kinds.EventsSinceMatch)]
+        self._crossed = tuple(dict.fromkeys(part.field for part in readers))
         self.missing: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -148,7 +150,7 @@ class Fields(nn.Module):
 
     def forward(self, batch: SequenceBatch) -> FieldCodes:
         """Return the codes of a batch with candidates."""
-        inputs = kinds.FieldInputs(batch, self.max_history_length)
+        inputs = kinds.FieldInputs(batch, self.max_history_length, self._crossed)
         single: dict[str, list[Tensor]] = {"request": [], "candidate": []}
         bags: dict[str, list[Jagged]] = {"request": [], "candidate": []}
         for start, name, part in zip(self._starts, self.names, self._parts, strict=False):

@@ -6,9 +6,10 @@ or unseen in training.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import polars as pl
 import torch
@@ -32,15 +33,15 @@ class FieldInputs:
 
     Attributes:
         max_history_length: number of latest events of each history that fields read.
+        crossed: item fields of which candidates are compared with the events of the history.
         codes: results of `item_codes`, by item field.
-        matches: results of `history_matches`, by item field.
 
     """
 
     batch: SequenceBatch
     max_history_length: int
+    crossed: Sequence[ItemField] = ()
     codes: dict[ItemField, Tensor | Jagged] = field(default_factory=dict)
-    matches: dict[ItemField, HistoryMatches] = field(default_factory=dict)
 
     @cached_property
     def items(self) -> Tensor:
@@ -76,19 +77,26 @@ class FieldInputs:
             self.codes[field] = field.of_items(self.items)
         return self.codes[field]
 
-    def history_matches(self, field: ItemField) -> HistoryMatches:
-        """Return which history events share the candidate's value of the field.
+    @cached_property
+    def matches(self) -> HistoryMatches:
+        """Which history events share a candidate's value of the crossed fields."""
+        return history_matches(
+            self.recent,
+            [cast(Tensor, field.of_items(self.recent.values)) for field in self.crossed],
+            [cast(Tensor, self.item_codes(field)) for field in self.crossed],
+            self.rows,
+            num_codes=[field.size for field in self.crossed],
+        )
 
-        A candidate without a value (code 0) matches nothing.
-        """
-        if field not in self.matches:
-            event_codes, codes = field.of_items(self.recent.values), self.item_codes(field)
-            assert isinstance(event_codes, Tensor)
-            assert isinstance(codes, Tensor)
-            self.matches[field] = history_matches(
-                self.recent.with_values(event_codes), codes, self.rows, num_codes=field.size
-            )
-        return self.matches[field]
+    @cached_property
+    def match_counts(self) -> Tensor:
+        """Number of events of each group of `matches`, as a code."""
+        return logarithmic(self.matches.counts.double())
+
+    @cached_property
+    def events_since_match(self) -> Tensor:
+        """Number of events from the last one of each group of `matches`, as a code."""
+        return logarithmic(self.matches.since.double())
 
     @cached_property
     def times(self) -> Tensor | None:
@@ -367,8 +375,7 @@ class HistoryMatchCount(ItemFieldReader):
 
     def forward(self, inputs: FieldInputs) -> Tensor:
         """Return codes [P]."""
-        matches = inputs.history_matches(self.field)
-        return matches.of_candidates(logarithmic(matches.counts.double()))
+        return inputs.matches.of_candidates(inputs.match_counts, inputs.crossed.index(self.field))
 
 
 class EventsSinceMatch(ItemFieldReader):
@@ -379,8 +386,7 @@ class EventsSinceMatch(ItemFieldReader):
 
     def forward(self, inputs: FieldInputs) -> Tensor:
         """Return codes [P]."""
-        matches = inputs.history_matches(self.field)
-        return matches.of_candidates(logarithmic(matches.since.double()))
+        return inputs.matches.of_candidates(inputs.events_since_match, inputs.crossed.index(self.field))
 
 
 class CrossedWithLast(ItemFieldReader):
