@@ -29,7 +29,16 @@ NEWEST = 1_800_000_000_000
 
 @cache
 def dataset(kind: str) -> Dataset:
-    rich = dataset_from_frames(rich_frames(), SETTINGS, name="rich")
+    frames, times = rich_frames(), [1_700_000_000 + 3600 * n for n in range(0, 400, 10)]
+    frames["impressions"] = pl.DataFrame(
+        {
+            "impression_id": range(len(times)),
+            "user_id": [f"u{n % 3:02d}" for n in range(len(times))],
+            "item_id": [f"i{n % 7:02d}" for n in range(len(times))],
+            "timestamp": times,
+        }
+    )
+    rich = dataset_from_frames(frames, SETTINGS, name="rich")
     if kind == "dated":
         return rich
     if kind == "undated":
