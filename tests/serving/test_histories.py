@@ -59,7 +59,7 @@ def readers(kind: str) -> tuple[HistoryReader, PlainHistoryReader]:
 def log_times() -> list[int]:
     times = dataset("dated").interactions.timestamps
     assert times is not None
-    return times.tolist()
+    return [int(time) for time in times]
 
 
 OF_THE_LOG = st.builds(lambda place: log_times()[place], st.integers(0, 20))
