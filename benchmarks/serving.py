@@ -1,13 +1,19 @@
 """How many requests a second does a server answer, how fast, and what does sharing batches gain?
 
-    python benchmarks/serving.py RUN [--seconds 10] [--loads 1 4 16 64] [--rates 50 100 200] [--k 10]
+    python benchmarks/serving.py RUN [--seconds 10] [--loads 1 4 16 64] [--rates 50 100 200] [--k 10] [--data FOLDER]
 
 Starts `nextitem serve` of the run, and as a peer a plain FastAPI endpoint around the same model (one request, one call
 of `run.recommend`), each in a process of its own. Requests are histories of the run's own users, or their ids (`--what
 users`). Closed loop: for each number of `--loads`, so many clients ask one after another. Open loop: for each of
 `--rates`, requests arrive at random times at this rate, whatever the server does, and latency counts from the time at
 which a request should have been sent. Prints requests per second, p50 and p99 in milliseconds, and the shares of
-fallbacks and of refused requests. Server and clients share the machine.
+fallbacks and of refused requests. Server and clients share the machine. `--data` names the data set of a run that was
+trained from data in memory, or whose folder has moved.
+
+    python benchmarks/serving.py runs/sasrec-100k --items 100000 --loads 1 64 --rates 300
+
+serves sasrec over so many items: if the folder does not exist, a log is generated beside it (runs/sasrec-100k-data),
+and sasrec is trained on it for one epoch.
 
     python benchmarks/serving.py RUN --overload 3 --overload-seconds 600
 
@@ -40,6 +46,8 @@ import sys, torch, uvicorn, nextitem as ni
 from fastapi import FastAPI
 torch.set_num_threads(int(sys.argv[2]))
 run, app = ni.load_run(sys.argv[1]), FastAPI()
+if len(sys.argv) > 3:
+    run.use_data(sys.argv[3])
 run.recommend(history=[str(run.model.catalog.ids.external[0])])
 run.dataset
 @app.post("/v1/recommend")
@@ -193,11 +201,12 @@ async def overload(
     }
 
 
-def bodies_of(run_folder: str, what: str, k: int) -> list[bytes]:
-    """Return requests for 2,000 users of the run's data set."""
+def bodies_of(run_folder: str, what: str, k: int, *, data: str | None = None) -> list[bytes]:
+    """Return requests for 2,000 users of a data set; None: that of the run."""
     import nextitem as ni
 
-    dataset = ni.load_run(run_folder).dataset
+    run = ni.load_run(run_folder)
+    dataset = (run if data is None else run.use_data(data)).dataset
     log, items = dataset.interactions, dataset.catalog.ids.external
     users = dataset.users.ids.external[:2000].to_list()
     bodies: list[dict[str, Any]] = []
@@ -218,15 +227,44 @@ def start(command: list[str], folder: str) -> tuple[subprocess.Popen[str], str]:
     raise SystemExit(f"{command[1:4]} did not start")
 
 
-def serve_command(run: str) -> list[str]:
-    """Return the command that serves a run at any free port."""
-    return [sys.executable, "-m", "nextitem", "serve", run, "--port", "0", "--store", "sqlite:///events.db"]
+def serve_command(run: str, data: str | None = None) -> list[str]:
+    """Return the command that serves a run at any free port, with the histories of a data set (None: its own)."""
+    command = [sys.executable, "-m", "nextitem", "serve", run, "--port", "0", "--store", "sqlite:///events.db"]
+    return command if data is None else [*command, "--data", data]
+
+
+def large_run(folder: Path, num_items: int, *, num_users: int = 8000, length: int = 25) -> None:
+    """Train sasrec for one epoch on a generated log in which every item occurs, a few of them much more often."""
+    import polars as pl
+
+    import nextitem as ni
+
+    generator = np.random.default_rng(0)
+    num_users = max(num_users, -(-num_items // length))
+    weights = 1 / np.arange(1, num_items + 1) ** 0.7
+    others = generator.choice(num_items, size=num_users * length - num_items, p=weights / weights.sum())
+    items = generator.permutation(np.concatenate([np.arange(num_items), others]))
+    data = folder.with_name(f"{folder.name}-data")
+    data.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame(
+        {
+            "user_id": np.repeat(np.arange(num_users), length),
+            "item_id": items + 1,
+            "timestamp": 1_700_000_000 + np.tile(np.arange(length), num_users),
+        }
+    ).write_parquet(data / "interactions.parquet")
+    settings = {
+        "model.objective": {"kind": "sampled-softmax"},
+        "training.max_epochs": 1,
+        "training.validate_every": 1,
+    }
+    ni.train("sasrec", data, out=folder, settings=settings)
 
 
 def measure_overload(arguments: argparse.Namespace, bodies: list[bytes], results: Results) -> None:
     run = str(Path(arguments.run).resolve())
     with tempfile.TemporaryDirectory() as folder:
-        process, address = start(serve_command(run), folder)
+        process, address = start(serve_command(run, arguments.data), folder)
         try:
             asyncio.run(closed_loop(address, bodies, 4, 2.0))  # warm
             row = asyncio.run(
@@ -248,9 +286,10 @@ def measure_overload(arguments: argparse.Namespace, bodies: list[bytes], results
 
 def measure(arguments: argparse.Namespace, bodies: list[bytes], results: Results) -> None:
     run = str(Path(arguments.run).resolve())
+    plain_command = [sys.executable, "-c", PLAIN, run, str(arguments.threads)]
     servers = {
-        "nextitem": serve_command(run),
-        "plain endpoint": [sys.executable, "-c", PLAIN, run, str(arguments.threads)],
+        "nextitem": serve_command(run, arguments.data),
+        "plain endpoint": plain_command if arguments.data is None else [*plain_command, arguments.data],
     }
     best: dict[str, list[float]] = {name: [] for name in servers}
     for name, command in servers.items():
@@ -287,9 +326,16 @@ def main() -> None:
     options.add_argument("--what", choices=["histories", "users"], default="histories")
     options.add_argument("--overload", type=float, metavar="FACTOR", help="send this many times the capacity instead")
     options.add_argument("--overload-seconds", type=float, default=600.0, help="length of the overload")
+    options.add_argument("--data", help='folder of a data set, or "shop"; default: that of the run')
+    options.add_argument("--items", type=int, help="train sasrec over so many items first, if RUN does not exist")
     arguments = options.parse_args()
+    if arguments.items is not None and not Path(arguments.run).exists():
+        large_run(Path(arguments.run).resolve(), arguments.items)
+    if arguments.data is not None and Path(arguments.data).is_dir():
+        arguments.data = str(Path(arguments.data).resolve())
     work = measure if arguments.overload is None else measure_overload
-    work(arguments, bodies_of(arguments.run, arguments.what, arguments.k), Results(arguments))
+    bodies = bodies_of(arguments.run, arguments.what, arguments.k, data=arguments.data)
+    work(arguments, bodies, Results(arguments))
 
 
 if __name__ == "__main__":

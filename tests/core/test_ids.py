@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextitem.core.ids import IdMap, stable_keys
+from nextitem.core.ids import FEW_IDS, IdMap, stable_keys
 
 IDS = st.lists(st.integers(-(2**62), 2**62), min_size=1, unique=True) | st.lists(
     st.text(max_size=5), min_size=1, unique=True
@@ -80,7 +80,10 @@ def fnv_then_mix(text: str) -> int:
 
 @given(st.lists(st.text(max_size=20), max_size=20))
 def test_a_key_depends_on_the_text_of_its_id_alone(ids: list[str]) -> None:
-    assert stable_keys(pl.Series(ids, dtype=pl.String)).tolist() == [fnv_then_mix(text) for text in ids]
+    keys = [fnv_then_mix(text) for text in ids]
+    assert stable_keys(pl.Series(ids, dtype=pl.String)).tolist() == keys
+    assert stable_keys(ids).tolist() == keys
+    assert stable_keys(ids * (1 + FEW_IDS)).tolist() == keys * (1 + FEW_IDS)
 
 
 def test_a_number_and_its_text_have_the_same_key() -> None:

@@ -1,4 +1,4 @@
-"""Three times the capacity: accepted requests stay fast, the others get 429, memory is flat, nothing breaks."""
+"""The benchmark of servers; at three times the capacity accepted requests stay fast, and the others get 429."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import polars as pl
 import pytest
 from support.trained_models import rich_run
 
@@ -28,6 +29,22 @@ def load_benchmark(patch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+def test_a_run_over_many_items_is_trained_and_asked_for_its_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark, folder = load_benchmark(monkeypatch), str(tmp_path / "run")
+    benchmark.large_run(tmp_path / "run", 50, num_users=30, length=6)
+    bodies = [json.loads(body) for body in benchmark.bodies_of(folder, "histories", 5)]
+    assert [len(body["history"]) for body in bodies] == [6] * 30
+    assert len({item for body in bodies for item in body["history"]}) == 50
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    log = pl.DataFrame({"user_id": ["a", "b"], "item_id": [7, 9], "timestamp": [1, 2]})
+    log.write_parquet(other / "interactions.parquet")
+    bodies = [json.loads(body) for body in benchmark.bodies_of(folder, "histories", 5, data=str(other))]
+    assert [body["history"] for body in bodies] == [["7"], ["9"]]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read as Linux tells it")
 def test_an_overloaded_server_answers_what_it_accepts_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +52,7 @@ def test_an_overloaded_server_answers_what_it_accepts_in_time(tmp_path: Path, mo
     for name, frame in rich_frames().items():
         frame.write_parquet(tmp_path / f"{name}.parquet")
     write_toml(tmp_path / "dataset.toml", SETTINGS)
-    command = [*benchmark.serve_command(str(rich_run("sasrec").folder)), "--data", str(tmp_path)]
+    command = benchmark.serve_command(str(rich_run("sasrec").folder), str(tmp_path))
     bodies = [json.dumps({"history": [f"i{n:02d}", f"i{n + 1:02d}"], "k": 5}).encode() for n in range(11)]
     process, address = benchmark.start(command, str(tmp_path))
     try:

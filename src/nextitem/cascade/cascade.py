@@ -268,7 +268,7 @@ class Cascade(Recommender):
     def _with_channels(self, answer: Recommendations, candidates: Candidates) -> Recommendations:
         """Add to each item the channel from which it comes."""
         names = (*self.channel_names, POPULAR)
-        return replace(answer, channel=candidates.channel_of(answer.item_ids), channels=names, fallback=None)
+        return answer.annotated(channel=candidates.channel_of(answer.item_ids), channels=names, fallback=None)
 
 
 def _first(answer: Recommendations, count: int) -> Recommendations:

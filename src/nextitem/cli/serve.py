@@ -230,6 +230,7 @@ def listen(service: Service, tokens: Tokens, *, host: str, port: int) -> None:
     import uvicorn
 
     from nextitem.serving.app import make_app
+    from nextitem.serving.garbage import settle
 
     sys.setswitchinterval(SWITCH_SECONDS)
     if hasattr(signal, "SIGHUP"):
@@ -239,6 +240,7 @@ def listen(service: Service, tokens: Tokens, *, host: str, port: int) -> None:
     server = uvicorn.Server(settings)
     socket = server.config.bind_socket()
     socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)  # its connections inherit it; else small answers wait for 40 ms
+    settle()
     socket.listen()  # from here on connections wait, so that the next line is true
     address = socket.getsockname()
     names = ", ".join(service.models)

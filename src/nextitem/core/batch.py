@@ -67,12 +67,9 @@ class SequenceBatch:
         for name, rows in self._row_counts():
             if rows != self.num_requests:
                 raise ValueError(f"{name} has {rows} rows, the histories have {self.num_requests}")
-        for name, jagged in [
-            ("actions", self.actions),
-            ("timestamps", self.timestamps),
-            *self.features.items(),
-        ]:
-            if jagged is not None and jagged.values.shape[0] != self.items.values.shape[0]:
+        num_events = self.items.values.shape[0]
+        for name, jagged in (("actions", self.actions), ("timestamps", self.timestamps), *self.features.items()):
+            if jagged is not None and jagged.values.shape[0] != num_events:
                 raise ValueError(f"{name} must share the histories' offsets")
 
     @property
@@ -191,16 +188,14 @@ class SequenceBatch:
         )
 
     def _row_counts(self) -> Iterator[tuple[str, int]]:
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            parts = value.items() if isinstance(value, dict) else [(entry.name, value)]
-            for name, part in parts:
+        for name, value in vars(self).items():
+            if value is None or (name == "allowed" and value.shape[0] == 1):
+                continue
+            for part_name, part in value.items() if isinstance(value, dict) else ((name, value),):
                 if isinstance(part, Jagged):
-                    yield name, part.num_rows
-                elif isinstance(part, HistoryState):
-                    yield name, part.lengths.shape[0]
-                elif part is not None and not (entry.name == "allowed" and part.shape[0] == 1):
-                    yield name, part.shape[0]
+                    yield part_name, part.num_rows
+                else:
+                    yield part_name, (part.lengths if isinstance(part, HistoryState) else part).shape[0]
 
     def _map(self, on_jagged: Callable[[Jagged], Jagged], on_dense: Callable[[Tensor], Tensor]) -> SequenceBatch:
         def apply(value: Any) -> Any:

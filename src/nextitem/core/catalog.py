@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import numpy as np
@@ -66,6 +67,31 @@ class ColumnEncoding:
         codes = members.select("row", self._codes(members["value"]).alias("code")).drop_nulls("code")
         lists = rows.select("row").join(codes.group_by("row", maintain_order=True).agg("code"), on="row", how="left")
         return lists.sort("row")["code"]
+
+    def encode_few(self, values: Sequence[Any]) -> NDArray[Any]:
+        """Return the codes, numbers or times of a few values, without a frame: [n] int64, float32 or float64.
+
+        These are those of `encode`; a missing number or time is NaN. Lists have to be encoded by `encode`.
+
+        Args:
+            values: texts, numbers, or milliseconds since 1970, by `kind`; None: missing.
+
+        """
+        if self.kind == "categorical":
+            if self.values is not None:
+                codes = self._code_of
+                return np.array([codes.get(value, 0) for value in values], dtype=np.int64)
+            hashed = [0 if value is None else crc32(value.encode()) % self.buckets + 1 for value in values]
+            return np.array(hashed, dtype=np.int64)
+        numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+        with np.errstate(over="ignore"):
+            return numbers.astype(np.float32) if self.kind == "numeric" else numbers
+
+    @cached_property
+    def _code_of(self) -> dict[str | None, int]:
+        """The code of each value of a categorical column."""
+        assert self.values is not None
+        return {value: code for code, value in enumerate(self.values.to_list(), start=1)}
 
     def _codes(self, text: pl.Series) -> pl.Series:
         """Return codes from 1 on; null if a value is missing or unknown."""

@@ -66,7 +66,10 @@ class IdMap:
             texts = [str(int(text)) if _INTEGER.fullmatch(text) else "" for text in texts]
         places = np.searchsorted(keys, stable_keys(texts))
         candidates = numbers[places.clip(max=len(keys) - 1)]
-        externals = self.external[candidates - 1].to_list() if len(candidates) else []
+        if len(candidates) <= FEW_IDS:
+            externals = [self.external[number - 1] for number in candidates.tolist()]
+        else:
+            externals = self.external[candidates - 1].to_list()
         is_same = [str(external) == text for external, text in zip(externals, texts, strict=True)]
         return np.where(is_same, candidates, 0).astype(np.int32)
 
@@ -102,7 +105,10 @@ class IdMap:
         return IdMap(pl.concat([self.external, new.alias(self.external.name)]))
 
 
-_FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
+FEW_IDS = 32  # number of ids up to which their keys are computed one by one, without arrays
+_OFFSET, _PRIME, _MASK = 0xCBF29CE484222325, 0x100000001B3, 0xFFFFFFFFFFFFFFFF
+_FACTORS = ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53), (33, 1))
+_FNV_OFFSET, _FNV_PRIME = np.uint64(_OFFSET), np.uint64(_PRIME)
 
 
 def stable_keys(ids: pl.Series | Sequence[str]) -> NDArray[np.int64]:
@@ -111,6 +117,8 @@ def stable_keys(ids: pl.Series | Sequence[str]) -> NDArray[np.int64]:
     The key is the 64-bit FNV-1a hash of the UTF-8 bytes, followed by the finaliser of MurmurHash3, so that similar ids
     get unrelated keys. The probability that any two of ten million ids have the same key is about one in 200,000.
     """
+    if not isinstance(ids, pl.Series) and len(ids) <= FEW_IDS:
+        return np.array([_stable_key(text) for text in ids], dtype=np.int64)
     if isinstance(ids, pl.Series):
         column = ids.cast(pl.String).cast(pl.Binary)
         encoded, lengths = list(column), column.bin.size().to_numpy().astype(np.int64)
@@ -126,8 +134,18 @@ def stable_keys(ids: pl.Series | Sequence[str]) -> NDArray[np.int64]:
         keys[rows] = (keys[rows] ^ data[starts[rows] + position]) * _FNV_PRIME
         position += 1
         rows = rows[lengths[rows] > position]
-    for shift, factor in ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53), (33, 1)):
+    for shift, factor in _FACTORS:
         keys = (keys ^ (keys >> np.uint64(shift))) * np.uint64(factor)
     positive = (keys >> np.uint64(1)).astype(np.int64)
     positive[positive == 0] = 1
     return positive
+
+
+def _stable_key(text: str) -> int:
+    """Return what `stable_keys` returns for one id."""
+    key = _OFFSET
+    for byte in text.encode():
+        key = (key ^ byte) * _PRIME & _MASK
+    for shift, factor in _FACTORS:
+        key = (key ^ key >> shift) * factor & _MASK
+    return key >> 1 or 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -57,12 +58,13 @@ class Jagged:
     @property
     def num_rows(self) -> int:
         """Number of rows (B)."""
-        return self.offsets.numel() - 1
+        return self.offsets.shape[0] - 1
 
-    @property
+    @cached_property
     def lengths(self) -> Tensor:
         """Length of each row, [B] int64."""
-        return self.offsets[1:] - self.offsets[:-1]
+        with torch.inference_mode(False):  # what is kept may be read by a later step with gradients
+            return self.offsets[1:] - self.offsets[:-1]
 
     def row_ids(self) -> Tensor:
         """Return the row that each value belongs to, [T] int64."""
@@ -118,11 +120,13 @@ class Jagged:
 
     def with_values(self, values: Tensor) -> Jagged:
         """Return rows of the same lengths with other `values [T, ...]`."""
-        return Jagged(values, self.offsets)
+        if values.shape[0] != self.values.shape[0]:
+            raise ValueError(f"{values.shape[0]} values for rows of {self.values.shape[0]}")
+        return _unchecked(values, self.offsets)
 
     def to(self, device: torch.device | str) -> Jagged:
         """Return the rows on another device."""
-        return Jagged(self.values.to(device), self.offsets.to(device))
+        return _unchecked(self.values.to(device), self.offsets.to(device))
 
     def to_lists(self) -> list[list[int]]:
         """Return the rows as Python lists, for messages and tests."""
@@ -131,7 +135,15 @@ class Jagged:
         return [values[start:end] for start, end in pairwise(offsets)]
 
     def _slice(self, starts: Tensor, lengths: Tensor) -> Jagged:
-        return Jagged(self.values[ranges(starts, lengths)], offsets_of(lengths))
+        return _unchecked(self.values[ranges(starts, lengths)], offsets_of(lengths))
+
+
+def _unchecked(values: Tensor, offsets: Tensor) -> Jagged:
+    """Return rows whose offsets are right by construction: to read them again takes longer than to compute them."""
+    rows = object.__new__(Jagged)
+    object.__setattr__(rows, "values", values)
+    object.__setattr__(rows, "offsets", offsets)
+    return rows
 
 
 def offsets_of(lengths: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 OrderedBy = Literal["score", "reranking", "generation"]
+_ANNOTATIONS = frozenset({"fallback", "channel", "channels", "relaxations", "guided"})
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,17 @@ class Recommendations:
             raise ValueError("an item is repeated within a list")
         if self.ordered_by == "score" and bool((self.scores[:, 1:] > self.scores[:, :-1]).any()):
             raise ValueError("scores must fall along a list that is ordered by score; sort it, or set ordered_by")
+
+    def annotated(self, **annotations: Any) -> Recommendations:
+        """Return the same lists with other values of fields that say something about them: fallback, channel, ...
+
+        Items, scores and their order stay, so they are not checked again.
+        """
+        if not annotations.keys() <= _ANNOTATIONS:
+            raise ValueError(f"annotations are {', '.join(sorted(_ANNOTATIONS))}, got {', '.join(annotations)}")
+        lists = copy.copy(self)
+        vars(lists).update(annotations)
+        return lists
 
     @classmethod
     def concat(cls, parts: Sequence[Recommendations]) -> Recommendations:

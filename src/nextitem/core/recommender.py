@@ -169,7 +169,7 @@ class Recommender(nn.Module, ABC):
             if was_training:
                 self.train()
         self._check_answer(answer, batch, k)
-        return replace(answer, fallback=empty if answer.fallback is None else answer.fallback | empty)
+        return answer.annotated(fallback=empty if answer.fallback is None else answer.fallback | empty)
 
     @abstractmethod
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:

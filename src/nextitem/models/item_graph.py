@@ -184,7 +184,12 @@ class ItemGraph(Recommender):
         return SparseScores(items, torch.from_numpy(joined.data.astype(np.float32)), self.num_items)
 
     def _recommend(self, batch: SequenceBatch, k: int) -> Recommendations:
-        answers = self._by_blocks(batch, lambda scores, rows: top_items(scores, batch.select(rows), k))
+        def block_answer(scores: Tensor, rows: Tensor) -> Recommendations:
+            return top_items(scores, batch if len(rows) == batch.num_requests else batch.select(rows), k)
+
+        answers = self._by_blocks(batch, block_answer)
+        if len(answers) == 1:
+            return answers[0]
         return Recommendations(
             torch.cat([answer.item_ids for answer in answers]), torch.cat([answer.scores for answer in answers])
         )

@@ -2,8 +2,10 @@
 
 The events of a known user are those of the data set, then those that the store has, in the order of their times. An
 event that both have counts once: an update copies events of the store into the data of a new version. A request that
-contains a history is answered by that history alone. Every batch is built by RequestBuilder, which also builds the
-requests of evaluation, so a served request has the same columns as a judged one.
+contains a history is answered by that history alone. Events of the data set are read from the columns of the
+RequestBuilder that also builds the requests of evaluation, and later events are encoded by the same encodings, so a
+served request has the same columns as a judged one. Few events are joined in NumPy: for one request, frames and tensors
+take longer than the model.
 
 The time of a request is right after the latest event that the server knows: of the data set (without stray dates), of
 the user, or of anybody since. A history in a request ends at its own last event.
@@ -16,21 +18,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import ACTION
-from nextitem.core.dataset import Dataset, Users
+from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
-from nextitem.core.ids import IdMap, stable_keys
-from nextitem.core.interactions import Interactions
+from nextitem.core.ids import stable_keys
 from nextitem.core.jagged import Jagged
 from nextitem.data.requests import RequestBuilder, context_of, request_values
 from nextitem.serving.requests import HistoryEvent, ServedRequest
@@ -63,7 +62,6 @@ class HistoryReader:
         dataset.catalog.ids.lookup([])  # builds its index
         dataset.users.ids.lookup([])
         self.latest_ms = self.builder.end_time or 0
-        self._empty: dict[int, SequenceBatch] = {}  # histories without events, by their number
         self._has_users = True  # whether users of the data set may ask
 
     def for_other_users(self) -> HistoryReader:
@@ -91,32 +89,26 @@ class HistoryReader:
         """
         errors: dict[int, UserError] = {}
         requests = [self._valid(row, request, errors) for row, request in enumerate(requests)]
-        user_ids = [request.user_id or "" for request in requests]
-        has_user = np.array([self._has_users and request.user_id is not None for request in requests])
-        numbers = np.where(has_user, self.dataset.users.ids.lookup(user_ids), 0).astype(np.int64)
-        log_users = np.where([request.history is None for request in requests], numbers, 0)
+        is_own = np.array([request.history is not None for request in requests])
+        numbers, keys = self._users(requests)
         events = [
             (new_events or {}).get(request.user_id or "", ()) if request.history is None else request.history
             for request in requests
         ]
-        log = self.builder.log
-        bounds = np.concatenate([[0], log.offsets])
-        starts, ends = bounds[log_users], np.where(log_users > 0, log.offsets[log_users], 0)
-        former = self.builder.build(starts, ends)
-        later, times, unknown = self._later(events)
+        log_users, log = np.where(is_own, 0, numbers), self.builder.log
+        former, later, unknown = self._former(log_users), *self._later(events)
         has_times = np.array([all(event.timestamp_ms is not None for event in part) for part in events])
-        has_times &= (starts == ends) | (log.timestamps is not None)
-        batch, latest = _joined(former, later, times, torch.from_numpy(has_times))
-        is_own = torch.tensor([request.history is not None for request in requests])
-        request_times = torch.where(is_own, latest, latest.clamp(min=self.latest_ms)) + 1
-        users = np.where(has_user, stable_keys(user_ids), 0)
+        if log.timestamps is None:
+            has_times &= log.offsets[log_users] == log.offsets[np.maximum(log_users - 1, 0)]
+        batch, latest = _joined(former, later, has_times)
+        times = np.where(is_own, latest, np.maximum(latest, self.latest_ms)) + 1
         impressions = self.builder.shown_items
-        shown_columns = {} if impressions is None else impressions.before(log_users, request_times.numpy())
+        shown_columns = {} if impressions is None else impressions.before(log_users, times)
         batch = replace(
             batch,
             **shown_columns,
-            request_times=request_times,
-            user_ids=None if self.builder.is_anonymous else torch.from_numpy(users),
+            request_times=torch.from_numpy(times),
+            user_ids=None if self.builder.is_anonymous else torch.from_numpy(keys),
             context=self._context(requests, numbers),
         )
         for row, request in enumerate(requests):
@@ -127,44 +119,48 @@ class HistoryReader:
         for rows in (np.flatnonzero(is_valid & has_times), np.flatnonzero(is_valid & ~has_times)):
             if len(rows):
                 part = batch if len(rows) == len(requests) else batch.select(torch.from_numpy(rows))
-                is_dated = bool(has_times[rows[0]]) and part.timestamps is not None
-                part = part if is_dated else _without_times(part)
+                part = part if has_times[rows[0]] else _without_times(part)
                 batches.append((rows.tolist(), part))
         return Histories(batches, {row: ids for row, ids in unknown.items() if row not in errors}, errors)
 
-    def _later(
-        self, events: Sequence[Sequence[HistoryEvent]]
-    ) -> tuple[SequenceBatch, Tensor, dict[int, tuple[str, ...]]]:
-        """Return the events with a known item as a batch, their times (0: none) [T], and the other ids by request."""
-        if not any(events):
-            return self._no_events(len(events)), torch.zeros(0, dtype=torch.int64), {}
+    def _users(self, requests: Sequence[ServedRequest]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the numbers of the users in the data set, and their keys; 0 for a visitor, [B] each."""
+        numbers, keys = np.zeros((2, len(requests)), np.int64)
+        rows = [row for row, request in enumerate(requests) if self._has_users and request.user_id is not None]
+        if rows:
+            user_ids = [requests[row].user_id or "" for row in rows]
+            numbers[rows], keys[rows] = self.dataset.users.ids.lookup(user_ids), stable_keys(user_ids)
+        return numbers, keys
+
+    def _former(self, numbers: NDArray[np.int64]) -> _Events:
+        """Return the events of the data set, with an item, of the users with these numbers (0: none)."""
+        builder, log = self.builder, self.builder.log
+        starts = log.offsets[np.maximum(numbers - 1, 0)]
+        lengths = log.offsets[numbers] - starts
+        offsets = lengths.cumsum() - lengths
+        rows = np.arange(lengths.sum()) + np.repeat(starts - offsets, lengths)
+        owner, items = np.repeat(np.arange(len(numbers)), lengths), log.item_ids[rows]
+        has_item = items > 0
+        if not has_item.all():
+            rows, owner, items = rows[has_item], owner[has_item], items[has_item]
+        times = np.zeros(len(rows), np.int64) if log.timestamps is None else log.timestamps[rows]
+        columns = builder.features if builder.actions is None else {**builder.features, ACTION: builder.actions}
+        return _Events(owner, items, times, {name: column[rows] for name, column in columns.items()})
+
+    def _later(self, events: Sequence[Sequence[HistoryEvent]]) -> tuple[_Events, dict[int, tuple[str, ...]]]:
+        """Return the events with a known item, and the ids of the others by request."""
         flat = [event for part in events for event in part]
         owner = np.repeat(np.arange(len(events)), [len(part) for part in events])
         items = self.dataset.catalog.ids.lookup([event.item_id.strip() for event in flat])
         unknown: dict[int, tuple[str, ...]] = {}
-        for place in np.flatnonzero(items == 0).tolist():
-            row = int(owner[place])
-            unknown[row] = (*unknown.get(row, ()), flat[place].item_id)
-        places = np.flatnonzero(items)
-        flat = [flat[place] for place in places]
-        times = torch.tensor([event.timestamp_ms or 0 for event in flat], dtype=torch.int64)
-        return self._built(owner[places], items[places], self._columns(flat), len(events)), times, unknown
-
-    def _no_events(self, count: int) -> SequenceBatch:
-        """Return `count` histories without events."""
-        if count not in self._empty:
-            nothing = np.zeros(0, np.int64)
-            self._empty[count] = self._built(nothing, nothing.astype(np.int32), pl.DataFrame(), count)
-        return self._empty[count]
-
-    def _built(
-        self, owner: NDArray[np.int64], items: NDArray[np.int32], columns: pl.DataFrame, count: int
-    ) -> SequenceBatch:
-        """Return the histories of `count` requests; event t is of request `owner[t]`, in ascending order."""
-        num_items = self.dataset.catalog.num_items
-        log = Interactions(owner.astype(np.int32) + 1, items, count, num_items, columns=columns)
-        builder = RequestBuilder(replace(self.dataset, interactions=log, users=_visitors(count), impressions=None))
-        return builder.build(log.offsets[:-1], log.offsets[1:])
+        if not items.all():
+            for place in np.flatnonzero(items == 0).tolist():
+                row = int(owner[place])
+                unknown[row] = (*unknown.get(row, ()), flat[place].item_id)
+            places = np.flatnonzero(items)
+            flat, owner, items = [flat[place] for place in places], owner[places], items[places]
+        times = np.array([event.timestamp_ms or 0 for event in flat], dtype=np.int64)
+        return _Events(owner, items, times, self._columns(flat)), unknown
 
     def _valid(self, row: int, request: ServedRequest, errors: dict[int, UserError]) -> ServedRequest:
         """Return the request, or note its error and return one without history and context in its place."""
@@ -184,17 +180,16 @@ class HistoryReader:
             return replace(request, history=(), context={})
         return request
 
-    def _columns(self, events: Sequence[HistoryEvent]) -> pl.DataFrame:
-        """Return the columns of events that models read, T rows; a column that no event has is left out."""
-        encodings = self.dataset.catalog.events
-        columns: dict[str, pl.Series] = {}
-        for name in sorted({name for event in events for name in event.columns if name in encodings} - {ACTION}):
-            kind = encodings[name].kind
-            values = [checked_value(event.columns.get(name), kind, name) for event in events]
-            columns[name] = series_of(name, values, kind)
-        if any(event.action is not None for event in events):
-            columns[ACTION] = pl.Series(ACTION, [event.action for event in events], dtype=pl.String)
-        return pl.DataFrame(columns)
+    def _columns(self, events: Sequence[HistoryEvent]) -> dict[str, NDArray[Any]]:
+        """Return the columns of events that models read, encoded."""
+        columns: dict[str, NDArray[Any]] = {}
+        for name, encoding in self.dataset.catalog.events.items():
+            if name == ACTION:
+                values = [event.action for event in events]
+            else:
+                values = [checked_value(event.columns.get(name), encoding.kind, name) for event in events]
+            columns[name] = encoding.encode_few(values)
+        return columns
 
     def _context(
         self, requests: Sequence[ServedRequest], numbers: np.ndarray[Any, np.dtype[np.int64]]
@@ -204,8 +199,11 @@ class HistoryReader:
         for name in sorted({name for request in requests for name in request.context}):
             encoding = self.dataset.catalog.requests[name]
             values = [checked_value(request.context.get(name), encoding.kind, name) for request in requests]
-            column = pl.DataFrame([series_of(name, values, encoding.kind)])
-            own = request_values(column, {name: encoding})[name]
+            if encoding.kind == "categorical-list":
+                column = pl.DataFrame([series_of(name, values, encoding.kind)])
+                own = request_values(column, {name: encoding})[name]
+            else:
+                own = torch.from_numpy(encoding.encode_few(values))
             is_given = torch.tensor([name in request.context for request in requests])
             former = context.get(name)
             if former is None:
@@ -227,77 +225,61 @@ def _without_times(batch: SequenceBatch) -> SequenceBatch:
     return replace(batch, timestamps=None, request_times=None, shown_items=None, shown_times=None, shown_labels={})
 
 
-@lru_cache(maxsize=256)
-def _visitors(count: int) -> Users:
-    """Return users without features."""
-    return Users(IdMap(pl.Series("id", np.arange(count))))
+class _Events(NamedTuple):
+    """Events of the histories of B requests, ordered by request, with their times in milliseconds (0: none)."""
+
+    owner: NDArray[np.int64]
+    items: NDArray[np.int32]
+    times: NDArray[np.int64]
+    columns: dict[str, NDArray[Any]]
+
+    def select(self, places: NDArray[Any]) -> _Events:
+        """Return the events at some places, or those of a mask."""
+        columns = {name: column[places] for name, column in self.columns.items()}
+        return _Events(self.owner[places], self.items[places], self.times[places], columns)
 
 
-def _joined(
-    former: SequenceBatch, later: SequenceBatch, later_times: Tensor, has_times: Tensor
-) -> tuple[SequenceBatch, Tensor]:
+def _joined(former: _Events, later: _Events, has_times: NDArray[np.bool_]) -> tuple[SequenceBatch, NDArray[np.int64]]:
     """Return histories with the events of `former`, then those of `later`, and the latest time of each, [B].
 
     Events are sorted by time if all of a history have one (`has_times [B]`).
     """
-    former_times = torch.zeros_like(former.items.values) if former.timestamps is None else former.timestamps.values
-    is_new = _is_new(former, former_times, later, later_times, has_times)
-    if is_new is not None:
-        later, later_times = _kept_events(later, is_new), later_times[is_new]
-    rows = torch.cat([former.items.row_ids(), later.items.row_ids()])
-    times = torch.cat([former_times, later_times]) * has_times[rows]
-    by_time = times.argsort(stable=True)
-    order = by_time[rows[by_time].argsort(stable=True)]
-    offsets = former.items.offsets + later.items.offsets
-
-    def both(first: Jagged, second: Jagged) -> Jagged:
-        return Jagged(torch.cat([first.values, second.values])[order], offsets)
-
-    latest = torch.zeros(len(offsets) - 1, dtype=torch.int64).scatter_reduce(0, rows, times, "amax")
-    actions = None
-    if former.actions is not None and later.actions is not None:
-        actions = both(former.actions, later.actions)
-    batch = SequenceBatch(
-        both(former.items, later.items),
-        actions=actions,
-        timestamps=Jagged(times[order], offsets),
-        features={name: both(column, later.features[name]) for name, column in former.features.items()},
+    later = _without_copies(former, later, has_times)
+    owner = np.concatenate([former.owner, later.owner])
+    times = np.concatenate([former.times, later.times]) * has_times[owner]
+    order = np.lexsort((times, owner))  # stable
+    offsets = np.zeros(len(has_times) + 1, np.int64)
+    np.cumsum(np.bincount(owner, minlength=len(has_times)), out=offsets[1:])
+    times = times[order]
+    latest = np.zeros(len(has_times), np.int64)
+    has_events = offsets[1:] > offsets[:-1]
+    latest[has_events] = np.maximum(times[offsets[1:][has_events] - 1], 0)
+    items = Jagged(
+        torch.from_numpy(np.concatenate([former.items, later.items])[order].astype(np.int64)), torch.from_numpy(offsets)
     )
-    return batch, latest
+    columns = {
+        name: items.with_values(torch.from_numpy(np.concatenate([column, later.columns[name]])[order]))
+        for name, column in former.columns.items()
+    }
+    actions, timestamps = columns.pop(ACTION, None), items.with_values(torch.from_numpy(times))
+    return SequenceBatch(items, actions=actions, timestamps=timestamps, features=columns), latest
 
 
-def _is_new(
-    former: SequenceBatch, former_times: Tensor, later: SequenceBatch, later_times: Tensor, has_times: Tensor
-) -> Tensor | None:
-    """Return which later events the former ones do not contain, with the same item and time; None if all are new.
+def _without_copies(former: _Events, later: _Events, has_times: NDArray[np.bool_]) -> _Events:
+    """Return the later events that the former ones do not contain, with the same item and time.
 
     Usually all later events come after the former ones, which takes one comparison to see.
     """
-    former_rows, later_rows = former.items.row_ids(), later.items.row_ids()
-    ends = torch.zeros(len(has_times), dtype=torch.int64).scatter_reduce(0, former_rows, former_times, "amax")
-    is_suspect = has_times[later_rows] & (later_times <= ends[later_rows])
-    if not bool(is_suspect.any()):
-        return None
-    is_near = former_times >= later_times[is_suspect].min()
-    former_events = torch.stack([former_rows[is_near], former_times[is_near], former.items.values[is_near]], dim=1)
-    suspects = torch.stack([later_rows, later_times, later.items.values], dim=1)[is_suspect]
-    groups = torch.unique(torch.cat([former_events, suspects]), dim=0, return_inverse=True)[1]
-    is_copy = torch.isin(groups[len(former_events) :], groups[: len(former_events)])
-    is_new = torch.ones_like(is_suspect)
-    is_new[is_suspect] = ~is_copy
-    return None if bool(is_new.all()) else is_new
-
-
-def _kept_events(batch: SequenceBatch, mask: Tensor) -> SequenceBatch:
-    """Return the histories with the events of the mask [T]."""
-    lengths = torch.bincount(batch.items.row_ids()[mask], minlength=batch.num_requests)
-
-    def part(column: Jagged) -> Jagged:
-        return Jagged.from_lengths(column.values[mask], lengths)
-
-    return replace(
-        batch,
-        items=part(batch.items),
-        actions=None if batch.actions is None else part(batch.actions),
-        features={name: part(column) for name, column in batch.features.items()},
-    )
+    if not (len(former.owner) and len(later.owner)):
+        return later
+    ends = np.zeros(len(has_times), np.int64)
+    np.maximum.at(ends, former.owner, former.times)
+    is_suspect = has_times[later.owner] & (later.times <= ends[later.owner])
+    if not is_suspect.any():
+        return later
+    stored = set(zip(former.owner.tolist(), former.times.tolist(), former.items.tolist(), strict=True))
+    suspects = np.flatnonzero(is_suspect)
+    events = zip(*(column[suspects].tolist() for column in (later.owner, later.times, later.items)), strict=True)
+    is_new = np.ones(len(later.owner), np.bool_)
+    is_new[suspects] = [event not in stored for event in events]
+    return later if is_new.all() else later.select(is_new)

@@ -85,6 +85,7 @@ class Replica:
         """Load the runs, open the store, and answer one request with each model."""
         from nextitem.pipeline.runs import load_run
         from nextitem.serving.app import make_app
+        from nextitem.serving.garbage import settle
         from nextitem.serving.impressions import ImpressionLog
         from nextitem.serving.service import Service
         from nextitem.serving.stores import open_store
@@ -101,6 +102,7 @@ class Replica:
         self.service = Service(runs, store, settings.service, impressions=log)
         self.service.warm_up()
         self.app = make_app(self.service, tokens=settings.tokens)
+        settle()
         self.id = replica_id or _own_id()
 
     async def answer(self, request: Message) -> Message:

