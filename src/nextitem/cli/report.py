@@ -41,6 +41,9 @@ def report(
         list[str] | None,
         typer.Option("--outcome", help="NAME=action,action: what counts as an outcome; may be repeated."),
     ] = None,
+    pool_versions: Annotated[
+        bool, typer.Option("--pool-versions", help="Count all versions of a model as one.")
+    ] = False,
     target: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +76,9 @@ def report(
     from nextitem.serving.stored_events import read_events
 
     lists, answers = read_impressions(live), read_events(events, namespace=namespace)
-    figures, attributed = live_report(lists, answers, outcomes=outcomes_of(settings), window_ms=window_ms)
+    figures, attributed = live_report(
+        lists, answers, outcomes=outcomes_of(settings), window_ms=window_ms, pools_versions=pool_versions
+    )
     if target is not None:
         probabilities = _target(target, data, temperature, lists, answers)
         estimates = off_policy_report(attributed.impressions, probabilities, outcome=figures.outcomes[0])

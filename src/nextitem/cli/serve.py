@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from socket import IPPROTO_TCP, TCP_NODELAY
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -35,6 +35,13 @@ SWITCH_SECONDS = 0.0003
 # uvloop accepts one connection in each turn of the loop. While a model computes, turns are slow, and under overload
 # clients waited for seconds before the server knew of them. Otherwise both loops are equally fast here.
 LOOP: Literal["asyncio"] = "asyncio"
+
+
+class Updates(NamedTuple):
+    """Which runs are updated beside the server, and arguments of `Updater`."""
+
+    runs: dict[str, Path]
+    options: dict[str, Any]
 
 
 def serve(
@@ -95,6 +102,14 @@ def serve(
             help="Run `nextitem update` from the events of the store so often, such as 10m or 6h, beside the server.",
         ),
     ] = None,
+    update_runs: Annotated[
+        list[str] | None,
+        typer.Option("--update", help="Name of a run to update; the others stay as they are. May be repeated."),
+    ] = None,
+    update_items: Annotated[
+        str | None,
+        typer.Option("--update-items", help="Folder whose items file has new items; it is read at each update."),
+    ] = None,
     replicas: Annotated[
         int, typer.Option("--replicas", min=1, help="Processes that answer the API, by Ray Serve (extra `ray`).")
     ] = 1,
@@ -125,7 +140,7 @@ def serve(
     tokens = Tokens(os.environ.get(TOKENS, ""), default=namespace)
     weights = weights_of(weight or [])
     shares_of(list(folders), weights)
-    period = None if update_every is None else seconds_of(update_every)
+    updates = updates_of(folders, update_every, update_runs or [], update_items)
     if replicas > 1:
         if shadow or weight or update_every or len(tokens.tenants()) > 1:
             raise UserError("--replicas: without --shadow, --weight, --update-every and tokens of further tenants")
@@ -172,10 +187,10 @@ def serve(
     )
     service.warm_up()
     service.watch({**folders, **shadows}, open_run)
-    if period is not None:
+    if updates is not None:
         from nextitem.serving.updater import Updater
 
-        service.update_with(Updater(folders, store, every_seconds=period, namespace=namespace))
+        service.update_with(Updater(updates.runs, store, namespace=namespace, **updates.options))
     listen(service, tokens, host=host, port=port)
 
 
@@ -189,6 +204,35 @@ def named(runs: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"two runs are called {name}: {names[name]} and {run}; rename one of the folders")
         names[name] = Path(run)
     return names
+
+
+def updates_of(
+    folders: Mapping[str, Path], every: str | None, names: Sequence[str], items: str | None
+) -> Updates | None:
+    """Return what to update, or None for nothing.
+
+    Args:
+        folders: folders of the served runs by their names.
+        every: period, such as 10m.
+        names: names of the runs to update; none: all.
+        items: folder with an items file, which may come later.
+
+    Raises:
+        UserError: a name is of no run, the folder does not exist, or there is no period.
+
+    """
+    if every is None:
+        if names or items is not None:
+            raise UserError("--update and --update-items need --update-every, such as --update-every 10m")
+        return None
+    for name in names:
+        if name not in folders:
+            raise UserError(f"--update {name}: no run is called {name!r}; there are {', '.join(folders)}")
+    if items is not None and not Path(items).is_dir():
+        raise UserError(f"--update-items {items}: no such folder; make it, and put items.parquet or items.csv there")
+    runs = {name: folder for name, folder in folders.items() if not names or name in names}
+    options = () if items is None else ("--items", str(Path(items).resolve()))
+    return Updates(runs, {"every_seconds": seconds_of(every), "options": options})
 
 
 def weights_of(options: Sequence[str]) -> dict[str, float]:
