@@ -100,9 +100,9 @@ def true_shares(folder: Path, request_ids: pl.Series | None = None) -> dict[str,
         rows = rows.filter(pl.col("request_id").is_in(request_ids.implode()))
     no_outcome = [(1 - pl.col(f"{name}_probability")).product().alias(name) for name in ("click", "purchase")]
     lists = rows.group_by("model", "request_id").agg(no_outcome)
-    shares = lists.group_by("model").agg((1 - pl.col("click", "purchase")).mean()).sort("model")
+    shares = lists.group_by("model").agg(pl.col("click", "purchase").mean()).sort("model")
     return {
-        model: {"click": round(click, 4), "purchase": round(bought, 4)} for model, click, bought in shares.iter_rows()
+        model: {"click": round(1 - click, 4), "purchase": round(1 - bought, 4)} for model, click, bought in shares.iter_rows()
     }
 
 

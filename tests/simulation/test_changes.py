@@ -47,7 +47,7 @@ def test_an_item_is_clicked_only_after_it_has_arrived() -> None:
     released, item = int(simulated.truth.released[NUM_ITEMS]), str(FIRST_ITEM + NUM_ITEMS)
     buyers = np.flatnonzero(simulated.truth.sold_in[NUM_ITEMS, simulated.truth.country])
     customer = next(each for each in simulated.customers if each.row in buyers)
-    before, after = (simulated._tastes(customer, released + second, [item])[0][0] for second in (-1, 0))
+    before, after = (simulated.tastes(customer, released + second, [item])[0][0] for second in (-1, 0))
     assert before == 0 < after
 
 

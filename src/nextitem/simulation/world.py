@@ -167,7 +167,7 @@ class World:
         rng = np.random.default_rng([self.config.seed, 2, visit.customer, visit.number])
         looks, click_chances, purchase_chances = rng.random((3, len(self._examination)))[:, :size]
         patience = float(rng.standard_exponential())
-        taste, desire = self._tastes(customer, visit.time, item_ids)
+        taste, desire = self.tastes(customer, visit.time, item_ids)
         clicks: Bools = (looks < self._examination[:size]) & (click_chances < taste)
         purchases: Bools = clicks & (purchase_chances < desire)
         self._remember(customer, item_ids, clicks, purchases)
@@ -230,7 +230,7 @@ class World:
         """Return the mean number of days until the next visit, after a list with this probability of any click."""
         return float(self.config.longest_gap ** (1 - appeal) * self.config.shortest_gap**appeal)
 
-    def _tastes(self, customer: Customer, time: float, item_ids: Sequence[str]) -> tuple[Floats, Floats]:
+    def tastes(self, customer: Customer, time: float, item_ids: Sequence[str]) -> tuple[Floats, Floats]:
         """Return the probabilities of a click on each item if the customer looks at it, and of a purchase then, [K]."""
         rows = np.array([self._rows.get(item, -1) for item in item_ids], dtype=np.int64)
         truth = self.truth_at(time)
