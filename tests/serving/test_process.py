@@ -58,6 +58,7 @@ def server(
         for line in process.stderr:
             lines.append(line)
             if match := re.search(r"http://\S+", line):
+                assert f"(page: {match[0]}/, API: {match[0]}/openapi.json" in line
                 break
         else:
             pytest.fail("".join(lines))

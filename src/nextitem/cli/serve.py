@@ -269,6 +269,13 @@ def tenant_of(
     )
 
 
+def start_line(names: str, *, host: str, port: int) -> str:
+    """Return what is printed when a server answers: the models, and the address of its page."""
+    place = f"[{host}]" if ":" in host else host
+    address = f"http://{place}:{port}"
+    return f"serving {names} at {address} (page: {address}/, API: {address}/openapi.json; stop with Ctrl-C)"
+
+
 def listen(service: Service, tokens: Tokens, *, host: str, port: int) -> None:
     """Answer requests until the process is told to stop; SIGHUP looks for new versions at once."""
     import uvicorn
@@ -286,5 +293,5 @@ def listen(service: Service, tokens: Tokens, *, host: str, port: int) -> None:
     socket.listen()  # from here on connections wait, so that the next line is true
     address = socket.getsockname()
     names = ", ".join(service.models)
-    log(f"serving {names} at http://{address[0]}:{address[1]} (API: /openapi.json; stop with Ctrl-C)")
+    log(start_line(names, host=address[0], port=address[1]))
     server.run(sockets=[socket])
