@@ -65,6 +65,7 @@ class HistoryReader:
         self.latest_ms = self.builder.end_time or 0
         self._empty: dict[int, SequenceBatch] = {}  # histories without events, by their number
         self._has_users = True  # whether users of the data set may ask
+        self._forgotten: frozenset[int] = frozenset()  # numbers of users whose events in the data set do not count
 
     def for_other_users(self) -> HistoryReader:
         """Return a reader for users none of whom is a user of the data set, whatever their ids, with a time of its own.
@@ -74,6 +75,10 @@ class HistoryReader:
         reader = copy.copy(self)
         reader.latest_ms, reader._has_users = self.builder.end_time or 0, False
         return reader
+
+    def forget(self, users: frozenset[int]) -> None:
+        """Treat users of the data set, by their numbers, as users who are not in it from now on."""
+        self._forgotten |= users - {0}
 
     def advance(self, timestamp_ms: int) -> None:
         """Move the time of requests on to that of an event."""
@@ -94,6 +99,9 @@ class HistoryReader:
         user_ids = [request.user_id or "" for request in requests]
         has_user = np.array([self._has_users and request.user_id is not None for request in requests])
         numbers = np.where(has_user, self.dataset.users.ids.lookup(user_ids), 0).astype(np.int64)
+        if self._forgotten:
+            is_forgotten = np.isin(numbers, list(self._forgotten))
+            has_user, numbers = has_user & ~is_forgotten, np.where(is_forgotten, 0, numbers)
         log_users = np.where([request.history is None for request in requests], numbers, 0)
         events = [
             (new_events or {}).get(request.user_id or "", ()) if request.history is None else request.history

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from nextitem.pipeline.evaluate import split_for
 from nextitem.pipeline.options import FitOptions, Log, silent
 from nextitem.pipeline.runs import load_run
 from nextitem.pipeline.train import IN_MEMORY
+from nextitem.pipeline.updating.deletions import clean_version, deletions_locked, read_deletions
 from nextitem.pipeline.updating.judge import Judgement, from_lists, judge, popular_items, target_rows, user_figures
 from nextitem.pipeline.updating.learn import learned_before
 from nextitem.pipeline.updating.merge import Merger, Tables, frame_tables, merge, read_tables
@@ -127,7 +128,10 @@ def update(
             settings,
             FitOptions(root, device=device, progress=progress, log=log),
         )
-        base, new = _read(task, events, items)
+        deletions = read_deletions(root)
+        base, new = (
+            replace(tables, frames=deletions.without_deleted(tables.frames)) for tables in _read(task, events, items)
+        )
         return _update(task, base, new, since=since, window=window, dry_run=dry_run, source=source or {})
 
 
@@ -182,7 +186,9 @@ def _update(
         card["seconds"] = round(time.perf_counter() - start_time, 1)
         if judgement.is_promoted:
             write_version(task, version, card, folder=folder)
-            adopt(task.root, folder, str(card["version"]))
+            with deletions_locked(task.root):
+                clean_version(folder, read_deletions(task.root))
+                adopt(task.root, folder, str(card["version"]))
         remember(task.root, card)
     pruned = prune(task.root, keep=task.settings.keep) if judgement.is_promoted else []
     log(f"version {card['version']} {card['decision']}: {judgement.reason} ({judgement.figures})")
