@@ -80,6 +80,13 @@ class HistoryReader:
         """Treat users of the data set, by their numbers, as users who are not in it from now on."""
         self._forgotten |= users - {0}
 
+    def user_ids(self) -> pl.Series:
+        """Return the external ids of the users of the data set, without those who were forgotten."""
+        ids = self.dataset.users.ids.external
+        is_forgotten = np.zeros(len(ids), dtype=np.bool_)
+        is_forgotten[np.array(sorted(self._forgotten), dtype=np.int64) - 1] = True
+        return ids.filter(~pl.Series(is_forgotten)) if self._forgotten else ids
+
     def advance(self, timestamp_ms: int) -> None:
         """Move the time of requests on to that of an event."""
         self.latest_ms = max(self.latest_ms, timestamp_ms)
