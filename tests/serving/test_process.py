@@ -155,6 +155,8 @@ def test_a_mistake_ends_with_one_line(tmp_path: Path) -> None:
         (["--update-every", "10m", "--update", "nobody"], "--update nobody: no run is called"),
         (["--update-every", "10m", "--update-items", "nowhere"], "--update-items nowhere: no such folder"),
         (["--update-every", "soon"], "period 'soon'"),
+        (["--replicas", "2", "--port", "0"], "replicas need a fixed port"),
+        (["--replicas", "2", "--log-format", "json"], "Ray adds a prefix"),
     ],
 )
 def test_options_out_of_their_bounds_are_named(options: list[str], words: str, tmp_path: Path) -> None:
@@ -173,8 +175,8 @@ def test_runs_to_update_are_named_and_get_their_new_items(tmp_path: Path) -> Non
     assert updates_of(folders, None, [], None) is None
     every = updates_of(folders, "2m", [], None)
     assert every is not None
-    assert (every.runs, every.options) == (folders, {"every_seconds": 120, "options": ()})
+    assert (every.runs, every.every_seconds, every.options) == (folders, 120, ())
     one = updates_of(folders, "2m", ["live"], str(tmp_path))
     assert one is not None
     assert one.runs == {"live": folders["live"]}
-    assert one.options["options"] == ("--items", str(tmp_path.resolve()))
+    assert one.options == ("--items", str(tmp_path.resolve()))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from socket import IPPROTO_TCP, TCP_NODELAY
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,7 +20,8 @@ from nextitem.core.errors import UserError
 if TYPE_CHECKING:
     from nextitem.pipeline.runs import Run
     from nextitem.serving.service import Service
-    from nextitem.serving.tenants import Tenant, Tokens
+    from nextitem.serving.tenants import Tokens
+    from nextitem.serving.updater import Updates
 
 EXAMPLES = (
     "Examples: nextitem serve runs/sasrec --port 8000 | nextitem serve runs/sasrec runs/tiger --weight tiger=0.1 "
@@ -35,13 +36,6 @@ SWITCH_SECONDS = 0.0003
 # uvloop accepts one connection in each turn of the loop. While a model computes, turns are slow, and under overload
 # clients waited for seconds before the server knew of them. Otherwise both loops are equally fast here.
 LOOP: Literal["asyncio"] = "asyncio"
-
-
-class Updates(NamedTuple):
-    """Which runs are updated beside the server, and arguments of `Updater`."""
-
-    runs: dict[str, Path]
-    options: dict[str, Any]
 
 
 def serve(
@@ -111,7 +105,10 @@ def serve(
         typer.Option("--update-items", help="Folder whose items file has new items; it is read at each update."),
     ] = None,
     replicas: Annotated[
-        int, typer.Option("--replicas", min=1, help="Processes that answer the API, by Ray Serve (extra `ray`).")
+        int,
+        typer.Option(
+            "--replicas", min=1, help="Processes that answer the API and the page, by Ray Serve (extra `ray`)."
+        ),
     ] = 1,
     device: Device = "auto",
 ) -> None:
@@ -141,33 +138,38 @@ def serve(
     weights = weights_of(weight or [])
     shares_of(list(folders), weights)
     updates = updates_of(folders, update_every, update_runs or [], update_items)
+    shows_users = bool(tokens) or host in LOCAL
     if replicas > 1:
-        if shadow or weight or update_every or len(tokens.tenants()) > 1:
-            raise UserError("--replicas: without --shadow, --weight, --update-every and tokens of further tenants")
-        from nextitem.serving.replicas import ReplicaSettings, serve_replicas
-
         if port == 0:
             raise UserError("--port 0: replicas need a fixed port; name one")
+        if log_format != "text":
+            raise UserError(f"--log-format {log_format}: Ray adds a prefix to the lines of replicas; choose text")
+        from nextitem.serving.replicas import ReplicaSettings, serve_replicas
+
         settings = ReplicaSettings(
             {name: str(folder.resolve()) for name, folder in folders.items()},
             store=store,
             namespace=namespace,
             data=str(Path(data).resolve()) if data is not None and Path(data).is_dir() else data,
-            tokens=tuple(tokens.namespaces),
+            tokens=os.environ.get(TOKENS, ""),
             impressions=None if impressions == "none" else str(Path(impressions).resolve()),
             is_synced=sync_impressions,
             device=device,
             service=config,
+            weights=weights,
+            shadows={name: str(folder.resolve()) for name, folder in shadows.items()},
+            shows_users=shows_users,
         )
-        serve_replicas(settings, num_replicas=replicas, host=host, port=port, log=log)
+        serve_replicas(settings, num_replicas=replicas, host=host, port=port, log=log, updates=updates)
         return
 
     from nextitem.serving.logs import start_logging
+    from nextitem.serving.tenants import open_tenant
 
     start_logging("json" if log_format == "json" else "text")
     lists = None if impressions == "none" else Path(impressions)
     all_tenants = [
-        tenant_of(store, name, lists, is_synced=sync_impressions, has_shadows=bool(shadows), is_default=not number)
+        open_tenant(store, name, lists, is_synced=sync_impressions, has_shadows=bool(shadows), is_default=not number)
         for number, name in enumerate(tokens.tenants())
     ]
     from nextitem.pipeline.runs import load_run
@@ -188,10 +190,8 @@ def serve(
     service.warm_up()
     service.watch({**folders, **shadows}, open_run)
     if updates is not None:
-        from nextitem.serving.updater import Updater
-
-        service.update_with(Updater(updates.runs, store, namespace=namespace, **updates.options))
-    listen(service, tokens, host=host, port=port)
+        service.update_with(updates.updater(store, namespace=namespace))
+    listen(service, tokens, host=host, port=port, shows_users=shows_users)
 
 
 def named(runs: Sequence[str]) -> dict[str, Path]:
@@ -230,9 +230,10 @@ def updates_of(
             raise UserError(f"--update {name}: no run is called {name!r}; there are {', '.join(folders)}")
     if items is not None and not Path(items).is_dir():
         raise UserError(f"--update-items {items}: no such folder; make it, and put items.parquet or items.csv there")
+    from nextitem.serving.updater import Updates
+
     runs = {name: folder for name, folder in folders.items() if not names or name in names}
-    options = () if items is None else ("--items", str(Path(items).resolve()))
-    return Updates(runs, {"every_seconds": seconds_of(every), "options": options})
+    return Updates(runs, seconds_of(every), () if items is None else ("--items", str(Path(items).resolve())))
 
 
 def weights_of(options: Sequence[str]) -> dict[str, float]:
@@ -250,42 +251,17 @@ def weights_of(options: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def tenant_of(
-    url: str, namespace: str, lists: Path | None, *, is_synced: bool, has_shadows: bool, is_default: bool
-) -> Tenant:
-    """Open the store and the logs of a tenant; those of all but the default one are in a folder of their own."""
-    from nextitem.serving.impressions import ImpressionLog
-    from nextitem.serving.stores import open_store
-    from nextitem.serving.tenants import Tenant
-
-    store = open_store(url, namespace=namespace)
-    if lists is None:
-        return Tenant(namespace, store)
-    folder = lists if is_default else lists / "tenants" / namespace
-    shadow_folder = folder / "shadow"  # an old log stays open, so that a user can be removed from it
-    shadow_log = ImpressionLog(shadow_folder) if has_shadows or shadow_folder.is_dir() else None
-    return Tenant(
-        namespace, store, impressions=ImpressionLog(folder, is_synced=is_synced), shadow_impressions=shadow_log
-    )
-
-
-def start_line(names: str, *, host: str, port: int) -> str:
-    """Return what is printed when a server answers: the models, and the address of its page."""
-    place = f"[{host}]" if ":" in host else host
-    address = f"http://{place}:{port}"
-    return f"serving {names} at {address} (page: {address}/, API: {address}/openapi.json; stop with Ctrl-C)"
-
-
-def listen(service: Service, tokens: Tokens, *, host: str, port: int) -> None:
+def listen(service: Service, tokens: Tokens, *, host: str, port: int, shows_users: bool) -> None:
     """Answer requests until the process is told to stop; SIGHUP looks for new versions at once."""
     import uvicorn
 
     from nextitem.serving.app import make_app
+    from nextitem.serving.logs import start_line
 
     sys.setswitchinterval(SWITCH_SECONDS)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: service.look_for_versions())
-    application = make_app(service, tokens=tokens, shows_users=bool(tokens) or host in LOCAL)
+    application = make_app(service, tokens=tokens, shows_users=shows_users)
     settings = uvicorn.Config(application, host=host, port=port, log_config=None, access_log=False, loop=LOOP)
     server = uvicorn.Server(settings)
     socket = server.config.bind_socket()
