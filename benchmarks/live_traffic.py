@@ -1,6 +1,6 @@
 """Does an updated model beat a frozen one in live traffic, if tastes drift and items arrive?
 
-    python benchmarks/live_traffic.py --minutes 10 [--model item-graph] [--customers 1500] [--days 60]
+    python benchmarks/live_traffic.py --minutes 10 [--model item-graph] [--customers 3000] [--days 20]
 
 Trains the model on the simulated shop (or takes --run), and starts `nextitem serve` with two copies of the run, of
 which one is updated from the events of the store. Simulated customers visit it, half of them each model: many days of
@@ -290,9 +290,9 @@ def measure_exploration(arguments: argparse.Namespace, results: Results) -> None
 
 
 def main() -> None:
-    options = parser(__doc__, seed=0, new_items=400, worlds=12)
-    options.add_argument("--customers", type=int, help="default: 1500, and 300 with --explore")
-    options.add_argument("--days", type=float, help="default: 60, and 14 with --explore")
+    options = parser(__doc__, seed=0, new_items=1000, worlds=12)
+    options.add_argument("--customers", type=int, help="default: 3000, and 300 with --explore")
+    options.add_argument("--days", type=float, help="default: 20, and 14 with --explore")
     options.add_argument("--explore", action="store_true", help="ask whether off-policy estimates are right, instead")
     options.add_argument("--target", default="item-graph", help="the model whose clicks are estimated")
     options.add_argument("--temperature", type=float, default=1.0, help="temperature of lists, of both models")
@@ -301,13 +301,13 @@ def main() -> None:
     options.add_argument("--run", type=Path, help="a run that was trained on --data shop, instead")
     options.add_argument("--update-every", default="2m", help="time between two updates")
     options.add_argument("--drift", type=float, default=0.8, help="share of tastes and popularity that changes")
-    options.add_argument("--browsing", type=float, default=1.0, help="items that are found at a visit without a list")
+    options.add_argument("--browsing", type=float, default=3.0, help="items that are found at a visit without a list")
     options.add_argument("--keep", type=Path, metavar="FOLDER", help="a new folder for all files")
     arguments = options.parse_args()
     results = Results(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    arguments.customers = arguments.customers or (300 if arguments.explore else 1500)
-    arguments.days = arguments.days or (14.0 if arguments.explore else 60.0)
+    arguments.customers = arguments.customers or (300 if arguments.explore else 3000)
+    arguments.days = arguments.days or (14.0 if arguments.explore else 20.0)
     if arguments.explore:
         measure_exploration(arguments, results)
         return
