@@ -210,8 +210,8 @@ class Observer(httpx2.AsyncBaseTransport):
         if request.url.path == "/v1/recommend":
             body = json.loads(request.content)
             preview = {**body, "k": head_size(body["k"]), "model": TARGET, "explore": 0, "preview": True}
-            asked = httpx2.Request("POST", request.url, json=preview)
-            response = await self.inner.handle_async_request(asked)
+            ahead = httpx2.Request("POST", request.url, json=preview)
+            response = await self.inner.handle_async_request(ahead)
             head = json.loads(await response.aread())
             self.world.heads[body["user_id"]] = [str(item["item_id"]) for item in head["items"]]
         return await self.inner.handle_async_request(request)

@@ -112,7 +112,7 @@ def test_events_that_lists_led_to_are_learned_but_judge_nobody(trained: dict[str
     rows = []
     for user, item, time in later.iter_rows():
         rows.append((user, item, time, None))
-        rows += [(user, shown, time + 1 + place, "list") for place, shown in enumerate(lists.get(item, ()))]
+        rows += [(user, listed, time + 1 + place, "list") for place, listed in enumerate(lists.get(item, ()))]
     events = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "request_id"], orient="row")
     cards, lines = {}, []
     for name, frame in {"named": events, "unnamed": events.drop("request_id")}.items():
