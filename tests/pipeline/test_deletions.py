@@ -18,6 +18,7 @@ from nextitem.core.errors import UserError
 from nextitem.pipeline.runs import load_run
 from nextitem.pipeline.updating import update as updates
 from nextitem.pipeline.updating.deletions import Deletions, delete_user, read_deletions
+from nextitem.pipeline.updating.new_version import write_version
 from nextitem.pipeline.versions import use_version
 from nextitem.serving.app import make_app
 from nextitem.serving.impressions import ImpressionLog
@@ -110,10 +111,10 @@ def test_a_user_who_comes_back_is_a_new_one(place: Path, log: DriftingLog) -> No
 def test_a_user_who_is_deleted_during_an_update_is_not_in_its_version(
     place: Path, first: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, write = place / "run", updates.write_version
+    run = place / "run"
 
     def deleted_first(*arguments: Any, **options: Any) -> None:
-        write(*arguments, **options)
+        write_version(*arguments, **options)
         assert files_with(USER, run / "versions" / ".staging")
         delete_user(run, USER)
         # The deletion has reached the staged version already; now as if it had come before the data were written.

@@ -109,12 +109,13 @@ def test_events_that_lists_led_to_are_learned_but_judge_nobody(trained: dict[str
     lists = {
         item: frozen.recommend(history=[item], k=2).item_ids for item in later["item_id"].unique() if item < "i024"
     }
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for user, item, time in later.iter_rows():
         rows.append((user, item, time, None))
         rows += [(user, listed, time + 1 + place, "list") for place, listed in enumerate(lists.get(item, ()))]
     events = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "request_id"], orient="row")
-    cards, lines = {}, []
+    cards: dict[str, Any] = {}
+    lines: list[str] = []
     for name, frame in {"named": events, "unnamed": events.drop("request_id")}.items():
         run, items = copy_of(trained["item-graph"], tmp_path / name), trained["events"]
         cards[name] = ni.update(run, events=frame, items=items, progress=False, log=lines.append).card

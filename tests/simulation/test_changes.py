@@ -131,10 +131,10 @@ def test_finds_are_events_without_a_list() -> None:
 
 
 def test_the_items_so_far_are_written_each_day_and_the_days_take_their_time(tmp_path: Path) -> None:
-    simulated, sizes = world(new_items=30, days=10), []
+    simulated, latest_releases = world(new_items=30, days=10), list[int]()
 
     def look(_: str) -> None:
-        sizes.append(pl.read_parquet(tmp_path / "new" / "items.parquet")["released"].max())
+        latest_releases.append(max(pl.read_parquet(tmp_path / "new" / "items.parquet")["released"].to_list()))
 
     async def run() -> Playthrough:
         async with client(FakeServer()) as session:
@@ -143,8 +143,8 @@ def test_the_items_so_far_are_written_each_day_and_the_days_take_their_time(tmp_
     started = time.monotonic()
     asyncio.run(run())
     assert 0.9 < time.monotonic() - started < 10  # of 1.2 seconds, the last visits come before the end
-    assert sizes == sorted(sizes)
-    for day, latest in enumerate(sizes, start=1):
+    assert latest_releases == sorted(latest_releases)
+    for day, latest in enumerate(latest_releases, start=1):
         assert latest <= simulated.start + day * DAY
     columns = pl.read_parquet(tmp_path / "new" / "items.parquet")
     assert columns.columns == small_shop().items.columns

@@ -42,7 +42,8 @@ def with_arrivals(shop: Shop, rng: Generator, *, count: int, start: float, end: 
     level = truth.item_price_level[parents] + PRICE_SPREAD * rng.normal(size=count)
     noise = LOOK_SPREAD * unit_vectors(rng.normal(size=(count, truth.vectors.shape[1])))
     columns = {name: getattr(truth, name)[parents] for name in ("category", "style", "brand")}
-    frame = items_frame(rng, *columns.values(), level, released, first_id=FIRST_ITEM + num_items)
+    category, style, brand = columns.values()
+    frame = items_frame(rng, category, style, brand, level, released, first_id=FIRST_ITEM + num_items)
     added = {
         **columns,
         "department": truth.department[parents],
@@ -78,13 +79,14 @@ def with_drift(truth: ShopTruth, rng: Generator, *, share: float, start: float, 
     trend = TREND_SPREAD * rng.normal(size=num_departments)
     new_interest = trend + INTEREST_SPREAD * rng.normal(size=interest.shape)
     new_taste = TASTE_LENGTH * truth.vectors[rng.integers(num_items, size=num_users)]
+    change_time: Floats = start + LAST_CHANGE * (end - start) * rng.random(num_users)
     return replace(
         truth,
         interest_before=interest,
         interest_after=(1 - share) * interest + share * new_interest,
         taste_before=taste,
         taste_after=(1 - share) * taste + share * new_taste,
-        change_time=start + LAST_CHANGE * (end - start) * rng.random(num_users),
+        change_time=change_time,
         change_span=np.full(num_users, CHANGE_SPAN * (end - start)),
     )
 
