@@ -79,7 +79,7 @@ def with_drift(truth: ShopTruth, rng: Generator, *, share: float, start: float, 
     trend = TREND_SPREAD * rng.normal(size=num_departments)
     new_interest = trend + INTEREST_SPREAD * rng.normal(size=interest.shape)
     new_taste = TASTE_LENGTH * truth.vectors[rng.integers(num_items, size=num_users)]
-    change_time: Floats = start + LAST_CHANGE * (end - start) * rng.random(num_users)
+    change_time: Floats = start + LAST_CHANGE * (end - start) * rng.random((num_users,))
     return replace(
         truth,
         interest_before=interest,
