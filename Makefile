@@ -4,11 +4,13 @@
 # make check   lint, types, fast tests
 # make docs    environment with the docs extra and the documentation as a site in build/site
 #
+# DEMO         options of nextitem demo: DEMO='--minutes-per-model 0.5' trains each model for half a minute at most
 # PYTHON       the interpreter that makes .venv (3.11 or newer)
 # TORCH_INDEX  address of a package index with another build of torch (CPU only, another CUDA version)
 
 PYTHON ?= python3
 PORT ?= 8000
+DEMO ?=
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +20,7 @@ INPUTS := pyproject.toml constraints.txt
 .PHONY: demo serve test slow lint types check docs clean
 
 demo: $(VENV)/.installed
-	$(BIN)/nextitem demo --out runs/demo --overwrite
+	$(BIN)/nextitem demo --out runs/demo --overwrite $(DEMO)
 
 # The first model answers everybody; the others answer requests that name them.
 serve: $(VENV)/.installed-serve

@@ -41,6 +41,31 @@ def test_every_exported_name_exists_and_is_listed() -> None:
         ni.nothing  # noqa: B018
 
 
+def test_runs_are_pushed_and_pulled_and_versions_are_used_by_name(run: ni.Run, tmp_path: Path) -> None:
+    """The hub itself is tested in tests/pipeline/test_hub.py, updates in tests/pipeline/test_update.py."""
+    files = Path(ni.push(run, "me/shop", dry_run=tmp_path / "upload"))
+    assert (files / "README.md").is_file()
+    assert (files / "recipe.toml").is_file()
+    with pytest.raises(ni.UserError, match="no repository"):
+        ni.pull("no repository", out=tmp_path / "pulled")
+    with pytest.raises(ni.UserError, match="has no version '2'; it has 1"):
+        ni.rollback(run.folder, "2")
+    ni.rollback(run.folder, "1")
+    assert (run.folder / "current").read_text() == "1\n"
+    with pytest.raises(ni.UserError, match="nowhere: no such run"):
+        ni.rollback("nowhere", "1")
+    with pytest.raises(ni.UserError, match="unknown kind of store"):
+        ni.update_from_store(run.folder, "mysql://host")
+
+
+def test_data_sets_are_described_imported_and_downloaded(tmp_path: Path) -> None:
+    assert ni.describe(rich_log())["users"] == 60
+    with pytest.raises(ni.UserError, match="ml-100k"):
+        ni.import_dataset("no-such-set", ["file"], tmp_path / "out")
+    with pytest.raises(ni.UserError, match="ml-100k"):
+        ni.download("no-such-set", tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_mypy_knows_the_types_of_exported_names(tmp_path: Path) -> None:
     from mypy import api

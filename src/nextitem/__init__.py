@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from nextitem.core.dataset import Dataset
     from nextitem.core.errors import ContractError, UserError
     from nextitem.core.registry import models
+    from nextitem.data.describe import describe
+    from nextitem.data.download import download
+    from nextitem.data.importers.importing import import_dataset
     from nextitem.data.readers import load_dataset
     from nextitem.evaluation.diagnose import Diagnosis, diagnose
     from nextitem.evaluation.evaluate import Evaluation
     from nextitem.pipeline.compare import Comparison, compare
     from nextitem.pipeline.evaluate import evaluate
     from nextitem.pipeline.export import export
+    from nextitem.pipeline.hub import pull, push
     from nextitem.pipeline.recommend import RecommendationList
     from nextitem.pipeline.runs import Run, load_run
     from nextitem.pipeline.scale import scale
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from nextitem.pipeline.tuning.outcome import Tuning
     from nextitem.pipeline.updating.new_version import UpdateConfig
     from nextitem.pipeline.updating.update import UpdateOutcome, update
+    from nextitem.pipeline.updating.version_store import rollback
+    from nextitem.serving.updater import update_from_store
 
 __version__ = "0.1.0"
 __all__ = [
@@ -53,17 +59,24 @@ __all__ = [
     "UpdateOutcome",
     "UserError",
     "compare",
+    "describe",
     "diagnose",
+    "download",
     "evaluate",
     "export",
+    "import_dataset",
     "load_dataset",
     "load_run",
     "models",
+    "pull",
+    "push",
+    "rollback",
     "scale",
     "tokenize",
     "train",
     "tune",
     "update",
+    "update_from_store",
 ]
 
 _MODULES = {
@@ -80,16 +93,23 @@ _MODULES = {
     "UpdateOutcome": "pipeline.updating.update",
     "UserError": "core.errors",
     "compare": "pipeline.compare",
+    "describe": "data.describe",
     "diagnose": "evaluation.diagnose",
+    "download": "data.download",
     "evaluate": "pipeline.evaluate",
     "export": "pipeline.export",
+    "import_dataset": "data.importers.importing",
     "load_dataset": "data.readers",
     "load_run": "pipeline.runs",
     "scale": "pipeline.scale",
+    "pull": "pipeline.hub",
+    "push": "pipeline.hub",
+    "rollback": "pipeline.updating.version_store",
     "tokenize": "pipeline.tokenize",
     "train": "pipeline.train",
     "tune": "pipeline.tune",
     "update": "pipeline.updating.update",
+    "update_from_store": "serving.updater",
 }
 
 

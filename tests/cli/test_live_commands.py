@@ -75,7 +75,7 @@ def test_report_writes_a_page_and_figures(
 def test_report_prints_json_and_respects_the_attribution_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["report", "--live", "log", "--outcome", "click=tap", "--json", "-"]
+    arguments = ["report", "--live", "log", "--pool-versions", "--outcome", "click=tap", "--json", "-"]
     assert run(*arguments, "--attribution", "59m", monkeypatch=monkeypatch) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["events"] == {"by_request": 0, "by_item": 0, "unattributed": 160}

@@ -51,6 +51,21 @@ def test_policies_are_read_from_the_log() -> None:
     ]
 
 
+def test_versions_of_a_model_are_pooled_if_asked() -> None:
+    impressions, events = logs({"a": 0.3, "b": 0.6})
+    is_old = pl.col("impression_id").str.ends_with("-0")
+    updated = impressions.with_columns(
+        pl.when(is_old).then("policy").otherwise(pl.col("policy").str.replace("b{16}", "c" * 16)).alias("policy")
+    )
+    apart, _ = live_report(updated, events)
+    assert sorted(policy.name for policy in apart.policies) == ["a", "b bbbbbbbb", "b cccccccc"]
+    pooled, _ = live_report(updated, events, pools_versions=True)
+    plain, _ = live_report(impressions, events)
+    assert [(policy.name, policy.version) for policy in pooled.policies] == [("a", ""), ("b", "")]
+    assert [policy.list_rates for policy in pooled.policies] == [policy.list_rates for policy in plain.policies]
+    assert pooled.differences == plain.differences
+
+
 def test_figures_of_a_small_log_worked_out_by_hand() -> None:
     policy = "a aaaaaaaa"
     rows = [

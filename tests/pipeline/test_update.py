@@ -23,7 +23,7 @@ from nextitem.core.errors import UserError
 from nextitem.pipeline.updating import update as updates
 from nextitem.pipeline.updating import version_store
 from nextitem.pipeline.updating.carry import CannotContinueError, later_catalog, model_with_weights_of
-from nextitem.pipeline.updating.judge import judge
+from nextitem.pipeline.updating.judge import from_lists, judge
 from nextitem.pipeline.updating.learn import with_replay
 from nextitem.pipeline.updating.merge import frame_tables, merge, read_tables
 from nextitem.pipeline.versions import current_version, version_names
@@ -101,6 +101,51 @@ def test_a_poisoned_update_is_not_used(trained: dict[str, Path], tmp_path: Path,
     assert (current_version(run), version_names(run)) == ("1", ["1"])
     assert not (run / "versions" / ".staging").exists()
     assert version_store.history(run)[-1]["decision"] == "not promoted"
+
+
+def test_events_that_lists_led_to_are_learned_but_judge_nobody(trained: dict[str, Path], tmp_path: Path) -> None:
+    """Users click what the lists of the version in use show, so these clicks are what that version predicts best."""
+    frozen, later = ni.load_run(trained["item-graph"]), pl.read_parquet(trained["events"] / "interactions.parquet")
+    lists = {
+        item: frozen.recommend(history=[item], k=2).item_ids for item in later["item_id"].unique() if item < "i024"
+    }
+    rows: list[tuple[Any, ...]] = []
+    for user, item, time in later.iter_rows():
+        rows.append((user, item, time, None))
+        rows += [(user, listed, time + 1 + place, "list") for place, listed in enumerate(lists.get(item, ()))]
+    events = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "request_id"], orient="row")
+    cards: dict[str, Any] = {}
+    lines: list[str] = []
+    for name, frame in {"named": events, "unnamed": events.drop("request_id")}.items():
+        run, items = copy_of(trained["item-graph"], tmp_path / name), trained["events"]
+        cards[name] = ni.update(run, events=frame, items=items, progress=False, log=lines.append).card
+    assert cards["named"]["events"] == cards["unnamed"]["events"]
+    assert cards["named"]["requests"] < 0.45 * cards["unnamed"]["requests"]
+    assert cards["named"]["difference"] > cards["unnamed"]["difference"] + 0.02
+    assert cards["named"]["former"] < cards["unnamed"]["former"]
+    assert not any("too few others" in line for line in lines)
+    few = events.with_columns(pl.col("request_id").fill_null("list"))
+    run = copy_of(trained["item-graph"], tmp_path / "few")
+    card = ni.update(run, events=few, items=trained["events"], progress=False, log=lines.append).card
+    assert any("too few others" in line for line in lines)
+    assert card["requests"] == cards["unnamed"]["requests"]
+
+
+def test_events_of_lists_are_found_in_the_log(trained: dict[str, Path]) -> None:
+    dataset = ni.load_dataset(trained["data"])
+    log, table = dataset.interactions, read_tables(trained["data"]).frames["interactions"]
+    assert not from_lists(dataset, table).any()
+    marked = table.with_row_index("row").with_columns(
+        pl.when(pl.col("row") % 3 == 0).then(pl.lit("r")).otherwise(None).alias("request_id")
+    )
+    users, items = dataset.users.ids.external, dataset.catalog.ids.external
+    expected = set(marked.filter(pl.col("row") % 3 == 0).select("user_id", "item_id", "timestamp").rows())
+    assert log.timestamps is not None
+    keys = [
+        (users[int(user) - 1], items[int(item) - 1], datetime.fromtimestamp(int(time) / 1000, UTC).replace(tzinfo=None))
+        for user, item, time in zip(log.user_ids, log.item_ids, log.timestamps, strict=True)
+    ]
+    assert from_lists(dataset, marked).tolist() == [key in expected for key in keys]
 
 
 def test_an_update_is_the_same_each_time(trained: dict[str, Path], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from support.trained_models import rich_run
 from typer.testing import CliRunner
 
 from nextitem.cli.main import app
+from nextitem.cli.serve import updates_of
 from nextitem.core.config import write_toml
 from nextitem.core.errors import UserError
 from nextitem.pipeline.versions import use_version
@@ -57,6 +58,7 @@ def server(
         for line in process.stderr:
             lines.append(line)
             if match := re.search(r"http://\S+", line):
+                assert f"(page: {match[0]}/, API: {match[0]}/openapi.json" in line
                 break
         else:
             pytest.fail("".join(lines))
@@ -149,6 +151,12 @@ def test_a_mistake_ends_with_one_line(tmp_path: Path) -> None:
         (["nothing"], "no such run"),
         (["RUN"], "two runs are called"),
         (["--store", "mysql://host"], "unknown kind of store"),
+        (["--update", "item-cf"], "need --update-every"),
+        (["--update-every", "10m", "--update", "nobody"], "--update nobody: no run is called"),
+        (["--update-every", "10m", "--update-items", "nowhere"], "--update-items nowhere: no such folder"),
+        (["--update-every", "soon"], "period 'soon'"),
+        (["--replicas", "2", "--port", "0"], "replicas need a fixed port"),
+        (["--replicas", "2", "--log-format", "json"], "Ray adds a prefix"),
     ],
 )
 def test_options_out_of_their_bounds_are_named(options: list[str], words: str, tmp_path: Path) -> None:
@@ -160,3 +168,15 @@ def test_options_out_of_their_bounds_are_named(options: list[str], words: str, t
     assert isinstance(result.exception, UserError)
     assert words in str(result.exception)
     assert not list(tmp_path.iterdir())  # no store or log was opened
+
+
+def test_runs_to_update_are_named_and_get_their_new_items(tmp_path: Path) -> None:
+    folders = {"frozen": tmp_path / "frozen", "live": tmp_path / "live"}
+    assert updates_of(folders, None, [], None) is None
+    every = updates_of(folders, "2m", [], None)
+    assert every is not None
+    assert (every.runs, every.every_seconds, every.options) == (folders, 120, ())
+    one = updates_of(folders, "2m", ["live"], str(tmp_path))
+    assert one is not None
+    assert one.runs == {"live": folders["live"]}
+    assert one.options == ("--items", str(tmp_path.resolve()))

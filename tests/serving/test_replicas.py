@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from support.trained_models import rich_run
 from nextitem.core.config import write_toml
 from nextitem.core.errors import UserError
 from nextitem.distributed.ray_cluster import ray_cluster
+from nextitem.pipeline.versions import use_version
 from nextitem.serving import replicas
 from nextitem.serving.app import make_app
 from nextitem.serving.config import ServiceConfig
+from nextitem.serving.impressions import read_impressions
 from nextitem.serving.replicas import REPLICA, Message, Replica, ReplicaSettings
 from nextitem.testing.rich_log import SETTINGS, rich_frames
 
@@ -95,6 +99,65 @@ def test_a_replica_answers_as_the_application(settings: ReplicaSettings) -> None
     long = message("POST", "/v1/recommend")._replace(headers=((b"content-length", b"999999999"),))
     assert asyncio.run(replica.answer(long)).start == 413
     replica.service.close()
+
+
+def test_a_replica_has_tenants_shadows_weights_and_new_versions(settings: ReplicaSettings, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "shop"
+    shutil.copytree(rich_run("popularity").folder, run)
+    replica = Replica(
+        replace(
+            settings,
+            runs={"shop": str(run), **settings.runs},
+            store=f"sqlite:///{tmp_path / 'events.db'}",
+            tokens="plain,shop-b=other",
+            impressions=str(tmp_path / "shown"),
+            weights={"item-cf": 0.0},
+            shadows={"sasrec": str(rich_run("sasrec").folder)},
+            shows_users=False,
+        ),
+        "r1",
+    )
+
+    def ask(method: str, path: str, body: object, token: str) -> tuple[Any, Any]:
+        request = message(method, path, body)
+        authorization = ((b"authorization", f"Bearer {token}".encode()),)
+
+        async def answered() -> Message:
+            answer = await replica.answer(request._replace(headers=(*request.headers, *authorization)))
+            await replica.service.shadows.finished()
+            return answer
+
+        answer = asyncio.run(answered())
+        return answer.start, json.loads(answer.body)
+
+    events = {"events": [{"event_id": "e1", "user_id": "ada", "item_id": "i03", "action": "view"}]}
+    assert ask("POST", "/v1/events", events, "nobody's")[0] == 401
+    assert ask("POST", "/v1/events", events, "plain")[0] == 200
+    body = {"user_id": "ada", "k": 3}
+    for token, has_history in (("plain", True), ("other", False)):
+        status, answer = ask("POST", "/v1/recommend", {**body, "model": "item-cf"}, token)
+        assert (status, answer["fallback"]) == (200, not has_history)
+    assert {ask("POST", "/v1/recommend", {"user_id": f"n{n}"}, "plain")[1]["model"] for n in range(20)} == {"shop"}
+    assert [model["name"] for model in ask("GET", "/v1/models?shadows=true", None, "plain")[1]] == [
+        "shop",
+        "item-cf",
+        "sasrec",
+    ]
+    assert ask("GET", "/v1/users", None, "plain")[0] == 403
+    page = asyncio.run(replica.answer(message("GET", "/")))
+    assert page.start == 200
+    assert b"content-security-policy" in dict(page.headers)
+    shutil.copytree(rich_run("item-cf").folder, run / "versions" / "2")
+    use_version(run, "2")
+    replica.service.look_for_versions()
+    deadline = time.monotonic() + 30
+    while ask("GET", "/v1/models", None, "plain")[1][0]["version_name"] != "2":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    replica.service.close()
+    folder = tmp_path / "shown" / f"{socket.gethostname()}-0"
+    for log, user in ((folder, "ada"), (folder / "tenants" / "shop_b", "ada"), (folder / "shadow", "n0")):
+        assert user in set(read_impressions(log)["user_id"])
 
 
 def test_a_user_counts_as_deleted_only_if_all_replicas_say_so() -> None:
@@ -199,8 +262,13 @@ def test_two_replicas_answer_as_one_server_and_survive_a_kill(
     assert client.ask("/v1/events", {"events": [event]})[1]["accepted"] == 1
     expected = json.loads(asyncio.run(plain.answer(message("POST", "/v1/recommend", {"user_id": "u00"}))).body)
     assert client.ask("/v1/recommend", {"user_id": "u00"})[1]["items"] == expected["items"]
+    for place, words in (("/", b"<!doctype html>"), ("/playground/main.js", b"function")):
+        with urllib.request.urlopen(f"{client.address}{place}", timeout=60) as response:
+            assert words in response.read()
+    answers = [client.ask("/v1/traffic", method="GET") for _ in range(6)]
+    assert len({replica for replica, _ in answers}) == 1  # whose numbers go on from call to call
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        client.ask("/", method="GET")
+        client.ask("/nothing", method="GET")
     with pytest.raises(urllib.error.HTTPError, match="422"):
         client.ask("/v1/recommend", {"user_id": "u00", "k": "many"})
 

@@ -119,7 +119,7 @@ def test_explored_lists_tell_the_rewards_of_a_model_that_was_not_shown() -> None
     visits = world.first_visits()
     while visits:
         visit = visits.pop()
-        tastes, _ = world._tastes(world.customers[visit.customer], visit.time, items)
+        tastes, _ = world.tastes(world.customers[visit.customer], visit.time, items)
         target = -0.7 * np.log(1 + (-tastes).argsort().argsort())
         shown_places = (logging + rng.gumbel(size=12)).argsort()[::-1][: len(slots)]
         sampled_places = (target + rng.gumbel(size=(200, 12))).argsort(1)[:, ::-1][:, : len(slots)]

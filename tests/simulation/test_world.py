@@ -21,7 +21,7 @@ def world(**settings: Any) -> World:
 def items_by_taste(simulated: World, visit: Visit) -> list[str]:
     """Return all items, those that the customer is most likely to click first."""
     everything = [str(item) for item in small_shop().items["item_id"]]
-    taste, _ = simulated._tastes(simulated.customers[visit.customer], visit.time, everything)
+    taste, _ = simulated.tastes(simulated.customers[visit.customer], visit.time, everything)
     return [everything[row] for row in np.argsort(-taste, kind="stable")]
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nextitem.cli.early import check_run
-from nextitem.cli.options import Device, log
+from nextitem.cli.options import Device, log, write_json
 
 EXAMPLES = (
     "Examples: nextitem evaluate runs/sasrec | nextitem evaluate runs/sasrec --json figures.json | "
@@ -63,11 +61,5 @@ def evaluate(
         device=device,
         log=log,
     )
-    text = json.dumps(figures.to_json(), indent=2)
-    if json_file == "-":
-        print(text)
-        return
-    if json_file is not None:
-        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(json_file).write_text(text + "\n", encoding="utf-8")
-    print_evaluation(figures)
+    if not write_json(figures.to_json(), json_file):
+        print_evaluation(figures)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +41,22 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 def log(text: str) -> None:
     """Print a line of progress or a note on stderr, as stdout is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def write_json(values: Any, file: str | None) -> bool:
+    """Print values as JSON if `file` is "-", otherwise write them to that file, and return whether they were printed.
+
+    Nothing is done if `file` is None.
+    """
+    if file is None:
+        return False
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    if file == "-":
+        print(text)
+        return True
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(text + "\n", encoding="utf-8")
+    return False
 
 
 def lines_of(file: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nextitem.cli.early import check_run
-from nextitem.cli.options import log, seconds_of
+from nextitem.cli.options import log, seconds_of, write_json
 from nextitem.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +40,9 @@ def report(
         list[str] | None,
         typer.Option("--outcome", help="NAME=action,action: what counts as an outcome; may be repeated."),
     ] = None,
+    pool_versions: Annotated[
+        bool, typer.Option("--pool-versions", help="Count all versions of a model as one.")
+    ] = False,
     target: Annotated[
         str | None,
         typer.Option(
@@ -73,23 +75,19 @@ def report(
     from nextitem.serving.stored_events import read_events
 
     lists, answers = read_impressions(live), read_events(events, namespace=namespace)
-    figures, attributed = live_report(lists, answers, outcomes=outcomes_of(settings), window_ms=window_ms)
+    figures, attributed = live_report(
+        lists, answers, outcomes=outcomes_of(settings), window_ms=window_ms, pools_versions=pool_versions
+    )
     if target is not None:
         probabilities = _target(target, data, temperature, lists, answers)
         estimates = off_policy_report(attributed.impressions, probabilities, outcome=figures.outcomes[0])
         figures = replace(figures, off_policy=estimates)
-    text = json.dumps(figures.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         write_live_report(Path(out), figures)
         log(f"report: {out}")
-    if json_file == "-":
-        print(text)
-        return
-    if json_file is not None:
-        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(json_file).write_text(text + "\n", encoding="utf-8")
-    print_live_report(figures)
+    if not write_json(figures.to_json(), json_file):
+        print_live_report(figures)
 
 
 def _target(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from socket import IPPROTO_TCP, TCP_NODELAY
@@ -20,7 +20,8 @@ from nextitem.core.errors import UserError
 if TYPE_CHECKING:
     from nextitem.pipeline.runs import Run
     from nextitem.serving.service import Service
-    from nextitem.serving.tenants import Tenant, Tokens
+    from nextitem.serving.tenants import Tokens
+    from nextitem.serving.updater import Updates
 
 EXAMPLES = (
     "Examples: nextitem serve runs/sasrec --port 8000 | nextitem serve runs/sasrec runs/tiger --weight tiger=0.1 "
@@ -95,8 +96,19 @@ def serve(
             help="Run `nextitem update` from the events of the store so often, such as 10m or 6h, beside the server.",
         ),
     ] = None,
+    update_runs: Annotated[
+        list[str] | None,
+        typer.Option("--update", help="Name of a run to update; the others stay as they are. May be repeated."),
+    ] = None,
+    update_items: Annotated[
+        str | None,
+        typer.Option("--update-items", help="Folder whose items file has new items; it is read at each update."),
+    ] = None,
     replicas: Annotated[
-        int, typer.Option("--replicas", min=1, help="Processes that answer the API, by Ray Serve (extra `ray`).")
+        int,
+        typer.Option(
+            "--replicas", min=1, help="Processes that answer the API and the page, by Ray Serve (extra `ray`)."
+        ),
     ] = 1,
     device: Device = "auto",
 ) -> None:
@@ -125,34 +137,39 @@ def serve(
     tokens = Tokens(os.environ.get(TOKENS, ""), default=namespace)
     weights = weights_of(weight or [])
     shares_of(list(folders), weights)
-    period = None if update_every is None else seconds_of(update_every)
+    updates = updates_of(folders, update_every, update_runs or [], update_items)
+    shows_users = bool(tokens) or host in LOCAL
     if replicas > 1:
-        if shadow or weight or update_every or len(tokens.tenants()) > 1:
-            raise UserError("--replicas: without --shadow, --weight, --update-every and tokens of further tenants")
-        from nextitem.serving.replicas import ReplicaSettings, serve_replicas
-
         if port == 0:
             raise UserError("--port 0: replicas need a fixed port; name one")
+        if log_format != "text":
+            raise UserError(f"--log-format {log_format}: Ray adds a prefix to the lines of replicas; choose text")
+        from nextitem.serving.replicas import ReplicaSettings, serve_replicas
+
         settings = ReplicaSettings(
             {name: str(folder.resolve()) for name, folder in folders.items()},
             store=store,
             namespace=namespace,
             data=str(Path(data).resolve()) if data is not None and Path(data).is_dir() else data,
-            tokens=tuple(tokens.namespaces),
+            tokens=os.environ.get(TOKENS, ""),
             impressions=None if impressions == "none" else str(Path(impressions).resolve()),
             is_synced=sync_impressions,
             device=device,
             service=config,
+            weights=weights,
+            shadows={name: str(folder.resolve()) for name, folder in shadows.items()},
+            shows_users=shows_users,
         )
-        serve_replicas(settings, num_replicas=replicas, host=host, port=port, log=log)
+        serve_replicas(settings, num_replicas=replicas, host=host, port=port, log=log, updates=updates)
         return
 
     from nextitem.serving.logs import start_logging
+    from nextitem.serving.tenants import open_tenant
 
     start_logging("json" if log_format == "json" else "text")
     lists = None if impressions == "none" else Path(impressions)
     all_tenants = [
-        tenant_of(store, name, lists, is_synced=sync_impressions, has_shadows=bool(shadows), is_default=not number)
+        open_tenant(store, name, lists, is_synced=sync_impressions, has_shadows=bool(shadows), is_default=not number)
         for number, name in enumerate(tokens.tenants())
     ]
     from nextitem.pipeline.runs import load_run
@@ -172,11 +189,9 @@ def serve(
     )
     service.warm_up()
     service.watch({**folders, **shadows}, open_run)
-    if period is not None:
-        from nextitem.serving.updater import Updater
-
-        service.update_with(Updater(folders, store, every_seconds=period, namespace=namespace))
-    listen(service, tokens, host=host, port=port)
+    if updates is not None:
+        service.update_with(updates.updater(store, namespace=namespace))
+    listen(service, tokens, host=host, port=port, shows_users=shows_users)
 
 
 def named(runs: Sequence[str]) -> dict[str, Path]:
@@ -189,6 +204,36 @@ def named(runs: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"two runs are called {name}: {names[name]} and {run}; rename one of the folders")
         names[name] = Path(run)
     return names
+
+
+def updates_of(
+    folders: Mapping[str, Path], every: str | None, names: Sequence[str], items: str | None
+) -> Updates | None:
+    """Return what to update, or None for nothing.
+
+    Args:
+        folders: folders of the served runs by their names.
+        every: period, such as 10m.
+        names: names of the runs to update; none: all.
+        items: folder with an items file, which may come later.
+
+    Raises:
+        UserError: a name is of no run, the folder does not exist, or there is no period.
+
+    """
+    if every is None:
+        if names or items is not None:
+            raise UserError("--update and --update-items need --update-every, such as --update-every 10m")
+        return None
+    for name in names:
+        if name not in folders:
+            raise UserError(f"--update {name}: no run is called {name!r}; there are {', '.join(folders)}")
+    if items is not None and not Path(items).is_dir():
+        raise UserError(f"--update-items {items}: no such folder; make it, and put items.parquet or items.csv there")
+    from nextitem.serving.updater import Updates
+
+    runs = {name: folder for name, folder in folders.items() if not names or name in names}
+    return Updates(runs, seconds_of(every), () if items is None else ("--items", str(Path(items).resolve())))
 
 
 def weights_of(options: Sequence[str]) -> dict[str, float]:
@@ -206,36 +251,18 @@ def weights_of(options: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def tenant_of(
-    url: str, namespace: str, lists: Path | None, *, is_synced: bool, has_shadows: bool, is_default: bool
-) -> Tenant:
-    """Open the store and the logs of a tenant; those of all but the default one are in a folder of their own."""
-    from nextitem.serving.impressions import ImpressionLog
-    from nextitem.serving.stores import open_store
-    from nextitem.serving.tenants import Tenant
-
-    store = open_store(url, namespace=namespace)
-    if lists is None:
-        return Tenant(namespace, store)
-    folder = lists if is_default else lists / "tenants" / namespace
-    shadow_folder = folder / "shadow"  # an old log stays open, so that a user can be removed from it
-    shadow_log = ImpressionLog(shadow_folder) if has_shadows or shadow_folder.is_dir() else None
-    return Tenant(
-        namespace, store, impressions=ImpressionLog(folder, is_synced=is_synced), shadow_impressions=shadow_log
-    )
-
-
-def listen(service: Service, tokens: Tokens, *, host: str, port: int) -> None:
+def listen(service: Service, tokens: Tokens, *, host: str, port: int, shows_users: bool) -> None:
     """Answer requests until the process is told to stop; SIGHUP looks for new versions at once."""
     import uvicorn
 
     from nextitem.serving.app import make_app
     from nextitem.serving.garbage import settle
+    from nextitem.serving.logs import start_line
 
     sys.setswitchinterval(SWITCH_SECONDS)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: service.look_for_versions())
-    application = make_app(service, tokens=tokens, shows_users=bool(tokens) or host in LOCAL)
+    application = make_app(service, tokens=tokens, shows_users=shows_users)
     settings = uvicorn.Config(application, host=host, port=port, log_config=None, access_log=False, loop=LOOP)
     server = uvicorn.Server(settings)
     socket = server.config.bind_socket()
@@ -244,5 +271,5 @@ def listen(service: Service, tokens: Tokens, *, host: str, port: int) -> None:
     socket.listen()  # from here on connections wait, so that the next line is true
     address = socket.getsockname()
     names = ", ".join(service.models)
-    log(f"serving {names} at http://{address[0]}:{address[1]} (API: /openapi.json; stop with Ctrl-C)")
+    log(start_line(names, host=address[0], port=address[1]))
     server.run(sockets=[socket])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,21 @@ def simulate(
     new_share: Annotated[
         float, typer.Option("--new-share", min=0, max=1, help="Share of customers whom the data set does not contain.")
     ] = 0.2,
+    browsing: Annotated[
+        float, typer.Option("--browsing", min=0, help="Mean number of items that are found at a visit without a list.")
+    ] = 0.0,
+    drift: Annotated[
+        float, typer.Option("--drift", min=0, max=1, help="Share of tastes and popularity that changes meanwhile.")
+    ] = 0.0,
+    new_items: Annotated[int, typer.Option("--new-items", min=0, help="Number of items that arrive meanwhile.")] = 0,
+    items: Annotated[
+        str | None,
+        typer.Option("--items", help="Folder for items.parquet with the items so far: nextitem update --items."),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", min=0.01, help="Time in which the days pass; default: as fast as the server can."),
+    ] = None,
     token: Annotated[
         str | None, typer.Option("--token", help="Token of the server; default: the variable NEXTITEM_TOKEN.")
     ] = None,
@@ -38,7 +53,7 @@ def simulate(
 ) -> None:
     """Let simulated customers visit a server: they look at lists, click, buy, and come back sooner after good ones.
 
-    Time is simulated: it begins at the end of the data, and a day takes as long as the server needs.
+    Time is simulated: it begins at the end of the data, and a day takes as long as the server needs, or --minutes say.
     """
     if find_spec("httpx2") is None:
         raise UserError("simulating needs the package httpx2: pip install 'nextitem[serve]'")
@@ -47,7 +62,8 @@ def simulate(
     from nextitem.simulation.play import Playthrough, check_server, client_for, play, summary
     from nextitem.simulation.world import World, WorldConfig
 
-    settings = {"customers": customers, "days": days, "seed": seed, "new_share": new_share}
+    settings: dict[str, Any] = {"customers": customers, "days": days, "seed": seed, "new_share": new_share}
+    settings |= {"browsing": browsing, "drift": drift, "new_items": new_items}
     config = parse(WorldConfig, settings, where="simulate")
     client = client_for(url, token=token or os.environ.get("NEXTITEM_TOKEN"), connections=connections)
     world = World(generate_shop(), config)
@@ -56,7 +72,8 @@ def simulate(
     async def run() -> None:
         async with client:
             log(f"models: {', '.join(await check_server(client, world))}")
-            await play(world, client, connections=connections, playthrough=record, progress=log)
+            options: dict[str, Any] = {"minutes": minutes, "items": items, "progress": log}
+            await play(world, client, connections=connections, playthrough=record, **options)
 
     try:
         asyncio.run(run())

@@ -102,13 +102,13 @@ def _versions(run: str, rollback: str | None) -> None:
     """Use a version, if one is named; then print all versions, with a star at the one in use."""
     from pathlib import Path
 
-    from nextitem.pipeline.updating.version_store import one_update, read_card
-    from nextitem.pipeline.versions import current_version, use_version, version_names
+    from nextitem.pipeline.updating.version_store import read_card
+    from nextitem.pipeline.updating.version_store import rollback as use_former
+    from nextitem.pipeline.versions import current_version, version_names
 
     root = Path(run)
     if rollback is not None:
-        with one_update(root):
-            use_version(root, rollback)
+        use_former(root, rollback)
     current = current_version(root)
     for name in version_names(root):
         card = read_card(root, name)

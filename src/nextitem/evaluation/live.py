@@ -43,7 +43,7 @@ class PolicyFigures:
 
     Attributes:
         model: name of the model.
-        version: fingerprint of its weights and settings; empty if the log has none.
+        version: fingerprint of its weights and settings; empty if the log has none, or if versions are pooled.
         lists: number of lists.
         users: number of users, each visitor without an id counted as one.
         impressions: number of items in the lists.
@@ -140,6 +140,7 @@ def live_report(
     *,
     outcomes: Sequence[Outcome] = DEFAULT_OUTCOMES,
     window_ms: int = DAY_MS,
+    pools_versions: bool = False,
 ) -> tuple[LiveReport, Attribution]:
     """Return the report on the served models, and the impressions with their outcomes.
 
@@ -148,6 +149,7 @@ def live_report(
         events: events as in `attribution.EVENT_SCHEMA`.
         outcomes: what counts as an answer to a list.
         window_ms: longest time from a list to an event that does not name it, in milliseconds.
+        pools_versions: whether all versions of a model count as one, for a model that is updated while it serves.
 
     Raises:
         UserError: the log contains no list.
@@ -157,7 +159,7 @@ def live_report(
         raise UserError("the log of impressions contains no list; serve some requests first")
     attribution = attribute(impressions, events, outcomes=outcomes, window_ms=window_ms)
     names, notes = _present(attribution.impressions, outcomes)
-    log = _Log(attribution.impressions, events, names)
+    log = _Log(attribution.impressions, events, names, pools_versions=pools_versions)
     policies = [log.figures(number) for number in range(len(log.policies))]
     differences = _differences(log, [policy.name for policy in policies])
     counts = {
@@ -181,10 +183,14 @@ def policy_parts() -> list[pl.Expr]:
 class _Log:
     """Lists of a log as arrays: their policy, user, number of items, and number of items with each outcome."""
 
-    def __init__(self, impressions: pl.DataFrame, events: pl.DataFrame, outcomes: Sequence[str]) -> None:
+    def __init__(
+        self, impressions: pl.DataFrame, events: pl.DataFrame, outcomes: Sequence[str], *, pools_versions: bool
+    ) -> None:
         self.outcomes = outcomes
+        model, version, fallback = policy_parts()
+        version = pl.lit("").alias("version") if pools_versions else version
         rows = impressions.with_columns(
-            *policy_parts(), pl.coalesce("user_id", pl.lit("\0") + pl.col("impression_id")).alias("#user")
+            model, version, fallback, pl.coalesce("user_id", pl.lit("\0") + pl.col("impression_id")).alias("#user")
         )
         if "slot" not in rows:
             rows = rows.with_columns(pl.int_range(1, pl.len() + 1).over("impression_id").alias("slot"))

@@ -61,6 +61,11 @@ class Run:
         return str(self.recipe.model["name"])
 
     @property
+    def root(self) -> Path:
+        """Folder of the run whose version this is; that of the run itself, if it is the first one."""
+        return self.folder.parent.parent if self.folder.parent.name == "versions" else self.folder
+
+    @property
     def dataset(self) -> Dataset:
         """Data set of the recipe, in the item numbering of the model; loaded at the first use.
 

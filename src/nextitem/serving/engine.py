@@ -144,7 +144,8 @@ class Engine:
         return model if conditions.objective is None else ordered_by(model, conditions.objective)
 
     def forget(self, user_id: str) -> None:
-        """Remove what the engine keeps of a user; the data set and the store are not its own."""
+        """Remove what the engine keeps of a user, and read no more of the user's events in the data set."""
+        self.histories.forget(frozenset(self.histories.dataset.users.ids.lookup([user_id]).tolist()))
         if self.states is not None:
             self.states.forget(user_id)
 

@@ -63,6 +63,7 @@ class HistoryReader:
         dataset.users.ids.lookup([])
         self.latest_ms = self.builder.end_time or 0
         self._has_users = True  # whether users of the data set may ask
+        self._forgotten: frozenset[int] = frozenset()  # numbers of users whose events in the data set do not count
 
     def for_other_users(self) -> HistoryReader:
         """Return a reader for users none of whom is a user of the data set, whatever their ids, with a time of its own.
@@ -72,6 +73,17 @@ class HistoryReader:
         reader = copy.copy(self)
         reader.latest_ms, reader._has_users = self.builder.end_time or 0, False
         return reader
+
+    def forget(self, users: frozenset[int]) -> None:
+        """Treat users of the data set, by their numbers, as users who are not in it from now on."""
+        self._forgotten |= users - {0}
+
+    def user_ids(self) -> pl.Series:
+        """Return the external ids of the users of the data set, without those who were forgotten."""
+        ids = self.dataset.users.ids.external
+        is_forgotten = np.zeros(len(ids), dtype=np.bool_)
+        is_forgotten[np.array(sorted(self._forgotten), dtype=np.int64) - 1] = True
+        return ids.filter(~pl.Series(is_forgotten)) if self._forgotten else ids
 
     def advance(self, timestamp_ms: int) -> None:
         """Move the time of requests on to that of an event."""
@@ -130,6 +142,9 @@ class HistoryReader:
         if rows:
             user_ids = [requests[row].user_id or "" for row in rows]
             numbers[rows], keys[rows] = self.dataset.users.ids.lookup(user_ids), stable_keys(user_ids)
+        if self._forgotten:
+            is_forgotten = np.isin(numbers, list(self._forgotten))
+            numbers[is_forgotten] = keys[is_forgotten] = 0
         return numbers, keys
 
     def _former(self, numbers: NDArray[np.int64]) -> _Events:

@@ -42,3 +42,10 @@ def start_logging(form: LogFormat, stream: TextIO | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("nextitem.requests").setLevel(logging.INFO if form == "json" else logging.WARNING)
     logging.getLogger("nextitem.serving").setLevel(logging.INFO)
+
+
+def start_line(names: str, *, host: str, port: int) -> str:
+    """Return what is printed when a server answers: the models, and the address of its page."""
+    place = f"[{host}]" if ":" in host else host
+    address = f"http://{place}:{port}"
+    return f"serving {names} at {address} (page: {address}/, API: {address}/openapi.json; stop with Ctrl-C)"

@@ -21,17 +21,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 from nextitem.core.errors import UserError
 from nextitem.distributed.ray_cluster import ray_cluster
 from nextitem.serving.config import ServiceConfig
+from nextitem.serving.logs import start_line
+
+if TYPE_CHECKING:
+    from nextitem.serving.updater import Updates
 
 NAME = "nextitem"
 ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 NUM_TRIES = 5  # with which a request whose replica has ended is sent again
-PATHS = ("/v1/", "/healthz", "/readyz", "/metrics", "/openapi.json")
+TRAFFIC = "/v1/traffic"
 REPLICA = "x-nextitem-replica"  # header of answers: the replica
 
 
@@ -44,11 +48,14 @@ class ReplicaSettings:
         store: URL of the store of events.
         namespace: name of the tenant in the store.
         data: folder of the data set with the histories; None: that of the run.
-        tokens: bearer tokens that are accepted; none: everybody may ask.
+        tokens: bearer tokens that are accepted, as in NEXTITEM_TOKENS; empty: everybody may ask.
         impressions: folder of the logs of shown lists; None: no log.
         is_synced: whether a list is on disk before it is returned.
         device: where the models compute: auto, cpu or cuda.
         service: settings of the service.
+        weights: shares of the users by model; the others share the rest.
+        shadows: absolute folders of the runs that get copies of requests, by name.
+        shows_users: whether the page may read ids of users and their histories.
 
     """
 
@@ -56,11 +63,14 @@ class ReplicaSettings:
     store: str
     namespace: str = "default"
     data: str | None = None
-    tokens: tuple[str, ...] = ()
+    tokens: str = ""
     impressions: str | None = None
     is_synced: bool = False
     device: str = "cpu"
     service: ServiceConfig = field(default_factory=ServiceConfig)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    shadows: Mapping[str, str] = field(default_factory=dict)
+    shows_users: bool = True
 
 
 class Message(NamedTuple):
@@ -83,25 +93,41 @@ class Replica:
 
     def __init__(self, settings: ReplicaSettings, replica_id: str | None = None) -> None:
         """Load the runs, open the store, and answer one request with each model."""
-        from nextitem.pipeline.runs import load_run
+        from nextitem.pipeline.runs import Run, load_run
         from nextitem.serving.app import make_app
         from nextitem.serving.garbage import settle
-        from nextitem.serving.impressions import ImpressionLog
         from nextitem.serving.service import Service
-        from nextitem.serving.stores import open_store
+        from nextitem.serving.tenants import Tokens, open_tenant
 
-        runs = {name: load_run(folder, device=settings.device) for name, folder in settings.runs.items()}
-        if settings.data is not None:
-            for run in runs.values():
-                run.use_data(settings.data)
-        log = None
+        def open_run(folder: Path) -> Run:
+            run = load_run(folder, device=settings.device)
+            return run if settings.data is None else run.use_data(settings.data)
+
+        tokens, lists = Tokens(settings.tokens, default=settings.namespace), None
         if settings.impressions is not None:
-            folder, self._lock = unshared_folder(Path(settings.impressions))
-            log = ImpressionLog(folder, is_synced=settings.is_synced)
-        store = open_store(settings.store, namespace=settings.namespace)
-        self.service = Service(runs, store, settings.service, impressions=log)
+            lists, self._lock = unshared_folder(Path(settings.impressions))
+        tenants = [
+            open_tenant(
+                settings.store,
+                name,
+                lists,
+                is_synced=settings.is_synced,
+                has_shadows=bool(settings.shadows),
+                is_default=not number,
+            )
+            for number, name in enumerate(tokens.tenants())
+        ]
+        self.service = Service(
+            {name: open_run(Path(folder)) for name, folder in settings.runs.items()},
+            tenants,
+            settings.service,
+            weights=settings.weights,
+            shadows={name: open_run(Path(folder)) for name, folder in settings.shadows.items()},
+        )
         self.service.warm_up()
-        self.app = make_app(self.service, tokens=settings.tokens)
+        places = {**settings.runs, **settings.shadows}
+        self.service.watch({name: Path(folder) for name, folder in places.items()}, open_run)
+        self.app = make_app(self.service, tokens=tokens, shows_users=settings.shows_users)
         settle()
         self.id = replica_id or _own_id()
 
@@ -146,15 +172,14 @@ class Door:
     async def _answer(self, request: Message) -> Message:
         method, path = request.start  # type: ignore[misc]
         place = path.partition("?")[0]
-        if not place.startswith(PATHS):
-            return problem(404, f"{place}: replicas serve {', '.join(PATHS)}; without --replicas there is the rest")
         if method == "DELETE" or place == "/metrics":
             answers = await self.replicas.broadcast("answer", request).results_async(return_exceptions=True)
             answers = [answer for answer in answers if isinstance(answer, Message)]
             if place == "/metrics":
                 return merged_metrics(answers)
             return merged_deletions(answers, self.num_replicas)
-        return await self._from_one(request, user_key(request))
+        # The latest answers are numbered by each replica, so a page that follows them asks always the same one.
+        return await self._from_one(request, TRAFFIC if place == TRAFFIC else user_key(request))
 
     async def _from_one(self, request: Message, key: str | None) -> Message:
         """Return the answer of the replica of a user, or of any; if it ends meanwhile, that of another."""
@@ -334,9 +359,7 @@ def start_replicas(ray: Any, settings: ReplicaSettings, *, num_replicas: int, ho
     settings = replace(settings, store=store)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)  # paths contain ids of users
     serve.start(http_options={"host": host, "port": port, "location": "EveryNode"}, logging_config=quiet)
-    limit = (
-        sum(1 for _ in settings.runs) * settings.service.max_queue + 100
-    )  # the service itself refuses what is too much
+    limit = len(settings.runs) * settings.service.max_queue + 100  # the service itself refuses what is too much
     replicas = serve.deployment(
         Replica,
         num_replicas=num_replicas,
@@ -361,22 +384,43 @@ def start_replicas(ray: Any, settings: ReplicaSettings, *, num_replicas: int, ho
 
 
 def serve_replicas(
-    settings: ReplicaSettings, *, num_replicas: int, host: str, port: int, log: Callable[[str], None]
+    settings: ReplicaSettings,
+    *,
+    num_replicas: int,
+    host: str,
+    port: int,
+    log: Callable[[str], None],
+    updates: Updates | None = None,
 ) -> None:
     """Serve until the process is told to stop (SIGINT, SIGTERM).
 
-    Raises UserError if Ray is not installed, or the replicas cannot share the store.
+    Args:
+        settings: what each replica loads.
+        num_replicas: number of replicas.
+        host: address to listen at.
+        port: port to listen at.
+        log: function that is called with each message.
+        updates: what this process updates meanwhile; the replicas take new versions into use. None: nothing.
+
+    Raises:
+        UserError: Ray is not installed, or the replicas cannot share the store.
+
     """
     with ray_cluster(num_cpus=max(num_replicas, os.cpu_count() or 1)) as ray:
         from ray import serve
 
         log(f"{num_replicas} replicas load {', '.join(settings.runs)} ...")
         start_replicas(ray, settings, num_replicas=num_replicas, host=host, port=port)
-        log(f"serving {', '.join(settings.runs)} at http://{host}:{port} (API: /openapi.json; stop with Ctrl-C)")
+        log(start_line(", ".join(settings.runs), host=host, port=port))
+        updater = None if updates is None else updates.updater(settings.store, namespace=settings.namespace)
+        if updater is not None:
+            updater.start()
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
         stopped.wait()
+        if updater is not None:
+            updater.stop()
         serve.shutdown()
 
 

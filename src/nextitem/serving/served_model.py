@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from nextitem.pipeline.recommend import RecommendationList
 from nextitem.pipeline.runs import Run
+from nextitem.pipeline.updating.deletions import read_deletions
 from nextitem.pipeline.versions import FIRST
 from nextitem.serving.batching import Admission, Batcher
 from nextitem.serving.config import ServiceConfig
@@ -74,14 +75,15 @@ class ModelVersion:
         """
         part = state_bytes // len(namespaces)
         first = Engine(run.model, run.dataset, state_bytes=part)
+        if run.root == run.folder:  # the data of a later version have lost the deleted users
+            first.histories.forget(read_deletions(run.root).user_numbers(run.dataset.users.ids))
         others = {name: first.for_other_users(state_bytes=part) for name in namespaces[1:]}
         return cls(run, run.model.weights_fingerprint(), {namespaces[0]: first, **others}, DriftMonitor(run.model))
 
     @property
     def name(self) -> str:
         """Name of the version, as in RUN/versions."""
-        folder = self.run.folder
-        return folder.name if folder.parent.name == "versions" else FIRST
+        return FIRST if self.run.root == self.run.folder else self.run.folder.name
 
     @property
     def engine(self) -> Engine:

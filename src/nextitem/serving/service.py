@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from nextitem.core.errors import UserError
 from nextitem.pipeline.recommend import RecommendationList
 from nextitem.pipeline.runs import Run
+from nextitem.pipeline.updating.deletions import delete_user
 from nextitem.serving.assignment import assigned, shares_of
 from nextitem.serving.batching import ClosedError, QueueFullError
 from nextitem.serving.config import ServiceConfig
@@ -26,7 +28,7 @@ from nextitem.serving.metrics import Metrics
 from nextitem.serving.requests import ServedRequest
 from nextitem.serving.served_model import ServedModel, TenantRequest, VersionedList
 from nextitem.serving.shadows import Shadows
-from nextitem.serving.stores.store import EventStore, StoredEvent
+from nextitem.serving.stores.store import EventStore, StoredEvent, StoreUnavailable
 from nextitem.serving.swapping import VersionWatcher
 from nextitem.serving.tenants import Tenant
 from nextitem.serving.updater import Updater
@@ -313,7 +315,9 @@ class Service:
             model.version.drift.add_events(items)
 
     async def delete_user(self, user_id: str, *, tenant: Tenant | None = None) -> int:
-        """Delete every trace of a user of a tenant from stores, logs and memory; return the number of deleted events.
+        """Delete every trace of a user of a tenant, and return the number of events that the store had.
+
+        That is in the store, in logs, in memory and in the data of all versions of the runs.
 
         Requests of the user that are being answered are waited for, with their copies for shadow models, so that
         nothing of them is stored afterwards.
@@ -324,7 +328,11 @@ class Service:
         await tenant.finished(user_id)
         for model in self.all_models:
             await asyncio.wrap_future(model.forget(tenant, user_id))
-        return await tenant.delete_user(user_id)
+        num_events = await tenant.delete_user(user_id)
+        if tenant is self.default_tenant:  # updates learn the events of no other one
+            for root in dict.fromkeys(model.run.root for model in self.all_models):
+                await asyncio.to_thread(_delete_from_run, root, user_id)
+        return num_events
 
     def unknown_items(self, item_ids: Sequence[str]) -> list[str]:
         """Return the distinct ids that no model knows."""
@@ -332,6 +340,17 @@ class Service:
         for model in self.models.values():
             unknown = model.engine.unknown_items(unknown) if unknown else []
         return unknown
+
+
+def _delete_from_run(root: Path, user_id: str) -> None:
+    """Delete a user from all versions of a run, and note it for later ones; a run that cannot be updated has none."""
+    if not (root / "versions").is_dir() and not os.access(root, os.W_OK):
+        return
+    try:
+        delete_user(root, user_id)
+    except (OSError, UserError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StoreUnavailable(f"the versions of {root.name} still contain the user ({reason})") from None
 
 
 def stored_event(

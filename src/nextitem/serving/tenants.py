@@ -10,11 +10,13 @@ import hmac
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from nextitem.core.errors import UserError
 from nextitem.serving.batching import Batcher
 from nextitem.serving.impressions import ImpressionLog, ShownList
 from nextitem.serving.requests import HistoryEvent
+from nextitem.serving.stores import open_store
 from nextitem.serving.stores.store import NAMESPACE, AppendOutcome, EventStore, StoredEvent, StoreUnavailable
 
 log = logging.getLogger("nextitem.serving")
@@ -164,6 +166,30 @@ class Tenant:
         except StoreUnavailable as error:
             return [error] * len(calls)
         return [answer for events in calls for answer in self._append([events])]
+
+
+def open_tenant(
+    url: str, namespace: str, lists: Path | None, *, is_synced: bool, has_shadows: bool, is_default: bool
+) -> Tenant:
+    """Open the store and the logs of a tenant; those of all but the default one are in a folder of their own.
+
+    Args:
+        url: URL of the store.
+        namespace: name in the store.
+        lists: folder of the logs of lists; None: no log.
+        is_synced: whether a list is on disk before it is returned.
+        has_shadows: whether there are shadow models, whose lists are logged apart.
+        is_default: whether it is the default tenant.
+
+    """
+    store = open_store(url, namespace=namespace)
+    if lists is None:
+        return Tenant(namespace, store)
+    folder = lists if is_default else lists / "tenants" / namespace
+    shadow_folder = folder / "shadow"  # an old log stays open, so that a user can be removed from it
+    shadow_log = ImpressionLog(shadow_folder) if has_shadows or shadow_folder.is_dir() else None
+    log_of_lists = ImpressionLog(folder, is_synced=is_synced)
+    return Tenant(namespace, store, impressions=log_of_lists, shadow_impressions=shadow_log)
 
 
 class Tokens:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,28 @@ def update_from_store(
 
 def _waiting(reason: str) -> UpdateOutcome:
     return UpdateOutcome({"decision": "waiting", "reason": reason}, None)
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What a server updates.
+
+    Attributes:
+        runs: folders of the runs, by the names of their models.
+        every_seconds: time from the begin of a round of updates to the next.
+        options: further options of `nextitem update`.
+
+    """
+
+    runs: Mapping[str, Path]
+    every_seconds: float
+    options: Sequence[str] = ()
+
+    def updater(self, store_url: str, *, namespace: str) -> Updater:
+        """Return the updater from the events of a store."""
+        return Updater(
+            self.runs, store_url, every_seconds=self.every_seconds, namespace=namespace, options=self.options
+        )
 
 
 class Updater:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class Playthrough:
         rows: one row for each shown item, as in `SHOWN_SCHEMA`; the timestamp is in milliseconds of simulated time.
         num_visits: number of visits.
         num_events: number of events that the server acknowledged.
+        num_finds: number of those whose items were found without a list.
         is_complete: whether the simulation ran to its last day.
 
     """
@@ -57,6 +59,7 @@ class Playthrough:
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     num_visits: int = 0
     num_events: int = 0
+    num_finds: int = 0
     is_complete: bool = False
 
     def table(self) -> pl.DataFrame:
@@ -64,7 +67,7 @@ class Playthrough:
         return pl.DataFrame(self.rows, schema=SHOWN_SCHEMA, orient="row").sort("timestamp", "user_id", "slot")
 
     def truth(self) -> dict[str, Any]:
-        """Return the true rates by version of a model: means of the probabilities by which the customers acted."""
+        """Return the true rates by version of a model, and by model: means of the customers' probabilities."""
         no_click = (1 - pl.col("click_probability")).product()
         no_purchase = (1 - pl.col("purchase_probability")).product()
         lists = (
@@ -78,25 +81,14 @@ class Playthrough:
                 pl.col("click_probability", "purchase_probability", "click", "purchase").sum(),
             )
         )
-        models = []
-        for (model, version), part in sorted(lists.group_by("model", "version")):
-            entry = {"model": model, "version": version, "lists": part.height, "users": part["user_id"].n_unique()}
-            entry |= {"impressions": int(part["items"].sum()), "fallbacks": int(part["fallback"].sum())}
-            for name in ("click", "purchase"):
-                expected = float(part[f"{name}_probability"].sum())
-                entry[name] = {
-                    "per_list": float(part[f"any_{name}"].mean()),  # type: ignore[arg-type]
-                    "per_impression": expected / entry["impressions"],
-                    "expected": expected,
-                    "observed": int(part[name].sum()),
-                }
-            models.append(entry)
         return {
             "settings": self.world.config.model_dump(mode="json"),
             "is_complete": self.is_complete,
             "visits": self.num_visits,
             "events": self.num_events,
-            "models": models,
+            "finds": self.num_finds,
+            "models": _rates(lists, "model", "version"),
+            "pooled": _rates(lists, "model"),
         }
 
     def write(self, folder: str | Path) -> None:
@@ -105,6 +97,25 @@ class Playthrough:
         place.mkdir(parents=True, exist_ok=True)
         (place / "truth.json").write_text(json.dumps(self.truth(), indent=2) + "\n", encoding="utf-8")
         self.table().write_parquet(place / "shown.parquet")
+
+
+def _rates(lists: pl.DataFrame, *keys: str) -> list[dict[str, Any]]:
+    """Return the true rates of the lists with equal values of some columns."""
+    entries = []
+    for values, part in sorted(lists.group_by(*keys)):
+        entry: dict[str, Any] = dict(zip(keys, values, strict=True))
+        entry |= {"lists": part.height, "users": part["user_id"].n_unique()}
+        entry |= {"impressions": int(part["items"].sum()), "fallbacks": int(part["fallback"].sum())}
+        for name in ("click", "purchase"):
+            expected = float(part[f"{name}_probability"].sum())
+            entry[name] = {
+                "per_list": float(part[f"any_{name}"].mean()),  # type: ignore[arg-type]
+                "per_impression": expected / entry["impressions"],
+                "expected": expected,
+                "observed": int(part[name].sum()),
+            }
+        entries.append(entry)
+    return entries
 
 
 async def check_server(client: httpx2.AsyncClient, world: World) -> list[str]:
@@ -131,6 +142,8 @@ async def play(
     *,
     connections: int = 16,
     playthrough: Playthrough | None = None,
+    minutes: float | None = None,
+    items: str | Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Playthrough:
     """Play all visits until the last day, and return what happened.
@@ -140,6 +153,9 @@ async def play(
         client: sends the requests; its base URL is that of the server.
         connections: largest number of requests at the same time.
         playthrough: where to record what happens, so that it is not lost if the play is interrupted.
+        minutes: time in which the days pass, if the server is fast enough; None: as fast as it can.
+        items: folder whose items.parquet has the items that have arrived; it is written anew each simulated day. None:
+            nowhere.
         progress: is called with a line of text at the end of each simulated day.
 
     Raises:
@@ -149,7 +165,9 @@ async def play(
     record = playthrough or Playthrough(world)
     heap = [visit for visit in world.first_visits() if visit.time < world.end]
     heapq.heapify(heap)
-    limit, day = asyncio.Semaphore(connections), 1
+    limit, day, started = asyncio.Semaphore(connections), 1, time.monotonic()
+    if items is not None:
+        world.write_items(items, time=world.start + DAY)
     while heap:
         batch = [heapq.heappop(heap)]
         while heap and heap[0].time < batch[0].time + HOUR:
@@ -157,6 +175,11 @@ async def play(
         while batch[0].time >= world.start + day * DAY:
             progress(f"day {day} of {world.config.days:g}: {record.num_visits:,} visits, {record.num_events:,} events")
             day += 1
+            if items is not None:
+                world.write_items(items, time=world.start + day * DAY)
+        if minutes is not None:
+            share = (batch[0].time - world.start) / (world.end - world.start)
+            await asyncio.sleep(max(0.0, started + 60 * minutes * share - time.monotonic()))
         for visit in await asyncio.gather(*(_visit(record, client, visit, limit) for visit in batch)):
             if visit.time < world.end:
                 heapq.heappush(heap, visit)
@@ -173,22 +196,21 @@ async def _visit(record: Playthrough, client: httpx2.AsyncClient, visit: Visit, 
         shown_list = await _ask(client, "POST", "/v1/recommend", body)
         item_ids = [str(item["item_id"]) for item in shown_list["items"]]
         answer = world.answer(visit, item_ids)
+        finds = world.browse(visit)
         events = [
-            {
-                "event_id": f"{shown_list['request_id']}-{slot + 1}",
-                "user_id": customer.user_id,
-                "item_id": item_ids[slot],
-                "action": "purchase" if answer.purchases[slot] else "click",
-                "timestamp": int(visit.time * 1000) + (slot + 1) * SECONDS_PER_SLOT * 1000,
-                "request_id": shown_list["request_id"],
-            }
+            _event(shown_list["request_id"], visit, customer.user_id, slot, item_ids[slot], answer.purchases[slot])
             for slot in range(len(item_ids))
             if answer.clicks[slot]
         ]
+        for place, find in enumerate(finds, start=len(item_ids)):
+            event = _event(shown_list["request_id"], visit, customer.user_id, place, find.item_id, find.is_purchase)
+            del event["request_id"]  # no list has shown it
+            events.append(event)
         if events:
             await _ask(client, "POST", "/v1/events", {"events": events})
     record.num_visits += 1
     record.num_events += len(events)
+    record.num_finds += len(finds)
     origin = (shown_list["model"], shown_list["version"], bool(shown_list["fallback"]))
     figures = (answer.click_probabilities, answer.purchase_probabilities, answer.clicks, answer.purchases)
     columns = zip(item_ids, *(values.tolist() for values in figures), strict=True)
@@ -197,6 +219,18 @@ async def _visit(record: Playthrough, client: httpx2.AsyncClient, visit: Visit, 
         for slot, (item, *values) in enumerate(columns, start=1)
     ]
     return answer.next_visit
+
+
+def _event(request_id: str, visit: Visit, user_id: str, place: int, item_id: str, is_purchase: Any) -> dict[str, Any]:
+    """Return an event of a visit; events of a visit follow each other at places from 0."""
+    return {
+        "event_id": f"{request_id}-{place + 1}",
+        "user_id": user_id,
+        "item_id": item_id,
+        "action": "purchase" if is_purchase else "click",
+        "timestamp": int(visit.time * 1000) + (place + 1) * SECONDS_PER_SLOT * 1000,
+        "request_id": request_id,
+    }
 
 
 async def _ask(
@@ -254,7 +288,7 @@ def client_for(url: str, *, token: str | None = None, connections: int = 16) -> 
 
 
 def summary(truth: dict[str, Any]) -> Sequence[str]:
-    """Return the true rates of each model as lines of text."""
+    """Return the true rates of each version of a model as lines of text."""
     return [
         f"{entry['model']} {entry['version'][:8]}: {entry['lists']:,} lists, {entry['users']:,} users, true clicks per "
         f"list {entry['click']['expected'] / entry['lists']:.4f}, true purchases per list "

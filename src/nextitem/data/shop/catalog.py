@@ -47,14 +47,15 @@ def make_items(rng: Generator, num_items: int) -> tuple[pl.DataFrame, dict[str, 
     is_sold = rng.random((len(BRANDS), len(COUNTRIES))) > 0.15  # brand b is sold in country c
     is_sold[:, 0] = True
     looks = (
-        _unit(rng.normal(size=(len(STYLES), WIDTH)))[style] + 0.7 * _unit(rng.normal(size=(len(BRANDS), WIDTH)))[brand]
+        unit_vectors(rng.normal(size=(len(STYLES), WIDTH)))[style]
+        + 0.7 * unit_vectors(rng.normal(size=(len(BRANDS), WIDTH)))[brand]
     )
     truth: dict[str, Floats | Ints | Bools] = {
         "category": category,
         "department": department,
         "style": style,
         "brand": brand,
-        "vectors": looks + 0.4 * _unit(rng.normal(size=(num_items, WIDTH))),
+        "vectors": looks + 0.4 * unit_vectors(rng.normal(size=(num_items, WIDTH))),
         "item_price_level": level,
         "popularity": _popularity(rng, category),
         "released": released,
@@ -62,7 +63,7 @@ def make_items(rng: Generator, num_items: int) -> tuple[pl.DataFrame, dict[str, 
         "sold_in": is_sold[brand],
         "policy_noise": 0.7 * rng.normal(size=num_items),
     }
-    frame = _items_frame(rng, category, style, brand, level, released)
+    frame = items_frame(rng, category, style, brand, level, released)
     return frame, truth
 
 
@@ -88,8 +89,15 @@ def _popularity(rng: Generator, category: Ints) -> Floats:
     return centred
 
 
-def _items_frame(
-    rng: Generator, category: Ints, style: Ints, brand: Ints, level: Floats, released: Ints
+def items_frame(
+    rng: Generator,
+    category: Ints,
+    style: Ints,
+    brand: Ints,
+    level: Floats,
+    released: Ints,
+    *,
+    first_id: int = FIRST_ITEM,
 ) -> pl.DataFrame:
     """Return the items frame; titles are composed of random words of the category, the style and the department."""
     styles = list(STYLES.values())
@@ -107,7 +115,7 @@ def _items_frame(
     band = np.searchsorted([-1.2, -0.4, 0.4, 1.2], level)
     return pl.DataFrame(
         {
-            "item_id": np.arange(len(category)) + FIRST_ITEM,
+            "item_id": np.arange(len(category)) + first_id,
             "title": titles,
             "department": [CATEGORIES[index].department for index in category],
             "category": [CATEGORIES[index].name for index in category],
@@ -134,7 +142,7 @@ def make_users(
     favourite[np.arange(num_users), guess.argmax(axis=1)] = 1
     truth: dict[str, Floats | Ints | Bools] = {
         "country": country,
-        "country_taste": _unit(rng.normal(size=(len(COUNTRIES), WIDTH))),
+        "country_taste": unit_vectors(rng.normal(size=(len(COUNTRIES), WIDTH))),
         "interest_before": interest,
         "interest_after": 0.5 * (interest + department_popularity) + 1.3 * rng.normal(size=interest.shape),
         "taste_before": 2.0 * liked_vectors[0],
@@ -166,7 +174,7 @@ def complements() -> Floats:
     return rows
 
 
-def _unit(vectors: Floats) -> Floats:
+def unit_vectors(vectors: Floats) -> Floats:
     """Return the rows scaled to length 1."""
     result: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return result

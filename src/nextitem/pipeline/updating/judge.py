@@ -1,8 +1,9 @@
 """Judge a new version against the one in use: the same requests, an interval of their difference, a decision.
 
 A request is a positive event of a period, with everything its user did before. Both models answer it; neither has
-learned an event of the period. The figure of a user is the mean over the user's requests, as these are alike, and the
-interval resamples users (evaluation/intervals.py).
+learned an event of the period. Events that a recommended list led to count only if there are too few others. The figure
+of a user is the mean over the user's requests, as these are alike, and the interval resamples users
+(evaluation/intervals.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nextitem.core.components import build_component
@@ -73,24 +76,49 @@ class Judgement:
         }
 
 
-def target_rows(dataset: Dataset, *, start_ms: int, end_ms: int | None = None, limit: int) -> Rows:
+def target_rows(dataset: Dataset, *, start_ms: int, limit: int, left_out: NDArray[np.bool_] | None = None) -> Rows:
     """Return rows of the log that may be targets in a period and have an earlier item; evenly spaced if too many.
 
     Args:
         dataset: a dated log.
-        start_ms: begin of the period, in milliseconds since 1970.
-        end_ms: end of the period (exclusive); None: the end of the log.
+        start_ms: begin of the period, in milliseconds since 1970; it ends with the log.
         limit: largest number of rows.
+        left_out: rows that are no targets, bool [T]; None: none.
 
     """
     log = dataset.interactions
     assert log.timestamps is not None, "an update needs times"
     is_inside = log.is_target() & (log.timestamps >= start_ms)
-    if end_ms is not None:
-        is_inside &= log.timestamps < end_ms
+    if left_out is not None:
+        is_inside &= ~left_out
     rows = np.flatnonzero(is_inside)
     rows = rows[earlier_items(log, log.offsets[log.user_ids[rows] - 1], rows) > 0]
     return rows if len(rows) <= limit else rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+
+
+def from_lists(dataset: Dataset, events: pl.DataFrame) -> NDArray[np.bool_]:
+    """Return which events of a log come from recommended lists, bool [T]: they name the list in `request_id`.
+
+    Nobody clicks what no list shows, so such events favour the model that made the lists, whatever users would like.
+
+    Args:
+        dataset: a dated log of users.
+        events: the table that it was made from.
+
+    """
+    log = dataset.interactions
+    result = np.zeros(len(log.item_ids), dtype=np.bool_)
+    if "request_id" not in events.columns or "user_id" not in events.columns:
+        return result
+    assert log.timestamps is not None, "an update needs times"
+    listed = events.filter(pl.col("request_id").is_not_null())
+    users, items = dataset.users.ids.encode(listed["user_id"]), dataset.catalog.ids.encode(listed["item_id"])
+    keys = pl.DataFrame({"user": users, "item": items, "time": listed["timestamp"].dt.epoch("ms")}).unique()
+    rows = pl.DataFrame({"user": log.user_ids, "item": log.item_ids, "time": log.timestamps}).with_row_index("row")
+    casts = [pl.col(name).cast(pl.Int64) for name in ("user", "item", "time")]
+    copies = rows.with_columns(casts).join(keys.with_columns(casts), on=["user", "item", "time"], how="semi")
+    result[copies["row"].to_numpy()] = True
+    return result
 
 
 def user_figures(model: Recommender, dataset: Dataset, rows: Rows, *, metric: str) -> Tensor:

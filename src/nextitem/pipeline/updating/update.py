@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ from nextitem.core.errors import UserError
 from nextitem.data.last_time import last_time
 from nextitem.data.protocols.cuts import time_cut
 from nextitem.data.protocols.training_part import training_part
+from nextitem.data.requests import Rows
 from nextitem.evaluation.evaluate import ACCURACY
 from nextitem.pipeline.bundle import load_recipe
 from nextitem.pipeline.evaluate import split_for
 from nextitem.pipeline.options import FitOptions, Log, silent
 from nextitem.pipeline.runs import load_run
 from nextitem.pipeline.train import IN_MEMORY
-from nextitem.pipeline.updating.judge import Judgement, judge, popular_items, target_rows, user_figures
+from nextitem.pipeline.updating.deletions import clean_version, deletions_locked, read_deletions
+from nextitem.pipeline.updating.judge import Judgement, from_lists, judge, popular_items, target_rows, user_figures
 from nextitem.pipeline.updating.learn import learned_before
-from nextitem.pipeline.updating.merge import Tables, frame_tables, merge, read_tables
+from nextitem.pipeline.updating.merge import Merger, Tables, frame_tables, merge, read_tables
 from nextitem.pipeline.updating.new_version import (
     NewVersion,
     Period,
@@ -126,7 +128,10 @@ def update(
             settings,
             FitOptions(root, device=device, progress=progress, log=log),
         )
-        base, new = _read(task, events, items)
+        deletions = read_deletions(root)
+        base, new = (
+            replace(tables, frames=deletions.without_deleted(tables.frames)) for tables in _read(task, events, items)
+        )
         return _update(task, base, new, since=since, window=window, dry_run=dry_run, source=source or {})
 
 
@@ -165,7 +170,8 @@ def _update(
     with staging(task.root) as folder:
         period = Period(since_ms, valid_from, test_from)
         version = learn_version(task, merged, period, folder=folder, name=str(card["version"]))
-        judgement = _judged(task, version, test_from, _former_skill(task, learned_ms))
+        rows = _judged_rows(task, version, test_from, merged)
+        judgement = _judged(task, version, test_from, rows, _former_skill(task, learned_ms))
         card |= {
             "decision": "promoted" if judgement.is_promoted else "not promoted",
             "reason": judgement.reason,
@@ -180,7 +186,9 @@ def _update(
         card["seconds"] = round(time.perf_counter() - start_time, 1)
         if judgement.is_promoted:
             write_version(task, version, card, folder=folder)
-            adopt(task.root, folder, str(card["version"]))
+            with deletions_locked(task.root):
+                clean_version(folder, read_deletions(task.root))
+                adopt(task.root, folder, str(card["version"]))
         remember(task.root, card)
     pruned = prune(task.root, keep=task.settings.keep) if judgement.is_promoted else []
     log(f"version {card['version']} {card['decision']}: {judgement.reason} ({judgement.figures})")
@@ -275,10 +283,20 @@ def _former_skill(task: UpdateTask, learned_ms: int) -> float | None:
     return float(former.mean() - without_knowledge.mean())
 
 
-def _judged(task: UpdateTask, version: NewVersion, test_from: int, former_skill: float | None) -> Judgement:
+def _judged_rows(task: UpdateTask, version: NewVersion, test_from: int, merged: Merger) -> Rows:
+    """Return the events on which both versions are judged: those that no list led to, if there are enough."""
+    settings, dataset = task.settings, version.dataset
+    listed = from_lists(dataset, merged.tables.frames["interactions"])
+    rows = target_rows(dataset, start_ms=test_from, limit=settings.max_requests, left_out=listed)
+    if not listed.any() or len(np.unique(dataset.interactions.user_ids[rows])) >= settings.min_users:
+        return rows
+    task.options.log("note: judged on events of recommended lists, too, as there are too few others")
+    return target_rows(dataset, start_ms=test_from, limit=settings.max_requests)
+
+
+def _judged(task: UpdateTask, version: NewVersion, test_from: int, rows: Rows, former_skill: float | None) -> Judgement:
     """Compare the new version with the one in use on the newest events."""
     settings, dataset = task.settings, version.dataset
-    rows = target_rows(dataset, start_ms=test_from, limit=settings.max_requests)
     times = dataset.interactions.timestamps
     assert times is not None
     models = (task.former.model, version.model, popular_items(training_part(dataset, times < test_from)))

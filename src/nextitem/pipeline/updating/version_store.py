@@ -39,6 +39,24 @@ def one_update(run: Path) -> Iterator[None]:
         yield
 
 
+def rollback(run: str | Path, version: str) -> None:
+    """Use another version of a run, from now on; a server takes it into use, too.
+
+    Args:
+        run: folder of the run.
+        version: name of the version: "1" for the run as it was trained, or that of a folder in RUN/versions.
+
+    Raises:
+        UserError: the run has no such version, or is being updated.
+
+    """
+    root = Path(run)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such run; make one with: nextitem train")
+    with one_update(root):
+        use_version(root, version)
+
+
 @contextmanager
 def staging(run: Path) -> Iterator[Path]:
     """Yield an empty folder for a new version; it is removed at the end unless it was adopted."""

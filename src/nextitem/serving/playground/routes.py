@@ -216,8 +216,8 @@ def _add_users(router: APIRouter, service: Service, *, shows_users: bool) -> Non
         """List users of the data set whose ids begin with a text; they are those of the default tenant."""
         if check_permission(http) is not service.default_tenant:
             return KnownUsers(users=[])
-        ids = service.model_for(model, None).engine.histories.dataset.users.ids.external
-        return KnownUsers(users=await asyncio.to_thread(_starting_with, ids, search.strip(), limit))
+        histories = service.model_for(model, None).engine.histories
+        return KnownUsers(users=await asyncio.to_thread(_starting_with, histories.user_ids(), search.strip(), limit))
 
     @router.get("/v1/users/{user_id}/history")
     async def history(
