@@ -28,6 +28,7 @@ from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.models.rankers.hstu_ranking import HSTURanking, HSTURankingConfig
+from nextitem.pipeline.scaling.flops import hstu_ranking
 
 START, HOUR_MS = 1_700_000_000_000, 3_600_000
 LENGTHS, COUNTS = (256, 1024, 4096), (128, 1024, 8192)
@@ -72,25 +73,6 @@ def request(model: HSTURanking, length: int, count: int, *, rows: int = 1) -> Se
     )
 
 
-def operations(model: HSTURanking, length: int, count: int) -> float:
-    """Return the floating-point operations of scoring `count` candidates after `length` events.
-
-    A linear layer of X inputs and Y outputs takes 2 X Y operations for each token, the attention 4 x heads x width of a
-    head for each pair of tokens, and lookups, activations and normalisations none.
-    """
-    parts = [(name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)]
-    linear = {name: 2.0 * part.weight.numel() for name, part in parts}
-    layers = sum(value for name, value in linear.items() if name.startswith("layers."))
-    first = model.layers[0]
-    last_output = 2.0 * first.output.weight.numel()  # type: ignore[union-attr, operator]
-    of_tokens = sum(value for name, value in linear.items() if name.startswith(("item_tokens", "action_tokens")))
-    of_candidates = sum(linear.values()) - layers - linear.get("action_tokens", 0.0)
-    pair = 4.0 * model.config.heads * model.config.head_width
-    num_layers = model.config.layers
-    history = length * (of_tokens + layers - last_output) + (num_layers - 1) * pair * length * (length + 1) / 2
-    return history + count * (of_candidates + layers + num_layers * pair * (length + 1))
-
-
 def main() -> None:
     """Measure sharing and continuing."""
     options = parser(__doc__ or "", items=100_000, layers=4, width=64, repeats=5, threads=1)
@@ -109,7 +91,8 @@ def main() -> None:
                 "separate": NUM_SEPARATE / float(np.median(seconds["separate"])),
             }
             ratio = median_ratio(seconds["separate"], seconds["shared"]) * count / NUM_SEPARATE
-            expected = count * operations(model, length, 1) / operations(model, length, count)
+            one = hstu_ranking(model, request(model, length, 1)).forward
+            expected = count * one / hstu_ranking(model, shared).forward
             results.add_printed(
                 f"{length} events, {count} candidates",
                 {

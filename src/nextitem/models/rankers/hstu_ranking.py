@@ -236,7 +236,7 @@ class HSTURanking(StreamRanker):
         cache, _ = read_stream(self.active_layers(), self._tokens(streams, new_places), layout, past=past)
         stored = {
             "keys_values": Jagged(cache, streams.items.offsets * factor).to_padded(),
-            "digests": streams.items.with_values(streams.digests()).to_padded(),
+            "digests": streams.items.with_values(streams.digests()[:, None]).to_padded(),  # [B, tokens, 1]
             "num_tokens": streams.items.lengths,
         }
         return HistoryState(batch.items.lengths, None, stored, streams.starts, version)
@@ -246,10 +246,10 @@ class HSTURanking(StreamRanker):
         if state is None or not state.cache:
             return torch.zeros_like(streams.starts), None
         state.check_version(version)
-        digests = streams.items.with_values(streams.digests())
-        width = min(int(digests.lengths.max()), state.cache["digests"].shape[1])
+        digests, stored = streams.items.with_values(streams.digests()), state.cache["digests"][:, :, 0]
+        width = min(int(digests.lengths.max()), stored.shape[1])
         places = torch.arange(width, device=digests.values.device)
-        is_equal = digests.to_padded()[:, :width] == state.cache["digests"][:, :width]
+        is_equal = digests.to_padded()[:, :width] == stored[:, :width]
         is_equal &= places < torch.minimum(digests.lengths, state.cache["num_tokens"])[:, None]
         counts = is_equal.long().cumprod(1).sum(1)
         counts = counts.masked_fill(state.starts != streams.starts, 0)  # a token before the first one was read, too

@@ -61,6 +61,12 @@ FAMILIES: dict[str, Family] = {
         ("width",), ("layers",), "sasrec", multiple_of="heads", fixed=(("contrastive", None), ("features", []))
     ),
     "hstu": Family(("width", "head_width"), ("layers",), "hstu"),
+    "hstu-ranking": Family(
+        ("token_width", "head_width"),
+        ("layers",),
+        "hstu_ranking",
+        fixed=(("actions", "summed"), ("next_item_weight", 0.0), ("stochastic_length", None), ("layer_drop", 0.0)),
+    ),
     "gru4rec": Family(("layers", "embedding_width"), (), "gru4rec"),
     "tiger": Family(
         ("width", "head_width", "ff_width"),

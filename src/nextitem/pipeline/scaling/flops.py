@@ -27,8 +27,10 @@ from nextitem.data.examples.stochastic_length import stochastic_length
 from nextitem.losses.objectives import FullSoftmax
 from nextitem.models.gru4rec import GRU4Rec
 from nextitem.models.hstu import HSTU
+from nextitem.models.rankers.hstu_ranking import HSTURanking
 from nextitem.models.sasrec import SASRec
 from nextitem.models.tiger import Tiger
+from nextitem.nn.attention.stu import STULayer
 from nextitem.nn.attention.t5 import DecoderLayer
 
 
@@ -111,6 +113,26 @@ def hstu(model: HSTU, batch: NextItemBatch) -> Flops:
     forward += _attention(_pairs(lengths), width=config.heads * config.head_width, layers=config.layers)
     forward += _scores(num_targets, _num_competitors(config.objective, model), width=config.width)
     return Flops(forward, 2 * forward, num_targets)
+
+
+def hstu_ranking(model: HSTURanking, batch: SequenceBatch) -> Flops:
+    """Return the operations of a batch of hstu-ranking: shared histories, candidates that attend to them, the head.
+
+    Tokens of a history attend in all layers but the last, of which candidates read keys and values alone. A candidate
+    counts all tokens of its stream, as a token of a history does.
+    """
+    assert batch.candidates is not None
+    config, streams = model.config, model.reader.read(batch)
+    lengths, num_candidates = streams.items.lengths, len(batch.candidates.values)
+    num_tokens, width = int(lengths.sum()), config.heads * config.head_width
+    owners = streams.streams[batch.candidates.row_ids()]
+    forward = _linear(model, num_candidates) + _linear(model.item_tokens, num_tokens)
+    forward += _linear(model.layers[:-1], num_tokens) + _linear(cast(STULayer, model.layers[-1]).projection, num_tokens)
+    if config.actions == "summed":
+        forward += _linear(model.action_tokens, num_tokens) - _linear(model.action_tokens, num_candidates)
+    forward += _attention(_pairs(lengths), width=width, layers=config.layers - 1)
+    forward += _attention(int(lengths[owners].sum()), width=width, layers=config.layers)
+    return Flops(forward, 2 * forward, batch.num_requests)
 
 
 def gru4rec(model: GRU4Rec, batch: LaneBatch) -> Flops:
