@@ -182,7 +182,7 @@ class RankingModel(Recommender):
         """Return the term added to the loss: the mini-batch-aware L2 penalty of the field vectors."""
         if not self.config.l2:
             return self.popularity.new_zeros(())
-        return self.config.l2 * mini_batch_aware_l2(self.vectors.table.weight, codes.code_occurrences()[0], self.counts)
+        return self.config.l2 * mini_batch_aware_l2(self.vectors.table, codes.code_occurrences()[0], self.counts)
 
     @torch.no_grad()
     def calibrate(self, requests: SequenceBatch) -> tuple[str, ...]:

@@ -136,8 +136,13 @@ def _feature_layer(catalog: Catalog, column: str, width: int) -> nn.Module:
 def category_codes(values: pl.Series) -> tuple[Tensor, int]:
     """Return the codes of values (1..V in the order of their text, 0 for null) and the number of values V."""
     text = values.cast(pl.String)
-    vocabulary = IdMap.sorted_from(text.drop_nulls())
+    vocabulary = IdMap(category_values(values))
     return torch.from_numpy(vocabulary.encode(text).astype(np.int64)), len(vocabulary)
+
+
+def category_values(values: pl.Series) -> pl.Series:
+    """Return the distinct values as text, in the order of their codes."""
+    return IdMap.sorted_from(values.cast(pl.String).drop_nulls()).external
 
 
 def category_lists(values: pl.Series) -> tuple[Jagged, int]:
