@@ -133,6 +133,10 @@ class Guidance(nn.Module):
         self.register_buffer("use_product", torch.zeros((), dtype=torch.bool))
         self.register_buffer("use_softmax", torch.zeros((), dtype=torch.bool))
 
+    def take_over(self, former: Guidance) -> None:
+        """Take over how the guide is used (roles.TakesOver); its model is fitted again."""
+        self.use(former.chosen_use)
+
     def reset_scorer(self) -> Recommender:
         """Replace the guide's model by an untrained one with the same settings, and return that model."""
         self.scorer = self._build()

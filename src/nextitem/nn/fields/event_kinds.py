@@ -47,7 +47,7 @@ class EventMean(Field):
 
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
         """Compute the quantiles of the means over training requests."""
-        if self.name in requests.features:
+        if self.name in requests.features and not bool(self.borders.any()):  # borders stay when a model learns on
             self.borders.copy_(quantiles(_means(requests.features[self.name]), self.size - 1))
 
     def forward(self, inputs: FieldInputs) -> Tensor:

@@ -303,7 +303,7 @@ class RequestNumber(Field):
 
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
         """Compute the quantiles of the column over training requests."""
-        if self.name in requests.context:
+        if self.name in requests.context and not bool(self.borders.any()):  # borders stay when a model learns on
             self.borders.copy_(quantiles(requests.context[self.name], self.size - 1))
 
     def forward(self, inputs: FieldInputs) -> Tensor:

@@ -127,6 +127,10 @@ class GrowingTable(RowTable):
         """Whether this process stores only its own rows now."""
         return self._division is not None
 
+    def take_over(self, former: GrowingTable) -> None:
+        """Take over all rows of the table of a former catalogue (roles.TakesOver); its ids mean the same."""
+        self.load_state_dict(former.state_dict())
+
     def divide_rows(self) -> Callable[[Tensor], Tensor]:
         """Keep only the rows of this process; return the function that does the same to any tensor with these rows."""
         is_own = (self.ids != 0) & (owners_of(self.ids) == processes.rank())
