@@ -88,7 +88,7 @@ def train(
 
     def validate() -> float:
         validated.append(net.table(IDS).detach().clone())
-        return float(len(validated))
+        return float(getattr(net.table, "step", len(validated)))  # the last weights are the best, also after resuming
 
     settings = TrainingConfig(max_epochs=2, batch_size=7, patience=None, **OPTIMIZERS[optimizer])
     fit(net, Rows(interrupted=interrupted), settings, seed=1, out=out, resume=resume, validate=validate, progress=False)
