@@ -36,10 +36,7 @@ from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 
 BATCH_SIZE = 79
-SINGLE_PROCESS = {"streaming-vq"}  # trains on one stream in one process: refused with an error
-TRAINABLE = [
-    name for name, entry in MODELS.items() if issubclass(entry.load(), Trainable) and name not in SINGLE_PROCESS
-]
+TRAINABLE = [name for name, entry in MODELS.items() if issubclass(entry.load(), Trainable)]
 
 
 def sasrec() -> SASRec:
@@ -171,8 +168,6 @@ def run_process(out: Path) -> None:
             progress=False,
         )
         assert result.stop_reason == "time"
-        with pytest.raises(UserError, match="one process"):
-            run_training("streaming-vq", cycle(), out=out / "stream", recipe="debug/streaming-vq", progress=False)
         with pytest.raises(FileNotFoundError if is_first else UserError):
             processes.run_on_rank_zero(lambda: (out / "missing" / "file").read_text())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, TypeGuard, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,22 @@ class HasBatchHook(Protocol):
 
         `weight` is the factor of this process's loss, such that the mean over processes is the loss of the whole batch:
         1 if there is one process, 0 if this process has no part of the batch and has not called `training_loss`.
+        """
+
+
+@runtime_checkable
+class Synchronised(Protocol):
+    """A module, part of a Trainable or the whole, with buffers that each process changes by its own part of a batch.
+
+    If several processes train, the buffers become equal after the loss of each batch, before any `after_batch`.
+    """
+
+    @property
+    def synchronised(self) -> Mapping[str, Literal["sum", "mean"]]:
+        """Names of the buffers, dotted if they belong to a submodule, and how they are joined.
+
+        sum: the former value plus the changes of all processes (counts, sums of one batch). mean: the mean of the
+        values of all processes, weighted by their parts of the batch (moving averages of means over a batch).
         """
 
 

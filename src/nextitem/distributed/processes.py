@@ -76,6 +76,15 @@ def gather(part: Tensor) -> list[Tensor]:
     return [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]
 
 
+def gather_batch(part: Tensor) -> Tensor:
+    """Return the rows of a whole batch, of which each process has every n-th row from that of its rank on (CPU)."""
+    parts = gather(part)
+    whole = part.new_empty(sum(len(each) for each in parts), *part.shape[1:])
+    for number, each in enumerate(parts):
+        whole[number :: len(parts)] = each
+    return whole
+
+
 def exchange(values: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[int]]:
     """Send rows to every process, and return the rows that every process sends to this one; all processes call it.
 

@@ -16,6 +16,7 @@ from nextitem.training.config import TrainingConfig
 from nextitem.training.growing_tables import change_rows, divide_tables, growing_tables
 from nextitem.training.loader import ScheduledBatch
 from nextitem.training.optimizers import build_optimizer, build_schedule, sparse_tables
+from nextitem.training.synchronisation import Synchronisation
 
 _MIX = 0x9E3779B97F4A7C15  # odd 64-bit constant that spreads neighbouring cursors over all seeds
 
@@ -39,6 +40,7 @@ class TrainingModule(lightning.LightningModule):
         # Several processes add up their sparse gradients in on_before_optimizer_step. gloo's own reduction, which
         # DistributedDataParallel uses, corrupts memory now and then (torch 2.13).
         self._sparse = sparse_tables(model, config)
+        self._synchronisation = Synchronisation(model)
         self._tables = growing_tables(model)
         self._divides_tables = processes.world_size() > 1 and any(table.config.is_divided for table in self._tables)
         self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in self._sparse]
@@ -50,6 +52,7 @@ class TrainingModule(lightning.LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+        self._synchronisation.begin()
         terms = self._terms(scheduled)
         if not bool(torch.isfinite(terms.total)):
             raise UserError(
@@ -57,6 +60,7 @@ class TrainingModule(lightning.LightningModule):
                 f"batch {scheduled.index + 1}: "
                 "training has diverged; lower training.learning_rate or set training.gradient_clip"
             )
+        self._synchronisation.end(scheduled.weight)
         for part in self._hooked_parts:
             part.after_batch(scheduled.weight)
         self.terms = {"loss": terms.total.detach(), **terms.named}
