@@ -26,6 +26,8 @@ from nextitem.training.fit import fit
 GROWING = {"kind": "growing", "block_rows": 16}
 SETTINGS: dict[str, dict[str, Any]] = {
     "sasrec": {"width": 16, "dropout": 0.0},
+    "hstu": {"width": 16, "heads": 1, "head_width": 16},
+    "sr-gnn": {"width": 16},
     "two-tower": {"width": 16, "field_width": 8, "hidden": [16]},
     "deepfm": {"width": 4, "hidden": [16]},
     "din": {"width": 4, "hidden": [16], "unit": [8, 4]},

@@ -12,12 +12,16 @@ import torch
 from support.two_processes import launch
 from torch import Tensor, nn
 
+from nextitem.core.components import build_component
+from nextitem.core.recommender import Recommender
 from nextitem.core.roles import LossTerms
 from nextitem.data.examples.content_rows import ContentBatch, ContentRows
+from nextitem.data.protocols import make_split
 from nextitem.distributed import processes
 from nextitem.nn.tables.growing import GrowingTable
 from nextitem.nn.tables.hashed import HashedTable
 from nextitem.nn.tables.kinds import GrowingRows, HashedRows
+from nextitem.testing.known_answers import cycle
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 
@@ -108,11 +112,36 @@ def train(
     return results
 
 
+MODELS: dict[str, dict[str, Any]] = {
+    "sasrec": {"width": 8, "dropout": 0.0, "max_history_length": 8},
+    "deepfm": {"width": 4, "hidden": [8]},
+}
+
+
+def train_model(name: str) -> dict[str, Any]:
+    """Return the weights by id, and the lists, of a model with a divided table."""
+    dataset, table = cycle(), {"kind": "growing", "block_rows": 16, "max_rows": 60, "is_divided": True}
+    torch.manual_seed(0)
+    model: Recommender = build_component("model", {"name": name, "table": table, **MODELS[name]}, dataset.catalog)
+    model.set_popularity_from(dataset)
+    settings = TrainingConfig(optimizer="sgd", learning_rate=0.1, max_epochs=2, batch_size=79, patience=None)
+    result = fit(model, model.examples(dataset), settings, seed=1, validate=lambda: 1.0, progress=False)  # type: ignore[operator]
+    requests = make_split(dataset, "leave-one-out").test
+    scores = model.recommend(requests, 12)
+    tables = [part for part in model.modules() if isinstance(part, GrowingTable)]
+    return {
+        "losses": torch.tensor([entry["loss"] for entry in result.epoch_log]),
+        "scores": scores.scores,
+        "ids": torch.cat([part.ids[part.ids != 0].sort().values for part in tables]),
+    }
+
+
 def run_process(out: Path) -> None:
     """Train in each of two processes, interrupt and resume, and save the results in `out`."""
     with processes.process_group():
         assert processes.world_size() == 2
         results = {f"{table} {optimizer}": train(table, optimizer) for table, optimizer in CASES}
+        results |= {name: train_model(name) for name in MODELS}
         # Begun by one process, continued by two, ended by one.
         results["continued"] = train("divided", "adamw", out=out / "moved", interrupted=False, resume=True)
         train("divided", "adamw", out=out / "begun-by-two", interrupted=True)
@@ -146,6 +175,16 @@ def test_two_processes_equal_one(folder: Path, table: str, optimizer: str) -> No
         assert_close(expected, saved)
         for name in {"ids", "last_use", "cells"} & expected.keys():
             assert torch.equal(expected[name], saved[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_model_with_a_divided_table_learns_what_one_process_learns(folder: Path, name: str) -> None:
+    expected = train_model(name)
+    for rank in (0, 1):
+        saved = torch.load(folder / f"{rank}.pt", weights_only=True)[name]
+        assert_close(expected, saved)
+        assert torch.equal(expected["ids"], saved["ids"])
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ Notable
 - Newcomers are admitted in the order of their ids and take the first free rows, and ties go to the smaller id. So the
   table is a function of which ids occurred in which step, not of their order within it.
 - If many ids are evicted one step after the other, most of the work would be the search for the lowest values. So each
-  search evicts at least 1/256 of `max_rows`.
+  search evicts at least 1/64 of `max_rows`.
 - A returning id is admitted at once if the sketch still counts it.
 - The hash index is rebuilt from the ids of the rows, and never saved.
 
@@ -37,7 +37,7 @@ from nextitem.nn.tables.id_index import IdIndex
 from nextitem.nn.tables.kinds import GrowingRows
 from nextitem.nn.tables.row_table import RowTable
 
-EVICTION_SHARE = 256  # a search for the lowest values evicts at least one of so many rows
+EVICTION_SHARE = 64  # a search for the lowest values evicts at least one of so many rows
 _SHARED_SEED = 20
 
 
