@@ -218,10 +218,7 @@ class TwoTower(VectorModel):
         return self._towers(batch.last(self.config.max_history_length), batch.items.values[:0])[0]
 
     def item_vectors(self) -> Tensor:
-        """Return the item vectors [N + 1, D], of length 1; row 0 is padding.
-
-        They are cached until weights are loaded or trained.
-        """
+        """Return the item vectors [N + 1, D], of length 1 (row 0: padding), cached until weights change."""
         return self._cached_items()[0]
 
     def build_index(self, requests: SequenceBatch) -> None:

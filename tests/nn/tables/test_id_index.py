@@ -97,16 +97,16 @@ def test_nothing_is_looked_up_inserted_and_removed() -> None:
 def test_any_sequence_of_changes_equals_that_of_a_dict(changes: list[tuple[bool, list[int]]]) -> None:
     index, reference, next_row = IdIndex(), dict[int, int](), 0
     for is_insertion, ids in changes:
-        wanted = [value for value in ids if (value not in reference) == is_insertion]
-        tensor = torch.tensor(wanted, dtype=torch.int64)
+        selected = [value for value in ids if (value not in reference) == is_insertion]
+        tensor = torch.tensor(selected, dtype=torch.int64)
         if is_insertion:
-            rows = list(range(next_row, next_row + len(wanted)))
-            next_row += len(wanted)
+            rows = list(range(next_row, next_row + len(selected)))
+            next_row += len(selected)
             index.insert(tensor, torch.tensor(rows, dtype=torch.int64))
-            reference.update(zip(wanted, rows, strict=True))
+            reference.update(zip(selected, rows, strict=True))
         else:
             index.remove(tensor)
-            for value in wanted:
+            for value in selected:
                 del reference[value]
         queries = [*ids, *reference, 0, 17]
         expected = [reference.get(value, -1) for value in queries]

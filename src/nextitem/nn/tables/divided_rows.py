@@ -59,8 +59,8 @@ class DividedRows:
         distinct, places = torch.unique(ids, return_inverse=True)
         owners = owners_of(distinct)
         order, counts = owners.argsort(stable=True), torch.bincount(owners, minlength=processes.world_size()).tolist()
-        wanted_ids, sent_counts = processes.exchange(distinct[order], counts)
-        rows = rows_of(wanted_ids)
+        requested_ids, sent_counts = processes.exchange(distinct[order], counts)
+        rows = rows_of(requested_ids)
         answers, _ = processes.exchange(weight.detach()[rows], sent_counts)
         vectors = torch.empty_like(answers)
         vectors[order] = answers
