@@ -1,7 +1,7 @@
 """What a growing table costs, and what its bound costs in quality.
 
     python benchmarks/growing_table.py stream [--ids 10000000] [--rows 1000000] [--width 16] [--batch 16384]
-    python benchmarks/growing_table.py quality [--model deepfm] [--customers 2000] [--seeds 1]
+    python benchmarks/growing_table.py quality [--model deepfm] [--customers 5000] [--seeds 1]
 
 `stream` trains a table on ids that come without end: at any time the popularity of ids follows Zipf's law, and the
 newest ids are the most popular. It prints the resident memory along the stream, and then how many ids a second are
@@ -128,8 +128,8 @@ def quality(arguments: argparse.Namespace, results: Results) -> None:
         data = load_dataset(Path(folder) / "shop")
         for seed in range(arguments.seeds):
             num_ids = 0
-            for share in (None, 1.0, 0.5, 0.25, 0.1):
-                overrides = ["training.max_epochs=4"]
+            for share in (None, 1.0, 0.5, 0.25):
+                overrides = [f"training.max_epochs={arguments.epochs}"]
                 if share is not None:
                     max_rows = 10**7 if share == 1 else max(1, int(share * num_ids))
                     overrides += ["model.table.kind=growing", f"model.table.max_rows={max_rows}"]
@@ -161,7 +161,7 @@ def quality(arguments: argparse.Namespace, results: Results) -> None:
 
 def main() -> None:
     options = parser(
-        __doc__, ids=10_000_000, rows=1_000_000, width=16, batch=16_384, repeats=15, customers=2000, seeds=1
+        __doc__, ids=10_000_000, rows=1_000_000, width=16, batch=16_384, repeats=15, customers=5000, epochs=6, seeds=1
     )
     options.add_argument("part", choices=["stream", "quality"])
     options.add_argument("--model", default="deepfm")

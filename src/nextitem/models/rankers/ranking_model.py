@@ -67,7 +67,8 @@ class RankingModel(Recommender):
             pair_buckets=config.pair_buckets,
             candidate_features=candidate_features,
         )
-        self.register_buffer("counts", torch.zeros(self.fields.size if config.l2 else 0))  # of candidates by code
+        counts = torch.zeros(self.fields.size if config.l2 else 0)  # of candidates by code; `examples` counts them
+        self.register_buffer("counts", counts, persistent=False)
         self.curves = nn.ModuleList(calibration(config.calibration) for _ in self.tasks if config.calibration)
         self.register_buffer("examined", torch.ones(1))  # probability that a slot is looked at, for slot weights
 
