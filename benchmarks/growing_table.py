@@ -148,7 +148,7 @@ def quality(arguments: argparse.Namespace, results: Results) -> None:
                 num_rows = max((part.num_ids for part in tables), default=0)
                 num_ids = num_rows if share == 1 else num_ids
                 assert run.evaluation is not None
-                metrics = {
+                metrics: dict[str, object] = {
                     "seed": seed,
                     "share": share,
                     "ids_with_rows": num_rows,

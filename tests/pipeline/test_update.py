@@ -427,7 +427,11 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("name", ["two-tower", "deepfm"])
 def test_models_of_fields_are_trained_on_if_their_table_knows_ids_by_key(name: str) -> None:
     dataset = cycle()
-    small = {"two-tower": {"width": 8, "field_width": 8}, "deepfm": {"width": 4, "hidden": [8]}}[name]
+    sizes: dict[str, dict[str, Any]] = {
+        "two-tower": {"width": 8, "field_width": 8},
+        "deepfm": {"width": 4, "hidden": [8], "l2": 0.1},
+    }
+    small = sizes[name]
     dense = build_component("model", {"name": name, **small}, dataset.catalog)
     with pytest.raises(CannotContinueError, match="fits the values of its fields"):
         check_can_continue(dense)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_rows_that_every_step_reads_change_as_in_torch(is_decoupled: bool) -> No
     sparse = nn.Embedding(5, 3, sparse=True)
     dense = nn.Embedding(5, 3)
     dense.load_state_dict(sparse.state_dict())
-    settings = {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.2}
+    settings: dict[str, Any] = {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.2}
     reference = (torch.optim.AdamW if is_decoupled else torch.optim.Adam)(dense.parameters(), **settings)
     optimizer = RowAdam(sparse.parameters(), **settings, is_decoupled=is_decoupled)
     for _ in range(5):

@@ -28,7 +28,8 @@ def take_over_weights(model: nn.Module, former: nn.Module, *, num_items: int, nu
             clause that says which.
 
     """
-    former_parts, prefixes = dict(former.named_modules()), []
+    former_parts = dict(former.named_modules())
+    prefixes: list[str] = []
     for name, part in model.named_modules():
         if isinstance(part, TakesOver) and not f"{name}.".startswith(tuple(prefixes)):
             prefixes.append(f"{name}.")

@@ -119,9 +119,9 @@ class TrainingModule(lightning.LightningModule):
         """Lightning's hook: replace sparse gradients by their mean over all processes."""
         if processes.world_size() == 1:
             return
-        divided = {id(table.weight) for table in self._tables if table.is_divided}
-        for table in self._tables:
-            table.collect_gradient()
+        divided = {id(part.weight) for part in self._tables if part.is_divided}
+        for part in self._tables:
+            part.collect_gradient()
         for table in self._sparse.values():
             if id(table) in divided:
                 continue

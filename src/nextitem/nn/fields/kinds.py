@@ -422,6 +422,8 @@ class CrossedWithLast(ItemFieldReader):
     field was first built.
     """
 
+    base: Tensor
+
     def __init__(self, field: ItemField, buckets: int) -> None:
         is_exact = field.size**2 < buckets
         super().__init__(field, 1 + (field.size**2 if is_exact else buckets))

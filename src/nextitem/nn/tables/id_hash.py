@@ -41,7 +41,8 @@ def hash_normal(ids: Tensor, width: int) -> Tensor:
     columns = torch.arange(width, device=ids.device)
     hashes = hash_ids(hash_ids(ids, 1)[:, None] + columns, 2)
     uniform = ((hashes >> 10) + 0.5).double() / 2**53  # within (0, 1)
-    return torch.special.ndtri(uniform).float()
+    normal: Tensor = torch.special.ndtri(uniform).float()
+    return normal
 
 
 def _signed(value: int) -> int:
@@ -52,4 +53,5 @@ def _signed(value: int) -> int:
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
     """Return `value` shifted right with zeros from the left."""
-    return (value >> bits) & (2 ** (64 - bits) - 1)
+    shifted: Tensor = (value >> bits) & (2 ** (64 - bits) - 1)
+    return shifted

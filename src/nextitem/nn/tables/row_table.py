@@ -43,7 +43,7 @@ class RowTable(nn.Embedding):
     def means(self, codes: Tensor, offsets: Tensor) -> Tensor:
         """Return the mean vector of each bag of codes, [bags, D]; bag b begins at `offsets[b]`, empty ones are 0."""
         distinct, places = torch.unique(codes, return_inverse=True)
-        vectors = self(distinct)
+        vectors: Tensor = self(distinct)
         if not len(distinct):
             return vectors.sum() * vectors.new_zeros(len(offsets), self.embedding_dim)
         return F.embedding_bag(places, vectors, offsets, mode="mean")
