@@ -11,7 +11,8 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import ColumnEncoding
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
-from nextitem.nn.fields.kinds import Field, FieldInputs, bucket_codes, quantiles, value_keys
+from nextitem.nn.fields.item_features import value_keys
+from nextitem.nn.fields.kinds import Field, FieldInputs, bucket_codes, quantiles
 
 
 class EventBag(Field):

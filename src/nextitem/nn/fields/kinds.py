@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import ACTION, ColumnEncoding
-from nextitem.core.ids import stable_keys
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.nn.fields.history_matches import HistoryMatches, history_matches
-from nextitem.nn.fields.item_features import category_codes, category_lists, category_values
+from nextitem.nn.fields.item_features import category_codes, category_lists, category_values, value_keys
 from nextitem.nn.tables.id_hash import hash_ids
 
 DAY_MS, HOUR_MS = 86_400_000, 3_600_000
@@ -418,8 +417,7 @@ class EventsSinceMatch(ItemFieldReader):
 class CrossedWithLast(ItemFieldReader):
     """Pair of the last event's value of an item field and the candidate's value.
 
-    Pairs are hashed into `buckets` if there are too many of them, by numbers that depend on the field's size when the
-    field was first built.
+    If there are too many pairs, they are hashed into `buckets`, by the size of the field when it was first built.
     """
 
     base: Tensor
@@ -434,7 +432,7 @@ class CrossedWithLast(ItemFieldReader):
     def code_keys(self) -> Tensor:
         """Return the keys of the pairs, 0 for code 0.
 
-        Hashed pairs of categories get other keys if the categories change, as their codes then mean other categories.
+        Hashed pairs of categories get other keys if the categories change, as codes then mean other ones.
         """
         keys = self.field.code_keys()
         if self.is_exact:
@@ -450,10 +448,9 @@ class CrossedWithLast(ItemFieldReader):
         assert isinstance(last_codes, Tensor)
         assert isinstance(codes, Tensor)
         last_codes = last_codes.index_select(0, inputs.rows)
-        if self.is_exact:
-            pairs = last_codes * field.size + codes
-        else:
-            pairs = ((last_codes * self.base + codes) * 0x9E3779B1 >> 8) % (self.size - 1)
+        pairs = last_codes * (field.size if self.is_exact else self.base) + codes
+        if not self.is_exact:
+            pairs = (pairs * 0x9E3779B1 >> 8) % (self.size - 1)
         return (1 + pairs) * ((last_codes > 0) & (codes > 0))
 
 
@@ -472,11 +469,6 @@ class CandidateFeature(Field):
         column = inputs.batch.candidate_features.get(self.name)
         values = torch.full(inputs.items.shape, self.default) if column is None else column.values
         return logarithmic(values.to(inputs.items.device).double())
-
-
-def value_keys(values: pl.Series) -> Tensor:
-    """Return a stable key of each value, after the key 0 of code 0, int64 [values + 1]."""
-    return nn.functional.pad(torch.from_numpy(stable_keys(values)), (1, 0))
 
 
 def quantiles(values: Tensor, buckets: int) -> Tensor:
