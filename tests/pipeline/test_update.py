@@ -19,14 +19,24 @@ from support.drifting_log import PERIOD, START, DriftingLog, drifting_log, shuff
 
 import nextitem as ni
 from nextitem.cli.options import seconds_of
+from nextitem.core.components import build_component
 from nextitem.core.errors import UserError
+from nextitem.data.protocols import make_split
+from nextitem.pipeline.recipe import resolve_recipe
 from nextitem.pipeline.updating import update as updates
 from nextitem.pipeline.updating import version_store
-from nextitem.pipeline.updating.carry import CannotContinueError, later_catalog, model_with_weights_of
+from nextitem.pipeline.updating.carry import (
+    CannotContinueError,
+    check_can_continue,
+    later_catalog,
+    model_with_weights_of,
+)
 from nextitem.pipeline.updating.judge import from_lists, judge
 from nextitem.pipeline.updating.learn import with_replay
 from nextitem.pipeline.updating.merge import frame_tables, merge, read_tables
 from nextitem.pipeline.versions import current_version, version_names
+from nextitem.recipes import read_recipe
+from nextitem.testing.known_answers import cycle
 
 SMALL = {"num_users": 60, "num_items": 24, "num_new": 6}
 
@@ -412,3 +422,28 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["two-tower", "deepfm"])
+def test_models_of_fields_are_trained_on_if_their_table_knows_ids_by_key(name: str) -> None:
+    dataset = cycle()
+    sizes: dict[str, dict[str, Any]] = {
+        "two-tower": {"width": 8, "field_width": 8},
+        "deepfm": {"width": 4, "hidden": [8], "l2": 0.1},
+    }
+    small = sizes[name]
+    dense = build_component("model", {"name": name, **small}, dataset.catalog)
+    with pytest.raises(CannotContinueError, match="fits the values of its fields"):
+        check_can_continue(dense)
+    recipe = resolve_recipe(
+        [read_recipe(f"debug/{name}"), ("test", {"data": {"path": "-"}, "model": {**small, "table": "growing"}})]
+    )
+    model = build_component("model", recipe.model, dataset.catalog)
+    model.examples(dataset)
+    check_can_continue(model)
+    text = None if dataset.catalog.text is None else pl.Series(["later"])
+    ids = pl.Series("item_id", ["later"], dtype=pl.String)
+    catalog = dataset.catalog.extend(pl.DataFrame({"item_id": ids}), text=text)
+    later = model_with_weights_of(model, recipe, catalog)
+    assert later.num_items == model.num_items + 1
+    assert later.recommend(make_split(dataset, "leave-one-out").test, 3).item_ids.shape[1] == 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.two_processes import launch
 from torch import nn
 
 from nextitem.core.errors import UserError
@@ -36,10 +36,7 @@ from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 
 BATCH_SIZE = 79
-SINGLE_PROCESS = {"streaming-vq"}  # trains on one stream in one process: refused with an error
-TRAINABLE = [
-    name for name, entry in MODELS.items() if issubclass(entry.load(), Trainable) and name not in SINGLE_PROCESS
-]
+TRAINABLE = [name for name, entry in MODELS.items() if issubclass(entry.load(), Trainable)]
 
 
 def sasrec() -> SASRec:
@@ -171,8 +168,6 @@ def run_process(out: Path) -> None:
             progress=False,
         )
         assert result.stop_reason == "time"
-        with pytest.raises(UserError, match="one process"):
-            run_training("streaming-vq", cycle(), out=out / "stream", recipe="debug/streaming-vq", progress=False)
         with pytest.raises(FileNotFoundError if is_first else UserError):
             processes.run_on_rank_zero(lambda: (out / "missing" / "file").read_text())
 
@@ -187,31 +182,12 @@ def train_all_models(out: Path) -> None:
             run_training(name, dataset, out=out / name, recipe=f"debug/{name}", overrides=overrides, progress=False)
 
 
-def launch(out: Path, *, function: str = "run_process") -> None:
-    """Run a function of this module in two processes, with the variables that torchrun sets."""
-    with socket.socket() as free_socket:
-        free_socket.bind(("127.0.0.1", 0))
-        port = free_socket.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    code = f"import sys; sys.path[:0] = {paths!r}; import test_data_parallel as t; t.{function}(t.Path({str(out)!r}))"
-    children = []
-    for rank in ("0", "1"):
-        rank_variables = {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1"}
-        children.append(subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **shared, **rank_variables}))
-    try:
-        assert [process.wait(timeout=240) for process in children] == [0, 0]
-    finally:
-        for process in children:
-            process.kill()
-
-
 @pytest.fixture(scope="module")
 def results_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder with the results of two processes."""
     out = tmp_path_factory.mktemp("two-processes")
     train_interrupted(out / "cut-by-one")
-    launch(out)
+    launch(__file__, "run_process", out)
     return out
 
 
@@ -219,7 +195,7 @@ def results_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs_of_all_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the runs that two processes have trained."""
     out = tmp_path_factory.mktemp("models")
-    launch(out, function="train_all_models")
+    launch(__file__, "train_all_models", out)
     return out
 
 

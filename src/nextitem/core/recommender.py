@@ -15,7 +15,8 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.config import Requirement
 from nextitem.core.dataset import Dataset
-from nextitem.core.errors import ContractError
+from nextitem.core.errors import ContractError, UserError
+from nextitem.core.extension import take_over_weights
 from nextitem.core.history_state import weights_fingerprint
 from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.recommendations import Recommendations
@@ -107,6 +108,36 @@ class Recommender(nn.Module, ABC):
             has_both = 0 < int(unseen.sum()) < self.num_items
             self._unseen = (self.popularity, version, unseen if has_both else None)
         return self._unseen[2]
+
+    def with_catalog(self, catalog: Catalog) -> Self:
+        """Return the model for a later catalogue, which begins with the items of this one; this model is unchanged.
+
+        New items have what the model has for items without events: a shared vector in a growing table, an initial one
+        in a dense table. What depends on the items' content covers them at once. Search indexes have to be built again;
+        until then every item is searched.
+
+        Raises:
+            UserError: the catalogue does not begin with the items of this one, or the model has learned something of
+                the former catalogue that has no meaning for new items.
+
+        """
+        name = type(self).__name__
+        if not catalog.ids.external.head(self.num_items).equals(self.catalog.ids.external):
+            raise UserError(
+                f"the new catalogue must begin with the {self.num_items} items that {name} was trained with, in their "
+                "order: make it with Catalog.extend"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            later = type(self)(self.config, catalog)
+        try:
+            take_over_weights(later, self, num_items=catalog.num_items, num_former_items=self.num_items)
+        except ValueError as error:
+            raise UserError(
+                f"{name} cannot take new items without training: {error}; train it again, or use a model whose "
+                'settings have table = "growing"'
+            ) from None
+        return later.to(self.popularity.device).train(self.training)
 
     def set_popularity(self, counts: Tensor) -> None:
         """Store how often each item occurs in training, [N + 1]; entry 0 must be 0."""

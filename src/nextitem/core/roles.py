@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self, TypeGuard, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from nextitem.core.batch import SequenceBatch
+from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.history_state import HistoryState
 from nextitem.core.interactions import Interactions
@@ -107,6 +108,41 @@ class HasBatchHook(Protocol):
         `weight` is the factor of this process's loss, such that the mean over processes is the loss of the whole batch:
         1 if there is one process, 0 if this process has no part of the batch and has not called `training_loss`.
         """
+
+
+@runtime_checkable
+class Synchronised(Protocol):
+    """A module, part of a Trainable or the whole, with buffers that each process changes by its own part of a batch.
+
+    If several processes train, the buffers become equal after the loss of each batch, before any `after_batch`.
+    """
+
+    @property
+    def synchronised(self) -> Mapping[str, Literal["sum", "mean"]]:
+        """Names of the buffers, dotted if they belong to a submodule, and how they are joined.
+
+        sum: the former value plus the changes of all processes (counts, sums of one batch). mean: the mean of the
+        values of all processes, weighted by their parts of the batch (moving averages of means over a batch).
+        """
+
+
+@runtime_checkable
+class TakesOver(Protocol):
+    """A part of a model whose state for a later catalogue is not the former state with rows for new items.
+
+    Examples are a table that knows ids by their keys, and an index that is built again after training.
+    """
+
+    def take_over(self, former: Any) -> None:
+        """Take over the state of the same part of the model of a former catalogue, whose items come first in this."""
+
+
+@runtime_checkable
+class Extendable(Protocol):
+    """A model that can get new items without training; `Recommender` is one."""
+
+    def with_catalog(self, catalog: Catalog) -> Self:
+        """Return the model for a later catalogue, which begins with the items of this one; this model is unchanged."""
 
 
 @runtime_checkable

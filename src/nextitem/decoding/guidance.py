@@ -22,6 +22,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.components import build_component, component_class, fill_in_settings, needs_of, unused_settings_of
 from nextitem.core.config import Requirement
+from nextitem.core.errors import UserError
 from nextitem.core.item_probabilities import Transform, item_probabilities
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
@@ -133,6 +134,10 @@ class Guidance(nn.Module):
         self.register_buffer("use_product", torch.zeros((), dtype=torch.bool))
         self.register_buffer("use_softmax", torch.zeros((), dtype=torch.bool))
 
+    def take_over(self, former: Guidance) -> None:
+        """Take over how the guide is used (roles.TakesOver); its model is fitted again."""
+        self.use(former.chosen_use)
+
     def reset_scorer(self) -> Recommender:
         """Replace the guide's model by an untrained one with the same settings, and return that model."""
         self.scorer = self._build()
@@ -220,6 +225,20 @@ class GuidedRecommender(Recommender):
     def add_guidance(self, config: GuideConfig | None) -> None:
         """Build the guide of these settings, untrained."""
         self.guidance = None if config is None else Guidance(config, self.catalog)
+
+    def with_catalog(self, catalog: Catalog) -> Self:
+        """Return the model for a later catalogue (Recommender.with_catalog); a guide would know no new item.
+
+        Raises:
+            UserError: as for any model, or there is a guide.
+
+        """
+        if self.guidance is not None:
+            raise UserError(
+                f"the guide of {type(self).__name__} has to be fitted to the new items: use nextitem update, or "
+                "without_guide()"
+            )
+        return super().with_catalog(catalog)
 
     @property
     def is_guided(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -74,3 +74,33 @@ def gather(part: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(padded) for _ in sizes]
     distributed.all_gather(parts, padded)
     return [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]
+
+
+def gather_batch(part: Tensor) -> Tensor:
+    """Return the rows of a whole batch, of which each process has every n-th row from that of its rank on (CPU)."""
+    parts = gather(part)
+    whole = part.new_empty(sum(len(each) for each in parts), *part.shape[1:])
+    for number, each in enumerate(parts):
+        whole[number :: len(parts)] = each
+    return whole
+
+
+def exchange(values: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Send rows to every process, and return the rows that every process sends to this one; all processes call it.
+
+    Args:
+        values: rows in the order of the processes that get them.
+        counts: number of rows for each process.
+
+    Returns:
+        The rows received, in the order of the processes that sent them, and their number by process.
+
+    """
+    if world_size() == 1:
+        return values, list(counts)
+    received_counts = torch.zeros(world_size(), dtype=torch.int64)
+    distributed.all_to_all_single(received_counts, torch.tensor(counts))
+    sizes: list[int] = received_counts.tolist()
+    received = values.new_empty(sum(sizes), *values.shape[1:])
+    distributed.all_to_all_single(received, values.contiguous(), sizes, list(counts))
+    return received, sizes

@@ -48,6 +48,8 @@ from nextitem.losses.objectives import FullSoftmax, SampledSoftmax
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.nn.attention.hstu import HSTULayer, Past
 from nextitem.nn.attention.incremental import Window
+from nextitem.nn.tables.kinds import DenseRows, GrowingRows, HashedRows
+from nextitem.nn.tables.tables import item_table
 from nextitem.ops.hstu_attention import Layout
 
 
@@ -68,6 +70,8 @@ class HSTUConfig(configs.Config):
     """Tensor to which a layer adds its output: its input, or its input after layer normalisation."""
     max_history_length: int = Field(50, ge=1)
     """Maximum number of most recent events that the model reads."""
+    table: DenseRows | GrowingRows | HashedRows = Field(DenseRows(), discriminator="kind")
+    """Kind of the table of item vectors: dense, growing with the ids that training meets, or hashed."""
     window_step: int = Field(1, ge=1)
     """Number of events by which a full window advances at once; above 1, states stay valid in between."""
     actions: Literal["ignored", "interleaved"] = "ignored"
@@ -99,7 +103,7 @@ class HSTU(VectorModel):
         self.window = Window(config.max_history_length, config.window_step)
         self.tokens_per_event = 1 if config.actions == "ignored" else 2
         longest = config.max_history_length * self.tokens_per_event
-        self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
+        self.items = item_table(config.table, catalog, config.width)
         self.actions = nn.Embedding(config.num_actions + 1, config.width) if self.tokens_per_event == 2 else None
         self.positions = nn.Embedding(longest, config.width)  # counted from the first token that is read
         self.layers = nn.ModuleList(
@@ -128,6 +132,7 @@ class HSTU(VectorModel):
         """Return the configured objective at every real target."""
         config = self.config
         generator = torch.Generator().manual_seed(batch.seed)
+        self.items.observe(batch.occurrences())
         if config.stochastic_length is not None:
             batch = stochastic_length(
                 batch, max_length=config.max_history_length, alpha=config.stochastic_length, generator=generator
@@ -159,7 +164,7 @@ class HSTU(VectorModel):
 
     def item_vectors(self) -> Tensor:
         """Return the output table, [N + 1, D]."""
-        return self.scale_items(self.items.weight)
+        return self.scale_items(self.items.all_vectors())
 
     @torch.no_grad()
     def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:

@@ -39,7 +39,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
@@ -62,6 +62,8 @@ from nextitem.nn.attention.causal_encoder import BlockName, CausalEncoder, Causa
 from nextitem.nn.attention.incremental import extend_history_state
 from nextitem.nn.fields.item_features import CONTENT, ItemFeatures
 from nextitem.nn.initialisation import truncated_normal_
+from nextitem.nn.tables.kinds import DenseRows, GrowingRows, HashedRows
+from nextitem.nn.tables.tables import item_table
 
 
 class ContrastiveConfig(configs.Config):
@@ -92,6 +94,8 @@ class SASRecConfig(CausalEncoderConfig):
     """Loss of the next item."""
     temperature: float | None = Field(None, gt=0)
     """Divides the cosine of user and item vectors; None: plain inner product of the vectors."""
+    table: DenseRows | GrowingRows | HashedRows = Field(DenseRows(), discriminator="kind")
+    """Kind of the table of item vectors: dense, growing with the ids that training meets, or hashed."""
     features: tuple[str, ...] = ()
     """Features of items that the input reads in addition to ids: columns of the catalogue, "content"."""
     features_merge: Literal["sum", "concat"] = "sum"
@@ -119,7 +123,7 @@ class SASRec(VectorModel):
     def __init__(self, config: SASRecConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.temperature = config.temperature
-        self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
+        self.items = item_table(config.table, catalog, config.width)
         self.encoder = CausalEncoder(config)
         self.features: ItemFeatures | None = None
         if config.features:
@@ -133,6 +137,7 @@ class SASRec(VectorModel):
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
         """Return the configured objective at every real target, plus the contrastive term if there is one."""
         generator = torch.Generator().manual_seed(batch.seed)
+        self.items.observe(batch.occurrences())
         loss = self._objective(batch, generator)
         views_config = self.config.contrastive
         if views_config is None:
@@ -200,7 +205,7 @@ class SASRec(VectorModel):
 
     def item_vectors(self) -> Tensor:
         """Return the output table, [N + 1, D]."""
-        return self.scale_items(self.items.weight)
+        return self.scale_items(self.items.all_vectors())
 
     def _embed(self, items_BL: Tensor) -> Tensor:
         """Return the input vectors of items, [B, L, D]."""

@@ -38,6 +38,8 @@ from nextitem.core.roles import LossTerms
 from nextitem.core.vector_model import VectorModel
 from nextitem.data.examples.next_target import NextTargets
 from nextitem.losses.full_softmax import full_softmax
+from nextitem.nn.tables.kinds import DenseRows, GrowingRows, HashedRows
+from nextitem.nn.tables.tables import item_table
 
 
 class SRGNNConfig(configs.Config):
@@ -45,6 +47,8 @@ class SRGNNConfig(configs.Config):
 
     width: int = Field(100, ge=1)
     """Width of the vectors (D)."""
+    table: DenseRows | GrowingRows | HashedRows = Field(DenseRows(), discriminator="kind")
+    """Kind of the table of item vectors: dense, growing with the ids that training meets, or hashed."""
     steps: int = Field(1, ge=1)
     """Number of rounds of messages along the transitions, all with the same weights."""
     max_history_length: int = Field(50, ge=1)
@@ -115,7 +119,7 @@ class SRGNN(VectorModel):
 
     def __init__(self, config: SRGNNConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.items = nn.Embedding(catalog.num_items + 1, config.width, padding_idx=0)
+        self.items = item_table(config.table, catalog, config.width)
         self.graph_step = GatedGraphStep(config.width)
         self.attend_last = nn.Linear(config.width, config.width, bias=False)  # W1
         self.attend_node = nn.Linear(config.width, config.width)  # W2 and c
@@ -130,7 +134,8 @@ class SRGNN(VectorModel):
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
         """Return the cross-entropy of the next item over the catalogue."""
         assert batch.targets is not None
-        return LossTerms(full_softmax(self.user_vectors(batch), self.items.weight, batch.targets.values))
+        self.items.observe(torch.cat([batch.items.values, batch.targets.values]))
+        return LossTerms(full_softmax(self.user_vectors(batch), self.item_vectors(), batch.targets.values))
 
     def user_vectors(self, batch: SequenceBatch) -> Tensor:
         """Return W3 [last item's state; attention over the events] of each session, [B, D] (equations 6 and 7)."""
@@ -144,8 +149,7 @@ class SRGNN(VectorModel):
 
     def item_vectors(self) -> Tensor:
         """Return the output table, [N + 1, D]."""
-        table: Tensor = self.items.weight
-        return table
+        return self.items.all_vectors()
 
     def _node_states(self, graphs: SessionGraphs) -> Tensor:
         """Return the states of the nodes after all rounds, [V, D]."""

@@ -17,6 +17,8 @@ Notable
   define this.
 - Moving averages are stored as vector and weight. A cluster without new items keeps its vector, and its weight decays,
   which makes it look nearer (r of the paper) until an item joins it.
+- If several processes share a batch, each has the in-batch negatives of its own part, and all of them learn the index
+  from the items of the whole batch.
 - The towers rank the candidates that the index retrieves; in the paper a complex ranker follows.
 - The user tower reads the mean of the history and its last item; the paper's is not published.
 
@@ -36,7 +38,6 @@ from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
-from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.core.recommendations import Recommendations
 from nextitem.core.recommender import Recommender
@@ -111,6 +112,7 @@ class StreamingVQ(Recommender):
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))  # the item before the next to be assigned
         # Cached lists, with the tensor and the versions of the tensors from which they were built.
         self._index: tuple[Tensor, tuple[int, ...], SortedLists] | None = None
+        self._part: tuple[Tensor, Tensor] | None = None  # items of this process's part of a batch, and their vectors
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the module as any other, and drop the cached lists, which belong to the former tensors."""
@@ -119,14 +121,7 @@ class StreamingVQ(Recommender):
         return self
 
     def examples(self, train: Dataset) -> NextTargets:
-        """Return every target with the history before it, in the order of the stream.
-
-        Raises:
-            UserError: several processes train the model.
-
-        """
-        if processes.world_size() > 1:
-            raise UserError("streaming-vq is trained on one stream of events: train it in one process")
+        """Return every target with the history before it, in the order of the stream."""
         return NextTargets(train.interactions, max_length=self.config.max_history_length, in_order=True)
 
     def training_loss(self, batch: SequenceBatch) -> LossTerms:
@@ -134,11 +129,9 @@ class StreamingVQ(Recommender):
         assert batch.targets is not None
         targets = batch.targets.values
         user_BD, item_BD = self._user(batch), self._item(targets)
-        if self.training:
-            self._count(targets)
-            if int(self.steps) == 1:
-                self._initialise_clusters(item_BD.detach())
-        log_q = torch.log(self.seen[targets].clamp(min=1) / self.seen.sum().clamp(min=1))
+        if self.training and int(self.steps) == 0:
+            self._initialise_clusters(item_BD.detach())
+        log_q = self._log_q(targets)
         bias = self.bias(targets)[:, 0]
         is_repeated = (targets[:, None] == targets) & ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)
         cluster = self.cluster_of(item_BD.detach())
@@ -151,9 +144,23 @@ class StreamingVQ(Recommender):
         total = auxiliary + indexing
         if self.config.commitment:
             total = total + self.config.commitment * (item_BD - entry_BD).square().sum(1).mean()
-        if self.training:
-            self._move(item_BD.detach(), cluster, targets)
+        if self.training and processes.world_size() == 1:
+            self._learn_index(targets, item_BD.detach(), cluster)
+        elif self.training:
+            self._part = (targets, item_BD.detach())
         return LossTerms(total, {"auxiliary": auxiliary.detach(), "indexing": indexing.detach()})
+
+    @torch.no_grad()
+    def after_batch(self, weight: float) -> None:
+        """Let all processes learn the index from the whole batch (roles.HasBatchHook)."""
+        if processes.world_size() == 1:
+            return
+        targets, item_BD = self._part or (torch.zeros(0, dtype=torch.int64), self.vectors[:0])
+        self._part = None
+        targets, item_BD = (processes.gather_batch(part.cpu()).to(self.vectors.device) for part in (targets, item_BD))
+        if int(self.steps) == 0:
+            self._initialise_clusters(item_BD)
+        self._learn_index(targets, item_BD, self.cluster_of(item_BD))
 
     @torch.no_grad()
     def cluster_of(self, item_BD: Tensor) -> Tensor:
@@ -214,6 +221,19 @@ class StreamingVQ(Recommender):
     def _item(self, items: Tensor) -> Tensor:
         vector: Tensor = self.item_tower(self.dropout(self.items(items)))
         return vector
+
+    def _log_q(self, targets: Tensor) -> Tensor:
+        """Return the log of the share of each target in all occurrences, those of this batch included if it trains."""
+        seen, total = self.seen[targets], self.seen.sum()
+        if self.training:
+            _, places, counts = torch.unique(targets, return_inverse=True, return_counts=True)
+            seen, total = seen + counts[places], total + len(targets)
+        return torch.log(seen.clamp(min=1) / total.clamp(min=1))
+
+    def _learn_index(self, targets: Tensor, item_BD: Tensor, cluster: Tensor) -> None:
+        """Count the items of a step, and move the clusters by their vectors."""
+        self._count(targets)
+        self._move(item_BD, cluster, targets)
 
     @torch.no_grad()
     def _count(self, targets: Tensor) -> None:

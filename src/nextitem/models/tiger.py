@@ -22,7 +22,7 @@ Shapes: B requests, K targets, N = B K, L tokens, W beams, D width, H heads, E h
 from __future__ import annotations
 
 from copy import copy
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from pydantic import Field
@@ -174,7 +174,7 @@ class Tiger(GuidedRecommender):
 
         return listwise_loss(visited, self.trie, self.codes, log_probs)
 
-    def with_catalog(self, catalog: Catalog, *, live: Tensor | None = None) -> Tiger:
+    def with_catalog(self, catalog: Catalog, *, live: Tensor | None = None) -> Self:
         """Return a model with the same weights over a later version of the catalogue; this one answers as before.
 
         Both models share their weights: neither may be trained or moved to another device. Items keep their numbers and

@@ -58,6 +58,7 @@ from nextitem.neighbours.ann_index import AnnIndex, AnnIndexConfig, ExactIndex
 from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.fields.towers import ItemTower, TowerSizes, UserTower
 from nextitem.nn.streaming_frequency import StreamingFrequency
+from nextitem.nn.tables.kinds import DenseRows, GrowingRows, HashedRows
 
 BLOCK = 65_536  # items whose vectors are computed at a time
 FITTED_ON = 20_000  # requests from which quantiles and vocabularies are computed
@@ -70,6 +71,8 @@ class TwoTowerConfig(configs.Config):
     """Width of the output vectors of both towers (D)."""
     field_width: int = Field(32, ge=1)
     """Width of the vector of each field."""
+    table: DenseRows | GrowingRows | HashedRows = Field(DenseRows(), discriminator="kind")
+    """Kind of the table of the fields' vectors."""
     hidden: tuple[int, ...] = (128,)
     """Number of units of each hidden layer of both towers."""
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -114,8 +117,8 @@ class TwoTowerConfig(configs.Config):
         return {
             **configs.idle_unless(self.hard_negatives > 0, "hard_negatives is 0", "refresh_steps"),
             **configs.idle_unless(has_lists, f"{source}: no list has a ranker's scores", "teacher_weight"),
-            **configs.idle_unless(not has_lists, source, "mixed_negatives", "hard_negatives", "refresh_steps"),
-            **configs.idle_unless(not has_lists, source, "frequency_rate"),
+            **configs.idle_unless(not has_lists, source, "mixed_negatives", "hard_negatives", "frequency_rate"),
+            **configs.idle_unless(not has_lists, source, "refresh_steps"),
         }
 
 
@@ -131,7 +134,7 @@ class TwoTower(VectorModel):
 
     def __init__(self, config: TwoTowerConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        sizes = TowerSizes(config.width, config.field_width, config.hidden, config.dropout)
+        sizes = TowerSizes(config.width, config.field_width, config.hidden, config.dropout, config.table)
         self.items = ItemTower(catalog, config.item_fields, sizes, buckets=config.buckets, id_dropout=config.id_dropout)
         self.users = UserTower(
             catalog,
@@ -215,10 +218,7 @@ class TwoTower(VectorModel):
         return self._towers(batch.last(self.config.max_history_length), batch.items.values[:0])[0]
 
     def item_vectors(self) -> Tensor:
-        """Return the item vectors [N + 1, D], of length 1; row 0 is padding.
-
-        They are cached until weights are loaded or trained.
-        """
+        """Return the item vectors [N + 1, D], of length 1 (row 0: padding), cached until weights change."""
         return self._cached_items()[0]
 
     def build_index(self, requests: SequenceBatch) -> None:

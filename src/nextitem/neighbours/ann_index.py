@@ -119,6 +119,9 @@ class AnnIndex(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def take_over(self, former: AnnIndex) -> None:
+        """Do nothing (roles.TakesOver): the index is built again; until then every vector is searched."""
+
     def build(self, vectors: Tensor, queries: Tensor | None = None) -> None:
         """Build the index of `vectors [N + 1, D]` (row 0 is padding) and measure its recall.
 

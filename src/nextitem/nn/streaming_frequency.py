@@ -7,6 +7,7 @@ probability of the item is 1 / B.
 Notable
 - Each item has one exact entry. The paper hashes items, and takes the largest B of several tables. Here items are
   numbered 1..N and have vectors of their own, so two more numbers each cost next to nothing.
+- If several processes share the steps, each knows its own items at once, and those of all after the loss of the step.
 - The n-th gap of an item has the weight max(alpha, 1 / n), so B is the plain mean of the first 1 / alpha gaps. The
   paper starts from a guess. The first gap counts from the start of the stream.
 """
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from nextitem.distributed import processes
 
 
 class StreamingFrequency(nn.Module):
@@ -35,10 +38,32 @@ class StreamingFrequency(nn.Module):
         self.register_buffer("last", torch.zeros(num_items + 1, dtype=torch.int64))  # A
         self.register_buffer("seen", torch.zeros(num_items + 1, dtype=torch.int64))  # n
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))  # t
+        # What this process has changed in this step, to be undone: items, and their former gaps, steps and counts.
+        self._former: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def update(self, item_ids: Tensor) -> None:
         """Update the estimates by one step that contains these distinct items [n]."""
+        if processes.world_size() > 1:
+            self._former = (item_ids, self.gaps[item_ids], self.last[item_ids], self.seen[item_ids])
+        self._update(item_ids)
+
+    @torch.no_grad()
+    def after_batch(self, weight: float) -> None:
+        """Replace the update by that of the items of all processes (roles.HasBatchHook)."""
+        if processes.world_size() == 1:
+            return
+        item_ids = torch.zeros(0, dtype=torch.int64)
+        if self._former is not None:
+            item_ids, gaps, last, seen = self._former
+            self.gaps[item_ids], self.last[item_ids], self.seen[item_ids] = gaps, last, seen
+            self.step -= 1
+            self._former = None
+        all_ids = torch.cat(processes.gather(item_ids.cpu())).to(self.gaps.device)
+        if len(all_ids):
+            self._update(all_ids.unique())
+
+    def _update(self, item_ids: Tensor) -> None:
         self.step += 1
         self.seen[item_ids] += 1
         gap = (self.step - self.last[item_ids]).float()

@@ -66,8 +66,13 @@ class BatchStream(Generic[BatchT]):
 
 
 def _local_part(batch: BatchT) -> tuple[BatchT, float]:
-    """Return this process's part of the batch and its weight; all build the same batch, so nothing is communicated."""
+    """Return this process's part of the batch and its weight; all build the same batch, so nothing is communicated.
+
+    If the part is empty, the weight is 0, and that of the first process is returned: look-ups among processes need it.
+    """
     if processes.world_size() == 1:
         return batch, 1.0
     part = batch.share(processes.rank(), processes.world_size())
+    if not part.loss_count:
+        return batch.share(0, processes.world_size()), 0.0
     return part, part.loss_count * processes.world_size() / batch.loss_count

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from nextitem.core.errors import UserError
+from nextitem.nn.tables.row_table import RowTable
 from nextitem.training.adagrad import Adagrad
 from nextitem.training.chained_optimizer import ChainedOptimizer
 from nextitem.training.config import OptimizerConfig, TrainingConfig
 from nextitem.training.ftrl import FTRL
 from nextitem.training.muon import Muon
+from nextitem.training.row_adam import RowAdam
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -23,10 +27,12 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     gradients if their optimizer supports them, see `sparse_tables`.
 
     Raises:
-        UserError: a group has no parameter, the learning rate of ftrl would change, or muon has no matrix to train.
+        UserError: a group has no parameter, the learning rate of ftrl would change, muon has no matrix to train, or an
+            optimizer cannot train the rows of a table.
 
     """
     sparse = sparse_tables(model, config)
+    row_tables = {id(module.weight) for module in model.modules() if isinstance(module, RowTable)}
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             module.sparse = f"{name}.weight".lstrip(".") in sparse
@@ -42,11 +48,15 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     # precision.
     fused = True if config.precision == "32-true" else None
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    optimizers = []
+    optimizers: list[torch.optim.Optimizer] = []
     for name, group in parts.items():
         settings = config.groups.get(name, config)
+        where = f"training.groups.{name}" if name else "training"
+        rows = [parameter for parameter in group if id(parameter) in row_tables]
+        group = [parameter for parameter in group if id(parameter) not in row_tables]
+        if rows:
+            optimizers.append(_row_optimizer(rows, settings, where=where))
         if group and settings.optimizer == "muon":
-            where = f"training.groups.{name}" if name else "training"
             optimizers += _muon(group, settings, tables=tables, fused=fused, where=where)
         elif group:
             optimizers.append(_optimizer(group, settings, fused=fused))
@@ -60,9 +70,11 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
 def sparse_tables(model: nn.Module, config: TrainingConfig) -> dict[str, Tensor]:
     """Return the embedding tables with sparse gradients: parameter name -> weights.
 
-    These are the tables that request sparse gradients (`nn.Embedding(sparse=True)`) and are trained by adagrad: no
-    other optimizer leaves the rows that a step does not read unchanged.
+    These are all tables of rows (`RowTable`), and the embeddings that request sparse gradients
+    (`nn.Embedding(sparse=True)`) and are trained by adagrad: no other optimizer of theirs leaves the rows that a step
+    does not read unchanged.
     """
+    row_tables = {f"{name}.weight".lstrip(".") for name, part in model.named_modules() if isinstance(part, RowTable)}
     candidates = {
         f"{name}.weight".lstrip("."): part.weight
         for name, part in model.named_modules()
@@ -71,7 +83,7 @@ def sparse_tables(model: nn.Module, config: TrainingConfig) -> dict[str, Tensor]
     return {
         name: weight
         for name, weight in candidates.items()
-        if config.groups.get(_group_of(name, config), config).optimizer == "adagrad"
+        if name in row_tables or config.groups.get(_group_of(name, config), config).optimizer == "adagrad"
     }
 
 
@@ -79,6 +91,15 @@ def clear_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
     """Delete the state (moments) that an optimizer has of a parameter."""
     for part in optimizer.parts if isinstance(optimizer, ChainedOptimizer) else [optimizer]:
         part.state.pop(parameter, None)
+
+
+def row_states(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each entry of an optimizer's state that has a value for each row of a table: the state, and its name."""
+    for part in optimizer.parts if isinstance(optimizer, ChainedOptimizer) else [optimizer]:
+        state = part.state.get(parameter, {})
+        for name in sorted(state):
+            if isinstance(state[name], Tensor) and state[name].dim():
+                yield state, name
 
 
 def _group_of(parameter: str, config: TrainingConfig) -> str:
@@ -106,6 +127,27 @@ def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig, *, fused
     if config.optimizer == "ftrl":
         return FTRL(groups, lr=config.learning_rate)
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+
+
+def _row_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig, *, where: str) -> torch.optim.Optimizer:
+    """Return the optimizer of tables of rows; muon leaves them to adamw. Raises UserError if there is none."""
+    if config.optimizer == "adagrad":
+        return _optimizer(parameters, config, fused=None)
+    if config.optimizer == "sgd" and not config.momentum and not config.weight_decay:
+        return torch.optim.SGD(parameters, lr=config.learning_rate)
+    if config.optimizer in ("ftrl", "sgd"):
+        raise UserError(
+            f"{where}.optimizer = {config.optimizer!r} cannot train the rows of a growing or hashed table; choose "
+            "adamw, adam, adagrad, muon, or sgd without momentum and weight decay"
+        )
+    rate = config.muon.adamw_learning_rate if config.optimizer == "muon" else None
+    return RowAdam(
+        parameters,
+        lr=rate or config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        is_decoupled=config.optimizer != "adam",
+    )
 
 
 def _muon(

@@ -16,6 +16,7 @@ from torch import Tensor
 from nextitem.core.roles import HasEpochHook
 from nextitem.distributed import processes
 from nextitem.training.config import TrainingConfig
+from nextitem.training.growing_tables import gather_tables, whole_tables
 from nextitem.training.loader import ScheduledBatch
 from nextitem.training.module import TrainingModule
 from nextitem.training.optimizers import clear_state
@@ -133,6 +134,7 @@ class TrainingState(lightning.Callback):
     def finish(self, trainer: Any, module: TrainingModule) -> None:
         """End training: save the last checkpoint, and validate an epoch that the time budget has cut."""
         self.stop_reason = self.stop_reason or "finished"
+        gather_tables(module.model, trainer.optimizers)
         self.save(trainer)
         self.validate_partial_epoch(module)
         self.seconds = self.elapsed
@@ -152,7 +154,8 @@ class TrainingState(lightning.Callback):
             return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.checkpoint.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
+        with whole_tables(trainer.lightning_module.model, trainer.optimizers):
+            trainer.save_checkpoint(temporary)
         if processes.rank() == 0:
             os.replace(temporary, self.checkpoint)
         self._last_save = time.monotonic()
@@ -179,7 +182,8 @@ class TrainingState(lightning.Callback):
         sums = torch.stack(processes.gather(torch.stack([self.loss_sums[name].cpu() for name in names]))).mean(0)
         entry = {name: float(total) / self.num_summed for name, total in zip(names, sums, strict=True)}
         if should_validate and self.validate is not None:
-            value = self._validate(module, epoch, self.validate)
+            with whole_tables(module.model, module.running_optimizers):
+                value = self._validate(module, epoch, self.validate)
             entry.update({} if math.isnan(value) else {"validation": value})
         self.record(entry, epoch)
         self.epoch_log.append({"epoch": float(epoch), **entry})

@@ -52,6 +52,10 @@ class NextItemBatch:
         """Return the number of targets that are not 0, over which the loss is averaged."""
         return int((self.targets.values > 0).sum())
 
+    def occurrences(self) -> Tensor:
+        """Return the items of all events of the sequences: the inputs, and the last target of each sequence."""
+        return torch.cat([self.items.values, self.targets.values[self.items.offsets[1:][self.items.lengths > 0] - 1]])
+
     def later_targets(self, lag: int) -> Tensor:
         """Return the event that comes `lag` events after each input, [T], a target of lag 1 being the next event.
 

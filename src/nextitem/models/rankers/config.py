@@ -9,6 +9,7 @@ from pydantic import Field, FiniteFloat
 
 from nextitem.core import config as configs
 from nextitem.data.examples.labelled_candidates import TARGET
+from nextitem.nn.tables.kinds import DenseRows, GrowingRows, HashedRows
 
 
 class RankingConfig(configs.Config):
@@ -42,6 +43,8 @@ class RankingConfig(configs.Config):
     """Weight of the L2 penalty of field vectors; each batch affects the vectors that it reads (mini_batch_aware.py)."""
     calibration: Literal["platt", "isotonic"] | None = None
     """Kind of the curve from logits to probabilities, fitted to validation for each task; none: no calibration."""
+    table: DenseRows | GrowingRows | HashedRows = Field(DenseRows(), discriminator="kind")
+    """Kind of the table of the fields' vectors: dense, growing with the ids that training meets, or hashed."""
     candidate_features: tuple[str, ...] = ()
     """Names of numeric features of candidates that the ranker reads; in a cascade the ranks in the channels."""
 

@@ -52,7 +52,7 @@ class DCN(RankingModel):
     def __init__(self, config: DCNConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         tasks, fields, width = len(self.tasks), len(self.fields), len(self.fields) * config.width
-        self.vectors = FieldVectors(self.fields, config.width)
+        self.vectors = FieldVectors(self.fields, config.width, config.table)
         self.gates = field_gates(config, fields)
         self.cross: nn.Module
         if config.version == "v2-mixture":

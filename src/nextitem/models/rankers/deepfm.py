@@ -13,7 +13,7 @@ Shapes: P candidates, F fields, D width, S tasks.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
@@ -35,9 +35,8 @@ class DeepFM(RankingModel):
     def __init__(self, config: DeepFMConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         tasks, fields = len(self.tasks), len(self.fields)
-        self.linear = FieldVectors(self.fields, tasks)
-        nn.init.zeros_(self.linear.table.weight)
-        self.vectors = FieldVectors(self.fields, config.width)
+        self.linear = FieldVectors(self.fields, tasks, config.table, std=0.0)
+        self.vectors = FieldVectors(self.fields, config.width, config.table)
         self.gates = field_gates(config, fields)
         self.deep = deep_part(config, fields * config.width, tasks=tasks)
 

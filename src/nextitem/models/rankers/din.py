@@ -45,7 +45,7 @@ class DIN(RankingModel):
 
     def __init__(self, config: DINConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.vectors = FieldVectors(self.fields, config.width)
+        self.vectors = FieldVectors(self.fields, config.width, config.table)
         self.gates = field_gates(config, len(self.fields))
         width = history_width(self.vectors)
         self.attention = TargetAttention(width, hidden=config.unit, normalise=config.normalise)

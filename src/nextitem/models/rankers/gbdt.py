@@ -66,7 +66,7 @@ class GBDTConfig(RankingConfig):
         return {
             **super().idle_fields(),
             **configs.idle_unless(self.leaf_regression, "leaf_regression is false", "leaf_l2"),
-            "l2": "trees have no field vectors",
+            **dict.fromkeys(("l2", "table"), "trees have no field vectors"),
         }
 
 

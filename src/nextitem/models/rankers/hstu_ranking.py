@@ -101,7 +101,7 @@ class HSTURanking(StreamRanker):
         super().__init__(config, catalog)
         width, kinds = config.token_width, self.reader.num_kinds
         self.tokens_per_event = 2 if config.actions == "interleaved" else 1
-        self.vectors = FieldVectors(self.fields, config.width)
+        self.vectors = FieldVectors(self.fields, config.width, config.table)
         self.item_tokens = mlp(history_width(self.vectors), (width,), out=width)
         all_fields = len(self.fields) * config.width
         self.field_tokens = mlp(all_fields, (width,), out=width) if config.token_fields else None

@@ -34,8 +34,7 @@ class LR(RankingModel):
 
     def __init__(self, config: LRConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.vectors = FieldVectors(self.fields, len(self.tasks))
-        nn.init.zeros_(self.vectors.table.weight)
+        self.vectors = FieldVectors(self.fields, len(self.tasks), config.table, std=0.0)
         self.bias = nn.Parameter(torch.zeros(len(self.tasks)))
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:

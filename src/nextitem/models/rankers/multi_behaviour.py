@@ -57,7 +57,7 @@ class MultiBehaviour(RankingModel):
     def __init__(self, config: MultiBehaviourConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.behaviours = config.behaviours
-        self.vectors = FieldVectors(self.fields, config.width)
+        self.vectors = FieldVectors(self.fields, config.width, config.table)
         self.gates = field_gates(config, len(self.fields))
         width, count = history_width(self.vectors, heads=config.heads), config.behaviours
         self.cross = nn.ModuleDict(

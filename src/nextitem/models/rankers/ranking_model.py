@@ -67,7 +67,8 @@ class RankingModel(Recommender):
             pair_buckets=config.pair_buckets,
             candidate_features=candidate_features,
         )
-        self.register_buffer("counts", torch.zeros(self.fields.size if config.l2 else 0))  # of candidates by code
+        counts = torch.zeros(self.fields.size if config.l2 else 0)  # of candidates by code; `examples` counts them
+        self.register_buffer("counts", counts, persistent=False)
         self.curves = nn.ModuleList(calibration(config.calibration) for _ in self.tasks if config.calibration)
         self.register_buffer("examined", torch.ones(1))  # probability that a slot is looked at, for slot weights
 
@@ -182,7 +183,7 @@ class RankingModel(Recommender):
         """Return the term added to the loss: the mini-batch-aware L2 penalty of the field vectors."""
         if not self.config.l2:
             return self.popularity.new_zeros(())
-        return self.config.l2 * mini_batch_aware_l2(self.vectors.table.weight, codes.code_occurrences()[0], self.counts)
+        return self.config.l2 * mini_batch_aware_l2(self.vectors.table, codes.code_occurrences()[0], self.counts)
 
     @torch.no_grad()
     def calibrate(self, requests: SequenceBatch) -> tuple[str, ...]:

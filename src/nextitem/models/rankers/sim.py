@@ -79,7 +79,7 @@ class SIM(RankingModel):
 
     def __init__(self, config: SIMConfig, catalog: Catalog) -> None:
         super().__init__(config, catalog)
-        self.vectors = FieldVectors(self.fields, config.width)
+        self.vectors = FieldVectors(self.fields, config.width, config.table)
         self.gates = field_gates(config, len(self.fields))
         width, tasks = history_width(self.vectors, heads=config.heads), len(self.tasks)
         self.recent = TargetAttention(width, hidden=config.unit)
@@ -175,5 +175,5 @@ def _category(catalog: Catalog, column: str) -> ItemField:
             f"model.category: there is no categorical feature {column!r}; this data has {', '.join(categorical)}"
         )
     if not categorical:
-        return ItemId(catalog.num_items)
+        return ItemId(catalog.ids.external)
     return ItemCategory(catalog.table[column or max(categorical, key=lambda name: catalog.table[name].n_unique())])

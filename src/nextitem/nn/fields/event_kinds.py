@@ -11,6 +11,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import ColumnEncoding
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
+from nextitem.nn.fields.item_features import value_keys
 from nextitem.nn.fields.kinds import Field, FieldInputs, bucket_codes, quantiles
 
 
@@ -22,7 +23,11 @@ class EventBag(Field):
 
     def __init__(self, name: str, encoding: ColumnEncoding) -> None:
         super().__init__()
-        self.name, self.size = name, encoding.num_codes
+        self.name, self.encoding, self.size = name, encoding, encoding.num_codes
+
+    def code_keys(self) -> Tensor:
+        """Return the keys of the values as text, 0 for code 0; codes if values are hashed."""
+        return super().code_keys() if self.encoding.values is None else value_keys(self.encoding.values)
 
     def forward(self, inputs: FieldInputs) -> Jagged:
         """Return B rows of codes; all codes are 0 if the requests have no such column."""
@@ -43,7 +48,7 @@ class EventMean(Field):
 
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
         """Compute the quantiles of the means over training requests."""
-        if self.name in requests.features:
+        if self.name in requests.features and not bool(self.borders.any()):  # borders stay when a model learns on
             self.borders.copy_(quantiles(_means(requests.features[self.name]), self.size - 1))
 
     def forward(self, inputs: FieldInputs) -> Tensor:

@@ -27,16 +27,19 @@ from dataclasses import dataclass
 import polars as pl
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError
+from nextitem.core.ids import stable_keys
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, offsets_of
 from nextitem.nn.fields import kinds
 from nextitem.nn.fields.event_kinds import EventBag, EventMean
 from nextitem.nn.fields.item_popularity import ItemPopularity
+from nextitem.nn.tables.id_hash import hash_ids
+from nextitem.nn.tables.kinds import DenseRows, TableConfig
+from nextitem.nn.tables.tables import Table, build_table
 
 TREND_DAYS = 14
 
@@ -170,6 +173,14 @@ class Fields(nn.Module):
         )
         return FieldCodes(request, bags["request"], candidate, bags["candidate"], inputs.rows)
 
+    def code_keys(self) -> Tensor:
+        """Return a key of each code of all fields [size], int64, never 0; it stays if a catalogue grows."""
+        keys = [
+            hash_ids(part.code_keys() + salt)
+            for salt, part in zip(stable_keys(self.names).tolist(), self._parts, strict=True)
+        ]
+        return torch.cat(keys).clamp(min=1)
+
     def items(self) -> list[tuple[int, kinds.ItemField]]:
         """Return the fields that depend on an item alone, each with the offset of its codes."""
         return [
@@ -207,26 +218,39 @@ class Fields(nn.Module):
 class FieldVectors(nn.Module):
     """Embedding vectors of the codes of all fields.
 
-    A bag has the mean of the vectors of its codes. The vector of missing values (code 0) starts as 0.
+    A bag has the mean of the vectors of its codes. The vector of missing values (code 0) starts as 0 in a dense table.
+
+    Args:
+        fields: the fields.
+        width: width of the vectors (D).
+        table: kind of the table of the vectors.
+        std: standard deviation of the initial vectors; None: 0.1 / sqrt(D).
+
     """
 
-    def __init__(self, fields: Fields, width: int) -> None:
+    def __init__(
+        self, fields: Fields, width: int, table: TableConfig | None = None, *, std: float | None = None
+    ) -> None:
         super().__init__()
         self.fields = (fields,)  # in a tuple, so that it is no submodule here: the model contains it
         self.width = width
-        self.table = nn.Embedding(fields.size, width)
-        nn.init.normal_(self.table.weight, std=0.1 * width**-0.5)
+        std = 0.1 * width**-0.5 if std is None else std
+        if table is not None and not isinstance(table, DenseRows):
+            self.table: Table = build_table(table, width, fields.code_keys(), std=std)
+            return
+        self.table = build_table(DenseRows(), width, fields.size)
+        nn.init.normal_(self.table.weight, std=std)
         with torch.no_grad():
             self.table.weight[fields.starts[:-1]] = 0
 
     def forward(self, codes: FieldCodes) -> Tensor:
         """Return the vectors of all fields for each candidate, [P, F, D], in the order of `Fields.names`."""
-        by_candidate = [self.table(codes.candidate), *self._means(codes.candidate_bags)]
+        by_candidate = [self._look_up(codes.candidate), *self._means(codes.candidate_bags)]
         return torch.cat([self.of_requests(codes)[codes.rows], *by_candidate], 1)
 
     def of_requests(self, codes: FieldCodes) -> Tensor:
         """Return the vectors of the fields and bags of requests, [B, number of them, D]."""
-        return torch.cat([self.table(codes.request), *self._means(codes.request_bags)], 1)
+        return torch.cat([self._look_up(codes.request), *self._means(codes.request_bags)], 1)
 
     def of_items(self, item_ids: Tensor) -> Tensor:
         """Return the concatenated vectors of the fields that depend on an item alone.
@@ -240,13 +264,19 @@ class FieldVectors(nn.Module):
                 bags.append(codes.with_values(codes.values + start))
             else:
                 single.append(codes + start)
-        vectors = [self.table(torch.stack(single, 1))] if single else []
+        vectors = [self._look_up(torch.stack(single, 1))] if single else []
         return torch.cat([*vectors, *self._means(bags)], 1).view(*item_ids.shape, self.item_width)
 
     @property
     def item_width(self) -> int:
         """Width of `of_items` (X): the number of fields that depend on an item alone, times D."""
         return len(self.fields[0].items()) * self.width
+
+    def _look_up(self, codes: Tensor) -> Tensor:
+        """Return the vectors of codes; in training each one counts as an occurrence."""
+        self.table.observe(codes)
+        vectors: Tensor = self.table(codes)
+        return vectors
 
     def _means(self, bags: Sequence[Jagged]) -> list[Tensor]:
         """Return the mean vectors of bags of n rows each: a list with one tensor [n, bags, D], or an empty list.
@@ -258,7 +288,8 @@ class FieldVectors(nn.Module):
         starts = offsets_of(torch.tensor([len(bag.values) for bag in bags], device=bags[0].values.device))
         offsets = [bag.offsets[:-1] + start for bag, start in zip(bags, starts, strict=False)]
         values = torch.cat([bag.values for bag in bags])
-        means = F.embedding_bag(values, self.table.weight, torch.cat(offsets), mode="mean")
+        self.table.observe(values)
+        means = self.table.means(values, torch.cat(offsets))
         return [means.view(len(bags), bags[0].num_rows, self.width).transpose(0, 1)]
 
 
@@ -278,7 +309,7 @@ def _available_fields(
             available[f"events.{name}"] = EventBag(name, encoding)
         elif encoding.kind == "numeric":
             available[f"events.{name}"] = EventMean(name, buckets)
-    items: dict[str, kinds.ItemField] = {"id": kinds.ItemId(catalog.num_items)}
+    items: dict[str, kinds.ItemField] = {"id": kinds.ItemId(catalog.ids.external)}
     for name, kind in catalog.features.items():
         if kind == "categorical":
             items[name] = kinds.ItemCategory(catalog.table[name])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from nextitem.core.catalog import Catalog
 from nextitem.core.errors import UserError
-from nextitem.core.ids import IdMap
+from nextitem.core.ids import IdMap, stable_keys
 from nextitem.core.jagged import Jagged, offsets_of
 
 CONTENT: Final = "content"  # among names of features: the content vectors of the catalogue
@@ -136,8 +136,18 @@ def _feature_layer(catalog: Catalog, column: str, width: int) -> nn.Module:
 def category_codes(values: pl.Series) -> tuple[Tensor, int]:
     """Return the codes of values (1..V in the order of their text, 0 for null) and the number of values V."""
     text = values.cast(pl.String)
-    vocabulary = IdMap.sorted_from(text.drop_nulls())
+    vocabulary = IdMap(category_values(values))
     return torch.from_numpy(vocabulary.encode(text).astype(np.int64)), len(vocabulary)
+
+
+def category_values(values: pl.Series) -> pl.Series:
+    """Return the distinct values as text, in the order of their codes."""
+    return IdMap.sorted_from(values.cast(pl.String).drop_nulls()).external
+
+
+def value_keys(values: pl.Series) -> Tensor:
+    """Return a stable key of each value, after the key 0 of code 0, int64 [values + 1]."""
+    return F.pad(torch.from_numpy(stable_keys(values)), (1, 0))
 
 
 def category_lists(values: pl.Series) -> tuple[Jagged, int]:

@@ -46,6 +46,12 @@ class ItemPopularity(Field):
             self.distinct, rank = torch.unique(torch.tensor(events.timestamps), return_inverse=True)
             self.keys = (items * (len(self.distinct) + 1) + rank).sort().values
 
+    def take_over(self, former: ItemPopularity) -> None:
+        """Take over the events of a former catalogue (roles.TakesOver); new items have none."""
+        num_new = len(self.starts) - len(former.starts)
+        self.starts.copy_(torch.cat([former.starts, former.starts[-1:].expand(num_new)]))
+        self.keys, self.distinct = former.keys.clone(), former.distinct.clone()
+
     def forward(self, inputs: FieldInputs) -> Tensor:
         """Return codes [P]."""
         if inputs.times is None or not len(self.distinct):

@@ -20,7 +20,8 @@ from nextitem.core.catalog import ACTION, ColumnEncoding
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.nn.fields.history_matches import HistoryMatches, history_matches
-from nextitem.nn.fields.item_features import category_codes, category_lists
+from nextitem.nn.fields.item_features import category_codes, category_lists, category_values, value_keys
+from nextitem.nn.tables.id_hash import hash_ids
 
 DAY_MS, HOUR_MS = 86_400_000, 3_600_000
 FIRST_THURSDAY = 3  # weekday of 1970-01-01, a Thursday; Monday is 0
@@ -121,6 +122,10 @@ class Field(nn.Module):
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
         """Learn what the codes depend on from training requests and events; by default, nothing."""
 
+    def code_keys(self) -> Tensor:
+        """Return a key of each code [size], int64, that means the same if the catalogue grows; by default, the code."""
+        return torch.arange(self.size)
+
     def forward(self, inputs: FieldInputs) -> Tensor | Jagged:
         """Return codes [B] or [P]; for a bag, a Jagged with B or P rows."""
         raise AssertionError("each kind of field implements forward")
@@ -143,10 +148,14 @@ class ItemId(ItemField):
 
     codes: Tensor
 
-    def __init__(self, num_items: int) -> None:
+    def __init__(self, ids: pl.Series) -> None:
         super().__init__()
-        self.size = num_items + 1
-        self.register_buffer("codes", torch.arange(num_items + 1))
+        self.ids, self.size = ids, len(ids) + 1
+        self.register_buffer("codes", torch.arange(self.size))
+
+    def code_keys(self) -> Tensor:
+        """Return the keys of the external ids, 0 for code 0."""
+        return value_keys(self.ids)
 
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
         """Give codes to the items of training events and to the candidates of training requests."""
@@ -169,8 +178,12 @@ class ItemCategory(ItemField):
     def __init__(self, values: pl.Series) -> None:
         super().__init__()
         codes, num_values = category_codes(values)
-        self.size = 1 + num_values
+        self.values, self.size = values, 1 + num_values
         self.register_buffer("codes", nn.functional.pad(codes, (1, 0)), persistent=False)
+
+    def code_keys(self) -> Tensor:
+        """Return the keys of the values as text, 0 for code 0."""
+        return value_keys(category_values(self.values))
 
     def of_items(self, item_ids: Tensor) -> Tensor:
         """Return the codes of any items [n]."""
@@ -187,9 +200,13 @@ class ItemList(ItemField):
     def __init__(self, values: pl.Series) -> None:
         super().__init__()
         lists, num_values = category_lists(values)
-        self.size = 1 + num_values
+        self.values, self.size = values, 1 + num_values
         self.register_buffer("members", lists.values, persistent=False)
         self.register_buffer("offsets", lists.offsets, persistent=False)
+
+    def code_keys(self) -> Tensor:
+        """Return the keys of the members as text, 0 for code 0."""
+        return value_keys(category_values(self.values.cast(pl.List(pl.String)).explode()))
 
     def of_items(self, item_ids: Tensor) -> Jagged:
         """Return the codes of any items [n], one row for each item."""
@@ -237,8 +254,12 @@ class RequestCategory(Field):
 
     def __init__(self, name: str, column: ColumnEncoding) -> None:
         super().__init__()
-        self.name, self.size = name, column.num_codes
+        self.name, self.column, self.size = name, column, column.num_codes
         self.register_buffer("codes", torch.arange(self.size))
+
+    def code_keys(self) -> Tensor:
+        """Return the keys of the values as text, 0 for code 0; codes if values are hashed."""
+        return super().code_keys() if self.column.values is None else value_keys(self.column.values)
 
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
         """Give codes to the values that training requests contain."""
@@ -281,7 +302,7 @@ class RequestNumber(Field):
 
     def fit(self, requests: SequenceBatch, log: Interactions) -> None:
         """Compute the quantiles of the column over training requests."""
-        if self.name in requests.context:
+        if self.name in requests.context and not bool(self.borders.any()):  # borders stay when a model learns on
             self.borders.copy_(quantiles(requests.context[self.name], self.size - 1))
 
     def forward(self, inputs: FieldInputs) -> Tensor:
@@ -363,6 +384,10 @@ class HistoryBag(ItemFieldReader):
     def __init__(self, field: ItemField) -> None:
         super().__init__(field, field.size)
 
+    def code_keys(self) -> Tensor:
+        """Return the keys of the item field."""
+        return self.field.code_keys()
+
     def forward(self, inputs: FieldInputs) -> Jagged:
         """Return B rows of codes."""
         codes = self.field.of_items(inputs.recent.values)
@@ -392,13 +417,29 @@ class EventsSinceMatch(ItemFieldReader):
 class CrossedWithLast(ItemFieldReader):
     """Pair of the last event's value of an item field and the candidate's value.
 
-    Pairs are hashed into `buckets` if there are too many of them.
+    If there are too many pairs, they are hashed into `buckets`, by the size of the field when it was first built.
     """
+
+    base: Tensor
 
     def __init__(self, field: ItemField, buckets: int) -> None:
         is_exact = field.size**2 < buckets
         super().__init__(field, 1 + (field.size**2 if is_exact else buckets))
         self.is_exact = is_exact
+        if not is_exact:
+            self.register_buffer("base", torch.tensor(field.size))
+
+    def code_keys(self) -> Tensor:
+        """Return the keys of the pairs, 0 for code 0.
+
+        Hashed pairs of categories get other keys if the categories change, as codes then mean other ones.
+        """
+        keys = self.field.code_keys()
+        if self.is_exact:
+            pairs = hash_ids(hash_ids(keys, 1)[:, None] + keys).flatten()
+            return nn.functional.pad(pairs, (1, 0))
+        version = 0 if isinstance(self.field, ItemId) else int(hash_ids(keys).sum())
+        return nn.functional.pad(hash_ids(torch.arange(1, self.size) + version, 2), (1, 0))
 
     def forward(self, inputs: FieldInputs) -> Tensor:
         """Return codes [P]; 0 if either value is missing."""
@@ -407,7 +448,7 @@ class CrossedWithLast(ItemFieldReader):
         assert isinstance(last_codes, Tensor)
         assert isinstance(codes, Tensor)
         last_codes = last_codes.index_select(0, inputs.rows)
-        pairs = last_codes * field.size + codes
+        pairs = last_codes * (field.size if self.is_exact else self.base) + codes
         if not self.is_exact:
             pairs = (pairs * 0x9E3779B1 >> 8) % (self.size - 1)
         return (1 + pairs) * ((last_codes > 0) & (codes > 0))

@@ -22,6 +22,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.nn.fields.fields import Fields, FieldVectors
 from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.fields.kinds import HOUR_MS, NUM_LOG_CODES, Field, ItemField, ItemId, logarithmic
+from nextitem.nn.tables.kinds import TableConfig
 
 MASKED_LOGIT = -1e9  # far below any other logit, but finite, so that the softmax of an empty history is not NaN
 
@@ -35,6 +36,7 @@ class TowerSizes:
         field_width: width of the vector of a field (E).
         hidden: number of units of each hidden layer.
         dropout: dropout rate of the hidden layers.
+        table: kind of the table of the fields' vectors.
 
     """
 
@@ -42,6 +44,7 @@ class TowerSizes:
     field_width: int
     hidden: tuple[int, ...]
     dropout: float
+    table: TableConfig
 
     def layers(self, inputs: int) -> nn.Sequential:
         """Return the layers of a tower, from `inputs` numbers to D."""
@@ -72,7 +75,7 @@ class ItemTower(nn.Module):
         available = _field_names(catalog, lambda part: isinstance(part, ItemField))
         selected = [name for name in names if name != CONTENT]
         self.fields = Fields(catalog, _checked_names(available, selected, owners="items"), buckets=buckets)
-        self.table = FieldVectors(self.fields, sizes.field_width)
+        self.table = FieldVectors(self.fields, sizes.field_width, sizes.table)
         self.content = None
         inputs = self.table.item_width
         if CONTENT in names:
@@ -137,7 +140,7 @@ class UserTower(nn.Module):
         available = _field_names(catalog, lambda part: part.scope == "request")
         selected = _checked_names(available, names, owners="requests")
         self.fields = Fields(catalog, selected, max_history_length=max_history_length, buckets=buckets)
-        self.table = FieldVectors(self.fields, sizes.field_width)
+        self.table = FieldVectors(self.fields, sizes.field_width, sizes.table)
         self.weigh = nn.Linear(sizes.width, heads)
         # The first head starts as a plain mean, each further one with a steeper preference for the latest events.
         slopes = torch.arange(heads) / 2

@@ -6,11 +6,12 @@ Shapes: B rows, E latent width, M levels, C codes of each level.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from nextitem.distributed import processes
 from nextitem.nn.quantisation.quantizers import (
     Quantised,
     balanced_plan,
@@ -43,7 +44,8 @@ class LearntCodebooks(nn.Module):
     """Quantizer with M tables of C code vectors that are trained together with an encoder.
 
     The first training batch initialises the tables by k-means. Evaluation changes nothing, and always assigns the
-    nearest code.
+    nearest code. If several processes share a batch, they move the tables by the latents of all of them. When codes are
+    initialised or restarted, they take over the tables of the first process, and such a batch moves nothing.
 
     Args:
         shape: number of levels (M), number of codes of each level (C), width of a latent (E).
@@ -61,8 +63,11 @@ class LearntCodebooks(nn.Module):
 
     """
 
+    synchronised: ClassVar[dict[str, Literal["sum", "mean"]]] = {"num_assigned": "sum", "latent_sums": "sum"}
     seed: Tensor
     usage: Tensor
+    num_assigned: Tensor
+    latent_sums: Tensor
     steps: Tensor
     counts: Tensor
 
@@ -93,6 +98,10 @@ class LearntCodebooks(nn.Module):
         # Number of rows assigned to each code since unused codes were last revived.
         self.register_buffer("usage", torch.zeros((levels, size), dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # number of training batches so far
+        # Rows of the present batch that were assigned to each code, and the sums of their latents (ema).
+        self.register_buffer("num_assigned", torch.zeros_like(self.usage), persistent=False)
+        latent_sums = torch.zeros_like(tables if update == "ema" else tables[:, :0])
+        self.register_buffer("latent_sums", latent_sums, persistent=False)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -108,10 +117,9 @@ class LearntCodebooks(nn.Module):
         codebook = torch.stack([mean_square(rows.detach(), vectors) for rows, vectors in pairs]).sum()
         commitment = torch.stack([mean_square(rows, vectors.detach()) for rows, vectors in pairs]).sum()
         if self.training:
-            self.usage.scatter_add_(1, result.codes.T, torch.ones_like(result.codes.T))
-            self.steps += 1
-            if self.update == "ema":
-                self._update_averages([rows.detach() for rows in result.inputs], result.codes)
+            self._count([rows.detach() for rows in result.inputs], result.codes)
+            if processes.world_size() == 1:
+                self._end_step()
         if self.update == "ema":
             codebook = codebook.detach() * 0
         # Straight-through: the decoder sees the code vectors, the encoder gets the gradient of the decoder's input.
@@ -162,17 +170,41 @@ class LearntCodebooks(nn.Module):
         self.usage.zero_()
 
     @torch.no_grad()
-    def _update_averages(self, inputs: list[Tensor], codes: Tensor) -> None:
-        """Move the tables to the moving averages of the latents that were assigned to their codes."""
+    def after_batch(self, weight: float) -> None:
+        """End the step of all processes (roles.HasBatchHook)."""
+        if processes.world_size() == 1:
+            return
+        if int(self.steps) % self.revive_every:
+            self._end_step()
+            return
+        for tensor in (self.tables, *((self.counts,) if self.update == "ema" else ())):
+            tensor.copy_(processes.gather(tensor.detach().cpu())[0])
+        for tensor in (self.usage, self.num_assigned, self.latent_sums):
+            tensor.zero_()
+        self.steps += 1
+
+    @torch.no_grad()
+    def _count(self, inputs: list[Tensor], codes: Tensor) -> None:
+        """Count the rows that were assigned to each code in this batch, and add up their latents."""
         for level, rows in enumerate(inputs):
-            size = self.tables.shape[1]
-            num_assigned = torch.bincount(codes[:, level], minlength=size).to(rows.dtype)
-            sums = torch.zeros_like(self.tables[level]).index_add_(0, codes[:, level], rows)
-            past = self.decay * self.counts[level]
-            counts = past + (1 - self.decay) * num_assigned
+            self.num_assigned[level] = torch.bincount(codes[:, level], minlength=self.tables.shape[1])
+            if self.update == "ema":
+                self.latent_sums[level] = torch.zeros_like(self.tables[level]).index_add_(0, codes[:, level], rows)
+
+    @torch.no_grad()
+    def _end_step(self) -> None:
+        """Move the tables to the moving averages of the latents that were assigned to their codes."""
+        self.usage += self.num_assigned
+        self.steps += 1
+        if self.update == "ema":
+            past = self.decay * self.counts
+            counts = past + (1 - self.decay) * self.num_assigned
             # (decay * counts * table + (1 - decay) * sums) / new counts: the vector of an unused code does not change.
-            self.tables[level] = (past[:, None] * self.tables[level] + (1 - self.decay) * sums) / counts[:, None]
-            self.counts[level] = counts
+            sums = past[..., None] * self.tables + (1 - self.decay) * self.latent_sums
+            self.tables.copy_(sums / counts[..., None])
+            self.counts.copy_(counts)
+        self.num_assigned.zero_()
+        self.latent_sums.zero_()
 
 
 def mean_square(left: Tensor, right: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ Shapes: P candidates, X width.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +21,8 @@ class Dice(nn.Module):
     running ones of training, so the result of a row does not depend on the other rows. A training batch of one row has
     no variance and uses the running ones too.
     """
+
+    synchronised: ClassVar = {"norm.running_mean": "mean", "norm.running_var": "mean"}
 
     def __init__(self, width: int) -> None:
         super().__init__()

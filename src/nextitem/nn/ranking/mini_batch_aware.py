@@ -10,18 +10,20 @@ Shapes: V rows of a table, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 
-def mini_batch_aware_l2(table_VD: Tensor, looked_up: Tensor, counts_V: Tensor) -> Tensor:
+def mini_batch_aware_l2(table: Callable[[Tensor], Tensor], looked_up: Tensor, counts_V: Tensor) -> Tensor:
     """Return half the sum of |w_j|^2 / n_j over the distinct rows that a batch looks up, scalar.
 
     Args:
-        table_VD: the table.
+        table: function that returns the rows of indices [n, D], such as an embedding.
         looked_up: indices of the rows that the batch looks up, in any shape; repeated ones count once.
         counts_V: number of examples that contain each row (n_j).
 
     """
     rows = torch.unique(looked_up)
-    return (table_VD[rows].square().sum(1) / counts_V[rows].clamp(min=1)).sum() / 2
+    return (table(rows).square().sum(1) / counts_V[rows].clamp(min=1)).sum() / 2

@@ -9,6 +9,8 @@ Shapes: B requests, L history, K nodes of each request, D width, V windows.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,12 @@ class NodeScorer(nn.Module):
         # [positions from the newest, V]: weight of a position in the mean of its window.
         pooling = torch.zeros(len(window), len(windows)).scatter_(1, window[:, None], weights[:, None])
         self.register_buffer("pooling", pooling, persistent=False)
+
+    @property
+    def synchronised(self) -> dict[str, Literal["sum", "mean"]]:
+        """The running statistics of the layers (roles.Synchronised)."""
+        norms = [name for name, layer in self.layers.named_children() if isinstance(layer, nn.BatchNorm1d)]
+        return {f"layers.{name}.{statistic}": "mean" for name in norms for statistic in ("running_mean", "running_var")}
 
     def forward(self, history_BLD: Tensor, lengths_B: Tensor, nodes_BKD: Tensor, real_BK: Tensor) -> Tensor:
         """Return the logits [B, K] of nodes for right-padded histories, the newest item last.

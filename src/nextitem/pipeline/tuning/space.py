@@ -31,6 +31,7 @@ FIXED_FIELDS = {
     "recent_events": "more events cost time, and seldom lower the figure",
     "targets_per_epoch": "it is the length of an epoch",
     "window_step": "it decides what a stored state costs, not what an answer is worth",
+    "table": "what memory a table of vectors may take is for the owner to choose",
     "buckets": "a size of the data",
     "pair_buckets": "a size of the data",
     "user_buckets": "a size of the data",

@@ -1,8 +1,6 @@
 """Carry the weights of a model over to the same model of a later catalogue, as far as that is possible.
 
-Items of the former catalogue keep their numbers, so a table with a row for each item keeps its rows, and rows of new
-items are appended with their initial values. Whatever else has another shape in the new model means something else
-there; such a model has to be trained from scratch.
+How they are taken over is in core.extension. A model that cannot is trained from scratch.
 """
 
 from __future__ import annotations
@@ -18,11 +16,12 @@ from nextitem.cascade.cascade import Cascade
 from nextitem.core.catalog import Catalog
 from nextitem.core.components import build_component, component_class
 from nextitem.core.errors import UserError
+from nextitem.core.extension import take_over_weights
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import ClosedForm, HasEpochHook, LearnsFromRequests, Trainable
 from nextitem.decoding.guidance import GuidedRecommender
 from nextitem.models.blend import Blend
-from nextitem.neighbours.ann_index import AnnIndex
+from nextitem.nn.tables.row_table import RowTable
 from nextitem.pipeline.recipe import Recipe
 from nextitem.pipeline.stages import learns_by_gradient
 from nextitem.pipeline.tokenize import extended_catalog, read_identifiers
@@ -39,7 +38,7 @@ def check_can_continue(model: Recommender) -> None:
         raise CannotContinueError(f"a {name} is composed of models that are trained in order")
     if isinstance(model, ClosedForm) or not isinstance(model, Trainable):
         raise CannotContinueError(f"{name} learns in one pass")
-    if isinstance(model, LearnsFromRequests):
+    if isinstance(model, LearnsFromRequests) and not any(isinstance(part, RowTable) for part in model.modules()):
         raise CannotContinueError(f"{name} fits the values of its fields to all data")
     if isinstance(model, HasEpochHook) and dict(model.config).get("relearn_after", True):
         raise CannotContinueError(f"{name} relearns its tree between epochs")
@@ -84,7 +83,6 @@ def later_catalog(former: Catalog, catalog: Catalog, recipe: Recipe, folder: Pat
     return later
 
 
-@torch.no_grad()
 def model_with_weights_of(former: Recommender, recipe: Recipe, catalog: Catalog) -> Recommender:
     """Return a model of a later catalogue that has the weights of a former model.
 
@@ -101,26 +99,8 @@ def model_with_weights_of(former: Recommender, recipe: Recipe, catalog: Catalog)
     """
     torch.manual_seed(recipe.seed)
     model: Recommender = build_component("model", recipe.model, catalog)
-    refitted = tuple(f"{name}." for name, part in former.named_modules() if isinstance(part, AnnIndex))
-    refitted += ("guidance.scorer.",)
-    sources, targets = former.state_dict(), model.state_dict(keep_vars=True)
-    for name, target in targets.items():
-        if name.startswith(refitted):
-            continue
-        source = sources.get(name)
-        if source is None:
-            raise CannotContinueError(f"the former model has no {name}")
-        if source.shape == target.shape:
-            target.copy_(source)
-        elif _has_row_per_item(source, former) and _has_row_per_item(target, model, like=source):
-            target[: len(source)].copy_(source)
-        else:
-            shapes = f"{tuple(source.shape)}, and {tuple(target.shape)} with the new items"
-            raise CannotContinueError(f"{name} has shape {shapes}")
+    try:
+        take_over_weights(model, former, num_items=model.num_items, num_former_items=former.num_items)
+    except ValueError as error:
+        raise CannotContinueError(str(error)) from None
     return model
-
-
-def _has_row_per_item(tensor: torch.Tensor, model: Recommender, *, like: torch.Tensor | None = None) -> bool:
-    """Return whether a tensor has a row for each item of a model's catalogue, with rows as those of `like`."""
-    has_rows = tensor.dim() > 0 and len(tensor) == model.num_items + 1
-    return has_rows and (like is None or tensor.shape[1:] == like.shape[1:])
