@@ -146,3 +146,15 @@ def test_loaded_trees_of_the_same_length_replace_the_parsed_ones(impressions: Sp
 def test_every_probability_is_a_half_before_the_trees_are_fitted(impressions: Split, requests: SequenceBatch) -> None:
     scores = GBDT(GBDTConfig(), impressions.train.catalog).eval().score(requests)["target"]
     assert scores[scores > -torch.inf].unique().tolist() == [0.5]
+
+
+def test_trees_read_a_sampled_share_of_the_fields(impressions: Split) -> None:
+    settings: dict[str, object] = {"fields": ("item.department", "item.brand", "item.price", "item.popularity")}
+    model = fitted(impressions, **settings, column_share=0.25)
+    assert torch.equal(model.trees, fitted(impressions, **settings, column_share=0.25).trees)
+    (booster,) = model._boosters()
+    fields_by_tree = (
+        booster.trees_to_dataframe().dropna(subset=["split_feature"]).groupby("tree_index")["split_feature"]
+    )
+    assert set(fields_by_tree.nunique()) == {1}
+    assert fields_by_tree.first().nunique() > 1

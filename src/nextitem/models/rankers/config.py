@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import pydantic
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, PositiveFloat
 
 from nextitem.core import config as configs
 from nextitem.data.examples.labelled_candidates import TARGET
@@ -39,6 +39,8 @@ class RankingConfig(configs.Config):
     """Number of quantile buckets of a numeric field."""
     pair_buckets: int = Field(65_536, ge=2)
     """Number of codes of a crossed field; if there are more pairs of values than that, they are hashed."""
+    half_lives: tuple[PositiveFloat, PositiveFloat] = (3.0, 30.0)
+    """Half-lives of the weights of events in cross.*.fast and .slow, in days; in events if the log has no times."""
     l2: float = Field(0.0, ge=0)
     """Weight of the L2 penalty of field vectors; each batch affects the vectors that it reads (mini_batch_aware.py)."""
     calibration: Literal["platt", "isotonic"] | None = None

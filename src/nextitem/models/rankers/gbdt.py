@@ -56,6 +56,8 @@ class GBDTConfig(RankingConfig):
     """Smallest number of training candidates in a leaf."""
     weight_l2: float = Field(10.0, ge=0)
     """L2 penalty of leaf weights: lambda in the weight of a leaf, -G / (H + lambda)."""
+    column_share: float = Field(1.0, gt=0, le=1)
+    """Share of the fields that each tree may read, sampled for each tree; 1: all of them."""
     leaf_regression: bool = False
     """Whether a logistic regression over the leaves replaces the sum of the trees' outputs."""
     leaf_l2: float = Field(10.0, gt=0)
@@ -167,6 +169,7 @@ class GBDT(RankingModel):
             "min_data_in_leaf": settings.leaf_examples,
             "min_data_per_group": settings.leaf_examples,
             "lambda_l2": settings.weight_l2,
+            "feature_fraction": settings.column_share,
             "deterministic": True,
             "force_row_wise": True,
             "verbosity": -1,

@@ -66,6 +66,8 @@ class RankingModel(Recommender):
             buckets=config.buckets,
             pair_buckets=config.pair_buckets,
             candidate_features=candidate_features,
+            half_lives=config.half_lives,
+            delay_hours=config.delay_hours,
         )
         counts = torch.zeros(self.fields.size if config.l2 else 0)  # of candidates by code; `examples` counts them
         self.register_buffer("counts", counts, persistent=False)
@@ -127,10 +129,7 @@ class RankingModel(Recommender):
             require_both_labels(requests, label)
         if self.config.position == "weight":
             if "slot" not in requests.candidate_features:
-                raise UserError(
-                    'model.position = "weight" needs the column slot of impressions, and these candidates have none; '
-                    "remove it"
-                )
+                raise UserError('model.position = "weight" needs the column slot, and candidates have none; remove it')
             self.examined = examination(requests, self._labels(requests)[0])
         self.fields.fit(requests, log)
         return self._count_codes(self.batches_of(requests))

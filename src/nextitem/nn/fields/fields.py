@@ -12,6 +12,16 @@ history.<column>    ids or a categorical column of the latest items of the histo
 cross.<column>      number of latest events that share the candidate's id or category; cross.<column>.since: number of
                     events since the last of them; cross.<column>.last: pair of the last event's value and the
                     candidate's
+cross.<column>.fast, .slow, .session
+                    share of the candidate's id or category among the latest events, weighted by their age with two
+                    half-lives, and among those of the current session; cross.<column>.slow.<action>: among those with
+                    this action; history.fast, history.slow, session.events: weight of these events, the evidence for
+                    the shares; session.minutes: duration of the session
+item.<number>.in.<category>
+                    quantile of a numeric column among the items of the same category;  cross.<number>.in.<category>:
+                    its difference from the mean of the history;  item.popularity.in.<category>: popularity divided by
+                    the mean of the category
+shown.<column>      weighted number of times that the user was shown the candidate's id or category without a click
 candidate.<name>    features that come with the candidates: candidate.slot, ranks in the channels of a cascade
 
 All fields are computed from the batch and from what training has seen, so serving reads the same fields as training.
@@ -21,27 +31,35 @@ Shapes: B requests, P candidates of all requests, F fields, D width, N items.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 import torch
 from torch import Tensor, nn
 
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.catalog import Catalog
+from nextitem.core.catalog import ACTION, Catalog
 from nextitem.core.errors import UserError
 from nextitem.core.ids import stable_keys
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, offsets_of
 from nextitem.nn.fields import kinds
 from nextitem.nn.fields.event_kinds import EventBag, EventMean
-from nextitem.nn.fields.item_popularity import ItemPopularity
+from nextitem.nn.fields.event_weights import SESSION, Weighting
+from nextitem.nn.fields.interest_kinds import EventEvidence, InterestShare, NotClicked, SessionMinutes
+from nextitem.nn.fields.item_popularity import ItemPopularity, PopularityWithin
+from nextitem.nn.fields.relative_kinds import RelativeNumber, RelativeToHistory
 from nextitem.nn.tables.id_hash import hash_ids
 from nextitem.nn.tables.kinds import DenseRows, TableConfig
 from nextitem.nn.tables.tables import Table, build_table
 
 TREND_DAYS = 14
+HALF_LIVES = (3.0, 30.0)
+# Fields that are read only if they are named: they help some data sets, and not the others (decision 130).
+OPTIONAL = re.compile(r"^history\.(fast|slow)$|^session\.|^cross\..*\.(session|slow\..*)$|^shown\.")
+MAX_ACTIONS = 4  # a log with more actions than that has no fields of single actions
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +110,16 @@ class Fields(nn.Module):
 
     Args:
         catalog: catalogue, which decides what fields there are.
-        names: names of the fields to read; empty for all that the catalogue has.
+        names: names of the fields to read; empty for all that the catalogue has, except those of OPTIONAL.
         max_history_length: number of latest events of a history that fields read.
         buckets: number of buckets of a numeric column.
         pair_buckets: number of buckets into which pairs of values are hashed.
         candidate_features: names of the features that come with the candidates.
+        half_lives: half-lives of fast and slow weights of events, in days (in events if the log has no times).
+        delay_hours: hours within which a label of an impression may still arrive.
 
     Attributes:
+        all_names: names of all fields that the catalogue has.
         missing: by field, how many requests outside training lacked a value or had one that training had not seen.
 
     Raises:
@@ -117,16 +138,22 @@ class Fields(nn.Module):
         buckets: int = 32,
         pair_buckets: int = 65_536,
         candidate_features: Sequence[str] = (),
+        half_lives: tuple[float, float] = HALF_LIVES,
+        delay_hours: float = 0.0,
     ) -> None:
         super().__init__()
         self.max_history_length = max_history_length
         available = _available_fields(
             catalog, buckets=buckets, pair_buckets=pair_buckets, candidate_features=candidate_features
         )
+        available |= _interest_fields(catalog, available, buckets=buckets, half_lives=half_lives)
+        available |= _shown_fields(catalog, available, Weighting(half_lives[1]), delay_ms=delay_hours * kinds.HOUR_MS)
+        self.all_names = tuple(available)
         for name in names:
             if name not in available:
                 raise UserError(f"there is no field {name!r}; this data has {', '.join(available)}")
-        selected = {name: available[name] for name in (names or available)}
+        defaults = [name for name in available if not OPTIONAL.search(name)]
+        selected = {name: available[name] for name in (names or defaults)}
         order = sorted(selected, key=lambda name: (selected[name].scope == "candidate", selected[name].is_bag))
         self.names = tuple(order)
         self._parts = [selected[name] for name in order]
@@ -192,9 +219,9 @@ class Fields(nn.Module):
     @property
     def has_content(self) -> bool:
         """Whether a field reads a column of the catalogue, so that candidates differ by more than ids and counts."""
-        columns = (kinds.ItemCategory, kinds.ItemList, kinds.ItemNumber, kinds.ItemAge)
+        columns = (kinds.ItemCategory, kinds.ItemList, kinds.ItemNumber, kinds.ItemAge, RelativeNumber)
         about_candidates = [part for part in self._parts if part.scope == "candidate"]
-        sources = [part.field if isinstance(part, kinds.ItemFieldReader) else part for part in about_candidates]
+        sources = [getattr(part, "field", part) for part in about_candidates]
         return any(isinstance(part, columns) for part in sources)
 
     def unseen_items(self, fallback: Tensor | None) -> Tensor | None:
@@ -324,9 +351,7 @@ def _available_fields(
     available["item.trend"] = ItemPopularity(catalog.num_items, TREND_DAYS)
     if catalog.released_ms is not None:
         available["item.age"] = kinds.ItemAge(torch.from_numpy(catalog.released_ms.copy()))
-    for name, field in items.items():
-        if not isinstance(field, kinds.ItemId | kinds.ItemCategory):
-            continue
+    for name, field in _matched_fields(available):
         available[f"history.{name}"] = kinds.HistoryBag(field)
         available[f"cross.{name}"] = kinds.HistoryMatchCount(field)
         available[f"cross.{name}.since"] = kinds.EventsSinceMatch(field)
@@ -334,6 +359,57 @@ def _available_fields(
     for name in candidate_features:
         available[f"candidate.{name}"] = kinds.CandidateFeature(name, default=1.0 if name == "slot" else 0.0)
     return available
+
+
+def _interest_fields(
+    catalog: Catalog, available: dict[str, kinds.Field], *, buckets: int, half_lives: tuple[float, float]
+) -> dict[str, kinds.Field]:
+    """Return the fields that weigh events or compare an item with its category, by name.
+
+    `available` contains the fields of items that they read.
+    """
+    weightings = dict(zip(("fast", "slow"), map(Weighting, half_lives), strict=True)) | {"session": SESSION}
+    slow = weightings["slow"]
+    fields: dict[str, kinds.Field] = {
+        "history.fast": EventEvidence(weightings["fast"]),
+        "history.slow": EventEvidence(slow),
+        "session.events": EventEvidence(SESSION),
+        "session.minutes": SessionMinutes(),
+    }
+    actions = catalog.events[ACTION].values if ACTION in catalog.events else None
+    if actions is not None and 1 < len(actions) <= MAX_ACTIONS:
+        weightings |= {f"slow.{name}": replace(slow, action=code) for code, name in enumerate(actions, start=1)}
+    for name, field in _matched_fields(available):
+        for weights, weighting in weightings.items():
+            fields[f"cross.{name}.{weights}"] = InterestShare(field, weighting, catalog.num_items)
+        if not isinstance(field, kinds.ItemCategory):
+            continue
+        fields[f"item.popularity.in.{name}"] = PopularityWithin(catalog.num_items, field)
+        for number in (column for column, kind in catalog.features.items() if kind == "numeric"):
+            relative = RelativeNumber(catalog.table[number], catalog.table[name], buckets)
+            fields[f"item.{number}.in.{name}"] = relative
+            fields[f"cross.{number}.in.{name}"] = RelativeToHistory(relative, slow, buckets)
+    return fields
+
+
+def _shown_fields(
+    catalog: Catalog, available: dict[str, kinds.Field], weighting: Weighting, *, delay_ms: float
+) -> dict[str, kinds.Field]:
+    """Return the fields that count what was shown in vain, by name; none if impressions have no labels."""
+    return {
+        f"shown.{name}": NotClicked(field, weighting, label=label, delay_ms=delay_ms)
+        for label in catalog.labels[:1]
+        for name, field in _matched_fields(available)
+    }
+
+
+def _matched_fields(available: dict[str, kinds.Field]) -> list[tuple[str, kinds.ItemField]]:
+    """Return the fields of items in which events and candidates can be equal: the id and categories, by column."""
+    return [
+        (name.removeprefix("item."), field)
+        for name, field in available.items()
+        if isinstance(field, kinds.ItemId | kinds.ItemCategory)
+    ]
 
 
 def _milliseconds(column: pl.Series) -> Tensor:

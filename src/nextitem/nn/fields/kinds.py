@@ -19,6 +19,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import ACTION, ColumnEncoding
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
+from nextitem.nn.fields.event_weights import EventWeights
 from nextitem.nn.fields.history_matches import HistoryMatches, history_matches
 from nextitem.nn.fields.item_features import category_codes, category_lists, category_values, value_keys
 from nextitem.nn.tables.id_hash import hash_ids
@@ -36,6 +37,7 @@ class FieldInputs:
         max_history_length: number of latest events of each history that fields read.
         crossed: item fields of which candidates are compared with the events of the history.
         codes: results of `item_codes`, by item field.
+        events: weights of events before the requests that several fields read, by the kind of events.
 
     """
 
@@ -43,6 +45,7 @@ class FieldInputs:
     max_history_length: int
     crossed: Sequence[ItemField] = ()
     codes: dict[ItemField, Tensor | Jagged] = field(default_factory=dict)
+    events: dict[str, EventWeights] = field(default_factory=dict)
 
     @cached_property
     def items(self) -> Tensor:

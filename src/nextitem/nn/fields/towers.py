@@ -22,6 +22,7 @@ from nextitem.core.jagged import Jagged
 from nextitem.nn.fields.fields import Fields, FieldVectors
 from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.fields.kinds import HOUR_MS, NUM_LOG_CODES, Field, ItemField, ItemId, logarithmic
+from nextitem.nn.fields.relative_kinds import RelativeNumber
 from nextitem.nn.tables.kinds import TableConfig
 
 MASKED_LOGIT = -1e9  # far below any other logit, but finite, so that the softmax of an empty history is not NaN
@@ -72,7 +73,9 @@ class ItemTower(nn.Module):
         self, catalog: Catalog, names: Sequence[str], sizes: TowerSizes, *, buckets: int, id_dropout: float
     ) -> None:
         super().__init__()
-        available = _field_names(catalog, lambda part: isinstance(part, ItemField))
+        available = _field_names(
+            catalog, lambda part: isinstance(part, ItemField) and not isinstance(part, RelativeNumber)
+        )
         selected = [name for name in names if name != CONTENT]
         self.fields = Fields(catalog, _checked_names(available, selected, owners="items"), buckets=buckets)
         self.table = FieldVectors(self.fields, sizes.field_width, sizes.table)
