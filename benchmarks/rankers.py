@@ -1,10 +1,11 @@
 """Rankers on the simulated shop, compared with its true click probabilities.
 
-    python benchmarks/rankers.py [--models lr,deepfm] [--customers 5000] [--seed 0]
+    python benchmarks/rankers.py [--models lr,deepfm] [--customers 5000] [--seed 0] [--fields counting]
 
-Each model trains with its default recipe under protocol `impressions`. The shop's own click
-probabilities are the ceiling: with the item in the first slot (all that a ranker can know), and in its real slot.
-Prints a table: AUC with its 95% interval, GAUC, log-loss, calibration error, seconds of training.
+Each model trains with its default recipe under protocol `impressions`, with the default fields (`--fields default`),
+with all fields (`all`), or without those that weigh events or compare an item with its category (`counting`).
+The shop's own click probabilities are the ceiling: with the item in the first slot (all that a ranker can know), and in
+its real slot. Prints a table: AUC with its 95% interval, GAUC, log-loss, calibration error, seconds of training.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nextitem.data.readers import load_dataset
 from nextitem.data.shop.shop import Shop, generate_shop
 from nextitem.evaluation.evaluate import Evaluation
 from nextitem.evaluation.evaluate_ranking import evaluate_ranking
+from nextitem.nn.fields.fields import Fields
 from nextitem.pipeline.train import train
 
 METRICS = ("auc", "gauc", "log_loss", "calibration_error")
@@ -50,6 +52,12 @@ def true_scores(shop: Shop, data: Dataset, requests: SequenceBatch, *, slots: bo
     return candidates.with_values(torch.from_numpy(probabilities))
 
 
+def is_comparing(name: str) -> bool:
+    """Whether a field weighs events by age, session or action, or compares an item with its category."""
+    is_weighted = name.startswith("cross.") and not {"fast", "slow", "session"}.isdisjoint(name.split("."))
+    return is_weighted or ".in." in name or name.startswith(("history.fast", "history.slow", "session.", "shown."))
+
+
 def add_line(results: Results, name: str, evaluation: Evaluation, seconds: float) -> None:
     """Print a row of the table and append it to the results."""
     figures = [f"{evaluation.metrics[metric]:.4f}" for metric in METRICS]
@@ -64,6 +72,7 @@ def add_line(results: Results, name: str, evaluation: Evaluation, seconds: float
 def main() -> None:
     options = parser(__doc__, customers=5000, seed=0)
     options.add_argument("--models", default=MODELS)
+    options.add_argument("--fields", choices=("default", "all", "counting"), default="default")
     arguments = options.parse_args()
     results = Results(arguments)
     with TemporaryDirectory() as folder:
@@ -76,10 +85,18 @@ def main() -> None:
         for slots, what in ((False, "true probabilities, slot unknown"), (True, "true probabilities, slot known")):
             scores = true_scores(shop, data, test, slots=slots)
             add_line(results, what, evaluate_ranking(scores, test, label="click"), 0)
+        names = Fields(data.catalog).all_names
+        selected = {"default": (), "all": names, "counting": [name for name in names if not is_comparing(name)]}
         for name in arguments.models.split(","):
             with Stopwatch() as watch:
                 run = train(
-                    name, data, out=Path(folder) / name, protocol="impressions", seed=arguments.seed, progress=False
+                    name,
+                    data,
+                    out=Path(folder) / name,
+                    protocol="impressions",
+                    seed=arguments.seed,
+                    settings={"model.fields": list(selected[arguments.fields])},
+                    progress=False,
                 )
             assert run.evaluation is not None
             add_line(results, name, run.evaluation, watch.seconds)

@@ -56,7 +56,8 @@ def codes_of(name: str, batch: SequenceBatch, log: Interactions | None = None) -
     fields = Fields(catalog(), (name,), buckets=8)
     if log is not None:
         fields.fit(batch, log)
-    return fields(batch).candidate[:, 0].tolist()
+    codes: list[int] = fields(batch).candidate[:, 0].tolist()
+    return codes
 
 
 def test_quantile_within_a_category_ignores_other_categories_and_missing_numbers() -> None:
