@@ -1,7 +1,6 @@
 """Kinds of fields: each encodes one property of a request or a candidate as integer codes.
 
-Shapes: B requests, P candidates of all requests, L history length, N items. Code 0 stands for values that are missing
-or unseen in training.
+Shapes: B requests, P candidates of all requests, L history length, N items. Code 0: missing, or unseen in training.
 """
 
 from __future__ import annotations
