@@ -295,6 +295,30 @@ TABLES: dict[str, dict[str, str]] = {
     "two_towers/beauty": TOWERS,
     "rankers/shop": RANKERS,
     "rankers/shop_16000": RANKERS,
+    "ranking/sharing": {
+        "events, candidates": "label",
+        "candidates per second, history read once": "shared_per_second",
+        "history read for each": "separate_per_second",
+        "ratio": "ratio",
+        "ratio of operations": "ratio_of_operations",
+    },
+    "ranking/continued": {
+        "events": "label",
+        "first request, ms": "first_ms",
+        "next request, ms": "second_ms",
+        "ratio": "ratio",
+    },
+    "ranking/samples": {
+        "kind of sample": "label",
+        "impressions per second": "per_second",
+        "the model's / this": "ratio",
+        "AUC on validation after 3 epochs": "validation_auc",
+    },
+    "ranking/growing": {
+        "work": "label",
+        "growing table, ids per second": "growing_per_second",
+        "torch embedding": "embedding_per_second",
+    },
     "rankers/ceiling_parts": {"ceiling": "label", "AUC": "auc"},
     "reranking/operating": {**RERANKED, "least distance, change in %": "least distance@10 change percent"},
     "reranking/dpp_less_mmr": {
