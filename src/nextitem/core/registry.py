@@ -176,6 +176,11 @@ MODELS: dict[str, Entry] = {
         "ranker: candidates attend to the stream of what a user saw and did, read once for all of them",
         "arXiv 2402.17152",
     ),
+    "mtgr": Entry(
+        "nextitem.models.rankers.mtgr:MTGR",
+        "ranker: candidates with their cross features attend to the user's features, history and recent behaviour",
+        "arXiv 2505.18654",
+    ),
     "sim": Entry(
         "nextitem.models.rankers.sim:SIM",
         "ranker: searches a lifelong history for events relevant to the candidate",

@@ -76,6 +76,37 @@ def test_batches_have_about_equal_work() -> None:
     assert min(work) > 0.75 * sum(work) / len(work)
 
 
+def test_a_history_counts_once_a_period_with_the_tokens_that_are_read() -> None:
+    """Users of one request and of five days of requests: batches have about equal numbers of tokens."""
+    rng = np.random.default_rng(0)
+    users, days, lengths = [], [], []
+    for user in range(1, 201):
+        length = int(rng.integers(1, 400))
+        for day in range(5 if user % 4 == 0 else 1):
+            for _ in range(3):
+                users.append(user)
+                days.append(day)
+                lengths.append(length)
+    requests = make(users, days=days, lengths=lengths)
+    tokens = requests.items.lengths.clamp(max=100)
+    stream = UserRequests(requests, lengths=tokens, period_ms=MS_PER_DAY)
+
+    def num_tokens(batch: SequenceBatch) -> int:
+        assert batch.user_ids is not None
+        assert batch.request_times is not None
+        keys = torch.stack([batch.user_ids, batch.request_times // MS_PER_DAY], 1)
+        streams, rows = torch.unique(keys, dim=0, return_inverse=True)
+        first = torch.zeros(len(streams), dtype=torch.int64)
+        return int(first.scatter(0, rows, batch.items.lengths.clamp(max=100)).sum()) + batch.num_requests
+
+    batches = list(stream.batches(60, epoch=1, seed=0))
+    work = [num_tokens(batch) for batch in batches]
+    assert max(work) < 1.25 * sum(work) / len(work)
+    assert min(work) > 0.75 * sum(work) / len(work)
+    by_events = [num_tokens(batch) for batch in UserRequests(requests).batches(60, epoch=1, seed=0)]
+    assert max(by_events) / min(by_events) > 1.5 * max(work) / min(work)
+
+
 @settings(max_examples=200, deadline=None)
 @given(work=st.lists(st.integers(1, 1000), min_size=1, max_size=40), share=st.floats(0, 1))
 def test_no_batch_is_empty(work: list[int], share: float) -> None:

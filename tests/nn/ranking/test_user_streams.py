@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
 from nextitem.nn.attention.incremental import Window
-from nextitem.nn.ranking.user_streams import StreamReader, UserStreams
+from nextitem.nn.ranking.user_streams import UNDATED, StreamReader, UserStreams
 
 DELAY = 10
 Token = tuple[int, int, tuple[float, ...]]
@@ -67,7 +67,14 @@ def make(seed: int, num_requests: int) -> SequenceBatch:
 
 
 def expected_tokens(batch: SequenceBatch, row: int) -> list[Token]:
-    """Return the tokens of one request by the definition."""
+    """Return the tokens of one request by the definition: those of its window."""
+    tokens = whole_tokens(batch, row)
+    surplus = max(0, len(tokens) - 6)
+    return tokens[-(-surplus // 3) * 3 :]
+
+
+def whole_tokens(batch: SequenceBatch, row: int) -> list[Token]:
+    """Return all tokens of one request by the definition."""
     one = batch.select(torch.tensor([row]))
     assert one.actions is not None
     assert one.timestamps is not None
@@ -87,9 +94,7 @@ def expected_tokens(batch: SequenceBatch, row: int) -> list[Token]:
         if time + DELAY <= int(one.request_times[0]):
             done = [float(one.shown_labels[name].values[place] > 0) for name in ("click", "buy")]
             tokens.append((item, time + DELAY, (0.0, 0.0, 0.0, 1.0, *done)))
-    tokens.sort(key=lambda token: token[1])
-    surplus = max(0, len(tokens) - 6)
-    return tokens[-(-surplus // 3) * 3 :]
+    return sorted(tokens, key=lambda token: token[1])
 
 
 @settings(max_examples=80, deadline=None)
@@ -147,3 +152,69 @@ def test_digests_tell_items_times_and_actions_apart() -> None:
         replace(streams, actions=1 - streams.actions),
     ):
         assert not bool((changed.digests() == digests).any())
+
+
+def period_tokens(batch: SequenceBatch, row: int, code: int) -> list[Token]:
+    """Return the tokens of one request with periods of 20, by the definition: user, history, and since the cut."""
+    assert batch.request_times is not None
+    now = int(batch.request_times[row])
+    cut = now // 20 * 20
+    tokens = [token for token in whole_tokens(batch, row) if token[1] < now]
+    history = [token for token in tokens if token[1] < cut]
+    recent = [token for token in tokens if token[1] >= cut]
+    first = -(-max(0, len(history) - 6) // 3) * 3
+    first_recent = -(-max(0, len(recent) - 4) // 2) * 2
+    return [(-1 - code, UNDATED, (0.0,) * 6), *history[first:], *recent[first_recent:]]
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 10_000), num_requests=st.integers(1, 12))
+def test_periods_have_what_the_definition_says(seed: int, num_requests: int) -> None:
+    batch = make(seed, num_requests)
+    assert batch.user_ids is not None
+    assert batch.request_times is not None
+    codes = batch.user_ids[:, None] % 5 + batch.request_times[:, None] // 35  # a feature that changes once
+    period_reader = replace(reader(), recent_window=Window(4, 2))
+    streams = period_reader.read_periods(batch, codes, 20)
+    expected = [period_tokens(batch, row, int(codes[row, 0])) for row in range(num_requests)]
+    assert seen_tokens(streams) == expected
+    assert streams.num_static is not None
+    num_static = streams.num_static[streams.streams].tolist()
+    for row, tokens in enumerate(expected):
+        cut = int(batch.request_times[row]) // 20 * 20
+        assert num_static[row] == sum(token[1] < cut for token in tokens)
+    alone = period_reader.read_periods(batch, codes, 20, is_shared=False)
+    assert alone.streams.tolist() == list(range(num_requests))
+    assert seen_tokens(alone) == expected
+
+
+def test_requests_of_a_period_share_a_stream_and_those_of_the_next_do_not() -> None:
+    items, times = [1, 2, 3, 4], [5, 21, 23, 41]
+    counts, request_times, users = [2, 3, 4, 2, 2], [22, 30, 50, 22, 22], [7, 7, 7, 8, 7]
+    batch = SequenceBatch(
+        Jagged.from_rows([items[:count] for count in counts]),
+        user_ids=torch.tensor(users),
+        timestamps=Jagged.from_rows([times[:count] for count in counts]),
+        request_times=torch.tensor(request_times),
+    )
+    codes = torch.tensor([[1], [1], [1], [1], [2]])
+    streams = replace(reader(), recent_window=Window(4, 2)).read_periods(batch, codes, 20)
+    owners = streams.streams.tolist()
+    assert owners[0] == owners[1]
+    assert len({owners[0], owners[2], owners[3], owners[4]}) == 4  # next period; another user; other features
+    assert streams.visible.tolist() == [3, 4, 5, 3, 3]
+
+
+def test_events_out_of_order_are_sorted_and_undated_ones_are_all_history() -> None:
+    batch = SequenceBatch(
+        Jagged.from_rows([[1, 2, 3]]),
+        timestamps=Jagged.from_rows([[25, 5, 22]]),
+        request_times=torch.tensor([30]),
+    )
+    period_reader, codes = replace(reader(), recent_window=Window(4, 2)), torch.zeros(1, 0, dtype=torch.int64)
+    streams = period_reader.read_periods(batch, codes, 20)
+    assert streams.num_static is not None
+    assert (streams.items.values.tolist(), streams.num_static.tolist()) == ([2, 3, 1], [1])
+    undated = period_reader.read_periods(replace(batch, timestamps=None, request_times=None), codes, 20)
+    assert undated.num_static is not None
+    assert (undated.items.values.tolist(), undated.num_static.tolist()) == ([1, 2, 3], [3])

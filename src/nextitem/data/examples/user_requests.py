@@ -19,11 +19,20 @@ class UserRequests:
     """Stream of precomputed requests with candidates, in batches of whole users with about equal work.
 
     A user with more work than a batch is cut into several parts of consecutive requests. The work of a request is the
-    number of its candidates, plus, for the first one of a part, the length of its history: a batch of few long
-    histories costs as much as one of many short ones. The composition and order of batches depend on (seed, epoch).
+    number of its candidates, plus, for the last one of those that share a history, the length of that history: a batch
+    of few long histories costs as much as one of many short ones. The composition and order of batches depend on
+    (seed, epoch).
     """
 
-    def __init__(self, requests: SequenceBatch, *, order: Order = "shuffled", days: float = 1.0) -> None:
+    def __init__(
+        self,
+        requests: SequenceBatch,
+        *,
+        order: Order = "shuffled",
+        days: float = 1.0,
+        lengths: torch.Tensor | None = None,
+        period_ms: int | None = None,
+    ) -> None:
         """Find the requests of each user.
 
         Args:
@@ -31,6 +40,8 @@ class UserRequests:
             order: order of an epoch: users in random order, or parts by time, so that the model sees each request once
                 and after all earlier ones (single-pass streaming).
             days: with order "time", requests of a user that are more than these days apart are in different parts.
+            lengths: [B] int64: number of tokens that the model reads of each history; None: its number of events.
+            period_ms: requests of a part share a history only within one of these periods; None: all of them.
 
         """
         assert requests.candidates is not None, "requests must have candidates"
@@ -41,11 +52,13 @@ class UserRequests:
         owners = np.where(users == 0, -1 - np.arange(count), users)
         periods = times // int(days * MS_PER_DAY) if order == "time" else np.zeros(count, np.int64)
         self._rows = np.lexsort((np.arange(count), times, periods, owners))
-        self._lengths = requests.items.lengths.numpy()[self._rows]
+        self._lengths = (requests.items.lengths if lengths is None else lengths).numpy()[self._rows]
         self._candidates = requests.candidates.lengths.numpy()[self._rows]
         keys = np.stack([owners[self._rows], periods[self._rows]])
         self._is_first = np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(0)])[:count]
         self._times = times[self._rows]
+        numbers = np.zeros(count, np.int64) if period_ms is None else self._times // period_ms
+        self._is_period_end = np.append(numbers[1:] != numbers[:-1], True)[:count]
 
     def num_batches(self, batch_size: int) -> int:
         """Return the number of batches in one epoch: as many as with exactly `batch_size` requests in each."""
@@ -70,7 +83,10 @@ class UserRequests:
         firsts = np.flatnonzero(is_first)
         ends = np.append(firsts[1:], count)
         sums = np.concatenate([[0], np.cumsum(self._candidates)])
-        work = sums[ends] - sums[firsts] + self._lengths[ends - 1] + 1
+        is_read = self._is_period_end.copy()
+        is_read[ends - 1] = True
+        reads = np.concatenate([[0], np.cumsum(self._lengths * is_read)])
+        work = sums[ends] - sums[firsts] + reads[ends] - reads[firsts] + 1
         assert len(firsts) >= num_batches
         return firsts, ends, work
 

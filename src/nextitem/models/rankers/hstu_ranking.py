@@ -22,6 +22,7 @@ width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -32,13 +33,12 @@ from torch.nn import functional as F
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
-from nextitem.core.history_state import HistoryState
-from nextitem.core.jagged import Jagged, offsets_of
+from nextitem.core.jagged import offsets_of
 from nextitem.data.examples.stochastic_length import sampled_events
 from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.models.rankers.deep import history_width
 from nextitem.models.rankers.stream_ranker import History, StreamConfig, StreamRanker
-from nextitem.nn.attention.stream import PastTokens, read_stream
+from nextitem.nn.attention.stream import PastTokens, StreamLayer, read_stream
 from nextitem.nn.attention.stu import STULayer
 from nextitem.nn.fields.fields import FieldVectors
 from nextitem.nn.ranking.mlp import mlp
@@ -126,23 +126,18 @@ class HSTURanking(StreamRanker):
         self.head = nn.Sequential(nn.Linear(2 * width, 2 * width), SwishNorm(2 * width))
         self.towers = nn.Linear(2 * width, len(self.all_tasks))
 
-    def read(self, batch: SequenceBatch) -> History:
-        """Read the histories of a batch; if it has a state, only what follows it."""
-        if batch.state is not None:
-            return self._stored_history(batch, self.encode_history(batch, batch.state))
-        streams = self.reader.read(batch)
-        if self.training and self.config.stochastic_length is not None:
-            is_read = sampled_events(
-                streams.items,
-                streams.times,
-                max_length=self.config.max_history_length,
-                alpha=self.config.stochastic_length,
-            )
-            streams = streams.select(is_read)
-        layers, needs_states = self.active_layers(), self.training and self.config.next_item_weight > 0
-        tokens, layout = self._tokens(streams), self._layout(streams)
-        cache, states = read_stream(layers, tokens, layout, needs_states=needs_states)
-        return History(streams, cache, layers, states if needs_states else None)
+    def streams(self, batch: SequenceBatch, *, is_shared: bool = True) -> UserStreams:
+        """Return the token streams of a batch; in training only a part of their tokens, by stochastic length."""
+        streams = self.reader.read(batch, None if is_shared else torch.zeros_like(batch.items.lengths))
+        if not self.training or self.config.stochastic_length is None:
+            return streams
+        is_read = sampled_events(
+            streams.items,
+            streams.times,
+            max_length=self.config.max_history_length,
+            alpha=self.config.stochastic_length,
+        )
+        return streams.select(is_read)
 
     def history_loss(self, history: History) -> tuple[Tensor, float]:
         """Return the loss of predicting the item of the next event from each token before it, and its weight."""
@@ -168,9 +163,25 @@ class HSTURanking(StreamRanker):
         )
         return loss, self.config.next_item_weight
 
-    def active_layers(self) -> list[STULayer]:
+    def read_tokens(
+        self,
+        layers: Sequence[StreamLayer],
+        streams: UserStreams,
+        places: Tensor | None = None,
+        past: PastTokens | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys and values of all tokens, and states of those at `places` (None: all); `past` has the others."""
+        tokens, layout = self._tokens(streams, places), self._layout(streams, places)
+        return read_stream(layers, tokens, layout, past=past, needs_states=self.needs_states)
+
+    @property
+    def needs_states(self) -> bool:
+        """Whether the loss reads the last hidden states of the history."""
+        return self.training and self.config.next_item_weight > 0
+
+    def active_layers(self) -> list[StreamLayer]:
         """Return the layers that are used: in training some are skipped at random, never all."""
-        layers = cast("list[STULayer]", list(self.layers))
+        layers = cast("list[StreamLayer]", list(self.layers))
         if not self.training or not self.config.layer_drop:
             return layers
         is_used = torch.rand(len(layers)) >= self.config.layer_drop
@@ -188,14 +199,16 @@ class HSTURanking(StreamRanker):
             tokens = tokens + actions if is_summed else torch.stack([tokens, actions], 1).flatten(0, 1)
         return F.dropout(tokens, self.config.stream_dropout, self.training)
 
-    def _layout(self, streams: UserStreams, num_queries: Tensor | None = None, places: Tensor | None = None) -> Layout:
-        """Return the layout of the tokens; the last `num_queries [S]` of each stream, at `places`, are queries."""
+    def _layout(self, streams: UserStreams, places: Tensor | None = None) -> Layout:
+        """Return the layout of the tokens; those at `places`, the last ones of each stream, are queries (None: all)."""
         factor = self.tokens_per_event
         times = None if streams.times is None else streams.times.repeat_interleave(factor)
-        query_times = times
-        if places is not None and streams.times is not None:
-            query_times = streams.times[places].repeat_interleave(factor)
-        query_offsets = None if num_queries is None else offsets_of(num_queries * factor)
+        query_times, query_offsets = times, None
+        if places is not None:
+            num_queries = torch.bincount(streams.items.row_ids()[places], minlength=streams.items.num_rows)
+            query_offsets = offsets_of(num_queries * factor)
+            if streams.times is not None:
+                query_times = streams.times[places].repeat_interleave(factor)
         return Layout(streams.items.offsets * factor, query_offsets, query_times, times, time_scale="sqrt")
 
     def candidate_tokens(self, batch: SequenceBatch, fields: Tensor) -> Tensor:
@@ -213,50 +226,3 @@ class HSTURanking(StreamRanker):
         factor = self.factor(fields.flatten(1))
         logits: Tensor = self.towers(self.head(torch.cat([self.output_norm(states) * factor, factor], 1)))
         return logits
-
-    @torch.no_grad()
-    def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
-        """Return the keys and values of all tokens of each history (roles.Incremental).
-
-        A token is read anew from the first one on that differs from what was read: an event that arrives late, or a
-        label that was corrected, never leads to a wrong answer.
-        """
-        version = self.weights_fingerprint()
-        streams = self.reader.read(batch, torch.zeros_like(batch.items.lengths))
-        num_reusable, past_cache = self._reusable(streams, state, version)
-        rows = streams.items.row_ids()
-        places = torch.arange(len(rows), device=rows.device) - streams.items.offsets[rows]
-        new_places = (places >= num_reusable[rows]).nonzero()[:, 0]
-        factor, past = self.tokens_per_event, None
-        if past_cache is not None:
-            read_rows = torch.arange(len(num_reusable), device=rows.device).repeat_interleave(num_reusable)
-            owners = [part.repeat_interleave(factor) for part in (read_rows, rows[new_places])]
-            past = PastTokens(torch.cat(owners).argsort(stable=True), past_cache)
-        layout = self._layout(streams, streams.items.lengths - num_reusable, new_places)
-        cache, _ = read_stream(self.active_layers(), self._tokens(streams, new_places), layout, past=past)
-        stored = {
-            "keys_values": Jagged(cache, streams.items.offsets * factor).to_padded(),
-            "digests": streams.items.with_values(streams.digests()[:, None]).to_padded(),  # [B, tokens, 1]
-            "num_tokens": streams.items.lengths,
-        }
-        return HistoryState(batch.items.lengths, None, stored, streams.starts, version)
-
-    def _reusable(self, streams: UserStreams, state: HistoryState | None, version: str) -> tuple[Tensor, Tensor | None]:
-        """Return how many first tokens of each stream were read before [B], and their keys and values."""
-        if state is None or not state.cache:
-            return torch.zeros_like(streams.starts), None
-        state.check_version(version)
-        digests, stored = streams.items.with_values(streams.digests()), state.cache["digests"][:, :, 0]
-        width = min(int(digests.lengths.max()), stored.shape[1])
-        places = torch.arange(width, device=digests.values.device)
-        is_equal = digests.to_padded()[:, :width] == stored[:, :width]
-        is_equal &= places < torch.minimum(digests.lengths, state.cache["num_tokens"])[:, None]
-        counts = is_equal.long().cumprod(1).sum(1)
-        counts = counts.masked_fill(state.starts != streams.starts, 0)  # a token before the first one was read, too
-        return counts, Jagged.from_padded(state.cache["keys_values"], counts * self.tokens_per_event).values
-
-    def _stored_history(self, batch: SequenceBatch, state: HistoryState) -> History:
-        """Return the history that a state contains; its requests share no streams."""
-        streams = self.reader.read(batch, torch.zeros_like(batch.items.lengths))
-        lengths = streams.items.lengths * self.tokens_per_event
-        return History(streams, Jagged.from_padded(state.cache["keys_values"], lengths).values, self.active_layers())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,15 +22,18 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import ACTION, Catalog
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
+from nextitem.core.history_state import HistoryState
 from nextitem.core.interactions import Interactions
-from nextitem.core.jagged import Jagged, offsets_of
+from nextitem.core.jagged import offsets_of
 from nextitem.core.roles import Examples, LossTerms
 from nextitem.data.examples.labelled_candidates import TARGET, require_both_labels, without_slots
 from nextitem.data.examples.user_requests import UserRequests
+from nextitem.models.rankers.candidate_blocks import candidate_blocks
 from nextitem.models.rankers.deep import DeepConfig
 from nextitem.models.rankers.ranking_model import RankingModel
+from nextitem.models.rankers.stream_state import cached_tokens, state_after, unread_tokens
 from nextitem.nn.attention.incremental import Window
-from nextitem.nn.attention.stream import StreamLayer, read_candidates
+from nextitem.nn.attention.stream import PastTokens, StreamLayer, read_candidates
 from nextitem.nn.fields.fields import FieldCodes
 from nextitem.nn.ranking.user_streams import StreamReader, UserStreams
 from nextitem.ops.hstu_attention import Layout
@@ -90,6 +93,7 @@ class StreamRanker(RankingModel):
 
     config: StreamConfig
     tokens_per_event = 1
+    period_ms: int | None = None  # requests of a user share a stream only within such a period; None: always
     is_learnt: Tensor
 
     def __init__(self, config: StreamConfig, catalog: Catalog) -> None:
@@ -118,9 +122,28 @@ class StreamRanker(RankingModel):
             return self.all_tasks
         return tuple(task for task, has_both in zip(self.all_tasks, is_learnt.tolist(), strict=True) if has_both)
 
+    @property
+    def needs_states(self) -> bool:
+        """Whether the loss reads the last hidden states of the history (`history_loss`)."""
+        return False
+
     @abstractmethod
-    def read(self, batch: SequenceBatch) -> History:
-        """Read the histories of a batch; if it has a state, only what follows it."""
+    def streams(self, batch: SequenceBatch, *, is_shared: bool = True) -> UserStreams:
+        """Return the token streams of a batch; if not `is_shared`, each request has its own."""
+
+    @abstractmethod
+    def active_layers(self) -> list[StreamLayer]:
+        """Return the layers that are used."""
+
+    @abstractmethod
+    def read_tokens(
+        self,
+        layers: Sequence[StreamLayer],
+        streams: UserStreams,
+        places: Tensor | None = None,
+        past: PastTokens | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys and values of all tokens, and states of those at `places` (None: all); `past` has the others."""
 
     @abstractmethod
     def candidate_tokens(self, batch: SequenceBatch, fields: Tensor) -> Tensor:
@@ -129,6 +152,29 @@ class StreamRanker(RankingModel):
     @abstractmethod
     def task_logits(self, states: Tensor, fields: Tensor) -> Tensor:
         """Return the logits [P, all tasks] from the last hidden states [P, D] and the vectors of the fields."""
+
+    def read(self, batch: SequenceBatch) -> History:
+        """Read the histories of a batch; if it has a state, only what follows it."""
+        layers, is_stored = self.active_layers(), batch.state is not None
+        streams = self.streams(batch, is_shared=not is_stored)
+        if is_stored:
+            state = self.encode_history(batch, batch.state)
+            return History(streams, cached_tokens(streams, state, factor=self.tokens_per_event), layers)
+        cache, states = self.read_tokens(layers, streams)
+        return History(streams, cache, layers, states if self.needs_states else None)
+
+    @torch.no_grad()
+    def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
+        """Return the keys and values of all tokens of each history (roles.Incremental)."""
+        version, factor = self.weights_fingerprint(), self.tokens_per_event
+        streams = self.streams(batch, is_shared=False)
+        places, past = unread_tokens(streams, state, version, factor=factor)
+        cache, _ = self.read_tokens(self.active_layers(), streams, places, past)
+        return state_after(streams, cache, batch.items.lengths, version, factor=factor)
+
+    def num_tokens(self, batch: SequenceBatch) -> Tensor:
+        """Return an upper bound of the number of tokens of each request's stream, [B]."""
+        return self.reader.num_tokens(batch) * self.tokens_per_event
 
     def examples(self, train: Dataset) -> Examples[SequenceBatch]:
         """Return impressions, or events with negatives; the only task of events is whether an item came next."""
@@ -149,7 +195,8 @@ class StreamRanker(RankingModel):
 
     def batches_of(self, requests: SequenceBatch) -> Examples[SequenceBatch]:
         """Return precomputed requests as a source of training batches, in which the requests of a user are together."""
-        return UserRequests(requests, order=self.config.order)
+        lengths = self.num_tokens(requests)
+        return UserRequests(requests, order=self.config.order, lengths=lengths, period_ms=self.period_ms)
 
     def calibrate(self, requests: SequenceBatch) -> tuple[str, ...]:
         """Fit the calibration curves; return a sentence for each task that was not calibrated or not learnt."""
@@ -223,7 +270,7 @@ class StreamRanker(RankingModel):
 
     def _bounded(self, batch: SequenceBatch) -> Iterator[SequenceBatch]:
         """Yield the requests in order, in batches whose histories have at most `max_cached_tokens` tokens."""
-        lengths = self.reader.num_tokens(batch)
+        lengths = self.num_tokens(batch)
         number = (lengths.cumsum(0) - 1).clamp(min=0) // self.config.max_cached_tokens
         if int(number[-1]) == 0:
             yield batch
@@ -238,26 +285,4 @@ class StreamRanker(RankingModel):
             super()._labels(batch)
             if self.config.tasks and len(self.tasks) == len(self.all_tasks)
             else [task if task in labels else next(iter(labels)) for task in self.tasks]
-        )
-
-
-def candidate_blocks(batch: SequenceBatch, size: int) -> Iterator[SequenceBatch]:
-    """Yield the requests with at most `size` of all candidates at a time, in order; each keeps all requests."""
-    candidates = batch.candidates
-    assert candidates is not None
-    count = len(candidates.values)
-    if count <= size:
-        yield batch
-        return
-    for first in range(0, count, size):
-        offsets = candidates.offsets.clamp(first, min(first + size, count)) - first
-
-        def part(column: Jagged, first: int = first, offsets: Tensor = offsets) -> Jagged:
-            return Jagged(column.values[first : first + int(offsets[-1])], offsets)
-
-        yield replace(
-            batch,
-            candidates=part(candidates),
-            candidate_features={name: part(column) for name, column in batch.candidate_features.items()},
-            candidate_labels={name: part(column) for name, column in batch.candidate_labels.items()},
         )

@@ -208,6 +208,18 @@ class Fields(nn.Module):
         ]
         return torch.cat(keys).clamp(min=1)
 
+    def request_codes(self, batch: SequenceBatch, names: Sequence[str]) -> Tensor:
+        """Return the codes [B, number of names] of fields with one code for each request; no candidates are needed."""
+        inputs = kinds.FieldInputs(batch, self.max_history_length)
+        parts = dict(zip(self.names, zip(self._starts, self._parts, strict=False), strict=True))
+        columns = [part(inputs) + start for start, part in (parts[name] for name in names)]
+        return torch.stack(columns, 1) if columns else batch.items.offsets.new_zeros(batch.num_requests, 0)
+
+    def user_names(self) -> tuple[str, ...]:
+        """Return the names of the fields with one code for each user: the features of users that are no lists."""
+        pairs = zip(self.names, self._parts, strict=True)
+        return tuple(name for name, part in pairs if name.startswith("user.") and not part.is_bag)
+
     def items(self) -> list[tuple[int, kinds.ItemField]]:
         """Return the fields that depend on an item alone, each with the offset of its codes."""
         return [
@@ -272,12 +284,12 @@ class FieldVectors(nn.Module):
 
     def forward(self, codes: FieldCodes) -> Tensor:
         """Return the vectors of all fields for each candidate, [P, F, D], in the order of `Fields.names`."""
-        by_candidate = [self._look_up(codes.candidate), *self._means(codes.candidate_bags)]
+        by_candidate = [self.of_codes(codes.candidate), *self._means(codes.candidate_bags)]
         return torch.cat([self.of_requests(codes)[codes.rows], *by_candidate], 1)
 
     def of_requests(self, codes: FieldCodes) -> Tensor:
         """Return the vectors of the fields and bags of requests, [B, number of them, D]."""
-        return torch.cat([self._look_up(codes.request), *self._means(codes.request_bags)], 1)
+        return torch.cat([self.of_codes(codes.request), *self._means(codes.request_bags)], 1)
 
     def of_items(self, item_ids: Tensor) -> Tensor:
         """Return the concatenated vectors of the fields that depend on an item alone.
@@ -291,7 +303,7 @@ class FieldVectors(nn.Module):
                 bags.append(codes.with_values(codes.values + start))
             else:
                 single.append(codes + start)
-        vectors = [self._look_up(torch.stack(single, 1))] if single else []
+        vectors = [self.of_codes(torch.stack(single, 1))] if single else []
         return torch.cat([*vectors, *self._means(bags)], 1).view(*item_ids.shape, self.item_width)
 
     @property
@@ -299,8 +311,8 @@ class FieldVectors(nn.Module):
         """Width of `of_items` (X): the number of fields that depend on an item alone, times D."""
         return len(self.fields[0].items()) * self.width
 
-    def _look_up(self, codes: Tensor) -> Tensor:
-        """Return the vectors of codes; in training each one counts as an occurrence."""
+    def of_codes(self, codes: Tensor) -> Tensor:
+        """Return the vectors [..., D] of codes; in training each one counts as an occurrence."""
         self.table.observe(codes)
         vectors: Tensor = self.table(codes)
         return vectors

@@ -4,7 +4,9 @@ What a request may read are the first tokens of its user's stream: events before
 shown so long before it that their labels had come. So the requests of a user share one stream, and each has the number
 of tokens that it sees. Nothing later than a request is ever among them.
 
-Shapes: B requests, S streams, T tokens of all streams, A kinds of actions.
+A stream can also have static first tokens: features of the user, and what happened before the period of the request.
+
+Shapes: B requests, S streams, T tokens of all streams, A kinds of actions, U features of a user.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged, offsets_of, ranges
 from nextitem.nn.attention.incremental import Window
 
+UNDATED = -(2**60)  # time of the tokens of features: so long ago that they are in the last time bucket of every query
 HASH_FACTORS = (0x2545F4914F6CDD1D, 0x1B873593CC9E2D51, 0x6A09E667F3BCC909)  # odd
 
 
@@ -27,12 +30,13 @@ class UserStreams:
     """Token streams, and which of their tokens each request sees.
 
     Attributes:
-        items: items of the tokens, S rows.
+        items: items of the tokens, S rows; a feature of the user with the code c has -1 - c.
         actions: [T, A] float32: what the user did with the item of each token: 1 or 0 for each kind of action.
         times: [T] int64, milliseconds: time from which the token may be read; None: undated.
         starts: [S] int64: number of tokens of the history before the first one of the stream.
         streams: [B] int64: stream of each request.
         visible: [B] int64: number of first tokens of its stream that each request sees.
+        num_static: [S] int64: number of static first tokens of each stream; None: no token is static.
 
     """
 
@@ -42,6 +46,7 @@ class UserStreams:
     starts: Tensor
     streams: Tensor
     visible: Tensor
+    num_static: Tensor | None = None
 
     def digests(self) -> Tensor:
         """Return a hash of each token [T] int64: its item, its time, and its actions."""
@@ -76,6 +81,7 @@ class StreamReader:
         labels: names of the labels of impressions, each of which is a kind of action.
         label_delay_ms: time after which the labels of an impression are read; it is no token before.
         reads_impressions: whether impressions are tokens, too.
+        recent_window: which tokens of the period of a request are read (`read_periods`).
 
     """
 
@@ -84,6 +90,7 @@ class StreamReader:
     labels: tuple[str, ...]
     label_delay_ms: int
     reads_impressions: bool
+    recent_window: Window | None = None
 
     @property
     def num_kinds(self) -> int:
@@ -95,7 +102,8 @@ class StreamReader:
         lengths = batch.items.lengths
         if self.reads_impressions and batch.shown_items is not None:
             lengths = lengths + batch.shown_items.lengths
-        return lengths.clamp(max=self.window.length)
+        recent_length = 0 if self.recent_window is None else self.recent_window.length
+        return lengths.clamp(max=self.window.length + recent_length)
 
     def read(self, batch: SequenceBatch, groups: Tensor | None = None) -> UserStreams:
         """Return the streams of a batch.
@@ -106,57 +114,92 @@ class StreamReader:
                 users are the groups.
 
         """
-        items, actions, times = self._tokens(batch)
-        starts = self.window.starts(items.lengths)
-        tokens = _Tokens(items, actions, times).last(items.lengths - starts)
-        firsts, streams = self._shared(batch, tokens, starts, groups)
-        stream_tokens = tokens.select(firsts)
+        tokens = self._tokens(batch)
+        starts = self.window.starts(tokens.items.lengths)
+        tokens = tokens.last(tokens.items.lengths - starts)
+        firsts, streams = self._shared(batch, tokens, starts[:, None], groups)
+        shared = tokens.select(firsts)
+        return UserStreams(shared.items, shared.actions, shared.times, starts[firsts], streams, tokens.items.lengths)
+
+    def read_periods(
+        self, batch: SequenceBatch, codes: Tensor, period_ms: int, *, is_shared: bool = True
+    ) -> UserStreams:
+        """Return the streams of a batch, with static first tokens: the user's features, and what precedes the period.
+
+        Periods begin at the multiples of `period_ms`. Static tokens can see one another, so requests share a stream
+        only if all of their static tokens are equal. What happened since the period began, strictly before the request,
+        has a window of its own. Without times, all tokens are static.
+
+        Args:
+            batch: the requests.
+            codes: [B, U] int64: codes of the features of the users.
+            period_ms: length of a period, milliseconds.
+            is_shared: whether requests of a user may share a stream.
+
+        """
+        assert self.recent_window is not None
+        tokens = self._tokens(batch)
+        rows = tokens.items.row_ids()
+        is_static, is_read = torch.ones_like(rows, dtype=torch.bool), torch.ones_like(rows, dtype=torch.bool)
+        if tokens.times is not None and batch.request_times is not None:
+            is_static = tokens.times < (batch.request_times.div(period_ms, rounding_mode="floor") * period_ms)[rows]
+            is_read = tokens.times < batch.request_times[rows]
+        num_static, num_recent = (
+            torch.bincount(rows[mask], minlength=batch.num_requests) for mask in (is_static, is_read & ~is_static)
+        )
+        starts, recent_starts = self.window.starts(num_static), self.recent_window.starts(num_recent)
+        places = torch.arange(len(rows), device=rows.device) - tokens.items.offsets[rows]
+        is_read &= places >= torch.where(is_static, starts[rows], (num_static + recent_starts)[rows])
+        tokens = tokens.where(is_read).after(codes)
+        num_static = num_static - starts + codes.shape[1]
+        keys = torch.cat([torch.stack([num_static, starts, recent_starts], 1), codes], 1)
+        nobody = None if is_shared else torch.zeros_like(starts)
+        firsts, streams = self._shared(batch, tokens, keys, nobody)
+        shared, visible = tokens.select(firsts), tokens.items.lengths
         return UserStreams(
-            stream_tokens.items,
-            stream_tokens.actions,
-            stream_tokens.times,
-            starts[firsts],
-            streams,
-            tokens.items.lengths,
+            shared.items, shared.actions, shared.times, starts[firsts], streams, visible, num_static[firsts]
         )
 
-    def _tokens(self, batch: SequenceBatch) -> tuple[Jagged, Tensor, Tensor | None]:
-        """Return the tokens of each request: items, kinds of actions [tokens, A], and times [tokens]."""
+    def _tokens(self, batch: SequenceBatch) -> _Tokens:
+        """Return the tokens of each request, by time."""
         events = batch.items
         codes = torch.zeros_like(events.values) if batch.actions is None else batch.actions.values
         actions = torch.zeros(len(codes), self.num_kinds, device=codes.device)
         actions[torch.arange(len(codes), device=codes.device), codes.clamp(0, self.num_actions)] = 1
         if batch.timestamps is None or batch.request_times is None:
-            return events, actions, None
-        times, pages = batch.timestamps.values, batch.shown_items
-        if not self.reads_impressions or pages is None or batch.shown_times is None or not len(pages.values):
-            return events, actions, times
-        rows = pages.row_ids()
-        ready = batch.shown_times.values + self.label_delay_ms
-        is_ready = ready <= batch.request_times[rows]
-        page_actions = torch.zeros(int(is_ready.sum()), self.num_kinds, device=codes.device)
-        page_actions[:, self.num_actions + 1] = 1
-        for number, name in enumerate(self.labels, start=self.num_actions + 2):
-            if name in batch.shown_labels:
-                page_actions[:, number] = (batch.shown_labels[name].values[is_ready] > 0).float()
-        owners = torch.cat([events.row_ids(), rows[is_ready]])
-        all_times = torch.cat([times, ready[is_ready]])
-        by_time = all_times.argsort(stable=True)
+            return _Tokens(events, actions, None)
+        items, times, owners = events.values, batch.timestamps.values, events.row_ids()
+        pages = batch.shown_items
+        if self.reads_impressions and pages is not None and batch.shown_times is not None and len(pages.values):
+            rows = pages.row_ids()
+            ready = batch.shown_times.values + self.label_delay_ms
+            is_ready = ready <= batch.request_times[rows]
+            page_actions = torch.zeros(int(is_ready.sum()), self.num_kinds, device=codes.device)
+            page_actions[:, self.num_actions + 1] = 1
+            for number, name in enumerate(self.labels, start=self.num_actions + 2):
+                if name in batch.shown_labels:
+                    page_actions[:, number] = (batch.shown_labels[name].values[is_ready] > 0).float()
+            items = torch.cat([items, pages.values[is_ready]])
+            actions = torch.cat([actions, page_actions])
+            times = torch.cat([times, ready[is_ready]])
+            owners = torch.cat([owners, rows[is_ready]])
+        by_time = times.argsort(stable=True)
         order = by_time[owners[by_time].argsort(stable=True)]
-        merged = torch.cat([events.values, pages.values[is_ready]])[order]
         lengths = torch.bincount(owners, minlength=batch.num_requests)
-        return Jagged.from_lengths(merged, lengths), torch.cat([actions, page_actions])[order], all_times[order]
+        return _Tokens(Jagged.from_lengths(items[order], lengths), actions[order], times[order])
 
     def _shared(
-        self, batch: SequenceBatch, tokens: _Tokens, starts: Tensor, groups: Tensor | None
+        self, batch: SequenceBatch, tokens: _Tokens, keys: Tensor, groups: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the requests whose tokens become a stream [S], and the stream of each request [B]."""
-        rows = torch.arange(batch.num_requests, device=starts.device)
+        """Return the requests whose tokens become a stream [S], and the stream of each request [B].
+
+        Requests share a stream if they have equal `keys [B, any]`, one group, and tokens that begin alike.
+        """
+        rows = torch.arange(batch.num_requests, device=keys.device)
         users = groups if groups is not None else batch.user_ids
         if users is None or len(rows) < 2:
             return rows, rows
-        keys = torch.stack([users, starts], 1)
-        _, group = torch.unique(keys, dim=0, return_inverse=True)
+        _, group = torch.unique(torch.cat([users[:, None], keys], 1), dim=0, return_inverse=True)
         group = torch.where(users == 0, len(rows) + rows, group)  # a visitor is nobody who asked before
         ranks = tokens.items.lengths * len(rows) + rows  # the longest first, of equal ones the last
         longest = torch.zeros(2 * len(rows), dtype=torch.int64, device=rows.device)
@@ -182,6 +225,31 @@ class _Tokens:
     def select(self, rows: Tensor) -> _Tokens:
         """Return the tokens of the requests at the indices `rows [R]`."""
         return self._slice(self.items.offsets[:-1][rows], self.items.lengths[rows])
+
+    def where(self, is_read: Tensor) -> _Tokens:
+        """Return the tokens of the mask `is_read [tokens]`."""
+        lengths = torch.bincount(self.items.row_ids()[is_read], minlength=self.items.num_rows)
+        times = None if self.times is None else self.times[is_read]
+        return _Tokens(Jagged.from_lengths(self.items.values[is_read], lengths), self.actions[is_read], times)
+
+    def after(self, codes: Tensor) -> _Tokens:
+        """Return the tokens of each request after those of its features with the codes [B, U]."""
+        offsets = torch.arange(len(codes) + 1, device=codes.device) * codes.shape[1]
+        count = codes.numel()
+        features = _Tokens(
+            Jagged(-1 - codes.flatten(), offsets),
+            self.actions.new_zeros(count, self.actions.shape[1]),
+            None if self.times is None else self.times.new_full((count,), UNDATED),
+        )
+
+        def joined(first: Tensor, second: Tensor) -> Jagged:
+            return Jagged(first, offsets).append(self.items.with_values(second))
+
+        times = None
+        if features.times is not None and self.times is not None:
+            times = joined(features.times, self.times).values
+        items = joined(features.items.values, self.items.values)
+        return _Tokens(items, joined(features.actions, self.actions).values, times)
 
     def begin_with(self, others: Tensor) -> Tensor:
         """Return for each request whether its tokens are the first ones of the request `others[b]`, bool [B]."""
