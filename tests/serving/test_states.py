@@ -40,6 +40,7 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("depth-decoder", {"window_step": 3}),
     ("hstu-ranking", {"window_step": 3}),
     ("hstu-ranking", {"actions": "interleaved"}),
+    ("mtgr", {"window_step": 3, "period_hours": 1000.0}),
 ]
 
 

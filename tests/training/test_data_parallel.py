@@ -23,11 +23,15 @@ from nextitem.data.examples.content_rows import ContentBatch, ContentRows
 from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.data.examples.session_lanes import SessionLanes
 from nextitem.data.protocols import make_split
+from nextitem.data.readers import dataset_from_frames
+from nextitem.data.settings import TABLES
+from nextitem.data.shop.shop import generate_shop
 from nextitem.distributed import processes
 from nextitem.evaluation.evaluate import evaluate_lists, recommend_all
 from nextitem.losses.objectives import SampledSoftmax
 from nextitem.losses.prefix_loss import PrefixLoss, PrefixLossConfig
 from nextitem.models.gru4rec import BPR, GRU4Rec, GRU4RecConfig
+from nextitem.models.rankers.mtgr import MTGR, MTGRConfig
 from nextitem.models.sasrec import SASRec, SASRecConfig
 from nextitem.pipeline.runs import load_run
 from nextitem.pipeline.train import train as run_training
@@ -116,6 +120,18 @@ def train_single_rows() -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
+def train_mtgr() -> dict[str, torch.Tensor]:
+    """Train MTGR on impressions, in batches of whole users with about equal numbers of tokens."""
+    tables = generate_shop(3, num_items=120, num_users=40)
+    dataset = dataset_from_frames({name: getattr(tables, name) for name in TABLES}, tables.settings, name="shop")
+    torch.manual_seed(0)
+    settings = {"width": 4, "token_width": 8, "head_width": 4, "hidden": (8,), "stream_dropout": 0.0}
+    model = MTGR(MTGRConfig.model_validate(settings), dataset.catalog)
+    config = TrainingConfig(optimizer="sgd", learning_rate=0.1, max_epochs=2, batch_size=13)
+    fit(model, model.examples(dataset), config, seed=1, progress=False)
+    return model.state_dict()
+
+
 def train(name: str, out: Path, epochs: int, *, resume: bool = False) -> tuple[Recommender, list[dict[str, float]]]:
     model: SASRec | GRU4Rec = sasrec() if name == "sasrec" else gru4rec()
     examples = model.examples(cycle())
@@ -148,6 +164,7 @@ def run_process(out: Path) -> None:
         torch.save(train_sparse(), out / f"sparse-{processes.rank()}.pt")
         torch.save(train_prefixes(), out / f"prefixes-{processes.rank()}.pt")
         torch.save(train_single_rows(), out / f"single-rows-{processes.rank()}.pt")
+        torch.save(train_mtgr(), out / f"mtgr-{processes.rank()}.pt")
         test = make_split(cycle(), "leave-one-out").test
         lists = recommend_all(sasrec().eval(), test, 3, batch_size=9)
         few_requests = test.select(torch.arange(4))  # one batch: none for the second process
@@ -241,6 +258,14 @@ def test_a_process_without_a_part_of_a_batch_gets_the_same_weights(results_folde
     expected = train_single_rows()
     for rank in (0, 1):
         assert_close(torch.load(results_folder / f"single-rows-{rank}.pt", weights_only=True), expected)
+
+
+@pytest.mark.slow
+def test_gradients_of_mtgr_weighted_by_samples_are_those_of_one_process(results_folder: Path) -> None:
+    """Check a ranker whose requests share streams, though a process has a part of the requests of a user."""
+    expected = train_mtgr()
+    for rank in (0, 1):
+        assert_close(torch.load(results_folder / f"mtgr-{rank}.pt", weights_only=True), expected)
 
 
 @pytest.mark.slow
