@@ -47,6 +47,7 @@ from nextitem.ops.hstu_attention import Layout
 
 USER, HISTORY, RECENT, CANDIDATE = range(4)  # groups of tokens
 NUM_GROUPS = 4
+CROSS_FIELDS = ("cross.", "shown.")  # first parts of the names of fields that compare a candidate with the user's past
 
 
 class MTGRConfig(StreamConfig):
@@ -61,7 +62,7 @@ class MTGRConfig(StreamConfig):
     action_width: int = Field(8, ge=1)
     """Width of the vector of one kind of action."""
     cross_features: bool = True
-    """Whether the candidate's token reads the fields cross.*, which compare the candidate with the history."""
+    """Whether the candidate's token reads the fields cross.* and shown.*, which compare it with the user's past."""
     group_norm: bool = True
     """Whether each group of tokens has weights of its own in the normalisations; otherwise all share them."""
     mask: Literal["dynamic", "causal"] = "dynamic"
@@ -94,7 +95,7 @@ class MTGR(StreamRanker):
         self.candidate_fields = [
             number
             for number, name in enumerate(self.fields.names)
-            if config.cross_features or not name.startswith("cross.")
+            if config.cross_features or not name.startswith(CROSS_FIELDS)
         ]
         self.gates = field_gates(config, len(self.candidate_fields))
         self.candidate_network = mlp(len(self.candidate_fields) * config.width, (2 * width,), out=width)
