@@ -70,15 +70,21 @@ def kuairand_like(folder: Path, *, users: int = 400, videos: int = 4000, pages: 
     owner = rng.zipf(1.3, 50 * pages) - 1
     owner = owner[owner < users][:pages]
     times = np.sort(rng.integers(0, 30 * DAY_MS, len(owner)))
-    shown = rng.choice(videos, len(owner), p=np.exp(quality) / np.exp(quality).sum())
+    videos_shown = rng.choice(videos, len(owner), p=np.exp(quality) / np.exp(quality).sum())
     share = (times / (30 * DAY_MS))[:, None]
     taste = (1 - share) * first[owner] + share * last[owner]
-    appeal = (taste * look[shown]).sum(1) / 3 + 0.5 * quality[shown]
+    appeal = (taste * look[videos_shown]).sum(1) / 3 + 0.5 * quality[videos_shown]
     weights = np.array([1.0, 1.2, 1.0, 0.7, 0.6, 0.6, -1.0, 0.5])
     chance = 1 / (1 + np.exp(-(SIGNAL_BIASES + weights * appeal[:, None])))
     signals = (rng.random(chance.shape) < chance).astype(int)
     log = pl.DataFrame(
-        {"user_id": owner, "video_id": shown, "time_ms": 1_649_000_000_000 + times, "is_rand": 0, "tab": owner % 4}
+        {
+            "user_id": owner,
+            "video_id": videos_shown,
+            "time_ms": 1_649_000_000_000 + times,
+            "is_rand": 0,
+            "tab": owner % 4,
+        }
         | {name: signals[:, number] for number, name in enumerate(SIGNALS)}
         | {"play_time_ms": signals[:, 1] * 9000, "profile_stay_time": 0, "comment_stay_time": 0}
     )
