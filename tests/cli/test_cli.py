@@ -255,7 +255,7 @@ def test_codes_of_new_items_are_appended_and_a_model_trains_on_them(cli: Cli, fo
         ([*SCALE, "--data-shares", "2"], "a share of the training data is at most 1"),
         ([*SCALE, "--set", "model.widht=8"], "unknown setting 'widht'"),
         ([*SCALE, "--set", "model.contrastive={}"], "add --set model.contrastive=none"),
-        (["scale", "item-cf", "--data", "DATA", "--out", "OUT"], "there are counts of sasrec, hstu, gru4rec, tiger"),
+        (["scale", "item-cf", "--data", "DATA", "--out", "OUT"], "there are counts of sasrec, hstu, hstu-ranking"),
         (["frobnicate"], "frobnicate"),
         (["train", "--nonsense"], "nonsense"),
     ],

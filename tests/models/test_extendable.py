@@ -24,14 +24,16 @@ from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
 
 GROWING = {"kind": "growing", "block_rows": 16}
+# Fields that do not compare with the catalogue as a whole: shares shrink towards its shares, which new items change.
+FIELDS = ["item.id", "history.id", "cross.id", "cross.id.since", "cross.id.last"]
 SETTINGS: dict[str, dict[str, Any]] = {
     "sasrec": {"width": 16, "dropout": 0.0},
     "hstu": {"width": 16, "heads": 1, "head_width": 16},
     "sr-gnn": {"width": 16},
     "two-tower": {"width": 16, "field_width": 8, "hidden": [16]},
-    "deepfm": {"width": 4, "hidden": [16]},
-    "din": {"width": 4, "hidden": [16], "unit": [8, 4]},
-    "lr": {},
+    "deepfm": {"width": 4, "hidden": [16], "fields": FIELDS},
+    "din": {"width": 4, "hidden": [16], "unit": [8, 4], "fields": FIELDS},
+    "lr": {"fields": FIELDS},
 }
 
 

@@ -52,7 +52,9 @@ def test_settings_without_a_count_are_refused() -> None:
 
 
 def test_a_model_without_a_count_names_the_families() -> None:
-    with pytest.raises(UserError, match=r"item-cf has no count of its operations.*sasrec, hstu, gru4rec, tiger"):
+    with pytest.raises(
+        UserError, match=r"item-cf has no count of its operations.*sasrec, hstu, hstu-ranking, gru4rec, tiger"
+    ):
         family_of("item-cf")
 
 

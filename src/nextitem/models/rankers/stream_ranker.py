@@ -166,6 +166,8 @@ class StreamRanker(RankingModel):
     @torch.no_grad()
     def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """Return the keys and values of all tokens of each history (roles.Incremental)."""
+        if state is not None:
+            state.new_events(batch.items.lengths)  # raises an error if the state has read more events than there are
         version, factor = self.weights_fingerprint(), self.tokens_per_event
         streams = self.streams(batch, is_shared=False)
         places, past = unread_tokens(streams, state, version, factor=factor)
