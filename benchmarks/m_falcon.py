@@ -28,6 +28,7 @@ from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.models.rankers.hstu_ranking import HSTURanking, HSTURankingConfig
+from nextitem.ops.hstu_attention import Layout
 from nextitem.pipeline.scaling.flops import hstu_ranking
 
 START, HOUR_MS = 1_700_000_000_000, 3_600_000
@@ -73,6 +74,25 @@ def request(model: HSTURanking, length: int, count: int, *, rows: int = 1) -> Se
     )
 
 
+def operations(model: HSTURanking, batch: SequenceBatch) -> float:
+    """Return the operations of scoring requests, with the pairs of tokens that the attention computes in its blocks.
+
+    They lie between all pairs of a history, which `nextitem scale` counts, and those that a token sees.
+    """
+    assert batch.candidates is not None
+    config, streams = model.config, model.reader.read(batch)
+    lengths = streams.items.lengths
+    candidates, _ = model.candidate_layout(batch, streams)
+    pairs = [
+        sum(block.queries.numel() * block.keys.shape[1] for block in layout.blocks)
+        for layout in (Layout(streams.items.offsets), candidates)
+    ]
+    counted = [int((lengths**2).sum()), int(lengths[streams.streams[batch.candidates.row_ids()]].sum())]
+    layers = (config.layers - 1, config.layers)
+    later = sum((new - old) * count for new, old, count in zip(pairs, counted, layers, strict=True))
+    return hstu_ranking(model, batch).forward + 4.0 * later * config.heads * config.head_width
+
+
 def main() -> None:
     """Measure sharing and continuing."""
     options = parser(__doc__ or "", items=100_000, layers=4, width=64, repeats=5, threads=1)
@@ -91,8 +111,7 @@ def main() -> None:
                 "separate": NUM_SEPARATE / float(np.median(seconds["separate"])),
             }
             ratio = median_ratio(seconds["separate"], seconds["shared"]) * count / NUM_SEPARATE
-            one = hstu_ranking(model, request(model, length, 1)).forward
-            expected = count * one / hstu_ranking(model, shared).forward
+            expected = count / NUM_SEPARATE * operations(model, separate) / operations(model, shared)
             results.add_printed(
                 f"{length} events, {count} candidates",
                 {

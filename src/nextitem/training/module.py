@@ -41,6 +41,7 @@ class TrainingModule(lightning.LightningModule):
         # DistributedDataParallel uses, corrupts memory now and then (torch 2.13).
         self._sparse = sparse_tables(model, config)
         self._synchronisation = Synchronisation(model)
+        self._weight = 1.0  # of this process's part of the batch
         self._tables = growing_tables(model)
         self._divides_tables = processes.world_size() > 1 and any(table.config.is_divided for table in self._tables)
         self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in self._sparse]
@@ -60,7 +61,7 @@ class TrainingModule(lightning.LightningModule):
                 f"batch {scheduled.index + 1}: "
                 "training has diverged; lower training.learning_rate or set training.gradient_clip"
             )
-        self._synchronisation.end(scheduled.weight)
+        self._weight = scheduled.weight
         for part in self._hooked_parts:
             part.after_batch(scheduled.weight)
         self.terms = {"loss": terms.total.detach(), **terms.named}
@@ -102,6 +103,10 @@ class TrainingModule(lightning.LightningModule):
             table.take_observed()
             table.observe_ids(ids)
         return LossTerms(terms.total * 0, {name: value * 0 for name, value in terms.named.items()})
+
+    def on_after_backward(self) -> None:
+        """Lightning's hook: make buffers equal in all processes; the backward pass needs those of the forward pass."""
+        self._synchronisation.end(self._weight)
 
     def on_train_start(self) -> None:
         """Lightning's hook: divide the rows of tables among processes."""
