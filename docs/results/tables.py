@@ -312,7 +312,7 @@ TABLES: dict[str, dict[str, str]] = {
         "kind of sample": "label",
         "impressions per second": "per_second",
         "the model's / this": "ratio",
-        "AUC on validation after 3 epochs": "validation_auc",
+        "AUC on validation after 2 epochs": "validation_auc",
     },
     "ranking/growing": {
         "work": "label",
