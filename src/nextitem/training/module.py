@@ -62,8 +62,6 @@ class TrainingModule(lightning.LightningModule):
                 "training has diverged; lower training.learning_rate or set training.gradient_clip"
             )
         self._weight = scheduled.weight
-        for part in self._hooked_parts:
-            part.after_batch(scheduled.weight)
         self.terms = {"loss": terms.total.detach(), **terms.named}
         return terms.total
 
@@ -105,8 +103,10 @@ class TrainingModule(lightning.LightningModule):
         return LossTerms(terms.total * 0, {name: value * 0 for name, value in terms.named.items()})
 
     def on_after_backward(self) -> None:
-        """Lightning's hook: make buffers equal in all processes; the backward pass needs those of the forward pass."""
+        """Lightning's hook: change buffers, which the backward pass needs as they were in the forward pass."""
         self._synchronisation.end(self._weight)
+        for part in self._hooked_parts:
+            part.after_batch(self._weight)
 
     def on_train_start(self) -> None:
         """Lightning's hook: divide the rows of tables among processes."""
