@@ -7,8 +7,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from nextitem.core.errors import UserError
+
+R = TypeVar("R")
 
 # Files that mark a folder as written by nextitem; --overwrite deletes no other folder.
 _MARKS = ("recipe.toml", "tune.toml", "scale.toml", "scoreboard.json", "report.html", "trie.safetensors", "*.item2id")
@@ -90,3 +93,30 @@ def finish_replacing(folder: Path) -> None:
                 os.replace(file, folder / file.name)
     if fresh.exists():
         shutil.rmtree(fresh)
+
+
+def read_records(file: Path, make: Callable[..., R], *, way_out: str) -> list[R]:
+    """Return the records of a file with one JSON object a line, and remove a last line that was not written completely.
+
+    Args:
+        file: the file; if it does not exist, there are no records.
+        make: builds a record from the fields of an object.
+        way_out: what to do about a damaged file, as the end of a message.
+
+    Raises:
+        UserError: the file is damaged.
+
+    """
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8")
+    complete = text[: text.rfind("\n") + 1]
+    if complete != text:
+        file.write_text(complete, encoding="utf-8")
+    records = []
+    for number, line in enumerate(complete.splitlines(), start=1):
+        try:
+            records.append(make(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file}, line {number} is damaged ({error}); {way_out}") from None
+    return records

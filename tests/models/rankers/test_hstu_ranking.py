@@ -256,25 +256,3 @@ def test_training_options_read_less(ranker: BuildRanker, user_requests: Sequence
     loss = model.train().training_loss(user_requests).total
     loss.backward()
     assert bool(loss.isfinite())
-
-
-def test_the_history_learns_to_predict_the_next_event(ranker: BuildRanker, user_requests: SequenceBatch) -> None:
-    """Impressions are no targets, nor are items of another stream."""
-    model = ranker(HSTURanking, **{**SMALL, "next_item_weight": 2.0, "stream_dropout": 0.0}).train()
-    history = model.read(user_requests)
-    loss, weight = model.history_loss(history)
-    terms = model.training_loss(user_requests)
-    assert weight == 2.0
-    torch.manual_seed(0)
-    assert set(terms.named) == {"click", "purchase", "next_item"}
-    assert bool(loss > 0)
-    streams = history.streams
-    is_page = streams.actions[:, model.reader.num_actions + 1] > 0
-    assert bool(is_page.any())
-    only_pages = streams.actions.clone()
-    only_pages[:, : model.reader.num_actions + 1] = 0
-    nothing = replace(history, streams=replace(streams, actions=only_pages))
-    assert model.history_loss(nothing)[0].item() == 0
-    plain = model.eval().read(user_requests)
-    assert plain.states is None
-    assert torch.equal(plain.cache[: len(history.cache)], history.cache)

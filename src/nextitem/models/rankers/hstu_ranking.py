@@ -35,9 +35,8 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.catalog import Catalog
 from nextitem.core.jagged import offsets_of
 from nextitem.data.examples.stochastic_length import sampled_events
-from nextitem.losses.sampled_softmax import sampled_softmax
 from nextitem.models.rankers.deep import history_width
-from nextitem.models.rankers.stream_ranker import History, StreamConfig, StreamRanker
+from nextitem.models.rankers.stream_ranker import StreamConfig, StreamRanker
 from nextitem.nn.attention.stream import PastTokens, StreamLayer, read_stream
 from nextitem.nn.attention.stu import STULayer
 from nextitem.nn.fields.fields import FieldVectors
@@ -59,10 +58,6 @@ class HSTURankingConfig(StreamConfig):
     """Normalisation of what the attention has summed: of all heads together (layer), or of each head (group)."""
     token_fields: bool = True
     """Whether the candidate's token, too, reads its fields, crosses with the history included, as the head does."""
-    next_item_weight: float = Field(0.0, ge=0)
-    """Weight of a further loss in training: each token of the history predicts the item of the next event."""
-    next_item_negatives: int = Field(512, ge=1)
-    """Number of items that the next item is compared with; all tokens of a batch share them."""
     stochastic_length: float | None = Field(None, gt=1, le=2)
     """Alpha of stochastic length: training reads length ** (alpha / 2) tokens of a history; None: all tokens."""
     layer_drop: float = Field(0.0, ge=0, lt=1)
@@ -71,11 +66,9 @@ class HSTURankingConfig(StreamConfig):
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that have no effect under the other settings, each with the reason."""
         is_read = self.actions != "ignored"
-        predicts = self.next_item_weight > 0
         return {
             **super().idle_fields(),
             **configs.idle_unless(is_read, "actions are ignored", "action_width"),
-            **configs.idle_unless(predicts, "next_item_weight is 0", "next_item_negatives"),
         }
 
 
@@ -139,45 +132,16 @@ class HSTURanking(StreamRanker):
         )
         return streams.select(is_read)
 
-    def history_loss(self, history: History) -> tuple[Tensor, float]:
-        """Return the loss of predicting the item of the next event from each token before it, and its weight."""
-        streams, states = history.streams, history.states
-        assert states is not None
-        is_event = streams.actions[:, : self.reader.num_actions + 1].any(1)
-        rows = streams.items.row_ids()
-        has_next = torch.zeros_like(is_event)
-        has_next[:-1] = is_event[1:] & (rows[1:] == rows[:-1])
-        places = has_next.nonzero()[:, 0]
-        if not len(places):
-            return states.sum() * 0, self.config.next_item_weight
-        targets = streams.items.values[places + 1]
-        negatives = torch.randint(1, self.num_items + 1, (self.config.next_item_negatives,)).to(targets.device)
-        items, numbers = torch.unique(torch.cat([targets, negatives]), return_inverse=True)
-        vectors = self.item_tokens(self.vectors.of_items(items))
-        hidden = self.output_norm(states[self.tokens_per_event - 1 :: self.tokens_per_event][places])
-        loss = sampled_softmax(
-            hidden * self.config.token_width**-0.5,
-            vectors,
-            numbers[: len(targets)],
-            negatives=torch.unique(numbers[len(targets) :]),
-        )
-        return loss, self.config.next_item_weight
-
     def read_tokens(
         self,
         layers: Sequence[StreamLayer],
         streams: UserStreams,
         places: Tensor | None = None,
         past: PastTokens | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return keys and values of all tokens, and states of those at `places` (None: all); `past` has the others."""
+    ) -> Tensor:
+        """Return keys and values of all tokens; those at `places` (None: all) are read, `past` has the others."""
         tokens, layout = self._tokens(streams, places), self._layout(streams, places)
-        return read_stream(layers, tokens, layout, past=past, needs_states=self.needs_states)
-
-    @property
-    def needs_states(self) -> bool:
-        """Whether the loss reads the last hidden states of the history."""
-        return self.training and self.config.next_item_weight > 0
+        return read_stream(layers, tokens, layout, past=past)
 
     def active_layers(self) -> list[StreamLayer]:
         """Return the layers that are used: in training some are skipped at random, never all."""

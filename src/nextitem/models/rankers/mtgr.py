@@ -139,8 +139,8 @@ class MTGR(StreamRanker):
         streams: UserStreams,
         places: Tensor | None = None,
         past: PastTokens | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return keys and values of all tokens, and states of those at `places` (None: all); `past` has the others."""
+    ) -> Tensor:
+        """Return keys and values of all tokens; those at `places` (None: all) are read, `past` has the others."""
         groups, visible = token_groups(streams)
         times, query_times, query_offsets = streams.times, streams.times, None
         if places is not None:

@@ -25,13 +25,13 @@ from nextitem.core.errors import UserError
 from nextitem.core.history_state import HistoryState
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import offsets_of
-from nextitem.core.roles import Examples, LossTerms
+from nextitem.core.roles import Examples
 from nextitem.data.examples.labelled_candidates import TARGET, require_both_labels, without_slots
 from nextitem.data.examples.user_requests import UserRequests
 from nextitem.models.rankers.candidate_blocks import candidate_blocks
 from nextitem.models.rankers.deep import DeepConfig
 from nextitem.models.rankers.ranking_model import RankingModel
-from nextitem.models.rankers.stream_state import cached_tokens, state_after, unread_tokens
+from nextitem.models.rankers.stream_state import state_after, unread_tokens
 from nextitem.nn.attention.incremental import Window
 from nextitem.nn.attention.stream import PastTokens, StreamLayer, read_candidates
 from nextitem.nn.fields.fields import FieldCodes
@@ -78,14 +78,12 @@ class History:
         streams: the token streams.
         cache: keys and values of their tokens, [tokens, 2 x layers, H, K].
         layers: the layers that read them, which must read the candidates, too.
-        states: hidden states of the tokens after the last layer, if training needs them.
 
     """
 
     streams: UserStreams
     cache: Tensor
     layers: Sequence[StreamLayer]
-    states: Tensor | None = None
 
 
 class StreamRanker(RankingModel):
@@ -122,11 +120,6 @@ class StreamRanker(RankingModel):
             return self.all_tasks
         return tuple(task for task, has_both in zip(self.all_tasks, is_learnt.tolist(), strict=True) if has_both)
 
-    @property
-    def needs_states(self) -> bool:
-        """Whether the loss reads the last hidden states of the history (`history_loss`)."""
-        return False
-
     @abstractmethod
     def streams(self, batch: SequenceBatch, *, is_shared: bool = True) -> UserStreams:
         """Return the token streams of a batch; if not `is_shared`, each request has its own."""
@@ -142,8 +135,8 @@ class StreamRanker(RankingModel):
         streams: UserStreams,
         places: Tensor | None = None,
         past: PastTokens | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return keys and values of all tokens, and states of those at `places` (None: all); `past` has the others."""
+    ) -> Tensor:
+        """Return keys and values of all tokens; those at `places` (None: all) are read, `past` has the others."""
 
     @abstractmethod
     def candidate_tokens(self, batch: SequenceBatch, fields: Tensor) -> Tensor:
@@ -155,24 +148,26 @@ class StreamRanker(RankingModel):
 
     def read(self, batch: SequenceBatch) -> History:
         """Read the histories of a batch; if it has a state, only what follows it."""
-        layers, is_stored = self.active_layers(), batch.state is not None
-        streams = self.streams(batch, is_shared=not is_stored)
-        if is_stored:
-            state = self.encode_history(batch, batch.state)
-            return History(streams, cached_tokens(streams, state, factor=self.tokens_per_event), layers)
-        cache, states = self.read_tokens(layers, streams)
-        return History(streams, cache, layers, states if self.needs_states else None)
+        layers = self.active_layers()
+        if batch.state is None:
+            streams = self.streams(batch)
+            return History(streams, self.read_tokens(layers, streams), layers)
+        streams = self.streams(batch, is_shared=False)
+        return History(streams, self._continue(batch, streams, batch.state), layers)
 
     @torch.no_grad()
     def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
         """Return the keys and values of all tokens of each history (roles.Incremental)."""
+        streams = self.streams(batch, is_shared=False)
+        cache, version = self._continue(batch, streams, state), self.weights_fingerprint()
+        return state_after(streams, cache, batch.items.lengths, version, factor=self.tokens_per_event)
+
+    def _continue(self, batch: SequenceBatch, streams: UserStreams, state: HistoryState | None) -> Tensor:
+        """Return keys and values of all tokens of the requests' own streams; those in the state are not read again."""
         if state is not None:
             state.new_events(batch.items.lengths)  # raises an error if the state has read more events than there are
-        version, factor = self.weights_fingerprint(), self.tokens_per_event
-        streams = self.streams(batch, is_shared=False)
-        places, past = unread_tokens(streams, state, version, factor=factor)
-        cache, _ = self.read_tokens(self.active_layers(), streams, places, past)
-        return state_after(streams, cache, batch.items.lengths, version, factor=factor)
+        places, past = unread_tokens(streams, state, self.weights_fingerprint(), factor=self.tokens_per_event)
+        return self.read_tokens(self.active_layers(), streams, places, past)
 
     def num_tokens(self, batch: SequenceBatch) -> Tensor:
         """Return an upper bound of the number of tokens of each request's stream, [B]."""
@@ -207,20 +202,6 @@ class StreamRanker(RankingModel):
             f"label {task!r}: all candidates to learn from have the same value, so it is no task" for task in dropped
         ]
         return (*super().calibrate(requests), *notes)
-
-    def training_loss(self, batch: SequenceBatch) -> LossTerms:
-        """Return the cross-entropy of all tasks, the penalty, and the loss of the history itself if it has one."""
-        codes, history = self.fields(batch), self.read(batch)
-        terms = self.cross_entropy(batch, self._candidate_logits(batch, self.vectors(codes), history))
-        total = terms.total + self.penalty(batch, codes)
-        if history.states is None:
-            return LossTerms(total, terms.named)
-        loss, weight = self.history_loss(history)
-        return LossTerms(total + weight * loss, {**terms.named, "next_item": loss.detach()})
-
-    def history_loss(self, history: History) -> tuple[Tensor, float]:
-        """Return the loss of the states of a history, and its weight."""
-        raise NotImplementedError(f"{type(self).__name__} needs no states of histories")
 
     def logits(self, batch: SequenceBatch, codes: FieldCodes) -> Tensor:
         """Return the logits [P, S] of the candidates of a batch."""

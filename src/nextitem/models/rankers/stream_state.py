@@ -54,11 +54,6 @@ def state_after(streams: UserStreams, cache: Tensor, lengths: Tensor, version: s
     return HistoryState(lengths, None, stored, streams.starts, version)
 
 
-def cached_tokens(streams: UserStreams, state: HistoryState, *, factor: int = 1) -> Tensor:
-    """Return the keys and values of all tokens of the streams, which the state contains."""
-    return Jagged.from_padded(state.cache["keys_values"], streams.items.lengths * factor).values
-
-
 def _reusable(streams: UserStreams, state: HistoryState) -> Tensor:
     """Return how many first tokens of each stream were read before, [B]."""
     digests, stored = streams.items.with_values(streams.digests()), state.cache["digests"][:, :, 0]

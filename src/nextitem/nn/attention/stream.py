@@ -78,11 +78,10 @@ def read_stream(
     groups: Tensor | None = None,
     sees_itself: Tensor | None = None,
     past: PastTokens | None = None,
-    needs_states: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return the keys and values of all tokens in every layer, [T, 2 x layers, H, K], and the hidden states [T, D].
+) -> Tensor:
+    """Return the keys and values of all tokens in every layer, [T, 2 x layers, H, K].
 
-    The states are those after the last layer if they are needed, else those before it, whose attention nothing reads.
+    Nothing reads the hidden states after the last layer, so its attention is not computed.
 
     Args:
         layers: the layers that are read, from the first on.
@@ -91,7 +90,6 @@ def read_stream(
         groups: group of each token, for layers with weights by group.
         sees_itself: bool [T]: which tokens see themselves beside the keys that `layout` shows them; None: none.
         past: cached tokens of the same streams.
-        needs_states: whether the states after the last layer are needed.
 
     """
     cache: list[Tensor] = []
@@ -101,12 +99,12 @@ def read_stream(
         if past is not None:
             pair = torch.cat([past.cache[:, 2 * number : 2 * number + 2], pair])[past.order]
         cache.append(pair)
-        if number + 1 < len(layers) or needs_states:
+        if number + 1 < len(layers):
             mixed = _mix(layer, projection, pair[:, 0], pair[:, 1], layout)
             if sees_itself is not None:
                 mixed = mixed + _own_part(layer, projection, layout) * sees_itself[:, None, None]
             hidden = layer.combine(hidden, projection.gate, mixed.flatten(1), groups)
-    return torch.cat(cache, 1), hidden
+    return torch.cat(cache, 1)
 
 
 def read_candidates(

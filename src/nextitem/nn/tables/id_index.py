@@ -55,7 +55,7 @@ class IdIndex:
 
     def insert(self, ids: Tensor, rows: Tensor) -> None:
         """Store the rows [n] of distinct ids [n] that are not in the index yet."""
-        if 2 * (self._num_taken + len(ids)) > self.num_slots:
+        if 2 * (self._num_used_slots + len(ids)) > self.num_slots:
             num_slots = self.num_slots
             while 8 * (self._num_ids + len(ids)) > 3 * num_slots:
                 num_slots *= 2
@@ -80,7 +80,7 @@ class IdIndex:
         """Replace all slots by `num_slots` slots with these ids."""
         self._slot_rows = torch.full((num_slots,), EMPTY, device=ids.device)
         self._slot_ids = torch.zeros(num_slots, dtype=torch.int64, device=ids.device)
-        self._num_ids = self._num_taken = 0  # taken: by ids and by markers
+        self._num_ids = self._num_used_slots = 0  # slots of ids, and of markers of removed ones
         self._store(ids, rows.to(ids.device))
 
     def _store(self, ids: Tensor, rows: Tensor) -> None:
@@ -90,7 +90,7 @@ class IdIndex:
         while len(open_places):
             is_free = self._slot_rows[slots] < 0
             wins = is_free & _is_first(slots)
-            self._num_taken += int((self._slot_rows[slots[wins]] == EMPTY).sum())
+            self._num_used_slots += int((self._slot_rows[slots[wins]] == EMPTY).sum())
             self._slot_rows[slots[wins]] = rows[open_places[wins]]
             self._slot_ids[slots[wins]] = ids[open_places[wins]]
             open_places, slots = open_places[~wins], (slots[~wins] + 1) & (self.num_slots - 1)

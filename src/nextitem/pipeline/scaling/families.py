@@ -65,7 +65,7 @@ FAMILIES: dict[str, Family] = {
         ("token_width", "head_width"),
         ("layers",),
         "hstu_ranking",
-        fixed=(("actions", "summed"), ("next_item_weight", 0.0), ("stochastic_length", None), ("layer_drop", 0.0)),
+        fixed=(("actions", "summed"), ("stochastic_length", None), ("layer_drop", 0.0)),
     ),
     "gru4rec": Family(("layers", "embedding_width"), (), "gru4rec"),
     "tiger": Family(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +24,7 @@ from nextitem.core.recommender import Recommender
 from nextitem.core.roles import Trainable
 from nextitem.evaluation.scaling_study import Measurement
 from nextitem.evaluation.target_loss import judged_requests, loss_name, target_loss
+from nextitem.pipeline.folders import read_records
 from nextitem.pipeline.options import FitOptions
 from nextitem.pipeline.recipe import Recipe
 from nextitem.pipeline.scaling.families import Family
@@ -291,25 +291,8 @@ def sampled_users(train: Dataset, share: float, *, seed: int) -> Dataset:
 
 
 def read_points(folder: Path) -> list[Point]:
-    """Return the points in points.jsonl of a folder, and remove a last line that was not written completely.
-
-    Raises UserError if the file is damaged.
-    """
-    file = folder / POINTS_FILE
-    if not file.is_file():
-        return []
-    text = file.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]
-    if complete != text:
-        file.write_text(complete, encoding="utf-8")
-    points = []
-    for number, line in enumerate(complete.splitlines(), start=1):
-        try:
-            values: Mapping[str, Any] = json.loads(line)
-            points.append(Point(**values))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{file}, line {number} is damaged ({error}); start again with --overwrite") from None
-    return points
+    """Return the points in points.jsonl of a folder; see `read_records`."""
+    return read_records(folder / POINTS_FILE, Point, way_out="start again with --overwrite")
 
 
 def _sample(count: int, share: float, seed: int) -> NDArray[np.bool_]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
+from nextitem.pipeline.folders import read_records
 from nextitem.pipeline.options import Log, silent
 from nextitem.pipeline.tuning.processes import trial_processes
 from nextitem.pipeline.tuning.proposals import propose
@@ -165,24 +164,9 @@ def best_of(trials: Sequence[Trial]) -> Trial:
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """Return the trials in trials.jsonl of a folder, and remove a last line that was not written completely.
-
-    Raises UserError if the file is damaged.
-    """
+    """Return the trials in trials.jsonl of a folder; see `read_records`. Raises UserError if the first is missing."""
     file = folder / TRIALS_FILE
-    if not file.is_file():
-        return []
-    text = file.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]
-    if complete != text:
-        file.write_text(complete, encoding="utf-8")
-    trials = []
-    for number, line in enumerate(complete.splitlines(), start=1):
-        try:
-            values: dict[str, Any] = json.loads(line)
-            trials.append(Trial(**values))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{file}, line {number} is damaged ({error}); search again with --overwrite") from None
+    trials = read_records(file, Trial, way_out="search again with --overwrite")
     if trials and trials[0].number != 0:
         raise UserError(f"{file} does not begin with trial 0; search again with --overwrite")
     return trials
