@@ -97,7 +97,7 @@ class HasEpochHook(Protocol):
 
 @runtime_checkable
 class HasBatchHook(Protocol):
-    """A module, part of a Trainable or the whole, that updates its buffers once the loss of a training batch is known.
+    """A module, part of a Trainable or the whole, that updates its buffers after the backward pass of a training batch.
 
     The buffers are part of the state_dict, and are the same in all processes.
     """
@@ -114,7 +114,7 @@ class HasBatchHook(Protocol):
 class Synchronised(Protocol):
     """A module, part of a Trainable or the whole, with buffers that each process changes by its own part of a batch.
 
-    If several processes train, the buffers become equal after the loss of each batch, before any `after_batch`.
+    If several processes train, the buffers become equal after each backward pass, before any `after_batch`.
     """
 
     @property
