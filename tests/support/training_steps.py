@@ -43,7 +43,7 @@ def model_losses(name: str, **settings: Any) -> list[float]:
     if "content" in needs:
         dataset = with_content(dataset, recipe, progress=False)
     if "identifiers" in needs:
-        dataset = require_identifiers(dataset, recipe, FitOptions(Path(), progress=False))
+        dataset = require_identifiers(dataset, recipe, FitOptions(Path(), progress=False, is_resumable=False))
     torch.manual_seed(0)
     model: Recommender = build_component("model", recipe.model, dataset.catalog)
     model.set_popularity_from(dataset)

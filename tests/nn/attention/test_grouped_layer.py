@@ -36,7 +36,7 @@ def test_one_candidate_without_history_has_the_state_of_the_formula() -> None:
     layer = GroupedLayer(4, heads=1, head_width=3, normaliser=7.0, groups=2, dropout=0.0)
     x, groups = torch.randn(1, 4), torch.tensor([1])
     empty = torch.tensor([0, 0])
-    cache, _ = read_stream([layer], torch.zeros(0, 4), Layout(empty), groups=groups[:0])
+    cache = read_stream([layer], torch.zeros(0, 4), Layout(empty), groups=groups[:0])
     layout = Layout(empty, torch.tensor([0, 1]), visible_keys=torch.tensor([0]))
     with torch.no_grad():
         state = read_candidates([layer], x, cache, layout, groups=groups)
