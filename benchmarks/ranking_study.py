@@ -9,7 +9,8 @@ Every model reads the same fields and trains with its default recipe under proto
 events have a label and no impressions is read as one impression for each event; its label is what is predicted.
 `kuairand-like` is a generated log in the form of KuaiRand, with eight signals. A variant is a name, a model, and
 settings. Prints one JSON line for each model and seed: AUC and GAUC of each task with the intervals of the first one,
-log-loss, normalised entropy, processor seconds of training, microseconds of scoring a candidate, and parameters.
+log-loss, normalised entropy, processor seconds of training, microseconds of scoring a candidate, parameters, and the
+difference of AUC and GAUC from each model of `--against` that stands before it, with the paired 95% interval.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import polars as pl
 import torch
 from measure import Results, Stopwatch, parser
+from torch import Tensor
 
 import nextitem as ni
 from nextitem.core.dataset import Dataset, Impressions
@@ -31,7 +33,8 @@ from nextitem.data.importers.importing import import_dataset
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
 from nextitem.data.shop.shop import generate_shop
-from nextitem.evaluation.evaluate_ranking import evaluate_ranker, score_all
+from nextitem.evaluation.evaluate_ranking import evaluate_ranker, first_task, score_all
+from nextitem.evaluation.intervals import paired_auc_difference, paired_difference
 from nextitem.pipeline.train import train
 
 MODELS = ["lr", "gbdt", "deepfm", "dcn", "din", "sim", "multi-behaviour", "hstu-ranking", "mtgr"]
@@ -129,6 +132,7 @@ def main() -> None:
     options = parser(__doc__ or "", customers=16_000, seeds=1, threads=1)
     options.add_argument("--data", default="shop")
     options.add_argument("--models", nargs="*", default=MODELS)
+    options.add_argument("--against", nargs="*", default=["gbdt", "din"], help="models that others are compared with")
     options.add_argument("--variants", nargs="*", default=[], metavar="NAME=MODEL SETTING=VALUE ...")
     options.add_argument("--set", nargs="*", default=[], metavar="SETTING=VALUE", help="settings of all models")
     arguments = options.parse_args()
@@ -144,6 +148,7 @@ def main() -> None:
         test = make_split(data, "impressions").test
         assert test.candidates is not None
         for seed in range(arguments.seeds):
+            judged: dict[str, tuple[Tensor, Tensor]] = {}
             for number, (name, model, settings) in enumerate(entries):
                 out = Path(scratch) / f"run-{number}-{seed}"
                 overrides = [*settings, *arguments.set]
@@ -156,6 +161,17 @@ def main() -> None:
                 with Stopwatch(time.process_time) as scoring:
                     score_all(ranker, test)
                 evaluation = evaluate_ranker(ranker, test)
+                scores, labels, groups = first_task(ranker, test)
+                differences = {
+                    f"{metric} - {other}": [round(value, 4) for value in (found.mean, found.low, found.high)]
+                    for other, (other_scores, other_terms) in judged.items()
+                    for metric, found in (
+                        ("auc", paired_auc_difference(scores, other_scores, labels, groups)),
+                        ("gauc", paired_difference(evaluation.values["gauc"], other_terms)),
+                    )
+                }
+                if name in arguments.against:
+                    judged[name] = scores, evaluation.values["gauc"]
                 metrics = {key: round(value, 4) for key, value in evaluation.metrics.items()}
                 results.add_printed(
                     name,
@@ -163,6 +179,7 @@ def main() -> None:
                         "model": name,
                         "seed": seed,
                         **metrics,
+                        **differences,
                         "auc_interval": evaluation.intervals.get("auc"),
                         "gauc_interval": evaluation.intervals.get("gauc"),
                         "training_seconds": round(training.seconds, 1),
