@@ -1,6 +1,7 @@
 """What does it save to read a history once for all candidates, and to keep what was read?
 
     python benchmarks/m_falcon.py [--items 100000] [--layers 4] [--width 64] [--repeats 5] [--threads 1]
+        [--deep-window 256]
 
 A hstu-ranking model with random weights scores the candidates of one user. Prints one JSON line for each number of
 events and candidates: candidates per second with the history read once (`shared`), and with the history read anew for
@@ -15,6 +16,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -28,6 +30,7 @@ from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
 from nextitem.models.rankers.hstu_ranking import HSTURanking, HSTURankingConfig
+from nextitem.nn.attention.stu import STULayer
 from nextitem.ops.hstu_attention import Layout
 from nextitem.pipeline.scaling.flops import hstu_ranking
 
@@ -36,7 +39,7 @@ LENGTHS, COUNTS = (256, 1024, 4096), (128, 1024, 8192)
 NUM_SEPARATE = 8  # candidates of a call that are scored with histories of their own
 
 
-def make_model(items: int, layers: int, width: int) -> HSTURanking:
+def make_model(items: int, layers: int, width: int, deep_window: int | None) -> HSTURanking:
     """Return a model with random weights that reads ids and a category of 100 values."""
     rng = np.random.default_rng(0)
     ids = pl.Series("item_id", [f"i{number}" for number in range(1, items + 1)])
@@ -46,6 +49,7 @@ def make_model(items: int, layers: int, width: int) -> HSTURanking:
         "fields": ["item.id", "item.category"],
         "token_width": width,
         "layers": layers,
+        "deep_window": deep_window,
         "head_width": width // 2,
         "max_history_length": max(LENGTHS),
         "window_step": max(LENGTHS) // 2,
@@ -81,24 +85,28 @@ def operations(model: HSTURanking, batch: SequenceBatch) -> float:
     """
     assert batch.candidates is not None
     config, streams = model.config, model.reader.read(batch)
-    lengths = streams.items.lengths
-    candidates, _ = model.candidate_layout(batch, streams)
-    pairs = [
-        sum(block.queries.numel() * block.keys.shape[1] for block in layout.blocks)
-        for layout in (Layout(streams.items.offsets), candidates)
-    ]
-    counted = [int((lengths**2).sum()), int(lengths[streams.streams[batch.candidates.row_ids()]].sum())]
-    layers = (config.layers - 1, config.layers)
-    later = sum((new - old) * count for new, old, count in zip(pairs, counted, layers, strict=True))
+    lengths, owners = streams.items.lengths, streams.streams[batch.candidates.row_ids()]
+    tokens, (candidates, _) = Layout(streams.items.offsets), model.candidate_layout(batch, streams)
+    later = 0
+    for number, layer in enumerate(model.layers, start=1):
+        window = cast(STULayer, layer).window
+        layouts = [candidates, tokens] if number < config.layers else [candidates]
+        visible = lengths if window is None else lengths.clamp(max=window)
+        counted = [int(visible[owners].sum()), int((lengths * visible).sum())]
+        for layout, num_counted in zip(layouts, counted, strict=False):
+            blocks = layout.within(window).blocks
+            later += sum(block.queries.numel() * block.keys.shape[1] for block in blocks) - num_counted
     return hstu_ranking(model, batch).forward + 4.0 * later * config.heads * config.head_width
 
 
 def main() -> None:
     """Measure sharing and continuing."""
     options = parser(__doc__ or "", items=100_000, layers=4, width=64, repeats=5, threads=1)
+    options.add_argument("--deep-window", type=int, help="number of last events that all layers but the first read")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
-    model, results = make_model(arguments.items, arguments.layers, arguments.width), Results(arguments)
+    sizes = (arguments.items, arguments.layers, arguments.width, arguments.deep_window)
+    model, results = make_model(*sizes), Results(arguments)
     for length in LENGTHS:
         separate = request(model, length, 1, rows=NUM_SEPARATE)
         for count in COUNTS:

@@ -36,9 +36,17 @@ def assert_equal_to_reference(parts: list[Tensor], layout: Layout, **used: bool)
     position=st.booleans(),
     time=st.booleans(),
     heads=st.integers(1, 3),
+    window=st.none() | st.integers(1, 13),
 )
 def test_blocks_equal_the_formula(
-    rows: list[tuple[int, float]], tail: bool, block: int, max_cached: int, position: bool, time: bool, heads: int
+    rows: list[tuple[int, float]],
+    tail: bool,
+    block: int,
+    max_cached: int,
+    position: bool,
+    time: bool,
+    heads: int,
+    window: int | None,
 ) -> None:
     """Covers forward and backward; empty, short and long rows; all queries or the last queries of each row."""
     lengths = [length for length, _ in rows]
@@ -48,7 +56,8 @@ def test_blocks_equal_the_formula(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
         patch.setattr(module, "MAX_CACHED_PAIRS", max_cached)
-        assert_equal_to_reference(*make(lengths, heads=heads, num_queries=num_queries), position=position, time=time)
+        parts, layout = make(lengths, heads=heads, num_queries=num_queries)
+        assert_equal_to_reference(parts, layout.within(window), position=position, time=time)
 
 
 @settings(max_examples=120, deadline=None)
@@ -61,6 +70,7 @@ def test_blocks_equal_the_formula(
     position=st.booleans(),
     time=st.booleans(),
     scale=st.sampled_from(["log", "sqrt"]),
+    window=st.none() | st.integers(1, 13),
     seed=st.integers(0, 99),
 )
 def test_queries_that_see_some_first_keys_equal_the_formula(
@@ -70,6 +80,7 @@ def test_queries_that_see_some_first_keys_equal_the_formula(
     position: bool,
     time: bool,
     scale: TimeScale,
+    window: int | None,
     seed: int,
 ) -> None:
     """Candidates of a ranker stand after the events before their request, whatever their number."""
@@ -82,10 +93,21 @@ def test_queries_that_see_some_first_keys_equal_the_formula(
     visible_keys = (torch.rand(len(limits), generator=generator) * (limits + 1)).long()
     times = torch.randint(0, 90 * DAY, (len(limits),), generator=generator)
     layout = Layout(layout.offsets, offsets_of(torch.tensor(counts)), times, layout.key_times, visible_keys, scale)
+    layout = layout.within(window)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
         patch.setattr(module, "MAX_CACHED_PAIRS", max_cached)
         assert_equal_to_reference(parts, layout, position=position, time=time)
+
+
+def test_a_window_reads_only_its_keys_of_a_long_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", 100)
+    _, layout = make([50])
+    widths = [block.keys.shape[1] for block in layout.within(3).blocks]
+    assert len(widths) == 25  # two queries each
+    assert max(widths) == 4  # the windows of two neighbours
+    assert layout.within(3) is layout.within(3)
+    assert layout.within(None) is layout
 
 
 def test_a_query_that_sees_all_keys_equals_the_last_token_but_for_itself() -> None:

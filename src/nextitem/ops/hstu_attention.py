@@ -7,7 +7,7 @@ row. Of a block: G rows, I queries and J keys of each row.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -38,6 +38,7 @@ class Layout:
         query_times: [queries] int64, milliseconds: time of each query, for example the time of the next event.
         key_times: [keys] int64, milliseconds: time of the event of each key; both times are None: undated.
         time_scale: scale of the time buckets.
+        window: largest number of keys that a query sees: the last ones of those that it could see; None: all of them.
 
     """
 
@@ -47,6 +48,19 @@ class Layout:
     key_times: Tensor | None = None
     visible_keys: Tensor | None = None
     time_scale: TimeScale = "log"
+    window: int | None = None
+
+    def within(self, window: int | None) -> Layout:
+        """Return the layout in which a query sees at most `window` keys; equal windows share what is computed once."""
+        if window == self.window:
+            return self
+        if window not in self._windowed:
+            self._windowed[window] = replace(self, window=window)
+        return self._windowed[window]
+
+    @cached_property
+    def _windowed(self) -> dict[int | None, Layout]:
+        return {}
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -63,15 +77,20 @@ class Layout:
                 starts, query_starts = self.offsets[:-1].cpu()[group], query_offsets[:-1].cpu()[group]
                 count = min(step, max_queries - first)
                 rows = (starts, lengths[group], query_starts, num_queries[group])
-                blocks.append(_block(*rows, self.visible_keys, first=first, count=count, device=self.offsets.device))
+                limits = (self.visible_keys, self.window)
+                blocks.append(_block(*rows, *limits, first=first, count=count, device=self.offsets.device))
         return blocks
 
     def pairs(self, block: Block) -> Pairs:
         """Return distances, mask and time buckets of a block; they are cached if all blocks together are small."""
         if block.pairs is not None:
             return block.pairs
-        distance = block.positions[:, :, None] - torch.arange(block.keys.shape[1], device=block.positions.device)
-        mask = (distance >= 0)[:, None].to(torch.float32)
+        keys = block.first_keys[:, None] + torch.arange(block.keys.shape[1], device=block.positions.device)
+        distance = block.positions[:, :, None] - keys[:, None]
+        is_visible = distance >= 0
+        if self.window is not None:
+            is_visible &= distance < self.window
+        mask = is_visible[:, None].to(torch.float32)
         buckets = None
         if self.query_times is not None and self.key_times is not None:
             elapsed = self.query_times[block.queries][:, :, None] - self.key_times[block.keys][:, None]
@@ -119,13 +138,14 @@ class Pairs:
 
 @dataclass(eq=False)
 class Block:
-    """Some queries of some rows, and all keys that they may attend to.
+    """Some queries of some rows, and the keys that they attend to, consecutive ones of each row.
 
     Rows are padded: an entry beyond the end of a row repeats the last token of the row.
 
     queries, keys            indices of the tokens among all queries and all keys, [G, I] and [G, J]
     real_queries, real_keys  bool, the same shapes: whether the entry is a token of the row, not padding
     positions                [G, I] position of the last key that the query sees; -1 for none, and for padding
+    first_keys               [G] position of the first of these keys in its row
     has_all_queries          whether every token of every row is a query: then the distances of the last, longest row
                              are right for all rows
     pairs                    cached distances, mask and time buckets (Layout.pairs)
@@ -136,6 +156,7 @@ class Block:
     real_queries: Tensor
     real_keys: Tensor
     positions: Tensor
+    first_keys: Tensor
     has_all_queries: bool
     pairs: Pairs | None = None
 
@@ -181,7 +202,7 @@ def hstu_attention(
     if time_weights is not None and (layout.query_times is None or layout.key_times is None):
         raise ValueError("time_weights need a layout with query_times and key_times")
     attention: Any = _Attention
-    is_plain = layout.visible_keys is None and layout.time_scale == "log"
+    is_plain = layout.visible_keys is None and layout.window is None and layout.time_scale == "log"
     if is_plain and query.is_cuda and query.dtype != torch.float64 and find_spec("triton") is not None:
         from nextitem.ops.triton.hstu_attention import FusedAttention
 
@@ -214,6 +235,8 @@ def hstu_attention_reference(
         if layout.visible_keys is not None:
             i = layout.visible_keys[queries][:, None]
             is_visible = j < i
+        if layout.window is not None:
+            is_visible &= j >= i + (layout.visible_keys is None) - layout.window
         scores = torch.einsum("ihk,jhk->hij", query[queries], key[keys]) * scale
         if position_weights is not None:
             scores = scores + position_weights[(len(position_weights) - 1) // 2 - (i - j).clamp(min=0)]
@@ -354,6 +377,7 @@ def _block(
     query_starts: Tensor,
     num_queries: Tensor,
     visible_keys: Tensor | None,
+    window: int | None,
     *,
     first: int,
     count: int,
@@ -370,14 +394,20 @@ def _block(
     positions = (lengths - num_queries)[:, None] + places
     if visible_keys is not None:
         positions = visible_keys.cpu()[queries] - 1
-    width = max(1, int((positions + 1).max().minimum(lengths[0]))) if len(lengths) == 1 else int(lengths.max())
-    keys = torch.arange(width)
+    positions = positions.masked_fill(~real_queries, -1)
+    ends = (positions.max(1).values + 1).clamp(min=1)
+    first_keys = torch.zeros_like(lengths)
+    if window is not None:
+        earliest = positions.masked_fill(~real_queries, int(lengths.max())).min(1).values
+        first_keys = (earliest + 1 - window).clamp(min=0).minimum(lengths - 1)
+    keys = first_keys[:, None] + torch.arange(max(1, int((ends - first_keys).max())))
     real_keys = keys < lengths[:, None]
     return Block(
         queries.to(device),
         (starts[:, None] + keys.minimum(lengths[:, None] - 1)).to(device),
         real_queries.to(device),
         real_keys.to(device),
-        positions.masked_fill(~real_queries, -1).to(device),
+        positions.to(device),
+        first_keys.to(device),
         has_all_queries=visible_keys is None and bool((lengths == num_queries).all()),
     )

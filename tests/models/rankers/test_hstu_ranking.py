@@ -36,6 +36,8 @@ VARIANTS = [
     {"actions": "interleaved"},
     {"actions": "ignored", "time_bias": False, "token_fields": False},
     {"mixture_norm": "group", "reads_impressions": False},
+    {"deep_window": 3},
+    {"deep_window": 2, "deep_window_from": 1, "actions": "interleaved"},
 ]
 
 
@@ -81,7 +83,11 @@ def dense_logits(model: HSTURanking, batch: SequenceBatch) -> Tensor:
         scores = scores + layer.position_weights[middle - (place[:, None] - place).clamp(min=0)]
         if layer.time_weights is not None:
             scores = scores + layer.time_weights[time_buckets(times[:, None] - times, "sqrt")]
-        mixed = torch.einsum("hij,jhv->ihv", F.silu(scores) * sees, part.value) / layer.normaliser
+        near = torch.ones(n + k, n + k, dtype=torch.bool)
+        if layer.window is not None:
+            near[:n] = torch.arange(n + k) > torch.arange(n)[:, None] - layer.window
+            near[n:, :n] = torch.arange(n) >= n - layer.window
+        mixed = torch.einsum("hij,jhv->ihv", F.silu(scores) * sees * near, part.value) / layer.normaliser
         x = layer.combine(x, part.gate, mixed.flatten(1))
     return model.task_logits(x[n:], fields)
 

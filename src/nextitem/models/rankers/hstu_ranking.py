@@ -14,6 +14,8 @@ Notable
   requests.
 - The time of a candidate is that of its request. The authors' code measures from the last candidate of a sample, which
   earlier candidates of the sample never see when they are served.
+- L2STU cuts the sequence before the deep layers. The cut moves with each event, and no cache would be valid. With
+  `deep_window`, each token and candidate has a window of its own.
 - The head multiplies the last hidden state by a network over the candidate's fields.
 
 Shapes: B requests, P candidates, S streams, T tokens of all streams, D width, A kinds of actions, F fields, W their
@@ -62,6 +64,10 @@ class HSTURankingConfig(StreamConfig):
     """Alpha of stochastic length: training reads length ** (alpha / 2) tokens of a history; None: all tokens."""
     layer_drop: float = Field(0.0, ge=0, lt=1)
     """Probability that training skips a layer for a batch (SDSTU of the authors' code)."""
+    deep_window: int | None = Field(None, ge=1)
+    """Number of last events that deep layers read, as L2STU of the authors' code does; none: all."""
+    deep_window_from: int = Field(2, ge=1)
+    """Number of the first layer, from 1, that reads only those events."""
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that have no effect under the other settings, each with the reason."""
@@ -69,6 +75,7 @@ class HSTURankingConfig(StreamConfig):
         return {
             **super().idle_fields(),
             **configs.idle_unless(is_read, "actions are ignored", "action_width"),
+            **configs.idle_unless(self.deep_window is not None, "deep_window is none", "deep_window_from"),
         }
 
 
@@ -102,6 +109,7 @@ class HSTURanking(StreamRanker):
             self.action_vectors = nn.Parameter(torch.randn(kinds, config.action_width) * 0.1)
             self.action_tokens = nn.Linear(kinds * config.action_width, width)
             self.candidate_action = nn.Parameter(torch.randn(width) * 0.1)
+        deep_window = None if config.deep_window is None else config.deep_window * self.tokens_per_event
         self.layers = nn.ModuleList(
             STULayer(
                 width,
@@ -111,8 +119,9 @@ class HSTURanking(StreamRanker):
                 dropout=config.stream_dropout,
                 has_time_bias=config.time_bias,
                 norm=config.mixture_norm,
+                window=deep_window if number >= config.deep_window_from else None,
             )
-            for _ in range(config.layers)
+            for number in range(1, config.layers + 1)
         )
         self.output_norm = nn.LayerNorm(width)
         self.factor = mlp(all_fields, config.hidden, activation=config.activation, dropout=config.dropout, out=width)

@@ -57,6 +57,7 @@ class GroupedLayer(nn.Module):
     """
 
     scale = 1.0
+    window = None
     position_weights = None
 
     def __init__(

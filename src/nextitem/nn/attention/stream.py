@@ -42,6 +42,10 @@ class StreamLayer(Protocol):
         """Factor of the inner products."""
 
     @property
+    def window(self) -> int | None:
+        """Largest number of tokens that one sees, the last ones; None: all."""
+
+    @property
     def position_weights(self) -> Tensor | None:
         """Table [2 P - 1] of the position bias, or None."""
 
@@ -139,7 +143,7 @@ def _mix(layer: StreamLayer, projection: Projection, keys: Tensor, values: Tenso
         projection.query,
         keys,
         values,
-        layout,
+        layout.within(layer.window),
         normaliser=layer.normaliser,
         scale=layer.scale,
         position_weights=layer.position_weights,

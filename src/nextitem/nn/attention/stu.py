@@ -30,6 +30,7 @@ class STULayer(nn.Module):
         dropout: dropout rate of the output.
         has_time_bias: whether the attention depends on the time between tokens.
         norm: normalisation of the mixture: of all heads together, or of each head.
+        window: largest number of tokens that one sees, the last ones; None: all.
 
     """
 
@@ -43,9 +44,10 @@ class STULayer(nn.Module):
         dropout: float,
         has_time_bias: bool = True,
         norm: str = "layer",
+        window: int | None = None,
     ) -> None:
         super().__init__()
-        self.heads, self.head_width, self.rate = heads, head_width, dropout
+        self.heads, self.head_width, self.rate, self.window = heads, head_width, dropout, window
         self.normaliser, self.scale = float(max_length), head_width**-0.5
         self.input_norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, 4 * heads * head_width)

@@ -119,7 +119,7 @@ def hstu_ranking(model: HSTURanking, batch: SequenceBatch) -> Flops:
     """Return the operations of a batch of hstu-ranking: shared histories, candidates that attend to them, the head.
 
     Tokens of a history attend in all layers but the last, of which candidates read keys and values alone. A candidate
-    counts all tokens of its stream, as a token of a history does.
+    counts all tokens of its stream, as a token of a history does, or as many as the window of a layer has.
     """
     assert batch.candidates is not None
     config, streams = model.config, model.reader.read(batch)
@@ -130,8 +130,10 @@ def hstu_ranking(model: HSTURanking, batch: SequenceBatch) -> Flops:
     forward += _linear(model.layers[:-1], num_tokens) + _linear(cast(STULayer, model.layers[-1]).projection, num_tokens)
     if config.actions == "summed":
         forward += _linear(model.action_tokens, num_tokens) - _linear(model.action_tokens, num_candidates)
-    forward += _attention(_pairs(lengths), width=width, layers=config.layers - 1)
-    forward += _attention(int(lengths[owners].sum()), width=width, layers=config.layers)
+    for number, layer in enumerate(model.layers, start=1):
+        visible = lengths if layer.window is None else lengths.clamp(max=cast(int, layer.window))
+        num_pairs = int(visible[owners].sum()) + (int((lengths * visible).sum()) if number < config.layers else 0)
+        forward += _attention(num_pairs, width=width, layers=1)
     return Flops(forward, 2 * forward, batch.num_requests)
 
 
