@@ -73,7 +73,8 @@ def click_table(
 
     """
     effects = effects or ListEffects()
-    users, rows, times = np.asarray(users), np.asarray(items, dtype=np.int64), np.asarray(timestamps)
+    users, rows = np.asarray(users), np.asarray(items, dtype=np.int64)
+    times: Ints = np.asarray(timestamps)
     _check_length(rows.shape[1], effects)
     last = np.broadcast_to(np.asarray(last_items), users.shape)
     appeal = CLICK_BIAS + truth.click_appeal(users[:, None], rows, times[:, None])
@@ -117,7 +118,8 @@ def expected_purchases(
 ) -> Floats:
     """Return the probability of a purchase from each slot of a list for each customer, [B, K]; see `click_table`."""
     clicks = expected_clicks(truth, users, items, timestamps, last_items=last_items, effects=effects)
-    users, rows, times = np.asarray(users), np.asarray(items, dtype=np.int64), np.asarray(timestamps)
+    users, rows = np.asarray(users), np.asarray(items, dtype=np.int64)
+    times: Ints = np.asarray(timestamps)
     return clicks * truth.purchase_probability(users[:, None], rows, times[:, None])
 
 
