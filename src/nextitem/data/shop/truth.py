@@ -119,7 +119,16 @@ class ShopTruth:
             last_items: the customers' last items; -1: none.
 
         """
-        users, items, last = np.asarray(users), np.asarray(items), np.asarray(last_items)
+        last = np.asarray(last_items)
+        context = np.where(last >= 0, self.complementarity(last, items), 0.0)
+        logit = self.click_appeal(users, items, timestamps)
+        probability = _sigmoid(CLICK_BIAS + logit + CLICK_COMPLEMENT * context)
+        click_probability: Floats = EXAMINATION[np.asarray(slots) - 1] * probability
+        return click_probability
+
+    def click_appeal(self, users: ArrayLike, items: ArrayLike, timestamps: ArrayLike) -> Floats:
+        """Return the part of a click's logit that depends on customer, item and time, not on the last item."""
+        users, items = np.asarray(users), np.asarray(items)
         interest = self.interests(users, timestamps)
         interest = interest - interest.mean(axis=-1, keepdims=True)
         wide = np.broadcast_shapes(interest.shape[:-1], items.shape)
@@ -128,11 +137,8 @@ class ShopTruth:
             np.broadcast_to(self.department[items], wide)[..., None],
             axis=-1,
         )[..., 0]
-        context = np.where(last >= 0, self.complementarity(last, items), 0.0)
-        logit = CLICK_SCALE * self.affinity(users, items, timestamps) + CLICK_INTEREST * department_interest
-        probability = _sigmoid(CLICK_BIAS + logit + CLICK_COMPLEMENT * context)
-        click_probability: Floats = EXAMINATION[np.asarray(slots) - 1] * probability
-        return click_probability
+        result: Floats = CLICK_SCALE * self.affinity(users, items, timestamps) + CLICK_INTEREST * department_interest
+        return result
 
     def purchase_probability(self, users: ArrayLike, items: ArrayLike, timestamps: ArrayLike) -> Floats:
         """Return P(purchase | click). Expensive items of a category are viewed more often than bought."""
