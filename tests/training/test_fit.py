@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from nextitem.core.errors import UserError
 from nextitem.core.roles import LossTerms
+from nextitem.training import training_state
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import TrainingResult, fit
 from nextitem.training.optimizers import build_optimizer, rate_factor
@@ -246,6 +248,7 @@ def test_an_interrupted_run_resumes_without_any_difference(tmp_path: Path, inter
 CHILD = """
 import sys, torch
 from pathlib import Path
+from types import SimpleNamespace
 sys.path.insert(0, {tests!r})
 from test_fit import LineExamples, Net, config
 from nextitem.training.fit import fit
@@ -357,10 +360,22 @@ def test_training_stops_when_the_time_budget_ends() -> None:
     assert result.epochs < 500  # a thousand epochs with 0.01 seconds a batch would take far longer
 
 
-def test_an_epoch_cut_by_the_budget_is_validated_and_logged_as_an_epoch(tmp_path: Path) -> None:
+def test_an_epoch_cut_by_the_budget_is_validated_and_logged_as_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock stands still until a batch of the second epoch takes an hour."""
+    clock = [0.0]
+
+    class SlowSecondEpoch(LineExamples):
+        def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[Rows]:
+            for number, batch in enumerate(super().batches(batch_size, epoch=epoch, seed=seed, start=start)):
+                clock[0] += 3600 if epoch and number == 4 else 0
+                yield batch
+
     values = iter([0.9, 0.4])
-    settings = config(max_epochs=1000, max_minutes=0.6 / 60)
-    result = fit(Net(), LineExamples(pause=0.05), settings, progress=False, validate=lambda: next(values))
+    monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    settings = config(max_epochs=1000, max_minutes=1)
+    result = fit(Net(), SlowSecondEpoch(), settings, progress=False, validate=lambda: next(values))
     assert (result.stop_reason, result.epochs, result.best_epoch, result.best_value) == ("time", 1, 1, 0.9)
     assert [(entry["epoch"], entry["validation"]) for entry in result.epoch_log] == [(1, 0.9), (2, 0.4)]
 
