@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, offsets_of, ranges
-from nextitem.data.examples.length_pools import POOL_BATCHES, order_by_length
+from nextitem.data.examples.length_pools import batch_seed, even_batches
 from nextitem.data.requests import tensor
 
 
@@ -122,7 +122,7 @@ class NextItemSequences:
         self.targets = self.items * torch.from_numpy(with_item.is_target())
         self.timestamps = None if with_item.timestamps is None else torch.from_numpy(with_item.timestamps)
         self.actions = None if actions is None else tensor(actions[log.item_ids > 0])
-        self.starts, self.lengths = _windows(with_item.offsets, max_length)
+        self.starts, self.lengths = windows(with_item.offsets, max_length)
         has_target = self._has_target()
         self.starts, self.lengths = self.starts[has_target], self.lengths[has_target]
 
@@ -132,37 +132,18 @@ class NextItemSequences:
 
     def batches(self, batch_size: int, *, epoch: int, seed: int, start: int = 0) -> Iterator[NextItemBatch]:
         """Yield the batches `start`, `start + 1`, ... of an epoch."""
-        order, bounds, batch_order = self._order(batch_size, epoch, seed)
-        for place in range(start, len(batch_order)):
-            rows = order[bounds[batch_order[place]] : bounds[batch_order[place] + 1]]
+        for place, rows in even_batches(self.lengths, batch_size, epoch=epoch, seed=seed, start=start):
             starts, lengths = torch.from_numpy(self.starts[rows]), torch.from_numpy(self.lengths[rows])
             inputs = ranges(starts, lengths)
             offsets = offsets_of(lengths)
             yield NextItemBatch(
                 Jagged(self.items[inputs], offsets),
                 Jagged(self.targets[inputs + 1], offsets),
-                seed=int(np.random.SeedSequence([seed, epoch, place]).generate_state(1, np.uint64)[0] >> 1),
+                seed=batch_seed(seed, epoch, place),
                 timestamps=None if self.timestamps is None else Jagged(self.timestamps[inputs], offsets),
                 next_timestamps=None if self.timestamps is None else Jagged(self.timestamps[inputs + 1], offsets),
                 actions=None if self.actions is None else Jagged(self.actions[inputs], offsets),
             )
-
-    def _order(
-        self, batch_size: int, epoch: int, seed: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return the order of sequences, the bounds of the batches in it, and the order of batches.
-
-        The bounds are the place at which each batch begins, and the place at which the last one ends.
-        """
-        rng = np.random.default_rng([seed, epoch])
-        order = order_by_length(self.lengths, batch_size, rng)
-        size = POOL_BATCHES * batch_size
-        begins = []
-        for start in range(0, len(order), size):
-            lengths = self.lengths[order[start : start + size]]
-            begins.append(start + _even_cuts(lengths, -(-len(lengths) // batch_size)))
-        bounds = np.concatenate([*begins, [len(order)]])
-        return order, bounds, rng.permutation(len(bounds) - 1)
 
     def _has_target(self) -> NDArray[np.bool_]:
         """Return which windows contain a target, bool [windows]."""
@@ -173,20 +154,7 @@ class NextItemSequences:
         return has_target
 
 
-def _even_cuts(lengths: NDArray[np.int64], parts: int) -> NDArray[np.int64]:
-    """Return the index at which each of `parts` parts of the sequences begins, [parts].
-
-    All parts have about the same number of events, and none is empty.
-    """
-    num_events = lengths.sum()
-    cuts = np.searchsorted(lengths.cumsum() - lengths / 2, num_events * np.arange(parts) / parts)
-    ranks = np.arange(parts)
-    cuts = np.maximum.accumulate(cuts - ranks) + ranks
-    bounded_cuts: NDArray[np.int64] = np.minimum(cuts, len(lengths) - parts + ranks)
-    return bounded_cuts
-
-
-def _windows(offsets: NDArray[np.int64], max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def windows(offsets: NDArray[np.int64], max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first input and the number of inputs of every window, [windows] each.
 
     The target of the last input of a user's last window is the user's last event.
