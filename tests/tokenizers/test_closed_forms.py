@@ -94,16 +94,45 @@ def test_enough_levels_of_hierarchical_kmeans_give_all_items_different_codes() -
     torch.testing.assert_close(model.decode(codes), content, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("balanced_by", ["turns", "auction"])
 @pytest.mark.parametrize(("count", "size"), [(60, 8), (64, 8), (61, 7), (9, 8)])
-def test_sizes_of_balanced_clusters_differ_by_at_most_one_at_every_level(count: int, size: int) -> None:
+def test_sizes_of_balanced_clusters_differ_by_at_most_one_at_every_level(
+    count: int, size: int, balanced_by: str
+) -> None:
     catalog = catalog_of(_normal(count, 5))
-    model = learn("residual-kmeans", catalog, levels=3, codebook_size=size, balanced=True)
+    settings = {"levels": 3, "codebook_size": size, "balanced": True, "balanced_by": balanced_by}
+    model = learn("residual-kmeans", catalog, **settings)
     codes = model.encode_catalog(catalog)
     for level, codebook in enumerate(model.codebook_sizes):
         used = torch.bincount(codes[:, level], minlength=codebook)
         assert int(used.max()) - int(used.min()) <= 1
     entropies = [level["entropy_share"] for level in (build_table(model, catalog).report or {})["levels"]]
     assert min(entropies) > 0.97
+
+
+def test_codes_of_balanced_clusters_do_not_depend_on_the_order_of_the_items() -> None:
+    content, order = _normal(61, 5), torch.randperm(61, generator=torch.Generator().manual_seed(1))
+    codes = []
+    for rows in (content, content[order]):
+        catalog = catalog_of(rows)
+        codes.append(
+            learn("residual-kmeans", catalog, levels=2, codebook_size=7, balanced=True).encode_catalog(catalog)
+        )
+    assert torch.equal(codes[0][order], codes[1])
+
+
+def test_in_an_auction_no_cluster_takes_what_remains() -> None:
+    content = _normal(600, 5)
+    catalog, spreads = catalog_of(content), {}
+    for balanced_by in ("turns", "auction"):
+        settings = {"levels": 1, "codebook_size": 20, "balanced": True, "balanced_by": balanced_by}
+        model = learn("residual-kmeans", catalog, **settings)
+        codes = model.encode_catalog(catalog)
+        distances = (content - model.decode(codes)).square().sum(1)
+        spreads[balanced_by] = torch.zeros(20).index_add_(0, codes[:, 0], distances) / 30
+    assert spreads["turns"][-3:].mean() > 2 * spreads["turns"][:10].mean()  # the last ones
+    assert spreads["auction"].max() < 0.7 * spreads["turns"].max()
+    assert spreads["auction"].mean() < 0.9 * spreads["turns"].mean()
 
 
 def test_balanced_clusters_recover_planted_clusters() -> None:

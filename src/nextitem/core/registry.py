@@ -115,6 +115,11 @@ MODELS: dict[str, Entry] = {
         "transformer over items; a small network generates the codes of the next item, one vector for each node",
         "arXiv 2203.01941, 2508.14910",
     ),
+    "onerec": Entry(
+        "nextitem.models.onerec:OneRec",
+        "generates a session as a list, item by item and code by code; decoder with a mixture of experts",
+        "arXiv 2502.18965",
+    ),
     "cobra": Entry(
         "nextitem.models.cobra:Cobra",
         "generates the codes of an item, then ranks items by a generated dense vector",

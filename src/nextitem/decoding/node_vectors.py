@@ -24,9 +24,11 @@ from torch.nn import functional as F
 from nextitem.core.jagged import offsets_of, ranges
 from nextitem.decoding.item_paths import ItemPaths
 from nextitem.decoding.trie import PrefixTrie
+from nextitem.nn.depth_network import DepthNetwork
 from nextitem.ops.trie_softmax import ChildRanges, child_logits, trie_softmax
 
 Parts = Literal["nodes", "codes", "both"]
+Targets = tuple[Tensor, Tensor, Tensor]  # row of a hidden state, item, and weight of each target, [T] each
 
 
 class NodeVectors(nn.Module):
@@ -162,6 +164,46 @@ class NodeVectors(nn.Module):
             queries = hidden @ self.content.weight
             parts.append(child_logits(queries, content, children, vector_rows=tree.item_of_leaf))
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+def path_losses(
+    hidden: Tensor,
+    targets: Targets,
+    *,
+    deeper: DepthNetwork,
+    nodes: NodeVectors,
+    tree: ItemPaths,
+    items: Tensor,
+    content: Tensor | None,
+) -> list[Tensor]:
+    """Return the weighted cross-entropy of the targets' nodes among their siblings, for each level, M scalars.
+
+    Targets with the same hidden state and the same prefix share the softmax over what may follow it.
+
+    Args:
+        hidden: hidden states at the root, [R, D].
+        targets: the hidden state of each target, its item, which has a training event, and its weight, [T] each.
+        deeper: network from the state at a node to that at a child.
+        nodes: vectors of the nodes.
+        tree: the trie with the paths of the items.
+        items: item vectors, [N + 1, D].
+        content: content vectors [N + 1, content width], if the leaves read them.
+
+    """
+    rows, target_items, weights = targets
+    paths, states, losses = tree.nodes[target_items], deeper.start(hidden), []
+    parents = paths.new_zeros(len(states))  # of the states: the root
+    for level in range(tree.trie.num_levels):
+        if level:
+            keys, rows = torch.unique(rows * tree.trie.num_nodes + paths[:, level], return_inverse=True)
+            former, parents = keys // tree.trie.num_nodes, keys % tree.trie.num_nodes
+            above, of_row = torch.unique(parents, return_inverse=True)
+            states = deeper(states, nodes(above, level=level - 1, tree=tree), level=level, rows=former, nodes=of_row)
+        log_probs = nodes.log_probs(
+            states[:, -1], paths[:, level + 1], parents, level=level, tree=tree, items=items, content=content, rows=rows
+        )
+        losses.append(-(weights * log_probs).sum())
+    return losses
 
 
 def child_ranges(trie: PrefixTrie, parents: Tensor) -> ChildRanges:

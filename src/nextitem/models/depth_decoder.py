@@ -43,12 +43,11 @@ from nextitem.core.recommendations import Recommendations
 from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.core.top_items import append_unseen
 from nextitem.data.examples.next_item import NextItemBatch, NextItemSequences
-from nextitem.data.negatives import sample_negatives
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.guidance import GuidedConfig, GuidedRecommender
 from nextitem.decoding.guide import Guide
 from nextitem.decoding.item_paths import ItemPaths
-from nextitem.decoding.node_vectors import NodeVectors, Parts, child_ranges
+from nextitem.decoding.node_vectors import NodeVectors, Parts, Targets, child_ranges, path_losses
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.losses.prefix_loss import PrefixAwareConfig, prefix_loss_of
 from nextitem.losses.sampled_softmax import sampled_softmax
@@ -164,34 +163,34 @@ class DepthDecoder(GuidedRecommender):
 
     def training_loss(self, batch: NextItemBatch) -> LossTerms:
         """Return the cross-entropy of the targets' nodes among their siblings, summed over levels, at all positions."""
-        generator = torch.Generator().manual_seed(batch.seed)
-        items = self.items.weight
-        if self.training and self.config.id_dropout:
-            is_hidden = torch.rand(len(items), generator=generator) < self.config.id_dropout
-            items = items * ~is_hidden.to(items.device)[:, None]
+        items = self._visible_items(generator := torch.Generator().manual_seed(batch.seed))
         hidden_TD = self.encoder(batch.items, lambda ids: self._embed(ids, items))
-        rows, targets, weights = batch.weighted_targets(self.config.target_weights)
-        paths, states, named = self.tree.nodes[targets], self.deeper.start(hidden_TD), {}
-        parents = paths.new_zeros(len(states))  # of the states: the root
-        for level in range(self.trie.num_levels):
-            if level:  # targets with the same history and prefix share a state
-                keys, rows = torch.unique(rows * self.trie.num_nodes + paths[:, level], return_inverse=True)
-                former, parents = keys // self.trie.num_nodes, keys % self.trie.num_nodes
-                above, nodes = torch.unique(parents, return_inverse=True)
-                vectors = self.nodes(above, level=level - 1, tree=self.tree)
-                states = self.deeper(states, vectors, level=level, rows=former, nodes=nodes)
-            vectors_of: dict[str, Any] = {"level": level, "tree": self.tree, "items": items, "content": self.content}
-            log_probs = self.nodes.log_probs(states[:, -1], paths[:, level + 1], parents, rows=rows, **vectors_of)
-            named[f"level_{level + 1}"] = -(weights * log_probs).sum()
-        total = torch.stack(list(named.values())).sum()
+        lags = batch.weighted_targets(self.config.target_weights)
+        return self._loss(hidden_TD, lags, items, generator, num_next=batch.loss_count)
+
+    def _visible_items(self, generator: torch.Generator) -> Tensor:
+        """Return the items' own vectors, [N + 1, D]; in training, those of random items are 0 (`id_dropout`)."""
+        items = self.items.weight
+        if not self.training or not self.config.id_dropout:
+            return items
+        is_hidden = torch.rand(len(items), generator=generator) < self.config.id_dropout
+        return items * ~is_hidden.to(items.device)[:, None]
+
+    def _loss(
+        self, hidden_RD: Tensor, targets: Targets, items: Tensor, generator: torch.Generator, *, num_next: int
+    ) -> LossTerms:
+        """Return the loss of targets, the first `num_next` of which are the next items of hidden states [R, D]."""
+        vectors: dict[str, Any] = {"nodes": self.nodes, "tree": self.tree, "items": items, "content": self.content}
+        losses = path_losses(hidden_RD, targets, deeper=self.deeper, **vectors)
+        named = {f"level_{level}": loss for level, loss in enumerate(losses, start=1)}
+        total = torch.stack(losses).sum()
         if self.prefix_loss is not None:
-            named["prefixes"] = self.trie.num_levels * self.prefix_loss(list(named.values()))  # the levels are summed
+            named["prefixes"] = self.trie.num_levels * self.prefix_loss(losses)  # the levels are summed
             total = total + named["prefixes"]
         if self.config.dense_weight:
-            count, is_target = self.config.dense_negatives, batch.targets.values > 0
-            sampled = sample_negatives(batch, self.popularity, count=count, shared_by="batch", generator=generator)
-            next_items = batch.targets.values[is_target]
-            named["dense"] = sampled_softmax(hidden_TD[is_target], items, next_items, **vars(sampled))
+            sampled = torch.randint(1, self.num_items + 1, (self.config.dense_negatives,), generator=generator)
+            rows, next_items = targets[0][:num_next], targets[1][:num_next]
+            named["dense"] = sampled_softmax(hidden_RD[rows], items, next_items, negatives=sampled.to(items.device))
             total = total + self.config.dense_weight * named["dense"]
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
@@ -219,11 +218,15 @@ class DepthDecoder(GuidedRecommender):
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
         """Return the logits [B, W, C] of the next codes, -inf without a node, and the state after `codes [B, W]`."""
-        node_BW = state.beams["node"] if codes is None else self.trie.advance(state.beams["node"], codes)
+        node_BW = state.beams["node"] if codes is None else self._advance(state.beams["node"], codes)
         depth = self.trie.depth_of(node_BW)
         children = self.trie.expand(node_BW, depth=depth)
         logits, state = self.score_children(state, codes, children.nodes)
         return logits_by_code(logits, children, self.trie.codebook_sizes[depth]), state
+
+    def _advance(self, nodes: Tensor, codes: Tensor) -> Tensor:
+        """Return the nodes that beams reach by their last codes."""
+        return self.trie.advance(nodes, codes)
 
     def score_children(
         self, state: GeneratorState, codes: Tensor | None, nodes: Tensor
@@ -243,7 +246,7 @@ class DepthDecoder(GuidedRecommender):
         logits = logits.gather(2, places.clamp(0, logits.shape[2] - 1))
         if not self.config.content_at_leaves:
             logits = self.tree.mask_without_seen(logits, nodes, is_leaf=level + 1 == self.trie.num_levels)
-        return logits, GeneratorState({}, {"hidden": hidden_BWtD, "node": node_BW})
+        return logits, GeneratorState(state.shared, {**state.beams, "hidden": hidden_BWtD, "node": node_BW})
 
     @torch.no_grad()
     def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:

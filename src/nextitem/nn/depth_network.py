@@ -86,7 +86,8 @@ def _select(values: Tensor, rows: Tensor | None) -> Tensor:
     return values if rows is None else values.index_select(0, rows)
 
 
-DEPTH_NETWORKS: dict[str, type[DepthMLP] | type[DepthTransformer]] = {
+DepthNetwork = DepthMLP | DepthTransformer
+DEPTH_NETWORKS: dict[str, type[DepthNetwork]] = {
     "mlp": DepthMLP,
     "transformer": DepthTransformer,
 }

@@ -7,7 +7,8 @@ vectors and their code vectors (residuals). An item's codes are its clusters fro
 Notable
 - Plain k-means, or with `balanced` OneRec's: all codes of a level have the same number of items, plus or minus one. One
   cluster after another takes the nearest of the remaining residuals. So items with equal content may get different
-  codes, and the last clusters take whatever remains. A new item takes its nearest codes.
+  codes, and the last clusters take whatever remains. With `balanced_by = "auction"` all clusters compete for the items
+  at once, so that no cluster comes last (nn/quantisation/balanced_kmeans.py). A new item takes its nearest codes.
 - A level has fewer codes than configured if there are fewer distinct residuals, and none that no item uses.
 - Large catalogues are clustered on a seeded sample of 256 items for each code (faiss's limit).
 
@@ -16,6 +17,8 @@ Shapes: n items, D content width, M levels, C codes.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -23,6 +26,7 @@ from torch import Tensor
 from nextitem.core import config as configs
 from nextitem.core.catalog import Catalog
 from nextitem.core.dataset import Dataset
+from nextitem.nn.quantisation.balanced_kmeans import balanced_kmeans
 from nextitem.nn.quantisation.quantizers import balanced_clusters, kmeans, nearest_code, residual_quantise, sum_of_codes
 from nextitem.tokenizers.tokenizer import Standardizer, Tokenizer, content_of
 
@@ -38,8 +42,14 @@ class ResidualKMeansConfig(configs.Config):
     """Number of rounds of k-means at each level."""
     balanced: bool = False
     """Whether all codes of a level have the same number of items (plus or minus one)."""
+    balanced_by: Literal["turns", "auction"] = "turns"
+    """How balanced clusters get their items: one cluster after another (OneRec), or all of them at once."""
     standardise: bool = True
     """Whether to scale every content dimension to the same variance, so that all have the same weight."""
+
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that have no effect under the other settings, each with the reason."""
+        return configs.idle_unless(self.balanced, "balanced is false", "balanced_by")
 
 
 class ResidualKMeans(Tokenizer):
@@ -75,20 +85,23 @@ class ResidualKMeans(Tokenizer):
             self.standardizer.fit(content)
         residual, level_codes = self.standardizer(content), []
         for level in range(self.config.levels):
-            codebook = kmeans(
-                residual,
-                self.config.codebook_size,
-                seed=(int(self.seed) + level) % 2**31,
-                iterations=self.config.iterations,
-            )
-            if self.config.balanced:
-                codes, codebook = balanced_clusters(residual, codebook, iterations=self.config.iterations)
-            else:
-                codes = nearest_code(residual, codebook)
+            codes, codebook = self._clusters(residual, seed=(int(self.seed) + level) % 2**31)
             setattr(self, f"codebook_{level}", codebook)
             residual = residual - codebook[codes]
             level_codes.append(codes)
         self._balanced_codes = torch.stack(level_codes, dim=1) if self.config.balanced else None
+
+    def _clusters(self, residual: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the codes [N] of the residuals [N, D] of a level, and its code vectors [C, D]."""
+        config = self.config
+        if config.balanced and config.balanced_by == "auction":
+            codes = balanced_kmeans(residual, config.codebook_size, seed=seed, iterations=config.iterations)
+            sums = residual.new_zeros(int(codes.max()) + 1, residual.shape[1]).index_add_(0, codes, residual)
+            return codes, sums / codes.bincount()[:, None]
+        codebook = kmeans(residual, config.codebook_size, seed=seed, iterations=config.iterations)
+        if config.balanced:
+            return balanced_clusters(residual, codebook, iterations=config.iterations)
+        return nearest_code(residual, codebook), codebook
 
     def encode_catalog(self, catalog: Catalog) -> Tensor:
         """Return codes [N, M] of the items to which the tokenizer was fitted."""

@@ -80,21 +80,27 @@ class CausalEncoder(nn.Module):
         hidden_TD = self(recent, embed)
         return hidden_TD[recent.offsets[1:] - 1]  # type: ignore[no-any-return]
 
-    def read(self, batch: SequenceBatch, state: HistoryState | None, embed: Embed) -> HistoryState:
+    def read(
+        self, batch: SequenceBatch, state: HistoryState | None, embed: Embed, *, stores_outputs: bool = False
+    ) -> HistoryState:
         """Return the state after histories, read from the start or after `state`; each row has events to read.
 
-        It stores keys and values [B, P, 2, H, D / H] of each block, if positions are counted from the first event.
+        It stores keys and values [B, P, 2, H, D / H] of each block, if positions are counted from the first event. With
+        `stores_outputs` it stores the normalised hidden states of all events, [B, P, 1, 1, D], as "outputs".
         """
         if state is None:
-            items, num_cached = self.window.recent_events(batch.items), None
+            items, num_cached, outputs = self.window.recent_events(batch.items), None, KeyValueCache()
             caches = [KeyValueCache() for _ in self.blocks if self.counts_from_first]
         else:
             items, num_cached = batch.items.last(batch.items.lengths - state.lengths), state.lengths - state.starts
             further = NewPositions(num_cached, items.lengths)
             caches = [KeyValueCache(state.cache[f"block{n}"], further) for n in range(len(self.blocks))]
+            outputs = KeyValueCache(state.cache.get("outputs"), further)
         hidden_BLD = self._padded(items, embed, caches, num_cached=num_cached)
         last_BD = hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), items.lengths - 1]
         cache = {f"block{n}": layer.keys_values for n, layer in enumerate(caches) if layer.keys_values is not None}
+        if stores_outputs:
+            cache["outputs"] = outputs.append(self.norm(hidden_BLD)[:, :, None, None])
         return HistoryState(batch.items.lengths, self.norm(last_BD), cache)
 
     def _padded(
