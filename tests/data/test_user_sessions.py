@@ -61,7 +61,7 @@ def examples_of(source: UserSessions, size: int = 2, **arguments: Any) -> list[E
 
 def test_lists_at_every_event_end_with_their_session() -> None:
     log = log_of([user([1, 2, 3, 4, 5], [7, 7, 8, 8, 8]), user([6]), user([8, 9], [1, 2])])
-    assert sorted(examples_of(source_of(log))) == [
+    assert sorted(examples_of(source_of(log, cut="column"))) == [
         ((1,), (2,)),
         ((1, 2), (3, 4, 5)),
         ((1, 2, 3), (4, 5)),
@@ -88,8 +88,9 @@ def test_an_undated_log_without_sessions_has_the_next_events() -> None:
 
 def test_a_gap_begins_a_session() -> None:
     log = log_of([user([1, 2, 3, 4])], minutes=[0, 31, 61, 92])
-    assert sorted(examples_of(source_of(log))) == [((1,), (2, 3)), ((1, 2), (3,)), ((1, 2, 3), (4,))]
-    assert sorted(examples_of(source_of(log, max_gap=40)))[0] == ((1,), (2, 3, 4))
+    expected = [((1,), (2, 3)), ((1, 2), (3,)), ((1, 2, 3), (4,))]
+    assert sorted(examples_of(source_of(log, cut="gap"))) == expected
+    assert sorted(examples_of(source_of(log, cut="gap", max_gap=40)))[0] == ((1,), (2, 3, 4))
     assert sorted(examples_of(source_of(log, cut="none")))[0] == ((1,), (2, 3, 4))
 
 
@@ -98,6 +99,16 @@ def test_a_column_that_is_the_same_throughout_each_user_is_no_division() -> None
     assert source_of(log, starts="sessions").num_lists == 3  # lists at every event
     with pytest.raises(UserError, match=r"set model\.sessions\.starts = events"):
         source_of(log_of([user([1, 2])]), starts="sessions", cut="column")
+
+
+def test_sessions_of_single_events_are_no_division() -> None:
+    rows = [user([1, 2, 3, 4], [0, 1, 2, 2])]
+    assert dict(examples_of(source_of(log_of(rows))))[1,] == (2, 3, 4)
+    assert dict(examples_of(source_of(log_of(rows), cut="column")))[1,] == (2,)
+    assert dict(examples_of(source_of(log_of(rows, minutes=[0, 60, 120, 121]))))[1,] == (2, 3, 4)
+    assert dict(examples_of(source_of(log_of(rows, minutes=[0, 1, 120, 121]))))[1,] == (2,)
+    both = log_of(rows, minutes=[0, 1, 120, 121], session_id=[0, 1, 2, 2])  # the gap divides better than the column
+    assert dict(examples_of(source_of(both)))[1, 2, 3] == (4,)
 
 
 def test_a_repeated_item_is_listed_once_and_leaves_room() -> None:

@@ -115,7 +115,8 @@ class OneRec(DepthDecoder):
         lists_BPm[is_list_BP] = lists_Sm
         events_BLD = Jagged(events_TD, batch.items.offsets).to_padded()
         history = self.decoder.read(events_BLD, starts_BP.clamp(min=1))
-        former = self._embed(lists_BPm[:, :, :-1].flatten(1), items).view(*starts_BP.shape, num_slots - 1, -1)
+        former = self._embed(lists_BPm[:, :, :-1].flatten(1), items)
+        former = former.view(*starts_BP.shape, num_slots - 1, self.config.width)
         is_real = lists_BPm > 0
         hidden_RD = self.decoder(history, former, is_real)[is_list_BP].flatten(0, 1)
         targets = batch.weighted_targets(

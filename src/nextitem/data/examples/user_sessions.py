@@ -41,7 +41,7 @@ class SessionsConfig(configs.Config):
 
     cut: Literal["auto", "column", "gap", "none"] = "auto"
     """What divides a user's events into sessions: the column session_id, a gap in time, or nothing. auto: the first of
-    these that the log allows; the column counts if a user has several sessions.
+    these by which some user has several sessions, and a session has two events or more on average.
     """
     max_gap: float = Field(30.0, gt=0)
     """Number of minutes without an event after which a new session begins (gap)."""
@@ -241,14 +241,16 @@ def session_starts(log: Interactions, config: SessionsConfig) -> tuple[NDArray[n
         raise UserError("model.sessions.cut = column, but the log has no column session_id; set gap, none or auto")
     if cut == "gap" and log.timestamps is None:
         raise UserError("model.sessions.cut = gap, but the log has no times; set column, none or auto")
+    divisions = []
     if cut in ("auto", "column") and has_column:
         session = log.columns[SESSION]
-        changes = session.ne_missing(session.shift(1)).to_numpy()
-        if cut == "column" or bool((changes & ~is_first).any()):
-            return is_first | changes, True
+        divisions.append(is_first | session.ne_missing(session.shift(1)).to_numpy())
     if cut in ("auto", "gap") and log.timestamps is not None:
         gap = np.diff(log.timestamps, prepend=log.timestamps[:1])
-        return is_first | (gap > config.max_gap * _MILLISECONDS), True
+        divisions.append(is_first | (gap > config.max_gap * _MILLISECONDS))
+    for division in divisions:
+        if cut != "auto" or is_first.sum() < division.sum() <= len(log) / 2:
+            return division, True
     return is_first, False
 
 
