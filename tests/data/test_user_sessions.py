@@ -211,18 +211,21 @@ def test_shares_of_processes_are_the_batch() -> None:
     assert examples_in(batch.to("cpu")) == examples_in(batch)
 
 
-def test_weights_of_targets() -> None:
-    log = log_of([user([1, 2, 3, 4])])
-    (batch,) = source_of(log).batches(1, epoch=0, seed=0)  # lists 2 3 4, 3 4, and 4
-    slots, items, weights = batch.weighted_targets((1.0, 0.5), num_slots=3, later_slots=0.2)
-    entries = sorted(
-        zip(slots.tolist(), items.tolist(), [round(3 * weight, 6) for weight in weights.tolist()], strict=True)
-    )
-    assert entries == [
-        (0, 2, 1.0), (0, 3, 0.5), (1, 3, 0.2), (1, 4, 0.1), (2, 4, 0.2),
-        (3, 3, 1.0), (3, 4, 0.5), (4, 4, 0.2),
-        (6, 4, 1.0),
-    ]  # fmt: skip
-    assert slots[:6].tolist() == [0, 1, 2, 3, 4, 6]  # the slots' own items come first
-    slots, items, weights = batch.weighted_targets((1.0, 0.5), num_slots=1, later_slots=0.0)
-    assert torch.stack([slots, items]).T.tolist() == [[0, 2], [1, 3], [2, 4], [0, 3], [1, 4]]
+def test_items_of_a_list_are_targets_by_weight() -> None:
+    (batch,) = source_of(log_of([user([1, 2, 3, 4])])).batches(1, epoch=0, seed=0)  # lists 2 3 4, 3 4, and 4
+    lists, items, weights = batch.next_items((1.0, 0.5))
+    assert torch.stack([lists, items]).T.tolist() == [[0, 2], [1, 3], [2, 4], [0, 3], [1, 4]]
+    assert [round(3 * weight, 6) for weight in weights.tolist()] == [1, 1, 1, 0.5, 0.5]
+
+
+def test_a_sample_of_lists_keeps_their_histories() -> None:
+    log = log_of([user([1, 2, 3, 4]), user([5, 6]), user([7, 8, 9])])
+    (batch,) = source_of(log).batches(3, epoch=0, seed=0)
+    generator, counts = torch.Generator().manual_seed(0), []
+    for _ in range(100):
+        part = batch.sample_lists(0.3, generator)
+        assert part.items is batch.items
+        assert set(examples_in(part)) <= set(examples_in(batch))
+        counts.append(part.loss_count)
+    assert 0.25 < sum(counts) / 600 < 0.35
+    assert examples_in(batch.sample_lists(1.0, generator)) == examples_in(batch)

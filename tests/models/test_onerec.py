@@ -44,7 +44,7 @@ def catalog_of(num_items: int = NUM_ITEMS, sizes: tuple[int, ...] = SIZES) -> Ca
 def model_of(catalog: Catalog | None = None, **settings: Any) -> OneRec:
     torch.manual_seed(5)
     small = {"width": 8, "depth_width": 12, "dropout": 0.0, "max_history_length": 6, "feed_width": 12}
-    small |= {"items_per_list": 3, "experts": EXPERTS, "target_weights": (1.0,)}
+    small |= {"items_per_list": 3, "experts": EXPERTS, "target_weights": (1.0,), "session_share": 1.0}
     model = OneRec(OneRecConfig.model_validate(small | settings), catalog or catalog_of()).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # the initial vectors are too small to tell items apart
@@ -94,15 +94,12 @@ def test_a_slot_sees_the_items_before_it_and_no_later_ones() -> None:
     model = model_of()
     by_first = [log_prob(model, [1, 2], [first, 7]) - log_prob(model, [1, 2], [first]) for first in (3, 4, 5)]
     assert max(by_first) - min(by_first) > 0.01
-    one = log_prob(model, [1, 2], [3])
-    for second in (4, 5):  # the share of the first item does not depend on the second
-        batch = lists_after([1, 2], [[3, second]])
-        with torch.no_grad():
-            slots, items, _ = batch.weighted_targets((1.0,), num_slots=2, later_slots=0.0)
-            assert items[slots == 0].tolist() == [3]
-            model.config = model.config.model_copy(update={"session_weight": 1e-9})
-            assert -float(model.training_loss(batch).total) == pytest.approx(one, abs=1e-5)
-            model.config = model.config.model_copy(update={"session_weight": 1.0})
+    with torch.no_grad():
+        events = model.encoder(Jagged.from_rows([[1, 2]]), model._embed)[None]
+        history = model.decoder.read(events, torch.tensor([[2]]))
+        one, other = (model.decoder(history, model._embed(torch.tensor([row]))[:, None]) for row in ([3, 4], [3, 5]))
+    assert torch.equal(one[:, :, :2], other[:, :, :2])
+    assert not torch.allclose(one[:, :, 2], other[:, :, 2])
 
 
 def test_lists_of_one_history_see_the_part_before_them() -> None:
@@ -115,7 +112,7 @@ def test_lists_of_one_history_see_the_part_before_them() -> None:
 
 
 def test_the_parts_of_a_batch_add_up() -> None:
-    model = model_of(session_weight=0.5, target_weights=(1.0, 0.3))
+    model = model_of(target_weights=(1.0, 0.3))
     batch = UserSessionBatch(
         Jagged.from_rows([[1, 2, 3], [4, 5], [6]]),
         Jagged.from_rows([[1, 3], [2], [1]]),
@@ -130,7 +127,7 @@ def test_the_parts_of_a_batch_add_up() -> None:
 
 
 def test_without_later_slots_the_first_alone_is_computed() -> None:
-    model = model_of(session_weight=0.0)
+    model = model_of(session_share=0.0)
     tokens = []
     model.decoder.layers[0].feed.register_forward_hook(lambda _, inputs, output: tokens.append(len(inputs[0])))  # type: ignore[union-attr]
     with torch.no_grad():
@@ -144,7 +141,7 @@ def test_every_part_learns_and_padding_is_no_load_of_the_experts() -> None:
     terms = model.training_loss(lists_after([1, 2, 3, 4], [[3, 4, 5], [5], [6, 7]], [2, 3, 4]))
     terms.total.backward()
     assert {"level_1", "level_2", "balance"} <= terms.named.keys()
-    assert int(model.decoder.layers[0].feed.load.sum()) == 2 * 6  # type: ignore[union-attr,operator]
+    assert int(model.decoder.layers[0].feed.load.sum()) == 2 * (3 + 6)  # type: ignore[union-attr,operator]
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not without
 
@@ -249,7 +246,15 @@ def partners(seed: int = 0) -> Dataset:
 
 def trained(dataset: Dataset, **settings: Any) -> OneRec:
     torch.manual_seed(0)
-    small = {"width": 16, "depth_width": 16, "dropout": 0.0, "feed_width": 16, "items_per_list": 2, "experts": EXPERTS}
+    small = {
+        "width": 16,
+        "depth_width": 16,
+        "dropout": 0.0,
+        "feed_width": 16,
+        "items_per_list": 2,
+        "experts": EXPERTS,
+        "session_share": 1.0,
+    }
     model = OneRec(OneRecConfig.model_validate(small | settings), dataset.catalog)
     model.set_popularity_from(dataset)
     training = TrainingConfig(max_epochs=20, batch_size=32, learning_rate=0.01)

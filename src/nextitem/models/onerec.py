@@ -10,10 +10,12 @@ comes before it. It is trained on all codes of all items of a session.
 
 Notable
 - It stands on the depth decoder, which is better here than codes as tokens: an event is one token, every node of the
-  trie has a vector, and only legal codes compete. Without later slots (`session_weight = 0`), and with a decoder that
+  trie has a vector, and only legal codes compete. Without later slots (`session_share = 0`), and with a decoder that
   adds nothing, it is that model.
 - A causal encoder is read once for all lists of a user. The paper's reads each history in both directions.
-- Each slot learns its own item and, with falling weights, those after it; the paper learns its own alone.
+- A list begins at every event, so a later slot learns what the first slot of a later list learns, too. `session_share`
+  is the part of the lists of which later slots are learned; 1 in the paper, whose lists do not overlap.
+- The first slot learns the items after its own, too, with falling weights; the paper learns its own alone.
 - A list has up to `items_per_list` items; in longer answers, the best items of the first slot follow that are not in
   the list. `generates = "items"` answers with the k best items of the first slot instead.
 - Preference alignment is not part of the model: see nextitem.alignment.
@@ -24,7 +26,7 @@ Shapes: B requests or histories, L events, P lists of a history, S lists of a ba
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
@@ -41,6 +43,7 @@ from nextitem.core.roles import GeneratorState, LossTerms
 from nextitem.data.examples.user_sessions import SessionsConfig, UserSessionBatch, UserSessions
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.guide import Guide
+from nextitem.decoding.node_vectors import Targets
 from nextitem.models.depth_decoder import DepthDecoder, DepthDecoderConfig
 from nextitem.nn.attention.incremental import extend_history_state
 from nextitem.nn.attention.session_decoder import EncodedHistory, SessionDecoder
@@ -55,8 +58,8 @@ class OneRecConfig(DepthDecoderConfig):
     """Number of items that are generated as a list (m), in training and in answers."""
     generates: Literal["list", "items"] = "list"
     """Answer: the likeliest list, followed by the best further items; or the best items one by one."""
-    session_weight: float = Field(1.0, ge=0)
-    """Weight of the slots after the first one in the loss; 0: items one by one, and no such slot is computed."""
+    session_share: float = Field(0.25, ge=0, le=1)
+    """Share of the lists whose slots after the first are learned, sampled for each batch; 0: items one by one."""
     sessions: SessionsConfig = SessionsConfig()
     """How sessions are cut from the log, and which of them are learned."""
     decoder_layers: int = Field(1, ge=1)
@@ -68,7 +71,7 @@ class OneRecConfig(DepthDecoderConfig):
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that have no effect under the other settings, each with the reason."""
-        is_listwise = self.generates == "list" or self.session_weight > 0
+        is_listwise = self.generates == "list" or self.session_share > 0
         reason = "neither answers nor the loss have lists"
         return {**super().idle_fields(), **configs.idle_unless(is_listwise, reason, "items_per_list")}
 
@@ -104,29 +107,49 @@ class OneRec(DepthDecoder):
         )
 
     def training_loss(self, batch: UserSessionBatch) -> LossTerms:  # type: ignore[override]
-        """Return the cross-entropy of all nodes of all items of the lists, summed over slots, a mean over lists."""
+        """Return the cross-entropy of the nodes of the items of the lists, summed over slots, a mean over lists."""
         items = self._visible_items(generator := torch.Generator().manual_seed(batch.seed))
         events_TD = self.encoder(batch.items, lambda ids: self._embed(ids, items))
-        lists_Sm = batch.lists.to_padded()
-        lists_Sm = lists_Sm if self.config.session_weight else lists_Sm[:, :1]
-        starts_BP, num_slots = batch.starts.to_padded(), lists_Sm.shape[1]
-        is_list_BP = starts_BP > 0
-        lists_BPm = lists_Sm.new_zeros((*starts_BP.shape, num_slots))
-        lists_BPm[is_list_BP] = lists_Sm
         events_BLD = Jagged(events_TD, batch.items.offsets).to_padded()
-        history = self.decoder.read(events_BLD, starts_BP.clamp(min=1))
-        former = self._embed(lists_BPm[:, :, :-1].flatten(1), items)
-        former = former.view(*starts_BP.shape, num_slots - 1, self.config.width)
-        is_real = lists_BPm > 0
-        hidden_RD = self.decoder(history, former, is_real)[is_list_BP].flatten(0, 1)
-        targets = batch.weighted_targets(
-            self.config.target_weights, num_slots=num_slots, later_slots=self.config.session_weight
-        )
-        terms = self._loss(hidden_RD, targets, items, generator, num_next=int(is_real.sum()))
+        first_SD = self._slots(events_BLD, batch, items, num_slots=1)[0]
+        hidden, targets = [first_SD], [batch.next_items(self.config.target_weights)]
+        if self.config.session_share and self.config.items_per_list > 1:
+            part = batch.sample_lists(self.config.session_share, generator)
+            later_RD, later_items = self._slots(events_BLD, part, items, num_slots=self.config.items_per_list)
+            rows = torch.arange(len(later_RD), device=later_RD.device)
+            hidden.append(later_RD)
+            targets.append((rows + len(first_SD), later_items, torch.full_like(later_RD[:, 0], 1 / batch.loss_count)))
+        joined = tuple(torch.cat(column) for column in zip(*targets, strict=True))
+        terms = self._loss(torch.cat(hidden), cast(Targets, joined), items, generator, num_next=len(first_SD))
         balance = take_balance_losses(self.decoder)
         if balance is None:
             return terms
         return LossTerms(terms.total + balance, {**terms.named, "balance": balance.detach()})
+
+    def _slots(
+        self, events_BLD: Tensor, batch: UserSessionBatch, items: Tensor, *, num_slots: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the states of slots and their items, [R, D] and [R]: of all first slots, or of all later ones.
+
+        Args:
+            events_BLD: outputs of the encoder.
+            batch: the lists.
+            items: the items' own vectors, [N + 1, D].
+            num_slots: 1: the first slot of each list; otherwise those after it, up to this number.
+
+        """
+        lists_Sm = batch.lists.to_padded(num_slots) if num_slots > 1 else batch.lists.to_padded()[:, :1]
+        starts_BP = batch.starts.to_padded()
+        lists_BPm = lists_Sm.new_zeros((*starts_BP.shape, num_slots))
+        lists_BPm[starts_BP > 0] = lists_Sm
+        former = self._embed(lists_BPm[:, :, :-1].flatten(1), items).view(
+            *starts_BP.shape, num_slots - 1, self.config.width
+        )
+        is_real = lists_BPm > 0
+        hidden_BPmD = self.decoder(self.decoder.read(events_BLD, starts_BP.clamp(min=1)), former, is_real)
+        if num_slots > 1:
+            hidden_BPmD, lists_BPm, is_real = hidden_BPmD[:, :, 1:], lists_BPm[:, :, 1:], is_real[:, :, 1:]
+        return hidden_BPmD[is_real], lists_BPm[is_real]
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
         """Return the state before the first item of a list, from the history or from its cached state."""

@@ -101,25 +101,25 @@ class UserSessionBatch:
         """Return the number of lists, over which the loss is averaged."""
         return self.lists.num_rows
 
-    def weighted_targets(
-        self, weights: Sequence[float], *, num_slots: int, later_slots: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the targets of all slots: the slot, the item, and a weight of each, [T] each.
+    def sample_lists(self, share: float, generator: torch.Generator) -> UserSessionBatch:
+        """Return the batch with a random part of its lists: each one with probability `share`, all histories."""
+        if share >= 1:
+            return self
+        is_selected = (torch.rand(self.lists.num_rows, generator=generator) < share).to(self.lists.offsets.device)
+        counts = torch.zeros_like(self.starts.lengths).index_add_(0, self.starts.row_ids(), is_selected.long())
+        starts = Jagged.from_lengths(self.starts.values[is_selected], counts)
+        return replace(self, starts=starts, lists=self.lists.select(is_selected.nonzero()[:, 0]))
 
-        Slot j of list s has the number s * num_slots + j. Its targets are its own item and those after it in the list,
-        with `weights` for the first, second, ... of these. The first targets, lists in order, are the slots' own items.
-        Weights are divided by the number of lists, and multiplied by `later_slots` in all slots but a list's first.
+    def next_items(self, weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the items of each list as targets before it: the list, the item, and a weight of each, [T] each.
+
+        `weights` are those of the first, second, ... item of a list, divided by the number of lists. The first S
+        targets are the first items.
         """
         padded_Sm = self.lists.to_padded()
-        is_used = torch.arange(padded_Sm.shape[1], device=padded_Sm.device) < num_slots
-        slots, targets, shares = [], [], []
-        for lag, weight in enumerate(weights[: padded_Sm.shape[1]]):
-            later_Sm = torch.nn.functional.pad(padded_Sm[:, lag:], (0, lag))
-            rows, columns = ((later_Sm > 0) & is_used).nonzero(as_tuple=True)
-            slots.append(rows * num_slots + columns)
-            targets.append(later_Sm[rows, columns])
-            shares.append(torch.where(columns > 0, later_slots * weight, weight))
-        return torch.cat(slots), torch.cat(targets), torch.cat(shares) / max(1, self.loss_count)
+        columns, lists = (padded_Sm.T[: len(weights)] > 0).nonzero(as_tuple=True)
+        factors = torch.tensor(weights, device=padded_Sm.device) / max(1, self.loss_count)
+        return lists, padded_Sm[lists, columns], factors[columns]
 
 
 class UserSessions:

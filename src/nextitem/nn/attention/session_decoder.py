@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextitem.nn.attention.transformer import SelfAttention
+from nextitem.nn.byte_dropout import ByteDropout
 from nextitem.nn.experts import ExpertsConfig, feed_forward
 
 
@@ -79,7 +80,7 @@ class SessionLayer(nn.Module):
         self.attention = SelfAttention(width, heads=heads, dropout=dropout)
         self.history = HistoryAttention(width, heads=heads)
         self.feed = feed_forward(width, hidden=hidden, experts=experts, dropout=dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ByteDropout(dropout)
 
     def forward(self, hidden_BPSD: Tensor, keys_values: Tensor, is_visible: Tensor, is_real: Tensor | None) -> Tensor:
         """Return the hidden states after the layer, [B, P, S, D]; those of slots that are not real have no meaning."""
@@ -125,7 +126,7 @@ class SessionDecoder(nn.Module):
         self.layers = nn.ModuleList(
             SessionLayer(width, heads=heads, hidden=hidden, experts=experts, dropout=dropout) for _ in range(layers)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ByteDropout(dropout)
         self.norm = nn.LayerNorm(width)
 
     def read(self, events_BLD: Tensor, lengths_BP: Tensor) -> EncodedHistory:
