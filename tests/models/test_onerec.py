@@ -136,6 +136,15 @@ def test_without_later_slots_the_first_alone_is_computed() -> None:
     assert loss == pytest.approx(-(log_prob(model, [1, 2], [4]) + log_prob(model, [1, 2, 3], [7])) / 2, abs=1e-5)
 
 
+def test_a_sample_of_no_list_leaves_the_first_slots() -> None:
+    batch, losses = lists_after([1, 2, 3], [[4, 5, 6]]), []
+    for share in (1e-9, 0.0):
+        model = model_of(session_share=share).train()
+        losses.append(model.training_loss(batch).total)
+        losses[-1].backward()
+    torch.testing.assert_close(*losses)
+
+
 def test_every_part_learns_and_padding_is_no_load_of_the_experts() -> None:
     model = model_of(experts=EXPERTS | {"balance": "loss"}).train()
     terms = model.training_loss(lists_after([1, 2, 3, 4], [[3, 4, 5], [5], [6, 7]], [2, 3, 4]))

@@ -65,7 +65,7 @@ class HistoryAttention(nn.Module):
     def forward(self, slots_BQD: Tensor, keys_values: Tensor, is_visible: Tensor) -> Tensor:
         """Return the attention output, [B, Q, D]; `is_visible [B, 1, Q, L]` are the events that each query reads."""
         B, Q, D = slots_BQD.shape
-        query = self.query(slots_BQD).view(B, Q, self.heads, -1).transpose(1, 2)
+        query = self.query(slots_BQD).view(B, Q, self.heads, D // self.heads).transpose(1, 2)
         key, value = keys_values.unbind(1)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=is_visible)
         return self.output(mixed.transpose(1, 2).reshape(B, Q, D))  # type: ignore[no-any-return]
