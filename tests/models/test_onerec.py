@@ -43,7 +43,7 @@ def catalog_of(num_items: int = NUM_ITEMS, sizes: tuple[int, ...] = SIZES) -> Ca
 
 def model_of(catalog: Catalog | None = None, **settings: Any) -> OneRec:
     torch.manual_seed(5)
-    small = {"width": 8, "depth_width": 12, "dropout": 0.0, "max_history_length": 6, "feed_width": 12}
+    small: dict[str, Any] = {"width": 8, "depth_width": 12, "dropout": 0.0, "max_history_length": 6, "feed_width": 12}
     small |= {"items_per_list": 3, "experts": EXPERTS, "target_weights": (1.0,), "session_share": 1.0}
     model = OneRec(OneRecConfig.model_validate(small | settings), catalog or catalog_of()).eval()
     with torch.no_grad():
