@@ -82,8 +82,8 @@ def judge(model: Recommender, truth: ShopTruth, data: Dataset, requests: Sequenc
         "recall@10": accuracy.recall(answer, requests.targets, 10),
         "ndcg@10": accuracy.ndcg(answer, requests.targets, 10),
     }
-    known = truth_of(truth, data, requests, answer[:, :NUM_SLOTS])
-    return figures | {name: torch.from_numpy(np.asarray(values, np.float64)) for name, values in known.items()}
+    of_lists = truth_of(truth, data, requests, answer[:, :NUM_SLOTS])
+    return figures | {name: torch.from_numpy(np.asarray(values, np.float64)) for name, values in of_lists.items()}
 
 
 def main() -> None:

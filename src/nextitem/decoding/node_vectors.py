@@ -15,7 +15,7 @@ Shapes: R rows, D width, C children of a row, N items, M levels.
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,22 @@ from torch.nn import functional as F
 from nextitem.core.jagged import offsets_of, ranges
 from nextitem.decoding.item_paths import ItemPaths
 from nextitem.decoding.trie import PrefixTrie
-from nextitem.nn.depth_network import DepthNetwork
 from nextitem.ops.trie_softmax import ChildRanges, child_logits, trie_softmax
 
 Parts = Literal["nodes", "codes", "both"]
 Targets = tuple[Tensor, Tensor, Tensor]  # row of a hidden state, item, and weight of each target, [T] each
+
+
+class Descent(Protocol):
+    """Network from the state at a node to that at one of its children (nn/depth_network.py)."""
+
+    def start(self, hidden: Tensor) -> Tensor:
+        """Return the states at the root, [R, t, D], from hidden states [R, D]; the last of t states is current."""
+
+    def __call__(
+        self, states: Tensor, vectors: Tensor, *, level: int, rows: Tensor | None = None, nodes: Tensor | None = None
+    ) -> Tensor:
+        """Return the states at nodes of depth `level`, from their parents' states and their vectors."""
 
 
 class NodeVectors(nn.Module):
@@ -170,7 +181,7 @@ def path_losses(
     hidden: Tensor,
     targets: Targets,
     *,
-    deeper: DepthNetwork,
+    deeper: Descent,
     nodes: NodeVectors,
     tree: ItemPaths,
     items: Tensor,

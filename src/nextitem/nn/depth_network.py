@@ -86,8 +86,7 @@ def _select(values: Tensor, rows: Tensor | None) -> Tensor:
     return values if rows is None else values.index_select(0, rows)
 
 
-DepthNetwork = DepthMLP | DepthTransformer
-DEPTH_NETWORKS: dict[str, type[DepthNetwork]] = {
+DEPTH_NETWORKS: dict[str, type[DepthMLP] | type[DepthTransformer]] = {
     "mlp": DepthMLP,
     "transformer": DepthTransformer,
 }
