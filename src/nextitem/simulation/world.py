@@ -398,3 +398,32 @@ class World(CustomerWorld):
             satisfaction=np.full(size, np.nan),
             has_left=np.zeros(size, dtype=np.bool_),
         )
+
+
+class EnvironmentConfig(WorldConfig):
+    """Settings of the long-term environment: as those of World, but everything changes and everything has effects."""
+
+    days: float = Field(60.0, gt=0, le=3650)
+    """Duration in days of simulated time, from the end of the shop's log."""
+    shortest_gap: float = Field(2.0, gt=0)
+    """Mean number of days until the next visit of a customer who is wholly satisfied."""
+    longest_gap: float = Field(14.0, gt=0)
+    """Mean number of days until the next visit of a customer who is not satisfied at all."""
+    satisfaction_memory: float = Field(0.5, ge=0, lt=1)
+    """Weight of earlier lists in the satisfaction of a customer; 0: only the last list counts."""
+    churn: float = Field(0.15, ge=0, le=1)
+    """Probability that a customer who is not satisfied at all leaves for good after a visit."""
+    list_complements: bool = True
+    """Whether a click within a list makes items further down attractive that go with the clicked item."""
+    list_fatigue: float = Field(0.5, ge=0, le=10)
+    """Appeal, as a logit, that an item loses for each item of its category in a slot above."""
+    drift: float = Field(0.3, ge=0, le=1)
+    """Share of interests, tastes and popularity that changes during the simulation; 0: all stay as they are."""
+    new_items: int = Field(200, ge=0, le=100_000)
+    """Number of items that arrive during the simulation, at random times."""
+    leaving_items: int = Field(200, ge=0, le=100_000)
+    """Number of items of the shop that leave during the simulation, at random times."""
+    influence: float = Field(0.05, ge=0, le=1)
+    """Share of the way that taste and interest move towards each clicked item."""
+    boredom: float = Field(0.15, ge=0, le=10)
+    """Appeal, as a logit, that items lose for each recent look at an item of their category."""
