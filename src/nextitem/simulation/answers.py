@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import polars as pl
 from pydantic import Field, field_validator
 
 from nextitem.core.config import Config
@@ -146,6 +148,11 @@ class CustomerWorld(ABC):
 
     @property
     @abstractmethod
+    def titles(self) -> list[str]:
+        """Titles of the items, [N]; empty: they have none."""
+
+    @property
+    @abstractmethod
     def user_ids(self) -> list[str]:
         """Ids of the customers, [C]."""
 
@@ -153,6 +160,17 @@ class CustomerWorld(ABC):
     @abstractmethod
     def groups(self) -> Ints:
         """Group of each item, [N]."""
+
+    @abstractmethod
+    def former_tables(self) -> dict[str, pl.DataFrame]:
+        """Return the tables interactions, items (in the order of the world) and users that the world begins with.
+
+        User ids are text, timestamps are seconds.
+        """
+
+    @abstractmethod
+    def log_settings(self) -> dict[str, Any]:
+        """Return the contents of dataset.toml for these tables."""
 
     @abstractmethod
     def stock(self, time: float) -> Bools:

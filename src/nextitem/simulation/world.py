@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -143,6 +143,11 @@ class World(CustomerWorld):
         return self._ids
 
     @property
+    def titles(self) -> list[str]:
+        """Titles of the items, [N]."""
+        return self.shop.items["title"].to_list()
+
+    @property
     def user_ids(self) -> list[str]:
         """Ids of the customers, [C]."""
         return self.customers.user_ids
@@ -216,6 +221,19 @@ class World(CustomerWorld):
         """Return which items are released and have not left, [N]."""
         result: Bools = (self.truth.released <= time) & (time < self.leaving_times)
         return result
+
+    def former_tables(self) -> dict[str, pl.DataFrame]:
+        """Return the tables of the shop, with user ids as text; see CustomerWorld."""
+        as_text = pl.col("user_id").cast(pl.String)
+        return {
+            "interactions": self.shop.interactions.with_columns(as_text),
+            "items": self.shop.items,
+            "users": self.shop.users.with_columns(as_text),
+        }
+
+    def log_settings(self) -> dict[str, Any]:
+        """Return the settings of the shop; see CustomerWorld."""
+        return dict(self.shop.settings)
 
     def write_items(self, folder: str | Path, *, time: float) -> None:
         """Write the items that are released by a time into items.parquet of a folder, in one step."""

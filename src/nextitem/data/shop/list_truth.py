@@ -102,7 +102,7 @@ def list_table(
     """Return the click table of lists of items whose appeal alone is known, [B, K + 1, K].
 
     Args:
-        appeal: the logit of a click on each item, as if it was alone, without what is gained from the last item, [B, K].
+        appeal: the logit of a click on each item alone, without what is gained from the last item, [B, K].
         items: numbers of the items, [B, K]; below 0: an empty slot.
         groups: group of each item, [B, K]; items of one group tire of each other.
         gains: what an item's logit gains from the last item, by the groups of both, [groups, groups].
@@ -212,4 +212,3 @@ def same_above(values: NDArray[np.integer], *, is_item: Bools) -> Ints:
     is_same = (values[:, :, None] == values[:, None, :]) & is_item[:, None, :]
     result: Ints = np.tril(is_same, k=-1).sum(axis=2)
     return result
-
