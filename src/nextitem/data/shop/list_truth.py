@@ -166,6 +166,14 @@ def expected_purchases(
 
 def click_probabilities(table: ArrayLike, examination: ArrayLike) -> Floats:
     """Return the probability of a click on each slot, [B, K], given a click table."""
+    return last_clicks(table, examination)[0]
+
+
+def last_clicks(table: ArrayLike, examination: ArrayLike) -> tuple[Floats, Floats]:
+    """Return the probability of a click on each slot, [B, K], and that each slot is the last click, [B, K + 1].
+
+    Entry 0 of the latter is the probability of no click at all; slots count from 1.
+    """
     table, looks = np.asarray(table, dtype=np.float64), np.asarray(examination)
     last_slot = np.zeros(table.shape[:2])  # probability that each slot was clicked last, so far
     last_slot[:, 0] = 1.0
@@ -175,7 +183,7 @@ def click_probabilities(table: ArrayLike, examination: ArrayLike) -> Floats:
         result[:, slot] = (last_slot * chances).sum(axis=1)
         last_slot *= 1 - chances
         last_slot[:, slot + 1] = result[:, slot]
-    return result
+    return result, last_slot
 
 
 def any_click_probability(table: ArrayLike, examination: ArrayLike) -> Floats:
