@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from nextitem.core.config import parse
+from nextitem.data.shop.catalog import FIRST_ITEM
 from nextitem.data.shop.shop import Shop, generate_shop
 from nextitem.pipeline.runs import Run
 from nextitem.simulation.answers import CustomerWorld
@@ -36,8 +37,8 @@ def world_of(
         UserError: a setting is wrong, or no world can be fitted to the data.
 
     """
-    shop = generate_shop()
-    if has_items_of_shop(run, shop):
+    shop = generate_shop() if str(FIRST_ITEM) in set(run.model.catalog.ids.external.cast(pl.String)) else None
+    if shop is not None and has_items_of_shop(run, shop):
         config = parse(EnvironmentConfig, settings, where="simulate")
         about = {"world": "the simulated shop", "settings": config.model_dump(mode="json")}
         return (lambda: World(shop, config)), about
