@@ -185,6 +185,17 @@ def training_curve(epoch_logs: Mapping[str, Sequence[Mapping[str, float]]], mode
     return _svg(figure, "validation by epoch")
 
 
+def daily_shares(shares: Mapping[str, Sequence[float]]) -> str:
+    """Return a plot of a share by day for each name, from the first day on."""
+    figure, axes = _figure(7.2, 3.2)
+    for index, values in enumerate(shares.values()):
+        axes.plot(range(len(values)), values, **{**_line(index), "markersize": 0})
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("day")
+    axes.set_ylabel("customers who come back")
+    return _svg(figure, "share of customers who come back, by day")
+
+
 def codebook_usage(table: IdentifierTable, level: int) -> str:
     """Plot the number of items of each code at one level (0-based) as SVG, from the most to the least used code."""
     counts = torch.bincount(table.codes[1:, level].long(), minlength=table.codebook_sizes[level])

@@ -65,7 +65,7 @@ def test_expected_clicks_are_the_sum_over_all_courses(effects: ListEffects) -> N
     clicks = expected_clicks(small_shop().truth, USERS, items, TIMES, last_items=last, effects=effects)
     table = click_table(small_shop().truth, USERS, items, TIMES, last_items=last, effects=effects)
     any_click = any_click_probability(table, effects.examination)
-    for row in range(6):
+    for row in range(2):
         expected, expected_any = enumerated(row, items[row], int(TIMES[row]), int(last[row]), effects)
         assert clicks[row] == pytest.approx(expected, abs=1e-12)
         assert any_click[row] == pytest.approx(expected_any, abs=1e-12)

@@ -75,19 +75,60 @@ def click_table(
     effects = effects or ListEffects()
     users, rows = np.asarray(users), np.asarray(items, dtype=np.int64)
     times: Ints = np.asarray(timestamps)
-    _check_length(rows.shape[1], effects)
-    last = np.broadcast_to(np.asarray(last_items), users.shape)
     appeal = CLICK_BIAS + truth.click_appeal(users[:, None], rows, times[:, None])
-    appeal = appeal - effects.fatigue * same_above(truth.category[rows], is_item=rows >= 0)
+    last = np.broadcast_to(np.asarray(last_items), users.shape)
+    groups = truth.category
+    gains = click_gains(truth)
+    before = np.where(last >= 0, groups[last], -1)
+    return list_table(appeal, rows, groups[rows], gains=gains, before=before, effects=effects, can_click=can_click)
+
+
+def click_gains(truth: ShopTruth) -> Floats:
+    """Return what an item's logit gains from the last item, by their categories, [C, C]."""
+    result: Floats = CLICK_COMPLEMENT * truth.complements
+    return result
+
+
+def list_table(
+    appeal: Floats,
+    items: Ints,
+    groups: Ints,
+    *,
+    gains: Floats,
+    before: Ints,
+    effects: ListEffects,
+    can_click: ArrayLike = True,
+) -> Floats:
+    """Return the click table of lists of items whose appeal alone is known, [B, K + 1, K].
+
+    Args:
+        appeal: the logit of a click on each item alone, without what is gained from the last item, [B, K].
+        items: numbers of the items, [B, K]; below 0: an empty slot.
+        groups: group of each item, [B, K]; items of one group tire of each other.
+        gains: what an item's logit gains from the last item, by the groups of both, [groups, groups].
+        before: group of each customer's last item before the list, [B]; -1: none.
+        effects: what items do to each other.
+        can_click: which items can be clicked at all, [B, K]; the others never are.
+
+    Raises:
+        ValueError: lists have more items than slots that can be looked at.
+
+    """
+    size = items.shape[1]
+    if size > len(effects.examination):
+        raise ValueError(f"lists of {size} items: customers look at {len(effects.examination)} slots at most")
+    is_item = items >= 0
+    if effects.fatigue:
+        appeal = appeal - effects.fatigue * same_above(groups, is_item=is_item)
     if effects.complements:
-        before = np.concatenate([last[:, None], rows], axis=1)[:, :, None]
+        last = np.concatenate([before[:, None], groups], axis=1)[:, :, None]
     else:
-        before = np.broadcast_to(last[:, None, None], (len(users), rows.shape[1] + 1, 1))
-    context = np.where(before >= 0, truth.complementarity(before, rows[:, None, :]), 0.0)
-    can_click = (rows >= 0) & np.asarray(can_click)
+        last = np.broadcast_to(before[:, None, None], (len(items), size + 1, 1))
+    gain = np.where(last >= 0, gains[last, groups[:, None, :]], 0.0)
+    can_click = is_item & np.asarray(can_click)
     if not effects.repeats:
-        can_click = can_click & (same_above(rows, is_item=rows >= 0) == 0)
-    table: Floats = 1 / (1 + np.exp(-(appeal[:, None, :] + CLICK_COMPLEMENT * context)))
+        can_click = can_click & (same_above(items, is_item=is_item) == 0)
+    table: Floats = 1 / (1 + np.exp(-(appeal[:, None, :] + gain)))
     result: Floats = np.where(can_click[:, None, :], table, 0.0)
     return result
 
@@ -125,6 +166,14 @@ def expected_purchases(
 
 def click_probabilities(table: ArrayLike, examination: ArrayLike) -> Floats:
     """Return the probability of a click on each slot, [B, K], given a click table."""
+    return last_clicks(table, examination)[0]
+
+
+def last_clicks(table: ArrayLike, examination: ArrayLike) -> tuple[Floats, Floats]:
+    """Return the probability of a click on each slot, [B, K], and that each slot is the last click, [B, K + 1].
+
+    Entry 0 of the latter is the probability of no click at all; slots count from 1.
+    """
     table, looks = np.asarray(table, dtype=np.float64), np.asarray(examination)
     last_slot = np.zeros(table.shape[:2])  # probability that each slot was clicked last, so far
     last_slot[:, 0] = 1.0
@@ -134,7 +183,7 @@ def click_probabilities(table: ArrayLike, examination: ArrayLike) -> Floats:
         result[:, slot] = (last_slot * chances).sum(axis=1)
         last_slot *= 1 - chances
         last_slot[:, slot + 1] = result[:, slot]
-    return result
+    return result, last_slot
 
 
 def any_click_probability(table: ArrayLike, examination: ArrayLike) -> Floats:
@@ -171,8 +220,3 @@ def same_above(values: NDArray[np.integer], *, is_item: Bools) -> Ints:
     is_same = (values[:, :, None] == values[:, None, :]) & is_item[:, None, :]
     result: Ints = np.tril(is_same, k=-1).sum(axis=2)
     return result
-
-
-def _check_length(length: int, effects: ListEffects) -> None:
-    if length > len(effects.examination):
-        raise ValueError(f"lists of {length} items: customers look at {len(effects.examination)} slots at most")

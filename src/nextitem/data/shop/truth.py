@@ -81,11 +81,17 @@ class ShopTruth:
         result: Floats = interest + season
         return result
 
+    def tastes(self, users: ArrayLike, timestamps: ArrayLike) -> Floats:
+        """Return the own taste in looks [..., V] at these times, without the part that the country shares."""
+        users = np.asarray(users)
+        share = self.change_progress(users, timestamps)[..., None]
+        result: Floats = (1 - share) * self.taste_before[users] + share * self.taste_after[users]
+        return result
+
     def affinity(self, users: ArrayLike, items: ArrayLike, timestamps: ArrayLike) -> Floats:
         """Return the appeal of items within their category: the sum of taste, price, popularity and novelty terms."""
         users, items, times = np.asarray(users), np.asarray(items), np.asarray(timestamps)
-        share = self.change_progress(users, times)[..., None]
-        taste = (1 - share) * self.taste_before[users] + share * self.taste_after[users]
+        taste = self.tastes(users, times)
         taste = taste + COUNTRY_WEIGHT * self.country_taste[self.country[users]]
         look = np.einsum("...v,...v->...", taste, self.vectors[items])
         distance = self.item_price_level[items] - self.price_level[users]
@@ -126,8 +132,13 @@ class ShopTruth:
         click_probability: Floats = EXAMINATION[np.asarray(slots) - 1] * probability
         return click_probability
 
-    def click_appeal(self, users: ArrayLike, items: ArrayLike, timestamps: ArrayLike) -> Floats:
-        """Return the part of a click's logit that depends on customer, item and time, not on the last item."""
+    def click_appeal(
+        self, users: ArrayLike, items: ArrayLike, timestamps: ArrayLike, *, affinity: ArrayLike = 0.0
+    ) -> Floats:
+        """Return the part of a click's logit that depends on customer, item and time, not on the last item.
+
+        `affinity` is added to that of `ShopTruth.affinity`: what has moved the customer or the item since.
+        """
         users, items = np.asarray(users), np.asarray(items)
         interest = self.interests(users, timestamps)
         interest = interest - interest.mean(axis=-1, keepdims=True)
@@ -137,14 +148,21 @@ class ShopTruth:
             np.broadcast_to(self.department[items], wide)[..., None],
             axis=-1,
         )[..., 0]
-        result: Floats = CLICK_SCALE * self.affinity(users, items, timestamps) + CLICK_INTEREST * department_interest
+        appeal = self.affinity(users, items, timestamps) + affinity
+        result: Floats = CLICK_SCALE * appeal + CLICK_INTEREST * department_interest
         return result
 
-    def purchase_probability(self, users: ArrayLike, items: ArrayLike, timestamps: ArrayLike) -> Floats:
-        """Return P(purchase | click). Expensive items of a category are viewed more often than bought."""
+    def purchase_probability(
+        self, users: ArrayLike, items: ArrayLike, timestamps: ArrayLike, *, affinity: ArrayLike = 0.0
+    ) -> Floats:
+        """Return P(purchase | click). Expensive items of a category are viewed more often than bought.
+
+        `affinity` is added to that of `ShopTruth.affinity`.
+        """
         users, items = np.asarray(users), np.asarray(items)
         overprice = np.maximum(self.item_price_level[items] - self.price_level[users], 0)
-        return _sigmoid(BUY_BIAS + BUY_SCALE * self.affinity(users, items, timestamps) - BUY_PRICE * overprice)
+        appeal = self.affinity(users, items, timestamps) + affinity
+        return _sigmoid(BUY_BIAS + BUY_SCALE * appeal - BUY_PRICE * overprice)
 
     def available(self, users: ArrayLike, timestamps: ArrayLike) -> Bools:
         """Return which items are available to each customer, bool [B, N].

@@ -1,0 +1,1 @@
+"""Runs that serve simulated customers in process."""
