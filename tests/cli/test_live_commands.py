@@ -65,9 +65,15 @@ def test_report_writes_a_page_and_figures(
     assert [entry["estimator"] for entry in figures["off_policy"]["estimates"]] == [
         "ips",
         "snips",
+        "clipped-ips",
+        "sg-ips",
         "rips",
         "iips",
         "dr",
+        "sndr",
+        "switch-dr",
+        "dros",
+        "sg-dr",
     ]
     assert "Which differences are real" in (folder / "new" / "page.html").read_text(encoding="utf-8")
 
