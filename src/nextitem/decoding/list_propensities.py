@@ -2,8 +2,8 @@
 
 A beam search is deterministic: it has no propensities. A sampled search (sampling.py) has exact ones:
 
-* k items are sampled without replacement. With p_i, the probability that item i is sampled first, the item of a slot has
-  the probability p_i / (1 - the sum of p over the items above).
+* k items are sampled without replacement. With p_i, the probability that item i is sampled first, the item of a slot
+  has the probability p_i / (1 - the sum of p over the items above).
 * A list that is generated item by item has, for each slot, the probability of the item's codes after the items above.
 
 p_i is the product over the levels of the probabilities of its codes among the live children: after the constraint, the
@@ -79,7 +79,7 @@ def item_probabilities_of(
     """Return the probability of each item to be sampled first for its request, [B, K] float64.
 
     It is 0 for an item that the request does not allow, that the trie does not contain, or that top_k or top_p exclude.
-    The items may be those of a list that another policy made. `given_above` turns their probabilities into propensities.
+    The items may be those of a list by another policy. `given_above` turns their probabilities into propensities.
 
     Args:
         generator: the model that generates codes.

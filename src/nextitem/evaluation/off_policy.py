@@ -11,8 +11,8 @@ target is estimated by
 * `rips`: the mean of sum_s W_s r_s. Unbiased if the reward of a slot depends on this slot and those above (McInerney et
   al. 2020).
 * `iips`: the mean of sum_s w_s r_s, where w_s is the ratio of the probabilities over all lists. Unbiased if the reward
-  of a slot depends on nothing but its item and place (Li et al. 2018). If the log has no such probabilities, those given
-  the items above are used: exact if the target's do not depend on the items above, else a small bias.
+  of a slot depends on nothing but its item and place (Li et al. 2018). If the log has no such probabilities, those
+  given the items above are used: exact if the target's do not depend on the items above, else a small bias.
 * `dm`: the prediction of a reward model under the target, without weights. As good as the model.
 * `dr`: `rips` for the part that a reward model does not predict, plus the prediction under the target (cascade doubly
   robust, Kiyohara et al. 2022). As unbiased as `rips`, with less variance if the model is good. If the prediction is

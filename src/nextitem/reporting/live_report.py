@@ -252,7 +252,8 @@ def _off_policy(report: OffPolicyReport) -> str:
         f"{noun} per list ({_ratio(report.logged)}). {escape(report.advice)}</p>{_table(titles, lines)}"
         + (f'<ul class="soft">{notes}</ul>' if notes else "")
         + '<p class="soft">Lists that count: as many lists of equal weight would be as uncertain. Limit: greater '
-        "weights are cut or shrunk, as far as that makes the estimate better; its interval contains the possible bias.</p>"
+        "weights are cut or shrunk, as far as that makes the estimate better; its interval contains the possible "
+        "bias.</p>"
     )
 
 
