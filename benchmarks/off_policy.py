@@ -7,7 +7,8 @@
 `synthetic` estimates a policy from simulated logs: 1,000 single actions of 20 in 5 contexts, from a logging policy that
 differs little or much (the standard deviation of its scores is 1 or 2); and 500 lists of 3 of 6 items, whose upper
 items take clicks from those below. It prints for each estimator the root mean squared error, the bias, the share of the
-logs whose 95% interval contains the truth, and the mean effective size.
+logs whose 95% interval contains the truth, and the mean effective size; and in how many logs the report would rely on
+which estimator, with the coverage there (of `dr` where it relies on none).
 
 `peer` computes the same estimates by the peer's classes from the same arrays, and prints the largest difference.
 
@@ -43,7 +44,7 @@ from nextitem.evaluation.logged_lists import LoggedLists, TargetPolicy
 from nextitem.evaluation.off_policy import Estimate, estimates
 from nextitem.evaluation.off_policy_report import advice
 from nextitem.evaluation.plackett_luce import plackett_luce, slot_probabilities
-from nextitem.evaluation.rates import Rate, rate
+from nextitem.evaluation.rates import Rate, RateDifference, Ratio, difference, rate
 from nextitem.evaluation.reward_model import Predictions
 
 Floats = NDArray[np.float64]
@@ -86,12 +87,12 @@ def list_log(seed: int, *, num_lists: int = LISTS) -> Log:
     context = rng.integers(0, CONTEXTS, num_lists)
     lists = (logging[context] + rng.gumbel(size=(num_lists, ITEMS))).argsort(1)[:, ::-1][:, :SLOTS]
 
-    def clicks(contexts: NDArray[np.int64], shown: NDArray[np.int64]) -> Floats:
+    def chances(contexts: NDArray[np.int64], shown: NDArray[np.int64]) -> Floats:
         own = np.take_along_axis(appeal[contexts], shown, axis=1)
         result: Floats = EXAMINATION * own * np.clip(1 - CASCADE * (np.cumsum(own, axis=1) - own), 0, 1)
         return result
 
-    rewards = (rng.random(lists.shape) < clicks(context, lists)).astype(np.float64)
+    rewards = (rng.random(lists.shape) < chances(context, lists)).astype(np.float64)
     overall = [slot_probabilities(np.exp(each), SLOTS)[context] for each in (logging, target)]
     of_items = [np.take_along_axis(each, lists[..., None], 2)[..., 0] for each in overall]
     propensities, _ = plackett_luce(logging[context], lists)
@@ -101,17 +102,17 @@ def list_log(seed: int, *, num_lists: int = LISTS) -> Log:
         rewards, propensities, lists, np.ones(lists.shape, np.bool_), np.arange(num_lists), of_items[0]
     )
     policy = TargetPolicy(probabilities, candidates, distributions, of_items[1], overall[1])
-    return logged, policy, _true_reward(target, clicks)
+    return logged, policy, _true_reward(target, chances)
 
 
-def _true_reward(target: Floats, clicks: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]) -> float:
+def _true_reward(target: Floats, chances: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]) -> float:
     """Return the expected clicks of a list, summed over contexts and all lists."""
     every = np.stack(np.meshgrid(*[np.arange(ITEMS)] * SLOTS, indexing="ij"), -1).reshape(-1, SLOTS)
     every = every[(np.diff(np.sort(every, axis=1), axis=1) > 0).all(1)]
     total = 0.0
     for context in range(CONTEXTS):
         probabilities, _ = plackett_luce(np.repeat(target[context][None], len(every), 0), every)
-        expected = clicks(np.full(len(every), context), every).sum(1)
+        expected = chances(np.full(len(every), context), every).sum(1)
         total += float((probabilities.prod(1) * expected).sum()) / CONTEXTS
     return total
 
@@ -127,20 +128,22 @@ def measure_synthetic(arguments: argparse.Namespace, results: Results) -> None:
     """Add a row for each world and estimator."""
     for world, make in WORLDS.items():
         entries: dict[str, list[tuple[float, bool, float, float]]] = {}
-        trusted: list[str] = []
+        trusted: dict[str, list[bool]] = {}
         for seed in range(arguments.seed, arguments.seed + arguments.logs):
             logged, target, truth = make(seed)
             results_of_log = estimates(logged, target)
-            trusted.append(advice(results_of_log, num_lists=len(logged.users))[0] or "none")
+            name, _ = advice(results_of_log, num_lists=len(logged.users))
             for each in results_of_log:
                 is_covered = each.reward.low <= truth <= each.reward.high
                 entry = (each.reward.value - truth, is_covered, each.effective_size, each.reward.high - each.reward.low)
                 entries.setdefault(each.estimator, []).append(entry)
-        for name, rows in entries.items():
+                if each.estimator == (name or "dr"):
+                    trusted.setdefault(name or "none", []).append(is_covered)
+        for estimator, rows in entries.items():
             errors, covered, sizes, widths = np.array(rows, dtype=np.float64).T
             figures = {
                 "world": world,
-                "estimator": name,
+                "estimator": estimator,
                 "rmse": round(float(np.sqrt((errors**2).mean())), 4),
                 "bias": round(float(errors.mean()), 4),
                 "coverage": round(float(covered.mean()), 3),
@@ -148,8 +151,11 @@ def measure_synthetic(arguments: argparse.Namespace, results: Results) -> None:
                 "effective size": round(float(sizes.mean())),
             }
             results.add_printed("synthetic", {**figures, "truth": round(truth, 4), "logs": len(rows)})
-        counts = {name: trusted.count(name) for name in sorted(set(trusted))}
-        results.add_printed("advice", {"world": world, "relied on": counts})
+        for choice, covered_logs in trusted.items():
+            coverage = round(sum(covered_logs) / len(covered_logs), 3)
+            results.add_printed(
+                "advice", {"world": world, "rely on": choice, "logs": len(covered_logs), "coverage": coverage}
+            )
 
 
 def measure_peer(arguments: argparse.Namespace, results: Results) -> None:
@@ -247,7 +253,10 @@ def measure_obd(arguments: argparse.Namespace, results: Results) -> None:
     rates = {name: click_rate(part) for name, part in logs.items()}
     for name, own in rates.items():
         figures = {"policy": name, "impressions": own.units, "clicks": own.successes}
-        results.add_printed("own log", figures | {"rate": own.value, "low": own.low, "high": own.high})
+        results.add_printed("own log", figures | {"percent": percent(own.value), **interval(own)})
+    gain = difference(*[(clicks(logs[name]), np.ones(len(logs[name]))) for name in ("bts", "random")])
+    figures = {"bts less random, percent": percent(gain.value), **interval(gain), "p": round(gain.p_value, 3)}
+    results.add_printed("own logs", figures)
     production = np.array(json.loads(printed_by_peer(arguments.python_obp, "men", what="bernoulli-ts")))
     shares = np.zeros((34, 3))
     np.add.at(shares, (logs["bts"]["item_id"].to_numpy(), logs["bts"]["slot"].to_numpy() - 1), 1)
@@ -267,8 +276,22 @@ def measure_obd(arguments: argparse.Namespace, results: Results) -> None:
 
 def click_rate(log: pl.DataFrame) -> Rate:
     """Return the share of impressions with a click."""
-    clicks = log["click"].to_numpy().astype(np.float64)
-    return rate(clicks, np.ones(len(clicks)))
+    return rate(clicks(log), np.ones(len(log)))
+
+
+def clicks(log: pl.DataFrame) -> Floats:
+    """Return whether each impression was clicked, 0 or 1."""
+    return log["click"].to_numpy().astype(np.float64)
+
+
+def percent(value: float) -> float:
+    """Return a share in percent, rounded."""
+    return round(100 * value, 3)
+
+
+def interval(figure: Ratio | Rate | RateDifference) -> dict[str, float]:
+    """Return the ends of the interval of a figure, in percent."""
+    return {"low": percent(figure.low), "high": percent(figure.high)}
 
 
 def obd_lists(log: pl.DataFrame, distribution: Floats) -> tuple[LoggedLists, TargetPolicy]:
@@ -276,7 +299,7 @@ def obd_lists(log: pl.DataFrame, distribution: Floats) -> tuple[LoggedLists, Tar
     items, places = log["item_id"].to_numpy(), log["slot"].to_numpy() - 1
     count = len(items)
     logged = LoggedLists(
-        log["click"].to_numpy().astype(np.float64)[:, None],
+        clicks(log)[:, None],
         log["propensity"].to_numpy()[:, None],
         items[:, None],
         np.ones((count, 1), np.bool_),
@@ -287,17 +310,22 @@ def obd_lists(log: pl.DataFrame, distribution: Floats) -> tuple[LoggedLists, Tar
 
 
 def obd_row(target: str, source: str, own: Rate, estimate: Estimate) -> dict[str, Any]:
-    """Return the figures of one estimate, in clicks per 100 impressions."""
+    """Return the figures of one estimate, in clicks per 100 impressions.
+
+    The interval of its difference to the rate of the policy's own log contains the chance of both logs.
+    """
     reward = estimate.reward
+    half = math.hypot(reward.high - reward.value, (own.high - own.low) / 2)
+    gap = reward.value - own.value
+    impressions = own.units * ((reward.high - reward.value) / (0.1 * reward.value)) ** 2
     return {
         "target": target,
         "log": source,
         "estimator": estimate.estimator,
-        "percent": round(100 * reward.value, 3),
-        "low": round(100 * reward.low, 3),
-        "high": round(100 * reward.high, 3),
-        "own percent": round(100 * own.value, 3),
-        "contains its own rate": reward.low <= own.value <= reward.high,
+        "percent": percent(reward.value),
+        **interval(reward),
+        "less its own rate": [percent(each) for each in (gap, gap - half, gap + half)],
+        "impressions for 10%": round(impressions, -3),
         "effective size": round(estimate.effective_size),
         "largest weight": round(estimate.largest_weight, 1),
         "limit": None if estimate.limit in (None, math.inf) else round(estimate.limit or 0.0, 2),

@@ -55,6 +55,8 @@ Bools = NDArray[np.bool_]
 
 LEAST_SIZE = 100.0  # effective number of lists below which an estimate has a warning
 LARGEST_SHARE = 0.1  # share of all weights that one list may have without a warning
+# Distance of the mean weight from 1 that has a warning, in half widths of its 95% interval: 1 of 1,000 right logs.
+MEAN_DISTANCE = 1.7
 MODEL_ERROR = "The interval does not contain errors of the reward model."
 
 # Estimators that change large weights: the estimator whose weights they change, and how.
@@ -257,11 +259,12 @@ def _warnings(weights: Floats, unchanged: Floats, size: float, users: Ints) -> l
         result.append(f"One list has {share:.0%} of all weight.")
     _, numbers = np.unique(users[is_present], return_inverse=True)
     mean = ratio(sums(unchanged, numbers), sums(np.ones(len(unchanged)), numbers))
-    if mean.high < 1:
+    distance = MEAN_DISTANCE * (mean.high - mean.value)
+    if mean.value + distance < 1:
         result.append(
             f"The mean weight is {mean.value:.2f} instead of 1: the target policy selects items that the log never "
             "shows, and the estimate lacks their rewards."
         )
-    if mean.low > 1:
+    if mean.value - distance > 1:
         result.append(f"The mean weight is {mean.value:.2f} instead of 1: propensities or probabilities are wrong.")
     return result
