@@ -165,26 +165,31 @@ def measure_peer(arguments: argparse.Namespace, results: Results) -> None:
         is_list = logs[0][0].rewards.shape[1] > 1
         owns, arrays = zip(*[(list_arrays if is_list else action_arrays)(*log) for log in logs], strict=True)
         peers = by_peer(arguments.python_obp, arrays, what="lists" if is_list else "actions")
-        differences: dict[str, float] = {}
-        num_equal, num_selected = 0, 0
-        for own, peer in zip(owns, peers, strict=True):
-            for name, value in own.items():
-                if name.endswith(" tuned"):
-                    num_selected += 1
-                    num_equal += math.isclose(value, peer[name], rel_tol=1e-9)
-                else:
-                    differences[name] = max(differences.get(name, 0.0), abs(value - peer[name]))
-        row: dict[str, Any] = {"world": world, "logs": arguments.peer_logs, "largest difference": differences}
-        results.add_printed("peer", row | {"selected": num_selected, "selected as the peer": num_equal})
+        results.add_printed("peer", {"world": world, **compared(owns, peers)})
+
+
+def compared(owns: Sequence[Mapping[str, float]], peers: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return the largest difference to the peer of each estimator, and how often both select the same limit."""
+    differences: dict[str, float] = {}
+    num_equal, num_selected = 0, 0
+    for own, peer in zip(owns, peers, strict=True):
+        for name, value in own.items():
+            if name.endswith(" tuned"):
+                num_selected += 1
+                num_equal += math.isclose(value, peer[name], rel_tol=1e-9)
+            else:
+                differences[name] = max(differences.get(name, 0.0), abs(value - peer[name]))
+    row: dict[str, Any] = {"logs": len(owns), "largest difference": differences}
+    return row | {"selected": num_selected, "selected as the peer": num_equal}
 
 
 def action_arrays(logged: LoggedLists, target: TargetPolicy) -> tuple[dict[str, float], dict[str, Any]]:
     """Return our estimates from single actions, and the arrays of the peer; rewards are predicted by item."""
     assert target.distributions is not None
-    means = np.bincount(logged.items[:, 0], weights=logged.rewards[:, 0], minlength=ACTIONS) + 1
-    means /= np.bincount(logged.items[:, 0], minlength=ACTIONS) + 5
-    q_hat = np.broadcast_to(means, (len(logged.users), len(means)))
     distribution = target.distributions[:, 0]
+    means = np.bincount(logged.items[:, 0], weights=logged.rewards[:, 0], minlength=distribution.shape[1]) + 1
+    means /= np.bincount(logged.items[:, 0], minlength=distribution.shape[1]) + 5
+    q_hat = np.broadcast_to(means, distribution.shape)
     expected = (distribution * q_hat).sum(1, keepdims=True)
     result = estimates(logged, target, predicted=Predictions(means[logged.items], expected, is_overall=True))
     arrays: dict[str, Any] = {
@@ -272,6 +277,9 @@ def measure_obd(arguments: argparse.Namespace, results: Results) -> None:
             if each.estimator not in ("rips", "iips"):
                 results.add_printed("estimate", obd_row(title, source, rates[name], each))
         results.add_printed("advice", {"target": title, "advice": advice(result, num_lists=len(logged.users))[1]})
+        own, arrays = action_arrays(logged, target)
+        peers = by_peer(arguments.python_obp, [arrays], what="actions")
+        results.add_printed("peer", {"target": title, **compared([own], peers)})
 
 
 def click_rate(log: pl.DataFrame) -> Rate:
