@@ -15,9 +15,9 @@ import pytest
 from nextitem.core.errors import UserError
 from nextitem.evaluation.logged_lists import LoggedLists, TargetPolicy
 from nextitem.evaluation.off_policy import Estimate, Ints, estimates
-from nextitem.evaluation.off_policy_report import off_policy_report
+from nextitem.evaluation.off_policy_report import advice, off_policy_report
 from nextitem.evaluation.plackett_luce import plackett_luce
-from nextitem.evaluation.rates import Floats
+from nextitem.evaluation.rates import Floats, Ratio
 
 ITEMS, SLOTS, KINDS = 6, 3, 4
 LISTS = np.array(list(permutations(range(ITEMS), SLOTS)))  # [120, K]
@@ -232,6 +232,28 @@ def test_exploding_weights_have_a_warning() -> None:
     warnings = by_name(logged, target)["ips"].warnings
     assert "count as 3" in warnings[0]
     assert "One list has 56% of all weight." in warnings
+
+
+def test_the_advice_names_the_first_estimate_without_a_warning() -> None:
+    def answer(*warned: str) -> tuple[str | None, str]:
+        interval = Ratio(0.5, 0.4, 0.6)
+        results = [
+            Estimate(name, interval, interval, 1234.4, 41.5, limit, ["Careful."] if name in warned else [])
+            for name, limit in (("ips", None), ("iips", None), ("dr", None), ("dros", 7.0))
+        ]
+        return advice(results, num_lists=2000)
+
+    counting = "the weights count as 1,234 of 2,000 lists, and the largest is 41.5"
+    assert answer("ips", "dros") == ("dr", f"Rely on dr: {counting}.")
+    assert answer("dr") == (
+        "dros",
+        f"Rely on dros and expect some bias: {counting}; dros shrinks those above 7.",
+    )
+    name, sentence = answer("dr", "dros")
+    assert (name, sentence.split(":")[0]) == ("iips", "Rely on iips, and only if slots do not influence each other")
+    name, sentence = answer("dr", "dros", "iips")
+    assert name is None
+    assert sentence.startswith(f"Rely on no estimate: {counting}. Explore more")
 
 
 def test_items_that_the_log_never_shows_have_a_warning() -> None:

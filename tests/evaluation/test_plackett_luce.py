@@ -32,5 +32,6 @@ def test_long_lists_of_many_items_sum_to_one() -> None:
 
 def test_items_without_weight_have_no_slot_and_short_lists_end() -> None:
     result = slot_probabilities(np.array([[2.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), 3)
-    np.testing.assert_allclose(result[0], [[2 / 3, 0, 1 / 3], [1 / 3, 0, 2 / 3], [0, 0, 0]], atol=1e-11)
+    expected = np.array([[2 / 3, 0, 1 / 3], [1 / 3, 0, 2 / 3], [0, 0, 0]])
+    np.testing.assert_allclose(result[0], expected, atol=1e-11)
     assert not result[1].any()
