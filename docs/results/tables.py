@@ -488,6 +488,21 @@ TABLES: dict[str, dict[str, str]] = {
         "seconds": "seconds",
         "memory of all processes, GiB": "peak_gib",
     },
+    "off_policy/synthetic": {
+        "estimator": "label",
+        **{
+            f"{title}: {header}": f"{world} {metric}"
+            for world, title in (("similar", "similar policies"), ("different", "different"), ("lists", "lists"))
+            for header, metric in (("error", "error"), ("bias", "bias"), ("covered, %", "covered_percent"))
+        },
+    },
+    "off_policy/obd": {
+        "policy and log": "label",
+        "clicks, % (95%)": "click_percent",
+        "less its own log (95%)": "difference",
+        "impressions that count": "effective_size",
+        "largest weight": "largest_weight",
+    },
     "decoding_speed/incremental": {
         "batch": "label",
         **{f"{events} events": f"ratio at {events} events" for events in ("50", "200", "1,000")},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import polars as pl
@@ -58,16 +59,24 @@ def test_report_writes_a_page_and_figures(
     output = capsys.readouterr().out
     assert "b has 100.00 lists with a click among 100, a 33.33: 200% more, which is more than chance" in output
     assert "A policy that was not served (240 explored lists, 0.6667 clicks per list)" in output
+    assert re.search(r"Rely on dr: the weights count as 240 of 240 lists, and the largest is 1\.", output)
     figures = json.loads((folder / "f.json").read_text())
+    assert figures["off_policy"]["trusted"] == "dr"
     assert [policy["list_rates"]["click"]["value"] for policy in figures["policies"]] == [1 / 3, 1.0]
     assert figures["differences"][0]["is_real"] is True
     assert figures["events"] == {"by_request": 0, "by_item": 160, "unattributed": 0}
     assert [entry["estimator"] for entry in figures["off_policy"]["estimates"]] == [
         "ips",
         "snips",
+        "clipped-ips",
+        "sg-ips",
         "rips",
         "iips",
         "dr",
+        "sndr",
+        "switch-dr",
+        "dros",
+        "sg-dr",
     ]
     assert "Which differences are real" in (folder / "new" / "page.html").read_text(encoding="utf-8")
 

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from nextitem.evaluation.attribution import EVENT_SCHEMA
 from nextitem.evaluation.live import LiveReport, live_report
-from nextitem.evaluation.off_policy import Estimate, OffPolicyReport
+from nextitem.evaluation.off_policy import Estimate
+from nextitem.evaluation.off_policy_report import OffPolicyReport
 from nextitem.evaluation.rates import Ratio
 from nextitem.reporting.live_report import print_live_report, verdicts, write_live_report
 
@@ -66,8 +67,12 @@ def test_the_terminal_shows_rates_with_intervals() -> None:
 
 
 def test_the_page_is_self_contained_escaped_and_the_same_again(tmp_path: Path) -> None:
-    estimate = Estimate("dr", Ratio(0.5, 0.4, 0.6), Ratio(0.1, -0.1, 0.3), 1234.0, ["One list has 20% of all weight."])
-    off_policy = OffPolicyReport("click", 99, Ratio(0.4, 0.3, 0.5), [estimate], [f"left out {HOSTILE}"])
+    estimate = Estimate(
+        "dr", Ratio(0.5, 0.4, 0.6), Ratio(0.1, -0.1, 0.3), 1234.0, 9.5, None, ["One list has 20% of all weight."]
+    )
+    off_policy = OffPolicyReport(
+        "click", 99, Ratio(0.4, 0.3, 0.5), [estimate], "dr", "Rely on dr.", [f"left out {HOSTILE}"]
+    )
     figures = report({"a": 0.3, HOSTILE: 0.5, 'x" onload="y': 0.4}, off_policy=off_policy)
     for name in ("first.html", "second.html"):
         write_live_report(tmp_path / name, figures, title=f"Report {HOSTILE}")

@@ -12,7 +12,7 @@ from support.trained_models import rich_run
 
 from nextitem.core.errors import UserError
 from nextitem.evaluation.attribution import EVENT_SCHEMA
-from nextitem.evaluation.off_policy import plackett_luce
+from nextitem.evaluation.plackett_luce import plackett_luce
 from nextitem.serving.engine import Engine
 from nextitem.serving.requests import HistoryEvent, ServedRequest
 from nextitem.serving.target_policy import list_probabilities, target_probabilities

@@ -19,7 +19,9 @@ from support.simulated_shop import small_shop
 from nextitem.data.readers import dataset_from_frames
 from nextitem.data.shop.shop import SETTINGS
 from nextitem.evaluation.live import live_report
-from nextitem.evaluation.off_policy import LoggedLists, TargetPolicy, estimates, plackett_luce
+from nextitem.evaluation.logged_lists import LoggedLists, TargetPolicy
+from nextitem.evaluation.off_policy import estimates
+from nextitem.evaluation.plackett_luce import plackett_luce
 from nextitem.pipeline.runs import Run
 from nextitem.pipeline.train import train
 from nextitem.serving.app import make_app

@@ -69,7 +69,7 @@ def report(
         check_run(target)
     from nextitem.evaluation.attribution import outcomes_of
     from nextitem.evaluation.live import live_report
-    from nextitem.evaluation.off_policy import off_policy_report
+    from nextitem.evaluation.off_policy_report import off_policy_report
     from nextitem.reporting.live_report import print_live_report, write_live_report
     from nextitem.serving.impressions import read_impressions
     from nextitem.serving.stored_events import read_events

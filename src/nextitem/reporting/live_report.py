@@ -13,7 +13,8 @@ from rich.table import Table
 
 from nextitem.evaluation.attribution import ANY
 from nextitem.evaluation.live import LiveReport, PolicyDifference, PolicyFigures
-from nextitem.evaluation.off_policy import Estimate, OffPolicyReport
+from nextitem.evaluation.off_policy import Estimate
+from nextitem.evaluation.off_policy_report import OffPolicyReport
 from nextitem.evaluation.rates import Rate, Ratio
 from nextitem.reporting import plots
 from nextitem.reporting.report_style import STYLE
@@ -23,9 +24,16 @@ WIDTH, ROW, LEFT = 480, 26, 150  # pixels of a plot of intervals
 ESTIMATORS = {
     "ips": "no assumption",
     "snips": "no assumption, but a small bias",
+    "clipped-ips": "no assumption, but a bias by cut weights",
+    "sg-ips": "no assumption, but a bias by shrunk weights",
     "rips": "users see a list from the top",
     "iips": "slots do not influence each other",
+    "dm": "the reward model is right",
     "dr": "users see a list from the top; a reward model helps",
+    "sndr": "as dr, but a small bias",
+    "switch-dr": "as dr; where weights are large, the reward model is right",
+    "dros": "as dr, but a bias by shrunk weights",
+    "sg-dr": "as dr, but a bias by shrunk weights",
 }
 
 
@@ -222,19 +230,30 @@ def _off_policy(report: OffPolicyReport) -> str:
     lines = [
         f"<td>{escape(estimate.estimator)}</td><td>{estimate.reward.value:.4f}{_small(_ratio(estimate.reward))}</td>"
         f"<td>{estimate.gain.value:+.4f}{_small(_ratio(estimate.gain))}</td><td>{estimate.effective_size:,.0f}</td>"
+        f"<td>{_weight(estimate.largest_weight)}</td><td>{_weight(estimate.limit)}</td>"
         f'<td class="words">{escape(ESTIMATORS[estimate.estimator])}</td>'
         f'<td class="words">{escape(" ".join(estimate.warnings)) or "-"}</td>'
         for estimate in report.estimates
     ]
     noun = escape(NOUNS.get(report.outcome, report.outcome))
-    titles = ["estimator", f"{noun} per list", "gain", "lists that count", "assumes", "warning"]
+    titles = [
+        "estimator",
+        f"{noun} per list",
+        "gain",
+        "lists that count",
+        "largest weight",
+        "limit",
+        "assumes",
+        "warning",
+    ]
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
     return (
         f"<h2>A policy that was not served</h2><p>{report.lists:,} explored lists have {report.logged.value:.4f} "
-        f"{noun} per list ({_ratio(report.logged)}).</p>{_table(titles, lines)}"
+        f"{noun} per list ({_ratio(report.logged)}). {escape(report.advice)}</p>{_table(titles, lines)}"
         + (f'<ul class="soft">{notes}</ul>' if notes else "")
-        + '<p class="soft">Lists that count: as many lists of equal weight would be as uncertain. Rely on an estimate '
-        "only if there is no warning.</p>"
+        + '<p class="soft">Lists that count: as many lists of equal weight would be as uncertain. Limit: greater '
+        "weights are cut or shrunk, as far as that makes the estimate better; its interval contains the possible "
+        "bias.</p>"
     )
 
 
@@ -255,15 +274,19 @@ def _print_off_policy(report: OffPolicyReport, console: Console) -> None:
         f"\nA policy that was not served ({report.lists:,} explored lists, {report.logged.value:.4f} {noun} per list)"
     )
     table = Table(box=None)
-    for index, title in enumerate(["estimator", f"{noun} per list", "gain", "lists that count"]):
+    for index, title in enumerate(
+        ["estimator", f"{noun} per list", "gain", "lists that count", "largest weight", "limit"]
+    ):
         table.add_column(title, justify="right" if index else "left", no_wrap=True)
     for estimate in report.estimates:
         table.add_row(*_estimate_cells(estimate))
     console.print(table)
-    for sentence in [
-        *report.notes,
-        *dict.fromkeys(f"{each.estimator}: {text}" for each in report.estimates for text in each.warnings),
-    ]:
+    names: dict[str, list[str]] = {}
+    for estimate in report.estimates:
+        for text in estimate.warnings:
+            names.setdefault(text, []).append(estimate.estimator)
+    warnings = [f"{', '.join(estimators)}: {text}" for text, estimators in names.items()]
+    for sentence in [report.advice, *report.notes, *warnings]:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -273,6 +296,8 @@ def _estimate_cells(estimate: Estimate) -> list[str]:
         f"{estimate.reward.value:.4f} ({_ratio(estimate.reward)})",
         f"{estimate.gain.value:+.4f} ({_ratio(estimate.gain)})",
         f"{estimate.effective_size:,.0f}",
+        _weight(estimate.largest_weight),
+        _weight(estimate.limit),
     ]
 
 
@@ -298,6 +323,10 @@ def _ratio(ratio: Ratio) -> str:
     if abs(ratio.low) == inf or ratio.low != ratio.low:
         return "unknown"
     return f"{ratio.low:.4f} .. {ratio.high:.4f}"
+
+
+def _weight(value: float | None) -> str:
+    return "-" if value is None or value == inf else f"{value:,.3g}"
 
 
 def _percent(value: float) -> str:
