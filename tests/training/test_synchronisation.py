@@ -15,6 +15,7 @@ from nextitem.core.roles import LossTerms, Synchronised
 from nextitem.data.examples.content_rows import ContentBatch, ContentRows
 from nextitem.distributed import processes
 from nextitem.models.streaming_vq import StreamingVQ, StreamingVQConfig
+from nextitem.nn.experts import Experts, ExpertsConfig
 from nextitem.nn.quantisation.learnt_codebooks import LearntCodebooks
 from nextitem.nn.ranking.dice import Dice
 from nextitem.nn.ranking.node_scorer import NodeScorer
@@ -44,6 +45,7 @@ class Buffers(nn.Module):
         self.codebooks.tables.copy_(torch.randn(2, 4, 2))
         self.codebooks.steps.fill_(1)  # no initialisation, which several processes take over from the first
         self.dice = Dice(3)
+        self.experts = Experts(ExpertsConfig(num_experts=4, top_k=2), 3, hidden=4)
 
     def training_loss(self, batch: ContentBatch) -> LossTerms:
         """Return the mean squared output, and move all buffers."""
@@ -52,7 +54,7 @@ class Buffers(nn.Module):
         self.mean.mul_(0.9).add_(0.1 * rows.mean(0))
         self.frequency.update(batch.content[:, 0].long().unique())
         self.codebooks(rows[:, :2])
-        return LossTerms(self.line(rows + 0 * self.dice(rows)).square().mean())
+        return LossTerms(self.line(rows + 0 * self.dice(rows) + 0 * self.experts(rows)).square().mean())
 
 
 def rows() -> ContentRows:
@@ -108,6 +110,7 @@ def test_declared_buffers_equal_those_of_one_process(saved: list[dict[str, dict[
     """Check counters, moving averages, item frequencies and moved codebooks; variances are means over processes."""
     expected = train_buffers()
     assert int(expected["count"]) == 3 * 29
+    assert bool(expected["experts.bias"].any())
     for results in saved:
         for name, value in expected.items():
             if not name.startswith("dice."):
@@ -147,6 +150,7 @@ def test_the_declared_buffers_exist() -> None:
     parts = [
         Buffers(),
         Dice(3),
+        Experts(ExpertsConfig(), 4, hidden=4),
         NodeScorer(4, windows=(1, 1), hidden=(5, 3)),
         LearntCodebooks((1, 3, 2), split="residual", update="gradient"),
     ]
