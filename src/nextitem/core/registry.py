@@ -115,6 +115,11 @@ MODELS: dict[str, Entry] = {
         "transformer over items; a small network generates the codes of the next item, one vector for each node",
         "arXiv 2203.01941, 2508.14910",
     ),
+    "onerec-v2": Entry(
+        "nextitem.models.onerec_v2:OneRecV2",
+        "lazy decoder: reads the history without an encoder and generates the codes of the next item, by objective",
+        "arXiv 2508.20900",
+    ),
     "cobra": Entry(
         "nextitem.models.cobra:Cobra",
         "generates the codes of an item, then ranks items by a generated dense vector",
