@@ -12,7 +12,8 @@ Notable
 - The first input token stands for the objective of the example (UniRec, arXiv 2604.12234): one model learns clicks and
   purchases, and a request says which of them orders its list (`objectives`).
 - `target_weights` adds later events as targets of the same history; the paper has the newest alone. They share the
-  first position, and keys and values of the history.
+  first position, and keys and values of the history. With `codes_after_first = "sampled"` one of them, sampled by its
+  weight, goes deeper: the expected loss is the same, at the cost of one target.
 - Positions are counted from the end, so a new event changes the keys of all. Reading a history again costs one product
   of matrices, so there is no cached state (roles.Incremental).
 
@@ -27,7 +28,6 @@ import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nextitem.core import config as configs
 from nextitem.core.batch import SequenceBatch
@@ -42,6 +42,7 @@ from nextitem.data.examples.objectives import OBJECTIVE, objective_masks
 from nextitem.data.requests import user_context
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.code_outputs import CodeOutputs
+from nextitem.decoding.context_tokens import ContextTokens, Reads
 from nextitem.decoding.guidance import GuidedConfig, GuidedRecommender
 from nextitem.decoding.guide import Guide
 from nextitem.decoding.item_paths import ItemPaths
@@ -51,7 +52,6 @@ from nextitem.losses.prefix_loss import PrefixAwareConfig, prefix_loss_of
 from nextitem.nn.attention.lazy_decoder import LazyDecoder, LazyDecoderConfig
 from nextitem.nn.byte_dropout import ByteDropout
 from nextitem.nn.experts import take_balance_losses
-from nextitem.nn.fields.user_token import UserToken, user_columns
 from nextitem.nn.initialisation import truncated_normal_
 from nextitem.ops.trie_step import logits_by_code
 
@@ -61,7 +61,7 @@ class OneRecV2Config(LazyDecoderConfig, PrefixAwareConfig, GuidedConfig):
 
     max_history_length: int = Field(50, ge=1)
     """Number of most recent events that the model reads."""
-    reads: tuple[Literal["items", "nodes"], ...] = Field(("items", "nodes"), min_length=1)
+    reads: tuple[Reads, ...] = Field(("items", "nodes"), min_length=1)
     """Vectors that an event is the sum of: the item's own, those of the nodes above its leaf."""
     user_features: bool = True
     """Whether the categorical features of users, if the catalogue has any, are one more context token."""
@@ -73,6 +73,8 @@ class OneRecV2Config(LazyDecoderConfig, PrefixAwareConfig, GuidedConfig):
     """Objective that orders the lists of a request that names none; none: the first of `objectives`."""
     target_weights: tuple[float, ...] = Field((1.0,), min_length=1)
     """Weights of the next event, the one after it, and so on, all generated from the same history."""
+    codes_after_first: Literal["all", "sampled"] = "all"
+    """Targets of an example whose codes after the first are learned: all, or one that is sampled by its weight."""
     targets_per_epoch: int | None = Field(None, ge=1)
     """Number of training examples of an epoch, sampled again for each epoch; none: all."""
     order: Literal["shuffled", "time"] = "shuffled"
@@ -93,6 +95,7 @@ class OneRecV2Config(LazyDecoderConfig, PrefixAwareConfig, GuidedConfig):
         is_sampled = self.order == "shuffled"
         return {
             **super().idle_fields(),
+            **configs.idle_unless(len(self.target_weights) > 1, "there is one target", "codes_after_first"),
             **configs.idle_unless(is_sampled or self.targets_per_epoch is None, "order is time", "targets_per_epoch"),
         }
 
@@ -111,21 +114,20 @@ class OneRecV2(GuidedRecommender):
         if table is None:
             raise ValueError("OneRecV2 needs a catalogue with identifiers: create them with nextitem tokenize")
         self.tree = ItemPaths(table)
-        self.items = nn.Embedding(catalog.num_items + 1, width, padding_idx=0)  # input, and leaves
-        self.nodes_read = nn.Embedding(self.tree.num_inner, width) if "nodes" in config.reads else None
-        self.positions = nn.Embedding(config.max_history_length, width)  # row 0: the last event
-        self.user = UserToken(catalog, width) if config.user_features and user_columns(catalog) else None
+        sizes: dict[str, Any] = {"width": width, "length": config.max_history_length}
+        sizes |= {"reads": config.reads, "user_features": config.user_features}
+        self.tokens = ContextTokens(self.tree, catalog, **sizes)  # its vectors of items are those of leaves, too
         self.first = nn.Embedding(max(1, len(config.objectives)), width)
         self.decoder = LazyDecoder(config)
-        sizes = self.trie.codebook_sizes
-        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in sizes)
+        codebooks = self.trie.codebook_sizes
+        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in codebooks)
         self.head: NodeVectors | CodeOutputs
         if config.head == "nodes":
             self.head = NodeVectors(self.tree, parts="nodes", content=None, width=width)
         else:
-            self.head = CodeOutputs(sizes, width=width)
+            self.head = CodeOutputs(codebooks, width=width)
         self.dropout = ByteDropout(config.dropout)
-        self.prefix_loss = prefix_loss_of(config, num_levels=len(sizes))
+        self.prefix_loss = prefix_loss_of(config, num_levels=len(codebooks))
         truncated_normal_(self)
         self.add_guidance(config.guide)
         self.register_load_state_dict_post_hook(OneRecV2._set_unseen)  # type: ignore[no-untyped-call]
@@ -160,7 +162,7 @@ class OneRecV2(GuidedRecommender):
             num_targets=len(config.target_weights),
             per_epoch=config.targets_per_epoch if config.order == "shuffled" else None,
             in_order=config.order == "time",
-            user_context=None if self.user is None else user_context(train),
+            user_context=None if self.tokens.user is None else user_context(train),
             objectives=objective_masks(train, self.objectives) if self.objectives else None,
         )
 
@@ -168,16 +170,26 @@ class OneRecV2(GuidedRecommender):
         """Return the mean cross-entropy of the codes of the next event, plus that of later events by weight."""
         assert batch.targets is not None
         items_BK = batch.targets.to_padded()
-        is_real = items_BK > 0
-        weights = torch.tensor(self.config.target_weights, device=items_BK.device)[is_real.nonzero()[:, 1]]
-        paths, rows, named = self.tree.nodes[items_BK], is_real.nonzero()[:, 0], {}
-        hidden, paths = self._all_hidden(batch, paths, is_real), paths[is_real]
-        for level, states in enumerate(hidden):
-            parents = paths[:, level] if level else rows.new_zeros(len(states))
-            owners = torch.arange(len(rows), device=rows.device) if level else rows
-            vectors, normed = self._vectors_of(level), self.norms[level](states)
-            log_probs = self.head.log_probs(normed, paths[:, level + 1], parents, rows=owners, **vectors)
-            named[f"level_{level + 1}"] = -(weights * log_probs).sum() / len(items_BK)
+        weights_BK = (items_BK > 0) * torch.tensor(self.config.target_weights, device=items_BK.device)[
+            : items_BK.shape[1]
+        ]
+        deeper_BK, deeper_weights_BK = items_BK, weights_BK
+        if self.training and self.config.codes_after_first == "sampled":
+            deeper_BK = items_BK.gather(1, torch.multinomial(weights_BK, 1))
+            deeper_weights_BK = weights_BK.sum(1, keepdim=True)
+        named = {}
+        for level, states in enumerate(self._all_hidden(batch, deeper_BK)):
+            targets, weights = (deeper_BK, deeper_weights_BK) if level else (items_BK, weights_BK)
+            is_real = targets > 0
+            paths, rows = self.tree.nodes[targets[is_real]], is_real.nonzero()[:, 0]
+            log_probs = self.head.log_probs(
+                self.norms[level](states),
+                paths[:, level + 1],
+                paths[:, level] if level else rows.new_zeros(len(states)),
+                rows=torch.arange(len(rows), device=rows.device) if level else rows,
+                **self._vectors_of(level),
+            )
+            named[f"level_{level + 1}"] = -(weights[is_real] * log_probs).sum() / len(items_BK)
         total = torch.stack(list(named.values())).mean()
         if self.prefix_loss is not None:
             named["prefixes"] = self.prefix_loss(list(named.values()))
@@ -188,22 +200,22 @@ class OneRecV2(GuidedRecommender):
             total = total + balance
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
-    def _all_hidden(self, batch: SequenceBatch, paths_BKM: Tensor, is_real_BK: Tensor) -> list[Tensor]:
-        """Return the hidden states at the root, [B, D], and at the further nodes of real targets' paths, [T, D] each.
+    def _all_hidden(self, batch: SequenceBatch, items_BK: Tensor) -> list[Tensor]:
+        """Return the hidden states at the root, [B, D], and at the further nodes of the items' paths, [T, D] each.
 
-        The targets of a request share the first position.
+        The items of a request, 0 for none, share the first position.
         """
         context, mask = self._context(batch)
         objectives = batch.context.get(OBJECTIVE, torch.zeros_like(batch.items.lengths))
         inputs = self.dropout(self._scaled(self.first(objectives)))[:, None, None]
         first, past = self.decoder(inputs, context, mask=mask)
-        levels = range(1, self.trie.num_levels)
+        levels, is_real = range(1, self.trie.num_levels), items_BK > 0
         if not levels:
             return [first[:, 0, 0]]
-        inputs = torch.stack([self._input(paths_BKM[..., level], level=level) for level in levels], 2)
-        past = past.expand(-1, paths_BKM.shape[1], *[-1] * 5)
-        further, _ = self.decoder(self.dropout(inputs), context, mask=mask, past=past, is_real=is_real_BK)
-        return [first[:, 0, 0], *further[is_real_BK].unbind(1)]
+        inputs = torch.stack([self._input(self.tree.nodes[items_BK, level], level=level) for level in levels], 2)
+        past = past.expand(-1, items_BK.shape[1], *[-1] * 5)
+        further, _ = self.decoder(self.dropout(inputs), context, mask=mask, past=past, is_real=is_real)
+        return [first[:, 0, 0], *further[is_real].unbind(1)]
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
         """Return the state before the first code; the history is read once, for all beams."""
@@ -267,25 +279,9 @@ class OneRecV2(GuidedRecommender):
 
     def _context(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
         """Return keys and values of the context, and which tokens are real, bool [B, 1, 1, L]; None: all."""
-        tokens_BLD, mask = self._tokens(batch)
-        return self.decoder.read(tokens_BLD), mask
-
-    def _tokens(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
-        """Return the context tokens [B, L, D] and which are real, bool [B, 1, 1, L]; None: all."""
-        items_BL = batch.items.to_padded()
-        own, unseen = self.items(items_BL), None if self.training else self._items_without_events()
-        if unseen is not None:
-            own = own.masked_fill(unseen[items_BL][..., None], 0)
-        parts = [own] if "items" in self.config.reads else []
-        if self.nodes_read is not None:
-            parts += [self.nodes_read(self.tree.nodes[items_BL, depth]) for depth in range(1, self.trie.num_levels)]
-        ages = batch.items.lengths[:, None] - 1 - torch.arange(items_BL.shape[1], device=items_BL.device)
-        parts.append(self.positions(ages.clamp(min=0)))
-        tokens_BLD, is_real = torch.stack(parts).sum(0), items_BL > 0
-        if self.user is not None:
-            user_B1D = self.user(batch.context, batch.num_requests)[:, None]
-            tokens_BLD, is_real = torch.cat([user_B1D, tokens_BLD], 1), F.pad(is_real, (1, 0), value=True)
-        return self.dropout(self._scaled(tokens_BLD)), None if bool(is_real.all()) else is_real[:, None, None]
+        unseen = None if self.training else self._items_without_events()
+        tokens_BLD, mask = self.tokens(batch, self.tree, unseen)
+        return self.decoder.read(self.dropout(self._scaled(tokens_BLD))), mask
 
     def _input(self, nodes: Tensor, *, level: int) -> Tensor:
         """Return the input vectors of nodes of depth `level`, [..., D]."""
@@ -297,4 +293,4 @@ class OneRecV2(GuidedRecommender):
 
     def _vectors_of(self, level: int) -> dict[str, Any]:
         """Return the arguments of the head for a level."""
-        return {"level": level, "tree": self.tree, "items": self.items.weight, "content": None}
+        return {"level": level, "tree": self.tree, "items": self.tokens.items.weight, "content": None}
