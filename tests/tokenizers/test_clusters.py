@@ -177,8 +177,8 @@ def test_logged_impressions_are_the_exposure() -> None:
     settings = {"codebook_sizes": (4, 16), "transition_weight": 0, "balance": "exposure-capped", "exposure_cap": 1.1}
     by_events = codes_of(train, **settings)
     assert purity(by_events[:, :1], KIND) == 1
-    shown = np.repeat(np.arange(1, ITEMS + 1, 4, dtype=np.int32), 100)
-    impressions = Impressions(np.arange(len(shown)), shown, np.zeros(len(shown), np.int32), None, pl.DataFrame())
+    items = np.repeat(np.arange(1, ITEMS + 1, 4, dtype=np.int32), 100)
+    impressions = Impressions(np.arange(len(items)), items, np.zeros(len(items), np.int32), None, pl.DataFrame())
     by_impressions = codes_of(replace(train, impressions=impressions), **settings)
     assert torch.bincount(by_impressions[KIND == 0, 0], minlength=4).tolist() == [4, 4, 4, 4]
 

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextitem.core.batch import SequenceBatch
-from nextitem.core.catalog import Catalog
 from nextitem.decoding.item_paths import ItemPaths
-from nextitem.nn.fields.user_token import UserToken, user_columns
 
 Reads = Literal["items", "nodes"]
 
@@ -28,23 +26,22 @@ class ContextTokens(nn.Module):
 
     Args:
         tree: the trie with the paths of the items.
-        catalog: the catalogue, with the features of users.
         width: width of the vectors (D).
         length: largest number of events that are read.
         reads: vectors that an event is the sum of.
-        user_features: whether the categorical features of users are a token, if the catalogue has any.
+        user: module that returns the user tokens [B, D] of B requests from their context; None: no such token.
 
     """
 
     def __init__(
-        self, tree: ItemPaths, catalog: Catalog, *, width: int, length: int, reads: Sequence[Reads], user_features: bool
+        self, tree: ItemPaths, *, width: int, length: int, reads: Sequence[Reads], user: nn.Module | None
     ) -> None:
         super().__init__()
-        self.items = nn.Embedding(catalog.num_items + 1, width, padding_idx=0)
+        self.items = nn.Embedding(len(tree.codes), width, padding_idx=0)
         self.reads_items = "items" in reads
         self.nodes = nn.Embedding(tree.num_inner, width) if "nodes" in reads else None
         self.positions = nn.Embedding(length, width)  # row 0: the last event
-        self.user = UserToken(catalog, width) if user_features and user_columns(catalog) else None
+        self.user = user
 
     def forward(self, batch: SequenceBatch, tree: ItemPaths, unseen: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the tokens [B, L, D], and which are real, bool [B, 1, 1, L]; None: all.

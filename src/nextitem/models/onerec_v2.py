@@ -52,6 +52,7 @@ from nextitem.losses.prefix_loss import PrefixAwareConfig, prefix_loss_of
 from nextitem.nn.attention.lazy_decoder import LazyDecoder, LazyDecoderConfig
 from nextitem.nn.byte_dropout import ByteDropout
 from nextitem.nn.experts import take_balance_losses
+from nextitem.nn.fields.user_token import UserToken, user_columns
 from nextitem.nn.initialisation import truncated_normal_
 from nextitem.ops.trie_step import logits_by_code
 
@@ -115,8 +116,8 @@ class OneRecV2(GuidedRecommender):
             raise ValueError("OneRecV2 needs a catalogue with identifiers: create them with nextitem tokenize")
         self.tree = ItemPaths(table)
         sizes: dict[str, Any] = {"width": width, "length": config.max_history_length}
-        sizes |= {"reads": config.reads, "user_features": config.user_features}
-        self.tokens = ContextTokens(self.tree, catalog, **sizes)  # its vectors of items are those of leaves, too
+        user = UserToken(catalog, width) if config.user_features and user_columns(catalog) else None
+        self.tokens = ContextTokens(self.tree, reads=config.reads, user=user, **sizes)  # its items are the leaves', too
         self.first = nn.Embedding(max(1, len(config.objectives)), width)
         self.decoder = LazyDecoder(config)
         codebooks = self.trie.codebook_sizes
@@ -174,7 +175,7 @@ class OneRecV2(GuidedRecommender):
             : items_BK.shape[1]
         ]
         deeper_BK, deeper_weights_BK = items_BK, weights_BK
-        if self.training and self.config.codes_after_first == "sampled":
+        if self.training and self.config.codes_after_first == "sampled" and items_BK.shape[1] > 1:
             deeper_BK = items_BK.gather(1, torch.multinomial(weights_BK, 1))
             deeper_weights_BK = weights_BK.sum(1, keepdim=True)
         named = {}
@@ -214,7 +215,9 @@ class OneRecV2(GuidedRecommender):
             return [first[:, 0, 0]]
         inputs = torch.stack([self._input(self.tree.nodes[items_BK, level], level=level) for level in levels], 2)
         past = past.expand(-1, items_BK.shape[1], *[-1] * 5)
-        further, _ = self.decoder(self.dropout(inputs), context, mask=mask, past=past, is_real=is_real)
+        further, _ = self.decoder(
+            self.dropout(inputs), context, mask=mask, past=past, is_real=is_real if is_real.shape[1] > 1 else None
+        )
         return [first[:, 0, 0], *further[is_real].unbind(1)]
 
     def start(self, batch: SequenceBatch) -> GeneratorState:

@@ -126,7 +126,7 @@ class LazyLayer(nn.Module):
         hidden_BWnD = hidden_BWnD + self.dropout(mixed)
         if is_real is None:
             return hidden_BWnD + self.dropout(self.feed(self.norm_feed(hidden_BWnD))), keys_values
-        change = self.dropout(self.feed(self.norm_feed(hidden_BWnD[is_real])))
+        change = self.dropout(self.feed(self.norm_feed(hidden_BWnD[is_real]))).to(hidden_BWnD.dtype)
         return hidden_BWnD + torch.zeros_like(hidden_BWnD).index_put((is_real,), change), keys_values
 
     def _read_context(self, normed_BWnD: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
