@@ -124,6 +124,7 @@ def models_of(data: Dataset, *, width: int, layers: int, context: int, seed: int
             for parameter in model.decoder.parameters():
                 if parameter.dim() > 1:
                     nn.init.trunc_normal_(parameter, std=0.02)
+            model.decoder.start_as_mean()
         model.set_popularity_from(data)
         models[name] = model
     return models

@@ -130,6 +130,7 @@ class OneRecV2(GuidedRecommender):
         self.dropout = ByteDropout(config.dropout)
         self.prefix_loss = prefix_loss_of(config, num_levels=len(codebooks))
         truncated_normal_(self)
+        self.decoder.start_as_mean()
         self.add_guidance(config.guide)
         self.register_load_state_dict_post_hook(OneRecV2._set_unseen)  # type: ignore[no-untyped-call]
 

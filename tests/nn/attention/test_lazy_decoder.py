@@ -191,3 +191,23 @@ def test_operations_of_the_layers_are_nearly_independent_of_the_length_of_the_co
 def test_sizes_that_do_not_fit_are_explained(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse(LazyDecoderConfig, settings, where="[model]")
+
+
+@pytest.mark.parametrize("settings", [{}, {"kv_layers": 2, "separate_values": True}, {"kv_heads": 2}], ids=str)
+def test_it_can_start_by_reading_the_mean_of_the_context(settings: dict[str, Any]) -> None:
+    """With equal attention a layer adds the mean of the normed tokens: of all features, or of those of fewer heads."""
+    decoder = LazyDecoder(LazyDecoderConfig(**{"width": 16, "layers": 2, "heads": 4, **settings}))
+    decoder.start_as_mean()
+    layer = cast(LazyLayer, decoder.layers[1])
+    with torch.no_grad():
+        layer.cross_query.weight.zero_()
+        tokens, inputs = torch.randn(1, 5, 16), torch.randn(1, 1, 1, 16)
+        context = decoder.read(tokens)[:, -1]
+        read = layer._read_context(inputs, context, None)[0, 0, 0]
+    num_features = 4 * (settings.get("kv_heads") or 4)
+    normed = tokens[0, :, :num_features]
+    expected = (normed / (normed.square().mean(1, keepdim=True) + 1e-6).sqrt()).mean(0)
+    if num_features == 16:
+        torch.testing.assert_close(read, expected)
+    else:  # each head of keys serves two of queries
+        torch.testing.assert_close(read, expected.view(2, 4).repeat_interleave(2, dim=0).flatten())

@@ -165,6 +165,17 @@ class LazyDecoder(nn.Module):
         self.processor = ContextProcessor(config)
         self.layers = nn.ModuleList(LazyLayer(config, number=number) for number in range(config.layers))
 
+    @torch.no_grad()
+    def start_as_mean(self) -> None:
+        """Set the projections of context and of cross-attention to the identity, in place.
+
+        So a position first reads the mean of the tokens that it attends to; training need not find that out.
+        """
+        for chunk in self.processor.projection.weight.chunk(len(self.processor.norms)):
+            nn.init.eye_(chunk)
+        for layer in self.layers:
+            nn.init.eye_(cast(LazyLayer, layer).cross_output.weight)
+
     def read(self, tokens_BLD: Tensor) -> Tensor:
         """Return what positions read of context tokens: keys and values [B, L_kv, S, G, L, d]."""
         return self.processor(tokens_BLD)  # type: ignore[no-any-return]
