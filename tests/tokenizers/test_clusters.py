@@ -17,7 +17,7 @@ from torch import Tensor
 from nextitem.core.catalog import Catalog
 from nextitem.core.components import build_component
 from nextitem.core.config import parse
-from nextitem.core.dataset import Dataset, Users
+from nextitem.core.dataset import Dataset, Impressions, Users
 from nextitem.core.errors import UserError
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
@@ -156,6 +156,31 @@ def test_clusters_of_equal_exposure_have_about_equal_numbers_of_events() -> None
     assert float(exposures["exposure"].max()) <= share + float(counts.max()) / 2
     assert float(exposures["exposure"].std()) < 0.4 * float(exposures["size"].std())
     assert fitted(train, codebook_sizes=(8, 8), balance="exposure").codebook_sizes[1] > 8
+
+
+def test_no_cluster_has_more_than_the_cap_of_the_mean_exposure() -> None:
+    train = dataset_of(skewed_histories(), content_of_kinds())
+    counts = torch.from_numpy(train.interactions.item_counts()[1:]).double().clamp(min=1)
+    model = fitted(train, codebook_sizes=(6, 11), balance="exposure-capped")
+    codes = model.encode_catalog(train.catalog)
+    exposure = torch.bincount(codes[:, 0], counts)
+    assert float(exposure.max() / exposure.mean()) <= 1.05
+    assert model.figures(codes)["largest_exposure"] == [pytest.approx(float(exposure.max() / exposure.mean()))]
+    plain = fitted(train, codebook_sizes=(6, 11), balance="plain")
+    assert plain.figures(plain.encode_catalog(train.catalog))["largest_exposure"][0] > 1.3
+    assert len(torch.unique(codes, dim=0)) == ITEMS
+
+
+def test_logged_impressions_are_the_exposure() -> None:
+    """Only items of the first kind are shown, so the cluster of that kind has to share them with the others."""
+    train = dataset_of(shelf_histories(), content_of_kinds())
+    settings = {"codebook_sizes": (4, 16), "transition_weight": 0, "balance": "exposure-capped", "exposure_cap": 1.1}
+    by_events = codes_of(train, **settings)
+    assert purity(by_events[:, :1], KIND) == 1
+    items = np.repeat(np.arange(1, ITEMS + 1, 4, dtype=np.int32), 100)
+    impressions = Impressions(np.arange(len(items)), items, np.zeros(len(items), np.int32), None, pl.DataFrame())
+    by_impressions = codes_of(replace(train, impressions=impressions), **settings)
+    assert torch.bincount(by_impressions[KIND == 0, 0], minlength=4).tolist() == [4, 4, 4, 4]
 
 
 def test_items_of_a_cluster_are_numbered_by_their_events() -> None:

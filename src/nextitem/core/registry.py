@@ -120,6 +120,11 @@ MODELS: dict[str, Entry] = {
         "generates a session as a list, item by item and code by code; decoder with a mixture of experts",
         "arXiv 2502.18965",
     ),
+    "onerec-v2": Entry(
+        "nextitem.models.onerec_v2:OneRecV2",
+        "lazy decoder: reads the history without an encoder and generates the codes of the next item, by objective",
+        "arXiv 2508.20900",
+    ),
     "cobra": Entry(
         "nextitem.models.cobra:Cobra",
         "generates the codes of an item, then ranks items by a generated dense vector",

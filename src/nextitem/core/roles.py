@@ -316,6 +316,18 @@ class ProbabilityCalibrated(Protocol):
 
 
 @runtime_checkable
+class HasObjectives(Protocol):
+    """A model that has learned several objectives, such as clicks and purchases, each of which can order its lists."""
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives."""
+
+    def ordered_by(self, objective: str) -> Self:
+        """Return the model with lists that one of the objectives orders; both share their weights."""
+
+
+@runtime_checkable
 class Ranker(Protocol):
     """A model that scores the candidates of a request."""
 

@@ -7,6 +7,7 @@ from copy import copy
 from nextitem.cascade.cascade import Cascade
 from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
+from nextitem.core.roles import HasObjectives
 from nextitem.decoding.guidance import GuidedRecommender
 from nextitem.models.rankers.ranking_model import RankingModel
 
@@ -26,21 +27,29 @@ def with_guide_weight(model: Recommender, weight: float) -> Recommender:
 
 
 def objectives_of(model: Recommender) -> tuple[str, ...]:
-    """Return the names of the objectives by which a model can order: the tasks of a ranker, also a cascade's."""
+    """Return the names of the objectives by which a model can order.
+
+    They are those of a generator (roles.HasObjectives), or the tasks of a ranker, also of a cascade's.
+    """
     if isinstance(model, Cascade):
         return objectives_of(model.ranker) if model.ranker is not None else ()
+    if isinstance(model, HasObjectives):
+        return model.objectives
     return model.tasks if isinstance(model, RankingModel) else ()
 
 
 def ordered_by(model: Recommender, objective: str) -> Recommender:
     """Return the model with lists that one objective alone orders; both share their weights.
 
-    The score is the log-probability of that objective. Raises UserError if the model has no such objective.
+    The score is the log-probability of that objective; of a generator, that of the item if the objective is what
+    happens next. Raises UserError if the model has no such objective.
     """
     names = objectives_of(model)
     if objective not in names:
         problem = f"there are {', '.join(names)}" if names else f"{type(model).__name__} has none; remove it"
         raise UserError(f"objective: no objective is called {objective!r}; {problem}")
+    if isinstance(model, HasObjectives):
+        return model.ordered_by(objective)
     other = copy(model)
     if isinstance(model, Cascade):
         assert model.ranker is not None, "it has objectives"

@@ -308,5 +308,8 @@ def print_quality(identifiers: IdentifierTable, *, console: Console | None = Non
             f"{pairs} that share the first {depth} code{'s' if depth > 1 else ''}: {share:.1%}"
             for depth, share in enumerate(report.get(key) or [], start=1)
         ]
+    if report.get("largest_exposure"):
+        multiples = ", ".join(f"{multiple:.2f}" for multiple in report["largest_exposure"])
+        facts.append(f"exposure of the largest cluster of each level: {multiples} times the mean")
     for fact in facts:
         output.print(fact, highlight=False)

@@ -12,8 +12,8 @@ Notable
   or 110 items each, and a code or two in each are free for new items.
 - Each of the two vectors has unit length, times its weight. An item without transitions is assigned by its content, one
   without content by its transitions, and one without both takes a place that the others leave.
-- UniRec repairs k-means until no cluster has more than 1.05 times the mean exposure. Here a cluster takes no further
-  item once it has its share of the training events, in every round of k-means.
+- UniRec repairs plain k-means until no cluster has more than 1.05 times the mean exposure ("exposure-capped"). With
+  "exposure" a cluster takes no further item once it has its share of the training events, in every round of k-means.
 - A new item has no transitions: it goes to the clusters whose content is nearest, and gets the next free code of the
   last one. If there is none, it shares the code of the nearest item.
 - The codes depend on training events. A model that uses them must be judged by the split that they were made under.
@@ -57,9 +57,13 @@ class ClustersConfig(configs.Config):
     such level. Items without a value share a code. Of a list of values, the one that most items have counts.
     """
     balance: Balance = "size"
-    """What clusters have in equal numbers: items ("size"), training events ("exposure"), or nothing ("plain", plain
-    k-means). With the latter two the last level gets more codes if the largest cluster has more items.
+    """What limits clusters: equal numbers of items ("size") or training events ("exposure"), at most `exposure_cap`
+    times the mean number of impressions ("exposure-capped", plain k-means with a greedy repair; of training events if
+    no impressions are logged), or nothing ("plain", plain k-means). Unless it is "size", the last level gets more codes
+    if the largest cluster has more items.
     """
+    exposure_cap: float = Field(1.05, ge=1)
+    """Largest exposure of a cluster, as a multiple of the mean of its siblings; an item with more stays alone."""
     content_weight: float = Field(1.0, ge=0)
     """Weight of the content in the distance of items; 0: transitions alone."""
     transition_weight: float = Field(1.0, ge=0)
@@ -78,7 +82,11 @@ class ClustersConfig(configs.Config):
 
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that have no effect under the other settings, each with the reason."""
-        return configs.idle_unless(self.transition_weight > 0, "transition_weight is 0", "lag_weights")
+        is_capped = self.balance == "exposure-capped"
+        return {
+            **configs.idle_unless(self.transition_weight > 0, "transition_weight is 0", "lag_weights"),
+            **configs.idle_unless(is_capped, "balance is not exposure-capped", "exposure_cap"),
+        }
 
 
 class Clusters(Tokenizer):
@@ -116,12 +124,13 @@ class Clusters(Tokenizer):
         self._codes: Tensor | None = None
         self._inputs: Tensor | None = None
         self._pairs: ItemPairs | None = None
+        self._exposure: Tensor | None = None
 
     @classmethod
     def learns_from_events(cls, config: configs.Config) -> bool:
         """Return whether codes depend on events: on transitions, or on the exposure of items."""
         assert isinstance(config, ClustersConfig)
-        return config.transition_weight > 0 or config.balance == "exposure"
+        return config.transition_weight > 0 or config.balance in ("exposure", "exposure-capped")
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -152,9 +161,8 @@ class Clusters(Tokenizer):
             counts = torch.bincount(prefixes[:, 0])
             num_values, largest = (len(counts),), int(counts.max())
         sizes = config.codebook_sizes or equal_codebook_sizes(largest)
-        exposure = None
-        if self.learns_from_events(config):  # an item without events counts as one with one event
-            exposure = torch.from_numpy(train.interactions.item_counts()[1:]).clamp(min=1)
+        if self.learns_from_events(config):
+            self._exposure = exposure_of(train, from_impressions=config.balance == "exposure-capped")
             self._pairs = ItemPairs(train.interactions)
         try:
             codes = cluster_codes(
@@ -162,7 +170,8 @@ class Clusters(Tokenizer):
                 sizes,
                 seed=seed,
                 balance=config.balance,
-                weights=exposure,
+                weights=self._exposure,
+                cap=config.exposure_cap,
                 iterations=config.iterations,
                 prefixes=prefixes,
             )
@@ -223,8 +232,16 @@ class Clusters(Tokenizer):
         return self._inputs.nan_to_num()
 
     def figures(self, codes: Tensor) -> dict[str, Any]:
-        """Return how often successive items of training share the first code, the first two, ... (quality report)."""
+        """Return figures for the quality report, by level but the last: exposure of clusters, and transitions within.
+
+        Transitions: how often successive items of training share the first code, the first two, ... Exposure: that of
+        the largest cluster, as a multiple of the mean of the level.
+        """
         figures: dict[str, Any] = {} if self.config.attribute is None else {"attribute_levels": 1}
+        if self._exposure is not None:
+            figures["largest_exposure"] = [
+                largest_share(codes[:, : level + 1], self._exposure) for level in range(codes.shape[1] - 1)
+            ]
         if self._pairs is not None and len(self._pairs.left):
             shared = (codes[self._pairs.left - 1] == codes[self._pairs.right - 1]).cumprod(1)
             figures["transitions_sharing_prefix"] = shared.double().mean(0).tolist()
@@ -247,6 +264,33 @@ class Clusters(Tokenizer):
         self.first_child = torch.cat([*first_child, torch.tensor([num_nodes])])
         self.leaves = torch.empty_like(coordinates)
         self.leaves[group] = coordinates
+
+
+def exposure_of(train: Dataset, *, from_impressions: bool) -> Tensor:
+    """Return the exposure of each item, [N] int64: impressions if asked for and logged, else training events.
+
+    An item without exposure counts as one that was shown once.
+    """
+    if from_impressions and train.impressions is not None:
+        counts = torch.bincount(
+            torch.from_numpy(train.impressions.item_ids).long(), minlength=train.catalog.num_items + 1
+        )
+    else:
+        counts = torch.from_numpy(train.interactions.item_counts())
+    return counts[1:].clamp(min=1)
+
+
+def largest_share(prefixes: Tensor, exposure: Tensor) -> float:
+    """Return the exposure of the items with the most exposed prefix, as a multiple of the mean over used prefixes.
+
+    Args:
+        prefixes: first codes of the items, [N, P].
+        exposure: exposure of the items, [N].
+
+    """
+    cluster = prefixes.unique(dim=0, return_inverse=True)[1]
+    sums = torch.bincount(cluster, exposure.double())
+    return float(sums.max() / sums.mean())
 
 
 def attribute_codes(catalog: Catalog, attribute: str, num_items: int) -> Tensor:

@@ -66,6 +66,8 @@ def quality_report(tokenizer: Tokenizer, catalog: Catalog, codes: Tensor) -> dic
         * chance_sharing_prefix: the same for two items sampled at random.
         * transitions_sharing_prefix: the same for two different items in succession in the training events of a user,
           if the tokenizer reads transitions.
+        * largest_exposure: exposure of the largest cluster of each level but the last, over the mean, if the tokenizer
+          reads events.
         * attribute_levels: number of first levels whose codes are values of an attribute; missing if there are none.
 
     """

@@ -17,6 +17,7 @@ from nextitem.nn.quantisation.balanced_kmeans import (
     balanced_assignment,
     balanced_assignment_reference,
     balanced_kmeans,
+    capped_kmeans,
 )
 
 
@@ -212,3 +213,61 @@ def test_plain_kmeans_assigns_every_vector_to_its_nearest_mean() -> None:
     means = torch.stack([vectors[codes == cluster].mean(0) for cluster in range(7)])
     distances = torch.cdist(vectors, means)
     assert np.array_equal(distances.argmin(1).numpy(), codes.numpy())
+
+
+def relieve_reference(vectors: Tensor, centres: Tensor, codes: list[int], weights: list[float], limit: float) -> Tensor:
+    """Return the clusters after the repair of `capped_kmeans`, move by move, over all pairs of member and cluster."""
+    distances = (vectors.double()[:, None] - centres.double()).square().sum(2).tolist()
+    codes = list(codes)
+    while True:
+        loads = [sum(w for w, code in zip(weights, codes, strict=True) if code == k) for k in range(len(centres))]
+        moves = []
+        for row, source in enumerate(codes):
+            excess = loads[source] - limit
+            with_room = [k for k, load in enumerate(loads) if load + weights[row] <= limit]
+            if excess > 0 and with_room:
+                target = min(with_room, key=lambda k: distances[row][k])
+                increase = distances[row][target] - distances[row][source]
+                moves.append((increase / min(weights[row], excess), row, target))
+        if not moves:
+            return torch.tensor(codes)
+        _, row, target = min(moves)
+        codes[row] = target
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 9999), count=st.integers(6, 30), clusters=st.integers(2, 5), cap=st.floats(1.0, 1.6))
+def test_the_repair_of_a_cap_equals_the_reference(seed: int, count: int, clusters: int, cap: float) -> None:
+    vectors, centres = normal(count, 3, seed=seed), normal(clusters, 3, seed=seed + 1)
+    weights = whole(count, seed=seed + 2, high=7).double() + 1
+    codes = torch.cdist(vectors, centres).argmin(1)
+    limit = cap * float(weights.sum()) / clusters
+    points = module._Points.of(vectors)
+    relieved = module._relieve(points, centres.numpy(), codes.numpy(), weights.numpy(), limit)
+    expected = relieve_reference(vectors, centres, codes.tolist(), weights.tolist(), limit)
+    assert torch.equal(torch.from_numpy(relieved), expected)
+
+
+def test_no_cluster_weighs_more_than_the_cap() -> None:
+    """Two thirds of the vectors are in one lump, so plain k-means has clusters of very different weights."""
+    vectors = torch.cat([0.01 * normal(200, 2, seed=1), 5 + normal(100, 2, seed=2)])
+    weights = whole(300, seed=3, high=20) + 1
+    plain = balanced_kmeans(vectors, 6, seed=0, is_balanced=False)
+    assert float(torch.bincount(plain, weights).max() / weights.sum() * 6) > 2
+    for cap in (1.05, 1.3):
+        capped = capped_kmeans(vectors, 6, seed=0, weights=weights, cap=cap)
+        assert float(torch.bincount(capped, weights, minlength=6).max() / weights.sum() * 6) <= cap
+        assert torch.equal(capped, capped_kmeans(vectors, 6, seed=0, weights=weights, cap=cap))
+    wide = capped_kmeans(vectors, 6, seed=0, weights=weights, cap=6.0)
+    assert torch.equal(wide, plain)  # nothing has to be repaired
+
+
+def test_the_nearest_members_leave_and_one_that_is_too_heavy_stays_alone() -> None:
+    """On a line: clusters at 0 and 10. The members at 1, 2 and 3 lose least if they move from 0 to 10 in this order."""
+    line = torch.tensor([[0.0], [1.0], [2.0], [3.0], [10.0]])
+    points, centres = module._Points.of(line), np.array([[0.0], [10.0]], np.float32)
+    codes = np.array([0, 0, 0, 0, 1])
+    ones = np.ones(5)
+    assert module._relieve(points, centres, codes, ones, 3.0).tolist() == [0, 0, 0, 1, 1]
+    heavy = np.array([9.0, 1, 1, 1, 1])
+    assert module._relieve(points, centres, codes, heavy, 7.0).tolist() == [0, 1, 1, 1, 1]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged, ranges
 from nextitem.data.examples.length_pools import batches_by_length
+from nextitem.data.examples.objectives import OBJECTIVE
+from nextitem.data.requests import context_of
 
 
 class NextTargets:
@@ -27,6 +31,9 @@ class NextTargets:
 
     With `in_order` nothing is random: targets stream by time and user. If the log is undated, they stream by their
     place in the history and user.
+
+    With `objectives` an event is an example of each objective that it fulfils. The context of an example contains the
+    number of its objective, and of the events after its target those that fulfil it, too, are targets.
     """
 
     def __init__(
@@ -38,8 +45,22 @@ class NextTargets:
         per_epoch: int | None = None,
         in_order: bool = False,
         user_keys: NDArray[np.int64] | None = None,
+        user_context: Mapping[str, Tensor | Jagged] | None = None,
+        objectives: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Collect the targets of a log; `user_keys [U + 1]` are the stable keys of its users, if a model reads them."""
+        """Collect the targets of a log.
+
+        Args:
+            log: the events.
+            max_length: number of events before the target that are read.
+            num_targets: largest number of targets of an example.
+            per_epoch: number of examples of an epoch; None: all.
+            in_order: whether examples stream by time.
+            user_keys: stable keys of the users, [U + 1], if a model reads them.
+            user_context: features of the users, U + 1 rows each (data.requests.user_context), if a model reads them.
+            objectives: which events are examples of each objective, bool [T, J]; None: there are no objectives.
+
+        """
         with_item = log.with_items()
         self.items = torch.from_numpy(with_item.item_ids.astype(np.int64))
         first = with_item.offsets[with_item.user_ids - 1]
@@ -47,14 +68,22 @@ class NextTargets:
         is_target = with_item.is_target()
         self.is_target = torch.from_numpy(is_target)
         self.places = np.flatnonzero(is_target & (before > 0))  # rows of the targets in the log
+        self.objectives: NDArray[np.int64] | None = None  # of the examples
+        if objectives is not None:
+            of_events = objectives[log.item_ids > 0] & is_target[:, None]
+            self.fulfils = torch.from_numpy(of_events)
+            self.places, self.objectives = np.nonzero(of_events & (before > 0)[:, None])
         self.in_order = in_order
         if in_order:
             moments = before if with_item.timestamps is None else with_item.timestamps
-            self.places = self.places[np.argsort(moments[self.places], kind="stable")]  # the log is sorted by user
+            order = np.argsort(moments[self.places], kind="stable")  # the log is sorted by user
+            self.places = self.places[order]
+            self.objectives = None if self.objectives is None else self.objectives[order]
         self.lengths = np.minimum(before[self.places], max_length)
         users = with_item.user_ids[self.places]
         self.target_counts = np.minimum(with_item.offsets[users] - self.places, num_targets)
         self.users = None if user_keys is None else user_keys[users]
+        self.user_numbers, self.user_context = torch.from_numpy(users.astype(np.int64)), user_context
         self.per_epoch = len(self.places) if per_epoch is None else min(per_epoch, len(self.places))
 
     def num_batches(self, batch_size: int) -> int:
@@ -88,8 +117,16 @@ class NextTargets:
         places, lengths = torch.from_numpy(self.places[rows]), torch.from_numpy(self.lengths[rows])
         counts = torch.from_numpy(self.target_counts[rows])
         targets = ranges(places, counts)
+        is_target = self.is_target[targets]
+        context: dict[str, Any] = {}
+        if self.user_context is not None:
+            context |= context_of(self.user_context, self.user_numbers[rows])
+        if self.objectives is not None:
+            context[OBJECTIVE] = torch.from_numpy(self.objectives[rows])
+            is_target = self.fulfils[targets, context[OBJECTIVE].repeat_interleave(counts)]
         return SequenceBatch(
             Jagged.from_lengths(self.items[ranges(places - lengths, lengths)], lengths),
             user_ids=None if self.users is None else torch.from_numpy(self.users[rows]),
-            targets=Jagged.from_lengths(self.items[targets] * self.is_target[targets], counts),
+            context=context,
+            targets=Jagged.from_lengths(self.items[targets] * is_target, counts),
         )

@@ -58,11 +58,44 @@ def balanced_kmeans(
         iterations: maximum number of rounds; they end earlier if nothing changes.
 
     """
-    count = len(vectors)
-    if count <= num_clusters:
-        return torch.arange(count)
-    rng = np.random.default_rng(seed)
+    if len(vectors) <= num_clusters:
+        return torch.arange(len(vectors))
     points = _Points.of(vectors - vectors.nanmean(0))  # near the origin, squared distances are precise
+    return torch.from_numpy(_kmeans(points, num_clusters, seed, weights, is_balanced, iterations)[0])
+
+
+def capped_kmeans(
+    vectors: Tensor, num_clusters: int, *, seed: int, weights: Tensor, cap: float, iterations: int = 20
+) -> Tensor:
+    """Return the cluster of each row of `vectors [n, D]`, [n] int64, by plain k-means with a greedy repair (UniRec).
+
+    As long as the weight of a cluster is more than `cap` times the mean, a member leaves it for the nearest centre of a
+    cluster that has room. The next member to leave is that with the smallest increase of its squared distance for the
+    excess that leaves with it. A cluster stays above the cap if none of its members fits elsewhere: one alone may weigh
+    more.
+
+    Args:
+        vectors: the vectors; NaN is a missing entry.
+        num_clusters: number of clusters (K). If there are no more vectors than that, each is a cluster of its own.
+        seed: seed of k-means, in which all vectors count the same.
+        weights: [n] positive numbers, such as numbers of impressions.
+        cap: largest weight of a cluster, as a multiple of the mean; at least 1.
+        iterations: maximum number of rounds of k-means.
+
+    """
+    if len(vectors) <= num_clusters:
+        return torch.arange(len(vectors))
+    points = _Points.of(vectors - vectors.nanmean(0))
+    codes, centres = _kmeans(points, num_clusters, seed, None, False, iterations)
+    all_weights = weights.double().numpy()
+    return torch.from_numpy(_relieve(points, centres, codes, all_weights, cap * all_weights.sum() / num_clusters))
+
+
+def _kmeans(
+    points: _Points, num_clusters: int, seed: int, weights: Tensor | None, is_balanced: bool, iterations: int
+) -> tuple[Rows, Floats]:
+    """Return the clusters [n] of more points than there are clusters, and the centres [K, D]; see `balanced_kmeans`."""
+    count, rng = len(points), np.random.default_rng(seed)
     all_weights = np.ones(count) if weights is None else weights.double().numpy()
     num_samples = min(count, _SAMPLE * num_clusters)
     sample = np.arange(count) if num_samples == count else np.sort(rng.choice(count, num_samples, replace=False))
@@ -77,7 +110,7 @@ def balanced_kmeans(
         centres = fitted.means(codes, fitted_weights, centres)
     if num_samples < count:
         codes, _ = _assign(points, centres, all_weights, prices, weights is None, is_balanced)
-    return torch.from_numpy(codes)
+    return codes, centres
 
 
 def balanced_assignment(
@@ -189,18 +222,22 @@ class _Points:
         best, leads = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
         for block in _blocks(len(rows), len(centres)):
             part = rows[block]
-            # The squared length of the row is the same for all centres, so it is omitted.
-            table = self.values[part] @ (-2 * centres.T)
-            if self.has_value is None:
-                table += np.square(centres).sum(1) + offsets
-            else:
-                table += self.has_value[part] @ np.square(centres.T) + offsets
+            table = self.distances(part, centres) + offsets
             numbers = np.arange(len(part))
             best[block] = table.argmin(1)
             values = table[numbers, best[block]]
             table[numbers, best[block]] = np.inf
             leads[block] = table.min(1) - values
         return best, np.where(np.isfinite(leads), leads, np.float32(0))
+
+    def distances(self, rows: Rows, centres: Floats) -> Floats:
+        """Return squared distances of rows and centres, [R, K], without the squared length of the row.
+
+        That length is the same for all centres.
+        """
+        table: Floats = self.values[rows] @ (-2 * centres.T)
+        table += np.square(centres).sum(1) if self.has_value is None else self.has_value[rows] @ np.square(centres.T)
+        return table
 
     def means(self, codes: Rows, weights: Weights, former: Floats) -> Floats:
         """Return the weighted mean of each cluster's members, [K, D]; entries that no member has stay the `former`."""
@@ -302,3 +339,44 @@ def _sorted_offers(rows: Rows, codes: Rows, bids: Floats, weights: Weights, num_
     clusters, row_weights = codes[rows], weights[rows]
     loads = np.bincount(clusters, row_weights, minlength=num_clusters)
     return rows, np.cumsum(row_weights) - row_weights - (np.cumsum(loads) - loads)[clusters]
+
+
+def _relieve(points: _Points, centres: Floats, codes: Rows, weights: Weights, limit: float) -> Rows:
+    """Return the clusters [n] after members have left those that weigh more than `limit`; see `capped_kmeans`."""
+    codes = codes.copy()
+    room = limit - np.bincount(codes, weights, minlength=len(centres))
+    rows = np.flatnonzero(room[codes] < 0)  # all that may leave
+    row_weights, targets = weights[rows], np.zeros(len(rows), np.int64)
+    own, best = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
+
+    def find_targets(places: Rows) -> None:
+        """Find the nearest cluster with room for each of `rows[places]`."""
+        for block in _blocks(len(places), len(centres)):
+            part = places[block]
+            table = points.distances(rows[part], centres)
+            table[room < row_weights[part, None]] = np.inf
+            targets[part] = table.argmin(1)
+            best[part] = table[np.arange(len(part)), targets[part]]
+
+    for block in _blocks(len(rows), len(centres)):
+        part = rows[block]
+        own[block] = points.distances(part, centres)[np.arange(len(part)), codes[part]]
+    find_targets(np.arange(len(rows)))
+    while True:
+        excess = -room[codes[rows]]
+        may_leave = (excess > 0) & np.isfinite(best)
+        if not may_leave.any():
+            return codes
+        costs = np.full(len(rows), np.inf)
+        costs[may_leave] = (best - own)[may_leave] / np.minimum(row_weights, excess)[may_leave]
+        pick = int(costs.argmin())
+        source, target = codes[rows[pick]], targets[pick]
+        codes[rows[pick]] = target
+        room[source] += row_weights[pick]
+        room[target] -= row_weights[pick]
+        if room[source] >= 0:  # from now on it may take others
+            places = np.flatnonzero((room[codes[rows]] < 0) & (row_weights <= room[source]))
+            distances = points.distances(rows[places], centres[source : source + 1])[:, 0]
+            nearer = places[distances < best[places]]
+            best[nearer], targets[nearer] = distances[distances < best[places]], source
+        find_targets(np.flatnonzero((targets == target) & (row_weights > room[target]) & (room[codes[rows]] < 0)))

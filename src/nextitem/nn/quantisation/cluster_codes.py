@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from nextitem.core.identifiers import IdentifierTable
-from nextitem.nn.quantisation.balanced_kmeans import balanced_kmeans
+from nextitem.nn.quantisation.balanced_kmeans import balanced_kmeans, capped_kmeans
 
-Balance = Literal["size", "exposure", "plain"]
+Balance = Literal["size", "exposure", "exposure-capped", "plain"]
 
 _MAX_ITEMS_OF_TWO_LEVELS = 200_000  # above, a level of the square root of the catalogue would be a large softmax
 
@@ -41,6 +41,7 @@ def cluster_codes(
     seed: int,
     balance: Balance = "size",
     weights: Tensor | None = None,
+    cap: float = 1.05,
     iterations: int = 20,
     prefixes: Tensor | None = None,
 ) -> Tensor:
@@ -55,9 +56,11 @@ def cluster_codes(
         codebook_sizes: number of codes of each level (M numbers).
         seed: seed of k-means.
         balance: "size": under equal prefixes are equal numbers of items, up to one at each split. "exposure": equal
-            sums of weights. "plain": plain k-means. With the latter two a cluster may have more items than
-            `codebook_sizes[-1]`, and then the last codes exceed it.
+            sums of weights. "exposure-capped": plain k-means with a repair, such that no cluster weighs more than `cap`
+            times the mean of its siblings, if items are light enough. "plain": plain k-means. With the latter three a
+            cluster may have more items than `codebook_sizes[-1]`, and then the last codes exceed it.
         weights: [N] positive numbers, such as counts of events; None: 1 each.
+        cap: largest weight of a cluster as a multiple of the mean, for "exposure-capped".
         iterations: maximum number of rounds of each k-means.
         prefixes: [N, P] codes that precede the others, such as the number of a category: items are clustered among
             those with the same prefix, and the result is [N, P + M]. None: no such codes.
@@ -83,14 +86,14 @@ def cluster_codes(
         codes = torch.zeros(count, dtype=torch.int64)
         sizes = torch.bincount(group).tolist()
         for number, members in enumerate(torch.split(group.argsort(stable=True), sizes)):
-            clusters = balanced_kmeans(
-                vectors[members],
-                size,
-                seed=int(np.random.SeedSequence((seed, level, number)).generate_state(1)[0]),
-                weights=item_weights[members] if balance == "exposure" else None,
-                is_balanced=balance != "plain",
-                iterations=iterations,
-            )
+            options = {"seed": int(np.random.SeedSequence((seed, level, number)).generate_state(1)[0])}
+            options["iterations"] = iterations
+            part, part_weights = vectors[members], item_weights[members]
+            if balance == "exposure-capped":
+                clusters = capped_kmeans(part, size, weights=part_weights, cap=cap, **options)
+            else:
+                weighted = part_weights if balance == "exposure" else None
+                clusters = balanced_kmeans(part, size, weights=weighted, is_balanced=balance != "plain", **options)
             codes[members] = clusters.unique(return_inverse=True)[1]
         columns.append(codes)
         group = (group * size + codes).unique(return_inverse=True)[1]
