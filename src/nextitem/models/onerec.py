@@ -177,11 +177,6 @@ class OneRec(DepthDecoder):
             shared, {"hidden": hidden.view(B, W, *hidden.shape[1:]), "node": root, "items": items_BWj}
         )
 
-    def _advance(self, nodes: Tensor, codes: Tensor) -> Tensor:
-        """Return the nodes that beams reach by their last codes; after the last code of an item, the root."""
-        reached = super()._advance(nodes, codes)
-        return torch.where(reached >= self.trie.level_starts[self.trie.num_levels], self.trie.root, reached)
-
     def score_children(
         self, state: GeneratorState, codes: Tensor | None, nodes: Tensor
     ) -> tuple[Tensor, GeneratorState]:

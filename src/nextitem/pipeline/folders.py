@@ -15,9 +15,16 @@ R = TypeVar("R")
 
 # Files that mark a folder as written by nextitem; --overwrite deletes no other folder.
 _MARKS = (
-    "recipe.toml", "tune.toml", "scale.toml", "scoreboard.json", "report.html", "trie.safetensors", "*.item2id",
+    "recipe.toml",
+    "alignment.toml",
+    "tune.toml",
+    "scale.toml",
     "simulation.json",
-)  # fmt: skip
+    "scoreboard.json",
+    "report.html",
+    "trie.safetensors",
+    "*.item2id",
+)
 
 # The subfolder in which new files are staged, and the file in it that marks the staging as complete.
 _FRESH, _COMPLETE = ".fresh", "complete"
