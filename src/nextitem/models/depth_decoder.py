@@ -213,8 +213,7 @@ class DepthDecoder(GuidedRecommender):
             hidden_BD = self.encode_history(batch, batch.state).user_vectors
         else:
             hidden_BD = self.encoder.last(batch.items, self._embed)
-        root = torch.zeros((len(hidden_BD), 1), dtype=torch.int64, device=hidden_BD.device)
-        states_BtD = self.deeper.start(hidden_BD)
+        states_BtD, root = self.deeper.start(hidden_BD), batch.items.lengths.new_zeros((len(hidden_BD), 1))
         return GeneratorState({"root": states_BtD}, {"hidden": states_BtD[:, None], "node": root})
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
