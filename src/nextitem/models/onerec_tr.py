@@ -52,7 +52,7 @@ from nextitem.nn.initialisation import truncated_normal_
 from nextitem.ops.trie_step import logits_by_code
 
 FITTED_ON = 20_000  # requests from which quantiles and vocabularies of user features are computed
-_SIMILARITY_WIDTH = 64  # width of the vectors by which lifelong events are clustered
+_SIMILARITY_WIDTH = 32  # width of the vectors by which lifelong events are clustered
 
 
 class OneRecTRConfig(PathwaysConfig, PrefixAwareConfig, GuidedConfig):
@@ -219,7 +219,7 @@ class OneRecTR(GuidedRecommender):
                 return HistoryState(part.items.lengths, cache=former.cache)
             return HistoryState(part.items.lengths, cache={"lifelong": self.pathways.summaries(part, self._embed)})
 
-        if not self.config.lifelong_clusters:
+        if "lifelong" not in self.pathways.events:
             return HistoryState(batch.items.lengths, version=self.weights_fingerprint())
         empty = self.items.weight.new_zeros(self.config.width)
         own: dict[str, Any] = {"window": self.pathways.window, "version": self.weights_fingerprint(), "empty": empty}

@@ -29,10 +29,10 @@ def plain(model: QueryTransformer, sequence: Tensor) -> Tensor:
     for block in model.blocks:
         key, value = block.cross.key_value.weight.split(8)  # type: ignore[union-attr, operator]
         for number, query in enumerate(hidden):
-            asked = block.cross.query.weight @ norm(query, block.norm_cross)  # type: ignore[union-attr, operator, arg-type]
+            request = block.cross.query.weight @ norm(query, block.norm_cross)  # type: ignore[union-attr, operator, arg-type]
             heads = []
             for head in (slice(0, 4), slice(4, 8)):
-                logits = torch.stack([(key[head] @ event) @ asked[head] for event in source])
+                logits = torch.stack([(key[head] @ event) @ request[head] for event in source])
                 heads.append(sum(w * (value[head] @ event) for w, event in zip(logits.softmax(0), source, strict=True)))
             query = query + block.cross.output.weight @ torch.cat(heads)  # type: ignore[union-attr, operator, arg-type]
             first, second = block.feed.layers  # type: ignore[union-attr, misc]

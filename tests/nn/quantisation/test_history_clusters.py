@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -156,3 +158,16 @@ def test_planted_groups_are_the_clusters_and_numbers_are_averaged() -> None:
 def test_sizes_below_one_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         cluster_histories(Jagged.from_rows([[1]]), vectors(), cluster_size=0, max_clusters=1)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_events_are_clustered_in_seconds() -> None:
+    """Alone, one thread takes 2 to 4 seconds; the limit leaves room for a busy machine."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(200_001, 64, generator=generator)
+    items = Jagged.from_rows([torch.randint(1, 200_001, (100_000,), generator=generator).tolist()])
+    begin = time.process_time()
+    clusters = cluster_histories(items, table, cluster_size=50, max_clusters=2000)
+    assert time.process_time() - begin < 30
+    assert len(clusters.counts) == 2000
+    assert int(clusters.counts.sum()) == 100_000

@@ -158,18 +158,21 @@ class Pathways(nn.Module):
         width, heads = config.width, config.heads
         if width % heads:
             raise ValueError(f"heads = {heads} must divide width = {width}")
-        self.config, self.window = config, Window(config.short_length, config.window_step)
+        self.config = config
+        self.window = Window(min(config.short_length, config.max_history_length), config.window_step)
+        self.lifelong_length = config.max_history_length - self.window.length  # events before those of the window
+        has_lifelong = config.lifelong_clusters > 0 and self.lifelong_length > 0
         self.register_buffer("similarity", similarity, persistent=False)
         self.columns, self.positive = EventColumns(catalog), PositiveEvents(catalog, config.positive)
         self.static = StaticVector(catalog, width, buckets=config.user_buckets)
-        lengths = {"short": config.short_length}
+        lengths = {"short": self.window.length}
         lengths |= {"positive": config.positive_length} if config.positive else {}
-        if config.lifelong_clusters:
+        if has_lifelong:
             sizes = {"heads": heads, "inner": config.ff_width, "layers": config.lifelong_layers}
             self.summary = QueryTransformer(width, queries=config.lifelong_queries, **sizes, dropout=config.dropout)
-        names = [*lengths, *(["lifelong"] if config.lifelong_clusters else [])]
+        names = [*lengths, *(["lifelong"] if has_lifelong else [])]
         self.events = nn.ModuleDict({name: EventVectors(width, self.columns.width) for name in names})
-        lengths |= {"lifelong": config.lifelong_queries} if config.lifelong_clusters else {}
+        lengths |= {"lifelong": config.lifelong_queries} if has_lifelong else {}
         self.positions = nn.ParameterDict({name: torch.zeros(count, width) for name, count in lengths.items()})
         layer = {"heads": heads, "head_width": width // heads, "inner": config.ff_width, "hidden_layers": 1}
         self.layers = nn.ModuleList(
@@ -188,15 +191,14 @@ class Pathways(nn.Module):
             lifelong: summaries of the events before the short ones, `summaries(batch)`, if they are cached.
 
         """
-        batch = batch.last(self.config.max_history_length)
         lengths = batch.items.lengths
-        vectors = [(self.static(batch))[:, None]]
+        vectors = [self.static(batch)[:, None]]
         is_read = [torch.ones_like(vectors[0][..., 0], dtype=torch.bool)]
         until = _last_times(batch) if batch.request_times is None else batch.request_times
         short = batch.last(self.window.lengths(lengths))
         parts = [("short", short.items, self.columns(short, until))]
         if "positive" in self.events:
-            positive, columns = self._latest_positive(batch, until)
+            positive, columns = self._latest_positive(batch.last(self.config.max_history_length), until)
             parts.append(("positive", positive, columns))
         for name, items, columns in parts:
             padded = items.to_padded()
@@ -221,8 +223,8 @@ class Pathways(nn.Module):
 
     def summaries(self, batch: SequenceBatch, embed: Embed) -> Tensor:
         """Return the summary of the events before the short ones of each request, [B, Q, D]; zeros without any."""
-        config, lengths = self.config, batch.items.lengths.clamp(max=self.config.max_history_length)
-        earlier = _drop_last(batch.last(config.max_history_length), self.window.lengths(lengths))
+        config, num_short = self.config, self.window.lengths(batch.items.lengths)
+        earlier = _drop_last(batch.last(num_short + self.lifelong_length), num_short)
         clusters = cluster_histories(
             earlier.items, self.similarity, cluster_size=config.cluster_size, max_clusters=config.lifelong_clusters
         )

@@ -62,6 +62,8 @@ class QueryTransformer(nn.Module):
 
         Padding changes nothing. An empty sequence has zeros.
         """
+        if not sequence_BLD.shape[1]:
+            return sequence_BLD.new_zeros(len(lengths_B), *self.queries.shape)
         places = torch.arange(sequence_BLD.shape[1], device=sequence_BLD.device)
         is_empty = lengths_B == 0
         # A row of -inf alone would be NaN: an empty sequence attends to its padding, and its summary is dropped.

@@ -1,7 +1,7 @@
 """Event columns: what is known of an event besides its item, as numbers, so that several events have a mean.
 
 age         logarithm of the hours from the event to a time that the caller names; 0 without times
-count       logarithm of the number of events that the row stands for; 0 for a single event
+count       logarithm of the number of events that the row is a mean of; 0 for a single event
 <column>    1 or 0 for each value of a categorical column of the events (their actions, context), so that a mean is
             the share of each value
 <column>    a number (watch time, price), as sign(x) log(1 + |x|), and 1 if there is one
@@ -65,7 +65,7 @@ class EventColumns(nn.Module):
         return torch.cat(parts, dim=1)
 
     def with_counts(self, columns: Tensor, counts: Tensor) -> Tensor:
-        """Return the numbers of rows that stand for `counts [T]` events each."""
+        """Return the numbers of rows that are means over `counts [T]` events each."""
         columns = columns.clone()
         columns[:, _COUNT] = counts.to(columns).log()
         return columns
