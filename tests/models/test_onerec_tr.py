@@ -94,7 +94,10 @@ def plain_log_probs(model: OneRecTR, batch: SequenceBatch, row: int) -> Tensor:
 
     for item in range(1, NUM_ITEMS + 1):
         path = model.tree.nodes[item].tolist()
-        inputs = torch.stack([torch.zeros(8), *(vector(path[depth], depth) for depth in range(1, levels))])
+        first = torch.zeros(8)
+        if model.config.begins_with_last:
+            first = encoded[0, min(model.config.short_length, int(batch.items.lengths[row]))]
+        inputs = torch.stack([first, *(vector(path[depth], depth) for depth in range(1, levels))])
         hidden = (inputs + model.decoder.positions)[None]
         for number, layer in enumerate(model.decoder.layers):
             cross = (shared[f"key_{number}"], shared[f"value_{number}"])
@@ -109,7 +112,9 @@ def plain_log_probs(model: OneRecTR, batch: SequenceBatch, row: int) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("settings", [{}, {"decoder_layers": 2, "positive": [], "user_buckets": 0}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"decoder_layers": 2, "positive": [], "user_buckets": 0, "begins_with_last": False}], ids=str
+)
 def test_a_full_search_equals_the_plain_scores_of_all_items(settings: dict[str, Any]) -> None:
     model, batch = model_of(**settings), batch_of(HISTORIES)
     answer = model.recommend(batch, NUM_ITEMS)
@@ -148,6 +153,15 @@ def test_steps_with_given_codes_are_differentiable_and_equal_the_loss() -> None:
         assert (first is None) == (second is None)
         if first is not None and second is not None:
             torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-3)
+
+
+def test_the_balance_of_experts_is_part_of_the_loss() -> None:
+    batch = batch_of(HISTORIES, targets=Jagged.from_rows([[7, 3], [9, 0], [2]]))
+    model = model_of(experts={"balance": "loss", "balance_weight": 0.5}).train()
+    loss = model.training_loss(batch)
+    levels = [value for name, value in loss.named.items() if name.startswith("level_")]
+    torch.testing.assert_close(loss.total.detach(), torch.stack(levels).sum() + loss.named["balance"])
+    assert float(loss.named["balance"]) > 0
 
 
 def test_a_step_after_a_complete_item_begins_the_next_one() -> None:

@@ -10,6 +10,8 @@ Notable
 - Code vectors belong to nodes of the trie, and a leaf has the vector of its item (`vectors`; decoding/node_vectors.py).
   With the report's vectors of codes ("codes") recall is much lower (decision 89).
 - Only legal codes compete, in training as in the search: what is trained is what is served.
+- The first input of the decoder, [BOS], contains the encoded last event (`begins_with_last`), which usually decides the
+  next one. So the decoder does not have to learn first where to find it.
 - The report's encoder reads vectors of item ids; here an event also is the vectors of the nodes above its leaf.
 - Lifelong events are clustered by content vectors, and without content by the nodes that items share.
 - Items without a training event have no vector of their own, do not compete, and are ranked last.
@@ -47,6 +49,7 @@ from nextitem.losses.prefix_loss import PrefixAwareConfig, prefix_loss_of
 from nextitem.nn.attention.incremental import extend_history_state
 from nextitem.nn.attention.path_decoder import PathDecoder
 from nextitem.nn.attention.pathways import Pathways, PathwaysConfig
+from nextitem.nn.experts import ExpertsConfig, take_balance_losses
 from nextitem.nn.fields.item_features import CONTENT
 from nextitem.nn.initialisation import truncated_normal_
 from nextitem.ops.trie_step import logits_by_code
@@ -64,6 +67,10 @@ class OneRecTRConfig(PathwaysConfig, PrefixAwareConfig, GuidedConfig):
     """Vectors of the nodes: one for each node, one for each code of a level, or the sum of both."""
     decoder_layers: int = Field(1, ge=1)
     """Number of blocks of the decoder."""
+    experts: ExpertsConfig | None = None
+    """Mixture of experts in place of the decoder's feed-forward layers; none: dense layers."""
+    begins_with_last: bool = True
+    """Whether the decoder's first input also is the encoded last event; otherwise it is a learned constant."""
     target_weights: tuple[float, ...] = Field((1.0, 0.4, 0.2, 0.1, 0.05), min_length=1)
     """Weights of the next event, the one after it, and so on, all generated from the same encoded user."""
     beam_width: int = Field(20, ge=1)
@@ -102,7 +109,8 @@ class OneRecTR(GuidedRecommender):
         self.pathways = Pathways(config, catalog, similarity_vectors(catalog.content, self.tree))
         self.nodes = NodeVectors(self.tree, parts=config.vectors, content=None, width=width)
         sizes = {"layers": config.decoder_layers, "heads": config.heads, "inner": config.ff_width}
-        self.decoder = PathDecoder(width, levels=self.trie.num_levels, **sizes, dropout=config.dropout)
+        sizes |= {"levels": self.trie.num_levels}
+        self.decoder = PathDecoder(width, **sizes, dropout=config.dropout, experts=config.experts)
         self.prefix_loss = prefix_loss_of(config, num_levels=self.trie.num_levels)
         truncated_normal_(self)
         self.add_guidance(config.guide)
@@ -140,7 +148,9 @@ class OneRecTR(GuidedRecommender):
         weights = torch.tensor(self.config.target_weights, device=items_BK.device)[: items_BK.shape[1]]
         rows, lags = (items_BK > 0).nonzero(as_tuple=True)
         shares = weights[lags] / batch.num_requests
-        paths_BKM, state, named = self.tree.nodes[items_BK], self.start(batch), {}
+        # Beams of absent targets follow the first target: they are tokens of a mixture of experts, too.
+        paths_BKM = self.tree.nodes[torch.where(items_BK > 0, items_BK, items_BK[:, :1])]
+        state, named = self.start(batch), {}
         for level in range(self.trie.num_levels):
             parents_BW, beams = state.beams["node"], rows
             if level:
@@ -163,6 +173,9 @@ class OneRecTR(GuidedRecommender):
         if self.prefix_loss is not None:
             named["prefixes"] = self.trie.num_levels * self.prefix_loss(list(named.values()))  # the levels are summed
             total = total + named["prefixes"]
+        balance = take_balance_losses(self)
+        if balance is not None:
+            named["balance"], total = balance, total + balance
         return LossTerms(total, {name: value.detach() for name, value in named.items()})
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
@@ -170,7 +183,11 @@ class OneRecTR(GuidedRecommender):
         lifelong = None if batch.state is None else self.encode_history(batch, batch.state).cache.get("lifelong")
         encoded_BLD, bias = self.pathways(batch, self._embed, lifelong=lifelong)
         root = torch.zeros((batch.num_requests, 1), dtype=torch.int64, device=encoded_BLD.device)
-        return GeneratorState({**self.decoder.shared(encoded_BLD), "bias": bias}, {"node": root})
+        shared = {**self.decoder.shared(encoded_BLD), "bias": bias}
+        if self.config.begins_with_last:  # the short events follow the static vector
+            last = self.pathways.window.lengths(batch.items.lengths)
+            shared["first"] = encoded_BLD[torch.arange(len(last), device=last.device), last][:, None]
+        return GeneratorState(shared, {"node": root})
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
         """Return the logits [B, W, C] of the next codes, -inf without a node, and the state after `codes [B, W]`.
@@ -206,7 +223,9 @@ class OneRecTR(GuidedRecommender):
         if level:
             inputs_BWD, paths = self.nodes(nodes_BW, level=level - 1, tree=self.tree), state.beams
         else:
-            inputs_BWD, paths = self.items.weight.new_zeros(*nodes_BW.shape, self.config.width), {}
+            shape = (*nodes_BW.shape, self.config.width)
+            first = state.shared.get("first")
+            inputs_BWD, paths = self.items.weight.new_zeros(shape) if first is None else first.expand(shape), {}
         hidden_BWD, own = self.decoder.step(inputs_BWD, state.shared, paths, level=level, bias=state.shared["bias"])
         return hidden_BWD, GeneratorState(state.shared, {**own, "node": nodes_BW})
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from nextitem.nn.attention.t5 import DecoderLayer
 from nextitem.nn.byte_dropout import use_byte_dropout
+from nextitem.nn.experts import Experts, ExpertsConfig
 
 
 class PathDecoder(nn.Module):
@@ -27,12 +28,26 @@ class PathDecoder(nn.Module):
     Attention weights are not dropped: no other dropout costs as much.
     """
 
-    def __init__(self, width: int, *, layers: int, levels: int, heads: int, inner: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        layers: int,
+        levels: int,
+        heads: int,
+        inner: int,
+        dropout: float,
+        experts: ExpertsConfig | None = None,
+    ) -> None:
+        """Build the blocks; `experts` are the settings of a mixture in place of each feed-forward network."""
         super().__init__()
         sizes: dict[str, Any] = {"heads": heads, "head_width": width // heads, "inner": inner, "hidden_layers": 1}
         self.layers = nn.ModuleList(
             DecoderLayer(width, **sizes, dropout=dropout, attention_dropout=0.0) for _ in range(layers)
         )
+        if experts is not None:
+            for layer in self.layers:
+                layer.feed = Experts(experts, width, hidden=inner, activation="swiglu", dropout=dropout)
         self.positions = nn.Parameter(torch.zeros(levels, width))  # row 0: [BOS]
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
