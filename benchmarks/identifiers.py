@@ -97,7 +97,7 @@ def main() -> None:
     options.add_argument("--set", dest="overrides", nargs="+", default=[], help="settings of all kinds")
     arguments = options.parse_args()
     results = Results(arguments)
-    dataset = load_dataset(arguments.folder)
+    dataset = load_dataset(str(arguments.folder))
     split = make_split(dataset, read_recipe(arguments.recipe)[1].get("data", {}).get("protocol"))
     categorical = [column for column, kind in dataset.catalog.features.items() if kind.startswith("categorical")]
     attribute = arguments.attribute or next(iter(categorical), None)

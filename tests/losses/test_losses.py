@@ -180,6 +180,18 @@ def test_contrastive_equals_the_formula() -> None:
     assert float(contrastive(*views, temperature=0.7)) == pytest.approx(expected / (2 * T))
 
 
+def test_contrastive_does_not_push_away_the_same_item() -> None:
+    left, right = (torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    views, ids = torch.cat([left, right]), [1, 2, 5, 3, 1, 6]  # the pairs (1, 3), (2, 1) and (5, 6)
+    expected = 0.0
+    for view, partner in enumerate([3, 4, 5, 0, 1, 2]):
+        negatives = [n for n in range(6) if n != view and ids[n] not in (ids[view], ids[partner])]
+        logits = torch.stack([views[view] @ views[n] / 0.5 for n in [partner, *negatives]])
+        expected -= float(logits.log_softmax(0)[0])
+    loss = contrastive(left, right, temperature=0.5, ids=torch.tensor(ids))
+    assert float(loss) == pytest.approx(expected / 6, rel=1e-5)
+
+
 def test_contrastive_of_a_single_sequence_is_zero() -> None:
     view = torch.randn(1, D, requires_grad=True)
     loss = contrastive(view, 2 * view, temperature=1.0)

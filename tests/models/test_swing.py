@@ -12,8 +12,8 @@ from support.memory import peak_bytes
 
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.jagged import Jagged
-from nextitem.models import swing
 from nextitem.models.swing import Swing, SwingConfig
+from nextitem.neighbours import swing_similarities
 from nextitem.neighbours.sparse_rows import users_by_items
 from nextitem.testing.known_answers import build
 
@@ -58,16 +58,16 @@ def test_blocks_of_users_and_items_have_the_same_result_as_one_block(
 ) -> None:
     sequences = random_sequences(2)
     whole = fitted(sequences, 30, neighbours=30)  # no cut, which rounding could move
-    monkeypatch.setattr(swing, "BLOCK_PAIRS", pairs)
-    monkeypatch.setattr(swing, "MAX_SUMS", sums)
+    monkeypatch.setattr(swing_similarities, "BLOCK_PAIRS", pairs)
+    monkeypatch.setattr(swing_similarities, "MAX_SUMS", sums)
     blocks = fitted(sequences, 30, neighbours=30)
     np.testing.assert_allclose(blocks.similarities.matrix().toarray(), whole.similarities.matrix().toarray(), rtol=1e-5)
 
 
 def test_memory_is_linear_in_the_shared_items_of_crawlers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three users who share 2,000 items form swings at 4 million pairs of items: 32 MB, and more in between."""
-    monkeypatch.setattr(swing, "BLOCK_PAIRS", 2**16)
-    monkeypatch.setattr(swing, "MAX_SUMS", 2**18)
+    monkeypatch.setattr(swing_similarities, "BLOCK_PAIRS", 2**16)
+    monkeypatch.setattr(swing_similarities, "MAX_SUMS", 2**18)
     rng = np.random.default_rng(0)
     crawlers = [(rng.permutation(2000) + 1).tolist() for _ in range(3)]
     titles = [str(number) for number in range(2000)]
@@ -81,7 +81,9 @@ def test_memory_is_linear_in_the_shared_items_of_crawlers(monkeypatch: pytest.Mo
 
 def test_an_item_with_many_users_counts_a_sample_of_them() -> None:
     sequences = [[1, 2]] * 50 + [[1, 3]] * 4
-    sampled = swing._sample_users(users_by_items(build(sequences, ["a", "b", "c"], name="x").interactions), 10)
+    sampled = swing_similarities._sample_users(
+        users_by_items(build(sequences, ["a", "b", "c"], name="x").interactions), 10
+    )
     assert sampled.sum(axis=0).tolist() == [[0, 10, 10, 4]]
     model = fitted(sequences, 3, takers=10, normalise_rows=False)
     again = fitted(sequences, 3, takers=10, normalise_rows=False)

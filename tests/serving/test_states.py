@@ -38,6 +38,7 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("hstu", {"window_step": 3, "actions": "interleaved"}),
     ("depth-decoder", {}),
     ("depth-decoder", {"window_step": 3}),
+    ("onerec-tr", {"short_length": 3, "window_step": 2}),
     ("hstu-ranking", {"window_step": 3}),
     ("hstu-ranking", {"actions": "interleaved"}),
     ("mtgr", {"window_step": 3, "period_hours": 1000.0}),

@@ -125,6 +125,11 @@ MODELS: dict[str, Entry] = {
         "lazy decoder: reads the history without an encoder and generates the codes of the next item, by objective",
         "arXiv 2508.20900",
     ),
+    "onerec-tr": Entry(
+        "nextitem.models.onerec_tr:OneRecTR",
+        "reads a user on four time scales, a lifelong history included; generates the codes of the next item",
+        "arXiv 2506.13695",
+    ),
     "cobra": Entry(
         "nextitem.models.cobra:Cobra",
         "generates the codes of an item, then ranks items by a generated dense vector",
@@ -226,6 +231,11 @@ TOKENIZERS: dict[str, Entry] = {
         "nextitem.tokenizers.vq_vae:VQVAE",
         "auto-encoder whose latent vector is quantised slice by slice",
         "arXiv 1711.00937, 2305.05065",
+    ),
+    "collaborative-multimodal": Entry(
+        "nextitem.tokenizers.collaborative_multimodal:CollaborativeMultimodal",
+        "residual k-means on content of any modalities, moved by what users take together",
+        "arXiv 2506.13695",
     ),
     "residual-kmeans": Entry(
         "nextitem.tokenizers.residual_kmeans:ResidualKMeans",

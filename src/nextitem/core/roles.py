@@ -154,6 +154,15 @@ class ClosedForm(Protocol):
 
 
 @runtime_checkable
+class HasTrainedPart(Protocol):
+    """A ClosedForm of which one part is trained by gradient before `fit` is called."""
+
+    @property
+    def trained_part(self) -> Trainable[Any]:
+        """The part; it is not trained if it has no examples."""
+
+
+@runtime_checkable
 class LearnsFromRequests(Protocol):
     """A model that is trained on requests with labelled candidates: impressions, or items retrieved by a cascade."""
 

@@ -88,6 +88,26 @@ def content_vectors(
     return torch.from_numpy(np.concatenate([padding, vectors]))
 
 
+def vector_columns(catalog: Catalog, names: Sequence[str] | None = None) -> list[Tensor]:
+    """Return the vectors of columns of the items, [N, width] float32 each.
+
+    `names` are columns of number lists; None: all columns content_<name> of number lists that are no features. Raises
+    UserError as `content_vectors` does.
+    """
+    if names is None:
+        table = catalog.table
+        names = [
+            name
+            for name, kind in table.schema.items()
+            if name.startswith("content_")
+            and name not in catalog.features
+            and isinstance(kind, pl.List | pl.Array)
+            and kind.inner is not None
+            and kind.inner.is_numeric()
+        ]
+    return [torch.from_numpy(_column_vectors(catalog, name)) for name in names]
+
+
 def split_words(text: str) -> list[str]:
     """Return the words of a text in any language, in lower case, in order.
 

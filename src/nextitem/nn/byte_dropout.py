@@ -28,3 +28,12 @@ class ByteDropout(nn.Module):
         numbers = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         is_kept = numbers.view(torch.uint8)[: values.numel()].view(values.shape) >= limit
         return values * (is_kept * (256 / (256 - limit)))
+
+
+def use_byte_dropout(module: nn.Module) -> None:
+    """Replace every `nn.Dropout` within a module by a ByteDropout of the same rate."""
+    for name, part in list(module.named_children()):
+        if isinstance(part, nn.Dropout):
+            setattr(module, name, ByteDropout(part.p))
+        else:
+            use_byte_dropout(part)

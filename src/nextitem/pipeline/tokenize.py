@@ -9,13 +9,14 @@ from typing import Any, cast
 
 import polars as pl
 import torch
+from torch import nn
 
 from nextitem.core.catalog import Catalog
 from nextitem.core.components import build_component, component_class
 from nextitem.core.dataset import Dataset
 from nextitem.core.errors import UserError
 from nextitem.core.identifiers import IdentifierTable
-from nextitem.core.roles import ClosedForm, Trainable
+from nextitem.core.roles import ClosedForm, HasTrainedPart, Trainable
 from nextitem.data.protocols import make_split
 from nextitem.data.readers import load_dataset
 from nextitem.data.text import NoContentError, content_vectors
@@ -112,13 +113,12 @@ def make_tokenizer(
     assert recipe.tokenizer is not None
     torch.manual_seed(recipe.seed)
     tokenizer = cast(Tokenizer, build_component("tokenizer", recipe.tokenizer, train.catalog))
-    if isinstance(tokenizer, ClosedForm):
-        tokenizer.fit(train)
-    else:
-        assert isinstance(tokenizer, Trainable)
+    learner = tokenizer.trained_part if isinstance(tokenizer, HasTrainedPart) else tokenizer
+    examples = learner.examples(train) if isinstance(learner, Trainable) else None
+    if examples is not None and examples.num_batches(1):
         result = fit(
-            tokenizer,
-            tokenizer.examples(train),
+            cast(nn.Module, learner),
+            examples,
             recipe.tokenizer_training,
             seed=recipe.seed,
             out=None if out is None else out / "tokenizer",
@@ -128,6 +128,8 @@ def make_tokenizer(
         )
         if result.stop_reason == "interrupted":
             raise KeyboardInterrupt
+    if isinstance(tokenizer, ClosedForm):
+        tokenizer.fit(train)
     return tokenizer.eval()
 
 

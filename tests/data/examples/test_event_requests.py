@@ -63,3 +63,12 @@ def test_an_epoch_contains_every_target_once_and_can_start_at_any_batch() -> Non
     assert sorted(torch.cat(whole).tolist()) == [1, 2, 2, 4, 5, 7]
     rest = [b.targets.values for b in requests.batches(4, epoch=1, seed=5, start=1) if b.targets is not None]
     assert [targets.tolist() for targets in rest] == [targets.tolist() for targets in whole[1:]]
+
+
+def test_later_events_are_further_targets_up_to_the_end_of_the_user() -> None:
+    requests = EventRequests(log(list("abcde") + list("fghab")), max_history_length=3, num_targets=3)
+    batch = requests.sample(99)
+    assert batch.targets is not None
+    expected = [[2, 0, 4], [4, 5], [5], [7, 0, 1], [1, 2], [2]]  # 0: a return
+    assert batch.targets.to_lists() == expected
+    assert batch.items.to_lists() == [[1], [1, 2, 3], [2, 3, 4], [6], [6, 7, 8], [7, 8, 1]]

@@ -1,4 +1,4 @@
-"""Item pairs: two items of successive events of a user."""
+"""Item pairs: two items of successive events of a user, or other items that belong together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from nextitem.core.interactions import Interactions
+
+_CHUNK = 2**16  # events that are compared at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,13 @@ class ItemPairs:
         items = torch.from_numpy(target_events.item_ids.astype(np.int64))
         self.left, self.right = items[steps], items[steps + 1]
 
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor) -> ItemPairs:
+        """Return the stream of these pairs of items, [n] int64 each."""
+        pairs = cls.__new__(cls)
+        pairs.left, pairs.right = left, right
+        return pairs
+
     def num_batches(self, batch_size: int) -> int:
         """Return the number of batches in one epoch."""
         return -(-len(self.left) // batch_size)
@@ -57,3 +66,32 @@ class ItemPairs:
         for index in range(start, self.num_batches(batch_size)):
             rows = order[index * batch_size : (index + 1) * batch_size]
             yield ItemPairBatch(self.left[rows], self.right[rows])
+
+
+def similar_recent_pairs(log: Interactions, vectors: Tensor, *, recent: int) -> tuple[Tensor, Tensor]:
+    """Return each item that a user takes, and the most similar of the items that the user took shortly before.
+
+    Args:
+        log: the events; those that may not be targets do not count.
+        vectors: vectors of the items [N + 1, D], compared by cosines.
+        recent: number of events before each event that are compared with it.
+
+    Returns:
+        Earlier items and later items, [n] int64 each. Of equally similar items, the latest one. Events without an
+        earlier one of another item have no pair.
+
+    """
+    events = log.targets_only()
+    items, users = torch.from_numpy(events.item_ids.astype(np.int64)), torch.from_numpy(events.user_ids)
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    best = torch.full((len(items),), -torch.inf)
+    partners = torch.zeros_like(items)
+    for lag in range(1, min(recent, len(items) - 1) + 1):
+        for rows in torch.arange(lag, len(items)).split(_CHUNK):
+            cosines = (unit[items[rows]] * unit[items[rows - lag]]).sum(1)
+            is_pair = (users[rows] == users[rows - lag]) & (items[rows] != items[rows - lag])
+            is_better = is_pair & (cosines > best[rows])
+            best[rows] = torch.where(is_better, cosines, best[rows])
+            partners[rows] = torch.where(is_better, items[rows - lag], partners[rows])
+    has_partner = partners > 0
+    return partners[has_partner], items[has_partner]

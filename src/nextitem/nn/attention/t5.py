@@ -156,11 +156,21 @@ class EncoderLayer(nn.Module):
     """Pre-norm encoder layer of T5: x + attention(norm x); x + feed-forward(norm x)."""
 
     def __init__(
-        self, width: int, *, heads: int, head_width: int, inner: int, hidden_layers: int, dropout: float
+        self,
+        width: int,
+        *,
+        heads: int,
+        head_width: int,
+        inner: int,
+        hidden_layers: int,
+        dropout: float,
+        attention_dropout: float | None = None,
     ) -> None:
+        """Build the layer; `attention_dropout` is the rate of attention weights (None: `dropout`, as in T5)."""
         super().__init__()
+        rate = dropout if attention_dropout is None else attention_dropout
         self.norm_attention = nn.RMSNorm(width, eps=1e-6)
-        self.attention = T5SelfAttention(width, heads=heads, head_width=head_width, dropout=dropout)
+        self.attention = T5SelfAttention(width, heads=heads, head_width=head_width, dropout=rate)
         self.norm_feed = nn.RMSNorm(width, eps=1e-6)
         self.feed = FeedForward(width, inner=inner, hidden_layers=hidden_layers, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
@@ -176,13 +186,23 @@ class DecoderLayer(nn.Module):
     """Pre-norm decoder layer of T5: self-attention, attention to the encoder and feed-forward, each with a residual."""
 
     def __init__(
-        self, width: int, *, heads: int, head_width: int, inner: int, hidden_layers: int, dropout: float
+        self,
+        width: int,
+        *,
+        heads: int,
+        head_width: int,
+        inner: int,
+        hidden_layers: int,
+        dropout: float,
+        attention_dropout: float | None = None,
     ) -> None:
+        """Build the layer; `attention_dropout` is the rate of attention weights (None: `dropout`, as in T5)."""
         super().__init__()
+        rate = dropout if attention_dropout is None else attention_dropout
         self.norm_attention = nn.RMSNorm(width, eps=1e-6)
-        self.attention = T5SelfAttention(width, heads=heads, head_width=head_width, dropout=dropout)
+        self.attention = T5SelfAttention(width, heads=heads, head_width=head_width, dropout=rate)
         self.norm_cross = nn.RMSNorm(width, eps=1e-6)
-        self.cross = T5CrossAttention(width, heads=heads, head_width=head_width, dropout=dropout)
+        self.cross = T5CrossAttention(width, heads=heads, head_width=head_width, dropout=rate)
         self.norm_feed = nn.RMSNorm(width, eps=1e-6)
         self.feed = FeedForward(width, inner=inner, hidden_layers=hidden_layers, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
