@@ -163,9 +163,9 @@ def main() -> None:
                 evaluation = evaluate_ranker(ranker, test)
                 scores, labels, groups = first_task(ranker, test)
                 differences = {
-                    f"{metric} - {other}": [round(value, 4) for value in (found.mean, found.low, found.high)]
+                    f"{metric} - {other}": [round(value, 4) for value in (gain.mean, gain.low, gain.high)]
                     for other, (other_scores, other_terms) in judged.items()
-                    for metric, found in (
+                    for metric, gain in (
                         ("auc", paired_auc_difference(scores, other_scores, labels, groups)),
                         ("gauc", paired_difference(evaluation.values["gauc"], other_terms)),
                     )
