@@ -18,9 +18,11 @@ from nextitem.core.identifiers import IdentifierTable
 from nextitem.core.ids import IdMap
 from nextitem.core.interactions import Interactions
 from nextitem.core.jagged import Jagged
+from nextitem.data.examples.next_item import NextItemBatch
 from nextitem.data.examples.user_sessions import UserSessionBatch
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.guide import Guide
+from nextitem.models.depth_decoder import DepthDecoder, DepthDecoderConfig
 from nextitem.models.onerec import OneRec, OneRecConfig
 from nextitem.training.config import TrainingConfig
 from nextitem.training.fit import fit
@@ -44,7 +46,13 @@ def catalog_of(num_items: int = NUM_ITEMS, sizes: tuple[int, ...] = SIZES) -> Ca
 def model_of(catalog: Catalog | None = None, **settings: Any) -> OneRec:
     torch.manual_seed(5)
     small: dict[str, Any] = {"width": 8, "depth_width": 12, "dropout": 0.0, "max_history_length": 6, "feed_width": 12}
-    small |= {"items_per_list": 3, "experts": EXPERTS, "target_weights": (1.0,), "session_share": 1.0}
+    small |= {
+        "items_per_list": 3,
+        "experts": EXPERTS,
+        "target_weights": (1.0,),
+        "session_share": 1.0,
+        "decodes_first": True,
+    }
     model = OneRec(OneRecConfig.model_validate(small | settings), catalog or catalog_of()).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # the initial vectors are too small to tell items apart
@@ -73,7 +81,10 @@ def log_prob(model: OneRec, history: list[int], items: list[int]) -> float:
     return -float(model.training_loss(lists_after(history, [items])).total)
 
 
-@pytest.mark.parametrize("settings", [{}, {"experts": None, "decoder_layers": 2}, {"depth_network": "transformer"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"decodes_first": False}, {"experts": None, "decoder_layers": 2}, {"depth_network": "transformer"}],
+)
 def test_a_search_returns_the_likeliest_of_all_lists(settings: dict[str, Any]) -> None:
     model, histories = model_of(catalog_of(5), **settings), [[1, 2, 3], [4]]
     answer = beam_search(model, batch_of(histories), model.trie, k=2, items_per_list=2, beam_width=100)
@@ -143,6 +154,23 @@ def test_a_sample_of_no_list_leaves_the_first_slots() -> None:
         losses.append(model.training_loss(batch).total)
         losses[-1].backward()
     torch.testing.assert_close(*losses)
+
+
+def test_the_first_slot_is_that_of_the_depth_decoder() -> None:
+    model = model_of(decodes_first=False, generates="items", target_weights=(1.0, 0.4))
+    small = {name: getattr(model.config, name) for name in DepthDecoderConfig.model_fields}
+    plain = DepthDecoder(DepthDecoderConfig.model_validate(small), model.catalog).eval()
+    plain.load_state_dict(
+        {name: value for name, value in model.state_dict().items() if not name.startswith("decoder.")}
+    )
+    expected, answer = (one.recommend(batch_of(HISTORIES), 5) for one in (plain, model))
+    assert torch.equal(answer.item_ids, expected.item_ids)
+    torch.testing.assert_close(answer.scores, expected.scores)
+    model.config = model.config.model_copy(update={"session_share": 0.0})
+    batch = lists_after([1, 2, 3], [[2, 3, 4], [3, 4], [4]], [1, 2, 3])
+    with torch.no_grad():
+        loss = plain.training_loss(NextItemBatch(Jagged.from_rows([[1, 2, 3]]), Jagged.from_rows([[2, 3, 4]]), seed=0))
+        torch.testing.assert_close(model.training_loss(batch).total, loss.total)
 
 
 def test_every_part_learns_and_padding_is_no_load_of_the_experts() -> None:

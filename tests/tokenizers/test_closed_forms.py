@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.planted_content import catalog_of, clusters, learn
@@ -100,7 +102,7 @@ def test_sizes_of_balanced_clusters_differ_by_at_most_one_at_every_level(
     count: int, size: int, balanced_by: str
 ) -> None:
     catalog = catalog_of(_normal(count, 5))
-    settings = {"levels": 3, "codebook_size": size, "balanced": True, "balanced_by": balanced_by}
+    settings: dict[str, Any] = {"levels": 3, "codebook_size": size, "balanced": True, "balanced_by": balanced_by}
     model = learn("residual-kmeans", catalog, **settings)
     codes = model.encode_catalog(catalog)
     for level, codebook in enumerate(model.codebook_sizes):
@@ -125,7 +127,7 @@ def test_in_an_auction_no_cluster_takes_what_remains() -> None:
     content = _normal(600, 5)
     catalog, spreads = catalog_of(content), {}
     for balanced_by in ("turns", "auction"):
-        settings = {"levels": 1, "codebook_size": 20, "balanced": True, "balanced_by": balanced_by}
+        settings: dict[str, Any] = {"levels": 1, "codebook_size": 20, "balanced": True, "balanced_by": balanced_by}
         model = learn("residual-kmeans", catalog, **settings)
         codes = model.encode_catalog(catalog)
         distances = (content - model.decode(codes)).square().sum(1)

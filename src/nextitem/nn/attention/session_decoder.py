@@ -107,6 +107,7 @@ class SessionDecoder(nn.Module):
         hidden: number of hidden units of the feed-forward block.
         experts: settings of a mixture of experts in its place; None: dense.
         dropout: dropout rate.
+        decodes_first: whether the first slot passes the layers, too; otherwise its output is the state of the history.
 
     """
 
@@ -120,8 +121,10 @@ class SessionDecoder(nn.Module):
         hidden: int,
         experts: ExpertsConfig | None,
         dropout: float,
+        decodes_first: bool = True,
     ) -> None:
         super().__init__()
+        self.decodes_first = decodes_first
         self.begin = nn.Embedding(slots, width)
         self.layers = nn.ModuleList(
             SessionLayer(width, heads=heads, hidden=hidden, experts=experts, dropout=dropout) for _ in range(layers)
@@ -145,6 +148,8 @@ class SessionDecoder(nn.Module):
 
         """
         num_slots = former_BPsD.shape[2] + 1
+        if num_slots == 1 and not self.decodes_first:
+            return history.states[:, :, None]
         places = torch.arange(num_slots, device=former_BPsD.device).clamp(max=len(self.begin.weight) - 1)
         hidden_BPSD = F.pad(self.dropout(former_BPsD), (0, 0, 1, 0)) + self.begin(places)
         hidden_BPSD = hidden_BPSD + history.states[:, :, None]
@@ -152,4 +157,7 @@ class SessionDecoder(nn.Module):
         is_visible = events < history.lengths.repeat_interleave(num_slots, dim=1)[:, None, :, None]
         for layer, keys_values in zip(self.layers, history.keys_values, strict=True):
             hidden_BPSD = layer(hidden_BPSD, keys_values, is_visible, is_real)
-        return self.norm(hidden_BPSD)  # type: ignore[no-any-return]
+        decoded_BPSD: Tensor = self.norm(hidden_BPSD)
+        if self.decodes_first:
+            return decoded_BPSD
+        return torch.cat([history.states[:, :, None], decoded_BPSD[:, :, 1:]], dim=2)
