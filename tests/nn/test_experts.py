@@ -188,7 +188,8 @@ def test_counts_of_parameters() -> None:
     assert counts.active == 3 * of_expert + 6 * WIDTH + WIDTH + 1
     assert isinstance(feed_forward(WIDTH, hidden=HIDDEN, experts=None), FeedForward)
     assert isinstance(feed_forward(WIDTH, hidden=HIDDEN, experts=ExpertsConfig()), Experts)
-    assert feed_forward(WIDTH, hidden=HIDDEN, experts=ExpertsConfig(hidden=4)).routed[0].down.in_features == 4
+    smaller = feed_forward(WIDTH, hidden=HIDDEN, experts=ExpertsConfig(hidden=4))
+    assert smaller.get_parameter("routed.0.down.weight").shape == (WIDTH, 4)
 
 
 def test_more_selected_than_there_are_experts_is_an_error() -> None:

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextitem.core import config as configs
+from nextitem.nn.byte_dropout import ByteDropout
 from nextitem.ops.topk import stable_topk
 
 Activation = Literal["gelu", "relu", "swiglu"]
@@ -83,7 +84,7 @@ class FeedForward(nn.Module):
         self.activation = activation
         self.up = nn.Linear(width, 2 * hidden if activation == "swiglu" else hidden)
         self.down = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ByteDropout(dropout)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return the transformed vectors, [..., D] like the input."""
@@ -189,7 +190,7 @@ class Experts(nn.Module):
         self.load = torch.zeros_like(self.load)
 
     def take_balance_loss(self) -> Tensor | None:
-        """Return the weighted auxiliary loss of the last pass in training mode, once; None if there is none."""
+        """Return the weighted auxiliary loss of the training passes since the last call; None if there are none."""
         loss, self._balance_loss = self._balance_loss, None
         return loss
 
@@ -207,7 +208,8 @@ class Experts(nn.Module):
         if self.config.balance == "loss" and len(routing.scores):
             scores = routing.scores / routing.scores.sum(1, keepdim=True)
             shares = counts / counts.sum()
-            self._balance_loss = self.config.balance_weight * len(counts) * (shares * scores.mean(0)).sum()
+            loss = self.config.balance_weight * len(counts) * (shares * scores.mean(0)).sum()
+            self._balance_loss = loss if self._balance_loss is None else self._balance_loss + loss
 
 
 def feed_forward(
@@ -220,7 +222,7 @@ def feed_forward(
 
 
 def take_balance_losses(model: nn.Module) -> Tensor | None:
-    """Return the sum of the auxiliary losses of all mixtures of a model, once; None if there are none."""
+    """Return the auxiliary losses of all mixtures of a model since the last call, summed; None if there are none."""
     parts = [part.take_balance_loss() for part in model.modules() if isinstance(part, Experts)]
     losses = [loss for loss in parts if loss is not None]
     return torch.stack(losses).sum() if losses else None
