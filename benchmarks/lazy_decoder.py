@@ -22,7 +22,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -109,9 +109,9 @@ def planted_log(*, num_users: int, context: int, targets: int, seed: int) -> Dat
 
 def models_of(data: Dataset, *, width: int, layers: int, context: int, seed: int) -> dict[str, OneRecV2]:
     """Return both models, untrained."""
-    settings = {"width": width, "heads": max(1, width // 32), "ff_width": 4 * width, "dropout": 0.0}
+    settings: dict[str, Any] = {"width": width, "heads": max(1, width // 32), "ff_width": 4 * width, "dropout": 0.0}
     settings |= {"max_history_length": context, "head": "linear"}
-    models = {}
+    models: dict[str, OneRecV2] = {}
     for name in ("lazy", "encoder-decoder"):
         torch.manual_seed(seed)
         if name == "lazy":
@@ -165,7 +165,7 @@ def operations(width: int, length: int, *, layers: int) -> dict[str, float]:
         decoder = EncoderDecoder(config, encoder_layers=layers // 2).eval()
         tokens, inputs = torch.empty(1, length, width), torch.empty(1, 1, 3, width)
         context = LazyDecoder.read(decoder, tokens)
-        works = {
+        works: dict[str, Callable[[], object]] = {
             "layers": lambda: decoder(inputs, context),
             "context_processor": lambda: LazyDecoder.read(decoder, tokens),
             "encoder": lambda: decoder.encode(tokens),
@@ -217,10 +217,17 @@ def main() -> None:
         about = {**sizes, "batch_size": size, "threads": arguments.threads}
         results.add_printed("speed", {**about, "examples_per_second": rates, "ratio": ratio})
     for width in arguments.widths:
-        counts = {length: operations(width, length, layers=arguments.layers) for length in LENGTHS}
+        counts: dict[int, dict[str, float]] = {
+            length: operations(width, length, layers=arguments.layers) for length in LENGTHS
+        }
         growth = round(counts[512]["layers"] / counts[64]["layers"], 3)
-        row = {"width": width, "layers": arguments.layers, "million_operations": counts, "layers_512_over_64": growth}
-        results.add_printed(f"operations, width {width}", row)
+        line: dict[str, object] = {
+            "width": width,
+            "layers": arguments.layers,
+            "million_operations": counts,
+            "layers_512_over_64": growth,
+        }
+        results.add_printed(f"operations, width {width}", line)
 
 
 if __name__ == "__main__":

@@ -293,7 +293,7 @@ class OneRecV2(GuidedRecommender):
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         """Return input vectors times the root of the width: they start as small as the vectors of the outputs."""
-        return vectors * self.config.width**0.5
+        return torch.mul(vectors, self.config.width**0.5)
 
     def _vectors_of(self, level: int) -> dict[str, Any]:
         """Return the arguments of the head for a level."""

@@ -156,7 +156,7 @@ def test_cross_attention_has_no_projection_of_keys_and_values() -> None:
 def flops(work: Any) -> int:
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
         work()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def test_operations_of_the_layers_are_nearly_independent_of_the_length_of_the_context() -> None:

@@ -91,7 +91,8 @@ class ContextProcessor(nn.Module):
         B, L, _ = tokens_BLD.shape
         chunks = self.projection(tokens_BLD).view(B, L, len(self.norms), -1).unbind(2)
         normed = [norm(chunk).view(B, L, self.heads, -1) for norm, chunk in zip(self.norms, chunks, strict=True)]
-        return torch.stack(normed, 1).transpose(2, 3).unflatten(1, (self.layers, self.streams))
+        stacked = torch.stack(normed, 1).transpose(2, 3)
+        return stacked.view(B, self.layers, self.streams, *stacked.shape[2:])
 
 
 class LazyLayer(nn.Module):
