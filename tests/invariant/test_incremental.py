@@ -28,6 +28,7 @@ SETTINGS: dict[str, list[dict[str, object]]] = {
     ],
     "hstu": [{}, {"window_step": 3}, {"window_step": 7, "actions": "interleaved"}],
     "hstu-ranking": [{}, {"window_step": 3}, {"window_step": 7, "actions": "interleaved"}],
+    "onerec-tr": [{}, {"short_length": 3}, {"short_length": 3, "window_step": 3}],
     "gru4rec": [{}, {"window_step": 3}, {"window_step": 7, "embedding": "one-hot"}],
 }
 CASES = [

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from support.spies import spy
 from torch import Tensor
 
 from nextitem.core.batch import SequenceBatch
@@ -18,7 +19,7 @@ from nextitem.core.ids import IdMap
 from nextitem.core.jagged import Jagged
 from nextitem.decoding.beam_search import beam_search
 from nextitem.models.onerec_tr import OneRecTR, OneRecTRConfig, similarity_vectors
-from nextitem.nn.quantisation import history_clusters
+from nextitem.nn.attention import pathways
 
 SIZES = (4, 3, 5)
 NUM_ITEMS = 23
@@ -242,12 +243,7 @@ def test_the_order_of_lifelong_events_does_not_matter() -> None:
 def test_the_summary_of_a_returning_user_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(window_step=3, max_history_length=30)
     history = list(range(1, 15))
-    calls = []
-    plain = history_clusters.cluster_histories
-    monkeypatch.setattr(
-        "nextitem.nn.attention.pathways.cluster_histories",
-        lambda items, *a, **k: calls.append(items) or plain(items, *a, **k),
-    )
+    calls = spy(monkeypatch, pathways, "cluster_histories", lambda items, *_, **__: items)
     state, computed = None, []
     for stop in range(3, 14):
         batch = batch_of([history[:stop]])

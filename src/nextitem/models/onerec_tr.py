@@ -231,16 +231,20 @@ class OneRecTR(GuidedRecommender):
 
     @torch.no_grad()
     def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:
-        """Return the summaries of lifelong events (roles.Incremental), [B, Q, D]; they stay while the window does."""
+        """Return the summaries of lifelong events (roles.Incremental), [B, Q, D]; they stay while the window does.
+
+        The vectors of the state are the means of the summaries.
+        """
+        empty = self.items.weight.new_zeros(self.config.width)
 
         def read(part: SequenceBatch, former: HistoryState | None) -> HistoryState:
             if former is not None:  # further events are in the short pathway
-                return HistoryState(part.items.lengths, cache=former.cache)
-            return HistoryState(part.items.lengths, cache={"lifelong": self.pathways.summaries(part, self._embed)})
+                return HistoryState(part.items.lengths, former.vectors, former.cache)
+            if "lifelong" not in self.pathways.events:
+                return HistoryState(part.items.lengths, empty.expand(part.num_requests, -1))
+            summaries = self.pathways.summaries(part, self._embed)
+            return HistoryState(part.items.lengths, summaries.mean(1), {"lifelong": summaries})
 
-        if "lifelong" not in self.pathways.events:
-            return HistoryState(batch.items.lengths, version=self.weights_fingerprint())
-        empty = self.items.weight.new_zeros(self.config.width)
         own: dict[str, Any] = {"window": self.pathways.window, "version": self.weights_fingerprint(), "empty": empty}
         return extend_history_state(batch, state, read, **own)
 

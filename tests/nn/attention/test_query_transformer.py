@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from nextitem.nn.attention.query_transformer import QueryTransformer
+from nextitem.nn.attention.query_transformer import QueryBlock, QueryTransformer
 
 
 def transformer(**settings: int) -> QueryTransformer:
@@ -26,18 +28,17 @@ def norm(vector: Tensor, layer: nn.Module) -> Tensor:
 def plain(model: QueryTransformer, sequence: Tensor) -> Tensor:
     """Return the summary of one sequence [L, 8], computed query by query and head by head."""
     source, hidden = norm(sequence, model.norm_input), list(model.queries)
-    for block in model.blocks:
-        key, value = block.cross.key_value.weight.split(8)  # type: ignore[union-attr, operator]
+    for block in cast(list[QueryBlock], list(model.blocks)):
+        key, value = block.cross.key_value.weight.split(8)
+        first, second = (cast(nn.Linear, layer).weight for layer in block.feed.layers)
         for number, query in enumerate(hidden):
-            request = block.cross.query.weight @ norm(query, block.norm_cross)  # type: ignore[union-attr, operator, arg-type]
+            request = block.cross.query.weight @ norm(query, block.norm_cross)
             heads = []
             for head in (slice(0, 4), slice(4, 8)):
-                logits = torch.stack([(key[head] @ event) @ request[head] for event in source])
-                heads.append(sum(w * (value[head] @ event) for w, event in zip(logits.softmax(0), source, strict=True)))
-            query = query + block.cross.output.weight @ torch.cat(heads)  # type: ignore[union-attr, operator, arg-type]
-            first, second = block.feed.layers  # type: ignore[union-attr, misc]
-            inner = (first.weight @ norm(query, block.norm_feed)).relu()  # type: ignore[union-attr, operator, arg-type]
-            hidden[number] = query + second.weight @ inner  # type: ignore[union-attr, operator]
+                shares = torch.stack([(key[head] @ event) @ request[head] for event in source]).softmax(0)
+                heads.append(shares @ torch.stack([value[head] @ event for event in source]))
+            query = query + block.cross.output.weight @ torch.cat(heads)
+            hidden[number] = query + second @ (first @ norm(query, block.norm_feed)).relu()
     return torch.stack([norm(query, model.norm) for query in hidden])
 
 

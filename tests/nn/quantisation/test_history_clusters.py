@@ -23,7 +23,8 @@ def vectors(width: int = 6, *, seed: int = 0) -> Tensor:
 
 
 def history(length: int, *, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(1, NUM_ITEMS + 1, length).tolist()
+    items: list[int] = np.random.default_rng(seed).integers(1, NUM_ITEMS + 1, length).tolist()
+    return items
 
 
 def plain_split(points: np.ndarray, weights: np.ndarray, parts: int, iterations: int) -> np.ndarray:
@@ -44,7 +45,8 @@ def plain_split(points: np.ndarray, weights: np.ndarray, parts: int, iterations:
         order = sorted(centres)
         distances = np.stack([np.square(centred - centres[part]).sum(1) for part in order], axis=1)
         labels = np.array(order)[distances.argmin(1)]
-    return equal if len(set(labels.tolist())) == 1 else labels
+    result: np.ndarray = equal if len(set(labels.tolist())) == 1 else labels
+    return result
 
 
 def plain_clusters(items: list[int], table: np.ndarray, *, size: int, limit: int) -> set[tuple[int, frozenset[int]]]:

@@ -188,17 +188,18 @@ class Pathways(nn.Module):
         Args:
             batch: the requests.
             embed: returns the vectors of items.
-            lifelong: summaries of the events before the short ones, `summaries(batch)`, if they are cached.
+            lifelong: summaries of the events before the short ones, `summaries(batch)`, if they are cached; a cache may
+                have padded them to more than Q vectors.
 
         """
-        lengths = batch.items.lengths
+        config, lengths = self.config, batch.items.lengths
         vectors = [self.static(batch)[:, None]]
         is_read = [torch.ones_like(vectors[0][..., 0], dtype=torch.bool)]
         until = _last_times(batch) if batch.request_times is None else batch.request_times
         short = batch.last(self.window.lengths(lengths))
         parts = [("short", short.items, self.columns(short, until))]
         if "positive" in self.events:
-            positive, columns = self._latest_positive(batch.last(self.config.max_history_length), until)
+            positive, columns = self._latest_positive(batch.last(config.max_history_length), until)
             parts.append(("positive", positive, columns))
         for name, items, columns in parts:
             padded = items.to_padded()
@@ -212,7 +213,7 @@ class Pathways(nn.Module):
         if "lifelong" in self.events:
             has_lifelong = self.window.starts(lengths) > 0
             if bool(has_lifelong.any()):
-                summary = self.summaries(batch, embed) if lifelong is None else lifelong
+                summary = self.summaries(batch, embed) if lifelong is None else lifelong[:, : config.lifelong_queries]
                 vectors.append(summary + self.positions["lifelong"])
                 is_read.append(has_lifelong[:, None].expand(-1, summary.shape[1]))
         bias = torch.where(torch.cat(is_read, 1), 0.0, -torch.inf)[:, None, None]
