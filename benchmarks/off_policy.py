@@ -87,8 +87,8 @@ def list_log(seed: int, *, num_lists: int = LISTS) -> Log:
     context = rng.integers(0, CONTEXTS, num_lists)
     lists = (logging[context] + rng.gumbel(size=(num_lists, ITEMS))).argsort(1)[:, ::-1][:, :SLOTS]
 
-    def chances(contexts: NDArray[np.int64], shown: NDArray[np.int64]) -> Floats:
-        own = np.take_along_axis(appeal[contexts], shown, axis=1)
+    def chances(contexts: NDArray[np.int64], slates: NDArray[np.int64]) -> Floats:
+        own = np.take_along_axis(appeal[contexts], slates, axis=1)
         result: Floats = EXAMINATION * own * np.clip(1 - CASCADE * (np.cumsum(own, axis=1) - own), 0, 1)
         return result
 
