@@ -54,7 +54,7 @@ CONTEXTS, ACTIONS, ROWS = 5, 20, 1000
 ITEMS, SLOTS, LISTS = 6, 3, 500
 EXAMINATION = np.array([1.0, 0.7, 0.4])
 CASCADE = 0.5  # share of the appeal of the items above that is taken from an item
-LAMBDA = {  # what the peer calls lambda, for each of our limits
+LAMBDA: dict[str, Callable[[float], float]] = {  # what the peer calls lambda, for each of our limits
     "clipped-ips": lambda limit: limit,
     "sg-ips": lambda limit: 1 / limit,
     "switch-dr": lambda limit: limit,
@@ -87,8 +87,8 @@ def list_log(seed: int, *, num_lists: int = LISTS) -> Log:
     context = rng.integers(0, CONTEXTS, num_lists)
     lists = (logging[context] + rng.gumbel(size=(num_lists, ITEMS))).argsort(1)[:, ::-1][:, :SLOTS]
 
-    def chances(contexts: NDArray[np.int64], shown: NDArray[np.int64]) -> Floats:
-        own = np.take_along_axis(appeal[contexts], shown, axis=1)
+    def chances(contexts: NDArray[np.int64], slates: NDArray[np.int64]) -> Floats:
+        own = np.take_along_axis(appeal[contexts], slates, axis=1)
         result: Floats = EXAMINATION * own * np.clip(1 - CASCADE * (np.cumsum(own, axis=1) - own), 0, 1)
         return result
 
@@ -187,8 +187,9 @@ def action_arrays(logged: LoggedLists, target: TargetPolicy) -> tuple[dict[str, 
     """Return our estimates from single actions, and the arrays of the peer; rewards are predicted by item."""
     assert target.distributions is not None
     distribution = target.distributions[:, 0]
-    means = np.bincount(logged.items[:, 0], weights=logged.rewards[:, 0], minlength=distribution.shape[1]) + 1
-    means /= np.bincount(logged.items[:, 0], minlength=distribution.shape[1]) + 5
+    items, size = logged.items[:, 0], distribution.shape[1]
+    rewards = np.bincount(items, weights=logged.rewards[:, 0], minlength=size)
+    means: Floats = (rewards + 1.0) / (np.bincount(items, minlength=size) + 5.0)
     q_hat = np.broadcast_to(means, distribution.shape)
     expected = (distribution * q_hat).sum(1, keepdims=True)
     result = estimates(logged, target, predicted=Predictions(means[logged.items], expected, is_overall=True))
@@ -277,9 +278,9 @@ def measure_obd(arguments: argparse.Namespace, results: Results) -> None:
             if each.estimator not in ("rips", "iips"):
                 results.add_printed("estimate", obd_row(title, source, rates[name], each))
         results.add_printed("advice", {"target": title, "advice": advice(result, num_lists=len(logged.users))[1]})
-        own, arrays = action_arrays(logged, target)
+        ours, arrays = action_arrays(logged, target)
         peers = by_peer(arguments.python_obp, [arrays], what="actions")
-        results.add_printed("peer", {"target": title, **compared([own], peers)})
+        results.add_printed("peer", {"target": title, **compared([ours], peers)})
 
 
 def click_rate(log: pl.DataFrame) -> Rate:

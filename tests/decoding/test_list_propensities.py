@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.fake_generator import FakeGenerator, identifier_table, requests
 from torch import Tensor
 
+from nextitem.core.roles import GeneratorState
 from nextitem.decoding.beam_search import beam_search
 from nextitem.decoding.list_propensities import (
     given_above,
@@ -101,6 +102,34 @@ def test_probabilities_are_those_of_an_exhaustive_search(
     items = torch.arange(size + 1).expand(2, -1)
     actual = item_probabilities_of(generator, batch, trie, items, sampling=options)
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
+
+
+class FakeChildScorer(FakeGenerator):
+    """A FakeGenerator that scores the children of its beams' nodes."""
+
+    def score_children(
+        self, state: GeneratorState, codes: Tensor | None, nodes: Tensor
+    ) -> tuple[Tensor, GeneratorState]:
+        logits, state = super().step(state, codes)
+        child_codes = TRIE.codes[nodes.clamp(min=0)].long().clamp(min=0)
+        return logits.gather(2, child_codes).masked_fill(nodes < 0, torch.nan), state
+
+    def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
+        raise AssertionError("a walk must call score_children")
+
+
+def test_a_generator_may_score_the_children_alone() -> None:
+    options = sampling(temperatures=(2.0,), top_k=2)
+    expected = item_probabilities_of(FAKE, requests(1), TRIE, ITEMS, sampling=options)
+    actual = item_probabilities_of(FakeChildScorer(FAKE.tables), requests(1), TRIE, ITEMS, sampling=options)
+    torch.testing.assert_close(actual, expected)
+    pair = torch.tensor([[4, 2]])
+    chances = [
+        list_probabilities_of(kind(LIST_FAKE.tables), requests(1), TRIE, pair, sampling=options)
+        for kind in (FakeGenerator, FakeChildScorer)
+    ]
+    torch.testing.assert_close(chances[0], chances[1])
+    assert (chances[0] > 0).all()
 
 
 def test_slots_of_sampled_lists_are_as_frequent_as_predicted() -> None:
