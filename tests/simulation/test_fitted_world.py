@@ -136,6 +136,9 @@ def test_without_impressions_the_level_of_clicks_is_assumed() -> None:
     assert often.weights[0] > rare.weights[0]
     assert often.weights[1:].tolist() == rare.weights[1:].tolist()
     assert not rare.figures["has_impressions"]
+    simulated = FittedWorld(bare, often, FittedConfig(customers=1000))
+    appeal = simulated.list_problem(np.arange(simulated.num_customers), simulated.first_times()).appeal
+    assert (1 / (1 + np.exp(-appeal))).mean() == pytest.approx(0.4, abs=0.01)
     assert rare.figures["log_loss"] < rare.figures["log_loss_of_rates"]
     assert item_groups(bare).tolist() == list(range(24))
 

@@ -35,6 +35,7 @@ NUM_RANDOM_ITEMS = 20  # beside each click, without impressions
 MAX_SHOWN = 400_000  # shown items that are read, evenly spaced
 MAX_SLOTS = 50
 MIN_CLICKS = 20
+NUM_STATES, NUM_POPULAR = 500, 100  # users and popular items whose mean click probability is `click_rate`
 FEATURES = ("bias", "popularity", "recent", "last", "same_above")
 
 
@@ -143,8 +144,12 @@ def fit_user_model(dataset: Dataset, *, click_rate: float = 0.1, seed: int = 0) 
     weights, examination = _fitted(shown, slice(first, cut), has_slots=has_impressions)
     figures = _click_figures(shown, cut, weights, examination)
     if not has_impressions:
-        top = np.argsort(-popularity)[:100]
-        weights[0] = np.log(click_rate / (1 - click_rate)) - weights[1] * popularity[top].mean()
+        ends = np.flatnonzero(np.append(log.user_ids[1:] != log.user_ids[:-1], True))
+        ends = ends[np.linspace(0, len(ends) - 1, min(len(ends), NUM_STATES)).astype(np.int64)]
+        top = np.argsort(-popularity, kind="stable")[:NUM_POPULAR]
+        users = np.repeat(ends, len(top))
+        features = _features(np.tile(top, len(ends)), recent[users], last[users], 0 * users, vectors, popularity)
+        weights[0] = _level(features[:, 1:] @ weights[1:], click_rate)
     gaps, gap_figures = _gaps(dataset, shown_only=has_impressions)
     clicked = shown.clicks.sum()
     return UserModel(
@@ -157,6 +162,16 @@ def fit_user_model(dataset: Dataset, *, click_rate: float = 0.1, seed: int = 0) 
         gaps,
         {**figures, **gap_figures, "has_impressions": float(has_impressions)},
     )
+
+
+def _level(logits: Floats, rate: float) -> float:
+    """Return what must be added to logits so that the mean of their probabilities is a rate."""
+    low, high = -40.0 - logits.max(), 40.0 - logits.min()
+    for _ in range(80):
+        middle = (low + high) / 2
+        is_high = (1 / (1 + np.exp(-(logits + middle)))).mean() > rate
+        low, high = (low, middle) if is_high else (middle, high)
+    return float(low)
 
 
 def item_groups(dataset: Dataset) -> Ints:
