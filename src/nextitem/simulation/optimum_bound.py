@@ -106,8 +106,8 @@ def best_prices(
         worth, choice = _backward(chance, price, candidates.rest, looks, after)
         bound = worth[:, 0, 0] + prices.sum(axis=1) + place_prices.sum(axis=1)
         is_better = bound < bounds - 1e-9
-        for kept, new in ((best_items, prices), (best_places, place_prices), (best_worth, worth), (bounds, bound)):
-            kept[is_better] = new[is_better]
+        for target, new in ((best_items, prices), (best_places, place_prices), (best_worth, worth), (bounds, bound)):
+            target[is_better] = new[is_better]
         stalls = np.where(is_better, 0, stalls + 1)
         pace = np.where(stalls >= MAX_STALLS, pace / 2, pace)
         stalls = np.where(stalls >= MAX_STALLS, 0, stalls)
