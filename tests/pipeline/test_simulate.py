@@ -72,10 +72,10 @@ def test_a_run_sees_what_was_clicked_and_lists_only_what_is_in_stock(runs: dict[
     assert stock[before].all()
     assert (before < 150).all()  # a run does not know items that arrived after it was trained
     appeal = simulated.list_problem(who, visits.times).appeal
-    shown = np.argsort(-appeal, axis=1)[:, :6]
-    shown = np.where(shown < 150, shown, -1)
-    answers = simulated.answers(who, visits.times, visits.numbers, shown)
-    policy.observe(visits, shown, answers)
+    shown_items = np.argsort(-appeal, axis=1)[:, :6]
+    shown_items = np.where(shown_items < 150, shown_items, -1)
+    answers = simulated.answers(who, visits.times, visits.numbers, shown_items)
+    policy.observe(visits, shown_items, answers)
     after = policy.heads(Visits(who, visits.times + 86_400, visits.numbers + 1, stock), 6)
     clicked = answers.clicks.any(axis=1)
     assert 5 < clicked.sum() < 40
@@ -108,13 +108,13 @@ def test_a_simulation_has_figures_with_intervals_and_paired_differences(simulati
 
 def test_the_log_is_a_data_set_with_propensities_from_which_a_model_learns(simulation: Path, tmp_path: Path) -> None:
     data = load_dataset(simulation / "log")
-    shown = pl.read_parquet(simulation / "log" / "impressions.parquet")
+    shown_items = pl.read_parquet(simulation / "log" / "impressions.parquet")
     table = pl.read_parquet(simulation / "policies" / "item-cf" / "shown.parquet")
-    assert shown.height == table.height
-    assert shown["propensity"].is_between(0, 1, closed="right").all()
-    assert shown["propensity"].n_unique() > 20
-    assert set(shown["slot"]) == set(range(1, 7))
-    assert shown["click"].sum() == table["click"].sum() > 5
+    assert shown_items.height == table.height
+    assert shown_items["propensity"].is_between(0, 1, closed="right").all()
+    assert shown_items["propensity"].n_unique() > 20
+    assert set(shown_items["slot"]) == set(range(1, 7))
+    assert shown_items["click"].sum() == table["click"].sum() > 5
     events = pl.read_parquet(simulation / "log" / "interactions.parquet")
     former = small_shop().interactions
     assert events.height == former.height + table["click"].sum()

@@ -34,11 +34,11 @@ def best_actions(env: ShopVectorEnv) -> np.ndarray:
 def test_the_checker_of_gymnasium_passes() -> None:
     env = ShopEnv(EnvironmentConfig(**SETTINGS), shop=small_shop())
     check_env(env, skip_render_check=True)
-    made = gymnasium.make(
+    single = gymnasium.make(
         "nextitem.simulation.environment:nextitem/Shop-v0", config=EnvironmentConfig(**SETTINGS), shop=small_shop()
     )
-    observation, _ = made.reset(seed=0)
-    assert made.observation_space.contains(observation)
+    observation, _ = single.reset(seed=0)
+    assert single.observation_space.contains(observation)
 
 
 def test_observations_are_in_their_space_until_everybody_has_ended() -> None:

@@ -26,7 +26,7 @@ GAPS = (9.0, 3.0)  # days after visits without and with a click
 def log_of_two_tastes() -> Dataset:
     """Return lists of random items for users of two tastes, who click items of their own taste, as LOOKS let them."""
     rng = np.random.default_rng(0)
-    num_items, clicks, shown = 24, [], []
+    num_items, clicks, shown_items = 24, [], []
     for user in range(160):
         time = 1_700_000_000 + rng.random() * 10 * DAY
         while time < 1_700_000_000 + 100 * DAY:
@@ -34,15 +34,15 @@ def log_of_two_tastes() -> Dataset:
             chance = np.where(items % 2 == user % 2, 0.5, 0.04) * np.array(LOOKS)
             is_click = rng.random(3) < chance
             stamp = int(time)
-            request = len(shown)
-            shown += [
+            request = len(shown_items)
+            shown_items += [
                 (f"r{request}", user, int(item), stamp, slot + 1, int(click))
                 for slot, (item, click) in enumerate(zip(items, is_click, strict=True))
             ]
             clicks += [(user, int(item), stamp + 5) for item in items[is_click]]
             time += max(1.0, rng.exponential(GAPS[int(is_click.any())])) * DAY
     names = ["impression_id", "user_id", "item_id", "timestamp", "slot", "click"]
-    impressions = pl.DataFrame(shown, schema=names, orient="row")
+    impressions = pl.DataFrame(shown_items, schema=names, orient="row")
     items = pl.DataFrame({"item_id": range(num_items), "category": [f"c{item % 4}" for item in range(num_items)]})
     return Dataset.from_frames(
         pl.DataFrame(clicks, schema=["user_id", "item_id", "timestamp"], orient="row"),
@@ -136,6 +136,9 @@ def test_without_impressions_the_level_of_clicks_is_assumed() -> None:
     assert often.weights[0] > rare.weights[0]
     assert often.weights[1:].tolist() == rare.weights[1:].tolist()
     assert not rare.figures["has_impressions"]
+    simulated = FittedWorld(bare, often, FittedConfig(customers=1000))
+    appeal = simulated.list_problem(np.arange(simulated.num_customers), simulated.first_times()).appeal
+    assert (1 / (1 + np.exp(-appeal))).mean() == pytest.approx(0.4, abs=0.01)
     assert rare.figures["log_loss"] < rare.figures["log_loss_of_rates"]
     assert item_groups(bare).tolist() == list(range(24))
 
@@ -153,7 +156,7 @@ def test_one_item_is_refused_and_two_are_a_world() -> None:
     fitted = fit_user_model(two)
     rollout = roll_out(FittedWorld(two, fitted, FittedConfig(customers=7, days=20)), RandomItems(0))
     measures = customer_measures(rollout)
-    assert rollout.shown["slot"].max() == 2  # as many as there are items, though there are six slots
+    assert rollout.shown_items["slot"].max() == 2  # as many as there are items, though there are six slots
     assert np.nanmin(measures["regret"]) >= 0
     assert np.isfinite(rollout.visits["value"].to_numpy()).all()
     assert np.isfinite(rollout.visits["satisfaction"].to_numpy()).all()

@@ -169,7 +169,7 @@ def test_measures_of_a_small_course_by_hand(rollouts: dict[str, Rollout]) -> Non
 def test_a_rollout_is_the_same_again(rollouts: dict[str, Rollout]) -> None:
     again = rolled("popularity")
     assert again.visits.equals(rollouts["popularity"].visits)
-    assert again.shown.equals(rollouts["popularity"].shown)
+    assert again.shown_items.equals(rollouts["popularity"].shown_items)
     assert world(seed=1).first_times().tolist() != world().first_times().tolist()
 
 
@@ -192,12 +192,12 @@ def test_sampled_lists_have_the_propensities_of_a_server() -> None:
 
 def test_a_rollout_with_exploration_logs_propensities() -> None:
     rollout = roll_out(world(customers=20), PopularItems(COUNTS), temperature=1.0, regret_customers=5)
-    shown = rollout.shown
-    assert (shown["propensity"] > 0).all()
-    assert shown["propensity"].n_unique() > 50
-    assert shown["row"].n_unique() > 30
+    shown_items = rollout.shown_items
+    assert (shown_items["propensity"] > 0).all()
+    assert shown_items["propensity"].n_unique() > 50
+    assert shown_items["row"].n_unique() > 30
     regret = customer_measures(rollout)["regret"]
     assert np.isfinite(regret[:5]).all()
     assert np.isnan(regret[5:]).all()
     random = roll_out(world(customers=20), RandomItems(0))
-    assert random.shown.filter(slot=1)["propensity"].min() == pytest.approx(1 / 150, rel=0.1)
+    assert random.shown_items.filter(slot=1)["propensity"].min() == pytest.approx(1 / 150, rel=0.1)

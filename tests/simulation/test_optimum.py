@@ -10,7 +10,7 @@ from support.simulated_shop import small_shop
 
 from nextitem.data.shop.list_truth import NO_EFFECTS, ListEffects
 from nextitem.simulation.answers import ListProblem
-from nextitem.simulation.optimum import best_lists, list_values
+from nextitem.simulation.optimum import best_lists, list_values, proven_lists
 from nextitem.simulation.world import EnvironmentConfig, World
 
 
@@ -47,11 +47,13 @@ def test_the_best_list_is_the_best_of_all_lists_and_proven_to_be(seed: int) -> N
 @pytest.mark.parametrize("seed", range(8))
 def test_no_list_exceeds_the_bound_of_a_narrow_search(seed: int) -> None:
     every = problem(seed + 100)
-    narrow = best_lists(every, widths=(1,))
+    narrow, priced = best_lists(every, widths=(1,)), best_lists(every, widths=(1, 2), max_candidates=4)
     truth = best_of_all(every, 3)
     assert (narrow.values <= np.array(truth) + 1e-12).all()
     assert (narrow.values > 0.9 * np.array(truth)).all()
     assert (narrow.bounds >= np.array(truth) - 1e-12).all()
+    assert (priced.bounds >= np.array(truth) - 1e-12).all()
+    assert (priced.bounds <= narrow.bounds + 1e-12).mean() > 0.6
 
 
 def test_without_effects_the_best_list_is_sorted_by_click_probability_and_by_how_much_slots_are_looked_at() -> None:
@@ -99,3 +101,16 @@ def test_lists_of_the_shop_are_hardly_improved_by_a_wide_search() -> None:
     by_appeal = np.argsort(-every.appeal, axis=1)[:, :6]
     assert (list_values(every, by_appeal) <= usual.values + 1e-12).all()
     assert world.click_table(who, times, usual.rows).shape == (40, 7, 6)
+
+
+@pytest.mark.slow
+def test_best_lists_of_the_shop_are_proven() -> None:
+    """With tight bounds, the search of all lists of 150 items comes to its end."""
+    world = World(small_shop(), EnvironmentConfig(customers=6))
+    every = world.list_problem(np.arange(6), world.first_times())
+    proven, usual = proven_lists(every), best_lists(every)
+    assert proven.is_proven.mean() > 0.8
+    assert proven.bounds == pytest.approx(proven.values, rel=0.02)
+    assert (usual.values <= proven.bounds + 1e-12).all()
+    assert usual.values.sum() > 0.97 * proven.values.sum()
+    assert list_values(every, proven.rows) == pytest.approx(proven.values)

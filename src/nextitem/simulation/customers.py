@@ -105,9 +105,9 @@ class OwnedItems(MutableSet[int]):
         return int(self._mask.sum())
 
     def add(self, value: int) -> None:
-        """Add a row."""
+        """Set the entry of a row."""
         self._mask[value] = True
 
     def discard(self, value: int) -> None:
-        """Remove a row."""
+        """Clear the entry of a row."""
         self._mask[value] = False

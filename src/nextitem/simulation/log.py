@@ -20,8 +20,8 @@ def log_tables(rollout: Rollout) -> dict[str, pl.DataFrame]:
     the rollout alone, with slots and propensities: the probability of an item in its slot, given the items above.
     """
     world, former = rollout.world, rollout.world.former_tables()
-    shown = _shown(rollout)
-    clicks = shown.filter("click")
+    shown_items = _shown_items(rollout)
+    clicks = shown_items.filter("click")
     events = clicks.select(
         "user_id",
         "item_id",
@@ -41,7 +41,7 @@ def log_tables(rollout: Rollout) -> dict[str, pl.DataFrame]:
     events = events.with_columns(
         pl.col(name).cast(interactions.schema[name]) for name in events.columns if name in interactions.columns
     )
-    impressions = shown.select(
+    impressions = shown_items.select(
         ("v" + pl.col("visit").cast(pl.String)).alias("impression_id"),
         "item_id",
         pl.col("time").cast(pl.Int64).alias("timestamp"),
@@ -70,14 +70,16 @@ def write_log(rollout: Rollout, folder: Path) -> None:
     (folder / "dataset.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
 
 
-def _shown(rollout: Rollout) -> pl.DataFrame:
+def _shown_items(rollout: Rollout) -> pl.DataFrame:
     """Return the shown items with user_id, item_id (as in the items table) and time."""
     world = rollout.world
     users, items = pl.Series(world.user_ids), world.former_tables()["items"]["item_id"]
     columns = rollout.visits.select("visit", "customer", "time")
-    return rollout.shown.join(columns, on="visit", maintain_order="left").with_columns(
-        user_id=users.gather(pl.Series(rollout.shown.join(columns, on="visit", maintain_order="left")["customer"])),
-        item_id=items.gather(rollout.shown["row"]),
+    return rollout.shown_items.join(columns, on="visit", maintain_order="left").with_columns(
+        user_id=users.gather(
+            pl.Series(rollout.shown_items.join(columns, on="visit", maintain_order="left")["customer"])
+        ),
+        item_id=items.gather(rollout.shown_items["row"]),
     )
 
 
@@ -90,7 +92,7 @@ def _with_price(events: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
 def _users(world: CustomerWorld, users: pl.DataFrame) -> pl.DataFrame:
     """Return the users table with the customers that it lacks; these have no features."""
     users = users.with_columns(pl.col("user_id").cast(pl.String))
-    known = set(users["user_id"])
-    new = np.array([user not in known for user in world.user_ids])
+    former_ids = set(users["user_id"])
+    new = np.array([user not in former_ids for user in world.user_ids])
     missing = pl.DataFrame({"user_id": pl.Series(world.user_ids).filter(pl.Series(new))})
     return pl.concat([users, missing], how="diagonal")

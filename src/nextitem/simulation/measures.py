@@ -102,9 +102,9 @@ def _return_rate(rollout: Rollout, customers: Floats) -> Floats:
 def _diversity(rollout: Rollout) -> Floats:
     """Return the probability that two clicks of each customer are on items of different groups, [C]."""
     size, groups = rollout.world.num_customers, rollout.world.groups
-    if not rollout.shown.height:
+    if not rollout.shown_items.height:
         return np.full(size, np.nan)
-    clicks = rollout.shown.filter("click").join(rollout.visits.select("visit", "customer"), on="visit")
+    clicks = rollout.shown_items.filter("click").join(rollout.visits.select("visit", "customer"), on="visit")
     table = np.zeros((size, int(groups.max()) + 1))
     np.add.at(table, (clicks["customer"].to_numpy(), groups[clicks["row"].to_numpy()]), 1)
     count = table.sum(axis=1)

@@ -1,39 +1,37 @@
-"""The best list for the true state of each customer, with a proven bound on what a better one could be worth.
+"""The best list for the true state of each customer, with a bound on what a better one could be worth, or a proof.
 
 The value of a list is its expected number of clicks. Without effects within a list, the best list is sorted by appeal.
 With them, lists are searched slot by slot: of all beginnings, the most promising stay, and every other is remembered by
 an upper bound on the value of its completions. If no such bound exceeds the best list that was reached, this list is
-proven to be the best; customers without a proof are searched again with more beginnings. What remains open is returned
-as a bound, which is the largest amount by which any list can be better.
+proven to be the best. What remains open is returned as a bound: no list is worth more.
 
-Three facts bound a completion. Clicks within the list can only move a customer from a state in which an item has its
-present click probability to one in which it has another, and by at most the probability of those clicks; an item never
-gains more than from the group that suits it best; and fatigue only grows. In a group, an item is better replaced by an
-unused one of more appeal, as long as no change of state can cost a whole click (`_can_reduce`). So only the best K
-items of each group matter.
+`best_lists` is fast, and its bound is loose: clicks within the list can only move a customer from a state in which an
+item has its present click probability to one in which it has another, and by at most the probability of those clicks;
+an item never gains more than from the group that suits it best; fatigue only grows. `proven_lists` searches wider, with
+tight bounds (simulation.optimum_bound), and so closes most gaps.
 
-Shapes: B customers, N items, K slots, M candidates, W beginnings, S slots so far, G groups.
+Shapes: B customers, N items, K slots, M candidates, W beginnings, S slots so far.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from nextitem.data.shop.list_truth import click_probabilities, list_table, same_above
+from nextitem.data.shop.list_truth import click_probabilities, list_table
 from nextitem.data.shop.truth import Bools, Floats, Ints
 from nextitem.simulation.answers import ListProblem
+from nextitem.simulation.optimum_bound import Prices, best_prices
+from nextitem.simulation.optimum_candidates import MAX_CANDIDATES, Candidates, candidates_of, sigmoid
 
 WIDTH = 12  # beginnings that stay; wider searches of the shop gain less than 0.1% of a list's value
-PROOF_WIDTHS = (12, 96, 768)  # for few items, of whose best list there shall be a proof
+PROOF_WIDTHS = (12, 96, 768)  # if there shall be a proof, as for few items
 FEW_ITEMS = 32
-MAX_CANDIDATES = 64
 MAX_REPLACEMENTS = 32  # candidates that are tried in each slot of a list that was reached
 MAX_ROUNDS = 4
-FRONT = 256  # most promising items, among which candidates are looked for
-CHUNK = 64  # customers that are searched at once
+CHUNK, PROOF_CHUNK = 64, 8  # customers that are searched at once
+PROOF_CANDIDATES = 400
 TOLERANCE = 1e-9  # clicks
 
 
@@ -59,13 +57,16 @@ class BestLists:
         return result
 
 
-def best_lists(problem: ListProblem, *, widths: tuple[int, ...] = ()) -> BestLists:
+def best_lists(
+    problem: ListProblem, *, widths: tuple[int, ...] = (), max_candidates: int = MAX_CANDIDATES
+) -> BestLists:
     """Return the best list of each customer.
 
     Args:
         problem: what decides the value of every list.
         widths: number of beginnings that stay in the first search, and in each further one of the customers whose list
-            is not proven to be the best; (): by the number of items.
+            is not proven to be the best; (): by the number of items. `proven_lists` spends more.
+        max_candidates: number of the most promising items of which lists are composed.
 
     """
     effects = problem.effects
@@ -73,9 +74,12 @@ def best_lists(problem: ListProblem, *, widths: tuple[int, ...] = ()) -> BestLis
     size = min(len(effects.examination), problem.appeal.shape[1])
     if not effects.complements and not effects.fatigue:
         return _sorted_lists(problem, size)
+    chunk = CHUNK if len(widths) == 1 else PROOF_CHUNK
     parts = [
-        _searched(problem.select(np.arange(start, min(start + CHUNK, len(problem.appeal)))), size, widths)
-        for start in range(0, len(problem.appeal), CHUNK)
+        _searched(
+            problem.select(np.arange(start, min(start + chunk, len(problem.appeal)))), size, widths, max_candidates
+        )
+        for start in range(0, len(problem.appeal), chunk)
     ]
     return BestLists(
         np.concatenate([part.rows for part in parts]) if parts else np.empty((0, size), np.int64),
@@ -130,14 +134,28 @@ def _first_logits(problem: ListProblem, rows: Ints) -> Floats:
     return result
 
 
-def _searched(problem: ListProblem, size: int, widths: tuple[int, ...]) -> BestLists:
-    candidates = _candidates(problem, size)
+def proven_lists(problem: ListProblem) -> BestLists:
+    """Return the best list of each customer with a proof for as many as half a second of one core for each allows."""
+    return best_lists(problem, widths=PROOF_WIDTHS, max_candidates=PROOF_CANDIDATES)
+
+
+def _searched(problem: ListProblem, size: int, widths: tuple[int, ...], max_candidates: int) -> BestLists:
+    """Search with each width, as long as customers have no proof."""
+    candidates = candidates_of(problem, size, max_candidates)
     result = _search(problem, candidates, size, widths[0])
+    prices = None
     for width in widths[1:]:
         open_rows = np.flatnonzero(~result.is_proven)
         if not len(open_rows):
             break
-        again = _search(problem.select(open_rows), candidates.select(open_rows), size, width)
+        if prices is None:
+            priced_rows = open_rows
+            parts = problem.select(open_rows), candidates.select(open_rows)
+            prices = best_prices(*parts, size, result.values[open_rows])
+            bounds = np.minimum(result.bounds[open_rows], prices.bounds)
+            result.bounds[open_rows] = np.maximum(bounds, result.values[open_rows])
+        own = prices.select(np.searchsorted(priced_rows, open_rows))
+        again = _search(problem.select(open_rows), candidates.select(open_rows), size, width, own)
         is_better = again.values > result.values[open_rows]
         result.rows[open_rows[is_better]] = again.rows[is_better]
         result.values[open_rows] = np.maximum(again.values, result.values[open_rows])
@@ -146,81 +164,10 @@ def _searched(problem: ListProblem, size: int, widths: tuple[int, ...]) -> BestL
     return result
 
 
-class _Candidates(NamedTuple):
-    """Items from which lists are composed, and what is known of each.
-
-    Attributes:
-        rows: rows of the items, [B, M]; items that cannot be clicked have the appeal -inf.
-        appeal: logits of the items alone, [B, M].
-        groups: groups of the items, [B, M].
-        largest: the largest gain of each item from any group, [B, M].
-        bonus: the largest rise of each item's click probability that a look at one other item can cause, [B, M].
-        rest: the largest click probability of an item that is no candidate, [B].
-
-    """
-
-    rows: Ints
-    appeal: Floats
-    groups: Ints
-    largest: Floats
-    bonus: Floats
-    rest: Floats
-
-    def select(self, rows: Ints) -> _Candidates:
-        return _Candidates(*(column[rows] for column in self))
-
-
-def _candidates(problem: ListProblem, size: int) -> _Candidates:
-    """Return the candidates: the most promising items among those that can be in a best list."""
-    gains, groups = problem.gains if problem.effects.complements else np.zeros_like(problem.gains), problem.groups
-    # An item gains from a group only if the customer can click an item of it, or did before the list.
-    present = np.zeros((len(problem.appeal), len(gains)), dtype=np.bool_)
-    customers, items = np.nonzero(np.isfinite(problem.appeal))
-    present[customers, groups[items]] = True
-    has_before = np.flatnonzero(problem.before >= 0)
-    top_gain = np.where(present[:, :, None], gains[None], 0.0).max(axis=1)  # [B, G]
-    before_gain = np.zeros_like(top_gain)
-    before_gain[has_before] = problem.gains[problem.before[has_before]]
-    top_gain = np.maximum(top_gain, before_gain)
-    hopes = problem.appeal + top_gain[:, groups]
-    num_items, count = hopes.shape[1], min(MAX_CANDIDATES, hopes.shape[1])
-    front = min(FRONT, num_items)
-    order = np.argpartition(-hopes, front - 1, axis=1)[:, :front]
-    order = np.take_along_axis(order, np.argsort(-np.take_along_axis(hopes, order, axis=1), axis=1, kind="stable"), 1)
-    hopes = np.take_along_axis(hopes, order, axis=1)
-    rest = hopes[:, -1] if num_items > front else np.full(len(order), -np.inf)
-    if _can_reduce(gains, problem):
-        # Within a group, hopes are in the order of appeal, so better items of a group come first.
-        hopes = np.where(same_above(groups[order], is_item=np.isfinite(hopes)) < size, hopes, -np.inf)
-    places = np.argsort(-hopes, axis=1, kind="stable")
-    if front > count:
-        rest = np.maximum(rest, np.take_along_axis(hopes, places[:, count : count + 1], axis=1)[:, 0])
-    rest = _sigmoid(rest)
-    rows = np.take_along_axis(order, places[:, :count], axis=1)
-    is_candidate = np.isfinite(np.take_along_axis(hopes, places[:, :count], axis=1))
-    appeal = np.where(is_candidate, np.take_along_axis(problem.appeal, rows, axis=1), -np.inf)
-    of_rows, own = groups[rows], np.take_along_axis(top_gain, groups[rows], axis=1)
-    # Of a click on an item h (at most as probable as its best state allows), an item i gains by their groups.
-    best_click = np.zeros(present.shape)
-    np.maximum.at(
-        best_click, (np.arange(len(rows))[:, None], groups[None]), _sigmoid(problem.appeal + top_gain[:, groups])
-    )
-    rises = _sigmoid(appeal[:, None, :] + gains[:, of_rows].transpose(1, 0, 2)) - _sigmoid(appeal)[:, None, :]
-    bonus = (best_click[:, :, None] * rises).max(axis=1)
-    return _Candidates(rows, appeal, of_rows, own, bonus, rest)
-
-
-def _can_reduce(gains: Floats, problem: ListProblem) -> bool:
-    """Return whether one click is always worth more than what a change of state can cost in the slots below.
-
-    The probabilities of two logits that differ by g differ by at most tanh(g / 4).
-    """
-    largest = max(float(gains.max(initial=0.0)), float(problem.gains.max(initial=0.0)))
-    return bool(np.tanh(largest / 4) * sum(problem.effects.examination[1:]) < 1)
-
-
-def _search(problem: ListProblem, candidates: _Candidates, size: int, width: int) -> BestLists:
-    """Search the best list slot by slot, with `width` beginnings for each customer."""
+def _search(
+    problem: ListProblem, candidates: Candidates, size: int, width: int, prices: Prices | None = None
+) -> BestLists:
+    """Search the best list slot by slot, with `width` beginnings for each customer, and tighter bounds if priced."""
     looks = np.array(problem.effects.examination)
     count, num_candidates = candidates.appeal.shape
     every = np.arange(count)[:, None]
@@ -233,13 +180,18 @@ def _search(problem: ListProblem, candidates: _Candidates, size: int, width: int
         mixed = (states[:, :, :, None] * chance).sum(axis=2)
         rest = _rest_bound(candidates, mixed, logits, looks, slot, size)
         totals = np.where(np.isfinite(logits), values[:, :, None] + looks[slot] * mixed, -np.inf)
-        bounds = (totals + rest[:, :, None] if slot + 1 < size else totals).reshape(count, -1)
+        bounds = totals + rest[:, :, None]
+        if prices is not None:
+            bounds = np.minimum(bounds, totals + _priced_rest(prices, nodes, states, chance, looks, slot))
+        bounds = (bounds if slot + 1 < size else totals).reshape(count, -1)
         order = np.argsort(-bounds, axis=1, kind="stable")
         stays = min(width if slot + 1 < size else 1, bounds.shape[1])
         if bounds.shape[1] > stays and slot + 1 < size:
             discarded = np.maximum(discarded, np.take_along_axis(bounds, order[:, stays : stays + 1], axis=1)[:, 0])
         # Beginnings that continue with an item that is no candidate.
         outside = values + looks[slot] * candidates.rest[:, None] + rest
+        if prices is not None:
+            outside = np.minimum(outside, values + _priced_outside(prices, candidates, nodes, states, looks, slot))
         discarded = np.maximum(discarded, np.where(candidates.rest > 0, outside.max(axis=1), -np.inf))
         parents, items = np.divmod(order[:, :stays], num_candidates)
         is_open = np.isfinite(np.take_along_axis(bounds, order[:, :stays], axis=1))
@@ -255,7 +207,38 @@ def _search(problem: ListProblem, candidates: _Candidates, size: int, width: int
     return BestLists(rows, best_values, np.maximum(best_values, discarded))
 
 
-def _improved(problem: ListProblem, candidates: _Candidates, rows: Ints) -> tuple[Ints, Floats]:
+def _priced_rest(prices: Prices, nodes: Ints, states: Floats, chance: Floats, looks: Floats, slot: int) -> Floats:
+    """Return the largest expected clicks of the slots below `slot` after each beginning and item, [B, W, M]."""
+    every = np.arange(len(nodes))[:, None, None]
+    later = prices.worth[:, slot + 1]
+    weighted = states * later[every, _states_of(prices, nodes)]  # [B, W, S + 1]
+    stays = weighted.sum(axis=2)[:, :, None] - looks[slot] * (weighted[:, :, :, None] * chance).sum(axis=2)
+    moves = looks[slot] * (states[:, :, :, None] * chance).sum(axis=2) * later[every[:, :, 0], prices.states][:, None]
+    left, next_price = prices.unused(nodes)
+    result: Floats = stays + moves + left[:, :, None] - next_price
+    return result
+
+
+def _states_of(prices: Prices, nodes: Ints) -> Ints:
+    """Return the states of beginnings whose last click is on none of their slots, or on each, [B, W, S + 1]."""
+    every = np.arange(len(nodes))[:, None, None]
+    after = np.where(nodes >= 0, prices.states[every, np.maximum(nodes, 0)], 0)
+    return np.concatenate([np.zeros((*nodes.shape[:2], 1), np.int64), after], axis=2)
+
+
+def _priced_outside(
+    prices: Prices, candidates: Candidates, nodes: Ints, states: Floats, looks: Floats, slot: int
+) -> Floats:
+    """Return the largest expected clicks of `slot` and those below with an item that is no candidate, [B, W]."""
+    every = np.arange(len(nodes))[:, None, None]
+    later = prices.worth[:, slot + 1]
+    stays = (states * later[every, _states_of(prices, nodes)]).sum(axis=2)
+    click = looks[slot] * candidates.rest * (1 + later.max(axis=1))
+    result: Floats = stays + click[:, None] + prices.unused(nodes)[0]
+    return result
+
+
+def _improved(problem: ListProblem, candidates: Candidates, rows: Ints) -> tuple[Ints, Floats]:
     """Return lists that no other item in a slot, and no exchange of two slots, makes better, and their values.
 
     A list that begins with an item for the sake of those below is not found by looking at the first slots alone.
@@ -298,7 +281,7 @@ def _best_sum(chances: Floats, looks: Floats) -> Floats:
     return result
 
 
-def _node_logits(candidates: _Candidates, nodes: Ints, fatigue: float) -> Floats:
+def _node_logits(candidates: Candidates, nodes: Ints, fatigue: float) -> Floats:
     """Return the logits of the candidates after each beginning, with its fatigue, [B, W, M]; -inf: used already."""
     every = np.arange(len(nodes))[:, None, None]
     logits = np.repeat(candidates.appeal[:, None, :], nodes.shape[1], axis=1)
@@ -311,7 +294,7 @@ def _node_logits(candidates: _Candidates, nodes: Ints, fatigue: float) -> Floats
     return logits
 
 
-def _mixed_chance(problem: ListProblem, candidates: _Candidates, nodes: Ints, states: Floats, logits: Floats) -> Floats:
+def _mixed_chance(problem: ListProblem, candidates: Candidates, nodes: Ints, states: Floats, logits: Floats) -> Floats:
     """Return the click probabilities of the candidates by the slot that was clicked last, [B, W, S + 1, M]."""
     every = np.arange(len(nodes))[:, None]
     chance = np.empty((*states.shape, logits.shape[2]))
@@ -322,24 +305,19 @@ def _mixed_chance(problem: ListProblem, candidates: _Candidates, nodes: Ints, st
             places = nodes[:, :, state - 1]
             last = np.where(places >= 0, candidates.groups[every, np.maximum(places, 0)], -1)
         gain = np.where(last[:, :, None] >= 0, problem.gains[last[:, :, None], candidates.groups[:, None, :]], 0.0)
-        chance[:, :, state] = _sigmoid(logits + gain)
+        chance[:, :, state] = sigmoid(logits + gain)
     return chance
 
 
-def _rest_bound(candidates: _Candidates, mixed: Floats, logits: Floats, looks: Floats, slot: int, size: int) -> Floats:
+def _rest_bound(candidates: Candidates, mixed: Floats, logits: Floats, looks: Floats, slot: int, size: int) -> Floats:
     """Return the largest expected clicks of the slots below `slot` after each beginning, [B, W].
 
     `mixed [B, W, M]` are the present click probabilities of the candidates, if they are looked at.
     """
     if slot + 1 == size:
         return np.zeros(mixed.shape[:2])
-    ceiling = _sigmoid(logits + candidates.largest[:, None, :])
+    ceiling = sigmoid(logits + candidates.largest[:, None, :])
     num_looks = looks[slot : size - 1].sum()  # at slots from this one on, before the last
     latest = np.minimum(ceiling, mixed + num_looks * candidates.bonus[:, None, :])
     outside = np.broadcast_to(candidates.rest[:, None, None], (*mixed.shape[:2], size - slot - 1))
     return _best_sum(np.concatenate([latest, outside], axis=2), looks[slot + 1 : size])
-
-
-def _sigmoid(values: Floats) -> Floats:
-    result: Floats = 1 / (1 + np.exp(-values))
-    return result

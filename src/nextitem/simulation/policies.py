@@ -66,7 +66,7 @@ class PopularItems:
         return np.broadcast_to(_filled(items, count), (len(visits.customers), count))
 
     def observe(self, visits: Visits, rows: Ints, answers: Answers) -> None:
-        """Learn nothing."""
+        """Learn nothing from what the customers did."""
 
 
 class RandomItems:
@@ -87,7 +87,7 @@ class RandomItems:
         return np.stack([_filled(row, count) for row in items[places]]) if size < count else items[places]
 
     def observe(self, visits: Visits, rows: Ints, answers: Answers) -> None:
-        """Learn nothing."""
+        """Learn nothing from what the customers did."""
 
 
 class OptimalLists:

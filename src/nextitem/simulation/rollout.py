@@ -31,7 +31,7 @@ class Rollout:
         visits: one row for each visit: visit, customer, number, time (seconds), clicks and purchases (numbers of
             items), value (expected clicks), best_value and bound (of the best list; NaN: not searched), appeal
             (probability of any click), satisfaction, has_left (for good, after this visit).
-        shown: one row for each shown item: visit, slot, row (of the item), propensity, click_probability,
+        shown_items: one row for each shown item: visit, slot, row (of the item), propensity, click_probability,
             purchase_probability, click, purchase.
         next_times: time of each customer's next visit, which was not served; inf: the customer has left for good.
 
@@ -40,7 +40,7 @@ class Rollout:
     world: CustomerWorld
     policy: str
     visits: pl.DataFrame
-    shown: pl.DataFrame
+    shown_items: pl.DataFrame
     next_times: Floats
 
 
@@ -49,10 +49,10 @@ class _Record:
     """Tables of the visits so far, batch by batch."""
 
     visits: list[pl.DataFrame] = field(default_factory=list)
-    shown: list[pl.DataFrame] = field(default_factory=list)
+    shown_items: list[pl.DataFrame] = field(default_factory=list)
     num_visits: int = 0
 
-    def add(self, asked: Visits, lists: Lists, answers: Answers, best_values: Floats, bounds: Floats) -> None:
+    def add(self, visitors: Visits, lists: Lists, answers: Answers, best_values: Floats, bounds: Floats) -> None:
         """Add the visits of a batch."""
         count, size = lists.rows.shape
         numbers = self.num_visits + np.arange(count)
@@ -62,9 +62,9 @@ class _Record:
             pl.DataFrame(
                 {
                     "visit": numbers,
-                    "customer": asked.customers,
-                    "number": asked.numbers,
-                    "time": asked.times,
+                    "customer": visitors.customers,
+                    "number": visitors.numbers,
+                    "time": visitors.times,
                     "clicks": answers.clicks.sum(axis=1),
                     "purchases": answers.purchases.sum(axis=1),
                     "value": value,
@@ -76,7 +76,7 @@ class _Record:
                 }
             )
         )
-        shown = pl.DataFrame(
+        shown_items = pl.DataFrame(
             {
                 "visit": np.repeat(numbers, size),
                 "slot": np.tile(np.arange(1, size + 1), count),
@@ -88,7 +88,7 @@ class _Record:
                 "purchase": answers.purchases.ravel(),
             }
         )
-        self.shown.append(shown.filter(pl.col("row") >= 0))
+        self.shown_items.append(shown_items.filter(pl.col("row") >= 0))
 
 
 def roll_out(
@@ -119,28 +119,28 @@ def roll_out(
         stop = min(world.end, world.start + (day + 1) * DAY)
         stock = world.stock(world.start + day * DAY)
         while len(due := np.flatnonzero(next_times < stop)):
-            asked = Visits(due, next_times[due], numbers[due], stock)
-            next_times[due] = _serve(world, policy, asked, record, temperature, searched)
+            visitors = Visits(due, next_times[due], numbers[due], stock)
+            next_times[due] = _serve(world, policy, visitors, record, temperature, searched)
             numbers[due] += 1
         progress(f"{policy.name}: day {day + 1} of {num_days}, {record.num_visits:,} visits")
-    return Rollout(world, policy.name, _table(record.visits), _table(record.shown), next_times)
+    return Rollout(world, policy.name, _table(record.visits), _table(record.shown_items), next_times)
 
 
 def _serve(
-    world: CustomerWorld, policy: Policy, asked: Visits, record: _Record, temperature: float, searched: int
+    world: CustomerWorld, policy: Policy, visitors: Visits, record: _Record, temperature: float, searched: int
 ) -> Floats:
     """Serve the customers who ask, and return their next times, [B]."""
-    lists = make_lists(policy, asked, size=world.num_slots, temperature=temperature, seed=world.settings.seed)
-    best_values, bounds = np.full((2, len(asked.customers)), np.nan)
-    rows = np.flatnonzero(asked.customers < searched)
+    lists = make_lists(policy, visitors, size=world.num_slots, temperature=temperature, seed=world.settings.seed)
+    best_values, bounds = np.full((2, len(visitors.customers)), np.nan)
+    rows = np.flatnonzero(visitors.customers < searched)
     if isinstance(policy, OptimalLists) and policy.latest is not None:
         best_values, bounds = policy.latest.values, policy.latest.bounds
     elif len(rows):
-        best = best_lists(world.list_problem(asked.customers[rows], asked.times[rows]))
+        best = best_lists(world.list_problem(visitors.customers[rows], visitors.times[rows]))
         best_values[rows], bounds[rows] = best.values, best.bounds
-    answers = world.answers(asked.customers, asked.times, asked.numbers, lists.rows)
-    policy.observe(asked, lists.rows, answers)
-    record.add(asked, lists, answers, best_values, bounds)
+    answers = world.answers(visitors.customers, visitors.times, visitors.numbers, lists.rows)
+    policy.observe(visitors, lists.rows, answers)
+    record.add(visitors, lists, answers, best_values, bounds)
     return answers.next_times
 
 

@@ -35,6 +35,7 @@ NUM_RANDOM_ITEMS = 20  # beside each click, without impressions
 MAX_SHOWN = 400_000  # shown items that are read, evenly spaced
 MAX_SLOTS = 50
 MIN_CLICKS = 20
+NUM_STATES, NUM_POPULAR = 500, 100  # users and popular items whose mean click probability is `click_rate`
 FEATURES = ("bias", "popularity", "recent", "last", "same_above")
 
 
@@ -88,7 +89,7 @@ class UserModel:
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class ShownItems:
     """Shown items with their features, in the order of time.
 
     Attributes:
@@ -132,31 +133,45 @@ def fit_user_model(dataset: Dataset, *, click_rate: float = 0.1, seed: int = 0) 
     recent, last = states_after(log.user_ids, items, vectors)
     has_impressions = _has_clicks(dataset)
     if has_impressions:
-        shown = _shown_items(dataset, vectors, popularity, groups, recent, last)
+        shown_items = _shown_items(dataset, vectors, popularity, groups, recent, last)
     else:
-        shown = _random_items(log.user_ids, items, log.timestamps, vectors, popularity, recent, last, seed)
-    first, cut = (int(place) for place in np.searchsorted(shown.times, [first_cut, second_cut]))
-    if not shown.clicks[first:cut].any():
+        shown_items = _random_items(log.user_ids, items, log.timestamps, vectors, popularity, recent, last, seed)
+    first, cut = (int(place) for place in np.searchsorted(shown_items.times, [first_cut, second_cut]))
+    if not shown_items.clicks[first:cut].any():
         raise UserError(
             f"{dataset.name}: no click between the first 60% and 80% of the log, to which a world is fitted"
         )
-    weights, examination = _fitted(shown, slice(first, cut), has_slots=has_impressions)
-    figures = _click_figures(shown, cut, weights, examination)
+    weights, examination = _fitted(shown_items, slice(first, cut), has_slots=has_impressions)
+    figures = _click_figures(shown_items, cut, weights, examination)
     if not has_impressions:
-        top = np.argsort(-popularity)[:100]
-        weights[0] = np.log(click_rate / (1 - click_rate)) - weights[1] * popularity[top].mean()
+        ends = np.flatnonzero(np.append(log.user_ids[1:] != log.user_ids[:-1], True))
+        ends = ends[np.linspace(0, len(ends) - 1, min(len(ends), NUM_STATES)).astype(np.int64)]
+        top = np.argsort(-popularity, kind="stable")[:NUM_POPULAR]
+        users = np.repeat(ends, len(top))
+        features = _features(np.tile(top, len(ends)), recent[users], last[users], 0 * users, vectors, popularity)
+        weights[0] = _level(features[:, 1:] @ weights[1:], click_rate)
     gaps, gap_figures = _gaps(dataset, shown_only=has_impressions)
-    clicked = shown.clicks.sum()
+    clicked = shown_items.clicks.sum()
     return UserModel(
         vectors,
         popularity,
         weights,
         examination,
         groups,
-        float(shown.purchases.sum() / clicked) if clicked else 0.0,
+        float(shown_items.purchases.sum() / clicked) if clicked else 0.0,
         gaps,
         {**figures, **gap_figures, "has_impressions": float(has_impressions)},
     )
+
+
+def _level(logits: Floats, rate: float) -> float:
+    """Return what must be added to logits so that the mean of their probabilities is a rate."""
+    low, high = -40.0 - logits.max(), 40.0 - logits.min()
+    for _ in range(80):
+        middle = (low + high) / 2
+        is_high = (1 / (1 + np.exp(-(logits + middle)))).mean() > rate
+        low, high = (low, middle) if is_high else (middle, high)
+    return float(low)
 
 
 def item_groups(dataset: Dataset) -> Ints:
@@ -242,7 +257,7 @@ def _features(items: Ints, recent: Floats, last: Ints, above: Floats, vectors: F
 
 def _shown_items(
     dataset: Dataset, vectors: Floats, popularity: Floats, groups: Ints, recent: Floats, last: Ints
-) -> Shown:
+) -> ShownItems:
     """Return the impressions of a data set with the state that each user was in before them."""
     impressions, log = dataset.impressions, dataset.interactions.with_items()
     assert impressions is not None
@@ -260,8 +275,8 @@ def _shown_items(
     # A user's events before the impression: users and times as one ascending key.
     span = int(max(log.timestamps.max(), impressions.timestamps.max())) + 2
     keys = log.user_ids.astype(np.int64) * span + np.maximum(log.timestamps, 0)
-    wanted = impressions.user_ids.astype(np.int64) * span + np.maximum(impressions.timestamps, 0)
-    places = np.searchsorted(keys, wanted, side="left") - 1
+    request_keys = impressions.user_ids.astype(np.int64) * span + np.maximum(impressions.timestamps, 0)
+    places = np.searchsorted(keys, request_keys, side="left") - 1
     is_own = (places >= 0) & (log.user_ids[np.maximum(places, 0)] == impressions.user_ids)
     places = np.where(is_own, places, len(log))
     features = _features(impressions.item_ids - 1, recent[places], last[places], above, vectors, popularity)
@@ -270,7 +285,7 @@ def _shown_items(
     if count > MAX_SHOWN:
         rows = rows[np.linspace(0, count - 1, MAX_SHOWN).astype(np.int64)]
     purchases = labels[1] & labels[0] if len(labels) > 1 else np.zeros(count, np.bool_)
-    return Shown(features[rows], slots[rows], labels[0][rows], purchases[rows], impressions.timestamps[rows])
+    return ShownItems(features[rows], slots[rows], labels[0][rows], purchases[rows], impressions.timestamps[rows])
 
 
 def _above_in_lists(requests: Ints, groups: Ints) -> Floats:
@@ -291,7 +306,7 @@ def _above_in_lists(requests: Ints, groups: Ints) -> Floats:
 
 def _random_items(
     users: Ints, items: Ints, times: Ints, vectors: Floats, popularity: Floats, recent: Floats, last: Ints, seed: int
-) -> Shown:
+) -> ShownItems:
     """Return clicks beside random items, with the state that each user was in before the click."""
     rng, count = np.random.default_rng(seed), len(items)
     rows = np.argsort(times, kind="stable")
@@ -308,14 +323,14 @@ def _random_items(
     )
     zeros = np.zeros(candidates.size, np.bool_)
     slots, when = np.zeros(candidates.size, np.int64), np.repeat(times[rows], candidates.shape[1])
-    return Shown(features, slots, clicks.ravel(), zeros, when)
+    return ShownItems(features, slots, clicks.ravel(), zeros, when)
 
 
-def _fitted(shown: Shown, part: slice, *, has_slots: bool) -> tuple[Floats, tuple[float, ...]]:
+def _fitted(shown_items: ShownItems, part: slice, *, has_slots: bool) -> tuple[Floats, tuple[float, ...]]:
     """Return the weights, [F], and the examination of the slots, of the largest likelihood of a part of the items."""
-    features = torch.from_numpy(shown.features[part])
-    clicks, slots = torch.from_numpy(shown.clicks[part]).double(), torch.from_numpy(shown.slots[part])
-    num_slots = int(shown.slots.max(initial=0)) + 1
+    features = torch.from_numpy(shown_items.features[part])
+    clicks, slots = torch.from_numpy(shown_items.clicks[part]).double(), torch.from_numpy(shown_items.slots[part])
+    num_slots = int(shown_items.slots.max(initial=0)) + 1
     rate = float(clicks.mean().clamp(1e-4, 1 - 1e-4))
     weights = torch.zeros(len(FEATURES), dtype=torch.float64)
     weights[0] = np.log(rate / (1 - rate))
@@ -342,14 +357,16 @@ def _examination(looks: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.ones(1, dtype=looks.dtype), torch.sigmoid(looks[1:])])
 
 
-def _click_figures(shown: Shown, cut: int, weights: Floats, examination: tuple[float, ...]) -> dict[str, float]:
+def _click_figures(
+    shown_items: ShownItems, cut: int, weights: Floats, examination: tuple[float, ...]
+) -> dict[str, float]:
     """Return log loss and calibration on the last part of the shown items, beside a constant for each slot."""
     later = slice(cut, None)
-    slots = np.minimum(shown.slots, len(examination) - 1)
-    chance = np.array(examination)[slots] / (1 + np.exp(-(shown.features @ weights)))
-    rates = np.bincount(slots[:cut], weights=shown.clicks[:cut], minlength=len(examination))
+    slots = np.minimum(shown_items.slots, len(examination) - 1)
+    chance = np.array(examination)[slots] / (1 + np.exp(-(shown_items.features @ weights)))
+    rates = np.bincount(slots[:cut], weights=shown_items.clicks[:cut], minlength=len(examination))
     rates = rates / np.maximum(np.bincount(slots[:cut], minlength=len(examination)), 1)
-    clicks = shown.clicks[later]
+    clicks = shown_items.clicks[later]
     if not len(clicks):
         return {}
     order = np.array_split(np.argsort(chance[later], kind="stable"), min(10, len(clicks)))

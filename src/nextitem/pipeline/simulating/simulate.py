@@ -149,7 +149,9 @@ def _write_policy(target: Path, rollout: Rollout, *, seconds: float) -> None:
             target / "visits.parquet"
         )
         items = pl.Series(rollout.world.item_ids)
-        rollout.shown.with_columns(item_id=items.gather(rollout.shown["row"])).write_parquet(target / "shown.parquet")
+        rollout.shown_items.with_columns(item_id=items.gather(rollout.shown_items["row"])).write_parquet(
+            target / "shown.parquet"
+        )
     figures = {
         "visits": rollout.visits.height,
         "bound_gap": bound_gap(rollout),
