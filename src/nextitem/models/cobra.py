@@ -189,6 +189,8 @@ class Cobra(GuidedRecommender):
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
         """Return the logits [B, W, C] of the next level's codes, and the state after `codes [B, W]`."""
+        if codes is not None and state.beams["beam_cache"].shape[2] + 1 == len(self.sizes):  # begin the next item
+            codes, state = None, GeneratorState(state.shared, {"beam_cache": state.beams["beam_cache"][:, :, :0]})
         hidden_BWD, state = self._advance(state, codes)
         return self._level_logits(self.norm(hidden_BWD), state.beams["beam_cache"].shape[2]), state
 
@@ -269,7 +271,7 @@ class Cobra(GuidedRecommender):
         """Return the hidden states [B, W, D] after one more code of each beam (None: after the history)."""
         beam_cache = state.beams["beam_cache"]  # [B, W, t, layers, 2, H, d]: keys and values of the beam's codes
         if codes is None:
-            return state.shared["last"][:, None], state
+            return state.shared["last"][:, None].expand(-1, beam_cache.shape[1], -1), state
         level = beam_cache.shape[2]
         hidden = self.tokens(codes + self.code_offsets[level]) * self.config.width**0.5
         hidden = hidden + self.kinds.weight[level] + self.positions(state.shared["items"])[:, None]

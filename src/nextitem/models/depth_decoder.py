@@ -215,11 +215,13 @@ class DepthDecoder(GuidedRecommender):
         else:
             hidden_BD = self.encoder.last(batch.items, self._embed)
         root = torch.zeros((len(hidden_BD), 1), dtype=torch.int64, device=hidden_BD.device)
-        return GeneratorState({}, {"hidden": self.deeper.start(hidden_BD)[:, None], "node": root})
+        states_BtD = self.deeper.start(hidden_BD)
+        return GeneratorState({"root": states_BtD}, {"hidden": states_BtD[:, None], "node": root})
 
     def step(self, state: GeneratorState, codes: Tensor | None) -> tuple[Tensor, GeneratorState]:
         """Return the logits [B, W, C] of the next codes, -inf without a node, and the state after `codes [B, W]`."""
         node_BW = state.beams["node"] if codes is None else self.trie.advance(state.beams["node"], codes)
+        node_BW = node_BW.where(node_BW < self.trie.level_starts[-2], self.trie.root)  # a complete item: the next one
         depth = self.trie.depth_of(node_BW)
         children = self.trie.expand(node_BW, depth=depth)
         logits, state = self.score_children(state, codes, children.nodes)
@@ -229,11 +231,12 @@ class DepthDecoder(GuidedRecommender):
         self, state: GeneratorState, codes: Tensor | None, nodes: Tensor
     ) -> tuple[Tensor, GeneratorState]:
         """Return the logits of the children `nodes [B, W, D]`, and the state after `codes [B, W]`."""
-        hidden_BWtD, level = state.beams["hidden"], self.trie.depth_of(nodes) - 1
+        level = self.trie.depth_of(nodes) - 1
         node_BW = self.trie.parents(nodes.amax(2), depth=level)
+        hidden_BWtD = state.shared["root"][:, None].expand(-1, nodes.shape[1], -1, -1)
         if level:
             vectors = self.nodes(node_BW.flatten(), level=level - 1, tree=self.tree)
-            deeper = self.deeper(hidden_BWtD.flatten(0, 1), vectors, level=level)
+            deeper = self.deeper(state.beams["hidden"].flatten(0, 1), vectors, level=level)
             hidden_BWtD = deeper.view(*node_BW.shape, *deeper.shape[1:])
         ranges, current = child_ranges(self.trie, node_BW.flatten()), hidden_BWtD[:, :, -1].flatten(0, 1)
         logits = self.nodes.logits(
@@ -243,7 +246,7 @@ class DepthDecoder(GuidedRecommender):
         logits = logits.gather(2, places.clamp(0, logits.shape[2] - 1))
         if not self.config.content_at_leaves:
             logits = self.tree.mask_without_seen(logits, nodes, is_leaf=level + 1 == self.trie.num_levels)
-        return logits, GeneratorState({}, {"hidden": hidden_BWtD, "node": node_BW})
+        return logits, GeneratorState(state.shared, {"hidden": hidden_BWtD, "node": node_BW})
 
     @torch.no_grad()
     def encode_history(self, batch: SequenceBatch, state: HistoryState | None = None) -> HistoryState:

@@ -209,17 +209,17 @@ class Tiger(GuidedRecommender):
     def steps(self, state: GeneratorState, codes: Tensor | None) -> tuple[list[Tensor], GeneratorState]:
         """Return the logits after each of n codes [B, W, n] (None: the first input), n times [B, W, C], and the state.
 
-        A request's positions are numbered as its beams reached them; `path [B, W, t]` has those of each beam.
+        `path [B, W, t]` has the positions of each beam, in the order in which the request's beams reached them.
         """
         path_BWt, shared = state.beams["path"], dict(state.shared)
-        level = path_BWt.shape[2]
-        if codes is None:
-            tokens_BWn = torch.full((len(path_BWt), 1, 1), self.first_input, device=path_BWt.device)
-        else:
-            starts = torch.tensor(self.code_offsets[level - 1 :][: codes.shape[2]], device=codes.device)
-            tokens_BWn = codes + starts
-        B, W, n = tokens_BWn.shape
-        num_cached = shared["own_0"].shape[2] if level else 0
+        level, (B, W, _) = path_BWt.shape[2] % len(self.sizes), path_BWt.shape
+        if level == 0:  # after a complete item the next one begins as the first did
+            path_BWt, first = path_BWt[:, :, :0], path_BWt.new_zeros((B, W, 1))
+            codes = first if codes is None else torch.cat([first, codes[..., 1:]], dim=2)
+        assert codes is not None
+        n, offsets = codes.shape[2], torch.tensor([self.first_input, *self.code_offsets])
+        tokens_BWn = codes + offsets[level : level + n].to(codes)
+        num_cached = shared["own_0"].shape[2] if "own_0" in shared else 0
         new_positions = torch.arange(num_cached, num_cached + W * n, device=path_BWt.device).view(1, W, n)
         path_BWt = torch.cat([path_BWt, new_positions.expand(B, -1, -1)], dim=2)
         bias = self.decoder_bias.on_paths(path_BWt, num_queries=n, num_keys=num_cached + W * n)

@@ -154,7 +154,7 @@ class TreeNetwork(nn.Module):
         padded_BL, safe_BK = recent.to_padded(), nodes_BK.clamp(min=0)
         if not self.by_level:
             return self.scorer(self.items(padded_BL), recent.lengths, self._vectors(safe_BK), nodes_BK >= 0)  # type: ignore[no-any-return]
-        scores_BK = torch.zeros(nodes_BK.shape, device=nodes_BK.device)
+        scores_BK = self.items.weight.new_zeros(nodes_BK.shape)
         for depth in sorted(set(depths_K)):
             columns = torch.tensor([column for column, node_depth in enumerate(depths_K) if node_depth == depth])
             history = self._vectors(self.paths[padded_BL, depth - 1])
@@ -204,9 +204,9 @@ class TreeNetwork(nn.Module):
         return scores.view(nodes.shape), GeneratorState(state.shared, {"node": node_BW})
 
     def _nodes_after(self, state: GeneratorState, codes: Tensor | None) -> Tensor:
-        """Return the node [B, W] that each beam reaches by its next code."""
-        node_BW = state.beams["node"]
-        return node_BW if codes is None else self.trie.advance(node_BW, codes)
+        """Return the node [B, W] that each beam reaches by its next code; after a leaf the next item begins."""
+        node_BW = state.beams["node"] if codes is None else self.trie.advance(state.beams["node"], codes)
+        return node_BW.where(node_BW < self.trie.level_starts[-2], self.trie.root)
 
     def _vectors(self, nodes: Tensor) -> Tensor:
         """Return the vectors of inner nodes, or of the items of leaves, [..., D]."""

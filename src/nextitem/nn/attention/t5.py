@@ -42,7 +42,7 @@ class RelativePositionBias(nn.Module):
         B, W, t = paths_BWt.shape
         places = torch.arange(t, device=paths_BWt.device)
         heads = self.weight.embedding_dim
-        bias = torch.full((B, heads, W, num_queries, num_keys), -torch.inf, device=paths_BWt.device)
+        bias = self.weight.weight.new_full((B, heads, W, num_queries, num_keys), -torch.inf)
         for query in range(num_queries):
             length = t - num_queries + query + 1
             path_bias = self(places[length - 1 : length], places[:length]).expand(B, -1, W, -1)
