@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nextitem.data.readers import load_dataset
     from nextitem.evaluation.diagnose import Diagnosis, diagnose
     from nextitem.evaluation.evaluate import Evaluation
+    from nextitem.pipeline.align import Alignment, align
     from nextitem.pipeline.compare import Comparison, compare
     from nextitem.pipeline.evaluate import evaluate
     from nextitem.pipeline.export import export
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Alignment",
     "Comparison",
     "ContractError",
     "Dataset",
@@ -58,6 +60,7 @@ __all__ = [
     "UpdateConfig",
     "UpdateOutcome",
     "UserError",
+    "align",
     "compare",
     "describe",
     "diagnose",
@@ -80,6 +83,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Alignment": "pipeline.align",
     "Comparison": "pipeline.compare",
     "ContractError": "core.errors",
     "Dataset": "core.dataset",
@@ -92,6 +96,7 @@ _MODULES = {
     "UpdateConfig": "pipeline.updating.new_version",
     "UpdateOutcome": "pipeline.updating.update",
     "UserError": "core.errors",
+    "align": "pipeline.align",
     "compare": "pipeline.compare",
     "describe": "data.describe",
     "diagnose": "evaluation.diagnose",

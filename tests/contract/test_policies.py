@@ -1,4 +1,4 @@
-"""Tests of roles.Generator as a policy: every registered generator has probabilities of lists, and gradients of them."""
+"""Tests of roles.Generator as a policy: every registered generator has probabilities of lists, with gradients."""
 
 from __future__ import annotations
 

@@ -108,9 +108,7 @@ def test_lists_end_when_a_request_allows_no_further_item() -> None:
 def test_sampled_lists_are_distinct_and_repeat_with_the_seed() -> None:
     def lists(seed: int) -> Rollouts:
         sampling = Sampling(torch.Generator().manual_seed(seed), temperatures=(2.0,))
-        return search_lists(
-            fake(2), requests(3), TRIE, num_lists=6, items_per_list=2, sampling=sampling, version="v"
-        )
+        return search_lists(fake(2), requests(3), TRIE, num_lists=6, items_per_list=2, sampling=sampling, version="v")
 
     first, again, other = lists(1), lists(1), lists(2)
     assert first.item_ids.tolist() == again.item_ids.tolist() != other.item_ids.tolist()

@@ -9,6 +9,7 @@ import time
 import typer
 
 from nextitem.cli import (
+    align,
     compare,
     data,
     demo,
@@ -53,6 +54,7 @@ app.command("rank", epilog=rank.EXAMPLES)(rank.rank)
 app.command("similar", epilog=similar.EXAMPLES)(similar.similar)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("update", epilog=update.EXAMPLES)(update.update)
+app.command("align", epilog=align.EXAMPLES)(align.align)
 app.command("report", epilog=report.EXAMPLES)(report.report)
 app.command("simulate", epilog=simulate.EXAMPLES)(simulate.simulate)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)

@@ -30,6 +30,7 @@ def search_lists(
     beam_width: int | None = None,
     sampling: Sampling | None = None,
     version: str | None = None,
+    is_scored: bool = True,
 ) -> Rollouts:
     """Return the likeliest lists of each request, best first, or lists that are sampled without replacement.
 
@@ -46,6 +47,7 @@ def search_lists(
         sampling: sample the lists instead of taking the likeliest ones, in the order in which they are sampled. The
             log-probabilities are those of the policy, whatever the temperatures and cuts of the sampling.
         version: version of the policy; None: the fingerprint of its weights, which costs a pass over them.
+        is_scored: whether log-probabilities are computed; False: they are 0, for a caller who computes them anyway.
 
     Returns:
         Lists [B, G]. If a request allows fewer lists, the others are empty and not legal. If it allows fewer items than
@@ -71,7 +73,9 @@ def search_lists(
             positions[row, :, :count] = -1
             positions[row, : best.shape[1], :count] = best[row].where(is_alive, -1)
     codes = codes_at(trie, positions)
-    log_probs = list_log_probs(generator, batch, codes, trie).float()
+    log_probs = torch.zeros(codes.shape, device=device)
+    if is_scored:
+        log_probs = list_log_probs(generator, batch, codes, trie).float()
     if version is None:
         version = generator.weights_fingerprint() if isinstance(generator, Recommender) else ""
     item_ids = (

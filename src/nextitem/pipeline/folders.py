@@ -14,7 +14,16 @@ from nextitem.core.errors import UserError
 R = TypeVar("R")
 
 # Files that mark a folder as written by nextitem; --overwrite deletes no other folder.
-_MARKS = ("recipe.toml", "tune.toml", "scale.toml", "scoreboard.json", "report.html", "trie.safetensors", "*.item2id")
+_MARKS = (
+    "recipe.toml",
+    "alignment.toml",
+    "tune.toml",
+    "scale.toml",
+    "scoreboard.json",
+    "report.html",
+    "trie.safetensors",
+    "*.item2id",
+)
 
 # The subfolder in which new files are staged, and the file in it that marks the staging as complete.
 _FRESH, _COMPLETE = ".fresh", "complete"

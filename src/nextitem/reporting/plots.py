@@ -185,6 +185,18 @@ def training_curve(epoch_logs: Mapping[str, Sequence[Mapping[str, float]]], mode
     return _svg(figure, "validation by epoch")
 
 
+def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> str:
+    """Plot curves of points (x, y) by name as SVG, with a legend if there are several; `x` and `y` label the axes."""
+    figure, axes = _figure(4.3, 3.1)
+    for index, (name, points) in enumerate(curves.items()):
+        axes.plot(*zip(*points, strict=True), label=name, **(_line(index) | {"markersize": 3}))
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=8, labelcolor=TEXT)
+    return _svg(figure, f"{y} by {x}")
+
+
 def codebook_usage(table: IdentifierTable, level: int) -> str:
     """Plot the number of items of each code at one level (0-based) as SVG, from the most to the least used code."""
     counts = torch.bincount(table.codes[1:, level].long(), minlength=table.codebook_sizes[level])

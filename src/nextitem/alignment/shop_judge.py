@@ -1,0 +1,55 @@
+"""True value of lists in the simulated shop: expected clicks or purchases, by its ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nextitem.core.batch import SequenceBatch
+from nextitem.core.dataset import Dataset
+from nextitem.data.shop.catalog import FIRST_ITEM, FIRST_USER
+from nextitem.data.shop.truth import NUM_SLOTS, ShopTruth
+
+
+class ShopJudge:
+    """Expected number of clicks and purchases of a list, each item alone, with the position bias of its slot.
+
+    Args:
+        truth: ground truth of the shop that the data were sampled from.
+        dataset: the data, in the numbering of items that lists have.
+        weights: weight of an expected click and of an expected purchase: {"click": 1.0}.
+
+    """
+
+    def __init__(self, truth: ShopTruth, dataset: Dataset, weights: Mapping[str, float]) -> None:
+        self.truth, self.users, self.weights = truth, dataset.users, dict(weights)
+        self.rows = np.concatenate([[-1], dataset.catalog.ids.external.to_numpy().astype(np.int64) - FIRST_ITEM])
+
+    def value(self, batch: SequenceBatch, item_ids: Tensor) -> Tensor:
+        """Return the expected value of the first NUM_SLOTS items of each list [B, K], [B] float64; 0 is padding."""
+        assert batch.user_ids is not None
+        assert batch.request_times is not None
+        numbers = self.users.numbers_of(batch.user_ids.cpu().numpy())
+        users = self.users.ids.external.to_numpy()[numbers - 1].astype(np.int64) - FIRST_USER
+        items = self.rows[item_ids[:, :NUM_SLOTS].cpu().numpy()]
+        times = batch.request_times.cpu().numpy() // 1000
+        last = self.rows[last_items(batch).cpu().numpy()]
+        slots = np.arange(1, items.shape[1] + 1)
+        clicks = self.truth.click_probability(
+            users[:, None], items.clip(min=0), times[:, None], slots=slots, last_items=last[:, None]
+        ) * (items >= 0)
+        purchases = clicks * self.truth.purchase_probability(users[:, None], items.clip(min=0), times[:, None])
+        total = self.weights.get("click", 0.0) * clicks + self.weights.get("purchase", 0.0) * purchases
+        return torch.from_numpy(total.sum(1))
+
+
+def last_items(batch: SequenceBatch) -> Tensor:
+    """Return the last item of each history, [B] int64; 0 without one."""
+    lengths, offsets = batch.items.lengths, batch.items.offsets
+    last = torch.zeros_like(lengths)
+    has_event = lengths > 0
+    last[has_event] = batch.items.values[offsets[1:][has_event] - 1]
+    return last
