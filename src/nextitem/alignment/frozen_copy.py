@@ -48,7 +48,7 @@ class FrozenCopy(nn.Module):
             model = model.without_guide()
         for weight, source in zip(self._weights(), _tensors(model), strict=True):
             weight.copy_(source)
-        self._copy[0].eval()
+        self._copy[0].train().eval()  # drops whatever was computed from the former weights
 
     def _weights(self) -> list[Tensor]:
         return [cast(Tensor, value) for value in self._buffers.values()]

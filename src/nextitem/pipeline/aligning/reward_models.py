@@ -136,15 +136,17 @@ def held_out_reward(
     reward: RewardModel, recipe: Recipe, split: Split, options: FitOptions, *, name: str
 ) -> RewardModel | None:
     """Train the model of a reward again with another seed; None if it cannot be trained on these data."""
-    folder = options.folder
-    if options.resume and (folder / "weights.safetensors").is_file():
+    folder, sibling = options.folder, reward.folder.parent / HELD_OUT_FOLDER
+    if not (options.resume and (folder / "weights.safetensors").is_file()):
+        folder = sibling  # of a reward that another alignment has trained
+    if (folder / "weights.safetensors").is_file():
         return _wrapped(load_model(folder, load_recipe(folder)), reward.weights, folder, name)
     try:
         model = _fitted(recipe.model_copy(update={"seed": recipe.seed + HELD_OUT_SEED}), split, options)
     except UserError as error:
         options.log(f"note: no held-out reward model: {error}")
         return None
-    return _wrapped(model, reward.weights, folder, name)
+    return _wrapped(model, reward.weights, options.folder, name)
 
 
 def later_auc(reward: RewardModel, dataset: Dataset, split: Split) -> float | None:
