@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from nextitem.alignment.config import AlignmentConfig
 from nextitem.core import registry
 from nextitem.core.config import Config
 from nextitem.core.settings_reference import settings_of
 from nextitem.data.settings import DatasetSettings
 from nextitem.data.text import ContentConfig
+from nextitem.pipeline.aligning.reward_models import RewardTraining
 from nextitem.pipeline.recipe import DataTable
 from nextitem.serving.config import ServiceConfig
 from nextitem.serving.stores.store import StoreConfig
@@ -63,6 +65,9 @@ def page() -> str:
     lines += [*table_of(ServiceConfig), ""]
     lines += ["`StoreConfig` of nextitem.serving.stores; see [event stores](serving/stores.md).", ""]
     lines += [*table_of(StoreConfig), ""]
+    lines += ["## Alignment", "", "The table `alignment`; see [align a generator](how_to/align.md).", ""]
+    lines += [*table_of(AlignmentConfig), "", "The table `reward`: the reward models that it trains.", ""]
+    lines += [*table_of(RewardTraining), ""]
     for kind, title in PARTS.items():
         lines += [f"## {title}", ""]
         for name, entry in registry.KINDS[kind].items():
