@@ -4,11 +4,12 @@
         [--out FOLDER] [--set alignment.sft_weight=0.5]
 
 RUN is a folder of `nextitem train MODEL --data shop`; every method aligns it with equally many steps. The reward models
-are trained by the first alignment of each seed, and the others use them. Prints one JSON line for each method and seed,
-on the same test requests: the true expected clicks (or purchases) of the first six items before and after, and the
-change with its paired 95% interval; the same of the modelled reward and of a held-out model with another seed; recall@10
-and its relative change; legality with and without the constraint; the best epoch and seconds. The goal: the interval of
-the true change is above 0, recall@10 falls by at most 5%, legality is 1.
+are trained by the first alignment of each seed, and the others use them. Prints one JSON line for each method and
+seed, on the same test requests: the true expected clicks (or purchases) of the first six items before and after, with
+the effects of items on each other (`true`) and without (`true_alone`), and the change with its paired 95% interval; the
+same of the modelled reward and of a held-out model with another seed; recall@10 and its relative change; legality with
+and without the constraint; the best epoch and seconds. The goal: the interval of the true change is above 0, recall@10
+falls by at most 5%, legality is 1.
 """
 
 from __future__ import annotations
@@ -66,13 +67,14 @@ def _row(outcome: ni.Alignment) -> dict[str, object]:
     """Return the figures of one alignment."""
     before, after, differences = outcome.before.metrics, outcome.after.metrics, changes(outcome.before, outcome.after)
     row: dict[str, object] = {}
-    for name in ("true", "modelled", "held_out"):
+    for name in ("true", "true_alone", "modelled", "held_out"):
         if name in differences:
             part = differences[name]
             row[name] = [round(before[name], 4), round(after[name], 4)]
             row[f"{name}_change"] = [round(value, 4) for value in (part.mean, part.low, part.high)]
     relative = after["recall@10"] / before["recall@10"] - 1
-    row |= {"recall@10": [round(before["recall@10"], 4), round(after["recall@10"], 4)], "recall_change": round(relative, 4)}
+    row["recall@10"] = [round(before["recall@10"], 4), round(after["recall@10"], 4)]
+    row["recall_change"] = round(relative, 4)
     row |= {name: round(after[name], 4) for name in ("legality", "free_legality", "diversity@10", "coverage@10")}
     is_reached = "true" in differences and differences["true"].low > 0 and relative >= RECALL_LIMIT
     return row | {"is_reached": is_reached and after["legality"] == 1, "best_epoch": outcome.best_epoch}

@@ -17,6 +17,7 @@ from nextitem.core.batch import SequenceBatch
 from nextitem.core.errors import UserError
 from nextitem.core.jagged import Jagged
 from nextitem.data.readers import dataset_from_frames
+from nextitem.data.shop.list_truth import NO_EFFECTS
 from nextitem.data.shop.truth import EXAMINATION
 
 LISTS = torch.tensor([[[1, 2], [3, 0], [0, 0]], [[4, 4], [2, 1], [3, 1]]])
@@ -68,8 +69,8 @@ def test_the_value_in_the_shop_is_the_truth_of_its_clicks() -> None:
         request_times=torch.tensor([1_720_000_000_000, 1_725_000_000_000]),
     )
     lists = torch.tensor([[1, 8, 2], [6, 0, 0]])
-    clicks = ShopJudge(shop.truth, dataset, {"click": 1.0}).value(requests, lists)
-    purchases = ShopJudge(shop.truth, dataset, {"purchase": 2.0}).value(requests, lists)
+    clicks = ShopJudge(shop.truth, dataset, {"click": 1.0}, effects=NO_EFFECTS).value(requests, lists)
+    purchases = ShopJudge(shop.truth, dataset, {"purchase": 2.0}, effects=NO_EFFECTS).value(requests, lists)
     ids = shop.items["item_id"].to_list()
     row_of = {item: row for row, item in enumerate(ids)}
     for request, (user, history, time) in enumerate([(4, 5, 1_720_000_000), (9, 7, 1_725_000_000)]):
@@ -86,6 +87,9 @@ def test_the_value_in_the_shop_is_the_truth_of_its_clicks() -> None:
         ]
         assert np.isclose(float(purchases[request]), 2 * sum(bought))
     assert float(clicks[1]) <= EXAMINATION[0]
+    with_effects = ShopJudge(shop.truth, dataset, {"click": 1.0}).value(requests, lists)
+    assert float(with_effects[1]) == pytest.approx(float(clicks[1]))  # one item
+    assert float(with_effects[0]) != pytest.approx(float(clicks[0]))
 
 
 def test_duration_buckets_are_logarithmic() -> None:

@@ -1,4 +1,4 @@
-"""True value of lists in the simulated shop: expected clicks or purchases, by its ground truth."""
+"""True value of lists in the simulated shop: expected clicks or purchases of a customer who goes down the list."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from torch import Tensor
 from nextitem.core.batch import SequenceBatch
 from nextitem.core.dataset import Dataset
 from nextitem.data.shop.catalog import FIRST_ITEM, FIRST_USER
+from nextitem.data.shop.list_truth import ListEffects, expected_clicks, expected_purchases
 from nextitem.data.shop.truth import NUM_SLOTS, ShopTruth
 
 
 class ShopJudge:
-    """Expected number of clicks and purchases of a list, each item alone, with the position bias of its slot.
+    """Expected number of clicks and purchases of a list (data/shop/list_truth.py).
 
     Args:
         truth: ground truth of the shop that the data were sampled from.
         dataset: the data, in the numbering of items that lists have.
         weights: weight of an expected click and of an expected purchase: {"click": 1.0}.
+        effects: what the items of a list do to each other; None: complements and fatigue as `ListEffects` has them.
 
     """
 
-    def __init__(self, truth: ShopTruth, dataset: Dataset, weights: Mapping[str, float]) -> None:
-        self.truth, self.users, self.weights = truth, dataset.users, dict(weights)
+    def __init__(
+        self, truth: ShopTruth, dataset: Dataset, weights: Mapping[str, float], *, effects: ListEffects | None = None
+    ) -> None:
+        self.truth, self.users, self.weights, self.effects = truth, dataset.users, dict(weights), effects
         self.rows = np.concatenate([[-1], dataset.catalog.ids.external.to_numpy().astype(np.int64) - FIRST_ITEM])
 
     def value(self, batch: SequenceBatch, item_ids: Tensor) -> Tensor:
@@ -37,12 +41,11 @@ class ShopJudge:
         items = self.rows[item_ids[:, :NUM_SLOTS].cpu().numpy()]
         times = batch.request_times.cpu().numpy() // 1000
         last = self.rows[last_items(batch).cpu().numpy()]
-        slots = np.arange(1, items.shape[1] + 1)
-        clicks = self.truth.click_probability(
-            users[:, None], items.clip(min=0), times[:, None], slots=slots, last_items=last[:, None]
-        ) * (items >= 0)
-        purchases = clicks * self.truth.purchase_probability(users[:, None], items.clip(min=0), times[:, None])
-        total = self.weights.get("click", 0.0) * clicks + self.weights.get("purchase", 0.0) * purchases
+        total = np.zeros(items.shape)
+        for label, expected in (("click", expected_clicks), ("purchase", expected_purchases)):
+            if self.weights.get(label):
+                values = expected(self.truth, users, items, times, last_items=last, effects=self.effects)
+                total += self.weights[label] * values
         return torch.from_numpy(total.sum(1))
 
 

@@ -27,11 +27,12 @@ from nextitem.core.errors import UserError
 from nextitem.core.recommender import Recommender
 from nextitem.core.roles import Trainable
 from nextitem.data.readers import SHOP
+from nextitem.data.shop.list_truth import NO_EFFECTS
 from nextitem.data.shop.shop import generate_shop
 from nextitem.data.shop.truth import NUM_SLOTS, ShopTruth
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.evaluation.generation import generates_codes
-from nextitem.pipeline.aligning.figures import ListFigures, ListJudge, changes
+from nextitem.pipeline.aligning.figures import ListFigures, ListJudge, TrueValue, changes
 from nextitem.pipeline.aligning.reward_models import (
     HELD_OUT_FOLDER,
     REWARD_FOLDER,
@@ -197,7 +198,7 @@ def _align(task: _Task, name: str, truth: ShopTruth | None) -> Alignment:
         length,
         reward.reward,
         None if held_out is None else held_out.reward,
-        _true_value(task, reward, truth),
+        _true_values(task, reward, truth),
     )
     validation = replace(judge, requests=task.split.validation.sample(task.config.judged_requests))
     before_model = task.source.model
@@ -355,14 +356,18 @@ def _total_reward(task: _Task, main: Reward) -> Reward:
     return main if len(parts) == 1 else RewardSum(parts)
 
 
-def _true_value(task: _Task, reward: RewardModel, truth: ShopTruth | None) -> Any:
-    """Return the function of the true value of lists; None if there is no ground truth."""
+def _true_values(task: _Task, reward: RewardModel, truth: ShopTruth | None) -> dict[str, TrueValue]:
+    """Return the functions of the true value of lists, with and without effects of items on each other; or none."""
     if truth is None and task.source.recipe.data.path == SHOP:
         truth = generate_shop().truth
-    weights = {label: weight for label, weight in reward.weights.items() if label in ("click", "purchase")}
     if truth is None or task.split.test.request_times is None:
-        return None
-    return ShopJudge(truth, task.dataset, weights or {"click": 1.0}).value
+        return {}
+    weights = {label: weight for label, weight in reward.weights.items() if label in ("click", "purchase")}
+    judges = {"true": None, "true_alone": NO_EFFECTS}
+    return {
+        name: ShopJudge(truth, task.dataset, weights or {"click": 1.0}, effects=effects).value
+        for name, effects in judges.items()
+    }
 
 
 def _settings(

@@ -17,6 +17,7 @@ TITLES = {
     "recall@10": "recall@10",
     "ndcg@10": "NDCG@10",
     "true": "true reward",
+    "true_alone": "true reward, items alone",
     "modelled": "modelled reward",
     "held_out": "held-out modelled reward",
     "legality": "legality",
@@ -24,7 +25,7 @@ TITLES = {
     "diversity@10": "diversity@10",
     "coverage@10": "coverage@10",
 }
-REWARD_CURVES = ("true", "modelled", "held_out")
+REWARD_CURVES = ("true", "true_alone", "modelled", "held_out")
 TRAINING_CURVES = ("chosen_log_prob", "kl", "dead_groups", "clip_rate", "entropy_1")
 INTRODUCTION = (
     "The reward that is optimised is a model. If it rises while the held-out model, which has another seed, or the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -54,7 +54,7 @@ class ListJudge:
         list_length: number of items that rewards judge, from the top of a list.
         modelled: the reward that is optimised.
         held_out: a reward of the same kind whose model has another seed; None: there is none.
-        true_value: the true value of lists; None: not known.
+        true_values: name -> true value of lists; empty: not known.
 
     """
 
@@ -62,7 +62,7 @@ class ListJudge:
     list_length: int
     modelled: Reward
     held_out: Reward | None = None
-    true_value: TrueValue | None = None
+    true_values: Mapping[str, TrueValue] = field(default_factory=dict)
 
     def figures(self, model: Recommender, *, trie: PrefixTrie | None = None) -> ListFigures:
         """Return the figures of a model; `trie` measures legality without the constraint, too."""
@@ -93,8 +93,8 @@ class ListJudge:
             for name, reward in rewards.items():
                 values[name].append(checked(reward.to(lists.device), batch, lists[rows][:, None])[:, 0])
         result = {name: torch.cat(parts).double() for name, parts in values.items()}
-        if self.true_value is not None:
-            result["true"] = self.true_value(self.requests, lists).double()
+        for name, value in self.true_values.items():
+            result[name] = value(self.requests, lists).double()
         return result
 
 
