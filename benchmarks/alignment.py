@@ -3,7 +3,8 @@
     python benchmarks/alignment.py RUN [--methods ecpo dpo ...] [--reward clicks] [--seeds 0 1 2] [--steps 120]
         [--out FOLDER] [--set alignment.sft_weight=0.5]
 
-RUN is a folder of `nextitem train MODEL --data shop`; every method aligns it with equally many steps. The reward models
+RUN is a folder of `nextitem train MODEL --data shop`; every method aligns it with equally many steps. `control` has the
+same steps of the policy's own loss, without any reward: what a method gains is its change minus that. The reward models
 are trained by the first alignment of each seed, and the others use them. Prints one JSON line for each method and
 seed, on the same test requests: the true expected clicks (or purchases) of the first six items before and after, with
 the effects of items on each other (`true`) and without (`true_alone`), and the change with its paired 95% interval; the
@@ -24,13 +25,14 @@ import nextitem as ni
 from nextitem.alignment.config import METHODS
 from nextitem.pipeline.aligning.figures import changes
 
+CONTROL = "control"
 RECALL_LIMIT = -0.05
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("run", help="folder of a run of a generator that was trained on the shop")
-    options.add_argument("--methods", nargs="+", default=list(METHODS))
+    options.add_argument("--methods", nargs="+", default=[CONTROL, *METHODS], help="dpo, or dpo,weight=10,beta=0.2")
     options.add_argument("--reward", default="clicks")
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options.add_argument("--steps", type=int, default=120)
@@ -45,14 +47,15 @@ def main() -> None:
             reward: str | Path = arguments.reward
             for method in arguments.methods:
                 start_time = time.perf_counter()
+                kind, overrides = _settings(method)
                 outcome = ni.align(
                     source,
                     out=folder / f"{method}-{seed}",
-                    method=method,
+                    method=kind,
                     reward=reward,
                     steps=arguments.steps,
                     seed=seed,
-                    overrides=arguments.overrides,
+                    overrides=[*arguments.overrides, *overrides],
                     overwrite=True,
                     progress=False,
                 )
@@ -61,6 +64,14 @@ def main() -> None:
                 seconds = round(time.perf_counter() - start_time, 1)
                 row = {"method": method, "seed": seed, **_row(outcome), "seconds": seconds}
                 results.add_printed(f"{method}, seed {seed}", row)
+
+
+def _settings(method: str) -> tuple[str, list[str]]:
+    """Return the method and its settings, from a text such as "dpo,weight=10", or "control"."""
+    if method == CONTROL:
+        return "rsft", ["alignment.method.weight=1e-12"]
+    kind, *settings = method.split(",")
+    return kind, [f"alignment.method.{setting}" for setting in settings]
 
 
 def _row(outcome: ni.Alignment) -> dict[str, object]:

@@ -128,7 +128,8 @@ def test_ipa_moves_its_reference_after_each_epoch(data: Dataset) -> None:
 def test_lists_come_from_the_policy_of_the_last_refresh(refresh_every: int, data: Dataset) -> None:
     aligner = aligner_of(data, refresh_every=refresh_every, method={"kind": "grpo"})
     batches = list(aligner.examples(data).batches(8, epoch=0, seed=0))
-    clip_rates, differs = [], []
+    clip_rates: list[float] = []
+    differs: list[bool] = []
     for batch in batches:
         weights = next(aligner.policy.parameters())
         with torch.no_grad():
@@ -171,11 +172,14 @@ def test_examples_continue_in_the_log_and_can_start_anywhere(data: Dataset) -> N
     assert len(late) == 2
     for batch, expected in zip(late, every[3][2:], strict=True):
         assert torch.equal(batch.requests.items.values, expected.requests.items.values)
+        assert batch.supervised is not None
+        assert expected.supervised is not None
         assert torch.equal(batch.supervised.items.values, expected.supervised.items.values)
     assert all(bool((batch.requests.items.lengths > 0).all()) for epoch in every for batch in epoch)
     half = every[0][0].share(1, 2)
     assert half.loss_count == 8
-    assert half.to("cpu").supervised.num_requests == 4
+    moved: Any = half.to("cpu")
+    assert moved.supervised.num_requests == 4
 
 
 def test_users_without_history_make_no_requests(data: Dataset) -> None:

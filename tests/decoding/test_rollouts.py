@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ def fake(items_per_list: int = 1, *, users: int = 3) -> FakeGenerator:
     return FakeGenerator.random(SIZES, users=users, seed=5, items_per_list=items_per_list)
 
 
-def codes_of(lists: list[tuple[int, ...]], num_requests: int) -> Tensor:
+def codes_of(lists: Sequence[tuple[int, ...]], num_requests: int) -> Tensor:
     """Return the codes of lists of item numbers, the same for each request, [B, G, m, M]."""
     codes = torch.tensor([[ROWS[item - 1] for item in row] for row in lists])
     return codes.expand(num_requests, *codes.shape)
@@ -167,5 +169,6 @@ def test_rollouts_are_checked() -> None:
         ("codes", rollouts.codes.clone().index_fill_(3, torch.tensor([1]), -1), "all of its codes"),
         ("item_ids", rollouts.item_ids * 0, "belongs to an item"),
     ):
+        changed: dict[str, Any] = {field: value}
         with pytest.raises(ValueError, match=message):
-            replace(rollouts, **{field: value})
+            replace(rollouts, **changed)

@@ -34,17 +34,17 @@ class AlignmentConfig(Config):
     """Divisor of the logits if lists are sampled: above 1 they are more diverse."""
     refresh_every: int = Field(1, ge=1)
     """Number of steps after which the policy that generates the lists becomes the current one; 1: always on-policy."""
-    sft_weight: float = Field(1.0, ge=0)
+    sft_weight: float = Field(3.0, ge=0)
     """Weight of the policy's own training loss on logged events, which holds its accuracy."""
     sft_batch_size: int = Field(64, ge=1)
     """Number of examples of a step for the policy's own loss."""
-    epochs: int = Field(5, ge=1)
+    epochs: int = Field(4, ge=1)
     """Number of epochs, after each of which the policy is judged."""
-    steps_per_epoch: int = Field(40, ge=1)
+    steps_per_epoch: int = Field(30, ge=1)
     """Number of steps of an epoch."""
     batch_size: int = Field(32, ge=1)
     """Number of requests of a step, each with a group of lists."""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
     """Learning rate, constant after ten steps of warm-up."""
     gradient_clip: float = Field(1.0, gt=0)
     """Maximum norm of the gradient."""

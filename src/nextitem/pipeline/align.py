@@ -232,7 +232,7 @@ def probe(aligner: Aligner, train: Dataset, log: Log) -> None:
     aligner.policy.eval()
     with torch.no_grad():
         rollouts = aligner.generate(batch.requests)
-        reward = cast(Reward, aligner._fixed[1])
+        reward = aligner._fixed[1]
         rewards = checked(reward, batch.requests, rollouts.item_ids)
     num_legal = int(rollouts.is_legal.any(1).sum())
     if not num_legal:

@@ -14,6 +14,8 @@ Shapes: P candidates, S behaviours, X width of the fields and the interest.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
@@ -55,7 +57,7 @@ class PScore(RankingModel):
         width = history_width(self.vectors)
         self.attention = TargetAttention(width, hidden=config.unit)
         inputs, count = len(self.fields) * config.width + width, len(config.task_names)
-        options = {"activation": config.activation, "dropout": config.dropout}
+        options: dict[str, Any] = {"activation": config.activation, "dropout": config.dropout}
         self.towers = nn.ModuleList(mlp(inputs, (*config.hidden, config.tower_width), **options) for _ in range(count))
         self.outputs = nn.ModuleList(nn.Linear(config.tower_width, 1) for _ in range(count))
         self.joined = mlp(inputs + count * config.tower_width, config.hidden, **options, out=1)

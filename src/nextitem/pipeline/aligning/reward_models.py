@@ -22,6 +22,7 @@ from nextitem.data.examples.labelled_candidates import impression_examples
 from nextitem.evaluation.evaluate_ranking import quick_auc
 from nextitem.pipeline.bundle import load_model, load_recipe, save_model, save_recipe
 from nextitem.pipeline.options import FitOptions
+from nextitem.pipeline.provenance import leak
 from nextitem.pipeline.recipe import Recipe, resolve_recipe
 from nextitem.pipeline.runs import Run, load_run
 from nextitem.pipeline.train import fit_model, with_requirements
@@ -114,7 +115,8 @@ def opened_reward(
     """Open a run of a ranker, or the reward model of an aligned run, and return it with its recipe.
 
     Raises:
-        UserError: the folder is no run, its model scores no candidates, or it has another catalogue.
+        UserError: the folder is no run, its model scores no candidates, has another catalogue, or was trained on the
+            same data under another protocol, so that it may know test events.
 
     """
     judge = load_run(source)
@@ -127,6 +129,12 @@ def opened_reward(
             f"--reward {source}: its model has {judge.model.num_items} items, not the {run.model.num_items} of "
             f"{run.folder}, or other ones; train it on the same data"
         )
+    if judge.recipe.data.fingerprint == run.recipe.data.fingerprint:
+        problem = leak(judge.recipe.data, run.recipe.data)
+        if problem is not None:
+            raise UserError(f"--reward {source} may know test events of {run.folder}: {problem}")
+    else:
+        options.log(f"note: the reward model {source} was trained on other data ({judge.recipe.data.path})")
     tasks = cast(Any, judge.model).tasks
     weights = dict(settings.weights) or {tasks[0]: 1.0}
     return _wrapped(judge.model, weights, judge.folder, str(source)), judge.recipe
@@ -151,13 +159,13 @@ def held_out_reward(
 
 def later_auc(reward: RewardModel, dataset: Dataset, split: Split) -> float | None:
     """Return the AUC of a reward model's first task on impressions after the training data; None without any."""
-    known, model = split.train.impressions, _model_of(reward.reward)
+    earlier, model = split.train.impressions, _model_of(reward.reward)
     if dataset.impressions is None or dataset.impressions.timestamps is None or not isinstance(model, Ranker):
         return None
     requests = impression_examples(dataset)
-    if requests.request_times is None or known is None or known.timestamps is None or not len(known.timestamps):
+    if requests.request_times is None or earlier is None or earlier.timestamps is None or not len(earlier.timestamps):
         return None
-    later = requests.select((requests.request_times > int(known.timestamps.max())).nonzero()[:, 0])
+    later = requests.select((requests.request_times > int(earlier.timestamps.max())).nonzero()[:, 0])
     return quick_auc(model, later.sample(AUC_REQUESTS)) if later.num_requests else None
 
 
