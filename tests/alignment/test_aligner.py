@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.small_models import identified, small_model
@@ -142,7 +143,13 @@ def test_lists_come_from_the_policy_of_the_last_refresh(refresh_every: int, data
     assert any(rate > 0 for rate in clip_rates) == (refresh_every > 1)
 
 
-@pytest.mark.parametrize("options", [{"refresh_every": 3}, {"rollouts": "sampling", "method": {"kind": "ipa"}}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"refresh_every": 3},
+        pytest.param({"rollouts": "sampling", "method": {"kind": "ipa"}}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_alignment_is_as_an_uninterrupted_one(options: dict[str, Any], data: Dataset, tmp_path: Path) -> None:
     values = itertools.count()  # each epoch is better than the one before, so the last weights are the best
     whole = aligner_of(data, name="depth-decoder", **options)
@@ -184,7 +191,10 @@ def test_examples_continue_in_the_log_and_can_start_anywhere(data: Dataset) -> N
 
 def test_users_without_history_make_no_requests(data: Dataset) -> None:
     log = data.interactions
-    alone = log.select(torch.arange(len(log)).numpy() == log.offsets[log.user_ids - 1])
+    alone = log.select(np.arange(len(log)) == log.offsets[log.user_ids - 1])
+    some = log.select((log.user_ids > 5) | (np.arange(len(log)) == log.offsets[log.user_ids - 1]))
+    assert aligner_of(data).examples(replace(data, interactions=some)).num_skipped_users == 5
+    assert aligner_of(data).examples(data).num_skipped_users == 0
     with pytest.raises(UserError, match="no user has two training events"):
         AlignmentExamples(
             replace(data, interactions=alone),
@@ -195,6 +205,7 @@ def test_users_without_history_make_no_requests(data: Dataset) -> None:
         )
 
 
+@pytest.mark.slow
 def test_format_samples_raise_the_share_of_legal_codes(data: Dataset) -> None:
     """Codes 0-0 to 2-3 have 12 items, so a table with more codes has sequences of no item."""
     wide = identified(rich_log(), sizes=(6, 4))

@@ -99,6 +99,7 @@ def test_an_aligned_run_is_an_ordinary_run_with_figures_before_and_after() -> No
     assert 'method]\nkind = "ecpo"' in (folder / "alignment.toml").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_reward_of_an_aligned_run_is_used_again_by_another_method(tmp_path: Path) -> None:
     first = aligned()
     outcome = ni.align(
@@ -116,6 +117,7 @@ def test_a_reward_of_an_aligned_run_is_used_again_by_another_method(tmp_path: Pa
         assert outcome.before.metrics[name] == first.before.metrics[name]
 
 
+@pytest.mark.slow
 def test_a_resumed_alignment_has_the_weights_and_curves_of_an_uninterrupted_one(tmp_path: Path) -> None:
     lines: list[str] = []
     options: dict[str, Any] = {"reward": aligned().run.folder, "settings": FAST, "progress": False}
@@ -143,6 +145,7 @@ def test_a_resumed_alignment_has_the_weights_and_curves_of_an_uninterrupted_one(
         ni.align(generator(), out=tmp_path / "parts", resume=True, lists=5, **options)
 
 
+@pytest.mark.slow
 def test_a_session_reward_judges_whole_lists(tmp_path: Path) -> None:
     outcome = ni.align(
         generator(),
@@ -212,6 +215,7 @@ def test_data_without_impressions_ask_for_a_ranker(tmp_path: Path) -> None:
     refused("a reward is learned from impressions", run=run, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_command_prints_figures_before_and_after(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
+import numpy as np
 import torch
 
 from nextitem.core.batch import SequenceBatch
@@ -46,7 +47,8 @@ class AlignmentBatch(Generic[BatchT]):
 class AlignmentExamples:
     """Stream of AlignmentBatch: an epoch is a number of steps, and the next one continues in the log.
 
-    Requests are those of training events with at least one event before them; users without a history have none.
+    Requests are those of training events with at least one event before them. Users without such an event have none;
+    `num_skipped_users` is their number.
 
     Args:
         train: training data.
@@ -72,6 +74,8 @@ class AlignmentExamples:
         self.requests = EventRequests(train, max_history_length=history_length)
         if not len(self.requests.places):
             raise UserError(f"{train.name}: no user has two training events, so there is no request to align with")
+        users = np.unique(train.interactions.user_ids)
+        self.num_skipped_users = len(users) - len(np.unique(train.interactions.user_ids[self.requests.places]))
         self.steps_per_epoch, self.excludes_seen = steps_per_epoch, not train.repeats
         self.supervised, self.supervised_batch_size = supervised, supervised_batch_size
 

@@ -29,7 +29,7 @@ from nextitem.core.roles import Trainable
 from nextitem.data.readers import SHOP
 from nextitem.data.shop.list_truth import NO_EFFECTS
 from nextitem.data.shop.shop import generate_shop
-from nextitem.data.shop.truth import NUM_SLOTS, ShopTruth
+from nextitem.data.shop.truth import ShopTruth
 from nextitem.decoding.trie import PrefixTrie
 from nextitem.evaluation.generation import generates_codes
 from nextitem.pipeline.aligning.figures import ListFigures, ListJudge, TrueValue, changes
@@ -41,6 +41,7 @@ from nextitem.pipeline.aligning.reward_models import (
     RewardTraining,
     held_out_reward,
     later_auc,
+    logged_length,
     opened_reward,
     trained_reward,
 )
@@ -192,7 +193,7 @@ def align(
 def _align(task: _Task, name: str, truth: ShopTruth | None) -> Alignment:
     """Train the reward models and the policy, and write the aligned run."""
     reward, held_out = _reward_models(task, name)
-    length = NUM_SLOTS
+    length = logged_length(task.split.train)
     judge = ListJudge(
         task.split.test.sample(TEST_REQUESTS),
         length,
@@ -209,6 +210,9 @@ def _align(task: _Task, name: str, truth: ShopTruth | None) -> Alignment:
     total = _total_reward(task, reward.reward)
     items = task.config.items_per_list or (length if reward.judges_lists else 1)
     aligner = Aligner(policy, policy_trie(policy), total, task.config, items_per_list=items)
+    num_skipped = aligner.examples(task.split.train).num_skipped_users
+    if num_skipped:
+        task.note(f"{num_skipped:,} users have one training event, and so no request to align with")
     probe(aligner, task.split.train, task.options.log)
     curve = _Curve(task, validation, policy, before_model)
     result = _fit(task, aligner, curve)

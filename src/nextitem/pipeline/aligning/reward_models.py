@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from pydantic import Field
 
 from nextitem.alignment.rewards.point_wise import PointWiseReward
@@ -34,6 +35,7 @@ LIST_MODEL_PATH = "nextitem.alignment.rewards.session:ListModel"
 # Beginnings of the names of labels that each reward means.
 LABELS = {"clicks": ("click",), "purchases": ("purchase", "buy", "bought", "order", "conversion")}
 HELD_OUT_SEED = 1_000_003  # added to the seed of the run
+DEFAULT_LENGTH, MAX_LENGTH = 6, 10  # items of a list that rewards judge
 AUC_REQUESTS = 2000  # later impressions that a reward model is judged by
 
 
@@ -167,6 +169,14 @@ def later_auc(reward: RewardModel, dataset: Dataset, split: Split) -> float | No
         return None
     later = requests.select((requests.request_times > int(earlier.timestamps.max())).nonzero()[:, 0])
     return quick_auc(model, later.sample(AUC_REQUESTS)) if later.num_requests else None
+
+
+def logged_length(train: Dataset) -> int:
+    """Return the median length of the lists that were shown, within 1 and MAX_LENGTH; DEFAULT_LENGTH without any."""
+    if train.impressions is None or not len(train.impressions.request_ids):
+        return DEFAULT_LENGTH
+    lengths = np.unique(train.impressions.request_ids, return_counts=True)[1]
+    return int(np.clip(np.median(lengths), 1, MAX_LENGTH))
 
 
 def labels_of(train: Dataset) -> tuple[str, ...]:
