@@ -194,7 +194,11 @@ class GeneratorState:
 
 @runtime_checkable
 class Generator(Protocol):
-    """A model that generates the semantic ID of an item code by code."""
+    """A model that generates the semantic ID of an item code by code, and so a policy of lists of items.
+
+    A step after a complete item begins the next item of the list: a model of lists continues, and one of single items
+    begins as at first. Steps are differentiable where gradients are enabled.
+    """
 
     def start(self, batch: SequenceBatch) -> GeneratorState:
         """Return the state before the first code; it has one beam for each request (W = 1)."""

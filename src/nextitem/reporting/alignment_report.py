@@ -70,7 +70,6 @@ def write_alignment_report(file: Path, facts: Mapping[str, Any]) -> None:
         for name, *values in table_rows(facts)
     )
     parts = [
-        f"<h1>{escape(title)}</h1><p>{escape(INTRODUCTION)}</p>",
         "<table><tr><th>test requests</th><th>before</th><th>after</th><th>change (95% interval)</th></tr>",
         f"{cells}</table>",
         "<h2>Rewards over training</h2><p>Relative to their values before training, on validation requests.</p>",
@@ -86,7 +85,8 @@ def write_alignment_report(file: Path, facts: Mapping[str, Any]) -> None:
         *(f"<p>{escape(note)}</p>" for note in facts["notes"]),
     ]
     page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-    page += f"<style>{STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
+    page += f"<style>{STYLE}</style></head><body><header><h1>{escape(title)}</h1><p>{escape(INTRODUCTION)}</p></header>"
+    page += f"<main>{''.join(parts)}</main></body></html>\n"
     file.write_text(page, encoding="utf-8")
 
 
