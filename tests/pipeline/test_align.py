@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from functools import cache
@@ -207,6 +208,14 @@ def test_a_reward_that_is_constant_or_not_finite_is_refused(tmp_path: Path) -> N
             patch.setattr("nextitem.alignment.rewards.point_wise.PointWiseReward.score", score)
             with pytest.raises(UserError, match=message):
                 ni.align(out=tmp_path / str(value), **options)
+
+
+def test_a_reward_that_may_know_test_events_is_refused(tmp_path: Path) -> None:
+    copy = shutil.copytree(aligned().run.folder / "reward", tmp_path / "reward")
+    text = (copy / "recipe.toml").read_text(encoding="utf-8")
+    assert 'protocol = "time"' in text
+    (copy / "recipe.toml").write_text(text.replace('protocol = "time"', 'protocol = "leave-one-out"'), encoding="utf-8")
+    refused("may know test events", reward=copy, out=tmp_path / "run")
 
 
 def test_data_without_impressions_ask_for_a_ranker(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ class Dpo(Method):
 
     kind: Literal["dpo"] = "dpo"
     """Name of the method."""
+    weight: float = Field(10.0, gt=0)
+    """Factor of the method's loss; with 1 / beta its gradients do not depend on beta at the start."""
     beta: float = Field(0.1, gt=0)
     """Strength with which the reference holds the policy: the margin of log-ratios is multiplied by it."""
     last_code_only: bool = False

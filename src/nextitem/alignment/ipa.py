@@ -26,6 +26,8 @@ class Ipa(Method):
 
     kind: Literal["ipa"] = "ipa"
     """Name of the method."""
+    weight: float = Field(10.0, gt=0)
+    """Factor of the method's loss; with 1 / beta its gradients do not depend on beta at the start."""
     beta: float = Field(0.1, gt=0)
     """Strength with which the reference holds the policy."""
     refreshes_reference: ClassVar[bool] = True

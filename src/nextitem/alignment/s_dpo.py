@@ -24,6 +24,8 @@ class SDpo(Method):
 
     kind: Literal["s-dpo"] = "s-dpo"
     """Name of the method."""
+    weight: float = Field(5.0, gt=0)
+    """Factor of the method's loss; with 1 / beta its gradients do not depend on beta at the start."""
     beta: float = Field(0.1, gt=0)
     """Strength with which the reference holds the policy."""
     num_worst: int = Field(3, ge=1)
