@@ -26,7 +26,9 @@ GAPS = (9.0, 3.0)  # days after visits without and with a click
 def log_of_two_tastes() -> Dataset:
     """Return lists of random items for users of two tastes, who click items of their own taste, as LOOKS let them."""
     rng = np.random.default_rng(0)
-    num_items, clicks, shown_items = 24, [], []
+    num_items = 24
+    clicks: list[tuple[Any, ...]] = []
+    shown_items: list[tuple[Any, ...]] = []
     for user in range(160):
         time = 1_700_000_000 + rng.random() * 10 * DAY
         while time < 1_700_000_000 + 100 * DAY:
