@@ -14,7 +14,7 @@ from nextitem.core.errors import UserError
 from nextitem.simulation.answers import DAY
 from nextitem.simulation.fitted_world import FittedConfig, FittedWorld
 from nextitem.simulation.measures import customer_measures
-from nextitem.simulation.policies import OptimalLists, PopularItems, RandomItems
+from nextitem.simulation.policies import OptimalLists, Policy, PopularItems, RandomItems
 from nextitem.simulation.rollout import roll_out
 from nextitem.simulation.user_model import UserModel, fit_user_model, item_groups, states_after
 
@@ -26,7 +26,9 @@ GAPS = (9.0, 3.0)  # days after visits without and with a click
 def log_of_two_tastes() -> Dataset:
     """Return lists of random items for users of two tastes, who click items of their own taste, as LOOKS let them."""
     rng = np.random.default_rng(0)
-    num_items, clicks, shown_items = 24, [], []
+    num_items = 24
+    clicks: list[tuple[Any, ...]] = []
+    shown_items: list[tuple[Any, ...]] = []
     for user in range(160):
         time = 1_700_000_000 + rng.random() * 10 * DAY
         while time < 1_700_000_000 + 100 * DAY:
@@ -43,10 +45,10 @@ def log_of_two_tastes() -> Dataset:
             time += max(1.0, rng.exponential(GAPS[int(is_click.any())])) * DAY
     names = ["impression_id", "user_id", "item_id", "timestamp", "slot", "click"]
     impressions = pl.DataFrame(shown_items, schema=names, orient="row")
-    items = pl.DataFrame({"item_id": range(num_items), "category": [f"c{item % 4}" for item in range(num_items)]})
+    table = pl.DataFrame({"item_id": range(num_items), "category": [f"c{item % 4}" for item in range(num_items)]})
     return Dataset.from_frames(
         pl.DataFrame(clicks, schema=["user_id", "item_id", "timestamp"], orient="row"),
-        items=items,
+        items=table,
         impressions=impressions,
         settings={"impressions": {"labels": ["click"]}, "items": {"features": {"category": "categorical"}}},
     )
@@ -84,7 +86,7 @@ def test_the_best_lists_of_the_model_have_no_regret_in_its_world() -> None:
     rollouts = {}
     for name in ("optimal", "popularity", "random"):
         simulated = fitted_world()
-        policies = {
+        policies: dict[str, Policy] = {
             "optimal": OptimalLists(simulated),
             "popularity": PopularItems(log_of_two_tastes().interactions.item_counts()[1:]),
             "random": RandomItems(0),

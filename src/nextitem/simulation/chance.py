@@ -32,7 +32,7 @@ def uniform_numbers(seed: int, purpose: int, customers: Ints, visits: Ints, *, c
             state = _mixed((state ^ np.asarray(part).astype(np.uint64)) + _STEP)
         places = np.arange(1, count + 1, dtype=np.uint64) * _STEP
         bits = _mixed(state[:, None] + places)
-    result: Floats = (bits >> np.uint64(11)) * 2.0**-53
+    result: Floats = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return result
 
 

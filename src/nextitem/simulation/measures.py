@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from nextitem.data.shop.truth import Floats
+from nextitem.data.shop.truth import Floats, Ints
 from nextitem.simulation.answers import DAY
 from nextitem.simulation.rollout import Rollout
 
@@ -35,12 +35,12 @@ def customer_measures(rollout: Rollout) -> dict[str, Floats]:
     """
     world, visits = rollout.world, rollout.visits
     size = world.num_customers
-    customers = visits["customer"].to_numpy() if visits.height else np.empty(0, np.int64)
+    customers: Ints = visits["customer"].to_numpy() if visits.height else np.empty(0, np.int64)
     counts = np.bincount(customers, minlength=size).astype(np.float64)
 
     def total(name: str) -> Floats:
         values = visits[name].to_numpy() if visits.height else np.empty(0)
-        return np.bincount(customers, weights=values, minlength=size)
+        return np.bincount(customers, weights=values, minlength=size).astype(np.float64)
 
     with np.errstate(invalid="ignore", divide="ignore"):
         value, best = total("value"), total("best_value")
@@ -80,7 +80,7 @@ def _is_retained(rollout: Rollout) -> Floats:
     return result
 
 
-def _return_rate(rollout: Rollout, customers: Floats) -> Floats:
+def _return_rate(rollout: Rollout, customers: Ints) -> Floats:
     """Return the share of each customer's visits after which the next one comes within RETURN_DAYS, [C]."""
     world, size = rollout.world, rollout.world.num_customers
     if not rollout.visits.height:

@@ -64,8 +64,8 @@ class Prices:
 
     def select(self, rows: Ints) -> Prices:
         """Return the prices of some of the customers."""
-        columns = (column[rows] for column in (self.items, self.places, self.first, self.states))
-        return Prices(*columns, self.num_places, self.worth[rows], self.bounds[rows])
+        items, places, first, states = self.items[rows], self.places[rows], self.first[rows], self.states[rows]
+        return Prices(items, places, first, states, self.num_places, self.worth[rows], self.bounds[rows])
 
     def _place_price(self, items: Ints, places: Ints) -> Floats:
         """Return the price of a place in the category of each item; the last place is free, as many may have it."""

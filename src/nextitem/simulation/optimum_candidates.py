@@ -42,7 +42,9 @@ class Candidates(NamedTuple):
 
     def select(self, rows: Ints) -> Candidates:
         """Return the candidates of some of the customers."""
-        return Candidates(*(column[rows] for column in self))
+        return Candidates(
+            self.rows[rows], self.appeal[rows], self.groups[rows], self.largest[rows], self.bonus[rows], self.rest[rows]
+        )
 
 
 def candidates_of(problem: ListProblem, size: int, max_candidates: int = MAX_CANDIDATES) -> Candidates:

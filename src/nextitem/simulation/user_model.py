@@ -126,16 +126,16 @@ def fit_user_model(dataset: Dataset, *, click_rate: float = 0.1, seed: int = 0) 
     if len(log) < MIN_CLICKS:
         raise UserError(f"{dataset.name}: {len(log)} events are too few to fit a world; there must be {MIN_CLICKS}")
     first_cut, second_cut = np.quantile(log.timestamps, [VECTOR_SHARE, TRAIN_SHARE])
-    items = log.item_ids.astype(np.int64) - 1
+    owners, items = log.user_ids.astype(np.int64), log.item_ids.astype(np.int64) - 1
     is_first = log.timestamps < first_cut
     vectors, popularity = _item_vectors(log.user_ids[is_first], items[is_first], log.num_users, log.num_items)
     groups = item_groups(dataset)
-    recent, last = states_after(log.user_ids, items, vectors)
+    recent, last = states_after(owners, items, vectors)
     has_impressions = _has_clicks(dataset)
     if has_impressions:
         shown_items = _shown_items(dataset, vectors, popularity, groups, recent, last)
     else:
-        shown_items = _random_items(log.user_ids, items, log.timestamps, vectors, popularity, recent, last, seed)
+        shown_items = _random_items(owners, items, log.timestamps, vectors, popularity, recent, last, seed)
     first, cut = (int(place) for place in np.searchsorted(shown_items.times, [first_cut, second_cut]))
     if not shown_items.clicks[first:cut].any():
         raise UserError(
@@ -148,7 +148,9 @@ def fit_user_model(dataset: Dataset, *, click_rate: float = 0.1, seed: int = 0) 
         ends = ends[np.linspace(0, len(ends) - 1, min(len(ends), NUM_STATES)).astype(np.int64)]
         top = np.argsort(-popularity, kind="stable")[:NUM_POPULAR]
         users = np.repeat(ends, len(top))
-        features = _features(np.tile(top, len(ends)), recent[users], last[users], 0 * users, vectors, popularity)
+        features = _features(
+            np.tile(top, len(ends)), recent[users], last[users], np.zeros(len(users)), vectors, popularity
+        )
         weights[0] = _level(features[:, 1:] @ weights[1:], click_rate)
     gaps, gap_figures = _gaps(dataset, shown_only=has_impressions)
     clicked = shown_items.clicks.sum()
@@ -279,7 +281,9 @@ def _shown_items(
     places = np.searchsorted(keys, request_keys, side="left") - 1
     is_own = (places >= 0) & (log.user_ids[np.maximum(places, 0)] == impressions.user_ids)
     places = np.where(is_own, places, len(log))
-    features = _features(impressions.item_ids - 1, recent[places], last[places], above, vectors, popularity)
+    features = _features(
+        impressions.item_ids.astype(np.int64) - 1, recent[places], last[places], above, vectors, popularity
+    )
     labels = [columns[name].fill_null(0).to_numpy() > 0 for name in impressions.labels[:2]]
     rows = np.argsort(impressions.timestamps, kind="stable")
     if count > MAX_SHOWN:
@@ -343,7 +347,7 @@ def _fitted(shown_items: ShownItems, part: slice, *, has_slots: bool) -> tuple[F
         chance = torch.sigmoid(features @ weights) * _examination(looks)[slots]
         chance = chance.clamp(1e-9, 1 - 1e-9)
         value = -(clicks * chance.log() + (1 - clicks) * (1 - chance).log()).mean() + 1e-5 * weights.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     optimizer.step(loss)
@@ -364,8 +368,10 @@ def _click_figures(
     later = slice(cut, None)
     slots = np.minimum(shown_items.slots, len(examination) - 1)
     chance = np.array(examination)[slots] / (1 + np.exp(-(shown_items.features @ weights)))
-    rates = np.bincount(slots[:cut], weights=shown_items.clicks[:cut], minlength=len(examination))
-    rates = rates / np.maximum(np.bincount(slots[:cut], minlength=len(examination)), 1)
+    totals = np.bincount(slots[:cut], weights=shown_items.clicks[:cut], minlength=len(examination))
+    rates: Floats = np.asarray(
+        totals / np.maximum(np.bincount(slots[:cut], minlength=len(examination)), 1), dtype=np.float64
+    )
     clicks = shown_items.clicks[later]
     if not len(clicks):
         return {}

@@ -125,11 +125,11 @@ def list_table(
     else:
         last = np.broadcast_to(before[:, None, None], (len(items), size + 1, 1))
     gain = np.where(last >= 0, gains[last, groups[:, None, :]], 0.0)
-    can_click = is_item & np.asarray(can_click)
+    is_open: Bools = is_item & np.asarray(can_click)
     if not effects.repeats:
-        can_click = can_click & (same_above(items, is_item=is_item) == 0)
+        is_open = is_open & (same_above(items, is_item=is_item) == 0)
     table: Floats = 1 / (1 + np.exp(-(appeal[:, None, :] + gain)))
-    result: Floats = np.where(can_click[:, None, :], table, 0.0)
+    result: Floats = np.where(is_open[:, None, :], table, 0.0)
     return result
 
 

@@ -148,7 +148,7 @@ class ShopTruth:
             np.broadcast_to(self.department[items], wide)[..., None],
             axis=-1,
         )[..., 0]
-        appeal = self.affinity(users, items, timestamps) + affinity
+        appeal = self.affinity(users, items, timestamps) + np.asarray(affinity)
         result: Floats = CLICK_SCALE * appeal + CLICK_INTEREST * department_interest
         return result
 
@@ -161,7 +161,7 @@ class ShopTruth:
         """
         users, items = np.asarray(users), np.asarray(items)
         overprice = np.maximum(self.item_price_level[items] - self.price_level[users], 0)
-        appeal = self.affinity(users, items, timestamps) + affinity
+        appeal = self.affinity(users, items, timestamps) + np.asarray(affinity)
         return _sigmoid(BUY_BIAS + BUY_SCALE * appeal - BUY_PRICE * overprice)
 
     def available(self, users: ArrayLike, timestamps: ArrayLike) -> Bools:

@@ -40,8 +40,10 @@ def world_of(
     shop = generate_shop() if str(FIRST_ITEM) in set(run.model.catalog.ids.external.cast(pl.String)) else None
     if shop is not None and has_items_of_shop(run, shop):
         config = parse(EnvironmentConfig, settings, where="simulate")
-        about = {"world": "the simulated shop", "settings": config.model_dump(mode="json")}
-        return (lambda: World(shop, config)), about
+        return (lambda: World(shop, config)), {
+            "world": "the simulated shop",
+            "settings": config.model_dump(mode="json"),
+        }
     values = {name: value for name, value in settings.items() if name not in SHOP_ONLY}
     fitted = parse(FittedConfig, values, where="simulate")
     dataset = run.dataset
@@ -49,7 +51,7 @@ def world_of(
     log(f"customers: a model of the users of {dataset.name}, fitted to its log")
     for line in _fit(model):
         log(line)
-    about = {
+    about: dict[str, Any] = {
         "world": f"a model of the users of {dataset.name}",
         "settings": fitted.model_dump(mode="json"),
         "fit": model.figures,
