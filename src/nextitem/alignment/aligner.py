@@ -178,8 +178,9 @@ def _figures(lists: ScoredLists, scores: ListScores) -> dict[str, Tensor]:
     """Return figures of lists that show trouble early.
 
     `log_prob`: mean log-probability of a list. `chosen_log_prob`: that of the list of each group with the highest
-    reward. `kl`: estimate of the divergence from the reference, per code. `legality`: estimated probability that the
-    policy writes the codes of an allowed item without any constraint. `entropy_1`, ...: mean entropy of each level.
+    reward. `kl`: estimate of the divergence from the reference, per code. `legality`: probability of these lists' first
+    items without the constraint, over that with it. It estimates how often the policy writes the codes of an allowed
+    item without any constraint; too high if the lists are only the likeliest. `entropy_1`, ...: mean of each level.
     """
     rollouts, is_legal = lists.rollouts, lists.rollouts.is_legal
     totals = of_lists(lists.log_probs)
