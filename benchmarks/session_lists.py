@@ -99,7 +99,8 @@ def main() -> None:
     source, table = read_recipe("default/onerec")
     means: dict[str, list[float]] = {}
     for seed in arguments.seeds:
-        layers: list[tuple[str, dict[str, Any]]] = [(source, table), ("the benchmark", {"seed": seed})]
+        settings_of_run: dict[str, Any] = {"seed": seed, "data": {"path": "shop"}}
+        layers: list[tuple[str, dict[str, Any]]] = [(source, table), ("the benchmark", settings_of_run)]
         common = ["model.guide=none", f"model.items_per_list={NUM_SLOTS}", "training.max_minutes=none"]
         common += arguments.overrides
         recipe = resolve_recipe(layers, overrides=common)
