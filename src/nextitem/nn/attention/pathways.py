@@ -59,7 +59,7 @@ class PathwaysConfig(configs.Config):
     """Hidden units of the feed-forward layers."""
     encoder_layers: int = Field(2, ge=1)
     """Number of blocks of the encoder."""
-    dropout: float = Field(0.3, ge=0, lt=1)
+    dropout: float = Field(0.15, ge=0, lt=1)
     """Dropout rate of inputs, outputs of attention, and feed-forward layers."""
     max_history_length: int = Field(2000, ge=1)
     """Maximum number of most recent events that the model reads, the lifelong ones included."""
