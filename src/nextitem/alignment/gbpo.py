@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from nextitem.alignment.method import Method, ScoredLists, advantages, mean_over_lists, share_of_lists
@@ -25,6 +26,8 @@ class Gbpo(Method):
 
     kind: Literal["gbpo"] = "gbpo"
     """Name of the method."""
+    weight: float = Field(5.0, gt=0)
+    """Factor of the method's loss; its gradients are those of single codes, which are small."""
 
     def loss(self, lists: ScoredLists) -> LossTerms:
         """Return the mean over the lists of live groups."""

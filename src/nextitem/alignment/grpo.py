@@ -21,6 +21,8 @@ class Grpo(Method):
 
     kind: Literal["grpo"] = "grpo"
     """Name of the method."""
+    weight: float = Field(3.0, gt=0)
+    """Factor of the method's loss; its gradients are those of single codes, which are small."""
     clip_low: float = Field(0.2, ge=0, lt=1)
     """The ratio counts from 1 minus this on, if the list is worse than its group."""
     clip_high: float = Field(0.2, ge=0)

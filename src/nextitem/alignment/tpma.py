@@ -31,6 +31,8 @@ class Tpma(Method):
 
     kind: Literal["tpma"] = "tpma"
     """Name of the method."""
+    weight: float = Field(5.0, gt=0)
+    """Factor of the method's loss; its gradients are those of single codes, which are small."""
     reward_weight: float = Field(1.0, ge=0)
     """Weight of the reward of the whole list beside that of each code."""
     last_weight: float = Field(0.0, ge=0)
