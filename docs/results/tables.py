@@ -488,6 +488,41 @@ TABLES: dict[str, dict[str, str]] = {
         "seconds": "seconds",
         "memory of all processes, GiB": "peak_gib",
     },
+    "onerec/beauty": {
+        "model": "label",
+        "alone: recall@10": "alone recall@10",
+        "NDCG@10": "alone ndcg@10",
+        "guided: recall@10": "guided recall@10",
+        "guided: NDCG@10": "guided ndcg@10",
+    },
+    "onerec/speed": {
+        "model": "label",
+        "training examples a second": "examples_per_second",
+        "loss": "training_loss",
+        "held-out loss": "held_out_loss",
+    },
+    "onerec/lists": {
+        "answer": "label",
+        "recall@10": "recall@10",
+        "NDCG@10": "ndcg@10",
+        "true clicks of a list": "clicks",
+        "purchases": "purchases",
+    },
+    "onerec/alignment": {
+        "method": "label",
+        "weight": "weight",
+        "true clicks, change (95%)": "true_clicks_change",
+        "recall@10, change in %": "recall_change_percent",
+        "seconds": "seconds",
+    },
+    "onerec/simulation": {
+        "policy": "label",
+        "visits": "sessions",
+        "true clicks of a list": "clicks_per_list",
+        "satisfaction": "satisfaction",
+        "customers who stay 60 days": "retention",
+        "regret of a list": "regret",
+    },
     "off_policy/synthetic": {
         "estimator": "label",
         **{
