@@ -91,7 +91,7 @@ def test_a_gap_begins_a_session() -> None:
     expected = [((1,), (2, 3)), ((1, 2), (3,)), ((1, 2, 3), (4,))]
     assert sorted(examples_of(source_of(log, cut="gap"))) == expected
     assert sorted(examples_of(source_of(log, cut="gap", max_gap=40)))[0] == ((1,), (2, 3, 4))
-    assert sorted(examples_of(source_of(log, cut="none")))[0] == ((1,), (2, 3, 4))
+    assert sorted(examples_of(source_of(log, cut=None)))[0] == ((1,), (2, 3, 4))
 
 
 def test_a_column_that_is_the_same_throughout_each_user_is_no_division() -> None:
@@ -113,7 +113,7 @@ def test_sessions_of_single_events_are_no_division() -> None:
 
 def test_a_repeated_item_is_listed_once_and_leaves_room() -> None:
     log = log_of([user([1, 2, 2, 3, 2, 4, 5])])
-    examples = dict(examples_of(source_of(log, cut="none")))
+    examples = dict(examples_of(source_of(log, cut=None)))
     assert examples[1,] == (2, 3, 4)
     assert examples[1, 2] == (2, 3, 4)
     assert examples[1, 2, 2] == (3, 2, 4)

@@ -38,6 +38,8 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("hstu", {"window_step": 3, "actions": "interleaved"}),
     ("depth-decoder", {}),
     ("depth-decoder", {"window_step": 3}),
+    ("onerec", {}),
+    ("onerec", {"window_step": 3, "decodes_first": True}),
     ("onerec-tr", {"short_length": 3, "window_step": 2}),
     ("hstu-ranking", {"window_step": 3}),
     ("hstu-ranking", {"actions": "interleaved"}),

@@ -55,8 +55,8 @@ class ExpertsConfig(configs.Config):
     """Number of hidden units of an expert; none: those of the dense block."""
     gate: Literal["softmax", "sigmoid"] = "softmax"
     """Function that turns the gate's logits into scores."""
-    balance: Literal["bias", "loss", "none"] = "bias"
-    """What keeps the experts equally loaded: a bias of the selection, an auxiliary loss, or nothing."""
+    balance: Literal["bias", "loss"] | None = "bias"
+    """What keeps the experts equally loaded: a bias of the selection, or an auxiliary loss; none: nothing."""
     balance_rate: float = Field(0.001, gt=0)
     """Step of the bias after each batch, in units of a score (gamma)."""
     balance_weight: float = Field(0.01, gt=0)

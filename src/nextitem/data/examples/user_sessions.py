@@ -39,9 +39,9 @@ _MILLISECONDS = 60_000  # of a minute
 class SessionsConfig(configs.Config):
     """Settings of sessions as training examples."""
 
-    cut: Literal["auto", "column", "gap", "none"] = "auto"
-    """What divides a user's events into sessions: the column session_id, a gap in time, or nothing. auto: the first of
-    these by which some user has several sessions, and a session has two events or more on average.
+    cut: Literal["auto", "column", "gap"] | None = "auto"
+    """What divides a user's events into sessions: the column session_id, or a gap in time; none: nothing. auto: the
+    first of these by which some user has several sessions, and a session has two events or more on average.
     """
     max_gap: float = Field(30.0, gt=0)
     """Number of minutes without an event after which a new session begins (gap)."""
@@ -61,8 +61,8 @@ class SessionsConfig(configs.Config):
     def idle_fields(self) -> dict[str, str]:
         """Return the fields that have no effect under the other settings, each with the reason."""
         return {
-            **configs.idle_unless(self.cut in ("auto", "gap"), f"cut is {self.cut}", "max_gap"),
-            **configs.idle_unless(self.cut != "none", "cut is none", "starts"),
+            **configs.idle_unless(self.cut in ("auto", "gap"), f"cut is {self.cut or 'none'}", "max_gap"),
+            **configs.idle_unless(self.cut is not None, "cut is none", "starts"),
             **configs.idle_unless(self.total_column is not None, "total_column is none", "min_total"),
         }
 

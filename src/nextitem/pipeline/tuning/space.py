@@ -42,6 +42,9 @@ FIXED_FIELDS = {
     "calibration": "it changes probabilities, not the order of items",
     "new_items": "the place of new items is for the owner of the catalogue to choose",
     "quota": "the place of new items, and the length of a channel, are for the owner to choose",
+    "sessions": "what a session is, and which are good, is for the owner of the data to choose",
+    "top_k": "more experts that a token passes cost time",
+    "kv_layers": "more keys and values of the context cost time",
     "guide": "the training of each trial chooses its weight on validation requests",
 }
 
