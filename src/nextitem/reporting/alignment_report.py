@@ -69,25 +69,36 @@ def write_alignment_report(file: Path, facts: Mapping[str, Any]) -> None:
         f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{escape(value)}</td>" for value in values) + "</tr>"
         for name, *values in table_rows(facts)
     )
+    charts = [
+        line_chart({name: _points(facts["epochs"], name)}, x="epoch", y=name)
+        for name in TRAINING_CURVES
+        if any(name in row for row in facts["epochs"])
+    ]
     parts = [
         "<table><tr><th>test requests</th><th>before</th><th>after</th><th>change (95% interval)</th></tr>",
         f"{cells}</table>",
-        "<h2>Rewards over training</h2><p>Relative to their values before training, on validation requests.</p>",
-        line_chart(_relative(facts["curve"]), x="epoch", y="relative change"),
-        "<h2>Recall over training</h2>",
-        line_chart({"recall@10": _points(facts["curve"], "recall@10")}, x="epoch", y="recall@10"),
-        "<h2>Training</h2>",
-        *(
-            line_chart({name: _points(facts["epochs"], name)}, x="epoch", y=name)
-            for name in TRAINING_CURVES
-            if any(name in row for row in facts["epochs"])
+        "<h2>Rewards and recall over training</h2>",
+        "<p>On validation requests; rewards relative to their values before training.</p>",
+        _grid(
+            [
+                line_chart(_relative(facts["curve"]), x="epoch", y="relative change of rewards"),
+                line_chart({"recall@10": _points(facts["curve"], "recall@10")}, x="epoch", y="recall@10"),
+            ]
         ),
+        "<h2>Training</h2>",
+        _grid(charts),
         *(f"<p>{escape(note)}</p>" for note in facts["notes"]),
     ]
     page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
     page += f"<style>{STYLE}</style></head><body><header><h1>{escape(title)}</h1><p>{escape(INTRODUCTION)}</p></header>"
     page += f"<main>{''.join(parts)}</main></body></html>\n"
     file.write_text(page, encoding="utf-8")
+
+
+def _grid(charts: Sequence[str]) -> str:
+    """Return charts side by side."""
+    figures = "".join(f'<figure class="card">{chart}</figure>' for chart in charts)
+    return f'<div class="grid">{figures}</div>'
 
 
 def _relative(curve: Sequence[Mapping[str, float]]) -> dict[str, list[tuple[float, float]]]:

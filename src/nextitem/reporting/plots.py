@@ -201,6 +201,7 @@ def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y
     figure, axes = _figure(4.3, 3.1)
     for index, (name, points) in enumerate(curves.items()):
         axes.plot(*zip(*points, strict=True), label=name, **(_line(index) | {"markersize": 3}))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if len(curves) > 1:
