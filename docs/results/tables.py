@@ -494,6 +494,7 @@ TABLES: dict[str, dict[str, str]] = {
         "NDCG@10": "alone ndcg@10",
         "guided: recall@10": "guided recall@10",
         "guided: NDCG@10": "guided ndcg@10",
+        "seconds of a core": "seconds",
     },
     "onerec/speed": {
         "model": "label",
