@@ -16,6 +16,7 @@ from nextitem.data.shop.shop import SETTINGS
 from nextitem.pipeline.updating import update as updates
 
 TRAINED_ON = {"sasrec", "gru4rec", "hstu", "nextitnet", "sr-gnn", "streaming-vq", "tiger", "cobra"}
+TRAINED_ON |= {"onerec", "onerec-tr", "onerec-v2"}  # the clusters stay, so the nodes above the leaves do
 ANYWAY = ni.UpdateConfig(epochs=1, margin=100, min_users=5, max_requests=40)
 NUM_NEW = 12
 NUM_USERS = 50
