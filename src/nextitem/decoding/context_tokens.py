@@ -54,12 +54,9 @@ class ContextTokens(nn.Module):
         """
         items_BL = batch.items.to_padded()
         ages = batch.items.lengths[:, None] - 1 - torch.arange(items_BL.shape[1], device=items_BL.device)
-        parts = [self.positions(ages.clamp(min=0))]
-        if self.reads_items:
-            own = self.items(items_BL)
-            parts.append(own if unseen is None else own.masked_fill(unseen[items_BL][..., None], 0))
-        if self.nodes is not None:
-            parts += [self.nodes(tree.nodes[items_BL, depth]) for depth in range(1, tree.trie.num_levels)]
+        own = self.items.weight if self.reads_items else None
+        parts = tree.vectors_of(items_BL, items=own, nodes=self.nodes, unseen=unseen)
+        parts.insert(0, self.positions(ages.clamp(min=0)))
         tokens_BLD, is_real = torch.stack(parts).sum(0), items_BL > 0
         if self.user is not None:
             user_B1D = self.user(batch.context, batch.num_requests)[:, None]

@@ -146,6 +146,25 @@ class ItemPaths(nn.Module):
         self.register_buffer("nodes", nodes.to(device), persistent=False)
         self.set_unseen(self.unseen)
 
+    def vectors_of(
+        self, ids: Tensor, *, items: Tensor | None, nodes: nn.Embedding | None, unseen: Tensor | None
+    ) -> list[Tensor]:
+        """Return the vectors as which items are read, [..., D] each: their own, and those of the nodes above them.
+
+        Args:
+            ids: numbers of the items, [...]; 0 is padding.
+            items: the items' own vectors, [N + 1, D]; None: they are not read.
+            nodes: vectors of the inner nodes; None: they are not read.
+            unseen: items whose own vectors have no meaning, bool [N + 1]; None: none.
+
+        """
+        parts = [] if items is None else [nn.functional.embedding(ids, items, padding_idx=0)]
+        if unseen is not None:
+            parts = [part.masked_fill(unseen[ids][..., None], 0) for part in parts]
+        if nodes is not None:
+            parts += [nodes(self.nodes[ids, depth]) for depth in range(1, self.trie.num_levels)]
+        return parts
+
     def set_unseen(self, unseen: Tensor | None) -> None:
         """Tell which items are not seen: those without a training event, bool [N + 1]; None: all are.
 

@@ -279,13 +279,9 @@ class DepthDecoder(GuidedRecommender):
 
     def _embed(self, items_BL: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Return the input vectors of items, [B, L, D]; `vectors [N + 1, D]` are the items' own."""
-        table = self.items.weight if vectors is None else vectors
-        parts = [nn.functional.embedding(items_BL, table, padding_idx=0)] if "items" in self.config.reads else []
+        own = (self.items.weight if vectors is None else vectors) if "items" in self.config.reads else None
         unseen = None if self.training else self._items_without_events()
-        if unseen is not None:
-            parts = [part.masked_fill(unseen[items_BL][..., None], 0) for part in parts]
-        if self.nodes_read is not None:
-            parts += [self.nodes_read(self.tree.nodes[items_BL, depth]) for depth in range(1, self.trie.num_levels)]
+        parts = self.tree.vectors_of(items_BL, items=own, nodes=self.nodes_read, unseen=unseen)
         if self.content_read is not None and self.content is not None:
             parts.append(self.content_read(self.content[items_BL]))
         return torch.stack(parts).sum(0).mul(self.config.width**0.5)

@@ -258,12 +258,9 @@ class OneRecTR(GuidedRecommender):
 
     def _embed(self, items: Tensor) -> Tensor:
         """Return the input vectors of items, [..., D]."""
-        parts = [self.items(items)] if "items" in self.config.reads else []
+        own = self.items.weight if "items" in self.config.reads else None
         unseen = None if self.training else self._items_without_events()
-        if unseen is not None:
-            parts = [part.masked_fill(unseen[items][..., None], 0) for part in parts]
-        if self.nodes_read is not None:
-            parts += [self.nodes_read(self.tree.nodes[items, depth]) for depth in range(1, self.trie.num_levels)]
+        parts = self.tree.vectors_of(items, items=own, nodes=self.nodes_read, unseen=unseen)
         if self.content_read is not None and self.content is not None:
             parts.append(self.content_read(self.content[items]))
         return torch.stack(parts).sum(0).mul(self.config.width**0.5)
