@@ -521,7 +521,7 @@ TABLES: dict[str, dict[str, str]] = {
         "visits": "sessions",
         "true clicks of a list": "clicks_per_list",
         "satisfaction": "satisfaction",
-        "customers who stay 60 days": "retention",
+        "customers who visit in the last week": "retention",
         "regret of a list": "regret",
     },
     "off_policy/synthetic": {
